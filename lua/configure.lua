@@ -1,0 +1,54 @@
+#!lua
+--[[
+Makes a newer policy known: to the organization, and to counters of it that are running.
+
+KEYS
+  [1] the organization
+  [2] the shard's dirty index
+  [3] the shard's generation
+  then the counters
+
+ARGV
+  [1] policy version
+  [2] the policy as JSON
+  [3] now                   ms since the epoch
+  [4] ms to remember an organization of which nothing was counted
+  then for each counter: the stamp without its generation, 'version:limit:enforcement:end'
+
+Returns {version, meters}: the version that Redis knows now, and every meter counted, separated by spaces.
+
+Invariants
+  A newer version is never replaced by an older one, neither the organization's nor a counter's.
+  Closed counters, and counters of a period that is over, keep what they have.
+  Counters of another generation are frozen: were their sequence to grow, it would overtake newer counts
+  that Postgres may hold of them. They get the policy when they are restored.
+  A counter that changes becomes dirty, so that its snapshot carries the new limit.
+  An organization of which nothing was counted in this data set is forgotten after [4], so that asking for
+  organizations that do not exist fills nothing; one with meters has no expiry.
+]]
+local version, now = tonumber(ARGV[1]), tonumber(ARGV[3])
+local organization = redis.call('HMGET', KEYS[1], 'v', 'm')
+local known = tonumber(organization[1])
+if not known or known < version then
+  redis.call('HSET', KEYS[1], 'v', ARGV[1], 'p', ARGV[2])
+  if not organization[2] then
+    redis.call('PEXPIRE', KEYS[1], ARGV[4])
+  end
+  known = version
+end
+local current = redis.call('HGET', KEYS[3], 'number')
+for i = 4, #KEYS do
+  local values = redis.call('HMGET', KEYS[i], 's', 'f', 'p')
+  if values[1] then
+    local generation, held, enforcement, ends = string.match(values[3], '^(%d+):(%d+):%d*:(%a):(%d*)$')
+    local running = ends == '' or now < tonumber(ends)
+    if generation == current and enforcement ~= 'c' and running and tonumber(held) < version then
+      redis.call('HSET', KEYS[i], 's', tonumber(values[1]) + 1, 'p', generation .. ':' .. ARGV[i + 1])
+      if tonumber(values[1]) == (tonumber(values[2]) or 0) then
+        redis.call('ZADD', KEYS[2], now, KEYS[i])
+        redis.call('PERSIST', KEYS[i])
+      end
+    end
+  end
+end
+return {known, organization[2] or ''}

@@ -1,0 +1,66 @@
+#!lua
+--[[
+Starts a missing counter at zero, if it is certain that nothing was ever counted in its period.
+
+KEYS
+  [1] the shard's generation
+  [2] the organization
+  [3] the counter
+
+ARGV
+  [1] now                   ms since the epoch
+  [2] generation            that the caller believes in
+  [3] policy version        that the caller resolved
+  [4] meter
+  [5] stamp                 of the new counter
+  [6] start                 of its period, ms
+  [7] margin                ms by which the data set must be older than the period: earliest event and clock skew
+  [8] expiry                ms since the epoch while nothing is counted, or ''
+  [9] most meters an organization may have
+
+Returns one of
+  'opened'                  the counter stands at 0
+  'exists'                  it is there already, in this generation
+  'generation'              the data set has another generation, or none
+  'policy'                  Redis knows no policy of the organization, or a newer one
+  'restore'                 unknown: Postgres must be asked
+  'too_many_meters'
+
+Invariants
+  Missing is unknown, never zero: only a data set older than the period can know that nothing is missing.
+  The organization's list of meters names every meter counted in this data set.
+]]
+local now, generation, version, meter = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), ARGV[4]
+local stamp, start, margin, expiry, meters_max = ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8], tonumber(ARGV[9])
+
+local current = redis.call('HMGET', KEYS[1], 'number', 'born')
+if current[1] ~= generation then
+  return 'generation'
+end
+local organization = redis.call('HMGET', KEYS[2], 'v', 'm')
+if not organization[1] or tonumber(organization[1]) > version then
+  return 'policy'
+end
+local held = redis.call('HGET', KEYS[3], 'p')
+if held then
+  return string.match(held, '^%d+') == generation and 'exists' or 'restore'
+end
+local ends = string.match(stamp, '%d*$')
+if now < start or (ends ~= '' and now >= tonumber(ends)) or tonumber(current[2]) + margin >= start then
+  return 'restore'
+end
+
+local meters = organization[2] or ' '
+if not string.find(meters, ' ' .. meter .. ' ', 1, true) then
+  local _, count = string.gsub(meters, '%S+', '')
+  if count >= meters_max then
+    return 'too_many_meters'
+  end
+  redis.call('HSET', KEYS[2], 'm', meters .. meter .. ' ')
+  redis.call('PERSIST', KEYS[2])
+end
+redis.call('HSET', KEYS[3], 'u', 0, 's', 0, 'p', stamp)
+if expiry ~= '' then
+  redis.call('PEXPIREAT', KEYS[3], expiry)
+end
+return 'opened'

@@ -1,0 +1,81 @@
+#!lua
+--[[
+Writes a counter that Postgres has moved to this generation, if it is not there already.
+
+KEYS
+  [1] the shard's generation
+  [2] the organization
+  [3] the shard's dirty index
+  [4] the counter
+
+ARGV
+  [1] generation            that the row was moved to
+  [2] policy version        that the caller resolved
+  [3] meters                every meter that Postgres knows of the organization, separated by spaces
+  [4] held                  the `s` and `p` that were stored before the move, joined by a space; '' if there was none
+  [5] stamp
+  [6] used
+  [7] denied
+  [8] refunded
+  [9] sequence              of the row
+  [10] expiry               ms since the epoch, or ''
+  then for each hour: its start in ms, used, denied, refunded
+
+Returns one of
+  'restored'
+  'exists'                  somebody else has restored it
+  'generation'              the data set has another generation, or none
+  'policy'                  Redis knows no policy of the organization, or a newer one
+  'changed'                 the old content is not what was stored before the move
+
+Invariants
+  A counter of this generation is never overwritten.
+  A restored counter is clean: it holds what Postgres holds.
+]]
+local generation = ARGV[1]
+if redis.call('HGET', KEYS[1], 'number') ~= generation then
+  return 'generation'
+end
+local organization = redis.call('HMGET', KEYS[2], 'v', 'm')
+if not organization[1] or tonumber(organization[1]) > tonumber(ARGV[2]) then
+  return 'policy'
+end
+local held = redis.call('HMGET', KEYS[4], 's', 'p')
+if held[2] and string.match(held[2], '^%d+') == generation then
+  return 'exists'
+end
+if ARGV[4] ~= (held[2] and held[1] .. ' ' .. held[2] or '') then
+  return 'changed'
+end
+
+local meters = organization[2] or ' '
+for meter in string.gmatch(ARGV[3], '%S+') do
+  if not string.find(meters, ' ' .. meter .. ' ', 1, true) then
+    meters = meters .. meter .. ' '
+  end
+end
+local fields = {'u', ARGV[6], 'd', ARGV[7], 'r', ARGV[8], 's', ARGV[9], 'f', ARGV[9], 'p', ARGV[5]}
+for i = 11, #ARGV, 4 do
+  fields[#fields + 1] = 'h' .. ARGV[i]
+  fields[#fields + 1] = ARGV[i + 1]
+  if ARGV[i + 2] ~= '0' then
+    fields[#fields + 1] = 'x' .. ARGV[i]
+    fields[#fields + 1] = ARGV[i + 2]
+  end
+  if ARGV[i + 3] ~= '0' then
+    fields[#fields + 1] = 'r' .. ARGV[i]
+    fields[#fields + 1] = ARGV[i + 3]
+  end
+end
+redis.call('HSET', KEYS[2], 'm', meters)
+redis.call('PERSIST', KEYS[2])
+redis.call('DEL', KEYS[4])
+-- A counter has at most a few thousand hours; unpack takes about 8000 values.
+for i = 1, #fields, 4000 do
+  redis.call('HSET', KEYS[4], unpack(fields, i, math.min(i + 3999, #fields)))
+end
+redis.call('ZREM', KEYS[3], KEYS[4])
+if ARGV[10] ~= '' then
+  redis.call('PEXPIREAT', KEYS[4], ARGV[10])
+end
+return 'restored'

@@ -1,0 +1,228 @@
+//! Who may call: looks API keys up, close at hand first.
+//!
+//! Cache, then the mirror in Redis, then Postgres, so that counting authenticates while Postgres is
+//! away. Keys change in Postgres; only the sweep writes the mirror, in the order of the changes, so that a
+//! revoked key does not come back, whatever was lost, delayed or restored. With both servers up a
+//! revocation is in force everywhere after a sweep and the life of the caches, which is below 5 s.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use chrono::{DateTime, DurationRound as _, TimeDelta, Utc};
+use moka::sync::Cache;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::counters::{self, Counters, KeyChanges};
+use crate::domain::ids::ApiKeyId;
+use crate::store::api_keys::{self, KeyRecord, PresentedKey};
+use crate::store::{self, Store};
+
+/// How long a key, or the absence of one, is believed without looking again.
+const CACHE_LIFETIME: TimeDelta = TimeDelta::seconds(2);
+
+/// How many keys are kept at hand.
+const CACHE_SIZE: u64 = 10_000;
+
+/// Between two looks for changes that the mirror does not have.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How many changes one step of a sweep applies at most.
+const SWEEP_BATCH: u32 = 1000;
+
+/// Between two notes in Postgres of which keys were used.
+const USES_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The handle on keys; clones share the cache.
+#[derive(Debug, Clone)]
+pub struct Access {
+    counters: Counters,
+    store: Store,
+    clock: Clock,
+    cache: Cache<ApiKeyId, Arc<Known>>,
+    /// The minute in which keys were last used, as far as Postgres has not been told.
+    uses: Arc<Mutex<BTreeMap<ApiKeyId, DateTime<Utc>>>>,
+}
+
+/// What a look-up found.
+#[derive(Debug)]
+struct Known {
+    record: Option<Arc<KeyRecord>>,
+    /// Before the look-up, so that nothing that changed during it is believed for longer.
+    looked_up_at: DateTime<Utc>,
+    /// Whether its use has been noted, which is once in the life of this.
+    noted: AtomicBool,
+}
+
+impl Known {
+    fn is_fresh(&self, now: DateTime<Utc>) -> bool {
+        let age = now - self.looked_up_at;
+        // Revoked is final. A clock that was set back must not prolong anything.
+        (TimeDelta::zero()..CACHE_LIFETIME).contains(&age)
+            || self.record.as_ref().is_some_and(|record| record.revoked)
+    }
+}
+
+/// Why a key could be neither accepted nor refused, or the mirror not be kept.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Redis.
+    #[error(transparent)]
+    Counters(#[from] counters::Error),
+    /// Postgres.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}
+
+impl Access {
+    /// A handle that knows no keys yet.
+    pub fn new(counters: Counters, store: Store, clock: Clock) -> Self {
+        Self {
+            counters,
+            store,
+            clock,
+            cache: Cache::new(CACHE_SIZE),
+            uses: Arc::default(),
+        }
+    }
+
+    /// The record of a key, if the key is right, and neither expired nor revoked.
+    pub async fn authenticate(&self, key: &PresentedKey) -> Result<Option<Arc<KeyRecord>>, Error> {
+        let now = self.clock.now();
+        let cached = self.cache.get(&key.id);
+        let known = match cached.filter(|known| known.is_fresh(now)) {
+            Some(known) => known,
+            None => self.look_up(&key.id, now).await?,
+        };
+        let Some(record) = &known.record else {
+            return Ok(None);
+        };
+        if !record.matches(key) || !record.is_valid_at(now) {
+            return Ok(None);
+        }
+        if !known.noted.load(Ordering::Relaxed) {
+            known.noted.store(true, Ordering::Relaxed);
+            self.note_use(&key.id, now);
+        }
+        Ok(Some(Arc::clone(record)))
+    }
+
+    /// Drops what is cached of one key.
+    pub fn forget(&self, id: &ApiKeyId) {
+        self.cache.invalidate(id);
+    }
+
+    /// Brings the mirror up to date with Postgres; returns how many records it has written.
+    pub async fn sweep_once(&self) -> Result<usize, Error> {
+        let link = self.counters.link().await?;
+        let mut written = 0;
+        loop {
+            // The mark is as old as the records beside it, so that a rollback of Redis is repaired as well.
+            let seen = self.counters.api_keys_revision(&link).await?;
+            let Some(changes) = api_keys::changes_since(&self.store, seen, SWEEP_BATCH).await?
+            else {
+                return Ok(written);
+            };
+            let records = changes
+                .records
+                .iter()
+                .map(|record| Ok((&record.id, to_json(record)?)))
+                .collect::<Result<Vec<_>, Error>>()?;
+            let step = KeyChanges {
+                revision: changes.revision,
+                records,
+                replace: changes.from_the_first,
+            };
+            // Where another instance was faster, its mark says how far it came.
+            if self.counters.mirror_api_keys(&link, seen, &step).await? {
+                written += step.records.len();
+            }
+        }
+    }
+
+    /// Tells Postgres which keys were used since the last time.
+    pub async fn store_uses(&self) -> Result<(), store::Error> {
+        let uses = std::mem::take(&mut *self.uses.lock().unwrap_or_else(PoisonError::into_inner));
+        let stored = api_keys::note_uses(&self.store, &uses).await;
+        if stored.is_err() {
+            let mut waiting = self.uses.lock().unwrap_or_else(PoisonError::into_inner);
+            for (id, minute) in uses {
+                waiting.entry(id).or_insert(minute);
+            }
+        }
+        stored
+    }
+
+    /// Sweeps, and tells Postgres which keys are used, until `stop`.
+    pub async fn run(&self, stop: CancellationToken) {
+        tokio::join!(self.sweep(&stop), self.keep_uses(&stop));
+    }
+
+    async fn sweep(&self, stop: &CancellationToken) {
+        let mut failing = false;
+        loop {
+            match self.sweep_once().await {
+                Err(error) if !failing => {
+                    tracing::warn!(%error, "API keys cannot be mirrored in Redis");
+                    failing = true;
+                }
+                Err(_) => {}
+                Ok(_) => failing = false,
+            }
+            let pause = tokio::time::sleep(SWEEP_INTERVAL);
+            if stop.run_until_cancelled(pause).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    async fn keep_uses(&self, stop: &CancellationToken) {
+        loop {
+            let pause = tokio::time::sleep(USES_INTERVAL);
+            let stopping = stop.run_until_cancelled(pause).await.is_none();
+            if let Err(error) = self.store_uses().await {
+                tracing::warn!(%error, "it cannot be stored when API keys were last used");
+            }
+            if stopping {
+                return;
+            }
+        }
+    }
+
+    async fn look_up(&self, id: &ApiKeyId, now: DateTime<Utc>) -> Result<Arc<Known>, Error> {
+        let record = match self.mirrored(id).await {
+            Ok(Some(record)) => Some(record),
+            // Not mirrored yet, or nobody to ask: Postgres knows.
+            Ok(None) | Err(_) => api_keys::find(&self.store, id).await?,
+        };
+        let known = Arc::new(Known {
+            record: record.map(Arc::new),
+            looked_up_at: now,
+            noted: AtomicBool::new(false),
+        });
+        self.cache.insert(id.clone(), Arc::clone(&known));
+        Ok(known)
+    }
+
+    async fn mirrored(&self, id: &ApiKeyId) -> Result<Option<KeyRecord>, counters::Error> {
+        let link = self.counters.link().await?;
+        let text = self.counters.api_key(&link, id).await?;
+        // What another release wrote and this one cannot read is as good as absent.
+        Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
+    }
+
+    /// Rare enough for a lock: once in the life of what is cached of a key.
+    fn note_use(&self, id: &ApiKeyId, now: DateTime<Utc>) {
+        let minute = now.duration_trunc(TimeDelta::minutes(1)).unwrap_or(now);
+        let mut uses = self.uses.lock().unwrap_or_else(PoisonError::into_inner);
+        let newest = uses.entry(id.clone()).or_insert(minute);
+        *newest = minute.max(*newest);
+    }
+}
+
+fn to_json(record: &KeyRecord) -> Result<String, Error> {
+    serde_json::to_string(record)
+        .map_err(|error| store::Error::Inconsistent(error.to_string()).into())
+}

@@ -1,0 +1,123 @@
+//! What administrators change: organizations, their limits, and API keys.
+//!
+//! Every change is one Postgres transaction with a row in the audit log. One of a policy has a version and is
+//! then applied to Redis before the caller hears of it (rule 7 of the protocol). If Redis is away
+//! after the commit, the sweep of `policies` applies it.
+
+mod keys;
+mod limits;
+mod organizations;
+
+use std::collections::BTreeMap;
+
+use crate::access::Access;
+use crate::clock::Clock;
+use crate::counters::{self, Counters};
+use crate::domain::api_key::InvalidApiKey;
+use crate::domain::ids::{MeterId, OrganizationId};
+use crate::domain::period::InvalidCalendar;
+use crate::domain::policy::{LimitOverride, Organization};
+use crate::policies::{self, Policies};
+use crate::store::organizations::Sources;
+use crate::store::{self, Actor, Store};
+
+/// The handle on administration; clones share everything.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    counters: Counters,
+    store: Store,
+    policies: Policies,
+    access: Access,
+    clock: Clock,
+}
+
+/// Changes of limits by meter; none removes the override.
+pub type LimitChanges = BTreeMap<MeterId, Option<LimitOverride>>;
+
+/// Why a change did not happen.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A setting does not fit the others.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// Nobody has counted or configured this organization.
+    #[error("there is no such organization")]
+    NotFound,
+    /// Redis. If the change had been committed before, the sweep applies it.
+    #[error(transparent)]
+    Counters(#[from] counters::Error),
+    /// Postgres.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// Learning or applying a policy.
+    #[error(transparent)]
+    Policies(#[from] policies::Error),
+}
+
+/// A setting that does not fit the others.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{detail}")]
+pub struct Invalid {
+    /// The setting as a JSON pointer into the body.
+    pub pointer: String,
+    /// What is wrong with it.
+    pub detail: String,
+}
+
+impl From<InvalidCalendar> for Invalid {
+    fn from(invalid: InvalidCalendar) -> Self {
+        Self {
+            pointer: format!("/{}", invalid.field),
+            detail: invalid.detail,
+        }
+    }
+}
+
+impl From<InvalidApiKey> for Invalid {
+    fn from(invalid: InvalidApiKey) -> Self {
+        Self {
+            pointer: format!("/{}", invalid.field),
+            detail: invalid.detail,
+        }
+    }
+}
+
+impl Admin {
+    /// A handle on these.
+    pub fn new(
+        counters: Counters,
+        store: Store,
+        policies: Policies,
+        access: Access,
+        clock: Clock,
+    ) -> Self {
+        Self {
+            counters,
+            store,
+            policies,
+            access,
+            clock,
+        }
+    }
+
+    /// Commits a change and puts it in force everywhere.
+    async fn change(
+        &self,
+        organization: &OrganizationId,
+        actor: &Actor,
+        action: &str,
+        change: impl FnOnce(&Sources) -> Result<Organization, Error>,
+    ) -> Result<Sources, Error> {
+        // Before the commit: while Redis is away, nothing should be half done if it can be helped.
+        let link = self.counters.link().await?;
+        // The first change of all may come before the defaults were published.
+        self.policies.stored(organization).await?;
+        let sources =
+            store::organizations::change(&self.store, organization, actor, action, change)
+                .await??;
+        self.policies
+            .apply(&link, organization, sources.resolve())
+            .await?;
+        Ok(sources)
+    }
+}

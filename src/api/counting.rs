@@ -1,0 +1,381 @@
+//! `POST /v1/track`, `/v1/consume`, `/v1/check` and `/v1/refund`.
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State as Shared;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use chrono::{DateTime, SubsecRound as _, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::extract::{Caller, Fields, Idempotency, Ingest, Named, Preference, Refund};
+use super::problem::Error;
+use super::rate_limit;
+use crate::domain::decision::{Demand, Operation};
+use crate::domain::ids::{METERS_MAX, MeterId, OrganizationId};
+use crate::domain::policy::Enforcement;
+use crate::domain::quantity::{Amount, Count};
+use crate::metering::{self, Decided, MeterUsage, Request};
+use crate::state::State;
+
+/// What all four take; each refuses the fields that mean nothing to it.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Charges {
+    organization_id: Named,
+    meter: Option<MeterId>,
+    amount: Option<Amount>,
+    meters: Option<BTreeMap<MeterId, Amount>>,
+    require: Option<BTreeMap<MeterId, Amount>>,
+    timestamp: Option<DateTime<Utc>>,
+}
+
+/// What all three answer; a refusal carries it too.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub(super) enum UsageResult {
+    /// One meter was named by `meter`, or none was.
+    One {
+        #[serde(flatten)]
+        result: MeterResult,
+        /// The meters that refused, which may be ones that were only required.
+        #[serde(rename = "deniedBy", skip_serializing_if = "Vec::is_empty")]
+        denied_by: Vec<MeterId>,
+    },
+    /// Several were named by `meters`.
+    Several {
+        allowed: bool,
+        #[serde(rename = "organizationId")]
+        organization_id: OrganizationId,
+        meters: BTreeMap<MeterId, MeterResult>,
+        #[serde(rename = "deniedBy", skip_serializing_if = "Vec::is_empty")]
+        denied_by: Vec<MeterId>,
+    },
+}
+
+/// The state of one meter after the decision.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct MeterResult {
+    allowed: bool,
+    organization_id: OrganizationId,
+    meter: MeterId,
+    amount: u64,
+    /// What a refund gave back, which may be less than the amount.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    applied: Option<u64>,
+    current: Count,
+    limit: Option<Count>,
+    remaining: Option<Count>,
+    overage: Count,
+    enforcement: Enforcement,
+    period_start: DateTime<Utc>,
+    reset_date: Option<DateTime<Utc>>,
+}
+
+/// Counts always.
+pub(super) async fn track(
+    Shared(state): Shared<State>,
+    Ingest(caller): Ingest,
+    idempotency: Idempotency,
+    preference: Preference,
+    charges: Fields<Charges>,
+) -> Result<Response, Error> {
+    decide(
+        &state,
+        &caller,
+        Operation::Track,
+        idempotency,
+        preference,
+        charges,
+    )
+    .await
+}
+
+/// Counts if everything fits.
+pub(super) async fn consume(
+    Shared(state): Shared<State>,
+    Ingest(caller): Ingest,
+    idempotency: Idempotency,
+    preference: Preference,
+    charges: Fields<Charges>,
+) -> Result<Response, Error> {
+    decide(
+        &state,
+        &caller,
+        Operation::Consume,
+        idempotency,
+        preference,
+        charges,
+    )
+    .await
+}
+
+/// Says what consume would say now.
+pub(super) async fn check(
+    Shared(state): Shared<State>,
+    Ingest(caller): Ingest,
+    idempotency: Idempotency,
+    charges: Fields<Charges>,
+) -> Result<Response, Error> {
+    // The body is the whole point of asking, so that no preference can do without it.
+    let preference = Preference::Full;
+    decide(
+        &state,
+        &caller,
+        Operation::Check,
+        idempotency,
+        preference,
+        charges,
+    )
+    .await
+}
+
+/// Gives back, as far as there is something to give back.
+pub(super) async fn refund(
+    Shared(state): Shared<State>,
+    Refund(caller): Refund,
+    idempotency: Idempotency,
+    preference: Preference,
+    charges: Fields<Charges>,
+) -> Result<Response, Error> {
+    decide(
+        &state,
+        &caller,
+        Operation::Refund,
+        idempotency,
+        preference,
+        charges,
+    )
+    .await
+}
+
+async fn decide(
+    state: &State,
+    caller: &Caller,
+    kind: Operation,
+    Idempotency(key): Idempotency,
+    preference: Preference,
+    Fields(charges): Fields<Charges>,
+) -> Result<Response, Error> {
+    let organization = caller.reach(&charges.organization_id)?;
+    refuse_what_means_nothing(kind, &charges)?;
+    let several = charges.meters.is_some();
+    let timestamp = charges.timestamp.map(|at| at.trunc_subsecs(3));
+    let demands = demands(&charges)?;
+    let attempt =
+        key.map(|key| metering::attempt(key, &payload(kind, &organization, &demands, timestamp)));
+    let request = Request {
+        organization,
+        kind,
+        demands,
+        timestamp,
+        attempt,
+    };
+    let decided = state.metering.decide(&request).await?;
+    let refused = kind == Operation::Consume && !decided.granted;
+    let now = state.clock.now();
+    let body = result(&request, &decided, several);
+    let mut response = if refused {
+        refusal(&decided, body, now).into_response()
+    } else {
+        Json(body).into_response()
+    };
+    rate_limit::describe(&decided.meters, now, response.headers_mut());
+    if decided.replayed {
+        response
+            .headers_mut()
+            .insert("idempotent-replayed", HeaderValue::from_static("true"));
+    }
+    Ok(match preference {
+        Preference::Full => response,
+        Preference::Minimal => without_body(response),
+    })
+}
+
+fn without_body(response: Response) -> Response {
+    let (mut head, _) = response.into_parts();
+    if head.status == StatusCode::OK {
+        head.status = StatusCode::NO_CONTENT;
+    }
+    head.headers.remove(header::CONTENT_TYPE);
+    head.headers.insert(
+        "preference-applied",
+        HeaderValue::from_static("return=minimal"),
+    );
+    Response::from_parts(head, Body::empty())
+}
+
+/// A field that would be ignored is refused, so that nobody relies on it.
+fn refuse_what_means_nothing(kind: Operation, charges: &Charges) -> Result<(), Error> {
+    let (pointer, detail) = match kind {
+        Operation::Track | Operation::Refund if charges.require.is_some() => {
+            ("/require", "only consume and check can require")
+        }
+        Operation::Consume | Operation::Check | Operation::Refund
+            if charges.timestamp.is_some() =>
+        {
+            ("/timestamp", "only track takes a timestamp")
+        }
+        _ => return Ok(()),
+    };
+    Err(Error::InvalidField {
+        pointer: pointer.to_owned(),
+        detail: detail.to_owned(),
+    })
+}
+
+/// What is wanted of each meter: what is charged first, then what is only required.
+fn demands(charges: &Charges) -> Result<Vec<(MeterId, Demand)>, Error> {
+    let mut wanted: BTreeMap<MeterId, Demand> = BTreeMap::new();
+    match &charges.meters {
+        Some(_) if charges.meter.is_some() || charges.amount.is_some() => {
+            let detail = "takes the place of meter and amount".to_owned();
+            return Err(Error::InvalidField {
+                pointer: "/meters".to_owned(),
+                detail,
+            });
+        }
+        Some(meters) if meters.is_empty() => {
+            let detail = "must name at least one meter".to_owned();
+            return Err(Error::InvalidField {
+                pointer: "/meters".to_owned(),
+                detail,
+            });
+        }
+        Some(meters) => {
+            wanted.extend(meters.iter().map(|(meter, amount)| {
+                (
+                    meter.clone(),
+                    Demand {
+                        amount: amount.get(),
+                        need: amount.get(),
+                    },
+                )
+            }));
+        }
+        None => {
+            let amount = charges.amount.unwrap_or(Amount::ONE).get();
+            let meter = charges.meter.clone().map_or_else(default_meter, Ok)?;
+            wanted.insert(
+                meter,
+                Demand {
+                    amount,
+                    need: amount,
+                },
+            );
+        }
+    }
+    for (meter, amount) in charges.require.iter().flatten() {
+        let demand = wanted
+            .entry(meter.clone())
+            .or_insert(Demand { amount: 0, need: 0 });
+        demand.need = demand.need.saturating_add(amount.get());
+    }
+    if wanted.len() > METERS_MAX {
+        let detail = format!("an organization has at most {METERS_MAX} meters");
+        return Err(Error::InvalidField {
+            pointer: "/meters".to_owned(),
+            detail,
+        });
+    }
+    Ok(wanted.into_iter().collect())
+}
+
+/// The meter of a call that names none.
+fn default_meter() -> Result<MeterId, Error> {
+    MeterId::DEFAULT.parse().map_err(|_| Error::Internal)
+}
+
+/// All that a repetition must have in common with the first attempt, however it is spelled.
+fn payload(
+    kind: Operation,
+    organization: &OrganizationId,
+    demands: &[(MeterId, Demand)],
+    timestamp: Option<DateTime<Utc>>,
+) -> String {
+    use std::fmt::Write as _;
+    let mut text = format!("{kind:?} {organization}");
+    for (meter, demand) in demands {
+        let _ = write!(text, " {meter} {} {}", demand.amount, demand.need);
+    }
+    if let Some(at) = timestamp {
+        let _ = write!(text, " @{}", at.timestamp_millis());
+    }
+    text
+}
+
+fn result(request: &Request, decided: &Decided, several: bool) -> UsageResult {
+    let allowed = |usage: &MeterUsage| match request.kind {
+        // A track is always counted; whether the organization is within its limit is for the caller to act on.
+        Operation::Track | Operation::Refund => {
+            usage.rule.cap().is_none_or(|cap| usage.used <= cap)
+        }
+        Operation::Consume | Operation::Check => decided.granted,
+    };
+    let meter_result = |usage: &MeterUsage| MeterResult {
+        allowed: allowed(usage),
+        organization_id: request.organization.clone(),
+        meter: usage.meter.clone(),
+        amount: usage.demand.amount,
+        applied: (request.kind == Operation::Refund).then_some(usage.given_back),
+        current: usage.used,
+        limit: usage.rule.limit,
+        remaining: usage.remaining(),
+        overage: usage.overage(),
+        enforcement: usage.rule.enforcement,
+        period_start: usage.period.start,
+        reset_date: usage.period.end,
+    };
+    let denied_by = if decided.granted {
+        Vec::new()
+    } else {
+        decided
+            .meters
+            .iter()
+            .filter(|usage| !usage.fits())
+            .map(|usage| usage.meter.clone())
+            .collect()
+    };
+    match decided.meters.iter().find(|usage| usage.demand.amount > 0) {
+        Some(charged) if !several => UsageResult::One {
+            result: meter_result(charged),
+            denied_by,
+        },
+        _ => UsageResult::Several {
+            allowed: decided.meters.iter().all(allowed),
+            organization_id: request.organization.clone(),
+            meters: decided
+                .meters
+                .iter()
+                .map(|usage| (usage.meter.clone(), meter_result(usage)))
+                .collect(),
+            denied_by,
+        },
+    }
+}
+
+/// Waiting helps where every meter that refused gets a new period, and the demand fits into an empty one.
+fn refusal(decided: &Decided, usage: UsageResult, now: DateTime<Utc>) -> Error {
+    let retry_after_seconds = decided
+        .meters
+        .iter()
+        .filter(|usage| !usage.fits())
+        .map(|usage| {
+            let fits_when_empty = usage.rule.fits(Count::ZERO, usage.demand.need);
+            let end = usage.period.end.filter(|_| fits_when_empty)?;
+            // Rounded up: a caller that waits exactly this long must find the new period.
+            u64::try_from((end - now).num_milliseconds().max(0))
+                .ok()
+                .map(|ms| ms.div_ceil(1000))
+        })
+        .try_fold(0, |longest: u64, seconds| {
+            seconds.map(|seconds| longest.max(seconds))
+        });
+    Error::LimitExceeded {
+        retry_after_seconds,
+        usage: Box::new(usage),
+    }
+}

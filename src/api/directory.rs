@@ -1,0 +1,194 @@
+//! `GET /v1/organizations`: everyone, by id, by how full they are, or by what they have used.
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::extract::State as Shared;
+use serde::{Deserialize, Serialize};
+
+use super::extract::{Query, Read};
+use super::problem::Error;
+use super::reading::{self, Meter};
+use crate::domain::ids::{MeterId, OrganizationId, PlanId};
+use crate::domain::quantity::Count;
+use crate::domain::standing::State as Standing;
+use crate::metering::Entry;
+use crate::state::State;
+use crate::store::standings::{Listing, Position, Sort};
+
+const PAGE_DEFAULT: u32 = 100;
+const PAGE_MAX: u32 = 1000;
+
+/// What to list.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Wanted {
+    /// The beginning of an id.
+    search: Option<String>,
+    plan_id: Option<PlanId>,
+    state: Option<Standing>,
+    #[serde(default)]
+    sort: Order,
+    page_size: Option<u32>,
+    cursor: Option<String>,
+}
+
+/// In which order; a minus puts the largest first. Ties are in the same order by id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+enum Order {
+    #[default]
+    #[serde(rename = "id")]
+    Id,
+    #[serde(rename = "-id")]
+    IdDescending,
+    #[serde(rename = "percentage")]
+    Percentage,
+    #[serde(rename = "-percentage")]
+    PercentageDescending,
+    #[serde(rename = "current")]
+    Current,
+    #[serde(rename = "-current")]
+    CurrentDescending,
+}
+
+/// A page of the list.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Organizations {
+    data: Vec<Listed>,
+    next_cursor: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Listed {
+    organization_id: OrganizationId,
+    plan_id: PlanId,
+    state: Standing,
+    /// Of the fullest meter; null where nothing was counted that has a limit.
+    percentage: Option<f64>,
+    /// Units of the meter `api`.
+    current: Count,
+    /// Every meter counted in a period that runs.
+    meters: BTreeMap<MeterId, Meter>,
+}
+
+/// Everyone who was ever counted or configured, as last stored.
+pub(super) async fn organizations(
+    Shared(state): Shared<State>,
+    Read(caller): Read,
+    Query(wanted): Query<Wanted>,
+) -> Result<Json<Organizations>, Error> {
+    caller.reach_all()?;
+    let order = wanted.sort;
+    let listing = listing(wanted)?;
+    let page = state.metering.directory(&listing).await?;
+    Ok(Json(Organizations {
+        data: page.entries.into_iter().map(listed).collect(),
+        next_cursor: page.next.map(|position| cursor(order, &position)),
+    }))
+}
+
+fn listed(entry: Entry) -> Listed {
+    let percentages = entry.meters.iter().filter_map(reading::percentage);
+    Listed {
+        percentage: percentages.reduce(f64::max),
+        organization_id: entry.organization,
+        plan_id: entry.plan,
+        state: entry.state,
+        current: entry.current,
+        meters: entry
+            .meters
+            .iter()
+            .map(|it| (it.meter.clone(), reading::meter(it)))
+            .collect(),
+    }
+}
+
+fn listing(wanted: Wanted) -> Result<Listing, Error> {
+    let invalid = |parameter: &str, detail: &str| Error::InvalidField {
+        pointer: format!("/{parameter}"),
+        detail: detail.to_owned(),
+    };
+    let count = wanted.page_size.unwrap_or(PAGE_DEFAULT);
+    if !(1..=PAGE_MAX).contains(&count) {
+        return Err(invalid("pageSize", "must be from 1 to 1000"));
+    }
+    // The database takes any text but this.
+    if wanted.search.as_ref().is_some_and(|it| it.contains('\0')) {
+        return Err(invalid("search", "must be the beginning of an id"));
+    }
+    let order = wanted.sort;
+    let after = wanted.cursor.map(|cursor| position(order, &cursor));
+    let (sort, descending) = order.parts();
+    Ok(Listing {
+        prefix: wanted.search.filter(|search| !search.is_empty()),
+        plan: wanted.plan_id,
+        state: wanted.state,
+        sort,
+        descending,
+        after: after
+            .map(|it| {
+                it.ok_or_else(|| invalid("cursor", "is not the nextCursor of a page in this order"))
+            })
+            .transpose()?,
+        count,
+    })
+}
+
+impl Order {
+    fn parts(self) -> (Sort, bool) {
+        match self {
+            Self::Id => (Sort::Id, false),
+            Self::IdDescending => (Sort::Id, true),
+            Self::Percentage => (Sort::Fullness, false),
+            Self::PercentageDescending => (Sort::Fullness, true),
+            Self::Current => (Sort::Current, false),
+            Self::CurrentDescending => (Sort::Current, true),
+        }
+    }
+
+    /// How a cursor of this order begins.
+    fn letter(self) -> char {
+        match self {
+            Self::Id => 'i',
+            Self::IdDescending => 'I',
+            Self::Percentage => 'p',
+            Self::PercentageDescending => 'P',
+            Self::Current => 'c',
+            Self::CurrentDescending => 'C',
+        }
+    }
+}
+
+/// A place as text; it belongs to one order, so that no other is continued with it by mistake.
+fn cursor(order: Order, position: &Position) -> String {
+    let letter = order.letter();
+    format!("{letter}{}.{}", position.value, position.organization)
+}
+
+/// The inverse of [`cursor`].
+fn position(order: Order, cursor: &str) -> Option<Position> {
+    let (value, organization) = cursor.strip_prefix(order.letter())?.split_once('.')?;
+    Some(Position {
+        value: value.parse().ok()?,
+        organization: organization.parse().ok()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_names_its_place_in_its_own_order_only() {
+        let place = Position {
+            value: 8525,
+            organization: "user.1@example.com".parse().unwrap(),
+        };
+        let text = cursor(Order::PercentageDescending, &place);
+        assert_eq!(position(Order::PercentageDescending, &text), Some(place));
+        assert_eq!(position(Order::Percentage, &text), None);
+        assert_eq!(position(Order::Id, "i0."), None);
+    }
+}

@@ -1,0 +1,381 @@
+//! What handlers take from a request: who calls, the body, the query, the path. Every refusal is a problem.
+
+use std::str::FromStr;
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
+use axum::http::request::Parts;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
+
+use super::problem::Error;
+use crate::domain::api_key::Scope;
+use crate::domain::ids::{ApiKeyId, IdempotencyKey, OrganizationId};
+use crate::state::State;
+use crate::store::Actor;
+use crate::store::api_keys::{KeyRecord, PresentedKey};
+
+/// The header that names a request, given or made.
+pub(super) const REQUEST_ID: &str = "x-request-id";
+
+/// A caller with a valid key. This alone is no permission: handlers take one of the types below, which
+/// say what the caller may do, and learn through [`Caller::reach`] whom it may do it to.
+#[derive(Debug, Clone)]
+pub(super) struct Caller(Arc<KeyRecord>);
+
+impl Caller {
+    /// The organization that a request names, if the caller reaches it. Decided before anything is looked
+    /// up, so that a key that is bound to one organization learns nothing about others, not even
+    /// whether they exist.
+    pub(super) fn reach(&self, named: &Named) -> Result<OrganizationId, Error> {
+        match (&self.0.organization, &named.0) {
+            (Some(own), named) if named.as_ref() != Some(own) => Err(Error::Forbidden(
+                "this key is bound to another organization",
+            )),
+            (_, Some(id)) => Ok(id.clone()),
+            (_, None) => Err(Error::NotFound("there is no such organization")),
+        }
+    }
+
+    /// Whether the caller reaches every organization there is.
+    pub(super) fn reach_all(&self) -> Result<(), Error> {
+        match self.0.organization {
+            Some(_) => Err(Error::Forbidden("this key is bound to one organization")),
+            None => Ok(()),
+        }
+    }
+}
+
+impl FromRequestParts<State> for Caller {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Error> {
+        let header = parts
+            .headers
+            .get(AUTHORIZATION)
+            .and_then(|value| value.to_str().ok());
+        let (scheme, token) = header
+            .and_then(|text| text.split_once(' '))
+            .ok_or(Error::Unauthenticated)?;
+        if !scheme.eq_ignore_ascii_case("bearer") {
+            return Err(Error::Unauthenticated);
+        }
+        let key: PresentedKey = token.trim().parse().map_err(|_| Error::Unauthenticated)?;
+        let record = state.access.authenticate(&key).await?;
+        record.map(Self).ok_or(Error::Unauthenticated)
+    }
+}
+
+/// An organization as a request names it, in its path or its body. Only [`Caller::reach`] opens it, so that a
+/// handler cannot forget to ask.
+#[derive(Debug)]
+pub(super) struct Named(Option<OrganizationId>);
+
+impl<'de> Deserialize<'de> for Named {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        OrganizationId::deserialize(deserializer).map(|id| Self(Some(id)))
+    }
+}
+
+macro_rules! permission {
+    ($(#[$doc:meta])* $name:ident, $scope:expr, $refusal:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone)]
+        pub(super) struct $name(pub(super) Caller);
+
+        impl FromRequestParts<State> for $name {
+            type Rejection = Error;
+
+            async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Error> {
+                let caller = Caller::from_request_parts(parts, state).await?;
+                if caller.0.scopes.permit($scope) {
+                    Ok(Self(caller))
+                } else {
+                    Err(Error::Forbidden($refusal))
+                }
+            }
+        }
+    };
+}
+
+permission!(
+    /// A caller who may count.
+    Ingest,
+    Scope::Ingest,
+    "this needs a key with the scope ingest"
+);
+
+permission!(
+    /// A caller who may give back what was counted.
+    Refund,
+    Scope::Refund,
+    "this needs a key with the scope refund"
+);
+
+permission!(
+    /// A caller who may read.
+    Read,
+    Scope::Read,
+    "this needs a key with the scope read"
+);
+
+/// A caller who may do everything, and how the audit log will name them.
+#[derive(Debug, Clone)]
+pub(super) struct Administrator(pub(super) Caller, pub(super) Actor);
+
+impl FromRequestParts<State> for Administrator {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Error> {
+        let caller = Caller::from_request_parts(parts, state).await?;
+        if !caller.0.scopes.permit(Scope::Admin) {
+            return Err(Error::Forbidden("this needs a key with the scope admin"));
+        }
+        let request_id = parts
+            .headers
+            .get(REQUEST_ID)
+            .and_then(|value| value.to_str().ok());
+        let actor = Actor {
+            name: format!("key:{}", caller.0.id),
+            request_id: request_id.unwrap_or_default().to_owned(),
+        };
+        Ok(Self(caller, actor))
+    }
+}
+
+/// A JSON body. Unknown fields are refused by the types.
+#[derive(Debug)]
+pub(super) struct Body<T>(pub(super) T);
+
+impl<T: DeserializeOwned> FromRequest<State> for Body<T> {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, state: &State) -> Result<Self, Error> {
+        let json = declares_json(&request);
+        let text = read(request, state).await?;
+        if !json {
+            return Err(Error::UnsupportedMediaType);
+        }
+        from_json(&text).map(Self)
+    }
+}
+
+/// The query's parameters. Unknown ones are refused by the types.
+#[derive(Debug)]
+pub(super) struct Query<T>(pub(super) T);
+
+impl<T: DeserializeOwned> FromRequestParts<State> for Query<T> {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &State) -> Result<Self, Error> {
+        from_query(parts.uri.query().unwrap_or_default()).map(Self)
+    }
+}
+
+/// The fields of a call: a JSON body, or without one the query.
+#[derive(Debug)]
+pub(super) struct Fields<T>(pub(super) T);
+
+impl<T: DeserializeOwned> FromRequest<State> for Fields<T> {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, state: &State) -> Result<Self, Error> {
+        let json = declares_json(&request);
+        let query = request.uri().query().unwrap_or_default().to_owned();
+        let text = read(request, state).await?;
+        match (text.is_empty(), query.is_empty()) {
+            (true, _) => from_query(&query).map(Self),
+            (false, true) if json => from_json(&text).map(Self),
+            (false, true) => Err(Error::UnsupportedMediaType),
+            (false, false) => Err(Error::MalformedRequest(
+                "the fields come from the body or from the query, not from both".to_owned(),
+            )),
+        }
+    }
+}
+
+fn declares_json(request: &Request) -> bool {
+    let declared = request
+        .headers()
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok());
+    declared.is_some_and(|content_type| {
+        let media_type = content_type.split(';').next().unwrap_or_default().trim();
+        media_type.eq_ignore_ascii_case("application/json")
+    })
+}
+
+async fn read(request: Request, state: &State) -> Result<Bytes, Error> {
+    Bytes::from_request(request, state)
+        .await
+        .map_err(|rejection| {
+            if rejection.status() == axum::http::StatusCode::PAYLOAD_TOO_LARGE {
+                Error::PayloadTooLarge
+            } else {
+                Error::MalformedRequest("the body could not be read".to_owned())
+            }
+        })
+}
+
+/// Tells a body that is not JSON from one whose field is wrong, and names the field.
+fn from_json<T: DeserializeOwned>(text: &[u8]) -> Result<T, Error> {
+    let mut json = serde_json::Deserializer::from_slice(text);
+    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        if error.inner().is_data() {
+            at_fault(&error)
+        } else {
+            Error::MalformedRequest(format!("the body is not JSON: {}", error.inner()))
+        }
+    })?;
+    json.end()
+        .map_err(|_| Error::MalformedRequest("there is more than one JSON value".to_owned()))?;
+    Ok(value)
+}
+
+fn from_query<T: DeserializeOwned>(query: &str) -> Result<T, Error> {
+    let parameters = serde_html_form::Deserializer::from_bytes(query.as_bytes());
+    serde_path_to_error::deserialize(parameters).map_err(|error| at_fault(&error))
+}
+
+/// Names the field, or the parameter, that is wrong.
+fn at_fault(error: &serde_path_to_error::Error<impl std::fmt::Display>) -> Error {
+    use serde_path_to_error::Segment;
+    let mut pointer = String::new();
+    for segment in error.path() {
+        pointer.push('/');
+        match segment {
+            Segment::Seq { index } => pointer.push_str(&index.to_string()),
+            Segment::Map { key } => pointer.push_str(&key.replace('~', "~0").replace('/', "~1")),
+            Segment::Enum { variant } => pointer.push_str(variant),
+            Segment::Unknown => pointer.push('?'),
+        }
+    }
+    // The position in the text is of no use beside a pointer.
+    let text = error.inner().to_string();
+    let detail = text.split(" at line ").next().unwrap_or(&text).to_owned();
+    Error::InvalidField { pointer, detail }
+}
+
+/// The organization that the path names. What cannot be the id of an organization is the id of none.
+#[derive(Debug)]
+pub(super) struct OrganizationPath(pub(super) Named);
+
+impl FromRequestParts<State> for OrganizationPath {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Error> {
+        Ok(Self(Named(id_in_path(parts, state).await)))
+    }
+}
+
+/// The API key that the path names.
+#[derive(Debug)]
+pub(super) struct KeyPath(pub(super) ApiKeyId);
+
+impl FromRequestParts<State> for KeyPath {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Error> {
+        let id = id_in_path(parts, state).await;
+        id.map(Self)
+            .ok_or(Error::NotFound("there is no such API key"))
+    }
+}
+
+/// What the route calls `{id}`; none if it is not well-formed.
+async fn id_in_path<T: FromStr>(parts: &mut Parts, state: &State) -> Option<T> {
+    path_parameter(parts, state, "id").await?.parse().ok()
+}
+
+/// The feature that the path names; any text.
+#[derive(Debug)]
+pub(super) struct FeaturePath(pub(super) String);
+
+impl FromRequestParts<State> for FeaturePath {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Error> {
+        let name = path_parameter(parts, state, "feature").await;
+        name.map(Self)
+            .ok_or_else(|| Error::MalformedRequest("the path is not text".to_owned()))
+    }
+}
+
+async fn path_parameter(parts: &mut Parts, state: &State, name: &str) -> Option<String> {
+    let path = RawPathParams::from_request_parts(parts, state).await.ok()?;
+    path.iter()
+        .find(|(parameter, _)| *parameter == name)
+        .map(|(_, value)| value.to_owned())
+}
+
+/// Refuses a query; for endpoints that take none, so that a typing mistake is not ignored.
+#[derive(Debug)]
+pub(super) struct NoQuery;
+
+impl FromRequestParts<State> for NoQuery {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &State) -> Result<Self, Error> {
+        match parts.uri.query() {
+            None | Some("") => Ok(Self),
+            Some(_) => Err(Error::MalformedRequest(
+                "this takes no query parameters".to_owned(),
+            )),
+        }
+    }
+}
+
+/// The caller's name for this attempt, if there is one.
+#[derive(Debug)]
+pub(super) struct Idempotency(pub(super) Option<IdempotencyKey>);
+
+impl FromRequestParts<State> for Idempotency {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &State) -> Result<Self, Error> {
+        let Some(value) = parts.headers.get("idempotency-key") else {
+            return Ok(Self(None));
+        };
+        let key = value.to_str().ok().and_then(|text| text.parse().ok());
+        match key {
+            Some(key) => Ok(Self(Some(key))),
+            None => Err(Error::MalformedRequest(
+                "Idempotency-Key must be 1 to 255 printable ASCII characters".to_owned(),
+            )),
+        }
+    }
+}
+
+/// How much of an answer the caller wants (RFC 7240).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Preference {
+    /// All of it.
+    Full,
+    /// The status and the headers.
+    Minimal,
+}
+
+impl FromRequestParts<State> for Preference {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &State) -> Result<Self, Error> {
+        // A preference that is not understood is ignored, and the first of several of one name counts.
+        let first = parts
+            .headers
+            .get_all("prefer")
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .filter_map(|preference| preference.split(';').next()?.split_once('='))
+            .find(|(name, _)| name.trim().eq_ignore_ascii_case("return"));
+        let minimal = first.is_some_and(|(_, value)| {
+            value
+                .trim()
+                .trim_matches('"')
+                .eq_ignore_ascii_case("minimal")
+        });
+        Ok(if minimal { Self::Minimal } else { Self::Full })
+    }
+}

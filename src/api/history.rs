@@ -1,0 +1,516 @@
+//! `GET /v1/organizations/{id}/history` and `GET /v1/history`: a page as JSON, or everything as CSV or
+//! newline-delimited JSON.
+
+use std::collections::BTreeSet;
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::State as Shared;
+use axum::http::header::{ACCEPT, CONTENT_TYPE, VARY};
+use axum::http::{HeaderMap, HeaderValue};
+use axum::response::{IntoResponse, Response};
+use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
+use chrono_tz::Tz;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use serde::{Deserialize, Deserializer, Serialize, de};
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::extract::{Named, OrganizationPath, Query, Read};
+use super::problem::Error;
+use crate::domain::history::{Cursor, Granularity, INSTANTS, Order, Position};
+use crate::domain::ids::{MeterId, OrganizationId};
+use crate::domain::period::parse_time_zone;
+use crate::domain::quantity::Count;
+use crate::history::{Entry, History, List};
+use crate::state::State;
+
+const PAGE_DEFAULT: usize = 100;
+const PAGE_MAX: usize = 1000;
+
+/// The most organizations that one call may name.
+const ORGANIZATIONS_MAX: usize = 100;
+
+/// What one organization's history is asked with.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct OfOrganization {
+    meter: Option<MeterId>,
+    granularity: Option<Granularity>,
+    #[serde(default, deserialize_with = "instant")]
+    from: Option<DateTime<Utc>>,
+    #[serde(default, deserialize_with = "instant")]
+    to: Option<DateTime<Utc>>,
+    fill: Option<Fill>,
+    order: Option<Order>,
+    #[serde(default, deserialize_with = "time_zone")]
+    time_zone: Option<Tz>,
+    page_size: Option<usize>,
+    #[serde(default, deserialize_with = "cursor")]
+    cursor: Option<Cursor>,
+}
+
+/// What the history of all is asked with: the same, and which organizations.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct OfAll {
+    #[serde(default)]
+    organization_id: Vec<Named>,
+    meter: Option<MeterId>,
+    granularity: Option<Granularity>,
+    #[serde(default, deserialize_with = "instant")]
+    from: Option<DateTime<Utc>>,
+    #[serde(default, deserialize_with = "instant")]
+    to: Option<DateTime<Utc>>,
+    fill: Option<Fill>,
+    order: Option<Order>,
+    #[serde(default, deserialize_with = "time_zone")]
+    time_zone: Option<Tz>,
+    page_size: Option<usize>,
+    #[serde(default, deserialize_with = "cursor")]
+    cursor: Option<Cursor>,
+}
+
+/// What stands where nothing was counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Fill {
+    /// A row of zeros, instead of none.
+    Zero,
+}
+
+/// A part of the rows, in order.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Page {
+    data: Vec<Row>,
+    next_cursor: Option<String>,
+}
+
+/// What one meter counted in one hour, day or period. CSV has the same columns, in this order.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Row {
+    /// Only where rows of several organizations may meet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    organization_id: Option<OrganizationId>,
+    meter: MeterId,
+    start: DateTime<Utc>,
+    end: Option<DateTime<Utc>>,
+    used: i64,
+    refunded: u64,
+    denied: u64,
+    limit: Option<Count>,
+    open: bool,
+    r#final: bool,
+}
+
+const COLUMNS: [&str; 10] = [
+    "organizationId",
+    "meter",
+    "start",
+    "end",
+    "used",
+    "refunded",
+    "denied",
+    "limit",
+    "open",
+    "final",
+];
+
+/// One organization's history.
+pub(super) async fn of_organization(
+    Shared(state): Shared<State>,
+    Read(caller): Read,
+    OrganizationPath(named): OrganizationPath,
+    headers: HeaderMap,
+    Query(asked): Query<OfOrganization>,
+) -> Result<Response, Error> {
+    let organization = caller.reach(&named)?;
+    let request = Request::new(
+        &state.history,
+        Some(vec![organization.clone()]),
+        asked,
+        &headers,
+    )?;
+    if !state.history.exists(&organization).await? {
+        return Err(Error::NotFound("there is no such organization"));
+    }
+    request.answer(state, false).await
+}
+
+/// The history of all organizations, or of those that are named.
+pub(super) async fn of_all(
+    Shared(state): Shared<State>,
+    Read(caller): Read,
+    headers: HeaderMap,
+    Query(asked): Query<OfAll>,
+) -> Result<Response, Error> {
+    let OfAll {
+        organization_id: named,
+        meter,
+        granularity,
+        from,
+        to,
+        fill,
+        order,
+        time_zone,
+        page_size,
+        cursor,
+    } = asked;
+    if named.len() > ORGANIZATIONS_MAX {
+        return Err(invalid(
+            "organizationId",
+            format!("may be given {ORGANIZATIONS_MAX} times at most; without it, all are meant"),
+        ));
+    }
+    let named = if named.is_empty() {
+        caller.reach_all()?;
+        None
+    } else {
+        let reached: Result<BTreeSet<_>, _> = named.iter().map(|one| caller.reach(one)).collect();
+        Some(reached?.into_iter().collect())
+    };
+    let asked = OfOrganization {
+        meter,
+        granularity,
+        from,
+        to,
+        fill,
+        order,
+        time_zone,
+        page_size,
+        cursor,
+    };
+    Request::new(&state.history, named, asked, &headers)?
+        .answer(state, true)
+        .await
+}
+
+/// A request that makes sense.
+struct Request {
+    list: List,
+    /// Tells this list from every other one.
+    fingerprint: u64,
+    after: Option<Position>,
+    page_size: usize,
+    format: Format,
+}
+
+impl Request {
+    fn new(
+        history: &History,
+        organizations: Option<Vec<OrganizationId>>,
+        asked: OfOrganization,
+        headers: &HeaderMap,
+    ) -> Result<Self, Error> {
+        let format = Format::wanted(headers);
+        let granularity = asked.granularity.unwrap_or(Granularity::Day);
+        let fingerprint = fingerprint(organizations.as_deref(), &asked, granularity);
+        if let (Some(from), Some(to)) = (asked.from, asked.to)
+            && from > to
+        {
+            return Err(invalid("from", "must not be after to"));
+        }
+        if asked.time_zone.is_some() && granularity != Granularity::Day {
+            return Err(invalid("timeZone", "is for granularity=day alone"));
+        }
+        if asked.fill.is_some() && granularity == Granularity::Period {
+            return Err(invalid(
+                "fill",
+                "is for granularity=hour and day; a period without any usage has left no trace of its limit",
+            ));
+        }
+        let page_size = asked.page_size.unwrap_or(PAGE_DEFAULT);
+        if !(1..=PAGE_MAX).contains(&page_size) {
+            return Err(invalid("pageSize", format!("must be 1 to {PAGE_MAX}")));
+        }
+        if format != Format::Json {
+            let paging = [
+                ("pageSize", asked.page_size.is_some()),
+                ("cursor", asked.cursor.is_some()),
+            ];
+            if let Some((name, _)) = paging.into_iter().find(|(_, given)| *given) {
+                return Err(invalid(
+                    name,
+                    "is for JSON alone; other formats have no pages",
+                ));
+            }
+        }
+        let (from, to, after) = match asked.cursor {
+            Some(cursor) if cursor.list == fingerprint => {
+                (cursor.from, cursor.to, Some(cursor.last))
+            }
+            Some(_) => {
+                return Err(invalid(
+                    "cursor",
+                    "was given for another list; ask as it was asked then",
+                ));
+            }
+            None => {
+                let (from, to) = history.range(granularity, asked.from, asked.to);
+                (from, to, None)
+            }
+        };
+        Ok(Self {
+            list: List {
+                organizations,
+                meter: asked.meter,
+                granularity,
+                from,
+                to,
+                fill: asked.fill.is_some(),
+                order: asked.order.unwrap_or_default(),
+                zone: asked.time_zone,
+            },
+            fingerprint,
+            after,
+            page_size,
+            format,
+        })
+    }
+
+    async fn answer(self, state: State, name_organization: bool) -> Result<Response, Error> {
+        let mut response = match self.format {
+            Format::Json => self.page(&state, name_organization).await?,
+            Format::Csv | Format::NdJson => self.stream(state, name_organization).await?,
+        };
+        let vary = HeaderValue::from_static("accept");
+        response.headers_mut().append(VARY, vary);
+        Ok(response)
+    }
+
+    async fn page(self, state: &State, name_organization: bool) -> Result<Response, Error> {
+        // One more than is given, to learn whether there are more.
+        let wanted = self.page_size.saturating_add(1);
+        let mut entries = state
+            .history
+            .page(&self.list, self.after.as_ref(), wanted)
+            .await?;
+        let more = entries.len() > self.page_size;
+        entries.truncate(self.page_size);
+        let last = entries.last().filter(|_| more);
+        let next_cursor = last.map(|last| Cursor {
+            list: self.fingerprint,
+            from: self.list.from,
+            to: self.list.to,
+            last: last.row.position.clone(),
+        });
+        let page = Page {
+            next_cursor: next_cursor.map(|cursor| cursor.to_string()),
+            data: entries
+                .into_iter()
+                .map(|entry| row(entry, name_organization))
+                .collect(),
+        };
+        Ok(Json(page).into_response())
+    }
+
+    /// Everything, a page at a time. The first page comes before the status, so that what goes wrong
+    /// then is a problem; what goes wrong later breaks the connection off, and nobody takes a part
+    /// for the whole.
+    async fn stream(self, state: State, name_organization: bool) -> Result<Response, Error> {
+        let Self { list, format, .. } = self;
+        let first = state.history.page(&list, None, PAGE_MAX).await?;
+        let head = format.head(name_organization).map_err(broken)?;
+        let pages = stream::try_unfold(Rest::Read(first), move |rest| {
+            let (state, list) = (state.clone(), list.clone());
+            async move {
+                let entries = match rest {
+                    Rest::Read(entries) => entries,
+                    Rest::After(given) => state.history.page(&list, Some(&given), PAGE_MAX).await?,
+                    Rest::Nothing => return Ok::<_, Error>(None),
+                };
+                let rest = match entries.last() {
+                    Some(given) if entries.len() == PAGE_MAX => {
+                        Rest::After(given.row.position.clone())
+                    }
+                    _ => Rest::Nothing,
+                };
+                let rows: Vec<Row> = entries
+                    .into_iter()
+                    .map(|entry| row(entry, name_organization))
+                    .collect();
+                let text = format.rows(&rows).map_err(broken)?;
+                Ok(Some((Bytes::from(text), rest)))
+            }
+        });
+        let body = stream::once(async move { Ok(Bytes::from(head)) })
+            .chain(pages)
+            .map_err(|_| std::io::Error::other("the rest could not be read"));
+        let content_type = HeaderValue::from_static(format.content_type());
+        Ok(([(CONTENT_TYPE, content_type)], Body::from_stream(body)).into_response())
+    }
+}
+
+/// What a stream still has to give.
+enum Rest {
+    /// These, and what is behind them.
+    Read(Vec<Entry>),
+    /// What is behind this.
+    After(Position),
+    Nothing,
+}
+
+fn row(entry: Entry, name_organization: bool) -> Row {
+    let Entry { row, open, settled } = entry;
+    Row {
+        organization_id: name_organization.then_some(row.position.organization),
+        meter: row.position.meter,
+        start: row.position.start,
+        end: row.end,
+        used: row.used,
+        refunded: row.refunded,
+        denied: row.denied,
+        limit: row.limit,
+        open,
+        r#final: settled,
+    }
+}
+
+/// What rows are written as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Json,
+    Csv,
+    NdJson,
+}
+
+impl Format {
+    /// The first that the caller accepts and there is; JSON where there is none.
+    fn wanted(headers: &HeaderMap) -> Self {
+        headers
+            .get_all(ACCEPT)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .filter_map(|range| range.split(';').next())
+            .find_map(|media_type| match media_type.trim() {
+                "text/csv" => Some(Self::Csv),
+                "application/x-ndjson" => Some(Self::NdJson),
+                "application/json" | "*/*" => Some(Self::Json),
+                _ => None,
+            })
+            .unwrap_or(Self::Json)
+    }
+
+    fn content_type(self) -> &'static str {
+        match self {
+            Self::Json => "application/json",
+            Self::Csv => "text/csv; charset=utf-8; header=present",
+            Self::NdJson => "application/x-ndjson",
+        }
+    }
+
+    /// What comes before the rows.
+    fn head(self, name_organization: bool) -> Result<Vec<u8>, csv::Error> {
+        match self {
+            Self::Csv => {
+                let skipped = usize::from(!name_organization);
+                let mut csv = csv_writer();
+                csv.write_record(COLUMNS.iter().skip(skipped))?;
+                finish(csv)
+            }
+            Self::Json | Self::NdJson => Ok(Vec::new()),
+        }
+    }
+
+    fn rows(self, rows: &[Row]) -> Result<Vec<u8>, csv::Error> {
+        match self {
+            Self::Csv => {
+                let mut csv = csv_writer();
+                for row in rows {
+                    csv.serialize(row)?;
+                }
+                finish(csv)
+            }
+            Self::Json | Self::NdJson => {
+                let mut text = Vec::new();
+                for row in rows {
+                    serde_json::to_writer(&mut text, row).map_err(std::io::Error::from)?;
+                    text.push(b'\n');
+                }
+                Ok(text)
+            }
+        }
+    }
+}
+
+fn csv_writer() -> csv::Writer<Vec<u8>> {
+    csv::WriterBuilder::new()
+        .has_headers(false)
+        .terminator(csv::Terminator::CRLF)
+        .from_writer(Vec::new())
+}
+
+fn finish(csv: csv::Writer<Vec<u8>>) -> Result<Vec<u8>, csv::Error> {
+    csv.into_inner().map_err(|error| error.into_error().into())
+}
+
+/// All that makes one list another one than the next. The size of pages does not.
+fn fingerprint(
+    organizations: Option<&[OrganizationId]>,
+    asked: &OfOrganization,
+    granularity: Granularity,
+) -> u64 {
+    let organizations: Vec<&str> = organizations
+        .unwrap_or_default()
+        .iter()
+        .map(OrganizationId::as_str)
+        .collect();
+    let instant = |instant: Option<DateTime<Utc>>| instant.map(|it| it.timestamp_millis());
+    let zone = asked.time_zone.map(Tz::name);
+    let text = format!(
+        "{organizations:?} {:?} {granularity:?} {:?} {:?} {:?} {:?} {zone:?}",
+        asked.meter.as_ref().map(MeterId::as_str),
+        instant(asked.from),
+        instant(asked.to),
+        asked.fill,
+        asked.order.unwrap_or_default(),
+    );
+    xxh3_64(text.as_bytes())
+}
+
+/// An instant, as the first whole millisecond that is not before it: rows start at whole ones.
+fn instant<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<DateTime<Utc>>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let instant = DateTime::parse_from_rfc3339(&text).ok();
+    let instant = instant
+        .map(|it| it.to_utc())
+        .filter(|it| INSTANTS.contains(it));
+    let instant = instant.ok_or_else(|| {
+        de::Error::custom("must be an RFC 3339 date-time, such as 2026-11-01T00:00:00Z")
+    })?;
+    let whole = instant.trunc_subsecs(3);
+    let rest = instant.signed_duration_since(whole);
+    Ok(if rest.is_zero() {
+        Some(whole)
+    } else {
+        whole.checked_add_signed(TimeDelta::milliseconds(1))
+    })
+}
+
+fn time_zone<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Tz>, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    parse_time_zone(&name)
+        .map(Some)
+        .map_err(|error| de::Error::custom(error.detail))
+}
+
+fn cursor<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Cursor>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map(Some).map_err(de::Error::custom)
+}
+
+fn invalid(parameter: &str, detail: impl Into<String>) -> Error {
+    Error::InvalidField {
+        pointer: format!("/{parameter}"),
+        detail: detail.into(),
+    }
+}
+
+/// Rows that cannot be written are a defect.
+#[expect(clippy::needless_pass_by_value, reason = "what `map_err` calls")]
+fn broken(error: csv::Error) -> Error {
+    tracing::error!(%error, "history could not be written");
+    Error::Internal
+}

@@ -1,0 +1,60 @@
+//! `GET /v1/organizations/{id}/limits` and `/features/{feature}`: what an organization may do, and
+//! who said so.
+
+use axum::Json;
+use axum::extract::State as Shared;
+use serde::Serialize;
+
+use super::admin::Limits;
+use super::extract::{FeaturePath, NoQuery, OrganizationPath, Read};
+use super::problem::Error;
+use crate::domain::ids::OrganizationId;
+use crate::domain::policy::{Feature, Policy, Source};
+use crate::state::State;
+
+/// One feature of an organization.
+#[derive(Debug, Serialize)]
+pub(super) struct FeatureInForce {
+    feature: String,
+    /// True for a switch that is on, a number other than zero, a text that is not empty.
+    enabled: bool,
+    /// Null where nobody has set it.
+    value: Option<Feature>,
+    source: Source,
+}
+
+/// The limits in force.
+pub(super) async fn limits(
+    Shared(state): Shared<State>,
+    Read(caller): Read,
+    OrganizationPath(named): OrganizationPath,
+    _: NoQuery,
+) -> Result<Json<Limits>, Error> {
+    let id = caller.reach(&named)?;
+    let policy = policy(&state, &id).await?;
+    Ok(Json(Limits::of(id, policy)))
+}
+
+/// One feature; one that nobody has set is off.
+pub(super) async fn feature(
+    Shared(state): Shared<State>,
+    Read(caller): Read,
+    OrganizationPath(named): OrganizationPath,
+    FeaturePath(feature): FeaturePath,
+    _: NoQuery,
+) -> Result<Json<FeatureInForce>, Error> {
+    let id = caller.reach(&named)?;
+    let policy = policy(&state, &id).await?;
+    let (value, source) = policy.feature(&feature);
+    Ok(Json(FeatureInForce {
+        enabled: value.is_some_and(Feature::is_enabled),
+        value: value.cloned(),
+        source,
+        feature,
+    }))
+}
+
+async fn policy(state: &State, id: &OrganizationId) -> Result<Policy, Error> {
+    let found = state.metering.in_force(id).await?;
+    found.ok_or(Error::NotFound("there is no such organization"))
+}

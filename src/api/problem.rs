@@ -1,0 +1,359 @@
+//! Errors on the wire: RFC 9457 problem details. The only owner of status codes.
+
+use std::borrow::Cow;
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use super::counting::UsageResult;
+use crate::domain::ids::METERS_MAX;
+use crate::{access, admin, counters, history, metering, policies, store};
+
+/// Everything that a request can be answered with but success; one variant for each problem type.
+#[derive(Debug)]
+pub(super) enum Error {
+    /// Not JSON, or not what this endpoint takes at all.
+    MalformedRequest(String),
+    /// One field is at fault.
+    InvalidField {
+        /// A JSON pointer into the body.
+        pointer: String,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// No credentials, or unknown ones.
+    Unauthenticated,
+    /// The credentials do not suffice.
+    Forbidden(&'static str),
+    /// There is no such thing.
+    NotFound(&'static str),
+    /// The thing is there, the method is not.
+    MethodNotAllowed,
+    /// The body is larger than any call needs.
+    PayloadTooLarge,
+    /// The body is not declared as JSON.
+    UnsupportedMediaType,
+    /// The same key came with another payload before.
+    IdempotencyKeyReused,
+    /// A counter would pass 2^53 − 1.
+    CounterOverflow(String),
+    /// The event is older than any period takes, or too far ahead.
+    TimestampOutOfRange(String),
+    /// The organization has as many meters as it may have.
+    TooManyMeters(String),
+    /// The organization's limit refused; nothing was counted.
+    LimitExceeded {
+        /// What `Retry-After` says, where waiting helps.
+        retry_after_seconds: Option<u64>,
+        /// The usage result, which the body carries too.
+        usage: Box<UsageResult>,
+    },
+    /// Redis is away; nothing was counted.
+    CounterStoreUnavailable,
+    /// Postgres is away, and was needed.
+    DatabaseUnavailable,
+    /// Too much at once; nothing was counted.
+    Overloaded,
+    /// Redis may or may not have counted.
+    OutcomeUnknown,
+    /// A defect; the cause is in the log.
+    Internal,
+}
+
+/// The body of a problem.
+#[derive(Debug, Serialize)]
+struct Problem {
+    #[serde(rename = "type")]
+    kind: String,
+    title: &'static str,
+    status: u16,
+    detail: String,
+    code: &'static str,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<FieldError>,
+    #[serde(flatten)]
+    usage: Option<Box<UsageResult>>,
+}
+
+#[derive(Debug, Serialize)]
+struct FieldError {
+    pointer: String,
+    detail: String,
+}
+
+/// How long a caller waits before asking again after an outage, s.
+const OUTAGE_RETRY_SECONDS: u64 = 1;
+
+impl Error {
+    /// What is the same in every occurrence: status, code and title.
+    fn class(&self) -> (StatusCode, &'static str, &'static str) {
+        match self {
+            Self::MalformedRequest(_) => (
+                StatusCode::BAD_REQUEST,
+                "malformed_request",
+                "Malformed request",
+            ),
+            Self::InvalidField { .. } => {
+                (StatusCode::BAD_REQUEST, "invalid_field", "Invalid field")
+            }
+            Self::Unauthenticated => (
+                StatusCode::UNAUTHORIZED,
+                "unauthenticated",
+                "Unauthenticated",
+            ),
+            Self::Forbidden(_) => (StatusCode::FORBIDDEN, "forbidden", "Forbidden"),
+            Self::NotFound(_) => (StatusCode::NOT_FOUND, "not_found", "Not found"),
+            Self::MethodNotAllowed => (
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method_not_allowed",
+                "Method not allowed",
+            ),
+            Self::PayloadTooLarge => (
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "payload_too_large",
+                "Payload too large",
+            ),
+            Self::UnsupportedMediaType => (
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "unsupported_media_type",
+                "Unsupported media type",
+            ),
+            Self::IdempotencyKeyReused => (
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "idempotency_key_reused",
+                "Idempotency key reused",
+            ),
+            Self::CounterOverflow(_) => (
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "counter_overflow",
+                "Counter overflow",
+            ),
+            Self::TimestampOutOfRange(_) => (
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "timestamp_out_of_range",
+                "Timestamp out of range",
+            ),
+            Self::TooManyMeters(_) => (
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "too_many_meters",
+                "Too many meters",
+            ),
+            Self::LimitExceeded { .. } => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "limit_exceeded",
+                "Limit exceeded",
+            ),
+            Self::CounterStoreUnavailable => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "counter_store_unavailable",
+                "Counter store unavailable",
+            ),
+            Self::DatabaseUnavailable => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "database_unavailable",
+                "Database unavailable",
+            ),
+            Self::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "overloaded", "Overloaded"),
+            Self::OutcomeUnknown => (
+                StatusCode::GATEWAY_TIMEOUT,
+                "outcome_unknown",
+                "Outcome unknown",
+            ),
+            Self::Internal => (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "internal",
+                "Internal error",
+            ),
+        }
+    }
+
+    /// What is to be said of this occurrence, to the caller.
+    fn detail(&self) -> Cow<'_, str> {
+        match self {
+            Self::MalformedRequest(detail)
+            | Self::InvalidField { detail, .. }
+            | Self::TimestampOutOfRange(detail) => detail.into(),
+            Self::Forbidden(detail) | Self::NotFound(detail) => (*detail).into(),
+            Self::Unauthenticated => "send a valid key as `Authorization: Bearer tm_…`".into(),
+            Self::MethodNotAllowed => "this path has other methods; see the Allow header".into(),
+            Self::PayloadTooLarge => "the body is too large".into(),
+            Self::UnsupportedMediaType => "send the body as Content-Type: application/json".into(),
+            Self::IdempotencyKeyReused => {
+                "this Idempotency-Key was used for another request; nothing was counted".into()
+            }
+            Self::CounterOverflow(meter) => {
+                format!("the count of {meter} would pass 2^53 - 1; nothing was counted").into()
+            }
+            Self::TooManyMeters(meter) => format!(
+                "an organization has at most {METERS_MAX} meters, and {meter} would be one more; nothing was counted"
+            )
+            .into(),
+            Self::LimitExceeded { .. } => {
+                "the organization's limit does not allow this; nothing was counted".into()
+            }
+            Self::CounterStoreUnavailable => {
+                "the counter store cannot be reached; nothing was counted".into()
+            }
+            Self::DatabaseUnavailable => {
+                "the database is needed for this and cannot be reached; nothing was counted".into()
+            }
+            Self::Overloaded => "the service has more to do than it can; nothing was counted".into(),
+            Self::OutcomeUnknown => {
+                "the counter store did not answer; repeat the request with the same Idempotency-Key".into()
+            }
+            Self::Internal => {
+                "something is wrong in the service; the request id leads to the cause in its log".into()
+            }
+        }
+    }
+
+    fn retry_after_seconds(&self) -> Option<u64> {
+        match self {
+            Self::LimitExceeded {
+                retry_after_seconds,
+                ..
+            } => *retry_after_seconds,
+            Self::CounterStoreUnavailable | Self::DatabaseUnavailable | Self::Overloaded => {
+                Some(OUTAGE_RETRY_SECONDS)
+            }
+            _ => None,
+        }
+    }
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let (status, code, title) = self.class();
+        let detail = self.detail().into_owned();
+        let retry_after = self.retry_after_seconds();
+        let unauthenticated = matches!(self, Self::Unauthenticated);
+        let (mut errors, mut usage) = (Vec::new(), None);
+        match self {
+            Self::InvalidField { pointer, detail } => errors.push(FieldError { pointer, detail }),
+            Self::LimitExceeded { usage: result, .. } => usage = Some(result),
+            _ => {}
+        }
+        let kind = format!("urn:tallyman:problem:{code}");
+        let problem = Problem {
+            kind,
+            title,
+            status: status.as_u16(),
+            detail,
+            code,
+            errors,
+            usage,
+        };
+        let mut response = (status, Json(problem)).into_response();
+        let headers = response.headers_mut();
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
+        if let Some(seconds) = retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if unauthenticated {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+/// The cause of a 5xx goes to the log, once, here; the caller gets the request id.
+fn logged(problem: Error, cause: &dyn std::error::Error) -> Error {
+    if matches!(problem, Error::Internal) {
+        tracing::error!(error = %cause, "a request failed");
+    } else {
+        tracing::warn!(error = %cause, "a request could not be served");
+    }
+    problem
+}
+
+impl From<counters::Error> for Error {
+    fn from(error: counters::Error) -> Self {
+        let problem = match &error {
+            // Only counting is not safe to repeat, and says so itself.
+            counters::Error::Unavailable(_)
+            | counters::Error::Unknown(_)
+            | counters::Error::Unfit(_) => Self::CounterStoreUnavailable,
+            counters::Error::Inconsistent(_) => Self::Internal,
+        };
+        logged(problem, &error)
+    }
+}
+
+impl From<store::Error> for Error {
+    fn from(error: store::Error) -> Self {
+        let problem = match &error {
+            store::Error::Unavailable(_) => Self::DatabaseUnavailable,
+            store::Error::NewerGeneration | store::Error::TooManyMeters => Self::Overloaded,
+            store::Error::Inconsistent(_) | store::Error::Other(_) => Self::Internal,
+        };
+        logged(problem, &error)
+    }
+}
+
+impl From<policies::Error> for Error {
+    fn from(error: policies::Error) -> Self {
+        match error {
+            policies::Error::Counters(error) => error.into(),
+            policies::Error::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<metering::Error> for Error {
+    fn from(error: metering::Error) -> Self {
+        match error {
+            metering::Error::Counters(error) => error.into(),
+            metering::Error::Store(error) => error.into(),
+            metering::Error::Policies(error) => error.into(),
+            metering::Error::OutcomeUnknown(_) => logged(Self::OutcomeUnknown, &error),
+            metering::Error::KeyReused => Self::IdempotencyKeyReused,
+            metering::Error::Overflow(meter) => Self::CounterOverflow(meter.to_string()),
+            metering::Error::TimestampOutOfRange(_) => Self::TimestampOutOfRange(error.to_string()),
+            metering::Error::TooManyMeters(meter) => Self::TooManyMeters(meter.to_string()),
+            metering::Error::Contended => logged(Self::Overloaded, &error),
+        }
+    }
+}
+
+impl From<admin::Error> for Error {
+    fn from(error: admin::Error) -> Self {
+        match error {
+            admin::Error::Invalid(admin::Invalid { pointer, detail }) => {
+                Self::InvalidField { pointer, detail }
+            }
+            admin::Error::NotFound => Self::NotFound("there is no such organization"),
+            admin::Error::Counters(error) => error.into(),
+            admin::Error::Store(error) => error.into(),
+            admin::Error::Policies(error) => error.into(),
+        }
+    }
+}
+
+impl From<history::Error> for Error {
+    fn from(error: history::Error) -> Self {
+        match error {
+            history::Error::Store(error) => error.into(),
+            history::Error::Policies(error) => error.into(),
+            history::Error::TooManyRows => Self::InvalidField {
+                pointer: "/fill".to_owned(),
+                detail: error.to_string(),
+            },
+        }
+    }
+}
+
+impl From<access::Error> for Error {
+    fn from(error: access::Error) -> Self {
+        match error {
+            // Whatever the reason: a key that cannot be looked up is not a wrong one.
+            access::Error::Counters(_) | access::Error::Store(_) => {
+                logged(Self::DatabaseUnavailable, &error)
+            }
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! Wires everything, and starts, supervises and stops it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use axum::serve::ListenerExt as _;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::access::Access;
+use crate::admin::Admin;
+use crate::api;
+use crate::clock::Clock;
+use crate::config::{Config, Servers};
+use crate::counters::{self, Counters};
+use crate::flusher::Flusher;
+use crate::history::History;
+use crate::metering::Metering;
+use crate::policies::Policies;
+use crate::state::{Handles, State};
+use crate::store::Store;
+
+/// The service, built and not yet serving.
+#[derive(Debug, Clone)]
+pub struct App {
+    /// What the HTTP faces share.
+    pub state: State,
+    /// Stores counts; tests drive it by hand.
+    pub flusher: Flusher,
+    /// Keeps policies fresh; tests drive it by hand.
+    pub policies: Policies,
+    shutdown: Duration,
+}
+
+impl App {
+    /// Wires the service. Waits for no server, but refuses a Redis that counts cannot be trusted to.
+    pub async fn build(config: Config, servers: Servers, clock: Clock) -> Result<Self> {
+        let settings = counters::Settings {
+            url: servers.redis_url,
+            prefix: config.redis_prefix,
+            trust_restart: config.trust_redis_restart,
+            record_lifetime_ms: u64::try_from(config.idempotency.as_millis())?,
+        };
+        let counters =
+            Counters::new(settings, clock.clone()).context("TALLYMAN_REDIS_URL cannot be used")?;
+        let store = Store::new(&servers.database_url, config.database_connections)
+            .context("TALLYMAN_DATABASE_URL cannot be used")?;
+        match counters.link().await {
+            Err(error @ (counters::Error::Unfit(_) | counters::Error::Inconsistent(_))) => {
+                bail!(error)
+            }
+            Err(error) => tracing::warn!(%error, "starting without Redis"),
+            Ok(_) => {}
+        }
+        let late = chrono::Duration::from_std(config.late)?;
+        let policies = Policies::new(
+            counters.clone(),
+            store.clone(),
+            clock.clone(),
+            config.defaults,
+        );
+        if let Err(error) = policies.publish_defaults().await {
+            tracing::warn!(%error, "starting without Postgres");
+        }
+        let metering = Metering::new(
+            counters.clone(),
+            store.clone(),
+            policies.clone(),
+            clock.clone(),
+            late,
+        );
+        let flusher = Flusher::new(
+            counters.clone(),
+            store.clone(),
+            clock.clone(),
+            config.flush_interval,
+            late,
+        );
+        let access = Access::new(counters.clone(), store.clone(), clock.clone());
+        let state = State::new(Handles {
+            access: access.clone(),
+            admin: Admin::new(
+                counters.clone(),
+                store.clone(),
+                policies.clone(),
+                access,
+                clock.clone(),
+            ),
+            metering,
+            history: History::new(store.clone(), policies.clone(), clock.clone(), late),
+            counters,
+            store,
+            clock,
+            cors_origins: config.cors_origins,
+            draining: AtomicBool::new(false),
+        });
+        Ok(Self {
+            state,
+            flusher,
+            policies,
+            shutdown: config.shutdown,
+        })
+    }
+
+    /// Serves until `stop`; then answers what was accepted, and stores every count a last time.
+    /// A worker that dies takes the service down.
+    pub async fn serve(self, listener: TcpListener, stop: CancellationToken) -> Result<()> {
+        let workers = TaskTracker::new();
+        // Two tokens: the flusher works until the last request has been answered.
+        let (drained, died) = (CancellationToken::new(), CancellationToken::new());
+        let (flusher, policies) = (self.flusher.clone(), self.policies.clone());
+        let access = self.state.access.clone();
+        let (flusher_stop, policies_stop) = (drained.clone(), drained.clone());
+        let access_stop = drained.clone();
+        let flushing = died.clone().drop_guard();
+        workers.spawn(async move {
+            flusher.run(flusher_stop).await;
+            drop(flushing);
+        });
+        let listening = died.clone().drop_guard();
+        workers.spawn(async move {
+            policies.run(policies_stop).await;
+            drop(listening);
+        });
+        let admitting = died.clone().drop_guard();
+        workers.spawn(async move {
+            access.run(access_stop).await;
+            drop(admitting);
+        });
+        workers.close();
+
+        let ending = CancellationToken::new();
+        let answering = serve_http(self.state.clone(), listener, ending.clone());
+        tokio::pin!(answering);
+        let crashed = tokio::select! {
+            served = &mut answering => return served.context("the listener failed"),
+            () = stop.cancelled() => false,
+            () = died.cancelled() => true,
+        };
+        self.state.draining.store(true, Ordering::Release);
+        ending.cancel();
+        if tokio::time::timeout(self.shutdown, &mut answering)
+            .await
+            .is_err()
+        {
+            tracing::warn!("some requests were not answered in time");
+        }
+        drained.cancel();
+        if tokio::time::timeout(self.shutdown, workers.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!("the last counts were not stored in time; they stay in Redis");
+        }
+        self.state.store.close().await;
+        if crashed {
+            bail!("a worker has died");
+        }
+        Ok(())
+    }
+}
+
+async fn serve_http(
+    state: State,
+    listener: TcpListener,
+    ending: CancellationToken,
+) -> std::io::Result<()> {
+    // Small answers must not wait for more to send.
+    let listener = listener.tap_io(|stream| {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY cannot be set");
+        }
+    });
+    axum::serve(listener, api::router(state))
+        .with_graceful_shutdown(ending.cancelled_owned())
+        .await
+}
+
+/// Cancelled by the first SIGINT or SIGTERM; the second ends the process at once.
+pub fn shutdown_signal() -> CancellationToken {
+    let token = CancellationToken::new();
+    let cancelled = token.clone();
+    #[expect(clippy::disallowed_methods, reason = "it lives as long as the process")]
+    tokio::spawn(async move {
+        let (Ok(mut interrupt), Ok(mut terminate)) = (
+            signal(SignalKind::interrupt()),
+            signal(SignalKind::terminate()),
+        ) else {
+            tracing::error!("signals cannot be received");
+            return;
+        };
+        for first in [true, false] {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            if first {
+                cancelled.cancel();
+            } else {
+                std::process::exit(130);
+            }
+        }
+    });
+    token
+}

@@ -1,0 +1,42 @@
+//! The only reader of wall time.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use chrono::{DateTime, Duration, SubsecRound, Utc};
+
+/// What time it is, in whole milliseconds: the system's, or one that a test moves by hand.
+#[derive(Debug, Clone)]
+pub enum Clock {
+    /// The machine's clock.
+    System,
+    /// Milliseconds since the epoch, shared by all clones.
+    Manual(Arc<AtomicI64>),
+}
+
+impl Clock {
+    /// A clock that stands at `start` until it is advanced.
+    pub fn manual(start: DateTime<Utc>) -> Self {
+        Self::Manual(Arc::new(AtomicI64::new(start.timestamp_millis())))
+    }
+
+    /// The present instant.
+    pub fn now(&self) -> DateTime<Utc> {
+        match self {
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "this is the one place that reads wall time"
+            )]
+            Self::System => Utc::now().trunc_subsecs(3),
+            Self::Manual(ms) => DateTime::from_timestamp_millis(ms.load(Ordering::SeqCst))
+                .unwrap_or(DateTime::<Utc>::MAX_UTC),
+        }
+    }
+
+    /// Moves a manual clock; the system's clock moves by itself.
+    pub fn advance(&self, by: Duration) {
+        if let Self::Manual(ms) = self {
+            ms.fetch_add(by.num_milliseconds(), Ordering::SeqCst);
+        }
+    }
+}

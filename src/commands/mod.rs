@@ -1,0 +1,81 @@
+//! What the executable can do: serve, here or with servers elsewhere, and commands that do one thing
+//! and end.
+
+pub mod keys;
+
+use anyhow::{Context as _, Result};
+use clap::Subcommand;
+use tokio::net::TcpListener;
+
+use crate::app::{App, shutdown_signal};
+use crate::clock::Clock;
+use crate::config::{DatabaseSettings, ServerSettings, Settings};
+use crate::store::Store;
+use crate::{dev, telemetry};
+
+/// What the executable can do.
+#[derive(Debug, Subcommand)]
+#[expect(
+    missing_docs,
+    reason = "clap would print them as the help of a whole group"
+)]
+pub enum Command {
+    /// Serve, with a Redis and a Postgres that run elsewhere
+    Serve {
+        #[command(flatten)]
+        settings: Settings,
+        #[command(flatten)]
+        servers: ServerSettings,
+        /// Bring the database's schema up to date first
+        #[arg(long, env = "TALLYMAN_MIGRATE", value_parser = clap::builder::BoolishValueParser::new())]
+        migrate: bool,
+    },
+    /// Serve on this machine, with private servers and nothing to configure
+    Dev {
+        #[command(flatten)]
+        options: dev::Options,
+        #[command(flatten)]
+        settings: Settings,
+    },
+    /// Bring the database's schema up to date
+    Migrate {
+        #[command(flatten)]
+        database: DatabaseSettings,
+    },
+    /// Make, list and revoke API keys, without the service
+    Keys(keys::Options),
+}
+
+/// Does it.
+pub async fn run(command: Command) -> Result<()> {
+    // Redis brings no TLS provider of its own. An error means that there is one already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    match command {
+        Command::Serve {
+            settings,
+            servers,
+            migrate,
+        } => {
+            let (config, servers) = settings.check_with(&servers)?;
+            telemetry::start(&config.log);
+            let stop = shutdown_signal();
+            if migrate {
+                Store::new(&servers.database_url, 1)?.migrate().await?;
+            }
+            let address = config.listen;
+            let listener = TcpListener::bind(address)
+                .await
+                .with_context(|| format!("cannot listen on {address}"))?;
+            let app = App::build(config, servers, Clock::System).await?;
+            tracing::info!("listening on http://{address}");
+            app.serve(listener, stop).await
+        }
+        Command::Dev { options, settings } => {
+            let config = settings.check()?;
+            telemetry::start(&config.log);
+            dev::run(options, config).await
+        }
+        Command::Migrate { database } => Ok(Store::new(&database.check()?, 1)?.migrate().await?),
+        Command::Keys(options) => keys::run(options, Clock::System).await,
+    }
+}

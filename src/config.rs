@@ -1,0 +1,630 @@
+//! The settings: every one a flag and a `TALLYMAN_…` variable, listed by `--help`.
+//!
+//! The only reader of the environment. Everything missing or bad is reported together, because
+//! somebody who deploys wants to hear it all at once.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::str::FromStr;
+use std::time::Duration;
+
+use chrono_tz::Tz;
+use clap::Args;
+
+use crate::domain::ids::{MeterId, PlanId};
+use crate::domain::period::{ResetMode, ResetPeriod};
+use crate::domain::policy::{Defaults, Enforcement, MeterLimit};
+use crate::domain::quantity::Count;
+
+/// The settings as they are given, unchecked.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Settings")]
+pub struct Settings {
+    /// Address to listen on
+    #[arg(
+        long,
+        env = "TALLYMAN_LISTEN",
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:7400"
+    )]
+    pub listen: String,
+
+    /// Origins whose pages may call the API from a browser, separated by commas, or `*` for any
+    #[arg(
+        long,
+        env = "TALLYMAN_CORS_ORIGINS",
+        value_name = "ORIGINS",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub cors_origins: String,
+
+    /// What stands in front of every key in Redis, so that several services can share one
+    #[arg(
+        long,
+        env = "TALLYMAN_REDIS_PREFIX",
+        value_name = "TEXT",
+        default_value = "tm:"
+    )]
+    pub redis_prefix: String,
+
+    /// After a restart of Redis: `verify` takes every count up again from Postgres; `trust` believes that Redis
+    /// has lost nothing, which only `appendfsync always` promises
+    #[arg(
+        long,
+        env = "TALLYMAN_REDIS_RESTART",
+        value_name = "verify|trust",
+        default_value = "verify"
+    )]
+    pub redis_restart: String,
+
+    /// Most connections to Postgres
+    #[arg(
+        long,
+        env = "TALLYMAN_DATABASE_CONNECTIONS",
+        value_name = "N",
+        default_value = "10"
+    )]
+    pub database_connections: String,
+
+    /// How often counts are stored in Postgres, milliseconds
+    #[arg(
+        long,
+        env = "TALLYMAN_FLUSH_INTERVAL_MS",
+        value_name = "MS",
+        default_value = "1000"
+    )]
+    pub flush_interval_ms: String,
+
+    /// How long an idempotency key is remembered, hours
+    #[arg(
+        long,
+        env = "TALLYMAN_IDEMPOTENCY_HOURS",
+        value_name = "HOURS",
+        default_value = "24"
+    )]
+    pub idempotency_hours: String,
+
+    /// How long after its end a period still takes late events, hours
+    #[arg(
+        long,
+        env = "TALLYMAN_LATE_HOURS",
+        value_name = "HOURS",
+        default_value = "48"
+    )]
+    pub late_hours: String,
+
+    /// How long a stop may take to answer what was accepted, seconds
+    #[arg(
+        long,
+        env = "TALLYMAN_SHUTDOWN_SECONDS",
+        value_name = "SECONDS",
+        default_value = "20"
+    )]
+    pub shutdown_seconds: String,
+
+    /// Plan of an organization that has none
+    #[arg(
+        long,
+        env = "TALLYMAN_DEFAULT_PLAN",
+        value_name = "PLAN",
+        default_value = "free"
+    )]
+    pub default_plan: String,
+
+    /// Meter that the default plan limits
+    #[arg(
+        long,
+        env = "TALLYMAN_DEFAULT_METER",
+        value_name = "METER",
+        default_value = "api"
+    )]
+    pub default_meter: String,
+
+    /// Units that the default plan includes in a period, or `unlimited`
+    #[arg(
+        long,
+        env = "TALLYMAN_DEFAULT_LIMIT",
+        value_name = "UNITS",
+        default_value = "1000"
+    )]
+    pub default_limit: String,
+
+    /// Whether the default plan refuses what does not fit (`hard`) or lets it become overage (`soft`)
+    #[arg(
+        long,
+        env = "TALLYMAN_DEFAULT_ENFORCEMENT",
+        value_name = "hard|soft",
+        default_value = "hard"
+    )]
+    pub default_enforcement: String,
+
+    /// Who opens a new period: `lazy`, `scheduled` or `manual`
+    #[arg(
+        long,
+        env = "TALLYMAN_DEFAULT_RESET_MODE",
+        value_name = "MODE",
+        default_value = "lazy"
+    )]
+    pub default_reset_mode: String,
+
+    /// How long a period is: `hourly`, `daily`, `weekly`, `monthly` or `yearly`
+    #[arg(
+        long,
+        env = "TALLYMAN_DEFAULT_RESET_PERIOD",
+        value_name = "PERIOD",
+        default_value = "monthly"
+    )]
+    pub default_reset_period: String,
+
+    /// Where midnight is, an IANA time zone
+    #[arg(
+        long,
+        env = "TALLYMAN_DEFAULT_TIME_ZONE",
+        value_name = "ZONE",
+        default_value = "UTC"
+    )]
+    pub default_time_zone: String,
+
+    /// What to log, in the syntax of tracing's `EnvFilter`
+    #[arg(
+        long,
+        env = "TALLYMAN_LOG",
+        value_name = "FILTER",
+        default_value = "info,sqlx=warn"
+    )]
+    pub log: String,
+
+    /// How to log: `text` or `json`
+    #[arg(
+        long,
+        env = "TALLYMAN_LOG_FORMAT",
+        value_name = "FORMAT",
+        default_value = "text"
+    )]
+    pub log_format: String,
+}
+
+/// Where the servers are, unchecked; `tallyman dev` brings its own.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Servers")]
+pub struct ServerSettings {
+    /// Redis 7 or newer: `redis://`, `rediss://` or `redis+unix://`
+    #[arg(
+        long,
+        env = "TALLYMAN_REDIS_URL",
+        value_name = "URL",
+        hide_env_values = true
+    )]
+    pub redis_url: Option<String>,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would print it as the help of the group")]
+    pub database: DatabaseSettings,
+}
+
+/// Where Postgres is, unchecked.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Servers")]
+pub struct DatabaseSettings {
+    /// Postgres 15 or newer: `postgres://user:password@host/database`
+    #[arg(
+        long,
+        env = "TALLYMAN_DATABASE_URL",
+        value_name = "URL",
+        global = true,
+        hide_env_values = true
+    )]
+    pub database_url: Option<String>,
+}
+
+/// The settings, checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Address to listen on.
+    pub listen: SocketAddr,
+    /// Whose pages may call from a browser.
+    pub cors_origins: Origins,
+    /// In front of every key in Redis.
+    pub redis_prefix: String,
+    /// Whether a restarted Redis is trusted to hold everything that it acknowledged.
+    pub trust_redis_restart: bool,
+    /// Most connections to Postgres.
+    pub database_connections: u32,
+    /// Between two flushes.
+    pub flush_interval: Duration,
+    /// How long an idempotency key is remembered.
+    pub idempotency: Duration,
+    /// How long after its end a period takes late events.
+    pub late: Duration,
+    /// How long a stop may take.
+    pub shutdown: Duration,
+    /// What applies where nobody says otherwise.
+    pub defaults: Defaults,
+    /// How to log.
+    pub log: LogConfig,
+}
+
+/// Whose pages may call from a browser.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origins {
+    /// Anybody's.
+    Any,
+    /// These, each spelled as browsers send it; nobody's if there are none.
+    Only(Vec<String>),
+}
+
+impl FromStr for Origins {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        if text.trim() == "*" {
+            return Ok(Self::Any);
+        }
+        let origins = text.split(',').map(str::trim).filter(|it| !it.is_empty());
+        let origins: Vec<String> = origins.map(str::to_owned).collect();
+        if origins.iter().all(|origin| is_origin(origin)) {
+            Ok(Self::Only(origins))
+        } else {
+            Err(())
+        }
+    }
+}
+
+/// Whether a browser could send this: `scheme://host` or `scheme://host:port`, in lower case.
+fn is_origin(text: &str) -> bool {
+    let fit = |c: u8| c.is_ascii_graphic() && !c.is_ascii_uppercase() && !b"/*?#@".contains(&c);
+    text.split_once("://").is_some_and(|(scheme, host)| {
+        !scheme.is_empty() && !host.is_empty() && scheme.bytes().chain(host.bytes()).all(fit)
+    })
+}
+
+/// How to log.
+#[derive(Debug, Clone)]
+pub struct LogConfig {
+    /// In the syntax of tracing's `EnvFilter`.
+    pub filter: String,
+    /// Whether lines are JSON.
+    pub json: bool,
+}
+
+/// Where the servers are, checked. Printing it for debugging hides the URLs, which hold passwords.
+#[derive(Clone)]
+pub struct Servers {
+    /// Where Redis is.
+    pub redis_url: String,
+    /// Where Postgres is.
+    pub database_url: String,
+}
+
+impl fmt::Debug for Servers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Servers { … }")
+    }
+}
+
+/// Everything that is missing or bad, one line each.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.join("\n"))]
+pub struct InvalidSettings(Vec<String>);
+
+impl Settings {
+    /// Checks the settings that need no servers.
+    pub fn check(&self) -> Result<Config, InvalidSettings> {
+        let mut problems = Problems::default();
+        let config = self.parse(&mut problems);
+        problems.into_result(config)
+    }
+
+    /// Checks these and the servers' together.
+    pub fn check_with(
+        &self,
+        servers: &ServerSettings,
+    ) -> Result<(Config, Servers), InvalidSettings> {
+        let mut problems = Problems::default();
+        let config = self.parse(&mut problems);
+        let servers = servers.parse(&mut problems);
+        problems.into_result(config.zip(servers))
+    }
+
+    fn parse(&self, problems: &mut Problems) -> Option<Config> {
+        let listen = problems.parsed("listen", &self.listen, "an address such as 127.0.0.1:7400");
+        let cors_origins = problems.parsed(
+            "cors-origins",
+            &self.cors_origins,
+            "* or origins such as https://app.example.com, separated by commas",
+        );
+        let trust_redis_restart = problems.chosen(
+            "redis-restart",
+            &self.redis_restart,
+            &[("verify", false), ("trust", true)],
+        );
+        let database_connections =
+            problems.number("database-connections", &self.database_connections, 1, 1000);
+        let flush_interval =
+            problems.number("flush-interval-ms", &self.flush_interval_ms, 10, 3_600_000);
+        let idempotency = problems.number("idempotency-hours", &self.idempotency_hours, 1, 24 * 31);
+        let late = problems.number("late-hours", &self.late_hours, 0, 24 * 31);
+        let shutdown = problems.number("shutdown-seconds", &self.shutdown_seconds, 1, 3600);
+        let log_json = problems.chosen(
+            "log-format",
+            &self.log_format,
+            &[("text", false), ("json", true)],
+        );
+        if self.redis_prefix.len() > 64 || self.redis_prefix.contains(['{', '}']) {
+            problems.add::<()>(
+                "redis-prefix",
+                &self.redis_prefix,
+                "at most 64 characters without { and }",
+            );
+        }
+        if self.log.parse::<tracing_subscriber::EnvFilter>().is_err() {
+            problems.add::<()>("log", &self.log, "a filter such as info or tallyman=debug");
+        }
+        let defaults = self.defaults(problems);
+        Some(Config {
+            listen: listen?,
+            cors_origins: cors_origins?,
+            redis_prefix: self.redis_prefix.clone(),
+            trust_redis_restart: trust_redis_restart?,
+            database_connections: u32::try_from(database_connections?).ok()?,
+            flush_interval: Duration::from_millis(flush_interval?),
+            idempotency: Duration::from_secs(idempotency?.checked_mul(3600)?),
+            late: Duration::from_secs(late?.checked_mul(3600)?),
+            shutdown: Duration::from_secs(shutdown?),
+            defaults: defaults?,
+            log: LogConfig {
+                filter: self.log.clone(),
+                json: log_json?,
+            },
+        })
+    }
+
+    fn defaults(&self, problems: &mut Problems) -> Option<Defaults> {
+        let plan_id: Option<PlanId> = problems.valid("default-plan", &self.default_plan);
+        let meter: Option<MeterId> = problems.valid("default-meter", &self.default_meter);
+        let limit = match self.default_limit.as_str() {
+            "unlimited" => Some(None),
+            text => match text
+                .parse::<u64>()
+                .ok()
+                .and_then(|units| Count::try_from(units).ok())
+            {
+                Some(units) => Some(Some(units)),
+                None => problems.add::<Option<Count>>(
+                    "default-limit",
+                    text,
+                    "a number from 0 to 2^53 - 1, or unlimited",
+                ),
+            },
+        };
+        let enforcement = problems.chosen(
+            "default-enforcement",
+            &self.default_enforcement,
+            &[("hard", Enforcement::Hard), ("soft", Enforcement::Soft)],
+        );
+        let reset_mode: Option<ResetMode> = problems.parsed(
+            "default-reset-mode",
+            &self.default_reset_mode,
+            "lazy, scheduled or manual",
+        );
+        let reset_period: Option<ResetPeriod> = problems.parsed(
+            "default-reset-period",
+            &self.default_reset_period,
+            "hourly, daily, weekly, monthly or yearly",
+        );
+        let time_zone: Option<Tz> = problems.parsed(
+            "default-time-zone",
+            &self.default_time_zone,
+            "an IANA time zone such as Europe/Berlin",
+        );
+        let limit = MeterLimit {
+            limit: limit?,
+            enforcement: enforcement?,
+            ..MeterLimit::default()
+        };
+        Some(Defaults {
+            plan_id: plan_id?,
+            limits: BTreeMap::from([(meter?, limit)]),
+            reset_mode: reset_mode?,
+            reset_period: reset_period?,
+            time_zone: time_zone?,
+        })
+    }
+}
+
+impl ServerSettings {
+    fn parse(&self, problems: &mut Problems) -> Option<Servers> {
+        let redis_url = problems.url(
+            "redis-url",
+            self.redis_url.as_deref(),
+            &["redis", "rediss", "redis+unix", "unix"],
+        );
+        let database_url = self.database.parse(problems);
+        Some(Servers {
+            redis_url: redis_url?,
+            database_url: database_url?,
+        })
+    }
+}
+
+impl DatabaseSettings {
+    /// Where Postgres is.
+    pub fn check(&self) -> Result<String, InvalidSettings> {
+        let mut problems = Problems::default();
+        let url = self.parse(&mut problems);
+        problems.into_result(url)
+    }
+
+    fn parse(&self, problems: &mut Problems) -> Option<String> {
+        problems.url(
+            "database-url",
+            self.database_url.as_deref(),
+            &["postgres", "postgresql"],
+        )
+    }
+}
+
+/// Collects what is wrong; every function returns none where it has added something.
+#[derive(Default)]
+struct Problems(Vec<String>);
+
+impl Problems {
+    fn add<T>(&mut self, flag: &str, given: &str, needed: &str) -> Option<T> {
+        self.0
+            .push(format!("{} is {given:?}; it must be {needed}", name(flag)));
+        None
+    }
+
+    fn parsed<T: FromStr>(&mut self, flag: &str, text: &str, needed: &str) -> Option<T> {
+        text.parse().ok().or_else(|| self.add(flag, text, needed))
+    }
+
+    fn valid<T: FromStr<Err: fmt::Display>>(&mut self, flag: &str, text: &str) -> Option<T> {
+        match text.parse() {
+            Ok(value) => Some(value),
+            Err(rule) => {
+                self.0
+                    .push(format!("{} is {text:?}; it {rule}", name(flag)));
+                None
+            }
+        }
+    }
+
+    fn number(&mut self, flag: &str, text: &str, min: u64, max: u64) -> Option<u64> {
+        let number = text
+            .parse()
+            .ok()
+            .filter(|number| (min..=max).contains(number));
+        number.or_else(|| self.add(flag, text, &format!("a number from {min} to {max}")))
+    }
+
+    fn chosen<T: Copy>(&mut self, flag: &str, text: &str, choices: &[(&str, T)]) -> Option<T> {
+        let choice = choices
+            .iter()
+            .find(|(word, _)| *word == text)
+            .map(|(_, value)| *value);
+        let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
+        choice.or_else(|| self.add(flag, text, &words.join(" or ")))
+    }
+
+    /// Never repeats the URL, which may hold a password.
+    fn url(&mut self, flag: &str, url: Option<&str>, schemes: &[&str]) -> Option<String> {
+        let problem = match url {
+            None => "is missing",
+            Some(url)
+                if schemes
+                    .iter()
+                    .any(|scheme| url.starts_with(&format!("{scheme}://"))) =>
+            {
+                return Some(url.to_owned());
+            }
+            Some(_) => "is not a URL",
+        };
+        self.0.push(format!(
+            "{} {problem}; it must begin with {}://",
+            name(flag),
+            schemes.join(":// or ")
+        ));
+        None
+    }
+
+    fn into_result<T>(self, value: Option<T>) -> Result<T, InvalidSettings> {
+        match value {
+            Some(value) if self.0.is_empty() => Ok(value),
+            _ => Err(InvalidSettings(self.0)),
+        }
+    }
+}
+
+/// Both names of a setting.
+fn name(flag: &str) -> String {
+    format!(
+        "TALLYMAN_{} (--{flag})",
+        flag.to_uppercase().replace('-', "_")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        settings: Settings,
+        #[command(flatten)]
+        servers: ServerSettings,
+    }
+
+    fn check(arguments: &[&str]) -> Result<(Config, Servers), InvalidSettings> {
+        let command = Command::parse_from(std::iter::once(&"tallyman").chain(arguments));
+        command.settings.check_with(&command.servers)
+    }
+
+    #[test]
+    fn everything_missing_or_bad_is_reported_together() {
+        let problems = check(&[
+            "--listen",
+            "nowhere",
+            "--default-limit=-1",
+            "--database-url",
+            "mysql://x:secret@y",
+        ])
+        .unwrap_err();
+        insta::assert_snapshot!(problems, @r#"
+        TALLYMAN_LISTEN (--listen) is "nowhere"; it must be an address such as 127.0.0.1:7400
+        TALLYMAN_DEFAULT_LIMIT (--default-limit) is "-1"; it must be a number from 0 to 2^53 - 1, or unlimited
+        TALLYMAN_REDIS_URL (--redis-url) is missing; it must begin with redis:// or rediss:// or redis+unix:// or unix://
+        TALLYMAN_DATABASE_URL (--database-url) is not a URL; it must begin with postgres:// or postgresql://
+        "#);
+    }
+
+    #[test]
+    fn the_defaults_are_complete_but_for_the_servers() {
+        let (config, _) =
+            check(&["--redis-url", "redis://r", "--database-url", "postgres://p"]).unwrap();
+        assert_eq!(config.defaults.plan_id.as_str(), "free");
+        assert_eq!(config.defaults.limits.len(), 1);
+    }
+
+    #[test]
+    fn origins_are_spelled_as_browsers_send_them() {
+        let only = |origins: &[&str]| {
+            Ok(Origins::Only(
+                origins.iter().map(|it| (*it).to_owned()).collect(),
+            ))
+        };
+        assert_eq!("".parse(), only(&[]));
+        assert_eq!("*".parse(), Ok(Origins::Any));
+        assert_eq!(
+            "https://a.example, http://localhost:3000,".parse(),
+            only(&["https://a.example", "http://localhost:3000"])
+        );
+        for bad in [
+            "a.example",
+            "https://a.example/",
+            "https://A.example",
+            "https://*.example",
+            "https://",
+            "*,https://a.example",
+        ] {
+            assert_eq!(bad.parse::<Origins>(), Err(()), "{bad}");
+        }
+    }
+
+    #[test]
+    fn passwords_are_not_printed() {
+        let (_, servers) = check(&[
+            "--redis-url",
+            "redis://:hunter2@r",
+            "--database-url",
+            "postgres://p",
+        ])
+        .unwrap();
+        assert!(!format!("{servers:?}").contains("hunter2"));
+    }
+}

@@ -1,0 +1,57 @@
+//! What can go wrong with Redis, by what a caller can do about it.
+
+use redis::{ErrorKind, RedisError, ServerErrorKind};
+
+/// A call to the counter store that has no answer.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// Nothing was executed; trying again later is safe.
+    #[error("the counter store is unavailable: {0}")]
+    Unavailable(String),
+    /// The connection broke before the reply came; the call may have been executed.
+    #[error("the counter store did not answer: {0}")]
+    Unknown(String),
+    /// The store is not one that counts can be trusted to; somebody must change its configuration.
+    #[error("the counter store cannot be used: {0}")]
+    Unfit(String),
+    /// The store answered something that these scripts and keys never produce.
+    #[error("the counter store answered nonsense: {0}")]
+    Inconsistent(String),
+}
+
+impl Error {
+    /// Whether the connection that produced this must be replaced.
+    pub(super) fn breaks_connection(&self) -> bool {
+        matches!(self, Self::Unknown(_))
+    }
+}
+
+impl From<RedisError> for Error {
+    fn from(error: RedisError) -> Self {
+        let text = error.to_string();
+        match error.kind() {
+            ErrorKind::Server(
+                ServerErrorKind::BusyLoading
+                | ServerErrorKind::MasterDown
+                | ServerErrorKind::ReadOnly
+                | ServerErrorKind::ClusterDown
+                | ServerErrorKind::TryAgain
+                | ServerErrorKind::NoPerm,
+            )
+            | ErrorKind::Client
+            | ErrorKind::InvalidClientConfig
+            | ErrorKind::AuthenticationFailed => Self::Unavailable(text),
+            // Refused before the script began: out of memory, snapshotting failed, another script is stuck.
+            ErrorKind::Extension
+                if matches!(
+                    error.code(),
+                    Some("OOM" | "MISCONF" | "BUSY" | "NOREPLICAS")
+                ) =>
+            {
+                Self::Unavailable(text)
+            }
+            ErrorKind::Io | ErrorKind::Parse => Self::Unknown(text),
+            _ => Self::Inconsistent(text),
+        }
+    }
+}

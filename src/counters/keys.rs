@@ -1,0 +1,184 @@
+//! The key grammar, and its inverse.
+//!
+//! Every key of an organization carries the organization's shard as its hash tag, `{00}` to `{ff}`,
+//! so that on Redis Cluster a counter shares a slot with the indexes that the same script touches,
+//! and a flusher walks a fixed number of indexes. The shard is `xxh3_64(id) mod 256`; how keys are
+//! laid out is recorded in the keyspace at first start, and another layout is refused.
+
+use std::fmt::Write as _;
+
+use chrono::DateTime;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::domain::counter::CounterId;
+use crate::domain::ids::{IdempotencyKey, OrganizationId};
+
+/// The number of shards; part of the layout, never changed on a live data set.
+pub const SHARDS: u16 = 256;
+
+/// What the layout key must hold.
+pub(super) const LAYOUT: &str = "1 xxh3_64 256";
+
+/// One of the [`SHARDS`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Shard(u8);
+
+impl Shard {
+    /// The shard of an organization.
+    pub fn of(organization: &OrganizationId) -> Self {
+        let [low, ..] = xxh3_64(organization.as_str().as_bytes()).to_le_bytes();
+        Self(low)
+    }
+
+    /// All shards.
+    pub fn all() -> impl Iterator<Item = Self> {
+        (0..=u8::MAX).map(Self)
+    }
+
+    /// Its position among [`Shard::all`].
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+/// Makes keys under one prefix.
+#[derive(Debug, Clone)]
+pub(super) struct Keys {
+    prefix: String,
+}
+
+impl Keys {
+    /// Keys under `prefix`, such as `tm:`.
+    pub(super) fn new(prefix: &str) -> Self {
+        Self {
+            prefix: prefix.to_owned(),
+        }
+    }
+
+    pub(super) fn layout(&self) -> String {
+        format!("{}layout", self.prefix)
+    }
+
+    /// The channel on which changes of policies are announced.
+    pub(super) fn announcements(&self) -> String {
+        format!("{}policies", self.prefix)
+    }
+
+    pub(super) fn applied(&self) -> String {
+        format!("{}applied", self.prefix)
+    }
+
+    /// The mirror of the API keys: one hash, so that its revision is lost with the records.
+    pub(super) fn api_keys(&self) -> String {
+        format!("{}keys", self.prefix)
+    }
+
+    pub(super) fn generation(&self, shard: Shard) -> String {
+        self.sharded(shard, "gen")
+    }
+
+    pub(super) fn dirty(&self, shard: Shard) -> String {
+        self.sharded(shard, "dirty")
+    }
+
+    pub(super) fn lease(&self, shard: Shard) -> String {
+        self.sharded(shard, "lease")
+    }
+
+    pub(super) fn organization(&self, organization: &OrganizationId) -> String {
+        let mut key = self.sharded(Shard::of(organization), "o:");
+        key.push_str(organization.as_str());
+        key
+    }
+
+    pub(super) fn idempotency(
+        &self,
+        organization: &OrganizationId,
+        attempt: &IdempotencyKey,
+    ) -> String {
+        let mut key = self.sharded(Shard::of(organization), "i:");
+        let _ = write!(key, "{organization}:{attempt}");
+        key
+    }
+
+    pub(super) fn counter(&self, counter: &CounterId) -> String {
+        let mut key = self.sharded(Shard::of(&counter.organization), "u:");
+        let _ = write!(
+            key,
+            "{}:{}:{}",
+            counter.organization,
+            counter.meter,
+            counter.start.timestamp_millis()
+        );
+        key
+    }
+
+    /// The inverse of [`Keys::counter`]; none for anything that it does not produce.
+    pub(super) fn parse_counter(&self, key: &str) -> Option<CounterId> {
+        let (shard, rest) = key
+            .strip_prefix(&self.prefix)?
+            .strip_prefix('{')?
+            .split_once("}:u:")?;
+        let mut parts = rest.split(':');
+        let (organization, meter, start) = (parts.next()?, parts.next()?, parts.next()?);
+        let organization: OrganizationId = organization.parse().ok()?;
+        let start = DateTime::from_timestamp_millis(start.parse().ok()?)?;
+        let known =
+            parts.next().is_none() && *shard == format!("{:02x}", Shard::of(&organization).0);
+        known.then_some(CounterId {
+            organization,
+            meter: meter.parse().ok()?,
+            start,
+        })
+    }
+
+    fn sharded(&self, shard: Shard, name: &str) -> String {
+        let mut key = String::with_capacity(self.prefix.len().saturating_add(96));
+        let _ = write!(key, "{}{{{:02x}}}:{name}", self.prefix, shard.0);
+        key
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_counters_key_parses_back(
+            organization in "[A-Za-z0-9][A-Za-z0-9_.@-]{0,127}",
+            meter in "[a-z][a-z0-9_.-]{0,63}",
+            start in -62_135_596_800_000_i64..253_402_300_799_999,
+            prefix in "[a-z{}:]{0,8}",
+        ) {
+            prop_assume!(!prefix.contains('}'));
+            let keys = Keys::new(&prefix);
+            let counter = CounterId {
+                organization: organization.parse().unwrap(),
+                meter: meter.parse().unwrap(),
+                start: DateTime::from_timestamp_millis(start).unwrap(),
+            };
+            prop_assert_eq!(keys.parse_counter(&keys.counter(&counter)), Some(counter));
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_counter_does_not_parse() {
+        let keys = Keys::new("tm:");
+        let organization: OrganizationId = "org_1".parse().unwrap();
+        assert_eq!(keys.parse_counter(&keys.organization(&organization)), None);
+        assert_eq!(keys.parse_counter("tm:{zz}:u:org_1:api:0"), None);
+        assert_eq!(keys.parse_counter("other"), None);
+    }
+
+    #[test]
+    fn the_shard_of_an_organization_never_changes() {
+        let shards: Vec<usize> = ["org_1", "org_2", "acme"]
+            .iter()
+            .map(|id| Shard::of(&id.parse().unwrap()).index())
+            .collect();
+        assert_eq!(shards, [235, 28, 225]);
+    }
+}

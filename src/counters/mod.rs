@@ -1,0 +1,610 @@
+//! The only code that speaks Redis.
+//!
+//! Owns the key grammar, the scripts and the connection. Decides nothing: what to count comes from
+//! `metering`, the rule is in `lua/count.lua`. A counter that is missing here is *unknown*, never
+//! zero, and no function of this module pretends otherwise. Start reading at [`Counters`].
+
+mod error;
+mod keys;
+mod link;
+mod scripts;
+mod stamp;
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use chrono::{DateTime, Utc};
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use redis::{Client, IntoConnectionInfo};
+
+pub use error::Error;
+pub use keys::{SHARDS, Shard};
+pub use link::Link;
+pub use scripts::Opening;
+
+use crate::clock::Clock;
+use crate::domain::counter::{CounterId, Hour, Snapshot, Stamp};
+use crate::domain::decision::{self, Demand};
+use crate::domain::ids::{ApiKeyId, IdempotencyKey, MeterId, OrganizationId};
+use crate::domain::quantity::Count;
+use keys::Keys;
+
+/// Where Redis is and how it is used.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// `redis://`, `rediss://` or `redis+unix://`.
+    pub url: String,
+    /// In front of every key.
+    pub prefix: String,
+    /// Whether a restarted server is trusted to hold everything that it acknowledged.
+    pub trust_restart: bool,
+    /// How long an idempotency record is kept, ms.
+    pub record_lifetime_ms: u64,
+}
+
+/// The handle on all counters; clones share one connection.
+#[derive(Debug, Clone)]
+pub struct Counters(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    client: Client,
+    keys: Keys,
+    settings: Settings,
+    clock: Clock,
+    /// The link in use; replaced, never repaired.
+    current: RwLock<Option<Arc<Link>>>,
+    /// Held while a new link is made, so that an outage is met by one attempt at a time.
+    connecting: tokio::sync::Mutex<()>,
+}
+
+/// One call's wish: all of its charges or none.
+#[derive(Debug, Clone)]
+pub struct Operation<'a> {
+    /// Whose counters.
+    pub organization: &'a OrganizationId,
+    /// Track, consume or check.
+    pub kind: decision::Operation,
+    /// Distinct counters of that organization.
+    pub charges: Vec<Charge>,
+    /// Makes a repetition harmless.
+    pub attempt: Option<&'a Attempt>,
+}
+
+/// What an operation wants of one counter.
+#[derive(Debug, Clone)]
+pub struct Charge {
+    /// Which counter.
+    pub counter: CounterId,
+    /// How much.
+    pub demand: Demand,
+    /// What decides, as far as the caller knows.
+    pub stamp: Stamp,
+    /// The start of the hour that the units belong to.
+    pub hour: DateTime<Utc>,
+}
+
+/// An attempt that may be repeated under the same key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attempt {
+    /// The caller's name for it.
+    pub key: IdempotencyKey,
+    /// A hash of the payload, without `|`.
+    pub fingerprint: String,
+}
+
+/// What became of one operation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Decided.
+    Answered(Answer),
+    /// The same idempotency key came with another payload; nothing was counted.
+    KeyReused,
+    /// The counter of this charge is missing: unknown. Nothing was counted.
+    Missing(usize),
+    /// The counter of this charge is of another generation: unknown. Nothing was counted.
+    Frozen(usize),
+    /// The period of this charge is closed, or over by a newer policy. Nothing was counted.
+    Closed(usize),
+    /// This charge would pass the ceiling of its counter. Nothing was counted.
+    Overflow(usize),
+}
+
+/// A final answer, fresh or repeated.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// Whether everything was granted; otherwise nothing was counted.
+    pub granted: bool,
+    /// Whether this is what an earlier attempt was told.
+    pub replayed: bool,
+    /// For each charge, what its counter held after the decision.
+    pub readings: Vec<Reading>,
+}
+
+/// A counter as a decision saw it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reading {
+    /// The start of its period.
+    pub start: DateTime<Utc>,
+    /// Units counted.
+    pub used: Count,
+    /// What decided; newer than the caller's where somebody changed the policy meanwhile.
+    pub stamp: Stamp,
+    /// What a refund gave back.
+    pub given_back: u64,
+}
+
+/// What Redis is to note of a counter after a flush.
+#[derive(Debug, Clone)]
+pub struct Settlement<'a> {
+    /// Which counter.
+    pub counter: &'a CounterId,
+    /// What was read; none where the counter was missing, and shall be waited for no more if it still is.
+    pub snapshot: Option<&'a Snapshot>,
+    /// Whether Postgres now holds exactly that; otherwise it holds something newer.
+    pub stored: bool,
+    /// When the counter may disappear, once it is clean.
+    pub expiry: Option<DateTime<Utc>>,
+    /// Hours that begin before this are reached by no event any more.
+    pub drop_hours_before: DateTime<Utc>,
+}
+
+/// What Redis knows of an organization.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownOrganization {
+    /// The resolved policy as JSON.
+    pub policy: String,
+    /// Every meter counted in this data set; none if nothing was counted in it.
+    pub meters: Option<Vec<MeterId>>,
+}
+
+/// Records of API keys for the mirror.
+#[derive(Debug, Clone)]
+pub struct KeyChanges<'a> {
+    /// The revision that they lead to.
+    pub revision: u64,
+    /// Each as JSON, oldest change first.
+    pub records: Vec<(&'a ApiKeyId, String)>,
+    /// Whether they take the place of all that the mirror holds.
+    pub replace: bool,
+}
+
+/// A shard whose data set has a name and no number yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unnumbered {
+    /// Which shard.
+    pub shard: Shard,
+    /// The name that a number must be drawn for.
+    pub name: String,
+}
+
+impl Counters {
+    /// A handle that connects at its first use.
+    pub fn new(settings: Settings, clock: Clock) -> Result<Self, Error> {
+        let info = settings
+            .url
+            .as_str()
+            .into_connection_info()
+            .map_err(|error| Error::Unfit(error.to_string()))?;
+        let redis = info
+            .redis_settings()
+            .clone()
+            .set_protocol(redis::ProtocolVersion::RESP3);
+        let tcp = info.tcp_settings().clone().set_nodelay(true);
+        let client = Client::open(info.set_redis_settings(redis).set_tcp_settings(tcp))
+            .map_err(|error| Error::Unfit(error.to_string()))?;
+        let keys = Keys::new(&settings.prefix);
+        Ok(Self(Arc::new(Inner {
+            client,
+            keys,
+            settings,
+            clock,
+            current: RwLock::new(None),
+            connecting: tokio::sync::Mutex::new(()),
+        })))
+    }
+
+    /// The link in use, or a new one on which every shard has been identified.
+    pub async fn link(&self) -> Result<Arc<Link>, Error> {
+        if let Some(link) = self.healthy() {
+            return Ok(link);
+        }
+        let _one_at_a_time = self.0.connecting.lock().await;
+        if let Some(link) = self.healthy() {
+            return Ok(link);
+        }
+        let link = Arc::new(Link::open(&self.0.client, &self.0.keys).await?);
+        let all: Vec<Shard> = Shard::all().collect();
+        self.identify(&link, &all).await?;
+        *self
+            .0
+            .current
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&link));
+        Ok(link)
+    }
+
+    fn healthy(&self) -> Option<Arc<Link>> {
+        let current = self
+            .0
+            .current
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        current.as_ref().filter(|link| !link.is_broken()).cloned()
+    }
+
+    /// Asks again which data sets these shards hold; returns those that need a number.
+    pub async fn identify(&self, link: &Link, shards: &[Shard]) -> Result<Vec<Unnumbered>, Error> {
+        let shards: Vec<_> = shards
+            .iter()
+            .map(|shard| Unnumbered {
+                shard: *shard,
+                name: String::new(),
+            })
+            .collect();
+        self.name_or_number(link, &shards, None).await
+    }
+
+    /// Gives data sets a number that Postgres drew after they were named; returns those that were
+    /// replaced by another data set meanwhile.
+    pub async fn number(
+        &self,
+        link: &Link,
+        shards: &[Unnumbered],
+        number: u64,
+    ) -> Result<Vec<Unnumbered>, Error> {
+        self.name_or_number(link, shards, Some(number)).await
+    }
+
+    async fn name_or_number(
+        &self,
+        link: &Link,
+        shards: &[Unnumbered],
+        number: Option<u64>,
+    ) -> Result<Vec<Unnumbered>, Error> {
+        let Inner {
+            keys,
+            settings,
+            clock,
+            ..
+        } = &*self.0;
+        scripts::identify(
+            link,
+            keys,
+            shards,
+            number,
+            clock.now(),
+            settings.trust_restart,
+        )
+        .await
+    }
+
+    /// Decides and counts; one outcome for each operation, in order.
+    pub async fn count(
+        &self,
+        link: &Link,
+        operations: &[Operation<'_>],
+        now: DateTime<Utc>,
+    ) -> Result<Vec<Outcome>, Error> {
+        scripts::count(
+            link,
+            &self.0.keys,
+            operations,
+            now,
+            self.0.settings.record_lifetime_ms,
+        )
+        .await
+    }
+
+    /// Starts a missing counter at zero, if it is certain that nothing was counted in its period.
+    pub async fn open(
+        &self,
+        link: &Link,
+        counter: &CounterId,
+        stamp: &Stamp,
+        now: DateTime<Utc>,
+        margin_ms: i64,
+        expiry: Option<DateTime<Utc>>,
+    ) -> Result<Opening, Error> {
+        scripts::open(link, &self.0.keys, counter, stamp, now, margin_ms, expiry).await
+    }
+
+    /// Writes a counter that Postgres has moved to the generation in the snapshot's stamp.
+    pub async fn restore(
+        &self,
+        link: &Link,
+        held: Option<&Snapshot>,
+        snapshot: &Snapshot,
+        meters: &[MeterId],
+        policy_version: u64,
+        expiry: Option<DateTime<Utc>>,
+    ) -> Result<Opening, Error> {
+        scripts::restore(
+            link,
+            &self.0.keys,
+            held,
+            snapshot,
+            meters,
+            policy_version,
+            expiry,
+        )
+        .await
+    }
+
+    /// Notes what Postgres holds of some counters of one shard.
+    pub async fn settle(
+        &self,
+        link: &Link,
+        shard: Shard,
+        settlements: &[Settlement<'_>],
+        read_at: DateTime<Utc>,
+    ) -> Result<usize, Error> {
+        scripts::settle(link, &self.0.keys, shard, settlements, read_at).await
+    }
+
+    /// Makes a policy known to Redis and to running counters, and tells the other instances.
+    /// Returns the version that Redis knows now and every meter counted.
+    pub async fn configure(
+        &self,
+        link: &Link,
+        organization: &OrganizationId,
+        (version, policy): (u64, &str),
+        now: DateTime<Utc>,
+        running: &[(CounterId, Stamp)],
+    ) -> Result<(u64, Vec<MeterId>), Error> {
+        scripts::configure(
+            link,
+            &self.0.keys,
+            organization,
+            version,
+            policy,
+            now,
+            running,
+        )
+        .await
+    }
+
+    /// Reads counters; none where one is missing.
+    pub async fn read(
+        &self,
+        link: &Link,
+        counters: &[CounterId],
+    ) -> Result<Vec<Option<Snapshot>>, Error> {
+        if counters.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pipeline = redis::pipe();
+        for counter in counters {
+            pipeline.cmd("HGETALL").arg(self.0.keys.counter(counter));
+        }
+        let hashes: Vec<HashMap<String, String>> = link.run(&pipeline).await?;
+        counters
+            .iter()
+            .zip(hashes)
+            .map(|(counter, hash)| {
+                if hash.is_empty() {
+                    return Ok(None);
+                }
+                let parsed = parse_snapshot(counter, &hash);
+                parsed.map(Some).ok_or_else(|| {
+                    Error::Inconsistent(format!("the counter {counter:?} holds {hash:?}"))
+                })
+            })
+            .collect()
+    }
+
+    /// What Redis knows of an organization, if it knows its policy.
+    pub async fn organization(
+        &self,
+        link: &Link,
+        organization: &OrganizationId,
+    ) -> Result<Option<KnownOrganization>, Error> {
+        let mut pipeline = redis::pipe();
+        pipeline
+            .cmd("HMGET")
+            .arg(self.0.keys.organization(organization))
+            .arg("p")
+            .arg("m");
+        let ((policy, meters),): ((Option<String>, Option<String>),) = link.run(&pipeline).await?;
+        Ok(policy.map(|policy| KnownOrganization {
+            policy,
+            meters: meters.map(|meters| scripts::parse_meters(&meters)),
+        }))
+    }
+
+    /// The shards that have counters to be stored, with how many and since when the oldest waits.
+    pub async fn backlog(&self, link: &Link) -> Result<Vec<(Shard, usize, DateTime<Utc>)>, Error> {
+        let mut pipeline = redis::pipe();
+        for shard in Shard::all() {
+            let dirty = self.0.keys.dirty(shard);
+            pipeline
+                .cmd("ZCARD")
+                .arg(&dirty)
+                .cmd("ZRANGE")
+                .arg(&dirty)
+                .arg(0)
+                .arg(0)
+                .arg("WITHSCORES");
+        }
+        let replies: Vec<redis::Value> = link.run(&pipeline).await?;
+        let mut shards = Vec::new();
+        for (shard, reply) in Shard::all().zip(replies.chunks(2)) {
+            let [size, oldest] = reply else { continue };
+            let size: usize =
+                redis::from_redis_value(size.clone()).map_err(redis::RedisError::from)?;
+            let oldest: Vec<(String, f64)> =
+                redis::from_redis_value(oldest.clone()).map_err(redis::RedisError::from)?;
+            if let Some((_, since)) = oldest.first() {
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    reason = "scores are whole milliseconds"
+                )]
+                let since = DateTime::from_timestamp_millis(*since as i64).unwrap_or_default();
+                shards.push((shard, size, since));
+            }
+        }
+        Ok(shards)
+    }
+
+    /// Takes a shard for `ms`, unless somebody else has it. For economy only: nothing depends on it.
+    pub async fn lease(&self, link: &Link, shard: Shard, ms: u64) -> Result<bool, Error> {
+        let mut pipeline = redis::pipe();
+        pipeline
+            .cmd("SET")
+            .arg(self.0.keys.lease(shard))
+            .arg(&link.run_id)
+            .arg("NX")
+            .arg("PX")
+            .arg(ms);
+        let (taken,): (Option<String>,) = link.run(&pipeline).await?;
+        Ok(taken.is_some())
+    }
+
+    /// The counters of a shard that have waited longest to be stored.
+    pub async fn dirty(
+        &self,
+        link: &Link,
+        shard: Shard,
+        count: usize,
+    ) -> Result<Vec<CounterId>, Error> {
+        let mut pipeline = redis::pipe();
+        pipeline
+            .cmd("ZRANGE")
+            .arg(self.0.keys.dirty(shard))
+            .arg(0)
+            .arg(count.saturating_sub(1));
+        let (members,): (Vec<String>,) = link.run(&pipeline).await?;
+        members
+            .iter()
+            .map(|key| {
+                let parsed = self.0.keys.parse_counter(key);
+                parsed.ok_or_else(|| Error::Inconsistent(format!("the dirty index holds {key:?}")))
+            })
+            .collect()
+    }
+
+    /// The mirrored record of an API key.
+    pub async fn api_key(&self, link: &Link, id: &ApiKeyId) -> Result<Option<String>, Error> {
+        self.mirrored(link, id.as_str()).await
+    }
+
+    /// The revision up to which API keys are mirrored in this data set; 0 where none is.
+    pub async fn api_keys_revision(&self, link: &Link) -> Result<u64, Error> {
+        let revision = self.mirrored(link, scripts::MIRROR_REVISION).await?;
+        let revision = revision.map_or(Ok(0), |text| text.parse());
+        revision.map_err(|_| Error::Inconsistent("the mirror of the API keys".to_owned()))
+    }
+
+    /// Takes the mirror of the API keys from the revision that was `seen` to that of the records,
+    /// so that counting authenticates without Postgres. False where somebody else has taken it on.
+    pub async fn mirror_api_keys(
+        &self,
+        link: &Link,
+        seen: u64,
+        changes: &KeyChanges<'_>,
+    ) -> Result<bool, Error> {
+        scripts::mirror(link, &self.0.keys, seen, changes).await
+    }
+
+    async fn mirrored(&self, link: &Link, field: &str) -> Result<Option<String>, Error> {
+        let mut pipeline = redis::pipe();
+        pipeline.cmd("HGET").arg(self.0.keys.api_keys()).arg(field);
+        let (text,): (Option<String>,) = link.run(&pipeline).await?;
+        Ok(text)
+    }
+
+    /// The policy version up to which every change has reached this data set; 0 where nothing is known.
+    pub async fn applied(&self, link: &Link) -> Result<u64, Error> {
+        let mut pipeline = redis::pipe();
+        pipeline.cmd("GET").arg(self.0.keys.applied());
+        let (version,): (Option<u64>,) = link.run(&pipeline).await?;
+        Ok(version.unwrap_or(0))
+    }
+
+    /// Notes up to which policy version every change has reached this data set.
+    pub async fn set_applied(&self, link: &Link, version: u64) -> Result<(), Error> {
+        let mut pipeline = redis::pipe();
+        pipeline
+            .cmd("SET")
+            .arg(self.0.keys.applied())
+            .arg(version)
+            .ignore();
+        link.run(&pipeline).await
+    }
+
+    /// Whether Redis answers.
+    pub async fn ping(&self) -> Result<(), Error> {
+        let link = self.link().await?;
+        let mut pipeline = redis::pipe();
+        pipeline.cmd("PING").ignore();
+        link.run(&pipeline).await
+    }
+
+    /// Tells every instance that an organization's policy has changed.
+    pub async fn announce(&self, link: &Link, organization: &OrganizationId) -> Result<(), Error> {
+        let mut pipeline = redis::pipe();
+        pipeline
+            .cmd("PUBLISH")
+            .arg(self.0.keys.announcements())
+            .arg(organization.as_str())
+            .ignore();
+        link.run(&pipeline).await
+    }
+
+    /// The organizations whose policies change, until the connection breaks.
+    pub async fn announcements(&self) -> Result<BoxStream<'static, OrganizationId>, Error> {
+        let mut subscription = self
+            .0
+            .client
+            .get_async_pubsub()
+            .await
+            .map_err(|error| Error::Unavailable(error.to_string()))?;
+        subscription.subscribe(self.0.keys.announcements()).await?;
+        let messages = subscription.into_on_message();
+        Ok(messages
+            .filter_map(|message| async move { message.get_payload::<String>().ok()?.parse().ok() })
+            .boxed())
+    }
+}
+
+fn parse_snapshot(counter: &CounterId, hash: &HashMap<String, String>) -> Option<Snapshot> {
+    let number = |field: &str| {
+        hash.get(field)
+            .map_or(Some(0), |text| text.parse::<u64>().ok())
+    };
+    let instant = |ms: &str| DateTime::from_timestamp_millis(ms.parse().ok()?);
+    let mut hours: HashMap<DateTime<Utc>, Hour> = HashMap::new();
+    for (field, number) in hash {
+        let (kind, start) = field.split_at_checked(1)?;
+        if start.is_empty() {
+            continue;
+        }
+        let start = instant(start)?;
+        let empty = Hour {
+            start,
+            used: 0,
+            denied: 0,
+            refunded: 0,
+        };
+        let hour = hours.entry(start).or_insert(empty);
+        match kind {
+            "h" => hour.used = number.parse().ok()?,
+            "x" => hour.denied = number.parse().ok()?,
+            "r" => hour.refunded = number.parse().ok()?,
+            _ => return None,
+        }
+    }
+    let mut hours: Vec<Hour> = hours.into_values().collect();
+    hours.sort_unstable_by_key(|hour| hour.start);
+    Some(Snapshot {
+        counter: counter.clone(),
+        stamp: Stamp::parse(hash.get("p")?)?,
+        used: Count::try_from(hash.get("u")?.parse::<u64>().ok()?).ok()?,
+        denied: number("d")?,
+        refunded: number("r")?,
+        sequence: number("s")?,
+        hours,
+        oldest_unstored: hash.get("o").and_then(|ms| instant(ms)),
+    })
+}

@@ -1,0 +1,108 @@
+//! The text of a stamp: one short string that Lua compares.
+//!
+//! `generation:version:limit:enforcement:end`, such as `3:17:1000:h:1764547200000`. An unlimited
+//! counter has no limit, a period that does not end by itself no end. Enforcement is `h` hard,
+//! `s` soft, or `c` closed, and then `end` is the instant of closing.
+
+use std::fmt;
+
+use chrono::DateTime;
+
+use crate::domain::counter::Stamp;
+use crate::domain::policy::{Enforcement, Rule};
+use crate::domain::quantity::Count;
+
+impl Stamp {
+    /// The inverse of the stamp's text; none for anything else.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split(':');
+        let mut next = || parts.next();
+        let (generation, version, limit, enforcement, end) =
+            (next()?, next()?, next()?, next()?, next()?);
+        if parts.next().is_some() {
+            return None;
+        }
+        let limit = match limit {
+            "" => None,
+            units => Some(Count::try_from(units.parse::<u64>().ok()?).ok()?),
+        };
+        let enforcement_of = match enforcement {
+            "h" | "c" => Enforcement::Hard,
+            "s" => Enforcement::Soft,
+            _ => return None,
+        };
+        Some(Self {
+            generation: generation.parse().ok()?,
+            version: version.parse().ok()?,
+            rule: Rule {
+                limit,
+                enforcement: enforcement_of,
+            },
+            end: match end {
+                "" => None,
+                ms => Some(DateTime::from_timestamp_millis(ms.parse().ok()?)?),
+            },
+            closed: enforcement == "c",
+        })
+    }
+
+    /// The part that `configure.lua` puts behind whatever generation the counter has.
+    pub(super) fn without_generation(&self) -> String {
+        let text = self.to_string();
+        text.split_once(':')
+            .map_or(text.clone(), |(_, rest)| rest.to_owned())
+    }
+}
+
+impl fmt::Display for Stamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:", self.generation, self.version)?;
+        if let Some(limit) = self.rule.limit {
+            write!(f, "{}", limit.get())?;
+        }
+        let letter = match (self.closed, self.rule.enforcement) {
+            (true, _) => 'c',
+            (false, Enforcement::Hard) => 'h',
+            (false, Enforcement::Soft) => 's',
+        };
+        write!(f, ":{letter}:")?;
+        self.end
+            .map_or(Ok(()), |end| write!(f, "{}", end.timestamp_millis()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::domain::quantity::COUNT_MAX;
+
+    proptest! {
+        #[test]
+        fn a_stamp_parses_back(
+            generation: u64, version: u64, closed: bool, soft: bool,
+            limit in proptest::option::of(0..=COUNT_MAX),
+            end in proptest::option::of(0..253_402_300_799_999_i64),
+        ) {
+            let stamp = Stamp {
+                generation,
+                version,
+                rule: Rule {
+                    limit: limit.map(|units| Count::try_from(units).unwrap()),
+                    enforcement: if soft && !closed { Enforcement::Soft } else { Enforcement::Hard },
+                },
+                end: end.map(|ms| DateTime::from_timestamp_millis(ms).unwrap()),
+                closed,
+            };
+            prop_assert_eq!(Stamp::parse(&stamp.to_string()), Some(stamp));
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_stamp_does_not_parse() {
+        for text in ["", "1:2:3:h", "1:2:3:z:4", "a:2:3:h:4", "1:2:3:h:4:5"] {
+            assert_eq!(Stamp::parse(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! API keys: what one may do, where and until when. Its secret is not known here.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::str::FromStr;
+
+use chrono::{DateTime, Datelike, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::ids::{ApiKeyId, ApiKeyName, OrganizationId};
+
+/// A kind of call that a key may make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    /// Track, consume, check and batch.
+    Ingest,
+    /// Refund.
+    Refund,
+    /// Read usage, history and limits.
+    Read,
+    /// Reset what is due, and nothing else.
+    Reset,
+    /// Everything.
+    Admin,
+}
+
+impl Scope {
+    /// All scopes.
+    pub const ALL: [Self; 5] = [
+        Self::Ingest,
+        Self::Refund,
+        Self::Read,
+        Self::Reset,
+        Self::Admin,
+    ];
+
+    /// The name in JSON, SQL and on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ingest => "ingest",
+            Self::Refund => "refund",
+            Self::Read => "read",
+            Self::Reset => "reset",
+            Self::Admin => "admin",
+        }
+    }
+
+    /// Whether this means something for one organization alone.
+    fn fits_one_organization(self) -> bool {
+        match self {
+            Self::Ingest | Self::Refund | Self::Read => true,
+            Self::Reset | Self::Admin => false,
+        }
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// What is not a scope.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("must be ingest, refund, read, reset or admin")]
+pub struct InvalidScope;
+
+impl FromStr for Scope {
+    type Err = InvalidScope;
+
+    fn from_str(text: &str) -> Result<Self, InvalidScope> {
+        Self::ALL
+            .into_iter()
+            .find(|scope| scope.as_str() == text)
+            .ok_or(InvalidScope)
+    }
+}
+
+/// Everything that a key may do; never nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Vec<Scope>")]
+pub struct Scopes(BTreeSet<Scope>);
+
+/// A key that could do nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("must name at least one scope")]
+pub struct NoScopes;
+
+impl Scopes {
+    /// Whether they include `wanted`, as `admin` does whatever is wanted.
+    pub fn permit(&self, wanted: Scope) -> bool {
+        self.0.contains(&wanted) || self.0.contains(&Scope::Admin)
+    }
+
+    /// Each scope once, in the order of [`Scope::ALL`].
+    pub fn iter(&self) -> impl Iterator<Item = Scope> {
+        self.0.iter().copied()
+    }
+}
+
+impl TryFrom<Vec<Scope>> for Scopes {
+    type Error = NoScopes;
+
+    fn try_from(scopes: Vec<Scope>) -> Result<Self, NoScopes> {
+        if scopes.is_empty() {
+            return Err(NoScopes);
+        }
+        Ok(Self(scopes.into_iter().collect()))
+    }
+}
+
+impl From<Scope> for Scopes {
+    fn from(scope: Scope) -> Self {
+        Self(BTreeSet::from([scope]))
+    }
+}
+
+impl fmt::Display for Scopes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let words: Vec<&str> = self.iter().map(Scope::as_str).collect();
+        f.pad(&words.join(","))
+    }
+}
+
+/// A key as somebody wishes it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NewApiKey {
+    /// What people know it by.
+    pub name: ApiKeyName,
+    /// What it may do.
+    pub scopes: Scopes,
+    /// The only organization that it reaches; none = all.
+    pub organization_id: Option<OrganizationId>,
+    /// From when on it is refused; none = never.
+    pub expires_at: Option<DateTime<Utc>>,
+}
+
+/// A wish whose parts do not fit together.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{detail}")]
+pub struct InvalidApiKey {
+    /// The field at fault, as in JSON.
+    pub field: &'static str,
+    /// What is wrong with it.
+    pub detail: String,
+}
+
+impl NewApiKey {
+    /// Refuses a key that would reach beyond its organization, or be refused from the start.
+    pub fn check(&self, now: DateTime<Utc>) -> Result<(), InvalidApiKey> {
+        let beyond = self
+            .scopes
+            .iter()
+            .find(|scope| !scope.fits_one_organization());
+        if let (Some(scope), Some(_)) = (beyond, &self.organization_id) {
+            return Err(InvalidApiKey {
+                field: "scopes",
+                detail: format!(
+                    "{scope} reaches beyond one organization; a key with an organizationId has ingest, refund and read at most"
+                ),
+            });
+        }
+        if self
+            .expires_at
+            .is_some_and(|at| at <= now || at.year() > 9999)
+        {
+            return Err(InvalidApiKey {
+                field: "expiresAt",
+                detail: "must lie in the future, and before the year 10000".to_owned(),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// A key as it is shown, as often as somebody asks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ApiKey {
+    /// Names the key; the part of it that is no secret.
+    pub id: ApiKeyId,
+    /// What people know it by.
+    pub name: ApiKeyName,
+    /// What it may do.
+    pub scopes: Scopes,
+    /// The only organization that it reaches; none = all.
+    pub organization_id: Option<OrganizationId>,
+    /// When it was made.
+    pub created_at: DateTime<Utc>,
+    /// From when on it is refused; none = never.
+    pub expires_at: Option<DateTime<Utc>>,
+    /// The minute in which it was last accepted, told a minute or two later.
+    pub last_used_at: Option<DateTime<Utc>>,
+    /// When it was revoked, which is final.
+    pub revoked_at: Option<DateTime<Utc>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_admin_permits_what_it_does_not_name() {
+        for held in Scope::ALL {
+            for wanted in Scope::ALL {
+                let permitted = Scopes::from(held).permit(wanted);
+                assert_eq!(
+                    permitted,
+                    held == wanted || held == Scope::Admin,
+                    "{held} {wanted}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn scopes_parse_back() {
+        for scope in Scope::ALL {
+            assert_eq!(scope.to_string().parse(), Ok(scope));
+            assert_eq!(
+                serde_json::to_string(&scope).unwrap(),
+                format!("\"{scope}\"")
+            );
+        }
+    }
+}

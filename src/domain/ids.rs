@@ -1,0 +1,171 @@
+//! Names: of organizations, meters, plans, API keys and attempts.
+//!
+//! Each is validated when parsed and shared cheaply afterwards. None that becomes part of a Redis key
+//! can hold a `:`, except the idempotency key, which is always the last part.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+/// Why a name was refused; the text is fit to show to the caller.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct InvalidId(&'static str);
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident, $valid:expr, $rule:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String")]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            /// The name as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = InvalidId;
+
+            fn from_str(text: &str) -> Result<Self, InvalidId> {
+                let valid: fn(&[u8]) -> bool = $valid;
+                if valid(text.as_bytes()) {
+                    Ok(Self(text.into()))
+                } else {
+                    Err(InvalidId($rule))
+                }
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = InvalidId;
+
+            fn try_from(text: String) -> Result<Self, InvalidId> {
+                text.parse()
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+id!(
+    /// The tenant being counted; opaque, the auth server's own id.
+    OrganizationId,
+    |text| starts_alphanumeric(text, 128)
+        && text.iter().all(|c| c.is_ascii_alphanumeric() || b"_.@-".contains(c)),
+    "must be 1 to 128 characters of A-Z a-z 0-9 _ . @ -, and begin with a letter or a digit"
+);
+
+id!(
+    /// What is counted.
+    MeterId,
+    |text| text.first().is_some_and(u8::is_ascii_lowercase)
+        && text.len() <= 64
+        && text.iter().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || b"_.-".contains(c)),
+    "must be 1 to 64 characters of a-z 0-9 _ . -, and begin with a letter"
+);
+
+id!(
+    /// A named set of limits and features.
+    PlanId,
+    |text| starts_alphanumeric(text, 64)
+        && text.iter().all(|c| c.is_ascii_alphanumeric() || b"_.-".contains(c)),
+    "must be 1 to 64 characters of A-Z a-z 0-9 _ . -, and begin with a letter or a digit"
+);
+
+id!(
+    /// A caller's name for one attempt, so that repeating the attempt counts nothing.
+    IdempotencyKey,
+    |text| !text.is_empty() && text.len() <= 255 && text.iter().all(|c| (b' '..=b'~').contains(c)),
+    "must be 1 to 255 printable ASCII characters"
+);
+
+id!(
+    /// Names an API key; not secret.
+    ApiKeyId,
+    |text| text.len() == 16 && text.iter().all(|c| c.is_ascii_digit() || (b'a'..=b'f').contains(c)),
+    "must be 16 characters of 0-9 a-f"
+);
+
+id!(
+    /// What people know an API key by.
+    ApiKeyName,
+    |text| std::str::from_utf8(text).is_ok_and(|text| {
+        (1..=100).contains(&text.chars().count())
+            && !text.trim().is_empty()
+            && !text.contains(char::is_control)
+    }),
+    "must be 1 to 100 characters, not all of them spaces, and none a control character"
+);
+impl MeterId {
+    /// The meter of a call that names none.
+    pub const DEFAULT: &'static str = "api";
+}
+
+/// The most meters that one organization may have.
+pub const METERS_MAX: usize = 32;
+
+fn starts_alphanumeric(text: &[u8], length_max: usize) -> bool {
+    text.len() <= length_max && text.first().is_some_and(u8::is_ascii_alphanumeric)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_accept_what_auth_servers_use_and_refuse_what_would_break_a_key() {
+        for good in [
+            "org_123",
+            "a",
+            "0b3e-77",
+            "user@example.com",
+            &"x".repeat(128),
+        ] {
+            assert!(good.parse::<OrganizationId>().is_ok(), "{good}");
+        }
+        for bad in ["", "_a", "a:b", "a b", "a{b}", "ü", &"x".repeat(129)] {
+            assert!(bad.parse::<OrganizationId>().is_err(), "{bad}");
+        }
+        for good in ["api", "tokens.input", "a-1_b"] {
+            assert!(good.parse::<MeterId>().is_ok(), "{good}");
+        }
+        for bad in ["", "Api", "1a", "a:b", &"x".repeat(65)] {
+            assert!(bad.parse::<MeterId>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn api_keys_have_names_that_people_can_read() {
+        for good in ["auth server", "ü", " a", &"ü".repeat(100)] {
+            assert!(good.parse::<ApiKeyName>().is_ok(), "{good}");
+        }
+        for bad in ["", "  ", "a\n", "\0", "\u{1b}[31m", &"ü".repeat(101)] {
+            assert!(bad.parse::<ApiKeyName>().is_err(), "{bad:?}");
+        }
+        assert!("0123456789abcdef".parse::<ApiKeyId>().is_ok());
+        for bad in [
+            "",
+            "0123456789abcde",
+            "0123456789ABCDEF",
+            "0123456789abcdeg",
+        ] {
+            assert!(bad.parse::<ApiKeyId>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn deserialising_validates() {
+        assert!(serde_json::from_str::<MeterId>(r#""api""#).is_ok());
+        assert!(serde_json::from_str::<MeterId>(r#""API""#).is_err());
+    }
+}

@@ -1,0 +1,26 @@
+//! The rules: what is counted, in which period, against which limit.
+//!
+//! Pure: no I/O, no async, no framework, no clock; instants are arguments.
+//! Everything here is parsed once at the edge and trusted afterwards.
+//!
+//! The words used everywhere, in Rust, Lua, SQL, JSON and docs alike:
+//!
+//! - **organization**: the tenant being counted, under the auth server's own id.
+//! - **meter**: what is counted (`api`, `tokens`, …).
+//! - **period**: the half-open interval `[start, end)` that a count belongs to.
+//! - **used** / **denied**: units counted, and calls refused, in a period.
+//! - **limit**: units that a period includes; none = unlimited, 0 = nothing.
+//! - **enforcement**: `hard` refuses what does not fit, `soft` lets it become overage.
+//! - **policy**: all that decides about one organization, resolved and versioned.
+#![warn(clippy::arithmetic_side_effects)]
+
+pub mod api_key;
+pub mod counter;
+pub mod decision;
+pub mod history;
+pub mod ids;
+pub mod period;
+pub mod policy;
+pub mod quantity;
+pub mod retention;
+pub mod standing;

@@ -1,0 +1,462 @@
+//! What an organization may use and when its periods begin: settings as people give them, and the
+//! policy that they resolve to.
+//!
+//! An organization's own setting wins over the service's default. The resolved policy carries the
+//! highest version of all that went into it, so that any change anywhere makes it newer.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use chrono_tz::Tz;
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::ids::{MeterId, PlanId};
+use super::period::{Calendar, InvalidCalendar, Period, ResetMode, ResetPeriod, Schedule};
+use super::quantity::Count;
+
+/// What happens to a consume that does not fit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Enforcement {
+    /// It is refused.
+    #[default]
+    Hard,
+    /// It is allowed and becomes overage.
+    Soft,
+}
+
+impl Enforcement {
+    /// The word used in JSON and SQL.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Hard => "hard",
+            Self::Soft => "soft",
+        }
+    }
+
+    /// The inverse of [`Enforcement::as_str`].
+    pub fn parse(word: &str) -> Option<Self> {
+        match word {
+            "hard" => Some(Self::Hard),
+            "soft" => Some(Self::Soft),
+            _ => None,
+        }
+    }
+}
+
+/// How far one meter may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Rule {
+    /// Units that a period includes; none = unlimited.
+    pub limit: Option<Count>,
+    /// What happens beyond the limit.
+    pub enforcement: Enforcement,
+}
+
+impl Rule {
+    /// The count beyond which a consume is refused, if there is one.
+    pub fn cap(&self) -> Option<Count> {
+        self.limit.filter(|_| self.enforcement == Enforcement::Hard)
+    }
+}
+
+/// Who set what is in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// Somebody, for this organization.
+    Organization,
+    /// Nobody: it is the service's default.
+    #[default]
+    Default,
+}
+
+/// A limit as it is in force for one meter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MeterLimit {
+    /// Units that a period includes; none = unlimited.
+    pub limit: Option<Count>,
+    /// What happens beyond the limit.
+    pub enforcement: Enforcement,
+    /// Percentages of the limit at which people are told.
+    pub warn_at: Vec<u16>,
+    /// Who set it, or any part of it.
+    #[serde(default)]
+    pub source: Source,
+}
+
+/// Where people are told, unless a limit says otherwise.
+pub const WARN_AT_DEFAULT: [u16; 2] = [80, 100];
+
+impl Default for MeterLimit {
+    fn default() -> Self {
+        Self {
+            limit: None,
+            enforcement: Enforcement::Hard,
+            warn_at: WARN_AT_DEFAULT.to_vec(),
+            source: Source::Default,
+        }
+    }
+}
+
+impl MeterLimit {
+    fn overridden(&self, own: &LimitOverride) -> Self {
+        Self {
+            limit: own.limit.map_or(self.limit, |Limit(limit)| limit),
+            enforcement: own.enforcement.unwrap_or(self.enforcement),
+            warn_at: own.warn_at.clone().unwrap_or_else(|| self.warn_at.clone()),
+            source: if *own == LimitOverride::default() {
+                self.source
+            } else {
+                Source::Organization
+            },
+        }
+    }
+}
+
+/// A limit that was named: a number of units, or `null` for unlimited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Limit(pub Option<Count>);
+
+/// An organization's own limit on one meter; what is absent is inherited.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LimitOverride {
+    /// Units that a period includes.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "named"
+    )]
+    pub limit: Option<Limit>,
+    /// What happens beyond the limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enforcement: Option<Enforcement>,
+    /// Percentages of the limit at which people are told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warn_at: Option<Vec<u16>>,
+}
+
+impl LimitOverride {
+    /// This override with all that `change` names replaced.
+    #[must_use]
+    pub fn patched(&self, change: &Self) -> Self {
+        Self {
+            limit: change.limit.or(self.limit),
+            enforcement: change.enforcement.or(self.enforcement),
+            warn_at: change.warn_at.clone().or_else(|| self.warn_at.clone()),
+        }
+    }
+}
+
+/// Tells a field that is `null` from one that is absent.
+fn named<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
+/// The value of one feature.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Feature {
+    /// On or off.
+    Switch(bool),
+    /// A quantity, such as a number of seats.
+    Number(serde_json::Number),
+    /// A choice, such as a support tier.
+    Text(String),
+}
+
+impl Feature {
+    /// Whether it is on: a switch that is, a number other than zero, a text that is not empty.
+    pub fn is_enabled(&self) -> bool {
+        match self {
+            Self::Switch(on) => *on,
+            Self::Number(number) => number.as_f64() != Some(0.0),
+            Self::Text(text) => !text.is_empty(),
+        }
+    }
+}
+
+/// Features by name.
+pub type Features = BTreeMap<String, Feature>;
+
+/// What applies where nobody said otherwise: the service's own settings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Defaults {
+    /// The plan of an organization that has none.
+    pub plan_id: PlanId,
+    /// The limits of that plan.
+    pub limits: BTreeMap<MeterId, MeterLimit>,
+    /// Who opens a new period.
+    pub reset_mode: ResetMode,
+    /// How long a period is.
+    pub reset_period: ResetPeriod,
+    /// Where midnight is.
+    pub time_zone: Tz,
+}
+
+/// An organization's settings as people give them; what is absent is the default.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct OrganizationSettings {
+    /// The organization's plan.
+    pub plan_id: Option<PlanId>,
+    /// Its own features.
+    pub features: Features,
+    /// Who opens a new period.
+    pub reset_mode: Option<ResetMode>,
+    /// How long a period is.
+    pub reset_period: Option<ResetPeriod>,
+    /// The day on which periods begin; see [`Calendar`].
+    pub reset_day: Option<u8>,
+    /// The month in which years begin.
+    pub reset_month: Option<u8>,
+    /// An instant whose day and time every period begins at instead.
+    pub anchor: Option<DateTime<Utc>>,
+    /// Where midnight is, an IANA name.
+    pub time_zone: Option<Tz>,
+    /// Whatever the caller wants to keep here.
+    pub metadata: serde_json::Map<String, serde_json::Value>,
+}
+
+impl OrganizationSettings {
+    /// The mode and calendar that these settings come to.
+    pub fn calendar(&self, defaults: &Defaults) -> Result<(ResetMode, Calendar), InvalidCalendar> {
+        let calendar = Calendar::new(
+            self.reset_period.unwrap_or(defaults.reset_period),
+            self.reset_day,
+            self.reset_month,
+            self.anchor,
+            self.time_zone.unwrap_or(defaults.time_zone),
+        )?;
+        Ok((self.reset_mode.unwrap_or(defaults.reset_mode), calendar))
+    }
+}
+
+/// An organization as it is stored.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Organization {
+    /// What people set.
+    pub settings: OrganizationSettings,
+    /// Its own limits.
+    pub limits: BTreeMap<MeterId, LimitOverride>,
+    /// The period that runs because of a reset or a change of calendar.
+    pub pinned: Option<Period>,
+    /// The policy version of the last change to any of these.
+    pub version: u64,
+}
+
+/// All that decides about one organization.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Policy {
+    /// Grows with every change to anything that the policy came from.
+    pub version: u64,
+    /// The plan that the organization is on.
+    pub plan_id: PlanId,
+    /// Features by name.
+    #[serde(default, skip_serializing_if = "Features::is_empty")]
+    pub features: Features,
+    /// When its periods begin and end.
+    pub schedule: Schedule,
+    /// Limits by meter; a meter that is not named is counted without limit.
+    pub limits: BTreeMap<MeterId, MeterLimit>,
+}
+
+impl Policy {
+    /// Resolves an organization, or one that nobody has set anything for, against the defaults.
+    pub fn resolve(
+        defaults: &Defaults,
+        defaults_version: u64,
+        organization: Option<&Organization>,
+    ) -> Self {
+        let unset = Organization::default();
+        let organization = organization.unwrap_or(&unset);
+        let settings = &organization.settings;
+        // A default that changed under an organization's own day must not lock the organization out.
+        let (mode, calendar) = settings.calendar(defaults).unwrap_or_else(|_| {
+            let zone = settings.time_zone.unwrap_or(defaults.time_zone);
+            let period = settings.reset_period.unwrap_or(defaults.reset_period);
+            (
+                settings.reset_mode.unwrap_or(defaults.reset_mode),
+                Calendar::plain(period, zone),
+            )
+        });
+        let plan_id = settings.plan_id.as_ref().unwrap_or(&defaults.plan_id);
+        let mut limits = if *plan_id == defaults.plan_id {
+            defaults.limits.clone()
+        } else {
+            BTreeMap::new()
+        };
+        for (meter, own) in &organization.limits {
+            let inherited = limits.get(meter).cloned().unwrap_or_default();
+            limits.insert(meter.clone(), inherited.overridden(own));
+        }
+        Self {
+            version: organization.version.max(defaults_version),
+            plan_id: plan_id.clone(),
+            features: settings.features.clone(),
+            schedule: Schedule {
+                mode,
+                calendar,
+                pinned: organization.pinned,
+            },
+            limits,
+        }
+    }
+
+    /// The value of a feature and who set it; none if nobody did.
+    pub fn feature(&self, name: &str) -> (Option<&Feature>, Source) {
+        match self.features.get(name) {
+            Some(own) => (Some(own), Source::Organization),
+            None => (None, Source::Default),
+        }
+    }
+
+    /// How far a meter may go.
+    pub fn rule(&self, meter: &MeterId) -> Rule {
+        self.limits
+            .get(meter)
+            .map_or_else(Rule::default, |limit| Rule {
+                limit: limit.limit,
+                enforcement: limit.enforcement,
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn defaults() -> Defaults {
+        Defaults {
+            plan_id: "free".parse().unwrap(),
+            limits: BTreeMap::from([("api".parse().unwrap(), limited(1000))]),
+            reset_mode: ResetMode::Lazy,
+            reset_period: ResetPeriod::Monthly,
+            time_zone: Tz::UTC,
+        }
+    }
+
+    fn limited(units: u64) -> MeterLimit {
+        MeterLimit {
+            limit: Some(Count::try_from(units).unwrap()),
+            ..MeterLimit::default()
+        }
+    }
+
+    fn overriding(meter: &str, json: &str) -> Organization {
+        let own = serde_json::from_str(json).unwrap();
+        Organization {
+            limits: BTreeMap::from([(meter.parse().unwrap(), own)]),
+            version: 7,
+            ..Organization::default()
+        }
+    }
+
+    #[test]
+    fn an_unknown_organization_is_on_the_default_plan() {
+        let policy = Policy::resolve(&defaults(), 3, None);
+        assert_eq!((policy.version, policy.plan_id.as_str()), (3, "free"));
+        assert_eq!(
+            policy.rule(&"api".parse().unwrap()).limit,
+            Count::try_from(1000).ok()
+        );
+    }
+
+    #[test]
+    fn a_limit_of_zero_stays_zero_and_null_means_unlimited() {
+        let api: MeterId = "api".parse().unwrap();
+        let zero = Policy::resolve(&defaults(), 3, Some(&overriding("api", r#"{"limit": 0}"#)));
+        assert_eq!(zero.rule(&api).limit, Some(Count::ZERO));
+        let unlimited = Policy::resolve(
+            &defaults(),
+            3,
+            Some(&overriding("api", r#"{"limit": null}"#)),
+        );
+        assert_eq!(unlimited.rule(&api).limit, None);
+    }
+
+    #[test]
+    fn an_override_inherits_what_it_does_not_name() {
+        let policy = Policy::resolve(
+            &defaults(),
+            3,
+            Some(&overriding("api", r#"{"enforcement": "soft"}"#)),
+        );
+        let rule = policy.rule(&"api".parse().unwrap());
+        assert_eq!(
+            (rule.limit, rule.enforcement),
+            (Count::try_from(1000).ok(), Enforcement::Soft)
+        );
+        assert_eq!(policy.version, 7);
+    }
+
+    #[test]
+    fn a_limit_is_the_organizations_own_as_soon_as_it_sets_any_part_of_it() {
+        let api: MeterId = "api".parse().unwrap();
+        let source =
+            |own: Option<&Organization>| Policy::resolve(&defaults(), 3, own).limits[&api].source;
+        assert_eq!(source(None), Source::Default);
+        assert_eq!(source(Some(&overriding("api", "{}"))), Source::Default);
+        assert_eq!(
+            source(Some(&overriding("api", r#"{"warnAt": [50]}"#))),
+            Source::Organization
+        );
+    }
+
+    #[test]
+    fn a_feature_is_on_unless_it_is_off_zero_or_empty() {
+        for (json, enabled) in [
+            ("true", true),
+            ("false", false),
+            ("3", true),
+            ("-0.5", true),
+            ("0", false),
+            ("0.0", false),
+            (r#""email""#, true),
+            (r#""""#, false),
+        ] {
+            let feature: Feature = serde_json::from_str(json).unwrap();
+            assert_eq!(feature.is_enabled(), enabled, "{json}");
+        }
+    }
+
+    #[test]
+    fn a_meter_that_nobody_names_is_unlimited() {
+        let policy = Policy::resolve(&defaults(), 3, None);
+        assert_eq!(policy.rule(&"storage".parse().unwrap()), Rule::default());
+    }
+
+    #[test]
+    fn a_default_that_no_longer_fits_an_organizations_day_falls_back_to_the_plain_calendar() {
+        let mut daily = defaults();
+        daily.reset_period = ResetPeriod::Daily;
+        let settings = OrganizationSettings {
+            reset_day: Some(15),
+            ..OrganizationSettings::default()
+        };
+        let organization = Organization {
+            settings,
+            ..Organization::default()
+        };
+        let policy = Policy::resolve(&daily, 3, Some(&organization));
+        assert_eq!(policy.schedule.calendar.reset_period(), ResetPeriod::Daily);
+    }
+
+    #[test]
+    fn a_policy_survives_its_json() {
+        let policy = Policy::resolve(
+            &defaults(),
+            3,
+            Some(&overriding("api", r#"{"limit": null}"#)),
+        );
+        let json = serde_json::to_string(&policy).unwrap();
+        assert_eq!(serde_json::from_str::<Policy>(&json).unwrap(), policy);
+    }
+}

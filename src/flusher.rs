@@ -1,0 +1,295 @@
+//! Stores counts in Postgres.
+//!
+//! A flush reads dirty counters, stores their absolute snapshots, and settles in Redis what Postgres
+//! then holds. It may die between any two of these: the next flush repeats it without harm. Several
+//! instances share the shards by short leases, for economy only. [`Flusher::run`] loops;
+//! [`Flusher::flush_once`] does the work, made of [`Flusher::read`], [`Flusher::store`] and
+//! [`Flusher::settle`].
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Months, Utc};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::clock::Clock;
+use crate::counters::{self, Counters, Link, Settlement, Shard};
+use crate::domain::counter::{CounterId, Snapshot};
+use crate::domain::retention;
+use crate::store::{self, Store, standings, usage};
+
+/// How many counters one transaction stores at most.
+const BATCH_MAX: usize = 5000;
+
+/// How many organizations one transaction takes off the lists at most.
+const AGE_MAX: u32 = 10_000;
+
+/// How many counters one script settles at most, so that Redis is never blocked for long.
+const SETTLE_MAX: usize = 200;
+
+/// The handle on flushing.
+#[derive(Debug, Clone)]
+pub struct Flusher {
+    counters: Counters,
+    store: Store,
+    clock: Clock,
+    interval: Duration,
+    /// How long after its end a period takes late events.
+    late: chrono::Duration,
+}
+
+/// Counters as they were read for one transaction.
+#[derive(Debug)]
+pub struct Batch {
+    link: Arc<Link>,
+    /// What was read.
+    pub snapshots: Vec<Snapshot>,
+    /// What is to be stored and is not there; somebody has removed it by hand.
+    missing: Vec<CounterId>,
+    read_at: DateTime<Utc>,
+}
+
+/// What one flush did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Counters that were read.
+    pub read: usize,
+    /// Counters of which Postgres held exactly what was read.
+    pub stored: usize,
+    /// Counters with nothing left to store.
+    pub clean: usize,
+}
+
+/// Why a flush ended early. What it had settled stays so; the rest is flushed again.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Redis.
+    #[error(transparent)]
+    Counters(#[from] counters::Error),
+    /// Postgres.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}
+
+impl Flusher {
+    /// A handle that flushes every `interval` once it runs.
+    pub fn new(
+        counters: Counters,
+        store: Store,
+        clock: Clock,
+        interval: Duration,
+        late: chrono::Duration,
+    ) -> Self {
+        Self {
+            counters,
+            store,
+            clock,
+            interval,
+            late,
+        }
+    }
+
+    /// Flushes every interval until `stop`, and then a last time, everything.
+    pub async fn run(&self, stop: CancellationToken) {
+        let mut failing_since: Option<Instant> = None;
+        loop {
+            let stopping = stop
+                .run_until_cancelled(tokio::time::sleep(self.interval))
+                .await
+                .is_none();
+            let flushed = if stopping {
+                self.flush_all().await
+            } else {
+                self.flush_once().await
+            };
+            match flushed {
+                Ok(report) => {
+                    if let Some(since) = failing_since.take() {
+                        tracing::info!(
+                            outage.seconds = since.elapsed().as_secs(),
+                            "counts are stored again"
+                        );
+                    }
+                    if report.read > 0 {
+                        tracing::debug!(
+                            flush.read = report.read,
+                            flush.stored = report.stored,
+                            "stored counts"
+                        );
+                    }
+                }
+                Err(error) if failing_since.is_none() => {
+                    tracing::error!(%error, "counts cannot be stored; they stay in Redis");
+                    failing_since = Some(Instant::now());
+                }
+                Err(_) => {}
+            }
+            if stopping {
+                return;
+            }
+            // Nothing depends on it but the speed of lists; an outage was reported above.
+            if let Err(error) = self.age_for(self.interval).await {
+                tracing::debug!(%error, "periods that are over could not be taken off the lists");
+            }
+        }
+    }
+
+    /// Takes organizations whose period is over off the lists that they were full in; returns how many.
+    pub async fn age_once(&self) -> Result<u64, Error> {
+        Ok(standings::age(&self.store, self.clock.now(), AGE_MAX).await?)
+    }
+
+    /// When a month ends, all organizations age at once; the next flush must not wait for that.
+    async fn age_for(&self, patience: Duration) -> Result<(), Error> {
+        let begun = Instant::now();
+        while self.age_once().await? >= u64::from(AGE_MAX) && begun.elapsed() < patience {}
+        Ok(())
+    }
+
+    /// Flushes the shards that nobody else has at the moment.
+    pub async fn flush_once(&self) -> Result<Report, Error> {
+        let link = self.counters.link().await?;
+        self.ensure_partitions().await?;
+        let lease_ms = u64::try_from(self.interval.as_millis())
+            .unwrap_or(u64::MAX)
+            .saturating_mul(9)
+            / 10;
+        let mut mine = Vec::new();
+        let mut shards = self.counters.backlog(&link).await?;
+        // In an order of its own, so that instances that start together do not fight over every shard.
+        let order = Uuid::new_v4();
+        shards.sort_by_cached_key(|(shard, ..)| {
+            order
+                .as_u128()
+                .rotate_left(u32::try_from(shard.index()).unwrap_or(0))
+        });
+        for (shard, ..) in shards {
+            if self.counters.lease(&link, shard, lease_ms.max(1)).await? {
+                mine.push(shard);
+            }
+        }
+        self.flush(&mine).await
+    }
+
+    /// Flushes every shard, whoever has it.
+    pub async fn flush_all(&self) -> Result<Report, Error> {
+        let link = self.counters.link().await?;
+        self.ensure_partitions().await?;
+        let shards: Vec<Shard> = self
+            .counters
+            .backlog(&link)
+            .await?
+            .into_iter()
+            .map(|(shard, ..)| shard)
+            .collect();
+        self.flush(&shards).await
+    }
+
+    /// Reads what has waited longest to be stored in these shards.
+    pub async fn read(&self, shards: &[Shard]) -> Result<Batch, Error> {
+        let link = self.counters.link().await?;
+        // Before the reading, so that nothing that changes later is taken for older.
+        let read_at = self.clock.now();
+        let share = BATCH_MAX.div_ceil(shards.len().max(1));
+        let mut dirty = Vec::new();
+        for shard in shards {
+            dirty.extend(self.counters.dirty(&link, *shard, share).await?);
+        }
+        dirty.sort_unstable();
+        let mut batch = Batch {
+            snapshots: Vec::new(),
+            missing: Vec::new(),
+            read_at,
+            link,
+        };
+        let read = self.counters.read(&batch.link, &dirty).await?;
+        for (counter, snapshot) in dirty.into_iter().zip(read) {
+            match snapshot {
+                Some(snapshot) => batch.snapshots.push(snapshot),
+                None => batch.missing.push(counter),
+            }
+        }
+        Ok(batch)
+    }
+
+    /// Stores a batch. For each snapshot: whether Postgres now holds exactly that.
+    pub async fn store(&self, batch: &Batch) -> Result<Vec<bool>, Error> {
+        let hours = batch
+            .snapshots
+            .iter()
+            .flat_map(Snapshot::unstored_hours)
+            .map(|hour| hour.start);
+        usage::ensure_partitions(&self.store, hours).await?;
+        Ok(usage::store(&self.store, &batch.snapshots, self.clock.now()).await?)
+    }
+
+    /// Notes in Redis what Postgres holds of a batch; returns how many counters are clean now.
+    pub async fn settle(&self, batch: &Batch, stored: &[bool]) -> Result<usize, Error> {
+        let drop_hours_before = retention::oldest_hour(self.clock.now(), self.late);
+        let mut by_shard: HashMap<Shard, Vec<Settlement<'_>>> = HashMap::new();
+        let read = batch
+            .snapshots
+            .iter()
+            .zip(stored)
+            .map(|(snapshot, stored)| Settlement {
+                counter: &snapshot.counter,
+                snapshot: Some(snapshot),
+                stored: *stored,
+                expiry: retention::expiry(snapshot.stamp.end, self.late),
+                drop_hours_before,
+            });
+        let missing = batch.missing.iter().map(|counter| Settlement {
+            counter,
+            snapshot: None,
+            stored: false,
+            expiry: None,
+            drop_hours_before,
+        });
+        for settlement in read.chain(missing) {
+            let shard = Shard::of(&settlement.counter.organization);
+            by_shard.entry(shard).or_default().push(settlement);
+        }
+        let mut clean = 0;
+        for (shard, settlements) in by_shard {
+            for chunk in settlements.chunks(SETTLE_MAX) {
+                clean += self
+                    .counters
+                    .settle(&batch.link, shard, chunk, batch.read_at)
+                    .await?;
+            }
+        }
+        Ok(clean)
+    }
+
+    async fn flush(&self, shards: &[Shard]) -> Result<Report, Error> {
+        let mut report = Report::default();
+        // What was dirty when the flush began; what gets dirty meanwhile is for the next one.
+        let begun = self.clock.now();
+        loop {
+            let batch = self.read(shards).await?;
+            if batch.snapshots.is_empty() && batch.missing.is_empty() {
+                return Ok(report);
+            }
+            let stored = self.store(&batch).await?;
+            report.read += batch.snapshots.len();
+            report.stored += stored.iter().filter(|stored| **stored).count();
+            report.clean += self.settle(&batch, &stored).await?;
+            let waiting = self.counters.backlog(&batch.link).await?;
+            if !waiting
+                .iter()
+                .any(|(shard, _, since)| shards.contains(shard) && *since < begun)
+            {
+                return Ok(report);
+            }
+        }
+    }
+
+    /// This month's partitions and the next two.
+    async fn ensure_partitions(&self) -> Result<(), Error> {
+        let now = self.clock.now();
+        let ahead = (0..3).filter_map(|months| now.checked_add_months(Months::new(months)));
+        Ok(usage::ensure_partitions(&self.store, ahead).await?)
+    }
+}

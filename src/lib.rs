@@ -1,0 +1,34 @@
+//! Tallyman counts what organizations use and stops them where their plan ends.
+//!
+//! Read it in this order; a module uses lower floors only, which a test enforces:
+//!
+//! | floor | modules | what they hold |
+//! |---|---|---|
+//! | 0 | [`domain`] | the rules, pure |
+//! | 1 | [`clock`], [`config`] | the only readers of wall time and of the environment |
+//! | 2 | [`counters`], [`store`] | the only code that speaks Redis, and SQL |
+//! | 3 | [`policies`], [`access`] | what is in force, and who may call |
+//! | 4 | [`metering`], [`history`], [`flusher`], [`admin`] | use cases and workers |
+//! | 5 | [`state`] | the handles that the HTTP faces share |
+//! | 6 | [`api`] | HTTP and JSON |
+//! | 7 | [`app`], [`telemetry`] | wire everything; start, supervise and stop it |
+//! | 8 | [`dev`] | the same with private servers |
+//! | 9 | [`commands`] | what the executable can do |
+
+pub mod access;
+pub mod admin;
+pub mod api;
+pub mod app;
+pub mod clock;
+pub mod commands;
+pub mod config;
+pub mod counters;
+pub mod dev;
+pub mod domain;
+pub mod flusher;
+pub mod history;
+pub mod metering;
+pub mod policies;
+pub mod state;
+pub mod store;
+pub mod telemetry;

@@ -1,0 +1,26 @@
+//! The executable: parses arguments, and calls the library.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tallyman::commands::{self, Command};
+
+/// Counts what organizations use and stops them where their plan ends.
+#[derive(Parser)]
+#[command(version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match commands::run(Arguments::parse().command).await {
+        Ok(()) => ExitCode::SUCCESS,
+        // One line, causes included; a backtrace helps nobody who only mistyped a setting.
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

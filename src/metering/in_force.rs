@@ -1,0 +1,32 @@
+//! The policy in force: as Redis holds it now, past every cache, or as stored where Redis is away.
+
+use super::{Error, Metering};
+use crate::domain::ids::OrganizationId;
+use crate::domain::policy::Policy;
+use crate::store::organizations;
+
+impl Metering {
+    /// What decides about an organization now; none if it was never counted nor configured.
+    pub async fn in_force(&self, organization: &OrganizationId) -> Result<Option<Policy>, Error> {
+        match self.held(organization).await {
+            Err(error) if error.is_counter_outage() => {
+                let exists = organizations::exists(&self.store, organization).await?;
+                let sources = self.policies.stored(organization).await?;
+                Ok(exists.then(|| sources.resolve()))
+            }
+            other => other,
+        }
+    }
+
+    async fn held(&self, organization: &OrganizationId) -> Result<Option<Policy>, Error> {
+        let link = self.counters.link().await?;
+        let known = self.counters.organization(&link, organization).await?;
+        let counted = known.is_some_and(|known| known.meters.is_some());
+        if !counted && !organizations::exists(&self.store, organization).await? {
+            return Ok(None);
+        }
+        // A change is in Redis before whoever made it hears of it; other instances' caches hear later.
+        let policy = self.policies.fresh(&link, organization).await?;
+        Ok(Some(Policy::clone(&policy)))
+    }
+}

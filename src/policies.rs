@@ -1,0 +1,305 @@
+//! The policies in force: cached in the process, held in Redis, and resolved from Postgres.
+//!
+//! Rule 7 of the protocol: a change is committed in Postgres under one version, then written to
+//! Redis (the organization, and its running counters), then announced. What of that is lost is
+//! repaired by the sweep, by the version in each counter's stamp, and by the cache's short life.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures::StreamExt;
+use moka::sync::Cache;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::counters::{self, Counters, KnownOrganization, Link};
+use crate::domain::counter::{CounterId, Stamp};
+use crate::domain::ids::OrganizationId;
+use crate::domain::policy::{Defaults, Policy};
+use crate::store::organizations::{self, Sources};
+use crate::store::{self, Store};
+
+/// How long a policy is believed without looking at Redis again.
+const CACHE_LIFETIME: Duration = Duration::from_secs(5);
+
+/// How many organizations' policies are kept at hand.
+const CACHE_SIZE: u64 = 200_000;
+
+/// Between two looks for changes that never reached Redis.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How many changes one sweep applies at most.
+const SWEEP_BATCH: u32 = 1000;
+
+/// The handle on policies; clones share the cache.
+#[derive(Debug, Clone)]
+pub struct Policies {
+    counters: Counters,
+    store: Store,
+    clock: Clock,
+    /// What this instance was started with.
+    defaults: Arc<Defaults>,
+    cache: Cache<OrganizationId, Arc<Policy>>,
+    /// The version of the newest defaults; a policy below it was resolved from older ones.
+    floor: Arc<AtomicU64>,
+}
+
+/// Why a policy cannot be told or applied.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Redis.
+    #[error(transparent)]
+    Counters(#[from] counters::Error),
+    /// Postgres.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}
+
+impl Policies {
+    /// A handle that has read nothing yet.
+    pub fn new(counters: Counters, store: Store, clock: Clock, defaults: Defaults) -> Self {
+        Self {
+            counters,
+            store,
+            clock,
+            defaults: Arc::new(defaults),
+            cache: Cache::builder()
+                .max_capacity(CACHE_SIZE)
+                .time_to_live(CACHE_LIFETIME)
+                .build(),
+            floor: Arc::default(),
+        }
+    }
+
+    /// The policy of an organization: from the cache, else from Redis, else from Postgres.
+    pub async fn get(
+        &self,
+        link: &Link,
+        organization: &OrganizationId,
+    ) -> Result<Arc<Policy>, Error> {
+        let floor = self.floor.load(Ordering::Acquire);
+        if let Some(policy) = self
+            .cache
+            .get(organization)
+            .filter(|policy| policy.version >= floor)
+        {
+            return Ok(policy);
+        }
+        self.fresh(link, organization).await
+    }
+
+    /// The policy of an organization past the cache: from Redis, else from Postgres.
+    pub async fn fresh(
+        &self,
+        link: &Link,
+        organization: &OrganizationId,
+    ) -> Result<Arc<Policy>, Error> {
+        let floor = self.floor.load(Ordering::Acquire);
+        let known = self.known(link, organization).await?;
+        match known {
+            Some(policy) if policy.version >= floor => Ok(self.keep(organization, policy)),
+            Some(older) => match self.load(link, organization).await {
+                // Without Postgres, the older policy still counts and still refuses.
+                Err(Error::Store(store::Error::Unavailable(_))) => {
+                    Ok(self.keep(organization, older))
+                }
+                other => other,
+            },
+            None => self.load(link, organization).await,
+        }
+    }
+
+    /// Looks for a policy newer than `than`: in Redis first, then in Postgres.
+    pub async fn refresh(
+        &self,
+        link: &Link,
+        organization: &OrganizationId,
+        than: u64,
+    ) -> Result<Arc<Policy>, Error> {
+        match self.known(link, organization).await? {
+            Some(policy) if policy.version > than => Ok(self.keep(organization, policy)),
+            _ => self.load(link, organization).await,
+        }
+    }
+
+    /// The newer of a policy at hand and of what Redis has just been seen to hold.
+    pub fn newer(
+        &self,
+        organization: &OrganizationId,
+        at_hand: Arc<Policy>,
+        known: &KnownOrganization,
+    ) -> Arc<Policy> {
+        match serde_json::from_str::<Policy>(&known.policy) {
+            Ok(policy) if policy.version > at_hand.version => self.keep(organization, policy),
+            _ => at_hand,
+        }
+    }
+
+    /// Drops what is cached of one organization.
+    pub fn forget(&self, organization: &OrganizationId) {
+        self.cache.invalidate(organization);
+    }
+
+    /// Whether an organization was ever counted or configured.
+    pub async fn exists(&self, organization: &OrganizationId) -> Result<bool, Error> {
+        if organizations::exists(&self.store, organization).await? {
+            return Ok(true);
+        }
+        let link = self.counters.link().await?;
+        let known = self.counters.organization(&link, organization).await?;
+        Ok(known.and_then(|known| known.meters).is_some())
+    }
+
+    /// What Postgres has of an organization, without Redis.
+    pub async fn stored(&self, organization: &OrganizationId) -> Result<Sources, Error> {
+        if let Some(sources) = organizations::sources(&self.store, organization).await? {
+            return Ok(sources);
+        }
+        self.publish_defaults().await?;
+        let sources = organizations::sources(&self.store, organization).await?;
+        sources.ok_or_else(|| {
+            store::Error::Inconsistent("the defaults have disappeared".to_owned()).into()
+        })
+    }
+
+    /// Makes this instance's settings the defaults of the service.
+    pub async fn publish_defaults(&self) -> Result<(), store::Error> {
+        let version = organizations::publish_defaults(&self.store, &self.defaults).await?;
+        self.floor.fetch_max(version, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// Writes a policy that was committed in Postgres to Redis and to every running counter, so that
+    /// it is in force for the next request of any instance.
+    pub async fn apply(
+        &self,
+        link: &Link,
+        organization: &OrganizationId,
+        policy: Policy,
+    ) -> Result<(), Error> {
+        let json = to_json(&policy)?;
+        let now = self.clock.now();
+        let of_policy = (policy.version, json.as_str());
+        // First the organization alone: from now on no counter is opened under an older version, so the list
+        // of meters that comes back names every counter that still has one.
+        let (known, meters) = self
+            .counters
+            .configure(link, organization, of_policy, now, &[])
+            .await?;
+        if known == policy.version && !meters.is_empty() {
+            let period = policy.schedule.period(now);
+            let running: Vec<_> = meters
+                .into_iter()
+                .map(|meter| {
+                    // Each counter keeps its own generation.
+                    let stamp = Stamp::of(&policy, &meter, period, 0);
+                    (
+                        CounterId {
+                            organization: organization.clone(),
+                            meter,
+                            start: period.start,
+                        },
+                        stamp,
+                    )
+                })
+                .collect();
+            self.counters
+                .configure(link, organization, of_policy, now, &running)
+                .await?;
+        }
+        self.forget(organization);
+        self.counters.announce(link, organization).await?;
+        Ok(())
+    }
+
+    /// Applies every change that is committed and may not have reached Redis; returns how many.
+    pub async fn sweep_once(&self) -> Result<usize, Error> {
+        if self.floor.load(Ordering::Acquire) == 0 {
+            self.publish_defaults().await?;
+        }
+        let link = self.counters.link().await?;
+        // The mark is as old as the data set that holds it, so that a rollback is repaired as well.
+        let mark = self.counters.applied(&link).await?;
+        let changes = organizations::changes_since(&self.store, mark, SWEEP_BATCH).await?;
+        self.floor
+            .fetch_max(changes.defaults_version, Ordering::AcqRel);
+        for organization in &changes.organizations {
+            let sources = self.stored(organization).await?;
+            self.apply(&link, organization, sources.resolve()).await?;
+        }
+        if changes.version > mark {
+            self.counters.set_applied(&link, changes.version).await?;
+        }
+        Ok(changes.organizations.len())
+    }
+
+    /// Sweeps, and listens to the other instances, until `stop`.
+    pub async fn run(&self, stop: CancellationToken) {
+        tokio::join!(self.sweep(&stop), self.listen(&stop));
+    }
+
+    async fn sweep(&self, stop: &CancellationToken) {
+        let mut failing = false;
+        while stop
+            .run_until_cancelled(tokio::time::sleep(SWEEP_INTERVAL))
+            .await
+            .is_some()
+        {
+            match self.sweep_once().await {
+                Err(error) if !failing => {
+                    tracing::warn!(%error, "changes of policies cannot be looked for");
+                    failing = true;
+                }
+                Err(_) => {}
+                Ok(_) => failing = false,
+            }
+        }
+    }
+
+    async fn listen(&self, stop: &CancellationToken) {
+        loop {
+            let heard = async {
+                if let Ok(mut announcements) = self.counters.announcements().await {
+                    while let Some(organization) = announcements.next().await {
+                        self.forget(&organization);
+                    }
+                }
+                tokio::time::sleep(SWEEP_INTERVAL).await;
+            };
+            if stop.run_until_cancelled(heard).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    async fn known(
+        &self,
+        link: &Link,
+        organization: &OrganizationId,
+    ) -> Result<Option<Policy>, Error> {
+        let known = self.counters.organization(link, organization).await?;
+        // What an older release wrote and this one cannot read is as good as absent.
+        Ok(known.and_then(|known| serde_json::from_str(&known.policy).ok()))
+    }
+
+    async fn load(&self, link: &Link, organization: &OrganizationId) -> Result<Arc<Policy>, Error> {
+        let policy = self.stored(organization).await?.resolve();
+        let of_policy = (policy.version, &*to_json(&policy)?);
+        self.counters
+            .configure(link, organization, of_policy, self.clock.now(), &[])
+            .await?;
+        Ok(self.keep(organization, policy))
+    }
+
+    fn keep(&self, organization: &OrganizationId, policy: Policy) -> Arc<Policy> {
+        let policy = Arc::new(policy);
+        self.cache.insert(organization.clone(), Arc::clone(&policy));
+        policy
+    }
+}
+
+fn to_json(policy: &Policy) -> Result<String, Error> {
+    serde_json::to_string(policy)
+        .map_err(|error| store::Error::Inconsistent(error.to_string()).into())
+}

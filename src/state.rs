@@ -1,0 +1,55 @@
+//! The handles that the HTTP faces share.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use crate::access::Access;
+use crate::admin::Admin;
+use crate::clock::Clock;
+use crate::config::Origins;
+use crate::counters::Counters;
+use crate::history::History;
+use crate::metering::Metering;
+use crate::store::Store;
+
+/// Everything that a handler may need; clones share it.
+#[derive(Debug, Clone)]
+pub struct State(Arc<Handles>);
+
+/// The handles themselves.
+#[derive(Debug)]
+pub struct Handles {
+    /// Who may call.
+    pub access: Access,
+    /// Counting and reading.
+    pub metering: Metering,
+    /// What was used when.
+    pub history: History,
+    /// Changing.
+    pub admin: Admin,
+    /// Asked for its health alone.
+    pub counters: Counters,
+    /// Asked for its health alone.
+    pub store: Store,
+    /// For `Retry-After`.
+    pub clock: Clock,
+    /// Whose pages may call from a browser.
+    pub cors_origins: Origins,
+    /// Set when the service stops taking new work.
+    pub draining: AtomicBool,
+}
+
+impl State {
+    /// Shares these handles.
+    pub fn new(handles: Handles) -> Self {
+        Self(Arc::new(handles))
+    }
+}
+
+impl std::ops::Deref for State {
+    type Target = Handles;
+
+    fn deref(&self) -> &Handles {
+        &self.0
+    }
+}

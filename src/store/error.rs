@@ -1,0 +1,47 @@
+//! What can go wrong with Postgres, by what a caller can do about it.
+
+/// A statement that has no result.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Postgres cannot be reached or is too busy; trying again later is safe.
+    #[error("the database is unavailable: {0}")]
+    Unavailable(#[source] sqlx::Error),
+    /// The caller knew an older generation than the one that the row has moved to.
+    #[error("the count has moved to a newer generation")]
+    NewerGeneration,
+    /// The organization has as many meters as it may have.
+    #[error("the organization has as many meters as it may have")]
+    TooManyMeters,
+    /// A row holds something that this code never writes.
+    #[error("the database holds nonsense: {0}")]
+    Inconsistent(String),
+    /// Anything else; a defect.
+    #[error(transparent)]
+    Other(sqlx::Error),
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        match &error {
+            sqlx::Error::Io(_)
+            | sqlx::Error::Tls(_)
+            | sqlx::Error::Protocol(_)
+            | sqlx::Error::PoolTimedOut
+            | sqlx::Error::PoolClosed
+            | sqlx::Error::WorkerCrashed => Self::Unavailable(error),
+            // Connection, authorization, resources, operator intervention, and what a repetition cures.
+            sqlx::Error::Database(database) => {
+                match database.code().as_deref().map(|code| code.split_at(2)) {
+                    Some(("08" | "28" | "3D" | "40" | "53" | "57", _) | ("25", "006")) => {
+                        Self::Unavailable(error)
+                    }
+                    _ => Self::Other(error),
+                }
+            }
+            sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => {
+                Self::Inconsistent(error.to_string())
+            }
+            _ => Self::Other(error),
+        }
+    }
+}

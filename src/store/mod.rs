@@ -1,0 +1,98 @@
+//! The only code that speaks SQL.
+//!
+//! Postgres holds the newest absolute snapshot of every count, and everything that people set. It is
+//! not on the hot path: it is asked for what Redis does not know. Every statement is run by a test.
+
+pub mod api_keys;
+mod audit;
+mod error;
+pub mod history;
+pub mod organizations;
+pub mod standings;
+pub mod usage;
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{PgPool, Postgres, Transaction};
+
+pub use audit::Actor;
+pub use error::Error;
+
+/// The handle on the database; clones share one pool.
+#[derive(Debug, Clone)]
+pub struct Store {
+    pool: PgPool,
+    /// Months, as (year, month), whose partitions are known to exist.
+    partitions: Arc<Mutex<BTreeSet<(i32, u32)>>>,
+}
+
+impl Store {
+    /// A handle that connects at its first use.
+    pub fn new(url: &str, connections_max: u32) -> Result<Self, Error> {
+        let options: PgConnectOptions = url.parse()?;
+        let pool = PgPoolOptions::new()
+            .max_connections(connections_max)
+            .acquire_timeout(Duration::from_secs(5))
+            .connect_lazy_with(options.application_name("tallyman"));
+        Ok(Self {
+            pool,
+            partitions: Arc::default(),
+        })
+    }
+
+    /// Brings the schema up to date.
+    pub async fn migrate(&self) -> Result<(), Error> {
+        sqlx::migrate!()
+            .run(&self.pool)
+            .await
+            .map_err(|error| match error {
+                sqlx::migrate::MigrateError::Execute(error) => error.into(),
+                other => Error::Inconsistent(other.to_string()),
+            })
+    }
+
+    /// Whether Postgres answers.
+    pub async fn ping(&self) -> Result<(), Error> {
+        sqlx::query("select 1").execute(&self.pool).await?;
+        Ok(())
+    }
+
+    /// Closes all connections, after what runs on them.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    /// A number that no data set of Redis has had.
+    pub async fn draw_generation(&self) -> Result<u64, Error> {
+        let (number,): (i64,) = sqlx::query_as("select nextval('generation')")
+            .fetch_one(&self.pool)
+            .await?;
+        Ok(number.unsigned_abs())
+    }
+
+    /// Begins a transaction that changes policies, and draws its version. All such transactions are
+    /// serialized, so that versions become visible in their order.
+    async fn begin_policy_change(&self) -> Result<(Transaction<'static, Postgres>, u64), Error> {
+        let mut transaction = self.pool.begin().await?;
+        // The key of the lock is arbitrary; it only has to be the same in every instance.
+        sqlx::query("select pg_advisory_xact_lock(7302814)")
+            .execute(&mut *transaction)
+            .await?;
+        let (version,): (i64,) = sqlx::query_as("select nextval('policy_version')")
+            .fetch_one(&mut *transaction)
+            .await?;
+        Ok((transaction, version.unsigned_abs()))
+    }
+}
+
+/// Counts, versions and generations are non-negative in SQL as everywhere.
+fn unsigned(number: i64) -> u64 {
+    number.unsigned_abs()
+}
+
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,372 @@
+//! Organizations, their limits, and the defaults: everything that a policy is resolved from.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use sqlx::types::Json;
+use sqlx::{FromRow, PgConnection};
+
+use super::{Actor, Error, Store, audit, signed, unsigned};
+use crate::domain::ids::{MeterId, OrganizationId};
+use crate::domain::period::{Period, parse_time_zone};
+use crate::domain::policy::{
+    Defaults, Enforcement, Features, Limit, LimitOverride, Organization, OrganizationSettings,
+    Policy,
+};
+use crate::domain::quantity::Count;
+
+/// All that an organization's policy comes from.
+#[derive(Debug, Clone)]
+pub struct Sources {
+    /// What applies where nobody said otherwise.
+    pub defaults: Defaults,
+    /// The policy version of the defaults.
+    pub defaults_version: u64,
+    /// What people set for this organization; none if it was never counted or configured.
+    pub organization: Option<Organization>,
+}
+
+impl Sources {
+    /// The policy that these come to.
+    pub fn resolve(&self) -> Policy {
+        Policy::resolve(
+            &self.defaults,
+            self.defaults_version,
+            self.organization.as_ref(),
+        )
+    }
+}
+
+/// Reads what an organization's policy comes from; none before any defaults were published.
+pub async fn sources(store: &Store, id: &OrganizationId) -> Result<Option<Sources>, Error> {
+    let mut connection = store.pool.acquire().await?;
+    read(&mut connection, id).await
+}
+
+/// Whether anything was stored for an organization: a count, or what people set.
+pub async fn exists(store: &Store, id: &OrganizationId) -> Result<bool, Error> {
+    let (exists,): (bool,) =
+        sqlx::query_as("select exists (select from organizations where id = $1)")
+            .bind(id.as_str())
+            .fetch_one(&store.pool)
+            .await?;
+    Ok(exists)
+}
+
+/// Makes these the defaults, unless they are already. Returns their version.
+pub async fn publish_defaults(store: &Store, defaults: &Defaults) -> Result<u64, Error> {
+    if let Some((current, version)) = read_defaults(&mut *store.pool.acquire().await?).await?
+        && current == *defaults
+    {
+        return Ok(version);
+    }
+    let (mut transaction, version) = store.begin_policy_change().await?;
+    // Another instance may have published the same while this one waited for the lock.
+    if let Some((current, version)) = read_defaults(&mut transaction).await?
+        && current == *defaults
+    {
+        return Ok(version);
+    }
+    sqlx::query(
+        "insert into defaults (settings, version) values ($1, $2)
+         on conflict (singleton) do update set settings = excluded.settings, version = excluded.version",
+    )
+    .bind(Json(defaults))
+    .bind(signed(version))
+    .execute(&mut *transaction)
+    .await?;
+    transaction.commit().await?;
+    Ok(version)
+}
+
+/// Changes an organization: `change` gets what there is and returns what shall be, or refuses.
+/// The change has a new policy version and a row in the audit log, or does not happen.
+pub async fn change<E>(
+    store: &Store,
+    id: &OrganizationId,
+    actor: &Actor,
+    action: &str,
+    change: impl FnOnce(&Sources) -> Result<Organization, E>,
+) -> Result<Result<Sources, E>, Error> {
+    let (mut transaction, version) = store.begin_policy_change().await?;
+    let before = read(&mut transaction, id).await?.ok_or_else(no_defaults)?;
+    let mut after = match change(&before) {
+        Ok(after) => after,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    after.version = version;
+    write(&mut transaction, id, &after).await?;
+    let describe = |organization: Option<&Organization>| {
+        organization.map(|it| serde_json::json!({"settings": it.settings, "limits": it.limits}))
+    };
+    let (was, is) = (
+        describe(before.organization.as_ref()),
+        describe(Some(&after)),
+    );
+    audit::record(&mut transaction, actor, action, Some(id), &was, &is).await?;
+    transaction.commit().await?;
+    Ok(Ok(Sources {
+        organization: Some(after),
+        ..before
+    }))
+}
+
+/// Policy changes since a version.
+#[derive(Debug, Clone)]
+pub struct Changes {
+    /// The version up to which `organizations` is complete.
+    pub version: u64,
+    /// The version of the defaults, changed or not.
+    pub defaults_version: u64,
+    /// Which organizations changed, oldest change first.
+    pub organizations: Vec<OrganizationId>,
+}
+
+/// What has changed since `version`, at most `count` organizations of it.
+pub async fn changes_since(store: &Store, version: u64, count: u32) -> Result<Changes, Error> {
+    let defaults: Option<(i64,)> = sqlx::query_as("select version from defaults")
+        .fetch_optional(&store.pool)
+        .await?;
+    let rows: Vec<(String, i64)> = sqlx::query_as(
+        "select id, version from organizations
+         where version > 0 and version > $1
+         order by version
+         limit $2",
+    )
+    .bind(signed(version))
+    .bind(i64::from(count))
+    .fetch_all(&store.pool)
+    .await?;
+    Ok(Changes {
+        version: rows
+            .last()
+            .map_or(version, |(_, version)| unsigned(*version)),
+        defaults_version: defaults.map_or(0, |(version,)| unsigned(version)),
+        organizations: rows
+            .into_iter()
+            .map(|(id, _)| parse(&id))
+            .collect::<Result<_, _>>()?,
+    })
+}
+
+fn no_defaults() -> Error {
+    Error::Inconsistent("no defaults were published".to_owned())
+}
+
+#[derive(FromRow)]
+struct OrganizationRow {
+    plan_id: Option<String>,
+    features: Json<Features>,
+    reset_mode: Option<String>,
+    reset_period: Option<String>,
+    reset_day: Option<i16>,
+    reset_month: Option<i16>,
+    anchor: Option<DateTime<Utc>>,
+    time_zone: Option<String>,
+    metadata: Json<serde_json::Map<String, serde_json::Value>>,
+    pinned_start: Option<DateTime<Utc>>,
+    pinned_end: Option<DateTime<Utc>>,
+    version: i64,
+}
+
+#[derive(FromRow)]
+struct LimitRow {
+    meter: String,
+    limited: bool,
+    units: Option<i64>,
+    enforcement: Option<String>,
+    warn_at: Option<Vec<i16>>,
+}
+
+pub(super) async fn read_defaults(
+    connection: &mut PgConnection,
+) -> Result<Option<(Defaults, u64)>, Error> {
+    let row: Option<(Json<Defaults>, i64)> =
+        sqlx::query_as("select settings, version from defaults")
+            .fetch_optional(connection)
+            .await?;
+    Ok(row.map(|(Json(defaults), version)| (defaults, unsigned(version))))
+}
+
+async fn read(
+    connection: &mut PgConnection,
+    id: &OrganizationId,
+) -> Result<Option<Sources>, Error> {
+    let Some((defaults, defaults_version)) = read_defaults(connection).await? else {
+        return Ok(None);
+    };
+    let row: Option<OrganizationRow> = sqlx::query_as(
+        "select plan_id, features, reset_mode, reset_period, reset_day, reset_month, anchor, time_zone, metadata,
+                pinned_start, pinned_end, version
+         from organizations
+         where id = $1",
+    )
+    .bind(id.as_str())
+    .fetch_optional(&mut *connection)
+    .await?;
+    let organization = match row {
+        None => None,
+        Some(row) => {
+            let limits: Vec<LimitRow> = sqlx::query_as(
+                "select meter, limited, units, enforcement, warn_at from limits where organization_id = $1",
+            )
+            .bind(id.as_str())
+            .fetch_all(&mut *connection)
+            .await?;
+            Some(organization(row, limits)?)
+        }
+    };
+    Ok(Some(Sources {
+        defaults,
+        defaults_version,
+        organization,
+    }))
+}
+
+fn organization(row: OrganizationRow, limits: Vec<LimitRow>) -> Result<Organization, Error> {
+    Ok(Organization {
+        settings: OrganizationSettings {
+            plan_id: row.plan_id.as_deref().map(parse).transpose()?,
+            features: row.features.0,
+            reset_mode: row.reset_mode.as_deref().map(parse).transpose()?,
+            reset_period: row.reset_period.as_deref().map(parse).transpose()?,
+            reset_day: row
+                .reset_day
+                .map(u8::try_from)
+                .transpose()
+                .map_err(nonsense)?,
+            reset_month: row
+                .reset_month
+                .map(u8::try_from)
+                .transpose()
+                .map_err(nonsense)?,
+            anchor: row.anchor,
+            time_zone: row
+                .time_zone
+                .as_deref()
+                .map(parse_time_zone)
+                .transpose()
+                .map_err(nonsense)?,
+            metadata: row.metadata.0,
+        },
+        limits: limits.into_iter().map(limit).collect::<Result<_, _>>()?,
+        pinned: row.pinned_start.map(|start| Period {
+            start,
+            end: row.pinned_end,
+        }),
+        version: unsigned(row.version),
+    })
+}
+
+fn limit(row: LimitRow) -> Result<(MeterId, LimitOverride), Error> {
+    let units = row
+        .units
+        .map(|units| Count::try_from(unsigned(units)))
+        .transpose()
+        .map_err(nonsense)?;
+    let warn_at = row
+        .warn_at
+        .map(|levels| levels.into_iter().map(i16::unsigned_abs).collect());
+    let limit = LimitOverride {
+        limit: row.limited.then_some(Limit(units)),
+        enforcement: row.enforcement.as_deref().and_then(Enforcement::parse),
+        warn_at,
+    };
+    Ok((parse(&row.meter)?, limit))
+}
+
+async fn write(
+    connection: &mut PgConnection,
+    id: &OrganizationId,
+    organization: &Organization,
+) -> Result<(), Error> {
+    let Organization {
+        settings,
+        limits,
+        pinned,
+        version,
+    } = organization;
+    sqlx::query(
+        "insert into organizations (id, plan_id, features, reset_mode, reset_period, reset_day, reset_month, anchor,
+                                    time_zone, metadata, pinned_start, pinned_end, version)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+         on conflict (id) do update set
+             plan_id = excluded.plan_id, features = excluded.features, reset_mode = excluded.reset_mode,
+             reset_period = excluded.reset_period, reset_day = excluded.reset_day, reset_month = excluded.reset_month,
+             anchor = excluded.anchor, time_zone = excluded.time_zone, metadata = excluded.metadata,
+             pinned_start = excluded.pinned_start, pinned_end = excluded.pinned_end, version = excluded.version,
+             updated_at = now()",
+    )
+    .bind(id.as_str())
+    .bind(settings.plan_id.as_ref().map(ToString::to_string))
+    .bind(Json(&settings.features))
+    .bind(settings.reset_mode.map(|mode| mode.to_string()))
+    .bind(settings.reset_period.map(|period| period.to_string()))
+    .bind(settings.reset_day.map(i16::from))
+    .bind(settings.reset_month.map(i16::from))
+    .bind(settings.anchor)
+    .bind(settings.time_zone.map(chrono_tz::Tz::name))
+    .bind(Json(&settings.metadata))
+    .bind(pinned.map(|period| period.start))
+    .bind(pinned.and_then(|period| period.end))
+    .bind(signed(*version))
+    .execute(&mut *connection)
+    .await?;
+
+    sqlx::query(
+        "insert into standings (organization_id, plan_id) values ($1, $2)
+         on conflict (organization_id) do update set plan_id = excluded.plan_id",
+    )
+    .bind(id.as_str())
+    .bind(settings.plan_id.as_ref().map(ToString::to_string))
+    .execute(&mut *connection)
+    .await?;
+
+    sqlx::query("delete from limits where organization_id = $1")
+        .bind(id.as_str())
+        .execute(&mut *connection)
+        .await?;
+    write_limits(connection, id, limits).await
+}
+
+async fn write_limits(
+    connection: &mut PgConnection,
+    id: &OrganizationId,
+    limits: &BTreeMap<MeterId, LimitOverride>,
+) -> Result<(), Error> {
+    for (meter, own) in limits {
+        let warn_at: Option<Vec<i16>> = own.warn_at.as_ref().map(|levels| {
+            levels
+                .iter()
+                .filter_map(|level| i16::try_from(*level).ok())
+                .collect()
+        });
+        sqlx::query(
+            "insert into limits (organization_id, meter, limited, units, enforcement, warn_at)
+             values ($1, $2, $3, $4, $5, $6)",
+        )
+        .bind(id.as_str())
+        .bind(meter.as_str())
+        .bind(own.limit.is_some())
+        .bind(
+            own.limit
+                .and_then(|Limit(units)| units)
+                .map(|units| signed(units.get())),
+        )
+        .bind(own.enforcement.map(Enforcement::as_str))
+        .bind(warn_at)
+        .execute(&mut *connection)
+        .await?;
+    }
+    Ok(())
+}
+
+/// Parses what this code has written.
+pub(super) fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T, Error> {
+    text.parse()
+        .map_err(|error| Error::Inconsistent(format!("{text:?} {error}")))
+}
+
+pub(super) fn nonsense(error: impl std::fmt::Display) -> Error {
+    Error::Inconsistent(error.to_string())
+}

@@ -1,0 +1,446 @@
+//! Snapshots of counts: absolute, guarded, and moved from one data set to the next.
+//!
+//! `(epoch, seq)` of a row only ever grows, so that writing a snapshot twice, late or out of order
+//! is harmless. Rows are locked in key order. Hours are written only together with an accepted parent.
+
+use std::collections::{BTreeSet, HashSet};
+use std::sync::PoisonError;
+
+use chrono::{DateTime, Datelike, Utc};
+use sqlx::{AssertSqlSafe, FromRow, PgConnection};
+
+use super::organizations::{nonsense, parse};
+use super::{Error, Store, signed, standings, unsigned};
+use crate::domain::counter::{CounterId, Hour, Snapshot, Stamp};
+use crate::domain::ids::{METERS_MAX, MeterId, OrganizationId};
+use crate::domain::policy::{Enforcement, Rule};
+use crate::domain::quantity::Count;
+
+/// Stores snapshots. For each, in order: whether Postgres now holds exactly that one.
+pub async fn store(
+    store: &Store,
+    snapshots: &[Snapshot],
+    now: DateTime<Utc>,
+) -> Result<Vec<bool>, Error> {
+    let mut transaction = store.pool.begin().await?;
+    let stored = store_in(&mut transaction, snapshots, now).await?;
+    transaction.commit().await?;
+    Ok(stored)
+}
+
+/// What a counter is restored from.
+#[derive(Debug, Clone)]
+pub struct Restored {
+    /// What Postgres holds of it, in the new generation.
+    pub snapshot: Snapshot,
+    /// Every meter of the organization that has a count in a period that runs.
+    pub meters: Vec<MeterId>,
+}
+
+/// Moves a count to the generation of `stamp`, and to its policy if that is newer: stores what the old
+/// data set holds, if anything is left of it, moves the row or inserts it, and reads it. From then on nothing of an older
+/// generation is accepted. Hours from `hours_from` on are read.
+pub async fn restore(
+    store: &Store,
+    counter: &CounterId,
+    held: Option<&Snapshot>,
+    stamp: &Stamp,
+    hours_from: DateTime<Utc>,
+    now: DateTime<Utc>,
+) -> Result<Restored, Error> {
+    let mut transaction = store.pool.begin().await?;
+    store_in(
+        &mut transaction,
+        held.map(std::slice::from_ref).unwrap_or_default(),
+        now,
+    )
+    .await?;
+    create_organizations(&mut transaction, std::iter::once(&counter.organization)).await?;
+    // A period that runs adopts the newer policy, here as in Redis; one that is over keeps its own.
+    if stamp.end.is_none_or(|end| end > now) {
+        sqlx::query(
+            "update usage_history
+             set period_end = $4, limit_units = $5, enforcement = $6, policy_version = $7
+             where organization_id = $1 and meter = $2 and period_start = $3 and policy_version < $7",
+        )
+        .bind(counter.organization.as_str())
+        .bind(counter.meter.as_str())
+        .bind(counter.start)
+        .bind(stamp.end)
+        .bind(stamp.rule.limit.map(|limit| signed(limit.get())))
+        .bind(stamp.rule.enforcement.as_str())
+        .bind(signed(stamp.version))
+        .execute(&mut *transaction)
+        .await?;
+    }
+    let row: RestoredRow = sqlx::query_as(
+        "insert into usage_history (organization_id, meter, period_start, period_end, used, denied, refunded, limit_units,
+                                    enforcement, policy_version, epoch, seq, stored_at)
+         values ($1, $2, $3, $4, 0, 0, 0, $5, $6, $7, $8, 0, $9)
+         on conflict on constraint usage_history_pkey
+         do update set epoch = greatest(usage_history.epoch, excluded.epoch)
+         returning organization_id, meter, period_start, period_end, used, denied, refunded, limit_units, enforcement,
+                   policy_version, epoch, seq, xmax = 0 as inserted",
+    )
+    .bind(counter.organization.as_str())
+    .bind(counter.meter.as_str())
+    .bind(counter.start)
+    .bind(stamp.end)
+    .bind(stamp.rule.limit.map(|limit| signed(limit.get())))
+    .bind(stamp.rule.enforcement.as_str())
+    .bind(signed(stamp.version))
+    .bind(signed(stamp.generation))
+    .bind(now)
+    .fetch_one(&mut *transaction)
+    .await?;
+    if unsigned(row.snapshot.epoch) > stamp.generation {
+        return Err(Error::NewerGeneration);
+    }
+    let hours: Vec<(DateTime<Utc>, i64, i64, i64)> = sqlx::query_as(
+        "select hour, used, denied, refunded from usage_hourly
+         where organization_id = $1 and meter = $2 and period_start = $3 and hour >= $4
+         order by hour",
+    )
+    .bind(counter.organization.as_str())
+    .bind(counter.meter.as_str())
+    .bind(counter.start)
+    .bind(hours_from)
+    .fetch_all(&mut *transaction)
+    .await?;
+    let meters: Vec<(String,)> = sqlx::query_as(
+        "select distinct meter from usage_history
+         where organization_id = $1 and (period_end is null or period_end > $2)",
+    )
+    .bind(counter.organization.as_str())
+    .bind(now)
+    .fetch_all(&mut *transaction)
+    .await?;
+    // Dropping the transaction takes the row back that was just inserted for one meter too many.
+    if row.inserted && meters.len() > METERS_MAX {
+        return Err(Error::TooManyMeters);
+    }
+    transaction.commit().await?;
+
+    let mut snapshot = row.snapshot.snapshot()?;
+    // A period that is over keeps the limit that it ended with.
+    snapshot.stamp = match snapshot.stamp.end {
+        Some(end) if end <= now && stamp.end.is_some_and(|end| end <= now) => Stamp {
+            generation: stamp.generation,
+            ..snapshot.stamp
+        },
+        _ => *stamp,
+    };
+    snapshot.hours = hours
+        .into_iter()
+        .map(|(start, used, denied, refunded)| Hour {
+            start,
+            used,
+            denied: unsigned(denied),
+            refunded: unsigned(refunded),
+        })
+        .collect();
+    Ok(Restored {
+        snapshot,
+        meters: meters
+            .iter()
+            .map(|(meter,)| parse(meter))
+            .collect::<Result<_, _>>()?,
+    })
+}
+
+/// The newest snapshots of an organization's periods that run, without hours.
+pub async fn running(
+    store: &Store,
+    organization: &OrganizationId,
+    now: DateTime<Utc>,
+) -> Result<Vec<Snapshot>, Error> {
+    let rows: Vec<HistoryRow> = sqlx::query_as(
+        "select organization_id, meter, period_start, period_end, used, denied, refunded, limit_units, enforcement,
+                policy_version, epoch, seq
+         from usage_history
+         where organization_id = $1 and period_start <= $2 and (period_end is null or period_end > $2)
+         order by meter, period_start",
+    )
+    .bind(organization.as_str())
+    .bind(now)
+    .fetch_all(&store.pool)
+    .await?;
+    rows.into_iter().map(HistoryRow::snapshot).collect()
+}
+
+/// Sees to it that `usage_hourly` has a partition for the month of each of these instants.
+pub async fn ensure_partitions(
+    store: &Store,
+    instants: impl IntoIterator<Item = DateTime<Utc>>,
+) -> Result<(), Error> {
+    let months: BTreeSet<(i32, u32)> = instants
+        .into_iter()
+        .map(|it| (it.year(), it.month()))
+        .collect();
+    let missing: Vec<(i32, u32)> = months
+        .difference(
+            &*store
+                .partitions
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        )
+        .copied()
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let mut transaction = store.pool.begin().await?;
+    // Two instances that create the same table at once would fail on each other.
+    sqlx::query("select pg_advisory_xact_lock(7302815)")
+        .execute(&mut *transaction)
+        .await?;
+    for (year, month) in &missing {
+        let (next_year, next_month) = if *month == 12 {
+            (year + 1, 1)
+        } else {
+            (*year, month + 1)
+        };
+        // Only numbers go into this text.
+        sqlx::query(AssertSqlSafe(format!(
+            "create table if not exists usage_hourly_{year:04}_{month:02} partition of usage_hourly
+             for values from ('{year:04}-{month:02}-01 00:00:00Z') to ('{next_year:04}-{next_month:02}-01 00:00:00Z')"
+        )))
+        .execute(&mut *transaction)
+        .await?;
+    }
+    transaction.commit().await?;
+    store
+        .partitions
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .extend(missing);
+    Ok(())
+}
+
+#[derive(FromRow)]
+struct HistoryRow {
+    organization_id: String,
+    meter: String,
+    period_start: DateTime<Utc>,
+    period_end: Option<DateTime<Utc>>,
+    used: i64,
+    denied: i64,
+    refunded: i64,
+    limit_units: Option<i64>,
+    enforcement: String,
+    policy_version: i64,
+    epoch: i64,
+    seq: i64,
+}
+
+/// The row of a counter that is being restored.
+#[derive(FromRow)]
+struct RestoredRow {
+    #[sqlx(flatten)]
+    snapshot: HistoryRow,
+    /// Whether there was none before.
+    inserted: bool,
+}
+
+impl HistoryRow {
+    fn snapshot(self) -> Result<Snapshot, Error> {
+        let limit = self
+            .limit_units
+            .map(|units| Count::try_from(unsigned(units)))
+            .transpose()
+            .map_err(nonsense)?;
+        let enforcement =
+            Enforcement::parse(&self.enforcement).ok_or_else(|| nonsense(&self.enforcement))?;
+        Ok(Snapshot {
+            counter: CounterId {
+                organization: parse(&self.organization_id)?,
+                meter: parse(&self.meter)?,
+                start: self.period_start,
+            },
+            stamp: Stamp {
+                generation: unsigned(self.epoch),
+                version: unsigned(self.policy_version),
+                rule: Rule { limit, enforcement },
+                end: self.period_end,
+                closed: false,
+            },
+            used: Count::try_from(unsigned(self.used)).map_err(nonsense)?,
+            denied: unsigned(self.denied),
+            refunded: unsigned(self.refunded),
+            sequence: unsigned(self.seq),
+            hours: Vec::new(),
+            oldest_unstored: None,
+        })
+    }
+}
+
+async fn create_organizations(
+    connection: &mut PgConnection,
+    organizations: impl Iterator<Item = &OrganizationId>,
+) -> Result<(), Error> {
+    let ids: Vec<&str> = organizations.map(OrganizationId::as_str).collect();
+    sqlx::query(
+        "with created as (
+             insert into organizations (id)
+             select distinct id from unnest($1::text[]) as id order by id
+             on conflict do nothing
+             returning id
+         )
+         insert into standings (organization_id) select id from created",
+    )
+    .bind(ids)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+async fn store_in(
+    connection: &mut PgConnection,
+    snapshots: &[Snapshot],
+    now: DateTime<Utc>,
+) -> Result<Vec<bool>, Error> {
+    if snapshots.is_empty() {
+        return Ok(Vec::new());
+    }
+    create_organizations(
+        connection,
+        snapshots
+            .iter()
+            .map(|snapshot| &snapshot.counter.organization),
+    )
+    .await?;
+    let accepted = upsert(connection, snapshots, now).await?;
+    store_hours(
+        connection,
+        snapshots
+            .iter()
+            .filter(|snapshot| accepted.contains(&snapshot.counter)),
+    )
+    .await?;
+    let newer: Vec<&Snapshot> = snapshots
+        .iter()
+        .filter(|snapshot| accepted.contains(&snapshot.counter))
+        .collect();
+    standings::take_in(connection, &newer, now).await?;
+    let refused: Vec<&Snapshot> = snapshots
+        .iter()
+        .filter(|snapshot| !accepted.contains(&snapshot.counter))
+        .collect();
+    let equal = held_already(connection, &refused).await?;
+    Ok(snapshots
+        .iter()
+        .map(|snapshot| accepted.contains(&snapshot.counter) || equal.contains(&snapshot.counter))
+        .collect())
+}
+
+/// Writes the snapshots that are newer than what stands; returns which those are.
+async fn upsert(
+    connection: &mut PgConnection,
+    snapshots: &[Snapshot],
+    now: DateTime<Utc>,
+) -> Result<HashSet<CounterId>, Error> {
+    let column = |of: fn(&Snapshot) -> i64| snapshots.iter().map(of).collect::<Vec<_>>();
+    let rows: Vec<(String, String, DateTime<Utc>)> = sqlx::query_as(
+        "insert into usage_history (organization_id, meter, period_start, period_end, used, denied, refunded, limit_units,
+                                    enforcement, policy_version, epoch, seq, stored_at)
+         select *, $13
+         from unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::bigint[], $6::bigint[],
+                     $7::bigint[], $8::bigint[], $9::text[], $10::bigint[], $11::bigint[], $12::bigint[])
+              as new (organization_id, meter, period_start, period_end, used, denied, refunded, limit_units,
+                      enforcement, policy_version, epoch, seq)
+         order by organization_id collate \"C\", meter collate \"C\", period_start
+         on conflict on constraint usage_history_pkey do update set
+             period_end = excluded.period_end, used = excluded.used, denied = excluded.denied,
+             refunded = excluded.refunded, limit_units = excluded.limit_units, enforcement = excluded.enforcement,
+             policy_version = excluded.policy_version, epoch = excluded.epoch, seq = excluded.seq,
+             stored_at = excluded.stored_at
+         where (excluded.epoch, excluded.seq) > (usage_history.epoch, usage_history.seq)
+         returning organization_id, meter, period_start",
+    )
+    .bind(snapshots.iter().map(|it| it.counter.organization.as_str()).collect::<Vec<_>>())
+    .bind(snapshots.iter().map(|it| it.counter.meter.as_str()).collect::<Vec<_>>())
+    .bind(snapshots.iter().map(|it| it.counter.start).collect::<Vec<_>>())
+    .bind(snapshots.iter().map(|it| it.stamp.end).collect::<Vec<_>>())
+    .bind(column(|it| signed(it.used.get())))
+    .bind(column(|it| signed(it.denied)))
+    .bind(column(|it| signed(it.refunded)))
+    .bind(snapshots.iter().map(|it| it.stamp.rule.limit.map(|limit| signed(limit.get()))).collect::<Vec<_>>())
+    .bind(snapshots.iter().map(|it| it.stamp.rule.enforcement.as_str()).collect::<Vec<_>>())
+    .bind(column(|it| signed(it.stamp.version)))
+    .bind(column(|it| signed(it.stamp.generation)))
+    .bind(column(|it| signed(it.sequence)))
+    .bind(now)
+    .fetch_all(connection)
+    .await?;
+    rows.iter()
+        .map(|(organization, meter, start)| {
+            Ok(CounterId {
+                organization: parse(organization)?,
+                meter: parse(meter)?,
+                start: *start,
+            })
+        })
+        .collect()
+}
+
+async fn store_hours(
+    connection: &mut PgConnection,
+    snapshots: impl Iterator<Item = &Snapshot>,
+) -> Result<(), Error> {
+    let mut rows: Vec<(&CounterId, &Hour)> = snapshots
+        .flat_map(|snapshot| {
+            snapshot
+                .unstored_hours()
+                .map(|hour| (&snapshot.counter, hour))
+        })
+        .collect();
+    if rows.is_empty() {
+        return Ok(());
+    }
+    rows.sort_unstable_by_key(|(counter, hour)| (*counter, hour.start));
+    sqlx::query(
+        "insert into usage_hourly (organization_id, meter, period_start, hour, used, denied, refunded)
+         select * from unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::bigint[], $6::bigint[],
+                              $7::bigint[])
+         on conflict (organization_id, meter, period_start, hour) do update set
+             used = excluded.used, denied = excluded.denied, refunded = excluded.refunded",
+    )
+    .bind(rows.iter().map(|(counter, _)| counter.organization.as_str()).collect::<Vec<_>>())
+    .bind(rows.iter().map(|(counter, _)| counter.meter.as_str()).collect::<Vec<_>>())
+    .bind(rows.iter().map(|(counter, _)| counter.start).collect::<Vec<_>>())
+    .bind(rows.iter().map(|(_, hour)| hour.start).collect::<Vec<_>>())
+    .bind(rows.iter().map(|(_, hour)| hour.used).collect::<Vec<_>>())
+    .bind(rows.iter().map(|(_, hour)| signed(hour.denied)).collect::<Vec<_>>())
+    .bind(rows.iter().map(|(_, hour)| signed(hour.refunded)).collect::<Vec<_>>())
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Which of these Postgres holds exactly, because an earlier flush stored them.
+async fn held_already(
+    connection: &mut PgConnection,
+    snapshots: &[&Snapshot],
+) -> Result<HashSet<CounterId>, Error> {
+    if snapshots.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let rows: Vec<(i64,)> = sqlx::query_as(
+        "select position
+         from unnest($1::text[], $2::text[], $3::timestamptz[], $4::bigint[], $5::bigint[]) with ordinality
+              as read (organization_id, meter, period_start, epoch, seq, position)
+         join usage_history using (organization_id, meter, period_start, epoch, seq)",
+    )
+    .bind(snapshots.iter().map(|it| it.counter.organization.as_str()).collect::<Vec<_>>())
+    .bind(snapshots.iter().map(|it| it.counter.meter.as_str()).collect::<Vec<_>>())
+    .bind(snapshots.iter().map(|it| it.counter.start).collect::<Vec<_>>())
+    .bind(snapshots.iter().map(|it| signed(it.stamp.generation)).collect::<Vec<_>>())
+    .bind(snapshots.iter().map(|it| signed(it.sequence)).collect::<Vec<_>>())
+    .fetch_all(connection)
+    .await?;
+    Ok(rows
+        .iter()
+        .filter_map(|(position,)| snapshots.get(usize::try_from(*position).ok()?.checked_sub(1)?))
+        .map(|snapshot| snapshot.counter.clone())
+        .collect())
+}

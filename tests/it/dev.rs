@@ -1,0 +1,322 @@
+//! `tallyman dev`, as a newcomer meets it: the real program, its exit code, and what it prints.
+
+use std::fs::{self, File};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tallyman::dev::servers::{PostgresOptions, PostgresServer, RedisOptions, RedisServer};
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
+use tokio::time::timeout;
+
+/// More than any step takes; a test that reaches it has failed.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[tokio::test]
+async fn the_next_start_finds_the_data_and_the_key() {
+    let dir = TempDir::new().unwrap();
+    let first = Dev::start(dir.path()).await;
+    assert_eq!(first.consume().await["current"], 1);
+    let key = first.key.clone();
+    assert_eq!(first.interrupt().await, Some(0));
+    let key_file = dir.path().join("admin-key");
+    assert_eq!(
+        fs::metadata(&key_file).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+
+    let second = Dev::start(dir.path()).await;
+    assert_eq!(second.key, key);
+    assert_eq!(second.key, fs::read_to_string(&key_file).unwrap().trim());
+    assert_eq!(second.consume().await["current"], 2);
+    assert_eq!(second.interrupt().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_key_that_the_database_does_not_know_is_replaced() {
+    let dir = TempDir::new().unwrap();
+    fs::write(dir.path().join("admin-key"), "tm_of_another_database\n").unwrap();
+    let dev = Dev::start(dir.path()).await;
+    assert_ne!(dev.key, "tm_of_another_database");
+    assert_eq!(dev.consume().await["current"], 1);
+    assert_eq!(dev.interrupt().await, Some(0));
+}
+
+#[tokio::test]
+async fn servers_stop_when_their_parent_is_killed_and_the_next_start_recovers() {
+    let dir = TempDir::new().unwrap();
+    let mut first = Dev::start(dir.path()).await;
+    assert_eq!(first.consume().await["current"], 1);
+    first.child.kill().await.unwrap();
+
+    servers_have_ended(dir.path()).await;
+    assert!(
+        !dir.path().join("postgres/postmaster.pid").exists(),
+        "Postgres was not stopped cleanly"
+    );
+
+    let second = Dev::start(dir.path()).await;
+    assert_eq!(second.consume().await["current"], 2);
+    assert_eq!(second.interrupt().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_second_instance_on_the_same_directory_is_refused_in_one_line() {
+    let dir = TempDir::new().unwrap();
+    let first = Dev::start(dir.path()).await;
+    let line = one_line_error(&mut command(dir.path())).await;
+    assert!(line.contains("another `tallyman dev` is running"), "{line}");
+    assert_eq!(first.consume().await["current"], 1);
+    assert_eq!(first.interrupt().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_taken_port_is_a_one_line_error() {
+    let dir = TempDir::new().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let line = one_line_error(
+        Command::new(BINARY)
+            .args(["dev", "--listen", &address, "--data-dir"])
+            .arg(dir.path()),
+    )
+    .await;
+    assert!(
+        line.contains(&address) && line.contains("--listen"),
+        "{line}"
+    );
+}
+
+#[tokio::test]
+async fn a_missing_server_is_a_one_line_error() {
+    let dir = TempDir::new().unwrap();
+    // In an empty directory, because the servers that `scripts/setup` downloads are looked for
+    // below the working one.
+    let line = one_line_error(
+        command(&dir.path().join("data"))
+            .env("PATH", "")
+            .current_dir(dir.path()),
+    )
+    .await;
+    assert!(
+        line.contains("redis-server") && line.contains("make dev"),
+        "{line}"
+    );
+}
+
+#[tokio::test]
+async fn a_server_that_cannot_start_says_why_in_one_line() {
+    let dir = TempDir::new().unwrap();
+    let options = RedisOptions {
+        extra: vec!["--no-such-option".to_owned(), "1".to_owned()],
+        ..RedisOptions::default()
+    };
+    let error = format!(
+        "{:#}",
+        RedisServer::start(dir.path(), &options).await.unwrap_err()
+    );
+    assert!(
+        error.contains("redis.log") && !error.contains('\n'),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_half_initialised_data_directory_is_recovered() {
+    let dir = TempDir::new().unwrap();
+    // What a kill -9 leaves in the middle of the initialisation.
+    fs::create_dir_all(dir.path().join("postgres.new/base/1")).unwrap();
+    fs::write(dir.path().join("postgres.new/PG_VERSION"), "15\n").unwrap();
+    start_postgres(dir.path()).await.stop().await;
+
+    // What a kill -9 of everything leaves of a running server, while another process has its id by
+    // now: ours.
+    let stale = format!(
+        "{}\n{}\n",
+        std::process::id(),
+        dir.path().join("postgres").display()
+    );
+    fs::write(dir.path().join("postgres/postmaster.pid"), &stale).unwrap();
+    fs::write(dir.path().join("postgres/.s.PGSQL.5432.lock"), &stale).unwrap();
+    start_postgres(dir.path()).await.stop().await;
+}
+
+#[tokio::test]
+async fn a_killed_redis_keeps_what_it_acknowledged() {
+    let dir = TempDir::new().unwrap();
+    let options = RedisOptions {
+        append_only: true,
+        extra: vec!["--appendfsync".to_owned(), "always".to_owned()],
+    };
+    for expected in 1..=2 {
+        let server = RedisServer::start(dir.path(), &options).await.unwrap();
+        let mut connection = redis::Client::open(server.url())
+            .unwrap()
+            .get_multiplexed_async_connection()
+            .await
+            .unwrap();
+        let count: i64 = redis::cmd("INCR")
+            .arg("count")
+            .query_async(&mut connection)
+            .await
+            .unwrap();
+        assert_eq!(count, expected);
+        server.kill().await;
+    }
+}
+
+#[tokio::test]
+async fn a_directory_too_deep_for_a_socket_works() {
+    let dir = TempDir::new().unwrap();
+    let deep = dir
+        .path()
+        .join("a directory with a long name & 100 % odd characters")
+        .join("x".repeat(80));
+    RedisServer::start(&deep, &RedisOptions::default())
+        .await
+        .unwrap()
+        .stop()
+        .await;
+    start_postgres(&deep).await.stop().await;
+}
+
+const BINARY: &str = env!("CARGO_BIN_EXE_tallyman");
+
+/// A running `tallyman dev`.
+struct Dev {
+    child: Child,
+    url: String,
+    key: String,
+    /// Kept open, so that the program can go on printing.
+    _stdout: Lines<BufReader<ChildStdout>>,
+}
+
+impl Dev {
+    /// Starts it and waits until it says where it counts and with which key.
+    async fn start(dir: &Path) -> Self {
+        // A process group of its own, as a terminal gives to a command, so that a test's Ctrl-C
+        // reaches no more than that.
+        let mut child = command(dir)
+            .stdout(Stdio::piped())
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap()).lines();
+        let url = after("counts at", &mut stdout).await;
+        let key = after("admin key", &mut stdout).await;
+        Self {
+            child,
+            url,
+            key,
+            _stdout: stdout,
+        }
+    }
+
+    async fn consume(&self) -> Value {
+        let client = reqwest::Client::builder()
+            .timeout(PATIENCE)
+            .build()
+            .unwrap();
+        let request = client
+            .post(format!("{}/v1/consume", self.url))
+            .bearer_auth(&self.key);
+        let response = request
+            .json(&json!({ "organizationId": "org_123" }))
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(response.status(), 200);
+        response.json().await.unwrap()
+    }
+
+    /// Does what a terminal's Ctrl-C does, and returns the exit code.
+    async fn interrupt(mut self) -> Option<i32> {
+        let pid = self.child.id().unwrap();
+        let signal = format!("kill -s INT -- -{pid}");
+        assert!(
+            Command::new("sh")
+                .args(["-c", &signal])
+                .status()
+                .await
+                .unwrap()
+                .success()
+        );
+        timeout(PATIENCE, self.child.wait())
+            .await
+            .expect("it does not stop")
+            .unwrap()
+            .code()
+    }
+}
+
+fn command(dir: &Path) -> Command {
+    let mut command = Command::new(BINARY);
+    command
+        .args(["dev", "--listen", "127.0.0.1:0", "--data-dir"])
+        .arg(dir)
+        .stdin(Stdio::null());
+    command
+}
+
+/// The last word of the line that contains `label`.
+async fn after(label: &str, lines: &mut Lines<BufReader<ChildStdout>>) -> String {
+    let found = async {
+        while let Some(line) = lines.next_line().await.unwrap() {
+            if line.contains(label) {
+                return line.split_whitespace().last().unwrap().to_owned();
+            }
+        }
+        panic!("it ended without saying {label:?}");
+    };
+    timeout(PATIENCE, found)
+        .await
+        .expect("it is not ready in time")
+}
+
+/// Runs it to its end, which must be a failure told in one line.
+async fn one_line_error(command: &mut Command) -> String {
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = timeout(PATIENCE, command.output())
+        .await
+        .expect("it goes on")
+        .unwrap();
+    let (stdout, stderr) = (
+        String::from_utf8(stdout).unwrap(),
+        String::from_utf8(stderr).unwrap(),
+    );
+    assert!(
+        status.code().is_some_and(|code| code != 0),
+        "{status}: {stderr}"
+    );
+    assert_eq!(stdout, "");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    stderr
+}
+
+/// Waits for the locks that the servers hold for as long as they or any children of theirs run.
+async fn servers_have_ended(dir: &Path) {
+    for log in ["redis.log", "postgres.log"] {
+        let log = File::open(dir.join(log)).unwrap();
+        let ended = tokio::task::spawn_blocking(move || log.lock());
+        timeout(PATIENCE, ended)
+            .await
+            .expect("a server goes on")
+            .unwrap()
+            .unwrap();
+    }
+}
+
+async fn start_postgres(dir: &Path) -> PostgresServer {
+    PostgresServer::start(dir, &PostgresOptions { durable: false })
+        .await
+        .unwrap()
+}

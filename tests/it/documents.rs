@@ -1,0 +1,159 @@
+//! Documents that follow from the program: rendered anew, and compared with the files.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+#[test]
+fn the_tables_of_settings_are_those_of_help() {
+    let (serve, dev) = (settings("serve"), only_in_dev());
+    let name = "docs/configuration.md";
+    let text = fs::read_to_string(path(name)).unwrap();
+    let text = with_section(&text, "serve", &table(&serve));
+    let text = with_section(&text, "dev", &table(&dev));
+    check(name, &text);
+}
+
+#[test]
+fn the_example_of_an_environment_has_every_setting_with_its_default() {
+    let mut text = "\
+# Every setting, commented out, with its default. Tallyman does not read this file; load a copy of it:
+#   set -a; . ./.env; set +a
+"
+    .to_owned();
+    let mut heading = String::new();
+    let dev = only_in_dev().into_iter().map(|setting| Setting {
+        heading: "tallyman dev".to_owned(),
+        ..setting
+    });
+    for setting in settings("serve").into_iter().chain(dev) {
+        if setting.heading != heading {
+            heading.clone_from(&setting.heading);
+            let _ = write!(text, "\n# --- {heading} ---\n");
+        }
+        let (variable, default) = (&setting.variable, setting.default.unwrap_or_default());
+        let _ = write!(text, "\n# {}\n#{variable}={default}\n", setting.meaning);
+    }
+    check(".env.example", &text);
+}
+
+/// One setting, as `--help` tells it.
+struct Setting {
+    heading: String,
+    /// With the name of its value.
+    flag: String,
+    variable: String,
+    default: Option<String>,
+    meaning: String,
+}
+
+/// Every setting of a subcommand, in the order of its `--help`.
+fn settings(subcommand: &str) -> Vec<Setting> {
+    let output = Command::new(env!("CARGO_BIN_EXE_tallyman"))
+        .args([subcommand, "--help"])
+        // A variable that is set would be shown with its value.
+        .env_clear()
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let help = String::from_utf8(output.stdout).unwrap();
+    let mut heading = String::new();
+    let mut entries: Vec<(String, String, String)> = Vec::new();
+    for line in help.lines().filter(|line| !line.is_empty()) {
+        let text = line.trim();
+        if !line.starts_with(' ') {
+            text.trim_end_matches(':').clone_into(&mut heading);
+        } else if text.starts_with('-') {
+            let (flag, text) = text.split_once("  ").unwrap_or((text, ""));
+            entries.push((heading.clone(), flag.to_owned(), text.trim().to_owned()));
+        } else if let Some((_, _, about)) = entries.last_mut() {
+            about.push_str(text);
+        }
+    }
+    let settings: Vec<Setting> = entries
+        .into_iter()
+        .filter(|(_, flag, _)| flag != "-h, --help")
+        .map(|(heading, flag, about)| setting(heading, flag, &about))
+        .collect();
+    assert!(!settings.is_empty(), "{help}");
+    settings
+}
+
+/// Takes `Address to listen on [env: TALLYMAN_LISTEN=] [default: 127.0.0.1:7400]` apart.
+fn setting(heading: String, flag: String, about: &str) -> Setting {
+    let note = |name: &str| {
+        let (_, rest) = about.split_once(&format!("[{name}: "))?;
+        rest.split(']').next().map(str::to_owned)
+    };
+    let variable = note("env").unwrap_or_else(|| panic!("{flag} has no variable: {about}"));
+    let is_switch = !flag.contains('<');
+    Setting {
+        heading,
+        variable: variable.trim_end_matches('=').to_owned(),
+        default: note("default").or_else(|| is_switch.then(|| "false".to_owned())),
+        meaning: about.split(" [env: ").next().unwrap().to_owned(),
+        flag,
+    }
+}
+
+fn only_in_dev() -> Vec<Setting> {
+    let serve: Vec<String> = settings("serve")
+        .into_iter()
+        .map(|it| it.variable)
+        .collect();
+    let mut dev = settings("dev");
+    dev.retain(|setting| !serve.contains(&setting.variable));
+    dev
+}
+
+fn table(settings: &[Setting]) -> String {
+    let mut text = "| variable | flag | default | meaning |\n|---|---|---|---|\n".to_owned();
+    for setting in settings {
+        let default = match &setting.default {
+            Some(default) => format!("`{default}`"),
+            None => "required".to_owned(),
+        };
+        // A bar would end the cell, even between backticks.
+        let (flag, meaning) = (
+            setting.flag.replace('|', "\\|"),
+            setting.meaning.replace('|', "\\|"),
+        );
+        let _ = writeln!(
+            text,
+            "| `{}` | `{flag}` | {default} | {meaning} |",
+            setting.variable
+        );
+    }
+    text
+}
+
+/// The text with another content between the marks of a section.
+fn with_section(text: &str, name: &str, content: &str) -> String {
+    let (begin, end) = (
+        format!("<!-- {name}: begin -->\n"),
+        format!("<!-- {name}: end -->"),
+    );
+    let (before, rest) = text.split_once(&begin).expect("the section begins");
+    let (_, after) = rest.split_once(&end).expect("the section ends");
+    format!("{before}{begin}{content}{end}{after}")
+}
+
+/// Compares a document with what it should be, or makes it so where that is asked for.
+fn check(name: &str, expected: &str) {
+    let path = path(name);
+    if fs::read_to_string(&path).unwrap_or_default() == expected {
+        return;
+    }
+    if std::env::var_os("TALLYMAN_UPDATE_DOCS").is_some() {
+        fs::write(&path, expected).unwrap();
+        return;
+    }
+    panic!(
+        "{name} is not what --help says; update it by\n  TALLYMAN_UPDATE_DOCS=1 cargo test --test it documents\nIt should be:\n{expected}"
+    );
+}
+
+fn path(name: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}

@@ -1,0 +1,288 @@
+//! What counting says in headers, what it leaves out of bodies, and what it takes from queries.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+use sfv::{List, ListEntry, Parser};
+
+use crate::support::{Answer, Instance, World};
+
+const MINIMAL: (&str, &str) = ("prefer", "return=minimal");
+
+/// From the world's beginning to the end of its March, and all of it, seconds.
+const LEFT: i64 = 16 * 86_400 + 43_200;
+const MONTH: i64 = 31 * 86_400;
+
+/// A header as a parser of structured fields reads it: strings, each with two integers.
+fn members(answer: &Answer, header: &str, first: &str, second: &str) -> Vec<(String, i64, i64)> {
+    let list: List = Parser::new(answer.header(header)).parse().unwrap();
+    let member = |entry: &ListEntry| {
+        let ListEntry::Item(item) = entry else {
+            panic!("{header} has an inner list")
+        };
+        let integer = |name: &str| {
+            let value = item.params.get(name)?.as_integer()?;
+            Some(i64::from(value))
+        };
+        let name = item.bare_item.as_string().unwrap().as_str().to_owned();
+        (name, integer(first).unwrap(), integer(second).unwrap())
+    };
+    list.iter().map(member).collect()
+}
+
+fn policies(answer: &Answer) -> Vec<(String, i64, i64)> {
+    members(answer, "ratelimit-policy", "q", "w")
+}
+
+fn limits(answer: &Answer) -> Vec<(String, i64, i64)> {
+    members(answer, "ratelimit", "r", "t")
+}
+
+fn one(meter: &str, first: i64, second: i64) -> (String, i64, i64) {
+    (meter.to_owned(), first, second)
+}
+
+async fn post(
+    service: &Instance,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: Option<Value>,
+) -> Answer {
+    service.http.send(Method::POST, path, headers, body).await
+}
+
+async fn limit(service: &Instance, limits: Value) {
+    let path = "/v1/organizations/org_1";
+    assert_eq!(service.http.put(path, json!({})).await.status, 200);
+    let answer = service.http.patch(&format!("{path}/limits"), limits).await;
+    assert_eq!(answer.status, 200, "{}", answer.text);
+}
+
+#[tokio::test]
+async fn every_counting_answer_tells_the_limit_and_what_is_left_of_it() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    for (path, left) in [
+        ("/v1/track", 990),
+        ("/v1/consume", 980),
+        ("/v1/check", 980),
+        ("/v1/refund", 990),
+    ] {
+        let body = json!({"organizationId": "org_1", "amount": 10});
+        let answer = service.http.post(path, body).await;
+        assert_eq!(policies(&answer), [one("api", 1000, MONTH)], "{path}");
+        assert_eq!(limits(&answer), [one("api", left, LEFT)], "{path}");
+    }
+    let body = json!({"organizationId": "org_1", "amount": 991});
+    let refused = service.http.post("/v1/consume", body).await;
+    assert_eq!(refused.status, 429);
+    assert_eq!(policies(&refused), [one("api", 1000, MONTH)]);
+    assert_eq!(limits(&refused), [one("api", 990, LEFT)]);
+    assert_eq!(refused.header("retry-after"), LEFT.to_string());
+}
+
+#[tokio::test]
+async fn a_call_on_several_meters_has_a_member_for_each_that_is_limited() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    limit(
+        &service,
+        json!({"tokens.in-1_a": {"limit": 5}, "seats": {"limit": 0}}),
+    )
+    .await;
+    let body = json!({"organizationId": "org_1", "meters": {"api": 1, "storage": 7, "tokens.in-1_a": 2}, "require": {"seats": 1}});
+    let answer = service.http.post("/v1/consume", body).await;
+    assert_eq!(answer.status, 429);
+    assert_eq!(
+        limits(&answer),
+        [
+            one("api", 1000, LEFT),
+            one("seats", 0, LEFT),
+            one("tokens.in-1_a", 5, LEFT)
+        ]
+    );
+    assert_eq!(
+        policies(&answer),
+        [
+            one("api", 1000, MONTH),
+            one("seats", 0, MONTH),
+            one("tokens.in-1_a", 5, MONTH)
+        ]
+    );
+}
+
+#[tokio::test]
+async fn an_unlimited_meter_has_no_header() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let body = json!({"organizationId": "org_1", "meter": "storage"});
+    let answer = service.http.post("/v1/consume", body).await;
+    assert_eq!(answer.status, 200);
+    assert!(!answer.headers.contains_key("ratelimit"));
+    assert!(!answer.headers.contains_key("ratelimit-policy"));
+}
+
+#[tokio::test]
+async fn a_limit_beyond_what_a_structured_integer_holds_reads_as_the_largest_that_it_does() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    limit(
+        &service,
+        json!({"api": {"limit": 9_007_199_254_740_991_u64}}),
+    )
+    .await;
+    let body = json!({"organizationId": "org_1"});
+    let answer = service.http.post("/v1/consume", body).await;
+    let largest = 999_999_999_999_999;
+    assert_eq!(policies(&answer), [one("api", largest, MONTH)]);
+    assert_eq!(limits(&answer), [one("api", largest, LEFT)]);
+}
+
+#[tokio::test]
+async fn a_period_that_does_not_end_by_itself_has_no_window() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let path = "/v1/organizations/org_1";
+    let answer = service.http.put(path, json!({"resetMode": "manual"})).await;
+    assert_eq!(answer.status, 200);
+    let body = json!({"organizationId": "org_1"});
+    let answer = service.http.post("/v1/consume", body).await;
+    assert_eq!(answer.header("ratelimit-policy"), "\"api\";q=1000");
+    assert_eq!(answer.header("ratelimit"), "\"api\";r=999");
+}
+
+#[tokio::test]
+async fn a_minimal_answer_is_the_headers_alone() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    for path in ["/v1/track", "/v1/consume", "/v1/refund"] {
+        let body = json!({"organizationId": "org_1"});
+        let answer = post(&service, path, &[MINIMAL], Some(body)).await;
+        assert_eq!(answer.status, 204, "{path}");
+        assert_eq!(answer.text, "");
+        assert_eq!(answer.header("preference-applied"), "return=minimal");
+        assert_eq!(answer.header("content-type"), "");
+        assert_eq!(policies(&answer).len(), 1);
+        assert!(!answer.header("x-request-id").is_empty());
+    }
+    assert_eq!(service.current("org_1", "api").await, 1);
+}
+
+#[tokio::test]
+async fn a_minimal_refusal_is_an_empty_429_that_says_when_to_come_back() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let body = json!({"organizationId": "org_1", "amount": 1000});
+    assert_eq!(service.http.post("/v1/consume", body).await.status, 200);
+    let body = json!({"organizationId": "org_1"});
+    let headers = [MINIMAL, ("idempotency-key", "k")];
+    let answer = post(&service, "/v1/consume", &headers, Some(body.clone())).await;
+    assert_eq!((answer.status.as_u16(), answer.text.as_str()), (429, ""));
+    assert_eq!(answer.header("content-type"), "");
+    assert_eq!(answer.header("preference-applied"), "return=minimal");
+    assert_eq!(answer.header("retry-after"), LEFT.to_string());
+    assert_eq!(limits(&answer), [one("api", 0, LEFT)]);
+
+    let again = post(&service, "/v1/consume", &headers, Some(body)).await;
+    assert_eq!((again.status.as_u16(), again.text.as_str()), (429, ""));
+    assert_eq!(again.header("idempotent-replayed"), "true");
+}
+
+#[tokio::test]
+async fn problems_other_than_a_refusal_are_told_in_full() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let body = json!({"organizationId": "org_1", "amount": 0});
+    let answer = post(&service, "/v1/consume", &[MINIMAL], Some(body)).await;
+    assert_eq!(answer.code(), "invalid_field");
+    assert!(!answer.headers.contains_key("preference-applied"));
+}
+
+#[tokio::test]
+async fn a_check_is_answered_in_full_because_its_body_is_the_answer() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let body = json!({"organizationId": "org_1", "amount": 1001});
+    let answer = post(&service, "/v1/check", &[MINIMAL], Some(body)).await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.body["allowed"], false);
+    assert!(!answer.headers.contains_key("preference-applied"));
+}
+
+#[tokio::test]
+async fn a_preference_is_found_among_others_and_an_unknown_one_is_ignored() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    for (prefer, status) in [
+        ("return=minimal", 204),
+        ("Return = \"minimal\"; foo=bar", 204),
+        ("respond-async, wait=10, return=minimal", 204),
+        ("return=representation, return=minimal", 200),
+        ("return=representation", 200),
+        ("return", 200),
+        ("minimal", 200),
+    ] {
+        let body = json!({"organizationId": "org_1"});
+        let headers = [("prefer", prefer)];
+        let answer = post(&service, "/v1/track", &headers, Some(body)).await;
+        assert_eq!(answer.status, status, "{prefer}");
+    }
+}
+
+#[tokio::test]
+async fn without_a_body_the_fields_come_from_the_query() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let query = "organizationId=user%40example.com&meter=tokens&amount=5";
+    let answer = post(&service, &format!("/v1/consume?{query}"), &[], None).await;
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    assert_eq!(answer.body["organizationId"], "user@example.com");
+    assert_eq!(answer.body["meter"], "tokens");
+    assert_eq!(answer.body["current"], 5);
+    for (path, current) in [("track", 10), ("check", 10), ("refund", 5)] {
+        let answer = post(&service, &format!("/v1/{path}?{query}"), &[], None).await;
+        assert_eq!(answer.body["current"], current, "{path}: {}", answer.text);
+    }
+    let late = "/v1/track?organizationId=user%40example.com&timestamp=2031-03-15T11:00:00Z";
+    assert_eq!(post(&service, late, &[], None).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_body_and_a_query_with_the_same_fields_are_the_same_request() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let key = [("idempotency-key", "k")];
+    let body = json!({"organizationId": "org_1", "amount": 5});
+    let first = post(&service, "/v1/track", &key, Some(body)).await;
+    assert_eq!(first.status, 200);
+    let path = "/v1/track?organizationId=org_1&amount=5";
+    let again = post(&service, path, &key, None).await;
+    assert_eq!(again.header("idempotent-replayed"), "true");
+    assert_eq!(again.body, first.body);
+}
+
+#[tokio::test]
+async fn a_query_is_as_strict_as_a_body() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    for (query, pointer) in [
+        ("organizationId=org_1&amout=5", "/amout"),
+        ("organizationId=org_1&amount=five", "/amount"),
+        ("organizationId=org_1&amount=0", "/amount"),
+        ("organizationId=org_1&amount=1&amount=2", "/amount"),
+        ("organizationId=a%3Ab", "/organizationId"),
+        ("organizationId=org_1&meters=api", "/meters"),
+        ("organizationId=org_1&require=api", "/require"),
+        ("meter=api", ""),
+    ] {
+        let answer = post(&service, &format!("/v1/consume?{query}"), &[], None).await;
+        assert_eq!(answer.status, 400, "{query}");
+        assert_eq!(answer.code(), "invalid_field", "{query}");
+        assert_eq!(answer.body["errors"][0]["pointer"], pointer, "{query}");
+    }
+    let body = json!({"organizationId": "org_1"});
+    let both = post(&service, "/v1/track?amount=5", &[], Some(body)).await;
+    assert_eq!(
+        (both.status.as_u16(), both.code()),
+        (400, "malformed_request")
+    );
+}

@@ -1,0 +1,273 @@
+//! `Idempotency-Key`: a repetition is told what the first attempt was told, and counts nothing.
+
+use serde_json::json;
+
+use crate::support::{Forgetful, World, at_once, sharded};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_same_key_from_fifty_tasks_counts_once_and_answers_alike() {
+    let world = World::new().await;
+    let instances = [world.instance().await, world.instance().await];
+    let answers = at_once(50, |task| {
+        let http = instances[task % 2].http.clone();
+        async move {
+            let body = json!({"organizationId": "org_1", "amount": 7});
+            http.post_once("/v1/consume", "attempt-1", body).await
+        }
+    })
+    .await;
+    assert!(answers.iter().all(|answer| answer.status == 200));
+    assert!(answers.iter().all(|answer| answer.body == answers[0].body));
+    let fresh = answers
+        .iter()
+        .filter(|answer| !answer.headers.contains_key("idempotent-replayed"))
+        .count();
+    let replayed = answers
+        .iter()
+        .filter(|answer| answer.header("idempotent-replayed") == "true")
+        .count();
+    assert_eq!((fresh, replayed), (1, 49));
+    assert_eq!(instances[0].current("org_1", "api").await, 7);
+}
+
+#[tokio::test]
+async fn the_same_key_with_another_payload_is_refused() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let first = json!({"organizationId": "org_1", "amount": 2, "require": {"tokens": 1}});
+    let post = |path, body| service.http.post_once(path, "k", body);
+    assert_eq!(post("/v1/consume", first.clone()).await.status, 200);
+    for (path, other) in [
+        ("/v1/track", json!({"organizationId": "org_1", "amount": 2})),
+        ("/v1/check", first.clone()),
+        (
+            "/v1/consume",
+            json!({"organizationId": "org_1", "amount": 3, "require": {"tokens": 1}}),
+        ),
+        (
+            "/v1/consume",
+            json!({"organizationId": "org_1", "amount": 2, "require": {"tokens": 2}}),
+        ),
+        (
+            "/v1/consume",
+            json!({"organizationId": "org_1", "amount": 2}),
+        ),
+        (
+            "/v1/consume",
+            json!({"organizationId": "org_1", "amount": 2, "meter": "tokens"}),
+        ),
+    ] {
+        let answer = post(path, other.clone()).await;
+        assert_eq!(
+            (answer.status.as_u16(), answer.code()),
+            (422, "idempotency_key_reused"),
+            "{path} {other}"
+        );
+    }
+    assert_eq!(service.current("org_1", "api").await, 2);
+    assert_eq!(
+        post("/v1/consume", first)
+            .await
+            .header("idempotent-replayed"),
+        "true"
+    );
+}
+
+#[tokio::test]
+async fn a_payload_is_the_same_however_it_is_spelled() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let spelled_out = json!({"amount": 1, "meter": "api", "organizationId": "org_1"});
+    let short = json!({"organizationId": "org_1"});
+    let first = service.http.post_once("/v1/track", "k", spelled_out).await;
+    let again = service.http.post_once("/v1/track", "k", short).await;
+    assert_eq!(again.header("idempotent-replayed"), "true");
+    assert_eq!(first.body, again.body);
+}
+
+#[tokio::test]
+async fn a_refusal_is_repeated_even_when_it_would_fit_by_now() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service
+        .limits(
+            "org_1",
+            json!({"api": {"limit": 5}, "tokens": {"limit": 0}}),
+        )
+        .await;
+    let body = json!({"organizationId": "org_1", "meters": {"api": 6, "tokens": 1}});
+    let post = |key| service.http.post_once("/v1/consume", key, body.clone());
+    let first = post("k").await;
+    assert_eq!(first.status, 429);
+    assert_eq!(first.body["deniedBy"], json!(["api", "tokens"]));
+    service
+        .limits("org_1", json!({"api": {"limit": 100}, "tokens": null}))
+        .await;
+    let again = post("k").await;
+    assert_eq!((again.status.as_u16(), &again.body), (429, &first.body));
+    assert_eq!(again.header("idempotent-replayed"), "true");
+    assert_eq!(again.header("retry-after"), first.header("retry-after"));
+    let fresh = post("l").await;
+    assert_eq!(
+        (fresh.status.as_u16(), fresh.header("idempotent-replayed")),
+        (200, "")
+    );
+    assert_eq!(service.current("org_1", "api").await, 6);
+}
+
+#[tokio::test]
+async fn the_first_answer_outlives_a_change_of_the_limit_and_of_the_period() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let body = json!({"organizationId": "org_1", "amount": 600});
+    let post = |service: &crate::support::Instance| {
+        let (http, body) = (service.http.clone(), body.clone());
+        async move { http.post_once("/v1/consume", "k", body).await }
+    };
+    let first = post(&service).await;
+    service
+        .limits(
+            "org_1",
+            json!({"api": {"limit": 10, "enforcement": "soft"}}),
+        )
+        .await;
+    assert_eq!(post(&service).await.body, first.body);
+    service
+        .settings("org_1", json!({"resetPeriod": "daily"}))
+        .await;
+    world.move_to("2031-03-16T00:00:00Z");
+    let other = world.instance().await;
+    for service in [&service, &other] {
+        let again = post(service).await;
+        assert_eq!((again.status.as_u16(), &again.body), (200, &first.body));
+        assert_eq!(again.header("idempotent-replayed"), "true");
+        assert_eq!(service.current("org_1", "api").await, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_key_belongs_to_its_organization() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    for organization in ["org_1", "org_2"] {
+        let body = json!({"organizationId": organization});
+        let answer = service.http.post_once("/v1/track", "k", body).await;
+        assert_eq!(
+            (answer.status.as_u16(), answer.header("idempotent-replayed")),
+            (200, "")
+        );
+        assert_eq!(service.current(organization, "api").await, 1);
+    }
+}
+
+#[tokio::test]
+async fn any_printable_key_works_and_no_two_are_confused() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let longest = "x".repeat(255);
+    let keys = [
+        "k", "K", "k:1", "{k}", "}{", "a|b", "a b", "%00", "\"'\\", "*", "$1", "0", "~!", &longest,
+    ];
+    for (count, key) in (1..).zip(keys) {
+        for replayed in ["", "true"] {
+            let body = json!({"organizationId": "org_1"});
+            let answer = service.http.post_once("/v1/track", key, body).await;
+            assert_eq!(answer.status, 200, "{key}");
+            assert_eq!(answer.header("idempotent-replayed"), replayed, "{key}");
+            assert_eq!(answer.body["current"], count, "{key}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_unfit_key_is_refused_and_counts_nothing() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    for key in [
+        "x".repeat(256),
+        String::new(),
+        "tab\there".to_owned(),
+        "grün".to_owned(),
+    ] {
+        let body = json!({"organizationId": "org_1"});
+        let answer = service.http.post_once("/v1/track", &key, body).await;
+        assert_eq!(
+            (answer.status.as_u16(), answer.code()),
+            (400, "malformed_request"),
+            "{key:?}"
+        );
+    }
+    let usage = service.http.get("/v1/organizations/org_1/usage").await;
+    assert_eq!(usage.status, 404);
+}
+
+#[tokio::test]
+async fn a_key_is_forgotten_after_its_time_and_not_before() {
+    let world =
+        World::with(|config| config.idempotency = std::time::Duration::from_secs(7200)).await;
+    let service = world.instance().await;
+    let body = json!({"organizationId": "org_1"});
+    service.http.post_once("/v1/track", "k", body).await;
+    let record = sharded("org_1", "i:org_1:k");
+    let left: i64 = world.redis_command(&["PTTL", &record]).await;
+    assert!((7_100_000..=7_200_000).contains(&left), "{left}");
+}
+
+#[tokio::test]
+async fn several_meters_are_repeated_as_one() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let body = json!({"organizationId": "org_1", "meters": {"api": 1, "tokens": 1200}, "require": {"storage": 3}});
+    let first = service
+        .http
+        .post_once("/v1/consume", "k", body.clone())
+        .await;
+    let again = service.http.post_once("/v1/consume", "k", body).await;
+    assert_eq!(first.body["meters"]["tokens"]["current"], 1200);
+    assert_eq!(again.body, first.body);
+    assert_eq!(again.header("idempotent-replayed"), "true");
+    assert_eq!(service.current("org_1", "tokens").await, 1200);
+}
+
+#[tokio::test]
+async fn what_was_not_answered_is_not_remembered() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    for number in 0..32 {
+        service.count("org_1", &format!("m{number}"), 1).await;
+    }
+    let body = json!({"organizationId": "org_1", "meter": "m32"});
+    for _ in 0..2 {
+        let refused = service.http.post_once("/v1/track", "k", body.clone()).await;
+        assert_eq!(refused.code(), "too_many_meters");
+        assert_eq!(refused.header("idempotent-replayed"), "");
+    }
+    // The same key is free for what can be done.
+    let other = json!({"organizationId": "org_1", "meter": "m0"});
+    assert_eq!(
+        service.http.post_once("/v1/track", "k", other).await.status,
+        200
+    );
+}
+
+#[tokio::test]
+async fn a_lost_reply_is_an_unknown_outcome_and_repeating_with_the_key_counts_once() {
+    let world = World::new().await;
+    let way = Forgetful::new(&world);
+    let service = world.instance_with(way.servers(&world)).await;
+    service.count("org_1", "api", 1).await;
+    way.lose_one_reply();
+    let body = json!({"organizationId": "org_1", "amount": 5});
+    let lost = service.http.post_once("/v1/track", "k", body.clone()).await;
+    assert_eq!(
+        (lost.status.as_u16(), lost.code()),
+        (504, "outcome_unknown")
+    );
+    let again = service.http.post_once("/v1/track", "k", body).await;
+    assert_eq!(
+        (again.status.as_u16(), &again.body["current"]),
+        (200, &json!(6))
+    );
+    assert_eq!(again.header("idempotent-replayed"), "true");
+    assert_eq!(service.current("org_1", "api").await, 6);
+}

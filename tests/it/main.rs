@@ -1,0 +1,34 @@
+//! Everything that needs servers: one binary, one file a promise.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on should stop where it is"
+)]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tests have no task tracker, and their own variables"
+)]
+#![expect(unreachable_pub, reason = "this is no library")]
+
+mod cors;
+mod counting;
+mod credentials;
+mod dev;
+mod directory;
+mod documents;
+mod flushing;
+mod headers;
+mod history;
+mod idempotency;
+mod in_force;
+mod keys;
+mod late_and_refunds;
+mod lessons;
+mod limits;
+mod model;
+mod periods;
+mod problems;
+mod protocol;
+mod reading;
+mod restoring;
+mod support;
+mod tidy;

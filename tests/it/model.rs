@@ -1,0 +1,762 @@
+//! The Lua agrees with `domain::decision`: the same generated batches, on a real Redis and on a model.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use chrono::{DateTime, Duration, Utc};
+use proptest::prelude::*;
+use proptest::sample::subsequence;
+use proptest::test_runner::{Config as ProptestConfig, TestCaseError, TestRunner};
+use tallyman::counters::{
+    Answer, Attempt, Charge, Counters, Link, Opening, Operation, Outcome, Reading, Settings, Shard,
+};
+use tallyman::domain::counter::{CounterId, Snapshot, Stamp};
+use tallyman::domain::decision::{self, Decision, Demand, decide};
+use tallyman::domain::ids::OrganizationId;
+use tallyman::domain::policy::{Enforcement, Rule};
+use tallyman::domain::quantity::{AMOUNT_MAX, COUNT_MAX, Count};
+
+use crate::support::{World, instant, key_of};
+
+const START: &str = "2031-04-01T00:00:00Z";
+const END: &str = "2031-05-01T00:00:00Z";
+const MARGIN_MS: i64 = 360_000;
+const METERS: [&str; 3] = ["api", "tokens", "storage"];
+/// Each case has two organizations, which are on different shards.
+const COUNTERS: usize = 2 * METERS.len();
+const VERSIONS: usize = 3;
+
+/// A Redis whose data set is older than the period that runs, so that missing counters can be opened.
+struct Bench {
+    world: World,
+    counters: Counters,
+    link: Arc<Link>,
+}
+
+impl Bench {
+    async fn new() -> Self {
+        let world = World::new().await;
+        let settings = Settings {
+            url: world.servers().redis_url,
+            prefix: "tm:".to_owned(),
+            trust_restart: false,
+            record_lifetime_ms: 3_600_000,
+        };
+        let counters = Counters::new(settings, world.clock.clone()).unwrap();
+        let link = counters.link().await.unwrap();
+        let all: Vec<Shard> = Shard::all().collect();
+        let nameless = counters.identify(&link, &all).await.unwrap();
+        assert_eq!(nameless.len(), all.len());
+        let left = counters.number(&link, &nameless, 1).await.unwrap();
+        assert!(left.is_empty());
+        world.move_to("2031-04-10T12:34:56Z");
+        Self {
+            world,
+            counters,
+            link,
+        }
+    }
+
+    fn now(&self) -> DateTime<Utc> {
+        self.world.clock.now()
+    }
+
+    /// Makes version 1 of a policy known.
+    async fn configure(&self, organization: &OrganizationId) {
+        let configured = self
+            .counters
+            .configure(&self.link, organization, (1, "{}"), self.now(), &[])
+            .await
+            .unwrap();
+        assert_eq!(configured.0, 1);
+    }
+
+    async fn open(&self, counter: &CounterId, stamp: &Stamp) {
+        let opening = self
+            .counters
+            .open(&self.link, counter, stamp, self.now(), MARGIN_MS, None)
+            .await
+            .unwrap();
+        assert_eq!(opening, Opening::Ready);
+    }
+
+    async fn count(&self, operations: &[Operation<'_>]) -> Vec<Outcome> {
+        self.counters
+            .count(&self.link, operations, self.now())
+            .await
+            .unwrap()
+    }
+
+    async fn snapshot(&self, counter: &CounterId) -> Option<Snapshot> {
+        let counter = std::slice::from_ref(counter);
+        let read = self.counters.read(&self.link, counter).await.unwrap();
+        read.into_iter().next().unwrap()
+    }
+
+    async fn is_dirty(&self, counter: &CounterId) -> bool {
+        let shard = Shard::of(&counter.organization);
+        let dirty = self.counters.dirty(&self.link, shard, 100_000).await;
+        dirty.unwrap().contains(counter)
+    }
+
+    async fn place(&self, counter: &CounterId, field: &str, value: &str) {
+        let (organization, meter) = (counter.organization.as_str(), counter.meter.as_str());
+        let key = key_of(organization, meter, START);
+        let _: u64 = self
+            .world
+            .redis_command(&["HSET", &key, field, value])
+            .await;
+    }
+}
+
+/// What is generated.
+#[derive(Debug, Clone)]
+struct Case {
+    /// What each counter holds at first.
+    initial: Vec<u64>,
+    /// The rule of each counter in each version of the policy.
+    rules: Vec<Vec<Rule>>,
+    batches: Vec<Vec<Call>>,
+}
+
+#[derive(Debug, Clone)]
+struct Call {
+    organization: usize,
+    kind: decision::Operation,
+    charges: Vec<Wish>,
+    /// Key and payload of an attempt.
+    attempt: Option<(u8, u8)>,
+}
+
+#[derive(Debug, Clone)]
+struct Wish {
+    meter: usize,
+    demand: Demand,
+    version: usize,
+    hours_ago: i64,
+}
+
+fn amounts() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        8 => 0..=12_u64,
+        1 => 1..=AMOUNT_MAX,
+        1 => Just(AMOUNT_MAX),
+    ]
+}
+
+fn initial() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        Just(0),
+        0..30_u64,
+        COUNT_MAX - 30..=COUNT_MAX,
+        COUNT_MAX - 3 * AMOUNT_MAX..=COUNT_MAX,
+    ]
+}
+
+/// Rules whose limits lie near what the counter holds, or at the ends of what is possible.
+fn rules(initial: u64) -> impl Strategy<Value = Rule> {
+    let limit = prop_oneof![
+        6 => (-5..60_i64).prop_map(move |by| Some(initial.saturating_add_signed(by).min(COUNT_MAX))),
+        1 => Just(Some(0)),
+        1 => Just(Some(COUNT_MAX)),
+        2 => Just(None),
+    ];
+    (limit, prop::bool::weighted(0.25)).prop_map(|(limit, soft)| Rule {
+        limit: limit.map(|units| Count::try_from(units).unwrap()),
+        enforcement: if soft {
+            Enforcement::Soft
+        } else {
+            Enforcement::Hard
+        },
+    })
+}
+
+fn calls() -> impl Strategy<Value = Call> {
+    let kind = prop_oneof![
+        2 => Just(decision::Operation::Track),
+        4 => Just(decision::Operation::Consume),
+        1 => Just(decision::Operation::Check),
+        1 => Just(decision::Operation::Refund),
+    ];
+    let wish = (
+        amounts(),
+        prop_oneof![3 => Just(0), 1 => amounts()],
+        1..=VERSIONS,
+        0..2_i64,
+    );
+    let meters = subsequence((0..METERS.len()).collect::<Vec<_>>(), 1..=METERS.len());
+    let attempt = proptest::option::weighted(0.3, (0..4_u8, 0..2_u8));
+    (
+        0..2_usize,
+        kind,
+        (meters, prop::collection::vec(wish, METERS.len())),
+        attempt,
+    )
+        .prop_map(|(organization, kind, (meters, wishes), attempt)| Call {
+            organization,
+            kind,
+            charges: meters
+                .into_iter()
+                .zip(wishes)
+                .map(|(meter, (amount, more, version, hours_ago))| Wish {
+                    meter,
+                    demand: Demand {
+                        amount,
+                        need: amount + more,
+                    },
+                    version,
+                    hours_ago,
+                })
+                .collect(),
+            attempt,
+        })
+}
+
+fn cases() -> impl Strategy<Value = Case> {
+    let counters = prop::collection::vec(initial(), COUNTERS).prop_flat_map(|initial| {
+        let rules: Vec<_> = initial
+            .iter()
+            .map(|units| prop::collection::vec(rules(*units), VERSIONS))
+            .collect();
+        (Just(initial), rules)
+    });
+    let batches = prop::collection::vec(prop::collection::vec(calls(), 1..8), 1..8);
+    (counters, batches).prop_map(|((initial, rules), batches)| Case {
+        initial,
+        rules,
+        batches,
+    })
+}
+
+/// One counter as the model holds it.
+#[derive(Debug, Clone)]
+struct Held {
+    used: Count,
+    denied: u64,
+    sequence: u64,
+    stamp: Stamp,
+    refunded: u64,
+    /// Used, denied and refunded, by hour.
+    hours: BTreeMap<DateTime<Utc>, (i64, u64, u64)>,
+    changed: bool,
+}
+
+#[derive(Debug)]
+struct Model {
+    held: Vec<Held>,
+    records: HashMap<(usize, u8), (u8, Answer)>,
+}
+
+impl Model {
+    fn call(&mut self, call: &Call, charges: &[Charge]) -> Outcome {
+        if let Some((key, payload)) = call.attempt
+            && let Some((first, answer)) = self.records.get(&(call.organization, key))
+        {
+            if *first != payload {
+                return Outcome::KeyReused;
+            }
+            return Outcome::Answered(Answer {
+                replayed: true,
+                ..answer.clone()
+            });
+        }
+        let positions: Vec<usize> = call
+            .charges
+            .iter()
+            .map(|wish| call.organization * METERS.len() + wish.meter)
+            .collect();
+        // The newer version decides, whoever has it.
+        let deciding: Vec<Stamp> = positions
+            .iter()
+            .zip(charges)
+            .map(|(position, charge)| {
+                let held = self.held[*position].stamp;
+                if charge.stamp.version > held.version {
+                    charge.stamp
+                } else {
+                    held
+                }
+            })
+            .collect();
+        let asked: Vec<(Rule, Count, Demand)> = positions
+            .iter()
+            .zip(charges)
+            .zip(&deciding)
+            .map(|((position, charge), stamp)| {
+                (stamp.rule, self.held[*position].used, charge.demand)
+            })
+            .collect();
+        let decision = decide(call.kind, &asked);
+        let (granted, counts) = match &decision {
+            Decision::Overflow(position) => return Outcome::Overflow(*position),
+            Decision::Granted(counts) => (true, counts.clone()),
+            Decision::Denied(_) => (false, asked.iter().map(|(_, used, _)| *used).collect()),
+        };
+        let given_back: Vec<u64> = asked
+            .iter()
+            .zip(&counts)
+            .map(|((_, before, _), after)| match call.kind {
+                decision::Operation::Refund => before.get() - after.get(),
+                _ => 0,
+            })
+            .collect();
+        if call.kind != decision::Operation::Check {
+            for (place, position) in positions.iter().enumerate() {
+                let (held, charge) = (&mut self.held[*position], &charges[place]);
+                if held.stamp != deciding[place] {
+                    held.stamp = deciding[place];
+                    held.changed = true;
+                }
+                match &decision {
+                    Decision::Denied(refused) if refused.contains(&place) => {
+                        held.denied += 1;
+                        held.hours.entry(charge.hour).or_default().1 += 1;
+                        held.changed = true;
+                    }
+                    Decision::Granted(_) if counts[place] != held.used => {
+                        let hour = held.hours.entry(charge.hour).or_default();
+                        if call.kind == decision::Operation::Refund {
+                            hour.2 += given_back[place];
+                            held.refunded += given_back[place];
+                        }
+                        hour.0 += difference(held.used, counts[place]);
+                        held.used = counts[place];
+                        held.changed = true;
+                    }
+                    _ => {}
+                }
+            }
+        }
+        let readings = counts.iter().zip(&deciding).zip(given_back);
+        let readings = readings.map(|((used, stamp), given_back)| Reading {
+            start: instant(START),
+            used: *used,
+            stamp: *stamp,
+            given_back,
+        });
+        let answer = Answer {
+            granted,
+            replayed: false,
+            readings: readings.collect(),
+        };
+        if let Some((key, payload)) = call.attempt {
+            self.records
+                .insert((call.organization, key), (payload, answer.clone()));
+        }
+        Outcome::Answered(answer)
+    }
+
+    /// A batch writes each counter that it changes once.
+    fn end_batch(&mut self) {
+        for held in &mut self.held {
+            held.sequence += u64::from(held.changed);
+            held.changed = false;
+        }
+    }
+}
+
+fn difference(before: Count, after: Count) -> i64 {
+    i64::try_from(after.get()).unwrap() - i64::try_from(before.get()).unwrap()
+}
+
+fn stamp(rule: Rule, version: usize) -> Stamp {
+    Stamp {
+        generation: 1,
+        version: version as u64,
+        rule,
+        end: Some(instant(END)),
+        closed: false,
+    }
+}
+
+fn counter(organization: &OrganizationId, meter: &str) -> CounterId {
+    CounterId {
+        organization: organization.clone(),
+        meter: meter.parse().unwrap(),
+        start: instant(START),
+    }
+}
+
+fn hour(now: DateTime<Utc>, hours_ago: i64) -> DateTime<Utc> {
+    tallyman::domain::period::hour_start(chrono_tz::Tz::UTC, now - Duration::hours(hours_ago))
+}
+
+async fn agrees(bench: &Bench, number: usize, case: &Case) -> Result<(), TestCaseError> {
+    let organizations: Vec<OrganizationId> = ["a", "b"]
+        .iter()
+        .map(|name| format!("{name}{number}").parse().unwrap())
+        .collect();
+    let mut model = Model {
+        held: Vec::new(),
+        records: HashMap::new(),
+    };
+    let mut ids = Vec::new();
+    for (position, initial) in case.initial.iter().enumerate() {
+        let organization = &organizations[position / METERS.len()];
+        let id = counter(organization, METERS[position % METERS.len()]);
+        bench.configure(organization).await;
+        let first = stamp(case.rules[position][0], 1);
+        bench.open(&id, &first).await;
+        bench.place(&id, "u", &initial.to_string()).await;
+        ids.push(id);
+        model.held.push(Held {
+            used: Count::try_from(*initial).unwrap(),
+            denied: 0,
+            refunded: 0,
+            sequence: 0,
+            stamp: first,
+            hours: BTreeMap::new(),
+            changed: false,
+        });
+    }
+
+    let attempts: Vec<Vec<Option<Attempt>>> = case
+        .batches
+        .iter()
+        .map(|batch| {
+            let attempt = |call: &Call| {
+                call.attempt.map(|(key, payload)| Attempt {
+                    key: format!("attempt {key}").parse().unwrap(),
+                    fingerprint: format!("{payload:016x}"),
+                })
+            };
+            batch.iter().map(attempt).collect()
+        })
+        .collect();
+    for (batch, attempts) in case.batches.iter().zip(&attempts) {
+        let operations: Vec<Operation<'_>> = batch
+            .iter()
+            .zip(attempts)
+            .map(|(call, attempt)| Operation {
+                organization: &organizations[call.organization],
+                kind: call.kind,
+                charges: call
+                    .charges
+                    .iter()
+                    .map(|wish| {
+                        let position = call.organization * METERS.len() + wish.meter;
+                        Charge {
+                            counter: ids[position].clone(),
+                            demand: wish.demand,
+                            stamp: stamp(case.rules[position][wish.version - 1], wish.version),
+                            hour: hour(bench.now(), wish.hours_ago),
+                        }
+                    })
+                    .collect(),
+                attempt: attempt.as_ref(),
+            })
+            .collect();
+        let outcomes = bench.count(&operations).await;
+        let expected: Vec<Outcome> = batch
+            .iter()
+            .zip(&operations)
+            .map(|(call, operation)| model.call(call, &operation.charges))
+            .collect();
+        model.end_batch();
+        prop_assert_eq!(outcomes, expected);
+    }
+
+    for ((id, held), initial) in ids.iter().zip(&model.held).zip(&case.initial) {
+        let snapshot = bench.snapshot(id).await.unwrap();
+        prop_assert_eq!(snapshot.used, held.used);
+        prop_assert_eq!(snapshot.denied, held.denied);
+        prop_assert_eq!(snapshot.refunded, held.refunded);
+        prop_assert_eq!(snapshot.sequence, held.sequence);
+        prop_assert_eq!(snapshot.stamp, held.stamp);
+        let hours: BTreeMap<_, _> = snapshot
+            .hours
+            .iter()
+            .map(|hour| (hour.start, (hour.used, hour.denied, hour.refunded)))
+            .collect();
+        prop_assert_eq!(&hours, &held.hours);
+        let counted: i64 = hours.values().map(|(used, ..)| used).sum();
+        let initial = Count::try_from(*initial).unwrap();
+        prop_assert_eq!(counted, difference(initial, held.used));
+        // Whatever has changed will be stored, every hour of it.
+        prop_assert_eq!(bench.is_dirty(id).await, held.sequence > 0);
+        if let Some(first) = hours.keys().next() {
+            prop_assert!(
+                snapshot
+                    .oldest_unstored
+                    .is_some_and(|oldest| oldest <= *first)
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_script_decides_as_the_domain_does_on_any_sequence_of_batches() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let bench = runtime.block_on(Bench::new());
+    let number = std::cell::Cell::new(0);
+    let mut runner = TestRunner::new(ProptestConfig {
+        cases: 250,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    });
+    let result = runner.run(&cases(), |case| {
+        number.set(number.get() + 1);
+        runtime.block_on(agrees(&bench, number.get(), &case))
+    });
+    // Not the result's debug form, which leaves out what differs.
+    if let Err(failure) = result {
+        panic!("{failure}");
+    }
+}
+
+/// Two counters of one organization that stand at 5 of 10, under version 2 of the policy.
+async fn standing(bench: &Bench) -> (OrganizationId, Vec<CounterId>, Stamp) {
+    let organization: OrganizationId = "org_1".parse().unwrap();
+    bench.configure(&organization).await;
+    let rule = Rule {
+        limit: Some(Count::try_from(10).unwrap()),
+        enforcement: Enforcement::Hard,
+    };
+    let ids: Vec<CounterId> = ["api", "tokens"]
+        .iter()
+        .map(|meter| counter(&organization, meter))
+        .collect();
+    for id in &ids {
+        bench.open(id, &stamp(rule, 2)).await;
+        bench.place(id, "u", "5").await;
+    }
+    (organization, ids, stamp(rule, 2))
+}
+
+fn operation<'a>(
+    bench: &Bench,
+    organization: &'a OrganizationId,
+    kind: decision::Operation,
+    ids: &[CounterId],
+    stamp: Stamp,
+) -> Operation<'a> {
+    let charges = ids.iter().map(|id| Charge {
+        counter: id.clone(),
+        demand: Demand { amount: 1, need: 1 },
+        stamp,
+        hour: hour(bench.now(), 0),
+    });
+    Operation {
+        organization,
+        kind,
+        charges: charges.collect(),
+        attempt: None,
+    }
+}
+
+const KINDS: [decision::Operation; 4] = [
+    decision::Operation::Track,
+    decision::Operation::Consume,
+    decision::Operation::Check,
+    decision::Operation::Refund,
+];
+
+/// Runs each kind of operation on both counters and expects `outcome`, and nothing written.
+async fn refuses(bench: &Bench, ids: &[CounterId], stamp: Stamp, outcome: &Outcome) {
+    let mut before = Vec::new();
+    for id in ids {
+        before.push(bench.snapshot(id).await);
+    }
+    for kind in KINDS {
+        let operation = operation(bench, &ids[0].organization, kind, ids, stamp);
+        assert_eq!(
+            bench.count(&[operation]).await.as_slice(),
+            std::slice::from_ref(outcome),
+            "{kind:?}"
+        );
+    }
+    for (id, before) in ids.iter().zip(before) {
+        assert_eq!(bench.snapshot(id).await, before);
+        assert!(!bench.is_dirty(id).await);
+    }
+}
+
+#[tokio::test]
+async fn a_missing_counter_is_unknown_and_its_operation_counts_nothing_at_all() {
+    let bench = Bench::new().await;
+    let (organization, mut ids, stamp) = standing(&bench).await;
+    ids.push(counter(&organization, "storage"));
+    refuses(&bench, &ids, stamp, &Outcome::Missing(2)).await;
+    assert_eq!(bench.snapshot(&ids[2]).await, None);
+}
+
+#[tokio::test]
+async fn a_counter_of_another_generation_is_frozen() {
+    let bench = Bench::new().await;
+    let (_, ids, held) = standing(&bench).await;
+    bench.place(&ids[1], "p", "7:2:10:h:1935619200000").await;
+    refuses(&bench, &ids, held, &Outcome::Frozen(1)).await;
+    // Whichever of the two is the newer.
+    let other = Stamp {
+        generation: 9,
+        version: 3,
+        ..held
+    };
+    refuses(&bench, &ids, other, &Outcome::Frozen(0)).await;
+}
+
+#[tokio::test]
+async fn a_closed_counter_takes_nothing_by_any_version_of_the_policy() {
+    let bench = Bench::new().await;
+    let (_, ids, held) = standing(&bench).await;
+    bench.place(&ids[1], "p", "1:2:10:c:1933000000000").await;
+    for version in 1..=3 {
+        let stamp = Stamp { version, ..held };
+        let both = [ids[1].clone()];
+        refuses(&bench, &both, stamp, &Outcome::Closed(0)).await;
+    }
+}
+
+/// The caller does not know yet that the period ends earlier than it used to.
+#[tokio::test]
+async fn a_period_that_is_over_by_a_newer_policy_takes_nothing_from_a_caller_with_an_older_one() {
+    let bench = Bench::new().await;
+    let (_, ids, held) = standing(&bench).await;
+    let over = bench.now().timestamp_millis();
+    bench.place(&ids[1], "p", &format!("1:3:10:h:{over}")).await;
+    refuses(&bench, &ids, held, &Outcome::Closed(1)).await;
+    // A millisecond earlier it would not have been over.
+    let running = over + 1;
+    bench
+        .place(&ids[1], "p", &format!("1:3:10:h:{running}"))
+        .await;
+    let operation = operation(
+        &bench,
+        &ids[1].organization,
+        decision::Operation::Track,
+        &ids,
+        held,
+    );
+    let [Outcome::Answered(answer)] = &bench.count(&[operation]).await[..] else {
+        panic!("it counts");
+    };
+    assert_eq!(answer.readings[1].stamp.version, 3);
+}
+
+#[tokio::test]
+async fn a_newer_policy_never_reaches_into_a_period_that_is_over() {
+    let bench = Bench::new().await;
+    let (organization, ids, held) = standing(&bench).await;
+    bench.world.move_to("2031-05-01T00:00:00Z");
+    let newer = Stamp {
+        version: 3,
+        rule: Rule::default(),
+        ..held
+    };
+    // Five more fit by the limit that the period ended with, not by the newer one.
+    for count in 6..=11 {
+        let late = operation(
+            &bench,
+            &organization,
+            decision::Operation::Consume,
+            &ids[..1],
+            newer,
+        );
+        let [Outcome::Answered(answer)] = &bench.count(&[late]).await[..] else {
+            panic!("it is decided");
+        };
+        assert_eq!(
+            (answer.granted, answer.readings[0].stamp),
+            (count <= 10, held)
+        );
+    }
+    assert_eq!(bench.snapshot(&ids[0]).await.unwrap().stamp, held);
+}
+
+#[tokio::test]
+async fn a_counter_is_opened_only_where_nothing_can_have_been_counted() {
+    let bench = Bench::new().await;
+    let organization: OrganizationId = "org_1".parse().unwrap();
+    let held = stamp(Rule::default(), 2);
+    let open = async |start: &str, stamp: Stamp| {
+        let id = CounterId {
+            start: instant(start),
+            ..counter(&organization, "api")
+        };
+        let opening = bench
+            .counters
+            .open(&bench.link, &id, &stamp, bench.now(), MARGIN_MS, None);
+        opening.await.unwrap()
+    };
+    // No policy is known, then only an older one than the caller has, then a newer one.
+    assert_eq!(open(START, held).await, Opening::Policy);
+    bench.configure(&organization).await;
+    let older = Stamp { version: 0, ..held };
+    assert_eq!(open(START, older).await, Opening::Policy);
+    // Another data set.
+    let other = Stamp {
+        generation: 2,
+        ..held
+    };
+    assert_eq!(open(START, other).await, Opening::Generation);
+    // A period that began before the data set, or with it, or within the margin; one that is over; one to come.
+    for start in [
+        "2031-03-01T00:00:00Z",
+        "2031-03-15T12:00:00Z",
+        "2031-03-15T12:06:00Z",
+    ] {
+        assert_eq!(open(start, held).await, Opening::Restore, "{start}");
+    }
+    let over = Stamp {
+        end: Some(bench.now()),
+        ..held
+    };
+    assert_eq!(open(START, over).await, Opening::Restore);
+    assert_eq!(
+        open("2031-04-10T12:34:56.001Z", held).await,
+        Opening::Restore
+    );
+    let id = counter(&organization, "api");
+    assert_eq!(bench.snapshot(&id).await, None);
+    assert_eq!(open("2031-03-15T12:06:00.001Z", held).await, Opening::Ready);
+    assert_eq!(open(START, held).await, Opening::Ready);
+    // Opening again leaves it alone.
+    bench.place(&id, "u", "5").await;
+    assert_eq!(open(START, held).await, Opening::Ready);
+    assert_eq!(bench.snapshot(&id).await.unwrap().used.get(), 5);
+}
+
+#[tokio::test]
+async fn an_older_policy_never_replaces_a_newer_one() {
+    let bench = Bench::new().await;
+    let (organization, ids, held) = standing(&bench).await;
+    let configure = async |version: u64, limit: u64| {
+        let rule = Rule {
+            limit: Some(Count::try_from(limit).unwrap()),
+            ..held.rule
+        };
+        let stamp = Stamp {
+            generation: 0,
+            version,
+            rule,
+            ..held
+        };
+        let running = [(ids[0].clone(), stamp)];
+        let policy = format!("policy {version}");
+        let of_policy = (version, policy.as_str());
+        let configured = bench
+            .counters
+            .configure(&bench.link, &organization, of_policy, bench.now(), &running)
+            .await;
+        let (known, meters) = configured.unwrap();
+        let organization = bench
+            .counters
+            .organization(&bench.link, &organization)
+            .await
+            .unwrap()
+            .unwrap();
+        let snapshot = bench.snapshot(&ids[0]).await.unwrap();
+        assert_eq!(meters.len(), 2);
+        (known, organization.policy, snapshot.stamp)
+    };
+    let (known, policy, stamp) = configure(5, 50).await;
+    assert_eq!((known, policy.as_str()), (5, "policy 5"));
+    assert_eq!((stamp.generation, stamp.version), (1, 5));
+    assert_eq!(stamp.rule.limit.unwrap().get(), 50);
+    assert!(bench.is_dirty(&ids[0]).await);
+    let (known, policy, unchanged) = configure(4, 40).await;
+    assert_eq!((known, policy.as_str(), unchanged), (5, "policy 5", stamp));
+    // The count is what it was.
+    assert_eq!(bench.snapshot(&ids[0]).await.unwrap().used.get(), 5);
+}

@@ -1,0 +1,218 @@
+//! Usage as it is read: exact before any flush, and the last snapshot where Redis is away.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::support::World;
+
+#[tokio::test]
+async fn usage_is_exact_before_any_flush() {
+    let world = World::new().await;
+    let (here, there) = (world.instance().await, world.instance().await);
+    here.count("org_1", "api", 250).await;
+    let answer = there.http.get("/v1/organizations/org_1/usage").await;
+    assert_eq!(
+        answer.body,
+        json!({"organizationId": "org_1", "planId": "free", "features": {}, "resetMode": "lazy",
+               "resetPeriod": "monthly", "exact": true,
+               "meters": {"api": {"current": 250, "limit": 1000, "remaining": 750, "overage": 0, "percentage": 25.0,
+                                  "enforcement": "hard", "periodStart": "2031-03-01T00:00:00Z",
+                                  "resetDate": "2031-04-01T00:00:00Z"}}})
+    );
+}
+
+#[tokio::test]
+async fn an_organization_that_nobody_counted_or_configured_is_not_found() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service.count("org_1", "api", 1).await;
+    for id in ["nobody", "org_1x", "%20", "a:b", "%ff"] {
+        for path in ["", "/usage"] {
+            let answer = service
+                .http
+                .get(&format!("/v1/organizations/{id}{path}"))
+                .await;
+            assert_eq!(
+                (answer.status.as_u16(), answer.code()),
+                (404, "not_found"),
+                "{id}{path}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_organization_that_was_only_configured_reads_as_zero() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service
+        .limits("org_1", json!({"tokens": {"limit": 5}}))
+        .await;
+    for meter in ["api", "tokens"] {
+        assert_eq!(service.current("org_1", meter).await, 0);
+    }
+    assert_eq!(service.meter("org_1", "tokens").await["remaining"], 5);
+}
+
+#[tokio::test]
+async fn a_meter_that_nobody_limits_appears_once_it_is_counted() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service.count("org_1", "storage.bytes", 7).await;
+    let answer = service.http.get("/v1/organizations/org_1/usage").await;
+    let meters = answer.body["meters"].as_object().unwrap();
+    assert_eq!(meters.keys().collect::<Vec<_>>(), ["api", "storage.bytes"]);
+    assert_eq!(meters["api"]["current"], 0);
+    let meter = &meters["storage.bytes"];
+    assert_eq!(
+        (&meter["current"], &meter["limit"]),
+        (&json!(7), &Value::Null)
+    );
+    // It does not disappear with its period.
+    world.move_to("2031-04-01T00:00:00Z");
+    assert_eq!(service.current("org_1", "storage.bytes").await, 0);
+}
+
+#[tokio::test]
+async fn a_percentage_is_null_where_there_is_nothing_to_divide_by() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let limits = json!({"none": {"limit": null}, "zero": {"limit": 0}, "third": {"limit": 3}, "huge": {"limit": 9_007_199_254_740_991_u64}});
+    service.limits("org_1", limits).await;
+    for meter in ["none", "zero", "third", "huge"] {
+        service.count("org_1", meter, 4).await;
+    }
+    for (meter, percentage) in [
+        ("none", Value::Null),
+        ("zero", Value::Null),
+        ("third", json!(133.33)),
+        ("huge", json!(0.0)),
+        ("api", json!(0.0)),
+    ] {
+        assert_eq!(
+            service.meter("org_1", meter).await["percentage"],
+            percentage,
+            "{meter}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn while_redis_is_away_the_last_snapshot_is_told_and_called_inexact() {
+    let mut world = World::new().await;
+    let service = world.instance().await;
+    service.count("org_1", "api", 40).await;
+    service.flush().await;
+    service.count("org_1", "api", 2).await;
+    world.kill_redis().await;
+    let path = "/v1/organizations/org_1/usage";
+    let answer = service.http.get(path).await;
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    assert_eq!(answer.body["exact"], false);
+    let meter = &answer.body["meters"]["api"];
+    assert_eq!(
+        (&meter["current"], &meter["limit"]),
+        (&json!(40), &json!(1000))
+    );
+    assert_eq!(
+        service
+            .http
+            .get("/v1/organizations/nobody/usage")
+            .await
+            .status,
+        404
+    );
+    // A snapshot of a period that is over says nothing about the one that runs.
+    world.move_to("2031-04-01T00:00:00Z");
+    let answer = service.http.get(path).await;
+    assert_eq!(answer.body["meters"]["api"]["current"], 0);
+    assert_eq!(
+        answer.body["meters"]["api"]["periodStart"],
+        "2031-04-01T00:00:00Z"
+    );
+}
+
+#[tokio::test]
+async fn a_loss_of_redis_shows_what_was_stored_and_never_zero() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service.count("org_1", "api", 40).await;
+    service.count("org_1", "tokens", 5).await;
+    service.flush().await;
+    let _: String = world.redis_command(&["FLUSHALL"]).await;
+    let service = world.instance().await;
+    assert_eq!(service.current("org_1", "api").await, 40);
+    // Counting one meter brings back the others.
+    assert_eq!(service.count("org_1", "api", 1).await, 41);
+    assert_eq!(service.current("org_1", "tokens").await, 5);
+}
+
+/// An older copy of Redis does not know a meter that was counted after it was made.
+#[tokio::test]
+async fn an_older_copy_of_redis_hides_no_meter_that_postgres_knows() {
+    let mut world = World::new().await;
+    let service = world.instance().await;
+    service.count("org_1", "api", 40).await;
+    let _: String = world.redis_command(&["SAVE"]).await;
+    assert!(world.redis_data().join("dump.rdb").exists());
+    service.count("org_1", "api", 2).await;
+    service.count("org_1", "tokens", 5).await;
+    service.flush().await;
+    world.kill_redis().await;
+    world.start_redis().await;
+    let service = world.instance().await;
+    assert_eq!(service.current("org_1", "tokens").await, 5);
+    assert_eq!(service.current("org_1", "api").await, 42);
+}
+
+#[tokio::test]
+async fn an_organization_with_all_the_meters_it_may_have_can_be_read() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    for number in 0..32 {
+        service.count("org_1", &format!("m{number}"), 1).await;
+    }
+    for month in ["2031-03-20T00:00:00Z", "2031-04-20T00:00:00Z"] {
+        world.move_to(month);
+        // The plan limits one more.
+        assert_eq!(service.current("org_1", "api").await, 0);
+    }
+}
+
+#[tokio::test]
+async fn reading_changes_nothing() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service.count("org_1", "api", 1).await;
+    let before = world.hash("org_1", "api", "2031-03-01T00:00:00Z").await;
+    for _ in 0..3 {
+        service.current("org_1", "api").await;
+    }
+    assert_eq!(
+        world.hash("org_1", "api", "2031-03-01T00:00:00Z").await,
+        before
+    );
+}
+
+#[tokio::test]
+async fn readiness_tells_which_server_is_away_and_stays_ready() {
+    let mut world = World::new().await;
+    let service = world.instance().await;
+    world.kill_redis().await;
+    let answer = service.http.send(Method::GET, "/readyz", &[], None).await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(
+        answer.body,
+        json!({"status": "degraded", "checks": {"redis": "away", "postgres": "ok"}})
+    );
+    world.start_redis().await;
+    let answer = service.http.get("/readyz").await;
+    assert_eq!(answer.body["status"], "ready");
+    service
+        .app
+        .state
+        .draining
+        .store(true, std::sync::atomic::Ordering::SeqCst);
+    assert_eq!(service.http.get("/readyz").await.status, 503);
+    assert_eq!(service.http.get("/healthz").await.status, 200);
+}

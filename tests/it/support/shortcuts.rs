@@ -1,0 +1,117 @@
+//! What many tests do in the same words.
+
+use std::collections::HashMap;
+
+use serde_json::{Value, json};
+use sqlx::Row as _;
+
+use tallyman::domain::api_key::{NewApiKey, Scope};
+use tallyman::store::{Actor, Store, api_keys};
+
+use super::{Answer, Instance, World, instant, sharded};
+
+impl World {
+    /// Moves the clock to an instant, never back.
+    pub fn move_to(&self, time: &str) {
+        let by = instant(time) - self.clock.now();
+        assert!(
+            by >= chrono::Duration::zero(),
+            "time does not run backwards"
+        );
+        self.clock.advance(by);
+    }
+
+    /// What Redis holds of a counter.
+    pub async fn hash(
+        &self,
+        organization: &str,
+        meter: &str,
+        start: &str,
+    ) -> HashMap<String, String> {
+        let key = key_of(organization, meter, start);
+        self.redis_command(&["HGETALL", &key]).await
+    }
+
+    /// A new key with these scopes.
+    pub async fn key_with(&self, scopes: &[&str]) -> String {
+        let wish = NewApiKey {
+            name: "tests".parse().unwrap(),
+            scopes: scopes
+                .iter()
+                .map(|scope| scope.parse::<Scope>().unwrap())
+                .collect::<Vec<_>>()
+                .try_into()
+                .unwrap(),
+            organization_id: None,
+            expires_at: None,
+        };
+        let actor = Actor {
+            name: "tests".to_owned(),
+            request_id: String::new(),
+        };
+        let store = Store::new(&self.database_url, 1).unwrap();
+        api_keys::create(&store, &wish, &actor).await.unwrap().text
+    }
+
+    /// One value from the database, as text.
+    pub async fn select(&self, query: &'static str) -> Vec<String> {
+        let rows = sqlx::query(query)
+            .fetch_all(&self.postgres().await)
+            .await
+            .unwrap();
+        rows.iter().map(|row| row.get(0)).collect()
+    }
+}
+
+impl Instance {
+    /// Tries to consume some units of a meter.
+    pub async fn attempt(&self, organization: &str, meter: &str, amount: u64) -> Answer {
+        let body = json!({"organizationId": organization, "meter": meter, "amount": amount});
+        self.http.post("/v1/consume", body).await
+    }
+
+    /// Tracks some units of a meter; returns what it then holds.
+    pub async fn count(&self, organization: &str, meter: &str, amount: u64) -> u64 {
+        let body = json!({"organizationId": organization, "meter": meter, "amount": amount});
+        let answer = self.http.post("/v1/track", body).await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        answer.body["current"].as_u64().unwrap()
+    }
+
+    /// Replaces the settings of an organization.
+    pub async fn settings(&self, organization: &str, settings: Value) -> Value {
+        let path = format!("/v1/organizations/{organization}");
+        let answer = self.http.put(&path, settings).await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        answer.body
+    }
+
+    /// Changes limits of an organization, which need not exist yet.
+    pub async fn limits(&self, organization: &str, changes: Value) -> Value {
+        let known = self
+            .http
+            .get(&format!("/v1/organizations/{organization}"))
+            .await;
+        if known.status == 404 {
+            self.settings(organization, json!({})).await;
+        }
+        let path = format!("/v1/organizations/{organization}/limits");
+        let answer = self.http.patch(&path, changes).await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        answer.body
+    }
+
+    /// One meter of an organization, as the API tells it.
+    pub async fn meter(&self, organization: &str, meter: &str) -> Value {
+        let path = format!("/v1/organizations/{organization}/usage");
+        let answer = self.http.get(&path).await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        answer.body["meters"][meter].clone()
+    }
+}
+
+/// The Redis key of a counter.
+pub fn key_of(organization: &str, meter: &str, start: &str) -> String {
+    let start = instant(start).timestamp_millis();
+    sharded(organization, &format!("u:{organization}:{meter}:{start}"))
+}

@@ -1,0 +1,368 @@
+//! The house's own rules, read from its sources.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// All files under a folder of this repository whose names end so.
+fn files(folder: &str, extension: &str) -> Vec<(PathBuf, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (mut found, mut folders) = (Vec::new(), vec![root.join(folder)]);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|it| it == extension) {
+                let text = fs::read_to_string(&path).unwrap();
+                found.push((path.strip_prefix(root).unwrap().to_owned(), text));
+            }
+        }
+    }
+    assert!(!found.is_empty());
+    found.sort();
+    found
+}
+
+fn source(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+/// The table in `src/lib.rs`: each module's floor.
+fn floors() -> BTreeMap<String, u32> {
+    let mut floors = BTreeMap::new();
+    for line in source("src/lib.rs").lines() {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        let [_, floor, modules, ..] = cells.as_slice() else {
+            continue;
+        };
+        if let Ok(floor) = floor.parse() {
+            for module in modules.split(',') {
+                let name = module.trim().trim_matches(|c| "[`]".contains(c));
+                assert!(
+                    floors.insert(name.to_owned(), floor).is_none(),
+                    "{name} is twice"
+                );
+            }
+        }
+    }
+    floors
+}
+
+/// The top-level modules that a source names: `crate::x::…`, and each of `crate::{x::…, y}`.
+fn uses(text: &str) -> BTreeSet<String> {
+    let code: String = text
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    let name = |text: &str| -> String {
+        text.trim_start()
+            .chars()
+            .take_while(|c| c.is_alphanumeric() || *c == '_')
+            .collect()
+    };
+    let mut found = BTreeSet::new();
+    for (position, prefix) in code.match_indices("crate::") {
+        let rest = &code[position + prefix.len()..];
+        if !rest.starts_with('{') {
+            found.insert(name(rest));
+            continue;
+        }
+        let (mut depth, mut start) = (0, 0);
+        for (at, character) in rest.char_indices() {
+            match character {
+                '{' => depth += 1,
+                '}' => depth -= 1,
+                _ => {}
+            }
+            let ends = depth == 0 || (depth == 1 && character == ',');
+            if ends {
+                found.insert(name(&rest[start..at]));
+            }
+            if ends || at == 0 {
+                start = at + 1;
+            }
+            if depth == 0 {
+                break;
+            }
+        }
+    }
+    found.remove("");
+    found
+}
+
+#[test]
+fn uses_are_found_in_every_form() {
+    let text = "use crate::clock::Clock;\nuse crate::{\n    access, store::{self, Store},\n    dev,\n};\nfn f(x: crate::api::X) {}\n// crate::no\n";
+    let found: Vec<String> = uses(text).into_iter().collect();
+    assert_eq!(found, ["access", "api", "clock", "dev", "store"]);
+}
+
+#[test]
+fn every_module_uses_lower_floors_only() {
+    let floors = floors();
+    let mut wrong = Vec::new();
+    for (path, text) in files("src", "rs") {
+        let mut parts = path.iter().skip(1);
+        let module = parts
+            .next()
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .trim_end_matches(".rs");
+        if matches!(module, "lib" | "main") {
+            continue;
+        }
+        let own = floors.get(module);
+        let own = *own.unwrap_or_else(|| panic!("{module} is on no floor of src/lib.rs"));
+        for used in uses(&text) {
+            let floor = floors.get(&used).unwrap_or_else(|| {
+                panic!("{} uses crate::{used}, which is no module", path.display())
+            });
+            if *floor >= own && used != module {
+                wrong.push(format!(
+                    "{} (floor {own}) uses {used} (floor {floor})",
+                    path.display()
+                ));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_table_of_floors_names_every_module_and_no_other() {
+    let declared: BTreeSet<String> = source("src/lib.rs")
+        .lines()
+        .filter_map(|line| Some(line.strip_prefix("pub mod ")?.strip_suffix(';')?.to_owned()))
+        .collect();
+    let on_floors: BTreeSet<String> = floors().into_keys().collect();
+    assert_eq!(declared, on_floors);
+}
+
+#[test]
+fn the_domain_does_nothing_but_think() {
+    for (path, text) in files("src/domain", "rs") {
+        for forbidden in [
+            "async ", ".await", "tokio", "sqlx", "redis::", "axum", "std::fs", "std::net",
+            "std::env", "Utc::now",
+        ] {
+            assert!(
+                !text.contains(forbidden),
+                "{} has {forbidden}",
+                path.display()
+            );
+        }
+    }
+}
+
+#[test]
+fn only_counters_speak_redis_and_only_store_speaks_sql() {
+    for (path, text) in files("src", "rs") {
+        let path = path.to_str().unwrap();
+        // The private servers of `dev` are started and asked whether they live.
+        if !path.starts_with("src/counters/") && !path.starts_with("src/dev/") {
+            assert!(!text.contains("redis::"), "{path} speaks Redis");
+        }
+        if !path.starts_with("src/store/") && !path.starts_with("src/dev/") {
+            assert!(!text.contains("sqlx::"), "{path} speaks SQL");
+        }
+    }
+}
+
+#[test]
+fn the_executable_only_calls_the_library() {
+    let length = source("src/main.rs").lines().count();
+    assert!(length <= 90, "src/main.rs has {length} lines");
+}
+
+#[test]
+fn every_source_opens_with_what_it_is_for() {
+    for folder in ["src", "tests"] {
+        for (path, text) in files(folder, "rs") {
+            assert!(text.starts_with("//! "), "{}", path.display());
+        }
+    }
+}
+
+#[test]
+fn every_script_opens_with_its_contract() {
+    for (path, text) in files("lua", "lua") {
+        let rest = text.strip_prefix("#!lua\n--[[\n");
+        let comment = rest.and_then(|rest| rest.split_once("\n]]\n"));
+        let (comment, _) = comment.unwrap_or_else(|| panic!("{}", path.display()));
+        let purpose = comment.lines().next().unwrap();
+        assert!(purpose.len() > 20, "{}", path.display());
+        let mut last = 0;
+        for part in ["\n\nKEYS", "\n\nARGV", "\n\nReturns", "\n\nInvariants\n"] {
+            let at = comment.find(part);
+            let at = at.unwrap_or_else(|| panic!("{} lacks {}", path.display(), part.trim()));
+            assert!(
+                at > last,
+                "{}: {} is out of order",
+                path.display(),
+                part.trim()
+            );
+            last = at;
+        }
+    }
+}
+
+#[test]
+fn every_script_is_a_pure_function_of_its_arguments_and_the_keyspace() {
+    let list = source("lua/README.md");
+    for (path, text) in files("lua", "lua") {
+        for forbidden in [
+            "'TIME'",
+            "math.random",
+            "os.",
+            "'KEYS'",
+            "'SCAN'",
+            "redis.pcall",
+        ] {
+            assert!(
+                !text.contains(forbidden),
+                "{} has {forbidden}",
+                path.display()
+            );
+        }
+        let name = path.file_name().unwrap().to_str().unwrap();
+        assert!(
+            list.contains(&format!("`{name}`")),
+            "lua/README.md does not list {name}"
+        );
+    }
+}
+
+#[test]
+fn the_ceiling_of_a_count_is_the_same_everywhere() {
+    let ceiling = tallyman::domain::quantity::COUNT_MAX.to_string();
+    assert!(source("lua/count.lua").contains(&format!("local COUNT_MAX = {ceiling}\n")));
+    let mut checks = 0;
+    for (path, text) in files("migrations", "sql") {
+        for (at, _) in text.match_indices("between 0 and ") {
+            let rest = &text[at + "between 0 and ".len()..];
+            let number: String = rest.chars().take_while(char::is_ascii_digit).collect();
+            assert_eq!(number, ceiling, "{}", path.display());
+            checks += 1;
+        }
+    }
+    assert_eq!(checks, 3);
+    for (path, text) in files("lua", "lua") {
+        let other = text
+            .split(|c: char| !c.is_ascii_digit())
+            .find(|number| number.len() == 16 && *number != ceiling);
+        assert_eq!(other, None, "{}", path.display());
+    }
+}
+
+#[test]
+fn no_test_sleeps() {
+    let sleep = concat!("slee", "p(");
+    for (path, text) in files("tests", "rs") {
+        if !path.starts_with("tests/it/support") {
+            assert!(
+                !text.contains(sleep),
+                "{} waits for time to pass",
+                path.display()
+            );
+        }
+    }
+}
+
+#[test]
+fn nothing_is_left_for_later() {
+    let later = [
+        concat!("TO", "DO"),
+        concat!("FIX", "ME"),
+        concat!("XX", "X:"),
+    ];
+    let sources = [
+        ("src", "rs"),
+        ("tests", "rs"),
+        ("lua", "lua"),
+        ("migrations", "sql"),
+    ];
+    for (path, text) in sources
+        .iter()
+        .flat_map(|(folder, extension)| files(folder, extension))
+    {
+        for word in later {
+            assert!(!text.contains(word), "{} has a {word}", path.display());
+        }
+    }
+}
+
+#[test]
+fn every_setting_is_a_variable_that_help_lists() {
+    let help = std::process::Command::new(env!("CARGO_BIN_EXE_tallyman"))
+        .args(["serve", "--help"])
+        .output()
+        .unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    let settings = source("src/config.rs") + &source("src/main.rs");
+    let variables: BTreeSet<&str> = settings
+        .match_indices("env = \"")
+        .filter_map(|(at, found)| settings[at + found.len()..].split('"').next())
+        .collect();
+    assert!(variables.len() > 15);
+    for variable in variables {
+        let flag = variable.strip_prefix("TALLYMAN_").unwrap();
+        let flag = format!("--{}", flag.to_lowercase().replace('_', "-"));
+        // Secrets are listed without their value.
+        let listed = ["=", "]"]
+            .iter()
+            .any(|end| help.contains(&format!("[env: {variable}{end}")));
+        assert!(listed, "{variable} is not in --help");
+        assert!(help.contains(&flag), "{flag} is not in --help");
+    }
+}
+
+#[test]
+fn every_migration_names_its_constraints_and_tables_say_what_they_are() {
+    for (path, text) in files("migrations", "sql") {
+        let code: String = text
+            .lines()
+            .filter(|line| !line.trim_start().starts_with("--"))
+            .collect::<Vec<_>>()
+            .join("\n");
+        for (at, kind) in ["primary key", "foreign key", " check (", "unique ("]
+            .iter()
+            .flat_map(|kind| code.match_indices(kind))
+        {
+            let line = code[..at].rsplit('\n').next().unwrap();
+            assert!(
+                line.trim_start().starts_with("constraint "),
+                "{}: {line}{kind}",
+                path.display()
+            );
+        }
+        for (at, found) in code.match_indices("create table ") {
+            let name = code[at + found.len()..].split_whitespace().next().unwrap();
+            let described = [
+                format!("comment on table {name} is"),
+                format!("comment on column {name}."),
+            ];
+            assert!(
+                described.iter().any(|it| code.contains(it)),
+                "{name} has no comment"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_documents_of_the_house_are_there() {
+    for document in [
+        "README.md",
+        "ARCHITECTURE.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "LICENSE",
+        "lua/README.md",
+        "migrations/README.md",
+    ] {
+        assert!(source(document).len() > 200, "{document}");
+    }
+}
