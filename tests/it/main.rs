@@ -15,6 +15,7 @@ mod credentials;
 mod dev;
 mod directory;
 mod documents;
+mod exactly_once;
 mod flushing;
 mod headers;
 mod history;
