@@ -14,7 +14,7 @@ use super::extract::{Caller, Fields, Idempotency, Ingest, Named, Preference, Ref
 use super::problem::Error;
 use super::rate_limit;
 use crate::domain::decision::{Demand, Operation};
-use crate::domain::ids::{METERS_MAX, MeterId, OrganizationId};
+use crate::domain::ids::{IdempotencyKey, METERS_MAX, MeterId, OrganizationId};
 use crate::domain::policy::Enforcement;
 use crate::domain::quantity::{Amount, Count};
 use crate::metering::{self, Decided, MeterUsage, Request};
@@ -24,16 +24,16 @@ use crate::state::State;
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Charges {
-    organization_id: Named,
-    meter: Option<MeterId>,
-    amount: Option<Amount>,
-    meters: Option<BTreeMap<MeterId, Amount>>,
-    require: Option<BTreeMap<MeterId, Amount>>,
-    timestamp: Option<DateTime<Utc>>,
+    pub(super) organization_id: Named,
+    pub(super) meter: Option<MeterId>,
+    pub(super) amount: Option<Amount>,
+    pub(super) meters: Option<BTreeMap<MeterId, Amount>>,
+    pub(super) require: Option<BTreeMap<MeterId, Amount>>,
+    pub(super) timestamp: Option<DateTime<Utc>>,
 }
 
 /// What all three answer; a refusal carries it too.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 #[serde(untagged)]
 pub(super) enum UsageResult {
     /// One meter was named by `meter`, or none was.
@@ -56,7 +56,7 @@ pub(super) enum UsageResult {
 }
 
 /// The state of one meter after the decision.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct MeterResult {
     allowed: bool,
@@ -160,20 +160,8 @@ async fn decide(
     preference: Preference,
     Fields(charges): Fields<Charges>,
 ) -> Result<Response, Error> {
-    let organization = caller.reach(&charges.organization_id)?;
-    refuse_what_means_nothing(kind, &charges)?;
     let several = charges.meters.is_some();
-    let timestamp = charges.timestamp.map(|at| at.trunc_subsecs(3));
-    let demands = demands(&charges)?;
-    let attempt =
-        key.map(|key| metering::attempt(key, &payload(kind, &organization, &demands, timestamp)));
-    let request = Request {
-        organization,
-        kind,
-        demands,
-        timestamp,
-        attempt,
-    };
+    let request = request(caller, kind, key, charges)?;
     let decided = state.metering.decide(&request).await?;
     let refused = kind == Operation::Consume && !decided.granted;
     let now = state.clock.now();
@@ -192,6 +180,29 @@ async fn decide(
     Ok(match preference {
         Preference::Full => response,
         Preference::Minimal => without_body(response),
+    })
+}
+
+/// What a call asks for, if the caller may ask for it.
+pub(super) fn request(
+    caller: &Caller,
+    kind: Operation,
+    key: Option<IdempotencyKey>,
+    charges: Charges,
+) -> Result<Request, Error> {
+    let organization = caller.reach(&charges.organization_id)?;
+    refuse_what_means_nothing(kind, &charges)?;
+    let timestamp = charges.timestamp.map(|at| at.trunc_subsecs(3));
+    let demands = demands(charges)?;
+    let attempt =
+        key.map(|key| metering::attempt(key, &payload(kind, &organization, &demands, timestamp)));
+    Ok(Request {
+        organization,
+        kind,
+        demands,
+        timestamp,
+        attempt,
+        times: 1,
     })
 }
 
@@ -228,65 +239,50 @@ fn refuse_what_means_nothing(kind: Operation, charges: &Charges) -> Result<(), E
 }
 
 /// What is wanted of each meter: what is charged first, then what is only required.
-fn demands(charges: &Charges) -> Result<Vec<(MeterId, Demand)>, Error> {
-    let mut wanted: BTreeMap<MeterId, Demand> = BTreeMap::new();
-    match &charges.meters {
+fn demands(charges: Charges) -> Result<Vec<(MeterId, Demand)>, Error> {
+    let at_fault = |detail: String| Error::InvalidField {
+        pointer: "/meters".to_owned(),
+        detail,
+    };
+    let all_of = |amount: Amount| Demand {
+        amount: amount.get(),
+        need: amount.get(),
+    };
+    let wanted: Vec<(MeterId, Demand)> = match charges.meters {
         Some(_) if charges.meter.is_some() || charges.amount.is_some() => {
-            let detail = "takes the place of meter and amount".to_owned();
-            return Err(Error::InvalidField {
-                pointer: "/meters".to_owned(),
-                detail,
-            });
+            return Err(at_fault("takes the place of meter and amount".to_owned()));
         }
         Some(meters) if meters.is_empty() => {
-            let detail = "must name at least one meter".to_owned();
-            return Err(Error::InvalidField {
-                pointer: "/meters".to_owned(),
-                detail,
-            });
+            return Err(at_fault("must name at least one meter".to_owned()));
         }
-        Some(meters) => {
-            wanted.extend(meters.iter().map(|(meter, amount)| {
-                (
-                    meter.clone(),
-                    Demand {
-                        amount: amount.get(),
-                        need: amount.get(),
-                    },
-                )
-            }));
-        }
-        None => {
-            let amount = charges.amount.unwrap_or(Amount::ONE).get();
-            let meter = charges.meter.clone().map_or_else(default_meter, Ok)?;
-            wanted.insert(
-                meter,
-                Demand {
-                    amount,
-                    need: amount,
-                },
-            );
-        }
-    }
-    for (meter, amount) in charges.require.iter().flatten() {
-        let demand = wanted
-            .entry(meter.clone())
-            .or_insert(Demand { amount: 0, need: 0 });
+        Some(meters) => meters
+            .into_iter()
+            .map(|(meter, amount)| (meter, all_of(amount)))
+            .collect(),
+        None => vec![(
+            charges.meter.unwrap_or_default(),
+            all_of(charges.amount.unwrap_or(Amount::ONE)),
+        )],
+    };
+    let Some(required) = charges.require else {
+        return within_bounds(wanted);
+    };
+    let mut wanted: BTreeMap<MeterId, Demand> = wanted.into_iter().collect();
+    for (meter, amount) in required {
+        let demand = wanted.entry(meter).or_insert(Demand { amount: 0, need: 0 });
         demand.need = demand.need.saturating_add(amount.get());
     }
-    if wanted.len() > METERS_MAX {
-        let detail = format!("an organization has at most {METERS_MAX} meters");
-        return Err(Error::InvalidField {
-            pointer: "/meters".to_owned(),
-            detail,
-        });
-    }
-    Ok(wanted.into_iter().collect())
+    within_bounds(wanted.into_iter().collect())
 }
 
-/// The meter of a call that names none.
-fn default_meter() -> Result<MeterId, Error> {
-    MeterId::DEFAULT.parse().map_err(|_| Error::Internal)
+fn within_bounds(demands: Vec<(MeterId, Demand)>) -> Result<Vec<(MeterId, Demand)>, Error> {
+    if demands.len() > METERS_MAX {
+        return Err(Error::InvalidField {
+            pointer: "/meters".to_owned(),
+            detail: format!("an organization has at most {METERS_MAX} meters"),
+        });
+    }
+    Ok(demands)
 }
 
 /// All that a repetition must have in common with the first attempt, however it is spelled.
@@ -307,7 +303,7 @@ fn payload(
     text
 }
 
-fn result(request: &Request, decided: &Decided, several: bool) -> UsageResult {
+pub(super) fn result(request: &Request, decided: &Decided, several: bool) -> UsageResult {
     let allowed = |usage: &MeterUsage| match request.kind {
         // A track is always counted; whether the organization is within its limit is for the caller to act on.
         Operation::Track | Operation::Refund => {
@@ -358,7 +354,7 @@ fn result(request: &Request, decided: &Decided, several: bool) -> UsageResult {
 }
 
 /// Waiting helps where every meter that refused gets a new period, and the demand fits into an empty one.
-fn refusal(decided: &Decided, usage: UsageResult, now: DateTime<Utc>) -> Error {
+pub(super) fn refusal(decided: &Decided, usage: UsageResult, now: DateTime<Utc>) -> Error {
     let retry_after_seconds = decided
         .meters
         .iter()

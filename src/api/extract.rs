@@ -153,9 +153,9 @@ impl<T: DeserializeOwned> FromRequest<State> for Body<T> {
     type Rejection = Error;
 
     async fn from_request(request: Request, state: &State) -> Result<Self, Error> {
-        let json = declares_json(&request);
+        let media_type = MediaType::of(&request);
         let text = read(request, state).await?;
-        if !json {
+        if media_type != MediaType::Json {
             return Err(Error::UnsupportedMediaType);
         }
         from_json(&text).map(Self)
@@ -182,7 +182,7 @@ impl<T: DeserializeOwned> FromRequest<State> for Fields<T> {
     type Rejection = Error;
 
     async fn from_request(request: Request, state: &State) -> Result<Self, Error> {
-        let json = declares_json(&request);
+        let json = MediaType::of(&request) == MediaType::Json;
         let query = request.uri().query().unwrap_or_default().to_owned();
         let text = read(request, state).await?;
         match (text.is_empty(), query.is_empty()) {
@@ -196,18 +196,36 @@ impl<T: DeserializeOwned> FromRequest<State> for Fields<T> {
     }
 }
 
-fn declares_json(request: &Request) -> bool {
-    let declared = request
-        .headers()
-        .get(CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok());
-    declared.is_some_and(|content_type| {
-        let media_type = content_type.split(';').next().unwrap_or_default().trim();
-        media_type.eq_ignore_ascii_case("application/json")
-    })
+/// What a body is declared to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum MediaType {
+    /// One JSON value.
+    Json,
+    /// One JSON value a line.
+    NdJson,
+    /// Something else, or nothing.
+    Other,
 }
 
-async fn read(request: Request, state: &State) -> Result<Bytes, Error> {
+impl MediaType {
+    pub(super) fn of(request: &Request) -> Self {
+        let declared = request
+            .headers()
+            .get(CONTENT_TYPE)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default();
+        let media_type = declared.split(';').next().unwrap_or_default().trim();
+        if media_type.eq_ignore_ascii_case("application/json") {
+            Self::Json
+        } else if media_type.eq_ignore_ascii_case("application/x-ndjson") {
+            Self::NdJson
+        } else {
+            Self::Other
+        }
+    }
+}
+
+pub(super) async fn read(request: Request, state: &State) -> Result<Bytes, Error> {
     Bytes::from_request(request, state)
         .await
         .map_err(|rejection| {
@@ -220,7 +238,11 @@ async fn read(request: Request, state: &State) -> Result<Bytes, Error> {
 }
 
 /// Tells a body that is not JSON from one whose field is wrong, and names the field.
-fn from_json<T: DeserializeOwned>(text: &[u8]) -> Result<T, Error> {
+pub(super) fn from_json<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Result<T, Error> {
+    // Keeping track of where one is takes time, and almost every body is right.
+    if let Ok(value) = serde_json::from_slice(text) {
+        return Ok(value);
+    }
     let mut json = serde_json::Deserializer::from_slice(text);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         if error.inner().is_data() {

@@ -4,6 +4,7 @@
 //! ([`extract`]): one that takes none of `Ingest`, `Refund`, `Read` and `Administrator` is public.
 
 mod admin;
+mod batch;
 mod cors;
 mod counting;
 mod directory;
@@ -33,6 +34,9 @@ use problem::Error;
 /// The largest body that any call needs, bytes.
 const BODY_MAX: usize = 64 * 1024;
 
+/// The largest body of a batch, bytes: 10,000 items with ids and keys of some length.
+const BATCH_BODY_MAX: usize = 8 * 1024 * 1024;
+
 /// Every route, with the layers that all of them share.
 pub fn router(state: State) -> Router {
     let cors = cors::layer(&state.cors_origins);
@@ -41,6 +45,10 @@ pub fn router(state: State) -> Router {
         .route("/v1/consume", post(counting::consume))
         .route("/v1/check", post(counting::check))
         .route("/v1/refund", post(counting::refund))
+        .route(
+            "/v1/batch",
+            post(batch::batch).layer(DefaultBodyLimit::max(BATCH_BODY_MAX)),
+        )
         .route("/v1/organizations", get(directory::organizations))
         .route(
             "/v1/organizations/{id}",

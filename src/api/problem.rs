@@ -12,7 +12,7 @@ use crate::domain::ids::METERS_MAX;
 use crate::{access, admin, counters, history, metering, policies, store};
 
 /// Everything that a request can be answered with but success; one variant for each problem type.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) enum Error {
     /// Not JSON, or not what this endpoint takes at all.
     MalformedRequest(String),
@@ -64,7 +64,7 @@ pub(super) enum Error {
 
 /// The body of a problem.
 #[derive(Debug, Serialize)]
-struct Problem {
+pub(super) struct Problem {
     #[serde(rename = "type")]
     kind: String,
     title: &'static str,
@@ -223,28 +223,35 @@ impl Error {
     }
 }
 
-impl IntoResponse for Error {
-    fn into_response(self) -> Response {
+impl Error {
+    /// What the caller is told.
+    pub(super) fn into_problem(self) -> Problem {
         let (status, code, title) = self.class();
         let detail = self.detail().into_owned();
-        let retry_after = self.retry_after_seconds();
-        let unauthenticated = matches!(self, Self::Unauthenticated);
         let (mut errors, mut usage) = (Vec::new(), None);
         match self {
             Self::InvalidField { pointer, detail } => errors.push(FieldError { pointer, detail }),
             Self::LimitExceeded { usage: result, .. } => usage = Some(result),
             _ => {}
         }
-        let kind = format!("urn:tallyman:problem:{code}");
-        let problem = Problem {
-            kind,
+        Problem {
+            kind: format!("urn:tallyman:problem:{code}"),
             title,
             status: status.as_u16(),
             detail,
             code,
             errors,
             usage,
-        };
+        }
+    }
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let (status, ..) = self.class();
+        let retry_after = self.retry_after_seconds();
+        let unauthenticated = matches!(self, Self::Unauthenticated);
+        let problem = self.into_problem();
         let mut response = (status, Json(problem)).into_response();
         let headers = response.headers_mut();
         headers.insert(

@@ -20,7 +20,7 @@ use crate::domain::quantity::Count;
 pub(super) struct Batch {
     /// Of each counter the shard's dirty index and its own; then the idempotency records.
     keys: Vec<String>,
-    /// The MessagePack array.
+    /// The `MessagePack` array.
     body: Vec<u8>,
 }
 
@@ -158,7 +158,7 @@ impl<'a> Layout<'a> {
     }
 }
 
-/// A MessagePack array while it grows. Writing to memory does not fail, hence the results that nobody reads.
+/// A `MessagePack` array while it grows. Writing to memory does not fail, hence the results that nobody reads.
 #[derive(Debug, Default)]
 struct Array {
     length: u32,

@@ -7,7 +7,8 @@
 //! protocol). So a lane may send a batch again, over a new connection, until it is answered or gives up: every
 //! operation is executed at most once, and each one that is acknowledged exactly once.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,12 +26,15 @@ use super::{Inner, Operation, Outcome};
 /// How many batches may be in flight: one that Redis executes, one on its way.
 const LANES: usize = 2;
 
-/// How many charges one batch holds at most; Redis does nothing else in the meantime. One call's operations
-/// are never divided.
-const CHARGES_MAX: usize = 128;
+/// How many counters one batch names at most; Redis does nothing else in the meantime. One call's operations are
+/// never divided.
+const COUNTERS_MAX: usize = 128;
+
+/// How many operations one batch holds at most.
+const OPERATIONS_MAX: usize = 512;
 
 /// How many calls may wait for a lane; more are refused.
-const QUEUE_MAX: usize = 8192;
+const QUEUE_MAX: usize = 32_768;
 
 /// How long the answer to a batch may take before it is asked for again.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -110,18 +114,17 @@ struct Lane {
 
 impl Lane {
     async fn run(mut self, mut queue: mpsc::Receiver<Call>) {
-        let (mut waiting, mut arrived) = (VecDeque::new(), Vec::new());
+        let mut waiting = Waiting::default();
+        let mut arrived = Vec::new();
         loop {
-            let room = CHARGES_MAX.saturating_sub(waiting.len());
-            if waiting.is_empty() {
-                if queue.recv_many(&mut arrived, room).await == 0 {
-                    return;
-                }
-            } else if !queue.is_empty() && room > 0 {
-                queue.recv_many(&mut arrived, room).await;
+            if waiting.is_empty() || !queue.is_empty() {
+                queue.recv_many(&mut arrived, QUEUE_MAX).await;
+                arrived.drain(..).for_each(|call| waiting.push(call));
             }
-            waiting.extend(arrived.drain(..));
-            let calls = next_batch(&mut waiting);
+            if waiting.is_empty() {
+                return;
+            }
+            let calls = waiting.next_batch();
             self.execute(calls).await;
         }
     }
@@ -265,21 +268,58 @@ fn refuse(calls: Vec<Call>, error: &Error) {
     }
 }
 
-/// Takes as many calls as fit into one batch, and at least one; those whose callers have gone away are dropped.
-fn next_batch(waiting: &mut VecDeque<Call>) -> Vec<Call> {
-    let mut charges = 0_usize;
-    let mut calls = Vec::with_capacity(waiting.len());
-    while let Some(call) = waiting.front() {
-        let more: usize = call.operations.iter().map(|it| it.charges.len()).sum();
-        if charges > 0 && charges.saturating_add(more) > CHARGES_MAX {
-            break;
-        }
-        if let Some(call) = waiting.pop_front()
-            && !call.answer.is_closed()
-        {
-            charges = charges.saturating_add(more);
-            calls.push(call);
-        }
+/// The calls that have arrived, by shard, so that what several callers want of one counter meets in one batch.
+#[derive(Debug, Default)]
+struct Waiting {
+    by_shard: HashMap<Shard, VecDeque<Call>>,
+    /// The shards with calls; the one that has waited longest comes first.
+    shards: VecDeque<Shard>,
+}
+
+impl Waiting {
+    fn is_empty(&self) -> bool {
+        self.shards.is_empty()
     }
-    calls
+
+    fn push(&mut self, call: Call) {
+        let Some(first) = call.operations.first() else {
+            return;
+        };
+        let shard = Shard::of(&first.organization);
+        let calls = self.by_shard.entry(shard).or_default();
+        if calls.is_empty() {
+            self.shards.push_back(shard);
+        }
+        calls.push_back(call);
+    }
+
+    /// Takes as many calls as fit into one batch, and at least one; those whose callers have gone away are dropped.
+    fn next_batch(&mut self) -> Vec<Call> {
+        let (mut batch, mut operations) = (Vec::new(), 0_usize);
+        // By hash; a collision makes a batch one counter larger.
+        let mut counters = HashSet::new();
+        let hasher = RandomState::new();
+        while let Some(shard) = self.shards.front() {
+            let calls = self.by_shard.entry(*shard).or_default();
+            while let Some(call) = calls.pop_front() {
+                if call.answer.is_closed() {
+                    continue;
+                }
+                let more = call.operations.len();
+                let charges = call.operations.iter().flat_map(|it| &it.charges);
+                let known = counters.len();
+                counters.extend(charges.map(|charge| hasher.hash_one(&charge.counter)));
+                let fits = counters.len() <= COUNTERS_MAX
+                    && operations.saturating_add(more) <= OPERATIONS_MAX;
+                if known > 0 && !fits {
+                    calls.push_front(call);
+                    return batch;
+                }
+                operations = operations.saturating_add(more);
+                batch.push(call);
+            }
+            self.shards.pop_front();
+        }
+        batch
+    }
 }

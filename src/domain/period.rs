@@ -328,12 +328,12 @@ impl Calendar {
     }
 }
 
-/// The start of the hour that contains `at` on the wall clock of `zone`.
+/// The hour that contains `at` on the wall clock of `zone`: its start and its end.
 ///
 /// When the clocks change in mid-hour, a new hour starts there. A local midnight is therefore always the start of an
 /// hour, and the hours of a local day tile it exactly, even in zones that are half an hour off.
-pub fn hour_start(zone: Tz, at: DateTime<Utc>) -> DateTime<Utc> {
-    in_calendar_years(at, |at| hour_window(zone, None, at)).0
+pub fn hour(zone: Tz, at: DateTime<Utc>) -> (DateTime<Utc>, DateTime<Utc>) {
+    in_calendar_years(at, |at| hour_window(zone, None, at))
 }
 
 /// Parses an IANA name, such as `Europe/Berlin`.
@@ -715,6 +715,10 @@ mod tests {
         instant(1_577_836_800_000)..instant(2_208_988_800_000);
 
     const MILLISECOND: TimeDelta = TimeDelta::milliseconds(1);
+
+    fn hour_start(zone: Tz, at: DateTime<Utc>) -> DateTime<Utc> {
+        hour(zone, at).0
+    }
 
     // --- the algebra, in all zones ---
 

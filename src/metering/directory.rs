@@ -43,11 +43,8 @@ impl Metering {
         let more = listed.len() > size;
         listed.truncate(size);
         let last = listed.last().map(|it| it.position.clone());
-        let counted_by_default: Option<MeterId> = MeterId::DEFAULT.parse().ok();
-        let current = |it: &Listed| {
-            let meter = counted_by_default.as_ref();
-            meter.map_or(Count::ZERO, |meter| it.standing.current(meter))
-        };
+        let counted_by_default = MeterId::default();
+        let current = |it: &Listed| it.standing.current(&counted_by_default);
         let entries = listed.into_iter().map(|it| Entry {
             state: it.standing.state(),
             current: current(&it),

@@ -4,6 +4,7 @@
 //! policy and the period that apply now, and resolves what Redis does not know: a missing counter is
 //! opened where nothing can have been counted, or restored from Postgres; a newer policy is fetched.
 
+mod batch;
 mod directory;
 mod in_force;
 mod opening;
@@ -18,14 +19,16 @@ pub use directory::{Entry, Page};
 pub use reading::OrganizationUsage;
 
 use crate::clock::Clock;
-use crate::counters::{self, Answer, Attempt, Charge, Counters, Link, Operation, Outcome, Shard};
+use crate::counters::{
+    self, Answer, Attempt, Charge, Counters, Link, Operation, Outcome, Reading, Shard,
+};
 use crate::domain::counter::{CounterId, Stamp};
 use crate::domain::decision::{self, Demand};
 use crate::domain::ids::{IdempotencyKey, MeterId, OrganizationId};
-use crate::domain::period::{Period, hour_start};
+use crate::domain::period::Period;
 use crate::domain::policy::{Policy, Rule};
 use crate::domain::quantity::Count;
-use crate::policies::{self, Policies};
+use crate::policies::{self, Policies, Resolved};
 use crate::store::{self, Store};
 use opening::Locks;
 
@@ -65,13 +68,33 @@ pub struct Request {
     pub timestamp: Option<DateTime<Utc>>,
     /// Makes a repetition harmless.
     pub attempt: Option<Attempt>,
+    /// How many equal calls this stands for; see [`Operation::times`].
+    pub times: u32,
+}
+
+impl Request {
+    /// Whether another request wants just the same of the same single counter, so that this one can stand for
+    /// both.
+    pub fn extends_to(&self, other: &Self) -> bool {
+        let single =
+            |demands: &[(MeterId, Demand)]| matches!(demands, [(_, one)] if one.amount == one.need);
+        self.attempt.is_none()
+            && other.attempt.is_none()
+            && single(&self.demands)
+            && self.kind == other.kind
+            && self.organization == other.organization
+            && self.demands == other.demands
+            && self.timestamp == other.timestamp
+    }
 }
 
 /// What became of a request.
 #[derive(Debug, Clone)]
 pub struct Decided {
-    /// Whether everything was granted; otherwise nothing was counted.
+    /// Whether everything was granted; otherwise nothing was counted, of a single call.
     pub granted: bool,
+    /// Of several equal calls, how many were granted; the first ones.
+    pub times_granted: u32,
     /// Whether this is what an earlier attempt was told.
     pub replayed: bool,
     /// The state of each meter after the decision, in the order of the demands.
@@ -182,83 +205,121 @@ impl Metering {
 
     /// Decides a request, and counts if it is granted.
     pub async fn decide(&self, request: &Request) -> Result<Decided, Error> {
-        let organization = &request.organization;
-        let shard = Shard::of(organization);
-        // An event whose own period was closed by a reset counts in the one that runs.
-        let mut own_period_closed = false;
+        let mut course = Course::default();
         for _ in 0..ROUNDS_MAX {
             let link = self.counters.link().await?;
-            let Some(generation) = link.generation(shard) else {
-                self.number(&link, shard).await?;
+            let Some(asked) = self.ask(&link, request, course).await? else {
                 continue;
             };
-            let policy = self.policies.get(&link, organization).await?;
-            let now = self.clock.now();
-            let at = self.time_of(request, now)?;
-            let period = policy
-                .schedule
-                .period(if own_period_closed { now } else { at });
-            let charges = charges(request, &policy, generation, period, at.max(period.start));
-            let operation = Operation {
-                organization: organization.clone(),
-                kind: request.kind,
-                charges: charges.clone(),
-                attempt: request.attempt.clone(),
-                times: 1,
-            };
-            let outcomes = match self.counters.count(&link, vec![operation]).await {
-                Err(counters::Error::Unknown(cause))
-                    if request.kind != decision::Operation::Check =>
-                {
-                    return Err(Error::OutcomeUnknown(cause));
-                }
-                outcomes => outcomes?,
-            };
-            let Some(mut outcomes) = outcomes else {
+            let operation = asked.operation(request);
+            let outcomes = self.counters.count(&link, vec![operation]).await;
+            let Some(outcomes) = outcomes.map_err(|error| uncounted(request, error))? else {
                 continue;
             };
-            match outcomes.pop() {
-                Some(Outcome::Answered(answer)) => {
-                    if answer
-                        .readings
-                        .iter()
-                        .any(|reading| reading.stamp.version > policy.version)
-                    {
-                        self.policies.forget(organization);
-                    }
-                    return Ok(decided(request, &answer));
-                }
-                Some(Outcome::KeyReused) => return Err(Error::KeyReused),
-                Some(Outcome::Overflow(position)) => {
-                    let meter = charges
-                        .get(position)
-                        .map(|charge| charge.counter.meter.clone());
-                    return Err(meter.map_or(Error::Contended, Error::Overflow));
-                }
-                Some(Outcome::Missing(_))
-                    if request.kind == decision::Operation::Check
-                        && !self.policies.exists(organization).await? =>
-                {
-                    return Ok(unheard_of(request, &policy, period));
-                }
-                Some(Outcome::Missing(position) | Outcome::Frozen(position)) => {
-                    if let Some(charge) = charges.get(position) {
-                        self.open(&link, &charge.counter, &charge.stamp, now)
-                            .await?;
-                    }
-                }
-                Some(Outcome::Closed(_)) => {
-                    let newest = self
-                        .policies
-                        .refresh(&link, organization, policy.version)
-                        .await?;
-                    own_period_closed =
-                        request.timestamp.is_some() && newest.version == policy.version;
-                }
-                Some(Outcome::Some { .. }) | None => return Err(Error::Contended),
+            let outcome = outcomes.into_iter().next().ok_or(Error::Contended)?;
+            match self.conclude(&link, request, &asked, outcome).await? {
+                Conclusion::Decided(decided) => return Ok(decided),
+                Conclusion::Again(next) => course = next,
             }
         }
         Err(Error::Contended)
+    }
+
+    /// What to ask of the counters for a request, by what is known now; none if the shard had no number yet.
+    async fn ask(
+        &self,
+        link: &Link,
+        request: &Request,
+        course: Course,
+    ) -> Result<Option<Asked>, Error> {
+        let shard = Shard::of(&request.organization);
+        let Some(generation) = link.generation(shard) else {
+            self.number(link, shard).await?;
+            return Ok(None);
+        };
+        let policy = self.policies.get(link, &request.organization).await?;
+        let now = self.clock.now();
+        let at = self.time_of(request, now)?;
+        let mut moment = policy.moment(at);
+        let mut period = moment.period;
+        if course.own_period_closed {
+            period = policy.moment(now).period;
+            moment = policy.moment(at.max(period.start));
+        }
+        Ok(Some(Asked {
+            policy,
+            generation,
+            now,
+            period,
+            hour: moment.hour,
+        }))
+    }
+
+    /// What an outcome means for its request; where Redis did not know something, that is seen to first.
+    async fn conclude(
+        &self,
+        link: &Link,
+        request: &Request,
+        asked: &Asked,
+        outcome: Outcome,
+    ) -> Result<Conclusion, Error> {
+        let organization = &request.organization;
+        let policy = &asked.policy;
+        match outcome {
+            Outcome::Answered(answer) => {
+                let newer = |reading: &Reading| reading.stamp.version > policy.version;
+                if answer.readings.iter().any(newer) {
+                    self.policies.forget(organization);
+                }
+                Ok(Conclusion::Decided(decided(request, &answer)))
+            }
+            Outcome::Some { granted, reading } => {
+                if reading.stamp.version > policy.version {
+                    self.policies.forget(organization);
+                }
+                let answer = Answer {
+                    granted: granted == request.times,
+                    replayed: false,
+                    readings: vec![reading],
+                };
+                Ok(Conclusion::Decided(Decided {
+                    times_granted: granted,
+                    ..decided(request, &answer)
+                }))
+            }
+            Outcome::KeyReused => Err(Error::KeyReused),
+            Outcome::Overflow(position) => {
+                let meter = request
+                    .demands
+                    .get(position)
+                    .map(|(meter, _)| meter.clone());
+                Err(meter.map_or(Error::Contended, Error::Overflow))
+            }
+            Outcome::Missing(_)
+                if request.kind == decision::Operation::Check
+                    && !self.policies.exists(organization).await? =>
+            {
+                let decided = unheard_of(request, policy, asked.period);
+                Ok(Conclusion::Decided(decided))
+            }
+            Outcome::Missing(position) | Outcome::Frozen(position) => {
+                if let Some(demand) = request.demands.get(position) {
+                    let Charge { counter, stamp, .. } = asked.charge(organization, demand);
+                    self.open(link, &counter, &stamp, asked.now).await?;
+                }
+                Ok(Conclusion::Again(Course::default()))
+            }
+            Outcome::Closed(_) => {
+                let newest = self
+                    .policies
+                    .refresh(link, organization, policy.version)
+                    .await?;
+                Ok(Conclusion::Again(Course {
+                    own_period_closed: request.timestamp.is_some()
+                        && newest.version == policy.version,
+                }))
+            }
+        }
     }
 
     /// When the event of a request happened, if that is not too long ago or too far ahead.
@@ -274,6 +335,16 @@ impl Metering {
     }
 }
 
+/// Why a request was not counted, or that nobody knows whether it was.
+fn uncounted(request: &Request, error: counters::Error) -> Error {
+    match error {
+        counters::Error::Unknown(cause) if request.kind != decision::Operation::Check => {
+            Error::OutcomeUnknown(cause)
+        }
+        error => error.into(),
+    }
+}
+
 /// An attempt under a caller's key. The fingerprint covers all that the caller asked for.
 pub fn attempt(key: IdempotencyKey, payload: &str) -> Attempt {
     Attempt {
@@ -282,28 +353,58 @@ pub fn attempt(key: IdempotencyKey, payload: &str) -> Attempt {
     }
 }
 
-fn charges(
-    request: &Request,
-    policy: &Policy,
+/// What the rounds before have taught about a request.
+#[derive(Debug, Clone, Copy, Default)]
+struct Course {
+    /// An event whose own period was closed by a reset counts in the one that runs.
+    own_period_closed: bool,
+}
+
+/// What a round goes by.
+#[derive(Debug)]
+struct Asked {
+    policy: Arc<Resolved>,
     generation: u64,
+    now: DateTime<Utc>,
     period: Period,
-    at: DateTime<Utc>,
-) -> Vec<Charge> {
-    let hour = hour_start(policy.schedule.calendar.time_zone(), at);
-    request
-        .demands
-        .iter()
-        .map(|(meter, demand)| Charge {
+    /// The start of the hour that the units belong to.
+    hour: DateTime<Utc>,
+}
+
+enum Conclusion {
+    Decided(Decided),
+    /// Another round may find what this one did not.
+    Again(Course),
+}
+
+impl Asked {
+    fn operation(&self, request: &Request) -> Operation {
+        let organization = &request.organization;
+        Operation {
+            organization: organization.clone(),
+            kind: request.kind,
+            charges: request
+                .demands
+                .iter()
+                .map(|demand| self.charge(organization, demand))
+                .collect(),
+            attempt: request.attempt.clone(),
+            times: request.times,
+        }
+    }
+
+    fn charge(&self, organization: &OrganizationId, (meter, demand): &(MeterId, Demand)) -> Charge {
+        Charge {
             counter: CounterId {
-                organization: request.organization.clone(),
+                organization: organization.clone(),
                 meter: meter.clone(),
-                start: period.start,
+                start: self.period.start,
             },
             demand: *demand,
-            stamp: Stamp::of(policy, meter, period, generation),
-            hour,
-        })
-        .collect()
+            stamp: Stamp::of(&self.policy, meter, self.period, self.generation),
+            hour: self.hour,
+        }
+    }
 }
 
 /// What a check says of an organization that was never counted nor configured: nothing is used. It
@@ -323,6 +424,7 @@ fn unheard_of(request: &Request, policy: &Policy, period: Period) -> Decided {
         .collect();
     Decided {
         granted: meters.iter().all(MeterUsage::fits),
+        times_granted: 0,
         replayed: false,
         meters,
     }
@@ -346,6 +448,7 @@ fn decided(request: &Request, answer: &Answer) -> Decided {
         });
     Decided {
         granted: answer.granted,
+        times_granted: u32::from(answer.granted),
         replayed: answer.replayed,
         meters: meters.collect(),
     }

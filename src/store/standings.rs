@@ -210,7 +210,7 @@ async fn write(
     if standings.is_empty() {
         return Ok(());
     }
-    let counted_by_default: MeterId = parse(MeterId::DEFAULT)?;
+    let counted_by_default = MeterId::default();
     let column = |of: &dyn Fn(&Standing) -> i64| -> Vec<i64> {
         standings.iter().map(|(_, standing)| of(standing)).collect()
     };

@@ -9,6 +9,7 @@
 )]
 #![expect(unreachable_pub, reason = "this is no library")]
 
+mod batch;
 mod cors;
 mod counting;
 mod credentials;

@@ -280,7 +280,7 @@ impl Model {
             charges[0].stamp
         };
         Outcome::Some {
-            granted: outcomes.iter().take_while(|it| granted(it)).count() as u32,
+            granted: u32::try_from(outcomes.iter().take_while(|it| granted(it)).count()).unwrap(),
             reading: Reading {
                 start: instant(START),
                 used: held.used,
@@ -420,7 +420,7 @@ fn counter(organization: &OrganizationId, meter: &str) -> CounterId {
 }
 
 fn hour(now: DateTime<Utc>, hours_ago: i64) -> DateTime<Utc> {
-    tallyman::domain::period::hour_start(chrono_tz::Tz::UTC, now - Duration::hours(hours_ago))
+    tallyman::domain::period::hour(chrono_tz::Tz::UTC, now - Duration::hours(hours_ago)).0
 }
 
 async fn agrees(bench: &Bench, number: usize, case: &Case) -> Result<(), TestCaseError> {
@@ -452,24 +452,10 @@ async fn agrees(bench: &Bench, number: usize, case: &Case) -> Result<(), TestCas
         });
     }
 
-    let attempts: Vec<Vec<Option<Attempt>>> = case
-        .batches
-        .iter()
-        .map(|batch| {
-            let attempt = |call: &Call| {
-                call.attempt.map(|(key, payload)| Attempt {
-                    key: format!("attempt {key}").parse().unwrap(),
-                    fingerprint: format!("{payload:016x}"),
-                })
-            };
-            batch.iter().map(attempt).collect()
-        })
-        .collect();
-    for (batch, attempts) in case.batches.iter().zip(&attempts) {
+    for batch in &case.batches {
         let operations: Vec<Operation> = batch
             .iter()
-            .zip(attempts)
-            .map(|(call, attempt)| Operation {
+            .map(|call| Operation {
                 organization: organizations[call.organization].clone(),
                 kind: call.kind,
                 charges: call
@@ -485,7 +471,10 @@ async fn agrees(bench: &Bench, number: usize, case: &Case) -> Result<(), TestCas
                         }
                     })
                     .collect(),
-                attempt: attempt.clone(),
+                attempt: call.attempt.map(|(key, payload)| Attempt {
+                    key: format!("attempt {key}").parse().unwrap(),
+                    fingerprint: format!("{payload:016x}"),
+                }),
                 times: call.times,
             })
             .collect();
@@ -567,9 +556,9 @@ async fn standing(bench: &Bench) -> (OrganizationId, Vec<CounterId>, Stamp) {
     (organization, ids, stamp(rule, 2))
 }
 
-fn operation<'a>(
+fn operation(
     bench: &Bench,
-    organization: &'a OrganizationId,
+    organization: &OrganizationId,
     kind: decision::Operation,
     ids: &[CounterId],
     stamp: Stamp,

@@ -2,14 +2,18 @@
 //!
 //! Rule 7 of the protocol: a change is committed in Postgres under one version, then written to
 //! Redis (the organization, and its running counters), then announced. What of that is lost is
-//! repaired by the sweep, by the version in each counter's stamp, and by the cache's short life.
+//! repaired by the sweep, and by the version in each counter's stamp: a counter that knows a newer policy
+//! than its caller decides by its own, so that what is cached may be old without doing harm.
+
+mod resolved;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use chrono::{DateTime, TimeDelta, Utc};
 use futures::StreamExt;
-use moka::sync::Cache;
+use quick_cache::sync::Cache;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
@@ -20,11 +24,16 @@ use crate::domain::policy::{Defaults, Policy};
 use crate::store::organizations::{self, Sources};
 use crate::store::{self, Store};
 
-/// How long a policy is believed without looking at Redis again.
-const CACHE_LIFETIME: Duration = Duration::from_secs(5);
+pub use resolved::Resolved;
 
-/// How many organizations' policies are kept at hand.
-const CACHE_SIZE: u64 = 200_000;
+/// How long a policy is believed without looking at Redis again. Only what never reached Redis needs this at all.
+const CACHE_LIFETIME: TimeDelta = TimeDelta::minutes(5);
+
+/// How many organizations are kept at hand, each with some 150 bytes.
+const CACHE_SIZE: usize = 1_000_000;
+
+/// How many policies are kept at hand; organizations with the same share one.
+const POLICIES_SIZE: usize = 100_000;
 
 /// Between two looks for changes that never reached Redis.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
@@ -40,9 +49,17 @@ pub struct Policies {
     clock: Clock,
     /// What this instance was started with.
     defaults: Arc<Defaults>,
-    cache: Cache<OrganizationId, Arc<Policy>>,
+    cache: Arc<Cache<OrganizationId, Cached>>,
+    /// Policies by their JSON.
+    shared: Arc<Cache<Box<str>, Arc<Resolved>>>,
     /// The version of the newest defaults; a policy below it was resolved from older ones.
     floor: Arc<AtomicU64>,
+}
+
+#[derive(Debug, Clone)]
+struct Cached {
+    policy: Arc<Resolved>,
+    looked_up_at: DateTime<Utc>,
 }
 
 /// Why a policy cannot be told or applied.
@@ -64,10 +81,8 @@ impl Policies {
             store,
             clock,
             defaults: Arc::new(defaults),
-            cache: Cache::builder()
-                .max_capacity(CACHE_SIZE)
-                .time_to_live(CACHE_LIFETIME)
-                .build(),
+            cache: Arc::new(Cache::new(CACHE_SIZE)),
+            shared: Arc::new(Cache::new(POLICIES_SIZE)),
             floor: Arc::default(),
         }
     }
@@ -77,14 +92,15 @@ impl Policies {
         &self,
         link: &Link,
         organization: &OrganizationId,
-    ) -> Result<Arc<Policy>, Error> {
+    ) -> Result<Arc<Resolved>, Error> {
         let floor = self.floor.load(Ordering::Acquire);
-        if let Some(policy) = self
-            .cache
-            .get(organization)
-            .filter(|policy| policy.version >= floor)
+        let age = |cached: &Cached| self.clock.now() - cached.looked_up_at;
+        if let Some(cached) = self.cache.get(organization)
+            && cached.policy.version >= floor
+            // A clock that was set back must not prolong anything.
+            && (TimeDelta::zero()..CACHE_LIFETIME).contains(&age(&cached))
         {
-            return Ok(policy);
+            return Ok(cached.policy);
         }
         self.fresh(link, organization).await
     }
@@ -94,7 +110,7 @@ impl Policies {
         &self,
         link: &Link,
         organization: &OrganizationId,
-    ) -> Result<Arc<Policy>, Error> {
+    ) -> Result<Arc<Resolved>, Error> {
         let floor = self.floor.load(Ordering::Acquire);
         let known = self.known(link, organization).await?;
         match known {
@@ -116,7 +132,7 @@ impl Policies {
         link: &Link,
         organization: &OrganizationId,
         than: u64,
-    ) -> Result<Arc<Policy>, Error> {
+    ) -> Result<Arc<Resolved>, Error> {
         match self.known(link, organization).await? {
             Some(policy) if policy.version > than => Ok(self.keep(organization, policy)),
             _ => self.load(link, organization).await,
@@ -127,18 +143,18 @@ impl Policies {
     pub fn newer(
         &self,
         organization: &OrganizationId,
-        at_hand: Arc<Policy>,
+        at_hand: Arc<Resolved>,
         known: &KnownOrganization,
-    ) -> Arc<Policy> {
-        match serde_json::from_str::<Policy>(&known.policy) {
-            Ok(policy) if policy.version > at_hand.version => self.keep(organization, policy),
+    ) -> Arc<Resolved> {
+        match self.parse(&known.policy) {
+            Some(policy) if policy.version > at_hand.version => self.keep(organization, policy),
             _ => at_hand,
         }
     }
 
     /// Drops what is cached of one organization.
     pub fn forget(&self, organization: &OrganizationId) {
-        self.cache.invalidate(organization);
+        self.cache.remove(organization);
     }
 
     /// Whether an organization was ever counted or configured.
@@ -277,25 +293,53 @@ impl Policies {
         &self,
         link: &Link,
         organization: &OrganizationId,
-    ) -> Result<Option<Policy>, Error> {
+    ) -> Result<Option<Arc<Resolved>>, Error> {
         let known = self.counters.organization(link, organization).await?;
-        // What an older release wrote and this one cannot read is as good as absent.
-        Ok(known.and_then(|known| serde_json::from_str(&known.policy).ok()))
+        Ok(known.and_then(|known| self.parse(&known.policy)))
     }
 
-    async fn load(&self, link: &Link, organization: &OrganizationId) -> Result<Arc<Policy>, Error> {
+    async fn load(
+        &self,
+        link: &Link,
+        organization: &OrganizationId,
+    ) -> Result<Arc<Resolved>, Error> {
         let policy = self.stored(organization).await?.resolve();
-        let of_policy = (policy.version, &*to_json(&policy)?);
+        let json = to_json(&policy)?;
         self.counters
-            .configure(link, organization, of_policy, self.clock.now(), &[])
+            .configure(
+                link,
+                organization,
+                (policy.version, &json),
+                self.clock.now(),
+                &[],
+            )
             .await?;
-        Ok(self.keep(organization, policy))
+        Ok(self.keep(organization, self.share(&json, policy)))
     }
 
-    fn keep(&self, organization: &OrganizationId, policy: Policy) -> Arc<Policy> {
-        let policy = Arc::new(policy);
-        self.cache.insert(organization.clone(), Arc::clone(&policy));
+    fn keep(&self, organization: &OrganizationId, policy: Arc<Resolved>) -> Arc<Resolved> {
+        let cached = Cached {
+            policy: Arc::clone(&policy),
+            looked_up_at: self.clock.now(),
+        };
+        self.cache.insert(organization.clone(), cached);
         policy
+    }
+
+    /// The policy that some JSON describes. What an older release wrote and this one cannot read is as good as absent.
+    fn parse(&self, json: &str) -> Option<Arc<Resolved>> {
+        self.shared
+            .get(json)
+            .or_else(|| Some(self.share(json, serde_json::from_str(json).ok()?)))
+    }
+
+    fn share(&self, json: &str, policy: Policy) -> Arc<Resolved> {
+        if let Some(same) = self.shared.get(json) {
+            return same;
+        }
+        let resolved = Arc::new(Resolved::new(policy));
+        self.shared.insert(json.into(), Arc::clone(&resolved));
+        resolved
     }
 }
 

@@ -1,0 +1,372 @@
+//! `POST /v1/batch`: many tracks and consumes in one request, each of which succeeds or fails on its own.
+
+use std::collections::{BTreeMap, HashMap};
+
+use axum::Json;
+use axum::extract::{FromRequest, Request as HttpRequest, State as Shared};
+use axum::response::{IntoResponse, Response};
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::counting::{self, Charges, UsageResult};
+use super::extract::{Caller, Idempotency, Ingest, MediaType, Named, Query, from_json, read};
+use super::problem::{Error, Problem};
+use crate::domain::decision::Operation;
+use crate::domain::ids::{IdempotencyKey, MeterId, OrganizationId};
+use crate::domain::quantity::Amount;
+use crate::metering::{Decided, Request};
+use crate::state::State;
+
+/// The most items of one batch.
+const ITEMS_MAX: usize = 10_000;
+
+/// After so many items, other requests have their turn.
+const ITEMS_AT_ONCE: usize = 500;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct Wish {
+    results: Results,
+}
+
+/// Which items the answer describes.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Results {
+    #[default]
+    All,
+    /// Those that were not counted, for whatever reason.
+    Denied,
+    None,
+}
+
+/// The items, as far as they could be read.
+#[derive(Debug)]
+pub(super) struct Items(Vec<Result<Item, Error>>);
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Item {
+    op: Op,
+    organization_id: Named,
+    meter: Option<MeterId>,
+    amount: Option<Amount>,
+    meters: Option<BTreeMap<MeterId, Amount>>,
+    require: Option<BTreeMap<MeterId, Amount>>,
+    timestamp: Option<DateTime<Utc>>,
+    idempotency_key: Option<IdempotencyKey>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Op {
+    Track,
+    Consume,
+}
+
+/// The body of a batch that is JSON.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ItemList<T> {
+    items: Vec<T>,
+}
+
+/// What became of a batch.
+#[derive(Debug, Default, Serialize)]
+struct Summary {
+    /// Items that were counted, now or by an earlier attempt.
+    counted: u64,
+    /// Items that a limit refused.
+    denied: u64,
+    /// Items that could not be decided.
+    failed: u64,
+    results: Vec<ItemResult>,
+}
+
+#[derive(Debug, Serialize)]
+struct ItemResult {
+    index: usize,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    replayed: bool,
+    #[serde(flatten)]
+    body: ItemBody,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum ItemBody {
+    Counted {
+        status: u16,
+        #[serde(flatten)]
+        usage: UsageResult,
+    },
+    Refused(Problem),
+}
+
+/// Counts every item that can be counted.
+pub(super) async fn batch(
+    Shared(state): Shared<State>,
+    Ingest(caller): Ingest,
+    Idempotency(key): Idempotency,
+    Query(wish): Query<Wish>,
+    Items(items): Items,
+) -> Result<Response, Error> {
+    let mut plan = Plan::default();
+    for (index, item) in items.into_iter().enumerate() {
+        breathe(index).await;
+        let asked = item.and_then(|item| request(&caller, key.as_ref(), index, item));
+        plan.add(asked);
+    }
+    let decided = state.metering.decide_all(&plan.requests).await?;
+    let decided: Vec<Result<Decided, Error>> = decided
+        .into_iter()
+        .map(|decided| decided.map_err(Error::from))
+        .collect();
+    let mut summary = plan.summary(&decided);
+    let now = state.clock.now();
+    if wish.results != Results::None {
+        for (index, part) in plan.parts.iter().enumerate() {
+            breathe(index).await;
+            let answer = plan.answer(part, &decided);
+            if wish.results == Results::All || !answer.as_ref().is_ok_and(Answer::is_counted) {
+                summary.results.push(describe(index, answer, now));
+            }
+        }
+    }
+    Ok(Json(summary).into_response())
+}
+
+/// A large batch must not keep the requests waiting that share its thread.
+async fn breathe(index: usize) {
+    if index % ITEMS_AT_ONCE == ITEMS_AT_ONCE - 1 {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// What one item asks for, and whether it named `meters`.
+fn request(
+    caller: &Caller,
+    key: Option<&IdempotencyKey>,
+    index: usize,
+    item: Item,
+) -> Result<(Request, bool), Error> {
+    let kind = match item.op {
+        Op::Track => Operation::Track,
+        Op::Consume => Operation::Consume,
+    };
+    let key = match (item.idempotency_key, key) {
+        (Some(own), _) => Some(own),
+        (None, Some(of_batch)) => {
+            let numbered = format!("{of_batch}/{index}").parse();
+            Some(numbered.map_err(|_| {
+                let detail = "Idempotency-Key leaves no room for the number of an item";
+                Error::MalformedRequest(detail.to_owned())
+            })?)
+        }
+        (None, None) => None,
+    };
+    let charges = Charges {
+        organization_id: item.organization_id,
+        meter: item.meter,
+        amount: item.amount,
+        meters: item.meters,
+        require: item.require,
+        timestamp: item.timestamp,
+    };
+    let several = charges.meters.is_some();
+    Ok((counting::request(caller, kind, key, charges)?, several))
+}
+
+/// What the items come to. Consecutive ones that want the same of one counter are one request, because what a
+/// batch costs is its distinct counters.
+#[derive(Debug, Default)]
+struct Plan {
+    requests: Vec<Request>,
+    /// For each item in order, where its answer will be.
+    parts: Vec<Result<Part, Error>>,
+    /// The last request that charges a counter.
+    last: HashMap<(OrganizationId, MeterId), usize>,
+}
+
+/// One of the equal calls that a request stands for.
+#[derive(Debug, Clone, Copy)]
+struct Part {
+    request: usize,
+    nth: u32,
+    several: bool,
+}
+
+/// What became of one item that could be decided.
+struct Answer<'a> {
+    request: &'a Request,
+    decided: Decided,
+    several: bool,
+}
+
+impl Plan {
+    fn add(&mut self, asked: Result<(Request, bool), Error>) {
+        let part = asked.map(|(request, several)| {
+            let (request, nth) = self.place(request);
+            Part {
+                request,
+                nth,
+                several,
+            }
+        });
+        self.parts.push(part);
+    }
+
+    fn place(&mut self, request: Request) -> (usize, u32) {
+        let new = self.requests.len();
+        let mut last = None;
+        for (meter, _) in &request.demands {
+            let counter = (request.organization.clone(), meter.clone());
+            last = self.last.insert(counter, new);
+        }
+        if let Some(place) = last
+            && let Some(same) = self.requests.get_mut(place)
+            && same.extends_to(&request)
+        {
+            let nth = same.times;
+            same.times = nth.saturating_add(1);
+            for (meter, _) in &request.demands {
+                let counter = (request.organization.clone(), meter.clone());
+                self.last.insert(counter, place);
+            }
+            return (place, nth);
+        }
+        self.requests.push(request);
+        (new, 0)
+    }
+
+    /// How many items came to what, without their results.
+    fn summary(&self, decided: &[Result<Decided, Error>]) -> Summary {
+        let mut summary = Summary::default();
+        for part in &self.parts {
+            summary.failed += u64::from(part.is_err());
+        }
+        for (request, decided) in self.requests.iter().zip(decided) {
+            let times = u64::from(request.times);
+            match decided {
+                Ok(decided) => {
+                    let counted = u64::from(decided.times_granted);
+                    summary.counted += counted;
+                    if can_refuse(request, decided) {
+                        summary.denied += times - counted;
+                    } else {
+                        summary.failed += times - counted;
+                    }
+                }
+                Err(_) => summary.failed += times,
+            }
+        }
+        summary
+    }
+
+    fn answer(
+        &self,
+        part: &Result<Part, Error>,
+        decided: &[Result<Decided, Error>],
+    ) -> Result<Answer<'_>, Error> {
+        let part = part.clone()?;
+        let found = (self.requests.get(part.request), decided.get(part.request));
+        let (Some(request), Some(decided)) = found else {
+            return Err(Error::Internal);
+        };
+        let mut decided = decided.clone()?;
+        if request.times > 1 {
+            one_of_several(request, &mut decided, part.nth)?;
+        }
+        Ok(Answer {
+            request,
+            decided,
+            several: part.several,
+        })
+    }
+}
+
+/// Whether what was not granted was refused by a limit. Otherwise the counter would have passed its ceiling.
+fn can_refuse(request: &Request, decided: &Decided) -> bool {
+    request.times == 1
+        || request.kind == Operation::Consume
+            && decided
+                .meters
+                .iter()
+                .any(|usage| usage.rule.cap().is_some())
+}
+
+/// Narrows what became of several equal calls down to one of them: each was as good as counted after the other.
+fn one_of_several(request: &Request, decided: &mut Decided, nth: u32) -> Result<(), Error> {
+    let granted = decided.times_granted;
+    decided.granted = nth < granted;
+    if !decided.granted && !can_refuse(request, decided) {
+        let meters = decided.meters.iter().map(|usage| usage.meter.to_string());
+        return Err(Error::CounterOverflow(meters.collect()));
+    }
+    let later = u64::from(granted.saturating_sub(nth).saturating_sub(1));
+    for usage in &mut decided.meters {
+        let units = usage.demand.amount.saturating_mul(later);
+        usage.used = usage.used.saturating_less(units);
+    }
+    Ok(())
+}
+
+impl Answer<'_> {
+    fn is_counted(&self) -> bool {
+        self.decided.granted
+    }
+}
+
+fn describe(index: usize, answer: Result<Answer<'_>, Error>, now: DateTime<Utc>) -> ItemResult {
+    let replayed = answer.as_ref().is_ok_and(|answer| answer.decided.replayed);
+    let body = match answer {
+        Ok(answer) => {
+            let usage = counting::result(answer.request, &answer.decided, answer.several);
+            if answer.is_counted() {
+                ItemBody::Counted { status: 200, usage }
+            } else {
+                ItemBody::Refused(counting::refusal(&answer.decided, usage, now).into_problem())
+            }
+        }
+        Err(error) => ItemBody::Refused(error.into_problem()),
+    };
+    ItemResult {
+        index,
+        replayed,
+        body,
+    }
+}
+
+impl FromRequest<State> for Items {
+    type Rejection = Error;
+
+    async fn from_request(request: HttpRequest, state: &State) -> Result<Self, Error> {
+        let media_type = MediaType::of(&request);
+        let body = read(request, state).await?;
+        let items: Vec<_> = match media_type {
+            MediaType::Json => match serde_json::from_slice::<ItemList<Item>>(&body) {
+                Ok(list) => list.items.into_iter().map(Ok).collect(),
+                // One of them is wrong, and the others shall be counted all the same.
+                Err(_) => from_json::<ItemList<&RawValue>>(&body)?
+                    .items
+                    .into_iter()
+                    .map(|item| from_json(item.get().as_bytes()))
+                    .collect(),
+            },
+            MediaType::NdJson => body
+                .split(|byte| *byte == b'\n')
+                .filter(|line| !line.trim_ascii().is_empty())
+                .map(from_json)
+                .collect(),
+            MediaType::Other => return Err(Error::UnsupportedMediaType),
+        };
+        if items.len() > ITEMS_MAX {
+            return Err(Error::InvalidField {
+                pointer: "/items".to_owned(),
+                detail: format!("a batch has at most {ITEMS_MAX} items"),
+            });
+        }
+        Ok(Self(items))
+    }
+}
