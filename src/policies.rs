@@ -17,6 +17,7 @@ use crate::counters::{self, Counters, KnownOrganization, Link};
 use crate::domain::counter::{CounterId, Stamp};
 use crate::domain::ids::OrganizationId;
 use crate::domain::policy::{Defaults, Policy};
+use crate::metrics::{self, Metrics, Worker};
 use crate::store::organizations::{self, Sources};
 use crate::store::{self, Store};
 
@@ -43,6 +44,7 @@ pub struct Policies {
     cache: Cache<OrganizationId, Arc<Policy>>,
     /// The version of the newest defaults; a policy below it was resolved from older ones.
     floor: Arc<AtomicU64>,
+    metrics: Metrics,
 }
 
 /// Why a policy cannot be told or applied.
@@ -58,7 +60,13 @@ pub enum Error {
 
 impl Policies {
     /// A handle that has read nothing yet.
-    pub fn new(counters: Counters, store: Store, clock: Clock, defaults: Defaults) -> Self {
+    pub fn new(
+        counters: Counters,
+        store: Store,
+        clock: Clock,
+        defaults: Defaults,
+        metrics: Metrics,
+    ) -> Self {
         Self {
             counters,
             store,
@@ -69,6 +77,7 @@ impl Policies {
                 .time_to_live(CACHE_LIFETIME)
                 .build(),
             floor: Arc::default(),
+            metrics,
         }
     }
 
@@ -84,8 +93,10 @@ impl Policies {
             .get(organization)
             .filter(|policy| policy.version >= floor)
         {
+            self.metrics.cache_hit(metrics::Cache::Policies);
             return Ok(policy);
         }
+        self.metrics.cache_missed(metrics::Cache::Policies);
         self.fresh(link, organization).await
     }
 
@@ -117,6 +128,7 @@ impl Policies {
         organization: &OrganizationId,
         than: u64,
     ) -> Result<Arc<Policy>, Error> {
+        self.metrics.policy_refreshed();
         match self.known(link, organization).await? {
             Some(policy) if policy.version > than => Ok(self.keep(organization, policy)),
             _ => self.load(link, organization).await,
@@ -246,7 +258,11 @@ impl Policies {
             .await
             .is_some()
         {
-            match self.sweep_once().await {
+            match self
+                .metrics
+                .timed(Worker::PolicySweep, self.sweep_once())
+                .await
+            {
                 Err(error) if !failing => {
                     tracing::warn!(%error, "changes of policies cannot be looked for");
                     failing = true;

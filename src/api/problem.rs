@@ -60,6 +60,17 @@ pub(super) enum Error {
     OutcomeUnknown,
     /// A defect; the cause is in the log.
     Internal,
+    /// Any of these, and what only the log is told of it.
+    Caused(Box<Error>, String),
+}
+
+/// What the log says of a problem; travels with the response.
+#[derive(Debug, Clone)]
+pub(super) struct Reason {
+    /// The problem's.
+    pub(super) code: &'static str,
+    /// What went wrong behind it.
+    pub(super) error: Option<String>,
 }
 
 /// The body of a problem.
@@ -87,6 +98,14 @@ struct FieldError {
 const OUTAGE_RETRY_SECONDS: u64 = 1;
 
 impl Error {
+    /// A handler has panicked; what it said is on standard error.
+    pub(super) fn panicked() -> Self {
+        Self::Caused(
+            Box::new(Self::Internal),
+            "a handler has panicked".to_owned(),
+        )
+    }
+
     /// What is the same in every occurrence: status, code and title.
     fn class(&self) -> (StatusCode, &'static str, &'static str) {
         match self {
@@ -166,6 +185,7 @@ impl Error {
                 "internal",
                 "Internal error",
             ),
+            Self::Caused(problem, _) => problem.class(),
         }
     }
 
@@ -206,6 +226,7 @@ impl Error {
             Self::Internal => {
                 "something is wrong in the service; the request id leads to the cause in its log".into()
             }
+            Self::Caused(problem, _) => problem.detail(),
         }
     }
 
@@ -225,6 +246,19 @@ impl Error {
 
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
+        let (problem, error) = match self {
+            Self::Caused(problem, error) => (*problem, Some(error)),
+            problem => (problem, None),
+        };
+        let code = problem.class().1;
+        let mut response = problem.describe();
+        response.extensions_mut().insert(Reason { code, error });
+        response
+    }
+}
+
+impl Error {
+    fn describe(self) -> Response {
         let (status, code, title) = self.class();
         let detail = self.detail().into_owned();
         let retry_after = self.retry_after_seconds();
@@ -261,14 +295,9 @@ impl IntoResponse for Error {
     }
 }
 
-/// The cause of a 5xx goes to the log, once, here; the caller gets the request id.
-fn logged(problem: Error, cause: &dyn std::error::Error) -> Error {
-    if matches!(problem, Error::Internal) {
-        tracing::error!(error = %cause, "a request failed");
-    } else {
-        tracing::warn!(error = %cause, "a request could not be served");
-    }
-    problem
+/// A problem whose cause is not the caller's: the log gets the cause, the caller the request id.
+pub(super) fn caused(problem: Error, cause: &dyn std::error::Error) -> Error {
+    Error::Caused(Box::new(problem), cause.to_string())
 }
 
 impl From<counters::Error> for Error {
@@ -280,7 +309,7 @@ impl From<counters::Error> for Error {
             | counters::Error::Unfit(_) => Self::CounterStoreUnavailable,
             counters::Error::Inconsistent(_) => Self::Internal,
         };
-        logged(problem, &error)
+        caused(problem, &error)
     }
 }
 
@@ -291,7 +320,7 @@ impl From<store::Error> for Error {
             store::Error::NewerGeneration | store::Error::TooManyMeters => Self::Overloaded,
             store::Error::Inconsistent(_) | store::Error::Other(_) => Self::Internal,
         };
-        logged(problem, &error)
+        caused(problem, &error)
     }
 }
 
@@ -310,12 +339,12 @@ impl From<metering::Error> for Error {
             metering::Error::Counters(error) => error.into(),
             metering::Error::Store(error) => error.into(),
             metering::Error::Policies(error) => error.into(),
-            metering::Error::OutcomeUnknown(_) => logged(Self::OutcomeUnknown, &error),
+            metering::Error::OutcomeUnknown(_) => caused(Self::OutcomeUnknown, &error),
             metering::Error::KeyReused => Self::IdempotencyKeyReused,
             metering::Error::Overflow(meter) => Self::CounterOverflow(meter.to_string()),
             metering::Error::TimestampOutOfRange(_) => Self::TimestampOutOfRange(error.to_string()),
             metering::Error::TooManyMeters(meter) => Self::TooManyMeters(meter.to_string()),
-            metering::Error::Contended => logged(Self::Overloaded, &error),
+            metering::Error::Contended => caused(Self::Overloaded, &error),
         }
     }
 }
@@ -352,7 +381,7 @@ impl From<access::Error> for Error {
         match error {
             // Whatever the reason: a key that cannot be looked up is not a wrong one.
             access::Error::Counters(_) | access::Error::Store(_) => {
-                logged(Self::DatabaseUnavailable, &error)
+                caused(Self::DatabaseUnavailable, &error)
             }
         }
     }

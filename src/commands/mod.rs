@@ -66,6 +66,7 @@ pub async fn run(command: Command) -> Result<()> {
             let listener = TcpListener::bind(address)
                 .await
                 .with_context(|| format!("cannot listen on {address}"))?;
+            let address = listener.local_addr()?;
             let app = App::build(config, servers, Clock::System).await?;
             tracing::info!("listening on http://{address}");
             app.serve(listener, stop).await

@@ -2,6 +2,7 @@
 //! argument position; the scripts' own comments say what each does and keeps true.
 
 use std::sync::LazyLock;
+use std::time::Instant;
 
 use chrono::{DateTime, Utc};
 use redis::{Script, Value};
@@ -15,6 +16,7 @@ use crate::domain::counter::{CounterId, Snapshot, Stamp};
 use crate::domain::decision;
 use crate::domain::ids::{METERS_MAX, MeterId, OrganizationId};
 use crate::domain::quantity::Count;
+use crate::metrics::{self, Opened};
 
 macro_rules! source {
     ($file:literal) => {
@@ -114,7 +116,9 @@ pub(super) async fn count(
                 .arg(charge.hour.timestamp_millis());
         }
     }
-    let replies: Vec<Vec<Value>> = link.invoke(&call).await?;
+    let charges = operations.iter().map(|operation| operation.charges.len());
+    link.metrics.count_called(operations.len(), charges.sum());
+    let replies: Vec<Vec<Value>> = link.invoke(metrics::Script::Count, &call).await?;
     if replies.len() != operations.len() {
         return Err(Error::Inconsistent(
             "count.lua answered another number of operations".to_owned(),
@@ -240,7 +244,11 @@ pub(super) async fn open(
         .arg(margin_ms)
         .arg(optional_ms(expiry))
         .arg(METERS_MAX);
-    Opening::parse(&link.invoke::<String>(&call).await?)
+    let word: String = link.invoke(metrics::Script::Open, &call).await?;
+    if word == "opened" {
+        link.metrics.counter_opened(Opened::AtZero);
+    }
+    Opening::parse(&word)
 }
 
 /// Calls `restore.lua`: writes what Postgres holds. `held` is the old content that was stored first.
@@ -280,7 +288,11 @@ pub(super) async fn restore(
             .arg(hour.denied)
             .arg(hour.refunded);
     }
-    Opening::parse(&link.invoke::<String>(&call).await?)
+    let word: String = link.invoke(metrics::Script::Restore, &call).await?;
+    if word == "restored" {
+        link.metrics.counter_opened(Opened::FromPostgres);
+    }
+    Opening::parse(&word)
 }
 
 /// Calls `settle.lua` for counters of one shard; returns how many are clean now.
@@ -324,7 +336,7 @@ pub(super) async fn settle(
             call.arg(hour.start.timestamp_millis());
         }
     }
-    link.invoke(&call).await
+    link.invoke(metrics::Script::Settle, &call).await
 }
 
 /// Calls `configure.lua`: makes a policy known to Redis and to the named running counters.
@@ -350,7 +362,7 @@ pub(super) async fn configure(
         call.key(keys.counter(counter))
             .arg(stamp.without_generation());
     }
-    let (known, meters): (u64, String) = link.invoke(&call).await?;
+    let (known, meters): (u64, String) = link.invoke(metrics::Script::Configure, &call).await?;
     Ok((known, parse_meters(&meters)))
 }
 
@@ -369,7 +381,7 @@ pub(super) async fn mirror(
     for (id, record) in &changes.records {
         call.arg(id.as_str()).arg(record);
     }
-    link.invoke(&call).await
+    link.invoke(metrics::Script::Mirror, &call).await
 }
 
 /// Calls `generation.lua` for several shards at once, with a number drawn for each where there is one.
@@ -402,7 +414,10 @@ pub(super) async fn identify(
             .arg(number.map_or("", |_| name.as_str()))
             .arg(number.map(|number| number.to_string()).unwrap_or_default());
     }
+    let begun = Instant::now();
     let replies: Vec<(String, String)> = link.run(&pipeline).await?;
+    link.metrics
+        .script_answered(metrics::Script::Generation, begun.elapsed());
     let mut unnumbered = Vec::new();
     for (Unnumbered { shard, .. }, (name, number)) in shards.iter().zip(replies) {
         link.set_generation(*shard, number.parse().ok());

@@ -25,6 +25,7 @@ use crate::domain::ids::{IdempotencyKey, MeterId, OrganizationId};
 use crate::domain::period::{Period, hour_start};
 use crate::domain::policy::{Policy, Rule};
 use crate::domain::quantity::Count;
+use crate::metrics::{self, Metrics};
 use crate::policies::{self, Policies};
 use crate::store::{self, Store};
 use opening::Locks;
@@ -50,6 +51,7 @@ pub struct Metering {
     /// How long after its end a period takes late events.
     late: Duration,
     locks: Arc<Locks>,
+    metrics: Metrics,
 }
 
 /// One call's wish.
@@ -169,6 +171,7 @@ impl Metering {
         policies: Policies,
         clock: Clock,
         late: Duration,
+        metrics: Metrics,
     ) -> Self {
         Self {
             counters,
@@ -177,11 +180,26 @@ impl Metering {
             clock,
             late,
             locks: Arc::default(),
+            metrics,
         }
     }
 
     /// Decides a request, and counts if it is granted.
     pub async fn decide(&self, request: &Request) -> Result<Decided, Error> {
+        let decided = self.find_decision(request).await;
+        let outcome = match &decided {
+            Ok(decided) if decided.replayed => metrics::Outcome::Replayed,
+            Ok(decided) if decided.granted => metrics::Outcome::Granted,
+            Ok(_) => metrics::Outcome::Denied,
+            Err(_) => metrics::Outcome::Failed,
+        };
+        for (meter, _) in &request.demands {
+            self.metrics.decided(request.kind, outcome, meter);
+        }
+        decided
+    }
+
+    async fn find_decision(&self, request: &Request) -> Result<Decided, Error> {
         let organization = &request.organization;
         let shard = Shard::of(organization);
         // An event whose own period was closed by a reset counts in the one that runs.
@@ -363,6 +381,7 @@ impl Metering {
         let unnumbered = self.counters.identify(link, &nameless).await?;
         if !unnumbered.is_empty() {
             let number = self.store.draw_generation().await?;
+            self.metrics.generation_drawn();
             self.counters.number(link, &unnumbered, number).await?;
         }
         Ok(())

@@ -24,6 +24,8 @@ mod keys;
 mod late_and_refunds;
 mod lessons;
 mod limits;
+mod logs;
+mod metrics;
 mod model;
 mod periods;
 mod problems;

@@ -7,6 +7,7 @@
 mod behind;
 mod forgetful;
 mod postgres;
+mod process;
 mod shortcuts;
 
 use std::collections::BTreeMap;
@@ -27,6 +28,7 @@ use tallyman::dev::servers::{RedisOptions, RedisServer};
 use tallyman::domain::period::{ResetMode, ResetPeriod};
 use tallyman::domain::policy::{Defaults, MeterLimit};
 use tallyman::domain::quantity::Count;
+use tallyman::metrics::Metrics;
 use tallyman::store::{Store, api_keys};
 use tallyman::{api, telemetry};
 use tempfile::TempDir;
@@ -34,6 +36,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub use forgetful::Forgetful;
+pub use process::Process;
 pub use shortcuts::key_of;
 
 /// When every world begins: in the middle of a month, and in the future, so that no expiry that
@@ -139,6 +142,11 @@ impl World {
         }
     }
 
+    /// Metrics that nobody reads.
+    pub fn metrics(&self) -> Metrics {
+        Metrics::new("tests", self.clock.now())
+    }
+
     /// A connection to the database, for looking behind the scenes.
     pub async fn postgres(&self) -> PgPool {
         PgPool::connect(&self.database_url).await.unwrap()
@@ -239,7 +247,7 @@ impl Answer {
 impl Http {
     pub fn new(base: String, key: &str) -> Self {
         let client = reqwest::Client::builder()
-            .timeout(Duration::from_secs(60))
+            .timeout(Duration::from_mins(1))
             .build()
             .unwrap();
         Self {
@@ -360,13 +368,14 @@ fn usual_config() -> Config {
     };
     Config {
         listen: "127.0.0.1:0".parse().unwrap(),
+        metrics_listen: None,
         cors_origins: Origins::Only(Vec::new()),
         redis_prefix: "tm:".to_owned(),
         trust_redis_restart: false,
         database_connections: 10,
         flush_interval: Duration::from_secs(1),
-        idempotency: Duration::from_secs(24 * 3600),
-        late: Duration::from_secs(48 * 3600),
+        idempotency: Duration::from_hours(24),
+        late: Duration::from_hours(48),
         shutdown: Duration::from_secs(20),
         defaults: Defaults {
             plan_id: "free".parse().unwrap(),
