@@ -17,6 +17,7 @@ mod directory;
 mod documents;
 mod flushing;
 mod headers;
+mod healthcheck;
 mod history;
 mod idempotency;
 mod in_force;
