@@ -12,6 +12,7 @@
 mod cors;
 mod counting;
 mod credentials;
+mod deployment;
 mod dev;
 mod directory;
 mod documents;
