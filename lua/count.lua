@@ -1,118 +1,131 @@
 #!lua
 --[[
-Decides and counts a list of operations, each with one or more charges and all of it or nothing.
-The rule is that of `domain::decision::decide`.
+Decides and counts a batch of operations, each with one or more charges and all of it or nothing.
+The rule is that of `domain::decision::decide`. A batch that is sent again is executed at most once.
 
-KEYS, for each operation in order:
-  the shard's dirty index
-  the idempotency record            only where the operation has a fingerprint
-  a counter for each charge         distinct within an operation
+KEYS
+  [1] the lane's receipt
+  [2] the data set of the shard that holds the receipt
+  then for each counter:
+    the shard's dirty index
+    the counter
+  then the idempotency records that operations name
 
 ARGV
   [1] now                           ms since the epoch
   [2] lifetime of an idempotency record, ms
-  [3] number of operations
-  then for each operation:
-    kind                            't' track, 'c' consume, 'k' check, 'r' refund
-    number of charges
-    fingerprint of the payload, or '' without an idempotency key
-    then for each charge:
-      amount                        units counted if granted, or given back; 0 where a meter is only required
-      need                          units that must fit, at least the amount
-      cap                           count beyond which this stamp refuses, or '' if it never does
+  [3] lifetime of a receipt, ms
+  [4] number of the batch           a lane's batches are numbered upwards
+  [5] '1' if this batch was sent before and was not answered, otherwise '0'
+  [6] the batch                     a MessagePack array without inner arrays:
+    number of counters, number of rules, number of operations
+    then for each rule:
+      counter                       its place among the counters, from 1
+      cap                           count beyond which this stamp refuses, or nil if it never does
       stamp                         'generation:version:limit:enforcement:end', see `counters::stamp`
-      hour                          ms, start of the hour that the units belong to
+      hour                          ms as text, start of the hour that the units belong to
+    then for each operation:
+      kind                          0 track, 1 consume, 2 check, 3 refund
+      times                         how many equal ones this stands for; more than 1 only for a single
+                                    charge without an idempotency record, of a track or a consume
+      record                        place of its idempotency record among those in KEYS, from 1; or 0
+      fingerprint of the payload    only where there is a record
+      number of charges             of distinct counters
+      then for each charge:
+        rule                        its place among the rules, from 1
+        amount                      units counted if granted, or given back; 0 where a meter is only required
+        need                        units that must fit, at least the amount
 
-Returns an array with one entry an operation:
-  {0, used…}    granted; each counter's count now; behind them, for a refund, what was given back of each
-  {1, used…}    denied; nothing counted
-  {2, record}   this idempotency key was answered before: that answer
-  {3}           this idempotency key was used for another payload
-  {4, i}        charge i: the counter is missing, which means unknown
-  {5, i}        charge i: the counter is of another generation
-  {6, i}        charge i: its period is closed, or is over by a newer policy
-  {7, i}        charge i: the counter would pass 2^53 - 1
+Returns a MessagePack array without inner arrays, with these for each operation:
+  0, used…       granted; each counter's count now; behind them, for a refund, what was given back of each
+  1, used…       denied; nothing counted
+  2, record      this idempotency key was answered before: that answer
+  3              this idempotency key was used for another payload
+  4, i           charge i: the counter is missing, which means unknown
+  5, i           charge i: the counter is of another generation
+  6, i           charge i: its period is closed, or is over by a newer policy
+  7, i           charge i: the counter would pass 2^53 - 1
+  8, n, used     of several equal ones the first n were granted, the others not
 A count is an integer, or 'count stamp' where the counter's own stamp decided instead of the caller's.
+Returns nil instead if the batch was sent before and nobody can say what became of it, or if a later one
+was executed; nothing is counted then.
 
 Invariants
   Everything is read and decided before the first write, because an error does not roll back.
-  Nothing is created here: a counter that is missing stays missing.
+  A number is executed once: its receipt is written in the same step, under the data set's name.
+  Nothing is created here but the receipt: a counter that is missing stays missing.
   A counter is in the dirty index, and has no expiry, whenever its `s` differs from its `f`.
   Only final answers (granted, denied) become idempotency records.
   A count never falls below 0: a refund gives back what is there, at most.
   `s` grows with every write. A newer policy version is never replaced by an older one.
 ]]
 local COUNT_MAX = 9007199254740991
-local GRANTED, DENIED, REPLAYED, REUSED, MISSING, FROZEN, CLOSED, OVERFLOW = 0, 1, 2, 3, 4, 5, 6, 7
+local TRACK, CONSUME, CHECK, REFUND = 0, 1, 2, 3
+local GRANTED, DENIED, REPLAYED, REUSED, MISSING, FROZEN, CLOSED, OVERFLOW, SOME = 0, 1, 2, 3, 4, 5, 6, 7, 8
 
-local now, record_lifetime, operation_count = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
+local now, record_lifetime, receipt_lifetime = tonumber(ARGV[1]), ARGV[2], ARGV[3]
+local number, sent_before = tonumber(ARGV[4]), ARGV[5] == '1'
 
--- What the arguments ask for. `counters` is keyed by Redis key, because operations may share one.
-local operations, counters, keys, records = {}, {}, {}, {}
-local k, a = 1, 4
-for i = 1, operation_count do
-  local operation = {kind = ARGV[a], fingerprint = ARGV[a + 2], charges = {}}
-  local charge_count = tonumber(ARGV[a + 1])
-  local dirty = KEYS[k]
-  k, a = k + 1, a + 3
-  if operation.fingerprint ~= '' then
-    operation.record = KEYS[k]
-    k = k + 1
+-- A receipt is 'name of the data set|number|replies'.
+local name = redis.call('HGET', KEYS[2], 'name') or ''
+local head = redis.call('GETRANGE', KEYS[1], 0, 63)
+local last_name, last_number = string.match(head, '^([^|]*)|(%d+)|')
+local known = last_name == name and name ~= ''
+if known and tonumber(last_number) >= number then
+  if tonumber(last_number) > number then
+    return nil
   end
-  for j = 1, charge_count do
-    local key, hour = KEYS[k], ARGV[a + 4]
-    local counter = counters[key]
-    if not counter then
-      counter = {dirty = dirty, hours = {}}
-      counters[key] = counter
-      keys[#keys + 1] = key
-    end
-    counter.hours[hour] = 0
-    operation.charges[j] = {
-      key = key, counter = counter, hour = hour,
-      amount = tonumber(ARGV[a]), need = tonumber(ARGV[a + 1]), cap = tonumber(ARGV[a + 2]), stamp = ARGV[a + 3],
-    }
-    k, a = k + 1, a + 5
-  end
-  operations[i] = operation
+  return string.sub(redis.call('GET', KEYS[1]), #last_name + #last_number + 3)
+end
+if sent_before and not known then
+  return nil
 end
 
 -- What Redis holds.
-for i = 1, #keys do
-  local counter = counters[keys[i]]
-  local fields, hours = {'u', 'd', 's', 'f', 'o', 'p', 'r'}, {}
-  for hour in pairs(counter.hours) do
-    hours[#hours + 1] = hour
-    fields[#fields + 1] = 'h' .. hour
-  end
-  local values = redis.call('HMGET', keys[i], unpack(fields))
-  if values[1] then
-    counter.used = tonumber(values[1])
-    counter.denied = tonumber(values[2]) or 0
-    counter.sequence = tonumber(values[3])
-    counter.stored = tonumber(values[4]) or 0
-    counter.oldest = tonumber(values[5])
-    counter.stamp = values[6]
-    counter.refunded = tonumber(values[7]) or 0
-    counter.touched, counter.refused, counter.given_back = {}, {}, {}
-    for j = 1, #hours do
-      counter.hours[hours[j]] = tonumber(values[7 + j]) or 0
+local batch = cmsgpack.unpack(ARGV[6])
+local counter_count, rule_count, operation_count = batch[1], batch[2], batch[3]
+local counters, rules = {}, {}
+local k, b = 3, 4
+for i = 1, counter_count do
+  counters[i] = {dirty = KEYS[k], key = KEYS[k + 1]}
+  k = k + 2
+end
+for i = 1, rule_count do
+  local counter, field = counters[batch[b]], 'h' .. batch[b + 3]
+  local hour = counter.hours
+  if not hour then
+    hour = {start = batch[b + 3], field = field}
+    counter.hours = hour
+    local values = redis.call('HMGET', counter.key, 'u', 's', 'f', 'o', 'p', field)
+    if values[1] then
+      counter.used, counter.sequence, counter.stored = tonumber(values[1]), tonumber(values[2]), tonumber(values[3]) or 0
+      counter.oldest, counter.stamp, hour.used = tonumber(values[4]), values[5], tonumber(values[6]) or 0
+    end
+  else
+    while hour and hour.field ~= field do
+      hour = hour.next
+    end
+    if not hour then
+      hour = {start = batch[b + 3], field = field, next = counter.hours}
+      counter.hours = hour
+      hour.used = tonumber(redis.call('HGET', counter.key, field)) or 0
     end
   end
+  rules[i] = {counter = counter, cap = batch[b + 1], stamp = batch[b + 2], hour = hour}
+  b = b + 4
 end
-for i = 1, operation_count do
-  local record = operations[i].record
-  if record then
-    records[record] = redis.call('GET', record)
-  end
+local records = {}
+for i = k, #KEYS do
+  records[i - k + 1] = redis.call('GET', KEYS[i])
 end
 
 local STAMP = '^(%d+):(%d+):(%d*):(%a):(%d*)$'
 
--- The caller's stamp and the counter's differ: sets what decides about this charge, or returns why it cannot.
-local function reconcile(charge, kind)
-  local generation, version, limit, enforcement, ends = string.match(charge.counter.stamp, STAMP)
-  local own_generation, own_version, _, _, own_ends = string.match(charge.stamp, STAMP)
+-- The caller's stamp and the counter's differ. Returns why nothing can be decided, if so; whether the
+-- counter takes the caller's stamp; and otherwise the cap of its own.
+local function reconcile(rule)
+  local generation, version, limit, enforcement, ends = string.match(rule.counter.stamp, STAMP)
+  local own_generation, own_version, _, _, own_ends = string.match(rule.stamp, STAMP)
   if generation ~= own_generation then
     return FROZEN
   end
@@ -122,151 +135,212 @@ local function reconcile(charge, kind)
   local running = own_ends == '' or now < tonumber(own_ends)
   -- A period that is over keeps the limit that it ended with.
   if running and tonumber(version) < tonumber(own_version) then
-    charge.adopts = true
-    return nil
+    return nil, true
   end
   if running and ends ~= '' and now >= tonumber(ends) then
     return CLOSED
   end
-  charge.differs = true
-  charge.cap = nil
-  if (kind == 'c' or kind == 'k') and enforcement == 'h' then
-    charge.cap = tonumber(limit)
-  end
-  return nil
+  return nil, false, enforcement == 'h' and tonumber(limit) or nil
 end
 
-local function decide(operation)
-  if operation.record and records[operation.record] then
-    local record = records[operation.record]
-    local separator = string.find(record, '|', 1, true)
-    if string.sub(record, 1, separator - 1) ~= operation.fingerprint then
-      return {REUSED}
-    end
-    return {REPLAYED, string.sub(record, separator + 1)}
-  end
+local replies, n = {}, 0
 
+local function reply(value)
+  n = n + 1
+  replies[n] = value
+end
+
+local function told(counter, differs)
+  return differs and string.format('%.0f %s', counter.used, counter.stamp) or counter.used
+end
+
+local function touch(counter, hour)
+  counter.changed = true
+  local start = tonumber(hour.start)
+  if not counter.lowest or start < counter.lowest then
+    counter.lowest = start
+  end
+end
+
+-- Of each charge of the operation at hand: whether the caller's stamp is taken, or the counter's own
+-- decides, whether it does not fit, and what was given back.
+local adopts, differs, refused, applied = {}, {}, {}, {}
+
+-- Decides the operation whose charges begin at `b`; returns why it could not be, and of which charge.
+local function decide(kind, times, charge_count)
   local denied, overflow = false, nil
-  for j, charge in ipairs(operation.charges) do
-    local counter = charge.counter
+  for j = 1, charge_count do
+    local at = b + 3 * (j - 1)
+    local rule = rules[batch[at]]
+    local counter, cap = rule.counter, rule.cap
+    adopts[j], differs[j], refused[j], applied[j] = false, false, false, 0
     if not counter.used then
-      return {MISSING, j}
+      return MISSING, j
     end
-    if counter.stamp ~= charge.stamp then
-      local reason = reconcile(charge, operation.kind)
+    if counter.stamp ~= rule.stamp then
+      local reason
+      reason, adopts[j], cap = reconcile(rule)
       if reason then
-        return {reason, j}
+        return reason, j
+      end
+      if adopts[j] then
+        cap = rule.cap
+      else
+        differs[j] = true
       end
     end
-    if charge.cap and counter.used + charge.need > charge.cap then
-      charge.denied = true
-      denied = true
-    elseif operation.kind ~= 'r' and counter.used + charge.amount > COUNT_MAX then
+    if kind == TRACK or kind == REFUND then
+      cap = nil
+    end
+    if times > 1 then
+      local amount, hour = batch[at + 1], rule.hour
+      local granted = math.max(0, math.min(times, math.floor(((cap or COUNT_MAX) - counter.used) / amount)))
+      if adopts[j] and (granted > 0 or cap) then
+        counter.stamp, counter.restamped = rule.stamp, true
+        touch(counter, hour)
+      end
+      if granted > 0 then
+        counter.used, hour.used, hour.touched = counter.used + granted * amount, hour.used + granted * amount, true
+        touch(counter, hour)
+      end
+      if cap and granted < times then
+        hour.denied = (hour.denied or 0) + times - granted
+        touch(counter, hour)
+      end
+      reply(SOME)
+      reply(granted)
+      reply(told(counter, differs[j]))
+      return nil
+    end
+    if cap and counter.used + batch[at + 2] > cap then
+      refused[j], denied = true, true
+    elseif kind ~= REFUND and counter.used + batch[at + 1] > COUNT_MAX then
       overflow = overflow or j
     end
   end
   if overflow and not denied then
-    return {OVERFLOW, overflow}
+    return OVERFLOW, overflow
   end
 
-  local reply = {denied and DENIED or GRANTED}
-  for j, charge in ipairs(operation.charges) do
-    local counter = charge.counter
-    if operation.kind ~= 'k' then
-      if charge.adopts then
-        counter.stamp, counter.restamped, counter.changed = charge.stamp, true, true
+  reply(denied and DENIED or GRANTED)
+  for j = 1, charge_count do
+    local at = b + 3 * (j - 1)
+    local rule, amount = rules[batch[at]], batch[at + 1]
+    local counter, hour = rule.counter, rule.hour
+    if kind ~= CHECK then
+      if adopts[j] then
+        counter.stamp, counter.restamped = rule.stamp, true
+        touch(counter, hour)
       end
-      if charge.denied then
-        counter.denied = counter.denied + 1
-        counter.refused[charge.hour] = (counter.refused[charge.hour] or 0) + 1
-        counter.changed = true
-      elseif operation.kind == 'r' then
-        charge.applied = math.min(charge.amount, counter.used)
-        if charge.applied > 0 then
-          counter.used = counter.used - charge.applied
-          counter.refunded = counter.refunded + charge.applied
-          counter.hours[charge.hour] = counter.hours[charge.hour] - charge.applied
-          counter.given_back[charge.hour] = (counter.given_back[charge.hour] or 0) + charge.applied
-          counter.touched[charge.hour] = true
-          counter.changed = true
+      if refused[j] then
+        hour.denied = (hour.denied or 0) + 1
+        touch(counter, hour)
+      elseif kind == REFUND then
+        applied[j] = math.min(amount, counter.used)
+        if applied[j] > 0 then
+          counter.used, hour.used, hour.touched = counter.used - applied[j], hour.used - applied[j], true
+          hour.given_back = (hour.given_back or 0) + applied[j]
+          touch(counter, hour)
         end
-      elseif not denied and charge.amount > 0 then
-        counter.used = counter.used + charge.amount
-        counter.hours[charge.hour] = counter.hours[charge.hour] + charge.amount
-        counter.touched[charge.hour] = true
-        counter.changed = true
-      end
-      if counter.changed then
-        local hour = tonumber(charge.hour)
-        if not counter.lowest or hour < counter.lowest then
-          counter.lowest = hour
-        end
+      elseif not denied and amount > 0 then
+        counter.used, hour.used, hour.touched = counter.used + amount, hour.used + amount, true
+        touch(counter, hour)
       end
     end
-    if charge.differs then
-      reply[j + 1] = string.format('%.0f %s', counter.used, counter.stamp)
-    else
-      reply[j + 1] = counter.used
+    reply(told(counter, differs[j]))
+  end
+  if kind == REFUND then
+    for j = 1, charge_count do
+      reply(applied[j])
     end
   end
-  if operation.kind == 'r' then
-    for _, charge in ipairs(operation.charges) do
-      reply[#reply + 1] = charge.applied
-    end
-  end
-
-  if operation.record then
-    local parts = {reply[1]}
-    for j, charge in ipairs(operation.charges) do
-      local start = string.match(charge.key, '%d+$')
-      local stamp = charge.differs and charge.counter.stamp or charge.stamp
-      parts[j + 1] = string.format('%s %.0f %s %.0f', start, charge.counter.used, stamp, charge.applied or 0)
-    end
-    local answer = table.concat(parts, '|')
-    operation.answer = operation.fingerprint .. '|' .. answer
-    records[operation.record] = operation.answer
-  end
-  return reply
+  return nil
 end
 
-local replies = {}
-for i = 1, operation_count do
-  replies[i] = decide(operations[i])
+-- The answer of the operation at hand, as its idempotency record keeps it.
+local function recorded(status, charge_count)
+  local parts = {status}
+  for j = 1, charge_count do
+    local rule = rules[batch[b + 3 * (j - 1)]]
+    local start = string.match(rule.counter.key, '%d+$')
+    local stamp = differs[j] and rule.counter.stamp or rule.stamp
+    parts[j + 1] = string.format('%s %.0f %s %.0f', start, rule.counter.used, stamp, applied[j])
+  end
+  return table.concat(parts, '|')
+end
+
+local answered = {}
+for _ = 1, operation_count do
+  local kind, times, record, fingerprint, before = batch[b], batch[b + 1], batch[b + 2], nil, nil
+  b = b + 3
+  if record > 0 then
+    fingerprint, before = batch[b], records[record]
+    b = b + 1
+  end
+  local charge_count = batch[b]
+  b = b + 1
+  if before then
+    local separator = string.find(before, '|', 1, true)
+    if string.sub(before, 1, separator - 1) == fingerprint then
+      reply(REPLAYED)
+      reply(string.sub(before, separator + 1))
+    else
+      reply(REUSED)
+    end
+  else
+    local began = n
+    local reason, charge = decide(kind, times, charge_count)
+    if reason then
+      reply(reason)
+      reply(charge)
+    elseif record > 0 then
+      records[record] = fingerprint .. '|' .. recorded(replies[began + 1], charge_count)
+      answered[#answered + 1] = record
+    end
+  end
+  b = b + 3 * charge_count
 end
 
 -- All is decided; from here on only writes.
-for i = 1, #keys do
-  local key, counter = keys[i], counters[keys[i]]
+for i = 1, counter_count do
+  local counter = counters[i]
   if counter.changed then
-    local fields = {'u', counter.used, 's', counter.sequence + 1}
+    local key, hour = counter.key, counter.hours
     local clean = counter.sequence == counter.stored
-    if clean or not counter.oldest or counter.lowest < counter.oldest then
-      fields[#fields + 1] = 'o'
-      fields[#fields + 1] = counter.lowest
+    local lowers = clean or not counter.oldest or counter.lowest < counter.oldest
+    if lowers or counter.restamped or hour.next or not hour.touched then
+      local fields = {'u', counter.used, 's', counter.sequence + 1}
+      if lowers then
+        fields[#fields + 1] = 'o'
+        fields[#fields + 1] = counter.lowest
+      end
+      if counter.restamped then
+        fields[#fields + 1] = 'p'
+        fields[#fields + 1] = counter.stamp
+      end
+      while hour do
+        if hour.touched then
+          fields[#fields + 1] = hour.field
+          fields[#fields + 1] = hour.used
+        end
+        hour = hour.next
+      end
+      redis.call('HSET', key, unpack(fields))
+    else
+      -- The usual case, without a table.
+      redis.call('HSET', key, 'u', counter.used, 's', counter.sequence + 1, hour.field, hour.used)
     end
-    if counter.restamped then
-      fields[#fields + 1] = 'p'
-      fields[#fields + 1] = counter.stamp
-    end
-    for hour in pairs(counter.touched) do
-      fields[#fields + 1] = 'h' .. hour
-      fields[#fields + 1] = counter.hours[hour]
-    end
-    local refused = next(counter.refused)
-    if refused then
-      fields[#fields + 1] = 'd'
-      fields[#fields + 1] = counter.denied
-    end
-    if next(counter.given_back) then
-      fields[#fields + 1] = 'r'
-      fields[#fields + 1] = counter.refunded
-    end
-    redis.call('HSET', key, unpack(fields))
-    for hour, calls in pairs(counter.refused) do
-      redis.call('HINCRBY', key, 'x' .. hour, calls)
-    end
-    for hour, units in pairs(counter.given_back) do
-      redis.call('HINCRBY', key, 'r' .. hour, units)
+    hour = counter.hours
+    while hour do
+      if hour.denied then
+        redis.call('HINCRBY', key, 'd', hour.denied)
+        redis.call('HINCRBY', key, 'x' .. hour.start, hour.denied)
+      end
+      if hour.given_back then
+        redis.call('HINCRBY', key, 'r', hour.given_back)
+        redis.call('HINCRBY', key, 'r' .. hour.start, hour.given_back)
+      end
+      hour = hour.next
     end
     if clean then
       redis.call('ZADD', counter.dirty, now, key)
@@ -274,10 +348,9 @@ for i = 1, #keys do
     end
   end
 end
-for i = 1, operation_count do
-  local operation = operations[i]
-  if operation.answer then
-    redis.call('SET', operation.record, operation.answer, 'PX', record_lifetime)
-  end
+for i = 1, #answered do
+  redis.call('SET', KEYS[k + answered[i] - 1], records[answered[i]], 'PX', record_lifetime)
 end
-return replies
+local packed = cmsgpack.pack(replies)
+redis.call('SET', KEYS[1], string.format('%s|%.0f|', name, number) .. packed, 'PX', receipt_lifetime)
+return packed

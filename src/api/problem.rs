@@ -307,6 +307,7 @@ impl From<counters::Error> for Error {
             counters::Error::Unavailable(_)
             | counters::Error::Unknown(_)
             | counters::Error::Unfit(_) => Self::CounterStoreUnavailable,
+            counters::Error::Overloaded => Self::Overloaded,
             counters::Error::Inconsistent(_) => Self::Internal,
         };
         caused(problem, &error)

@@ -11,6 +11,9 @@ pub enum Error {
     /// The connection broke before the reply came; the call may have been executed.
     #[error("the counter store did not answer: {0}")]
     Unknown(String),
+    /// More is waiting to be counted than can be soon; nothing was executed.
+    #[error("too much is waiting to be counted")]
+    Overloaded,
     /// The store is not one that counts can be trusted to; somebody must change its configuration.
     #[error("the counter store cannot be used: {0}")]
     Unfit(String),

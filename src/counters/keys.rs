@@ -35,6 +35,9 @@ impl Shard {
         (0..=u8::MAX).map(Self)
     }
 
+    /// The one that holds the receipts of all lanes.
+    pub(super) const OF_RECEIPTS: Self = Self(0);
+
     /// Its position among [`Shard::all`].
     pub fn index(self) -> usize {
         usize::from(self.0)
@@ -83,6 +86,12 @@ impl Keys {
 
     pub(super) fn lease(&self, shard: Shard) -> String {
         self.sharded(shard, "lease")
+    }
+
+    pub(super) fn receipt(&self, lane: &str) -> String {
+        let mut key = self.sharded(Shard::OF_RECEIPTS, "r:");
+        key.push_str(lane);
+        key
     }
 
     pub(super) fn organization(&self, organization: &OrganizationId) -> String {

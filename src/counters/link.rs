@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use redis::aio::MultiplexedConnection;
 use redis::{
-    AsyncConnectionConfig, Client, FromRedisValue, Pipeline, PushInfo, PushKind, ScriptInvocation,
+    AsyncConnectionConfig, Client, Cmd, ErrorKind, FromRedisValue, Pipeline, PushInfo, PushKind,
+    ScriptInvocation, ServerErrorKind,
 };
 use tokio::sync::mpsc::unbounded_channel;
 
@@ -112,11 +113,36 @@ impl Link {
         self.noting(reply)
     }
 
+    /// Runs an `EVALSHA`, and gives the server the script first where it does not have it.
+    pub(super) async fn evaluate<T: FromRedisValue>(
+        &self,
+        call: &Cmd,
+        source: &str,
+    ) -> Result<T, Error> {
+        let mut connection = self.connection.clone();
+        let mut reply = call.query_async(&mut connection).await;
+        if matches!(&reply, Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript))
+        {
+            let mut load = redis::cmd("SCRIPT");
+            load.arg("LOAD").arg(source);
+            reply = match load.exec_async(&mut connection).await {
+                Ok(()) => call.query_async(&mut connection).await,
+                Err(error) => Err(error),
+            };
+        }
+        self.noting(reply)
+    }
+
+    /// Has this link replaced.
+    pub(super) fn give_up(&self) {
+        self.broken.store(true, Ordering::Release);
+    }
+
     fn noting<T>(&self, reply: Result<T, redis::RedisError>) -> Result<T, Error> {
         reply.map_err(|error| {
             let error = Error::from(error);
             if error.breaks_connection() {
-                self.broken.store(true, Ordering::Release);
+                self.give_up();
             }
             error
         })

@@ -4,8 +4,10 @@
 //! `metering`, the rule is in `lua/count.lua`. A counter that is missing here is *unknown*, never
 //! zero, and no function of this module pretends otherwise. Start reading at [`Counters`].
 
+mod batch;
 mod error;
 mod keys;
+mod lanes;
 mod link;
 mod scripts;
 mod stamp;
@@ -30,6 +32,7 @@ use crate::domain::ids::{ApiKeyId, IdempotencyKey, MeterId, OrganizationId};
 use crate::domain::quantity::Count;
 use crate::metrics::Metrics;
 use keys::Keys;
+use lanes::Lanes;
 
 /// Where Redis is and how it is used.
 #[derive(Debug, Clone)]
@@ -44,9 +47,9 @@ pub struct Settings {
     pub record_lifetime_ms: u64,
 }
 
-/// The handle on all counters; clones share one connection.
+/// The handle on all counters; clones share one connection and its lanes.
 #[derive(Debug, Clone)]
-pub struct Counters(Arc<Inner>);
+pub struct Counters(Arc<Inner>, Lanes);
 
 #[derive(Debug)]
 struct Inner {
@@ -63,15 +66,18 @@ struct Inner {
 
 /// One call's wish: all of its charges or none.
 #[derive(Debug, Clone)]
-pub struct Operation<'a> {
+pub struct Operation {
     /// Whose counters.
-    pub organization: &'a OrganizationId,
-    /// Track, consume or check.
+    pub organization: OrganizationId,
+    /// Track, consume, check or refund.
     pub kind: decision::Operation,
     /// Distinct counters of that organization.
     pub charges: Vec<Charge>,
     /// Makes a repetition harmless.
-    pub attempt: Option<&'a Attempt>,
+    pub attempt: Option<Attempt>,
+    /// How many equal calls this stands for, each of which succeeds or fails on its own. More than one only
+    /// for a track or a consume with a single charge that requires no more than its amount, and no attempt.
+    pub times: u32,
 }
 
 /// What an operation wants of one counter.
@@ -101,6 +107,14 @@ pub struct Attempt {
 pub enum Outcome {
     /// Decided.
     Answered(Answer),
+    /// Of several equal calls the first so many were granted, and the others were not: they did not fit or,
+    /// where nothing limits them, would have passed the ceiling of the counter.
+    Some {
+        /// How many.
+        granted: u32,
+        /// The counter after all of them.
+        reading: Reading,
+    },
     /// The same idempotency key came with another payload; nothing was counted.
     KeyReused,
     /// The counter of this charge is missing: unknown. Nothing was counted.
@@ -197,7 +211,7 @@ impl Counters {
         let client = Client::open(info.set_redis_settings(redis).set_tcp_settings(tcp))
             .map_err(|error| Error::Unfit(error.to_string()))?;
         let keys = Keys::new(&settings.prefix);
-        Ok(Self(Arc::new(Inner {
+        let inner = Arc::new(Inner {
             client,
             keys,
             settings,
@@ -205,48 +219,19 @@ impl Counters {
             metrics,
             current: RwLock::new(None),
             connecting: tokio::sync::Mutex::new(()),
-        })))
+        });
+        let lanes = Lanes::start(&inner);
+        Ok(Self(inner, lanes))
     }
 
     /// The link in use, or a new one on which every shard has been identified.
     pub async fn link(&self) -> Result<Arc<Link>, Error> {
-        if let Some(link) = self.healthy() {
-            return Ok(link);
-        }
-        let _one_at_a_time = self.0.connecting.lock().await;
-        if let Some(link) = self.healthy() {
-            return Ok(link);
-        }
-        let link = Arc::new(Link::open(&self.0.client, &self.0.keys, &self.0.metrics).await?);
-        let all: Vec<Shard> = Shard::all().collect();
-        self.identify(&link, &all).await?;
-        *self
-            .0
-            .current
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&link));
-        Ok(link)
-    }
-
-    fn healthy(&self) -> Option<Arc<Link>> {
-        let current = self
-            .0
-            .current
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
-        current.as_ref().filter(|link| !link.is_broken()).cloned()
+        self.0.link().await
     }
 
     /// Asks again which data sets these shards hold; returns those that need a number.
     pub async fn identify(&self, link: &Link, shards: &[Shard]) -> Result<Vec<Unnumbered>, Error> {
-        let shards: Vec<_> = shards
-            .iter()
-            .map(|shard| Unnumbered {
-                shard: *shard,
-                name: String::new(),
-            })
-            .collect();
-        self.name_or_number(link, &shards, None).await
+        self.0.identify(link, shards).await
     }
 
     /// Gives data sets a number that Postgres drew after they were named; returns those that were
@@ -257,47 +242,18 @@ impl Counters {
         shards: &[Unnumbered],
         number: u64,
     ) -> Result<Vec<Unnumbered>, Error> {
-        self.name_or_number(link, shards, Some(number)).await
+        self.0.name_or_number(link, shards, Some(number)).await
     }
 
-    async fn name_or_number(
-        &self,
-        link: &Link,
-        shards: &[Unnumbered],
-        number: Option<u64>,
-    ) -> Result<Vec<Unnumbered>, Error> {
-        let Inner {
-            keys,
-            settings,
-            clock,
-            ..
-        } = &*self.0;
-        scripts::identify(
-            link,
-            keys,
-            shards,
-            number,
-            clock.now(),
-            settings.trust_restart,
-        )
-        .await
-    }
-
-    /// Decides and counts; one outcome for each operation, in order.
+    /// Decides and counts; one outcome for each operation, in order. The charges were put together over
+    /// `link`, which says which generations they are for; where it is not the link in use any more, the answer
+    /// is none and nothing was counted.
     pub async fn count(
         &self,
-        link: &Link,
-        operations: &[Operation<'_>],
-        now: DateTime<Utc>,
-    ) -> Result<Vec<Outcome>, Error> {
-        scripts::count(
-            link,
-            &self.0.keys,
-            operations,
-            now,
-            self.0.settings.record_lifetime_ms,
-        )
-        .await
+        link: &Arc<Link>,
+        operations: Vec<Operation>,
+    ) -> Result<Option<Vec<Outcome>>, Error> {
+        self.1.count(link, operations).await
     }
 
     /// Starts a missing counter at zero, if it is certain that nothing was counted in its period.
@@ -568,6 +524,50 @@ impl Counters {
         Ok(messages
             .filter_map(|message| async move { message.get_payload::<String>().ok()?.parse().ok() })
             .boxed())
+    }
+}
+
+impl Inner {
+    async fn link(&self) -> Result<Arc<Link>, Error> {
+        if let Some(link) = self.healthy() {
+            return Ok(link);
+        }
+        let _one_at_a_time = self.connecting.lock().await;
+        if let Some(link) = self.healthy() {
+            return Ok(link);
+        }
+        let link = Arc::new(Link::open(&self.client, &self.keys, &self.metrics).await?);
+        let all: Vec<Shard> = Shard::all().collect();
+        self.identify(&link, &all).await?;
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&link));
+        Ok(link)
+    }
+
+    fn healthy(&self) -> Option<Arc<Link>> {
+        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
+        current.as_ref().filter(|link| !link.is_broken()).cloned()
+    }
+
+    async fn identify(&self, link: &Link, shards: &[Shard]) -> Result<Vec<Unnumbered>, Error> {
+        let shards: Vec<_> = shards
+            .iter()
+            .map(|shard| Unnumbered {
+                shard: *shard,
+                name: String::new(),
+            })
+            .collect();
+        self.name_or_number(link, &shards, None).await
+    }
+
+    async fn name_or_number(
+        &self,
+        link: &Link,
+        shards: &[Unnumbered],
+        number: Option<u64>,
+    ) -> Result<Vec<Unnumbered>, Error> {
+        let now = self.clock.now();
+        let trust_restart = self.settings.trust_restart;
+        scripts::identify(link, &self.keys, shards, number, now, trust_restart).await
     }
 }
 

@@ -5,17 +5,16 @@ use std::sync::LazyLock;
 use std::time::Instant;
 
 use chrono::{DateTime, Utc};
-use redis::{Script, Value};
+use redis::Script;
 use uuid::Uuid;
 
+use super::batch::Batch;
 use super::error::Error;
 use super::keys::{Keys, Shard};
 use super::link::Link;
-use super::{Answer, KeyChanges, Operation, Outcome, Reading, Settlement, Unnumbered};
+use super::{KeyChanges, Settlement, Unnumbered};
 use crate::domain::counter::{CounterId, Snapshot, Stamp};
-use crate::domain::decision;
 use crate::domain::ids::{METERS_MAX, MeterId, OrganizationId};
-use crate::domain::quantity::Count;
 use crate::metrics::{self, Opened};
 
 macro_rules! source {
@@ -24,7 +23,8 @@ macro_rules! source {
     };
 }
 
-static COUNT: LazyLock<Script> = LazyLock::new(|| Script::new(source!("count.lua")));
+static COUNT: LazyLock<Script> = LazyLock::new(|| Script::new(COUNT_SOURCE));
+const COUNT_SOURCE: &str = source!("count.lua");
 static OPEN: LazyLock<Script> = LazyLock::new(|| Script::new(source!("open.lua")));
 static RESTORE: LazyLock<Script> = LazyLock::new(|| Script::new(source!("restore.lua")));
 static SETTLE: LazyLock<Script> = LazyLock::new(|| Script::new(source!("settle.lua")));
@@ -35,6 +35,8 @@ const GENERATION_SOURCE: &str = source!("generation.lua");
 
 /// How long Redis remembers the policy of an organization of which nothing was counted.
 const UNCOUNTED_LIFETIME_MS: u64 = 3_600_000;
+/// How long a receipt is kept after its lane's last batch: longer than any packet is on its way.
+const RECEIPT_LIFETIME_MS: u64 = 3_600_000;
 /// Where `mirror.lua` keeps its revision; no id of a key looks like this.
 pub(super) const MIRROR_REVISION: &str = "revision";
 
@@ -69,156 +71,40 @@ impl Opening {
     }
 }
 
-/// Calls `count.lua`: one outcome for each operation, in order.
+/// A batch as its lane sends it.
+pub(super) struct Sending<'a> {
+    /// The lane's own name.
+    pub(super) lane: &'a str,
+    /// Grows from batch to batch.
+    pub(super) number: u64,
+    /// Whether it was sent before, and not answered.
+    pub(super) again: bool,
+    pub(super) batch: &'a Batch,
+}
+
+/// Calls `count.lua`; [`batch::outcomes`](super::batch::outcomes) reads the answer. None if nobody can say
+/// what became of a batch that was sent before.
 pub(super) async fn count(
     link: &Link,
     keys: &Keys,
-    operations: &[Operation<'_>],
+    sending: &Sending<'_>,
     now: DateTime<Utc>,
     record_lifetime_ms: u64,
-) -> Result<Vec<Outcome>, Error> {
-    let mut call = COUNT.prepare_invoke();
+) -> Result<Option<Vec<u8>>, Error> {
+    // Put together by hand, because an invocation of the library's copies every key and argument once more.
+    let mut call = redis::cmd("EVALSHA");
+    call.arg(COUNT.get_hash())
+        .arg(sending.batch.key_count().saturating_add(2))
+        .arg(keys.receipt(sending.lane))
+        .arg(keys.generation(Shard::OF_RECEIPTS));
+    sending.batch.write_keys(&mut call);
     call.arg(now.timestamp_millis())
         .arg(record_lifetime_ms)
-        .arg(operations.len());
-    for operation in operations {
-        let kind = match operation.kind {
-            decision::Operation::Track => "t",
-            decision::Operation::Consume => "c",
-            decision::Operation::Check => "k",
-            decision::Operation::Refund => "r",
-        };
-        call.key(keys.dirty(Shard::of(operation.organization)));
-        call.arg(kind).arg(operation.charges.len());
-        match operation.attempt {
-            Some(attempt) => {
-                call.key(keys.idempotency(operation.organization, &attempt.key))
-                    .arg(&attempt.fingerprint);
-            }
-            None => {
-                call.arg("");
-            }
-        }
-        for charge in &operation.charges {
-            let cap = charge
-                .stamp
-                .rule
-                .cap()
-                .filter(|_| operation.kind.respects_limits());
-            call.key(keys.counter(&charge.counter))
-                .arg(charge.demand.amount)
-                .arg(charge.demand.need);
-            match cap {
-                Some(cap) => call.arg(cap.get()),
-                None => call.arg(""),
-            };
-            call.arg(charge.stamp.to_string())
-                .arg(charge.hour.timestamp_millis());
-        }
-    }
-    let charges = operations.iter().map(|operation| operation.charges.len());
-    link.metrics.count_called(operations.len(), charges.sum());
-    let replies: Vec<Vec<Value>> = link.invoke(metrics::Script::Count, &call).await?;
-    if replies.len() != operations.len() {
-        return Err(Error::Inconsistent(
-            "count.lua answered another number of operations".to_owned(),
-        ));
-    }
-    operations
-        .iter()
-        .zip(&replies)
-        .map(|(operation, reply)| {
-            outcome(operation, reply)
-                .ok_or_else(|| Error::Inconsistent(format!("count.lua answered {reply:?}")))
-        })
-        .collect()
-}
-
-fn outcome(operation: &Operation<'_>, reply: &[Value]) -> Option<Outcome> {
-    let (status, rest) = reply.split_first()?;
-    let Value::Int(status) = status else {
-        return None;
-    };
-    let position = || match rest {
-        [Value::Int(one_based)] => usize::try_from(*one_based).ok()?.checked_sub(1),
-        _ => None,
-    };
-    Some(match status {
-        0 | 1 => Outcome::Answered(Answer {
-            granted: *status == 0,
-            replayed: false,
-            readings: fresh(operation, rest)?,
-        }),
-        2 => match rest {
-            [Value::BulkString(record)] => {
-                Outcome::Answered(replayed(std::str::from_utf8(record).ok()?)?)
-            }
-            _ => return None,
-        },
-        3 => Outcome::KeyReused,
-        4 => Outcome::Missing(position()?),
-        5 => Outcome::Frozen(position()?),
-        6 => Outcome::Closed(position()?),
-        7 => Outcome::Overflow(position()?),
-        _ => return None,
-    })
-}
-
-/// The counts of a decision, and behind them, for a refund, what was given back of each.
-fn fresh(operation: &Operation<'_>, values: &[Value]) -> Option<Vec<Reading>> {
-    let charges = &operation.charges;
-    let (counts, given_back) = values.split_at_checked(charges.len())?;
-    let given_back = match operation.kind {
-        decision::Operation::Refund => given_back.iter().map(unsigned).collect::<Option<_>>()?,
-        _ => vec![0; charges.len()],
-    };
-    let readings = charges.iter().zip(counts).zip(given_back);
-    readings
-        .map(|((charge, value), given_back)| {
-            let (used, stamp) = match value {
-                Value::Int(_) => (unsigned(value)?, charge.stamp),
-                Value::BulkString(text) => {
-                    let (used, stamp) = std::str::from_utf8(text).ok()?.split_once(' ')?;
-                    (used.parse().ok()?, Stamp::parse(stamp)?)
-                }
-                _ => return None,
-            };
-            let start = charge.counter.start;
-            Some(Reading {
-                start,
-                used: Count::try_from(used).ok()?,
-                stamp,
-                given_back,
-            })
-        })
-        .collect()
-}
-
-/// Reads an idempotency record: `status|start used stamp given-back|…`.
-fn replayed(record: &str) -> Option<Answer> {
-    let mut parts = record.split('|');
-    let granted = parts.next()? == "0";
-    let readings = parts.map(|part| {
-        let mut words = part.split(' ');
-        Some(Reading {
-            start: DateTime::from_timestamp_millis(words.next()?.parse().ok()?)?,
-            used: Count::try_from(words.next()?.parse::<u64>().ok()?).ok()?,
-            stamp: Stamp::parse(words.next()?)?,
-            given_back: words.next()?.parse().ok()?,
-        })
-    });
-    Some(Answer {
-        granted,
-        replayed: true,
-        readings: readings.collect::<Option<_>>()?,
-    })
-}
-
-fn unsigned(value: &Value) -> Option<u64> {
-    match value {
-        Value::Int(number) => u64::try_from(*number).ok(),
-        _ => None,
-    }
+        .arg(RECEIPT_LIFETIME_MS)
+        .arg(sending.number)
+        .arg(i32::from(sending.again))
+        .arg(sending.batch.body());
+    link.evaluate(&call, COUNT_SOURCE).await
 }
 
 /// Calls `open.lua`: starts a missing counter at zero, if that is certain.

@@ -218,22 +218,24 @@ impl Metering {
                 .period(if own_period_closed { now } else { at });
             let charges = charges(request, &policy, generation, period, at.max(period.start));
             let operation = Operation {
-                organization,
+                organization: organization.clone(),
                 kind: request.kind,
-                charges,
-                attempt: request.attempt.as_ref(),
+                charges: charges.clone(),
+                attempt: request.attempt.clone(),
+                times: 1,
             };
-            let operations = [operation];
-            let outcome = match self.counters.count(&link, &operations, now).await {
+            let outcomes = match self.counters.count(&link, vec![operation]).await {
                 Err(counters::Error::Unknown(cause))
                     if request.kind != decision::Operation::Check =>
                 {
                     return Err(Error::OutcomeUnknown(cause));
                 }
-                outcomes => outcomes?.pop(),
+                outcomes => outcomes?,
             };
-            let [Operation { charges, .. }] = &operations;
-            match outcome {
+            let Some(mut outcomes) = outcomes else {
+                continue;
+            };
+            match outcomes.pop() {
                 Some(Outcome::Answered(answer)) => {
                     if answer
                         .readings
@@ -271,7 +273,7 @@ impl Metering {
                     own_period_closed =
                         request.timestamp.is_some() && newest.version == policy.version;
                 }
-                None => return Err(Error::Contended),
+                Some(Outcome::Some { .. }) | None => return Err(Error::Contended),
             }
         }
         Err(Error::Contended)

@@ -143,7 +143,7 @@ impl Metrics {
         self.0.redis.scripts.get(script).observe(took.as_secs_f64());
     }
 
-    /// `count.lua` is called, for so many calls of the API with so many charges in all.
+    /// A batch for `count.lua` holds so many calls of the API, with so many charges in all.
     pub fn count_called(&self, calls: usize, charges: usize) {
         self.0.redis.count_calls.observe(size(calls));
         self.0.redis.count_charges.observe(size(charges));
@@ -214,12 +214,12 @@ impl Redis {
             count_calls: sizes(
                 registry,
                 "count_script_calls",
-                "Calls of the API that one call of `count.lua` decides",
+                "Calls of the API that one batch for `count.lua` holds",
             ),
             count_charges: sizes(
                 registry,
                 "count_script_charges",
-                "Counters that one call of `count.lua` looks at",
+                "Charges that one batch for `count.lua` holds",
             ),
             opened: Each::register(
                 registry,

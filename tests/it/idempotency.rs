@@ -250,14 +250,23 @@ async fn what_was_not_answered_is_not_remembered() {
 }
 
 #[tokio::test]
-async fn a_lost_reply_is_an_unknown_outcome_and_repeating_with_the_key_counts_once() {
+async fn where_the_outcome_is_unknown_repeating_with_the_key_counts_once() {
     let world = World::new().await;
     let way = Forgetful::new(&world);
     let service = world.instance_with(way.servers(&world)).await;
     service.count("org_1", "api", 1).await;
-    way.lose_one_reply();
+    way.lose_one_reply_and_close();
     let body = json!({"organizationId": "org_1", "amount": 5});
-    let lost = service.http.post_once("/v1/track", "k", body.clone()).await;
+    let (http, first) = (service.http.clone(), body.clone());
+    let call = tokio::spawn(async move { http.post_once("/v1/track", "k", first).await });
+    way.closed().await;
+    // Without the receipts nobody can tell; the record of the attempt is still there.
+    let receipts: Vec<String> = world.redis_command(&["KEYS", "tm:{00}:r:*"]).await;
+    let mut delete = vec!["DEL"];
+    delete.extend(receipts.iter().map(String::as_str));
+    let _: u64 = world.redis_command(&delete).await;
+    way.open();
+    let lost = call.await.unwrap();
     assert_eq!(
         (lost.status.as_u16(), lost.code()),
         (504, "outcome_unknown")

@@ -16,6 +16,7 @@ mod deployment;
 mod dev;
 mod directory;
 mod documents;
+mod exactly_once;
 mod flushing;
 mod headers;
 mod healthcheck;

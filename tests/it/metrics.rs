@@ -140,9 +140,10 @@ async fn scripts_caches_openings_and_flushes_are_told() {
         ("tallyman_count_script_calls_sum", 5.0),
         ("tallyman_count_script_calls_count", 5.0),
         ("tallyman_count_script_charges_sum", 10.0),
+        // And one readied the lane.
         (
             r#"tallyman_script_duration_seconds_count{script="count"}"#,
-            5.0,
+            6.0,
         ),
         (
             r#"tallyman_script_duration_seconds_count{script="settle"}"#,

@@ -80,11 +80,9 @@ impl Bench {
         assert_eq!(opening, Opening::Ready);
     }
 
-    async fn count(&self, operations: &[Operation<'_>]) -> Vec<Outcome> {
-        self.counters
-            .count(&self.link, operations, self.now())
-            .await
-            .unwrap()
+    async fn count(&self, operations: Vec<Operation>) -> Vec<Outcome> {
+        let outcomes = self.counters.count(&self.link, operations).await;
+        outcomes.unwrap().unwrap()
     }
 
     async fn snapshot(&self, counter: &CounterId) -> Option<Snapshot> {
@@ -126,6 +124,8 @@ struct Call {
     charges: Vec<Wish>,
     /// Key and payload of an attempt.
     attempt: Option<(u8, u8)>,
+    /// How many equal ones it stands for.
+    times: u32,
 }
 
 #[derive(Debug, Clone)]
@@ -191,11 +191,10 @@ fn calls() -> impl Strategy<Value = Call> {
         kind,
         (meters, prop::collection::vec(wish, METERS.len())),
         attempt,
+        prop_oneof![3 => Just(1), 1 => 2..6_u32],
     )
-        .prop_map(|(organization, kind, (meters, wishes), attempt)| Call {
-            organization,
-            kind,
-            charges: meters
+        .prop_map(|(organization, kind, (meters, wishes), attempt, times)| {
+            let charges: Vec<Wish> = meters
                 .into_iter()
                 .zip(wishes)
                 .map(|(meter, (amount, more, version, hours_ago))| Wish {
@@ -207,8 +206,24 @@ fn calls() -> impl Strategy<Value = Call> {
                     version,
                     hours_ago,
                 })
-                .collect(),
-            attempt,
+                .collect();
+            let counts = matches!(
+                kind,
+                decision::Operation::Track | decision::Operation::Consume
+            );
+            let alike = matches!(charges[..], [Wish { demand, .. }]
+                if demand.amount > 0 && demand.need == demand.amount);
+            Call {
+                organization,
+                kind,
+                charges,
+                attempt,
+                times: if counts && alike && attempt.is_none() {
+                    times
+                } else {
+                    1
+                },
+            }
         })
 }
 
@@ -248,6 +263,33 @@ struct Model {
 }
 
 impl Model {
+    /// Several equal calls are as good as one after the other.
+    fn calls(&mut self, call: &Call, charges: &[Charge]) -> Outcome {
+        if call.times == 1 {
+            return self.call(call, charges);
+        }
+        let outcomes: Vec<Outcome> = (0..call.times).map(|_| self.call(call, charges)).collect();
+        let granted = |outcome: &Outcome| match outcome {
+            Outcome::Answered(answer) => answer.granted,
+            _ => false,
+        };
+        let held = &self.held[call.organization * METERS.len() + call.charges[0].meter];
+        let stamp = if held.stamp.version > charges[0].stamp.version {
+            held.stamp
+        } else {
+            charges[0].stamp
+        };
+        Outcome::Some {
+            granted: outcomes.iter().take_while(|it| granted(it)).count() as u32,
+            reading: Reading {
+                start: instant(START),
+                used: held.used,
+                stamp,
+                given_back: 0,
+            },
+        }
+    }
+
     fn call(&mut self, call: &Call, charges: &[Charge]) -> Outcome {
         if let Some((key, payload)) = call.attempt
             && let Some((first, answer)) = self.records.get(&(call.organization, key))
@@ -424,11 +466,11 @@ async fn agrees(bench: &Bench, number: usize, case: &Case) -> Result<(), TestCas
         })
         .collect();
     for (batch, attempts) in case.batches.iter().zip(&attempts) {
-        let operations: Vec<Operation<'_>> = batch
+        let operations: Vec<Operation> = batch
             .iter()
             .zip(attempts)
             .map(|(call, attempt)| Operation {
-                organization: &organizations[call.organization],
+                organization: organizations[call.organization].clone(),
                 kind: call.kind,
                 charges: call
                     .charges
@@ -443,14 +485,15 @@ async fn agrees(bench: &Bench, number: usize, case: &Case) -> Result<(), TestCas
                         }
                     })
                     .collect(),
-                attempt: attempt.as_ref(),
+                attempt: attempt.clone(),
+                times: call.times,
             })
             .collect();
-        let outcomes = bench.count(&operations).await;
+        let outcomes = bench.count(operations.clone()).await;
         let expected: Vec<Outcome> = batch
             .iter()
             .zip(&operations)
-            .map(|(call, operation)| model.call(call, &operation.charges))
+            .map(|(call, operation)| model.calls(call, &operation.charges))
             .collect();
         model.end_batch();
         prop_assert_eq!(outcomes, expected);
@@ -530,7 +573,7 @@ fn operation<'a>(
     kind: decision::Operation,
     ids: &[CounterId],
     stamp: Stamp,
-) -> Operation<'a> {
+) -> Operation {
     let charges = ids.iter().map(|id| Charge {
         counter: id.clone(),
         demand: Demand { amount: 1, need: 1 },
@@ -538,7 +581,8 @@ fn operation<'a>(
         hour: hour(bench.now(), 0),
     });
     Operation {
-        organization,
+        organization: organization.clone(),
+        times: 1,
         kind,
         charges: charges.collect(),
         attempt: None,
@@ -561,7 +605,7 @@ async fn refuses(bench: &Bench, ids: &[CounterId], stamp: Stamp, outcome: &Outco
     for kind in KINDS {
         let operation = operation(bench, &ids[0].organization, kind, ids, stamp);
         assert_eq!(
-            bench.count(&[operation]).await.as_slice(),
+            bench.count(vec![operation]).await.as_slice(),
             std::slice::from_ref(outcome),
             "{kind:?}"
         );
@@ -628,7 +672,7 @@ async fn a_period_that_is_over_by_a_newer_policy_takes_nothing_from_a_caller_wit
         &ids,
         held,
     );
-    let [Outcome::Answered(answer)] = &bench.count(&[operation]).await[..] else {
+    let [Outcome::Answered(answer)] = &bench.count(vec![operation]).await[..] else {
         panic!("it counts");
     };
     assert_eq!(answer.readings[1].stamp.version, 3);
@@ -653,7 +697,7 @@ async fn a_newer_policy_never_reaches_into_a_period_that_is_over() {
             &ids[..1],
             newer,
         );
-        let [Outcome::Answered(answer)] = &bench.count(&[late]).await[..] else {
+        let [Outcome::Answered(answer)] = &bench.count(vec![late]).await[..] else {
             panic!("it is decided");
         };
         assert_eq!(

@@ -378,13 +378,21 @@ async fn without_postgres_what_needs_it_says_so() {
 }
 
 #[tokio::test]
-async fn a_lost_reply_is_an_unknown_outcome() {
+async fn a_reply_that_is_lost_with_the_data_set_is_an_unknown_outcome() {
     let world = World::new().await;
     let way = Forgetful::new(&world);
     let service = world.instance_with(way.servers(&world)).await;
     service.count("org_1", "api", 1).await;
-    way.lose_one_reply();
-    let answer = service.attempt("org_1", "api", 1).await;
+    way.lose_one_reply_and_close();
+    let http = service.http.clone();
+    let call = tokio::spawn(async move {
+        let body = json!({"organizationId": "org_1"});
+        http.post("/v1/consume", body).await
+    });
+    way.closed().await;
+    world.flush_redis().await;
+    way.open();
+    let answer = call.await.unwrap();
     check(&answer, 504, "outcome_unknown");
     assert!(!answer.headers.contains_key("retry-after"));
 }

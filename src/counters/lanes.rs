@@ -1,0 +1,291 @@
+//! Group commit: what callers want counted while one batch is in flight makes the next.
+//!
+//! A *lane* has at most one batch in flight. Nothing waits on a timer, so that an idle service adds no
+//! latency, and a busy one turns thousands of waiting calls into a handful of script calls.
+//!
+//! A batch carries its lane's name and a number, and the script leaves a receipt under them (rule 5 of the
+//! protocol). So a lane may send a batch again, over a new connection, until it is answered or gives up: every
+//! operation is executed at most once, and each one that is acknowledged exactly once.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep, timeout};
+use uuid::Uuid;
+
+use super::batch::{self, Batch};
+use super::error::Error;
+use super::keys::Shard;
+use super::link::Link;
+use super::scripts::{self, Sending};
+use super::{Inner, Operation, Outcome};
+use crate::metrics::Script;
+
+/// How many batches may be in flight: one that Redis executes, one on its way.
+const LANES: usize = 2;
+
+/// How many charges one batch holds at most; Redis does nothing else in the meantime. One call's operations
+/// are never divided.
+const CHARGES_MAX: usize = 128;
+
+/// How many calls may wait for a lane; more are refused.
+const QUEUE_MAX: usize = 8192;
+
+/// How long the answer to a batch may take before it is asked for again.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a batch that was not answered is sent again.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(6);
+
+/// Between two attempts to reach Redis again.
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
+
+/// The queues of all lanes.
+#[derive(Debug, Clone)]
+pub(super) struct Lanes([mpsc::Sender<Call>; LANES]);
+
+/// Operations of one caller, who waits for all of them.
+#[derive(Debug)]
+struct Call {
+    /// The link that the operations were put together over.
+    link: Arc<Link>,
+    operations: Vec<Operation>,
+    answer: oneshot::Sender<Result<Option<Vec<Outcome>>, Error>>,
+}
+
+impl Lanes {
+    /// Starts the lanes; they end with the last handle on them.
+    pub(super) fn start(inner: &Arc<Inner>) -> Self {
+        Self(std::array::from_fn(|_| {
+            let (sender, queue) = mpsc::channel(QUEUE_MAX);
+            let lane = Lane {
+                name: Uuid::new_v4().simple().to_string(),
+                number: 0,
+                receipt: None,
+                inner: Arc::clone(inner),
+            };
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "it ends with the handles, each of which waits for what it has asked"
+            )]
+            tokio::spawn(lane.run(queue));
+            sender
+        }))
+    }
+
+    /// Has operations executed together.
+    pub(super) async fn count(
+        &self,
+        link: &Arc<Link>,
+        operations: Vec<Operation>,
+    ) -> Result<Option<Vec<Outcome>>, Error> {
+        let Some(first) = operations.first() else {
+            return Ok(Some(Vec::new()));
+        };
+        // What concurrent calls want of one organization meets in one batch.
+        let lane = Shard::of(&first.organization).index() % LANES;
+        let (answer, answered) = oneshot::channel();
+        let call = Call {
+            link: Arc::clone(link),
+            operations,
+            answer,
+        };
+        let queue = self.0.get(lane).ok_or(Error::Overloaded)?;
+        queue.try_send(call).map_err(|_| Error::Overloaded)?;
+        answered
+            .await
+            .unwrap_or_else(|_| Err(Error::Unknown("its lane has ended".to_owned())))
+    }
+}
+
+struct Lane {
+    name: String,
+    /// Of the last batch.
+    number: u64,
+    /// The link over which there is known to be a receipt of this lane.
+    receipt: Option<Arc<Link>>,
+    inner: Arc<Inner>,
+}
+
+impl Lane {
+    async fn run(mut self, mut queue: mpsc::Receiver<Call>) {
+        let (mut waiting, mut arrived) = (VecDeque::new(), Vec::new());
+        loop {
+            let room = CHARGES_MAX.saturating_sub(waiting.len());
+            if waiting.is_empty() {
+                if queue.recv_many(&mut arrived, room).await == 0 {
+                    return;
+                }
+            } else if !queue.is_empty() && room > 0 {
+                queue.recv_many(&mut arrived, room).await;
+            }
+            waiting.extend(arrived.drain(..));
+            let calls = next_batch(&mut waiting);
+            self.execute(calls).await;
+        }
+    }
+
+    async fn execute(&mut self, calls: Vec<Call>) {
+        let link = match self.prepared().await {
+            Ok(link) => link,
+            // Of these calls nothing was sent.
+            Err(Error::Unknown(cause)) => return refuse(calls, &Error::Unavailable(cause)),
+            Err(error) => return refuse(calls, &error),
+        };
+        // Generations are facts about a link, so what was put together over another one is put together again.
+        let (calls, outdated): (Vec<_>, Vec<_>) = calls
+            .into_iter()
+            .partition(|call| Arc::ptr_eq(&call.link, &link));
+        for call in outdated {
+            let _ = call.answer.send(Ok(None));
+        }
+        if calls.is_empty() {
+            return;
+        }
+        let operations = Operations(&calls);
+        let batch = Batch::new(&self.inner.keys, operations.iter());
+        let charges = operations.iter().map(|it| it.charges.len()).sum();
+        link.metrics.count_called(calls.len(), charges);
+        let answer = self.send_until_answered(&link, &batch).await;
+        let outcomes = answer.and_then(|answer| {
+            batch::outcomes(operations.iter(), &answer)
+                .ok_or_else(|| Error::Inconsistent("count.lua answered something else".to_owned()))
+        });
+        match outcomes {
+            Ok(outcomes) => {
+                let mut outcomes = outcomes.into_iter();
+                for call in calls {
+                    let own = outcomes.by_ref().take(call.operations.len()).collect();
+                    // Who has gone away does not need to know.
+                    let _ = call.answer.send(Ok(Some(own)));
+                }
+            }
+            // A key that somebody has broken fails the whole script, before anything is written. The others must
+            // not suffer for it.
+            Err(Error::Inconsistent(_)) if calls.len() > 1 => {
+                for call in calls {
+                    Box::pin(self.execute(vec![call])).await;
+                }
+            }
+            Err(error) => refuse(calls, &error),
+        }
+    }
+
+    /// A link over which this lane has a receipt: without one, a batch that is sent again could not be told
+    /// from one that was executed in a data set that is lost.
+    async fn prepared(&mut self) -> Result<Arc<Link>, Error> {
+        let link = self.inner.link().await?;
+        let prepared = self
+            .receipt
+            .as_ref()
+            .is_some_and(|known| Arc::ptr_eq(known, &link));
+        if !prepared {
+            self.number = self.number.saturating_add(1);
+            let nothing = Batch::new(&self.inner.keys, [].iter());
+            self.send(&link, &nothing, false).await?;
+            self.receipt = Some(Arc::clone(&link));
+        }
+        Ok(link)
+    }
+
+    async fn send_until_answered(
+        &mut self,
+        link: &Arc<Link>,
+        batch: &Batch,
+    ) -> Result<Vec<u8>, Error> {
+        self.number = self.number.saturating_add(1);
+        let deadline = Instant::now() + GIVE_UP_AFTER;
+        let mut result = self.send(link, batch, false).await;
+        while let Err(Error::Unknown(_)) = &result
+            && Instant::now() < deadline
+        {
+            sleep(RETRY_INTERVAL).await;
+            let Ok(link) = self.inner.link().await else {
+                continue;
+            };
+            match self.send(&link, batch, true).await {
+                // Nobody knows whether it was executed before, so that a refusal means nothing.
+                Err(Error::Unavailable(_)) => {}
+                other => {
+                    if other.is_ok() {
+                        self.receipt = Some(link);
+                    }
+                    result = other;
+                }
+            }
+        }
+        let unknown = || Error::Unknown("nobody can say whether it has counted".to_owned());
+        result?.ok_or_else(unknown)
+    }
+
+    async fn send(
+        &self,
+        link: &Link,
+        batch: &Batch,
+        again: bool,
+    ) -> Result<Option<Vec<u8>>, Error> {
+        let Inner {
+            keys,
+            settings,
+            clock,
+            ..
+        } = &*self.inner;
+        let sending = Sending {
+            lane: &self.name,
+            number: self.number,
+            again,
+            batch,
+        };
+        let sent = scripts::count(
+            link,
+            keys,
+            &sending,
+            clock.now(),
+            settings.record_lifetime_ms,
+        );
+        let begun = Instant::now();
+        let answer = timeout(ANSWER_TIMEOUT, sent).await.unwrap_or_else(|_| {
+            link.give_up();
+            Err(Error::Unknown("the answer is late".to_owned()))
+        });
+        link.metrics.script_answered(Script::Count, begun.elapsed());
+        answer
+    }
+}
+
+/// The operations of several calls, in order.
+struct Operations<'a>(&'a [Call]);
+
+impl<'a> Operations<'a> {
+    fn iter(&self) -> impl ExactSizeIterator<Item = &'a Operation> + use<'a> {
+        let all: Vec<&Operation> = self.0.iter().flat_map(|call| &call.operations).collect();
+        all.into_iter()
+    }
+}
+
+fn refuse(calls: Vec<Call>, error: &Error) {
+    for call in calls {
+        let _ = call.answer.send(Err(error.clone()));
+    }
+}
+
+/// Takes as many calls as fit into one batch, and at least one; those whose callers have gone away are dropped.
+fn next_batch(waiting: &mut VecDeque<Call>) -> Vec<Call> {
+    let mut charges = 0_usize;
+    let mut calls = Vec::with_capacity(waiting.len());
+    while let Some(call) = waiting.front() {
+        let more: usize = call.operations.iter().map(|it| it.charges.len()).sum();
+        if charges > 0 && charges.saturating_add(more) > CHARGES_MAX {
+            break;
+        }
+        if let Some(call) = waiting.pop_front()
+            && !call.answer.is_closed()
+        {
+            charges = charges.saturating_add(more);
+            calls.push(call);
+        }
+    }
+    calls
+}

@@ -1,0 +1,170 @@
+//! A call is counted once, whatever becomes of the connections to Redis.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde_json::json;
+use tokio::sync::Mutex;
+
+use crate::support::{Forgetful, Http, Instance, World, at_once};
+
+#[tokio::test]
+async fn a_lost_reply_is_asked_for_again_and_the_call_counts_once() {
+    let world = World::new().await;
+    let way = Forgetful::new(&world);
+    let service = world.instance_with(way.servers(&world)).await;
+    service.count("org_1", "api", 1).await;
+    way.lose_one_reply();
+    assert_eq!(service.count("org_1", "api", 5).await, 6);
+    assert_eq!(service.current("org_1", "api").await, 6);
+}
+
+#[tokio::test]
+async fn the_first_call_ever_survives_a_lost_reply() {
+    let world = World::new().await;
+    let way = Forgetful::new(&world);
+    let service = world.instance_with(way.servers(&world)).await;
+    // What a first call needs besides the counting; none of it counts anything.
+    for lost in 0..8 {
+        let organization = format!("org_{lost}");
+        way.lose_every(10 + lost);
+        let mut answer = service.attempt(&organization, "api", 1).await;
+        way.lose_every(0);
+        if answer.status == 503 {
+            answer = service.attempt(&organization, "api", 1).await;
+        }
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert_eq!(service.current(&organization, "api").await, 1);
+    }
+}
+
+#[tokio::test]
+async fn where_the_data_set_is_lost_together_with_the_reply_the_outcome_is_unknown() {
+    let world = World::new().await;
+    let way = Forgetful::new(&world);
+    let service = world.instance_with(way.servers(&world)).await;
+    service.count("org_1", "api", 1).await;
+    service.flush().await;
+    way.lose_one_reply_and_close();
+    let http = service.http.clone();
+    let call = tokio::spawn(async move {
+        let body = json!({"organizationId": "org_1"});
+        http.post("/v1/consume", body).await
+    });
+    way.closed().await;
+    world.flush_redis().await;
+    way.open();
+    let answer = call.await.unwrap();
+    assert_eq!(
+        (answer.status.as_u16(), answer.code()),
+        (504, "outcome_unknown")
+    );
+    assert_eq!(service.current("org_1", "api").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn under_load_no_call_is_lost_or_doubled_while_requests_and_replies_are_lost() {
+    let world = World::new().await;
+    let way = Forgetful::new(&world);
+    let service = world.instance_with(way.servers(&world)).await;
+    warm_up(&service).await;
+    way.lose_every(17);
+    let acknowledged = load(&service, || async {}).await;
+    way.lose_every(0);
+    compare(&service, &acknowledged).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn under_load_no_call_is_lost_or_doubled_while_connections_are_killed() {
+    let world = Arc::new(World::new().await);
+    let service = world.instance().await;
+    warm_up(&service).await;
+    // One at a time, because a killer's own connection is fair game for the others.
+    let kills = Arc::new(Mutex::new(0_u64));
+    let acknowledged = load(&service, || {
+        let (world, kills) = (Arc::clone(&world), Arc::clone(&kills));
+        async move {
+            let mut kills = kills.lock().await;
+            let killed: u64 = world
+                .redis_command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"])
+                .await;
+            *kills += killed;
+        }
+    })
+    .await;
+    assert!(*kills.lock().await > 0);
+    compare(&service, &acknowledged).await;
+}
+
+const ORGANIZATIONS: usize = 4;
+const TASKS: usize = 32;
+const CALLS: usize = 40;
+
+async fn warm_up(service: &Instance) {
+    for organization in 0..ORGANIZATIONS {
+        service
+            .limits(
+                &format!("org_{organization}"),
+                json!({"api": {"limit": 2000}}),
+            )
+            .await;
+        service
+            .count(&format!("org_{organization}"), "api", 1)
+            .await;
+    }
+}
+
+/// Consumes from many tasks, each now and then doing something besides; returns what was granted of each
+/// organization.
+async fn load<F>(service: &Instance, disturb: impl Fn() -> F) -> Vec<u64>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let granted: Arc<Vec<AtomicU64>> =
+        Arc::new((0..ORGANIZATIONS).map(|_| AtomicU64::new(1)).collect());
+    at_once(TASKS, |task| {
+        let (http, granted) = (service.http.clone(), Arc::clone(&granted));
+        let disturbances: Vec<F> = (0..2).map(|_| disturb()).collect();
+        async move {
+            let mut disturbances = disturbances.into_iter();
+            for call in 0..CALLS {
+                if call % 20 == task % 20
+                    && let Some(disturbance) = disturbances.next()
+                {
+                    disturbance.await;
+                }
+                let organization = (task + call) % ORGANIZATIONS;
+                if consume(&http, organization).await {
+                    granted[organization].fetch_add(3, Ordering::SeqCst);
+                }
+            }
+        }
+    })
+    .await;
+    granted
+        .iter()
+        .map(|units| units.load(Ordering::SeqCst))
+        .collect()
+}
+
+/// Whether three units were granted. A call that did not get through was not counted, and may be repeated.
+async fn consume(http: &Http, organization: usize) -> bool {
+    loop {
+        let body = json!({"organizationId": format!("org_{organization}"), "amount": 3});
+        let answer = http.post("/v1/consume", body).await;
+        match answer.status.as_u16() {
+            200 => return true,
+            429 => return false,
+            503 => {}
+            _ => panic!("{answer:?}"),
+        }
+    }
+}
+
+async fn compare(service: &Instance, acknowledged: &[u64]) {
+    for (organization, units) in acknowledged.iter().enumerate() {
+        let current = service.current(&format!("org_{organization}"), "api").await;
+        assert_eq!(current, *units, "org_{organization}");
+    }
+    service.flush().await;
+}
