@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::counters::{self, Counters, KeyChanges};
 use crate::domain::ids::ApiKeyId;
+use crate::metrics::{self, Metrics, Worker};
 use crate::store::api_keys::{self, KeyRecord, PresentedKey};
 use crate::store::{self, Store};
 
@@ -44,6 +45,7 @@ pub struct Access {
     cache: Cache<ApiKeyId, Arc<Known>>,
     /// The minute in which keys were last used, as far as Postgres has not been told.
     uses: Arc<Mutex<BTreeMap<ApiKeyId, DateTime<Utc>>>>,
+    metrics: Metrics,
 }
 
 /// What a look-up found.
@@ -78,13 +80,14 @@ pub enum Error {
 
 impl Access {
     /// A handle that knows no keys yet.
-    pub fn new(counters: Counters, store: Store, clock: Clock) -> Self {
+    pub fn new(counters: Counters, store: Store, clock: Clock, metrics: Metrics) -> Self {
         Self {
             counters,
             store,
             clock,
             cache: Cache::new(CACHE_SIZE),
             uses: Arc::default(),
+            metrics,
         }
     }
 
@@ -92,9 +95,12 @@ impl Access {
     pub async fn authenticate(&self, key: &PresentedKey) -> Result<Option<Arc<KeyRecord>>, Error> {
         let now = self.clock.now();
         let cached = self.cache.get(&key.id);
-        let known = match cached.filter(|known| known.is_fresh(now)) {
-            Some(known) => known,
-            None => self.look_up(&key.id, now).await?,
+        let known = if let Some(known) = cached.filter(|known| known.is_fresh(now)) {
+            self.metrics.cache_hit(metrics::Cache::Keys);
+            known
+        } else {
+            self.metrics.cache_missed(metrics::Cache::Keys);
+            self.look_up(&key.id, now).await?
         };
         let Some(record) = &known.record else {
             return Ok(None);
@@ -163,7 +169,11 @@ impl Access {
     async fn sweep(&self, stop: &CancellationToken) {
         let mut failing = false;
         loop {
-            match self.sweep_once().await {
+            match self
+                .metrics
+                .timed(Worker::KeySweep, self.sweep_once())
+                .await
+            {
                 Err(error) if !failing => {
                     tracing::warn!(%error, "API keys cannot be mirrored in Redis");
                     failing = true;

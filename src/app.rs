@@ -1,5 +1,6 @@
 //! Wires everything, and starts, supervises and stops it.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use crate::counters::{self, Counters};
 use crate::flusher::Flusher;
 use crate::history::History;
 use crate::metering::Metering;
+use crate::metrics::Metrics;
 use crate::policies::Policies;
 use crate::state::{Handles, State};
 use crate::store::Store;
@@ -32,6 +34,7 @@ pub struct App {
     pub flusher: Flusher,
     /// Keeps policies fresh; tests drive it by hand.
     pub policies: Policies,
+    metrics_listen: Option<SocketAddr>,
     shutdown: Duration,
 }
 
@@ -44,8 +47,9 @@ impl App {
             trust_restart: config.trust_redis_restart,
             record_lifetime_ms: u64::try_from(config.idempotency.as_millis())?,
         };
-        let counters =
-            Counters::new(settings, clock.clone()).context("TALLYMAN_REDIS_URL cannot be used")?;
+        let metrics = Metrics::new(env!("CARGO_PKG_VERSION"), clock.now());
+        let counters = Counters::new(settings, clock.clone(), metrics.clone())
+            .context("TALLYMAN_REDIS_URL cannot be used")?;
         let store = Store::new(&servers.database_url, config.database_connections)
             .context("TALLYMAN_DATABASE_URL cannot be used")?;
         match counters.link().await {
@@ -61,6 +65,7 @@ impl App {
             store.clone(),
             clock.clone(),
             config.defaults,
+            metrics.clone(),
         );
         if let Err(error) = policies.publish_defaults().await {
             tracing::warn!(%error, "starting without Postgres");
@@ -71,6 +76,7 @@ impl App {
             policies.clone(),
             clock.clone(),
             late,
+            metrics.clone(),
         );
         let flusher = Flusher::new(
             counters.clone(),
@@ -78,8 +84,14 @@ impl App {
             clock.clone(),
             config.flush_interval,
             late,
+            metrics.clone(),
         );
-        let access = Access::new(counters.clone(), store.clone(), clock.clone());
+        let access = Access::new(
+            counters.clone(),
+            store.clone(),
+            clock.clone(),
+            metrics.clone(),
+        );
         let state = State::new(Handles {
             access: access.clone(),
             admin: Admin::new(
@@ -94,6 +106,8 @@ impl App {
             counters,
             store,
             clock,
+            metrics,
+            metrics_apart: config.metrics_listen.is_some(),
             cors_origins: config.cors_origins,
             draining: AtomicBool::new(false),
         });
@@ -101,6 +115,7 @@ impl App {
             state,
             flusher,
             policies,
+            metrics_listen: config.metrics_listen,
             shutdown: config.shutdown,
         })
     }
@@ -108,6 +123,10 @@ impl App {
     /// Serves until `stop`; then answers what was accepted, and stores every count a last time.
     /// A worker that dies takes the service down.
     pub async fn serve(self, listener: TcpListener, stop: CancellationToken) -> Result<()> {
+        let metrics = match self.metrics_listen {
+            Some(address) => Some(listen_for_metrics(address).await?),
+            None => None,
+        };
         let workers = TaskTracker::new();
         // Two tokens: the flusher works until the last request has been answered.
         let (drained, died) = (CancellationToken::new(), CancellationToken::new());
@@ -130,6 +149,16 @@ impl App {
             access.run(access_stop).await;
             drop(admitting);
         });
+        if let Some(listener) = metrics {
+            let (router, stop) = (api::metrics_router(self.state.clone()), drained.clone());
+            let telling = died.clone().drop_guard();
+            workers.spawn(async move {
+                // A scrape that does not end must not delay a stop.
+                stop.run_until_cancelled(axum::serve(listener, router).into_future())
+                    .await;
+                drop(telling);
+            });
+        }
         workers.close();
 
         let ending = CancellationToken::new();
@@ -161,6 +190,15 @@ impl App {
         }
         Ok(())
     }
+}
+
+async fn listen_for_metrics(address: SocketAddr) -> Result<TcpListener> {
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address} for TALLYMAN_METRICS_LISTEN"))?;
+    let address = listener.local_addr()?;
+    tracing::info!("metrics are at http://{address}/metrics");
+    Ok(listener)
 }
 
 async fn serve_http(

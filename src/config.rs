@@ -21,22 +21,26 @@ use crate::domain::quantity::Count;
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Settings")]
 pub struct Settings {
-    /// Address to listen on
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would print it as the help of the group")]
+    pub listen: ListenSettings,
+
+    /// Address to tell `/metrics` on, to anybody who reaches it; without one, it is told beside the API, to
+    /// keys with the scope `read`
     #[arg(
         long,
-        env = "TALLYMAN_LISTEN",
+        env = "TALLYMAN_METRICS_LISTEN",
         value_name = "ADDRESS",
-        default_value = "127.0.0.1:7400"
+        default_value = ""
     )]
-    pub listen: String,
+    pub metrics_listen: String,
 
     /// Origins whose pages may call the API from a browser, separated by commas, or `*` for any
     #[arg(
         long,
         env = "TALLYMAN_CORS_ORIGINS",
         value_name = "ORIGINS",
-        default_value = "",
-        hide_default_value = true
+        default_value = ""
     )]
     pub cors_origins: String,
 
@@ -186,6 +190,20 @@ pub struct Settings {
     pub log_format: String,
 }
 
+/// Where the service is, unchecked; whoever asks it needs nothing else.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Settings")]
+pub struct ListenSettings {
+    /// Address to listen on
+    #[arg(
+        long,
+        env = "TALLYMAN_LISTEN",
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:7400"
+    )]
+    pub listen: String,
+}
+
 /// Where the servers are, unchecked; `tallyman dev` brings its own.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Servers")]
@@ -224,6 +242,8 @@ pub struct DatabaseSettings {
 pub struct Config {
     /// Address to listen on.
     pub listen: SocketAddr,
+    /// Address to tell the metrics on, if not beside the API.
+    pub metrics_listen: Option<SocketAddr>,
     /// Whose pages may call from a browser.
     pub cors_origins: Origins,
     /// In front of every key in Redis.
@@ -329,7 +349,17 @@ impl Settings {
     }
 
     fn parse(&self, problems: &mut Problems) -> Option<Config> {
-        let listen = problems.parsed("listen", &self.listen, "an address such as 127.0.0.1:7400");
+        let listen = self.listen.parse(problems);
+        let metrics_listen = match self.metrics_listen.as_str() {
+            "" => Some(None),
+            address => problems
+                .parsed(
+                    "metrics-listen",
+                    address,
+                    "an address such as 127.0.0.1:7401",
+                )
+                .map(Some),
+        };
         let cors_origins = problems.parsed(
             "cors-origins",
             &self.cors_origins,
@@ -365,6 +395,7 @@ impl Settings {
         let defaults = self.defaults(problems);
         Some(Config {
             listen: listen?,
+            metrics_listen: metrics_listen?,
             cors_origins: cors_origins?,
             redis_prefix: self.redis_prefix.clone(),
             trust_redis_restart: trust_redis_restart?,
@@ -431,6 +462,19 @@ impl Settings {
             reset_period: reset_period?,
             time_zone: time_zone?,
         })
+    }
+}
+
+impl ListenSettings {
+    /// Where the service listens.
+    pub fn check(&self) -> Result<SocketAddr, InvalidSettings> {
+        let mut problems = Problems::default();
+        let address = self.parse(&mut problems);
+        problems.into_result(address)
+    }
+
+    fn parse(&self, problems: &mut Problems) -> Option<SocketAddr> {
+        problems.parsed("listen", &self.listen, "an address such as 127.0.0.1:7400")
     }
 }
 

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use chrono::{DateTime, Months, Utc};
+use chrono::{DateTime, Months, TimeDelta, Utc};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -18,6 +18,7 @@ use crate::clock::Clock;
 use crate::counters::{self, Counters, Link, Settlement, Shard};
 use crate::domain::counter::{CounterId, Snapshot};
 use crate::domain::retention;
+use crate::metrics::{Metrics, Worker};
 use crate::store::{self, Store, standings, usage};
 
 /// How many counters one transaction stores at most.
@@ -38,6 +39,7 @@ pub struct Flusher {
     interval: Duration,
     /// How long after its end a period takes late events.
     late: chrono::Duration,
+    metrics: Metrics,
 }
 
 /// Counters as they were read for one transaction.
@@ -48,6 +50,8 @@ pub struct Batch {
     pub snapshots: Vec<Snapshot>,
     /// What is to be stored and is not there; somebody has removed it by hand.
     missing: Vec<CounterId>,
+    /// Whether a shard gave all that it was asked for, so that it may have more.
+    full: bool,
     read_at: DateTime<Utc>,
 }
 
@@ -81,6 +85,7 @@ impl Flusher {
         clock: Clock,
         interval: Duration,
         late: chrono::Duration,
+        metrics: Metrics,
     ) -> Self {
         Self {
             counters,
@@ -88,6 +93,7 @@ impl Flusher {
             clock,
             interval,
             late,
+            metrics,
         }
     }
 
@@ -100,9 +106,9 @@ impl Flusher {
                 .await
                 .is_none();
             let flushed = if stopping {
-                self.flush_all().await
+                self.metrics.timed(Worker::Flush, self.flush_all()).await
             } else {
-                self.flush_once().await
+                self.metrics.timed(Worker::Flush, self.flush_once()).await
             };
             match flushed {
                 Ok(report) => {
@@ -151,13 +157,14 @@ impl Flusher {
     /// Flushes the shards that nobody else has at the moment.
     pub async fn flush_once(&self) -> Result<Report, Error> {
         let link = self.counters.link().await?;
+        // Before Postgres is needed, so that the lag is told while it is away.
+        let mut shards = self.backlog(&link).await?;
         self.ensure_partitions().await?;
         let lease_ms = u64::try_from(self.interval.as_millis())
             .unwrap_or(u64::MAX)
             .saturating_mul(9)
             / 10;
         let mut mine = Vec::new();
-        let mut shards = self.counters.backlog(&link).await?;
         // In an order of its own, so that instances that start together do not fight over every shard.
         let order = Uuid::new_v4();
         shards.sort_by_cached_key(|(shard, ..)| {
@@ -176,14 +183,9 @@ impl Flusher {
     /// Flushes every shard, whoever has it.
     pub async fn flush_all(&self) -> Result<Report, Error> {
         let link = self.counters.link().await?;
+        let shards = self.backlog(&link).await?;
         self.ensure_partitions().await?;
-        let shards: Vec<Shard> = self
-            .counters
-            .backlog(&link)
-            .await?
-            .into_iter()
-            .map(|(shard, ..)| shard)
-            .collect();
+        let shards: Vec<Shard> = shards.into_iter().map(|(shard, ..)| shard).collect();
         self.flush(&shards).await
     }
 
@@ -193,14 +195,17 @@ impl Flusher {
         // Before the reading, so that nothing that changes later is taken for older.
         let read_at = self.clock.now();
         let share = BATCH_MAX.div_ceil(shards.len().max(1));
-        let mut dirty = Vec::new();
+        let (mut dirty, mut full) = (Vec::new(), false);
         for shard in shards {
-            dirty.extend(self.counters.dirty(&link, *shard, share).await?);
+            let waiting = self.counters.dirty(&link, *shard, share).await?;
+            full |= waiting.len() >= share;
+            dirty.extend(waiting);
         }
         dirty.sort_unstable();
         let mut batch = Batch {
             snapshots: Vec::new(),
             missing: Vec::new(),
+            full,
             read_at,
             link,
         };
@@ -274,9 +279,15 @@ impl Flusher {
             }
             let stored = self.store(&batch).await?;
             report.read += batch.snapshots.len();
-            report.stored += stored.iter().filter(|stored| **stored).count();
+            let accepted = stored.iter().filter(|stored| **stored).count();
+            self.metrics.rows_stored(accepted);
+            report.stored += accepted;
             report.clean += self.settle(&batch, &stored).await?;
-            let waiting = self.counters.backlog(&batch.link).await?;
+            // The dates are those of other clocks: alone they could keep a flush going for ever.
+            if !batch.full {
+                return Ok(report);
+            }
+            let waiting = self.backlog(&batch.link).await?;
             if !waiting
                 .iter()
                 .any(|(shard, _, since)| shards.contains(shard) && *since < begun)
@@ -284,6 +295,16 @@ impl Flusher {
                 return Ok(report);
             }
         }
+    }
+
+    /// The shards that have counters to be stored; tells how far storing lags behind.
+    async fn backlog(&self, link: &Link) -> Result<Vec<(Shard, usize, DateTime<Utc>)>, Error> {
+        let shards = self.counters.backlog(link).await?;
+        let oldest = shards.iter().map(|(.., since)| *since).min();
+        let lag = oldest.map_or(TimeDelta::zero(), |since| self.clock.now() - since);
+        // Where another clock runs ahead, a counter may seem to be of the future.
+        self.metrics.flush_lags(lag.to_std().unwrap_or_default());
+        Ok(shards)
     }
 
     /// This month's partitions and the next two.

@@ -5,7 +5,7 @@
 //! | floor | modules | what they hold |
 //! |---|---|---|
 //! | 0 | [`domain`] | the rules, pure |
-//! | 1 | [`clock`], [`config`] | the only readers of wall time and of the environment |
+//! | 1 | [`clock`], [`config`], [`metrics`] | the only readers of wall time and of the environment; what is measured |
 //! | 2 | [`counters`], [`store`] | the only code that speaks Redis, and SQL |
 //! | 3 | [`policies`], [`access`] | what is in force, and who may call |
 //! | 4 | [`metering`], [`history`], [`flusher`], [`admin`] | use cases and workers |
@@ -28,6 +28,7 @@ pub mod domain;
 pub mod flusher;
 pub mod history;
 pub mod metering;
+pub mod metrics;
 pub mod policies;
 pub mod state;
 pub mod store;

@@ -10,6 +10,7 @@ use crate::config::Origins;
 use crate::counters::Counters;
 use crate::history::History;
 use crate::metering::Metering;
+use crate::metrics::Metrics;
 use crate::store::Store;
 
 /// Everything that a handler may need; clones share it.
@@ -33,6 +34,10 @@ pub struct Handles {
     pub store: Store,
     /// For `Retry-After`.
     pub clock: Clock,
+    /// What is told of them all.
+    pub metrics: Metrics,
+    /// Whether the metrics are told elsewhere than beside the API.
+    pub metrics_apart: bool,
     /// Whose pages may call from a browser.
     pub cors_origins: Origins,
     /// Set when the service stops taking new work.

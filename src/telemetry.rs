@@ -15,7 +15,12 @@ pub fn start(config: &LogConfig) {
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     let _ = if config.json {
-        subscriber.json().try_init()
+        // Flat, so that a line's own values are found at its top; what surrounds it is in `span`.
+        subscriber
+            .json()
+            .flatten_event(true)
+            .with_span_list(false)
+            .try_init()
     } else {
         subscriber.try_init()
     };

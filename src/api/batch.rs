@@ -123,6 +123,11 @@ pub(super) async fn batch(
         .into_iter()
         .map(|decided| decided.map_err(Error::from))
         .collect();
+    let causes = decided.iter().filter_map(|it| it.as_ref().err()?.cause());
+    if let Some(error) = causes.clone().next() {
+        let requests = causes.count();
+        tracing::warn!(error, requests, "items of a batch could not be decided");
+    }
     let mut summary = plan.summary(&decided);
     let now = state.clock.now();
     if wish.results != Results::None {

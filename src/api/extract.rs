@@ -10,6 +10,7 @@ use axum::http::request::Parts;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 
+use super::observe::CallerSlot;
 use super::problem::Error;
 use crate::domain::api_key::Scope;
 use crate::domain::ids::{ApiKeyId, IdempotencyKey, OrganizationId};
@@ -64,7 +65,11 @@ impl FromRequestParts<State> for Caller {
         }
         let key: PresentedKey = token.trim().parse().map_err(|_| Error::Unauthenticated)?;
         let record = state.access.authenticate(&key).await?;
-        record.map(Self).ok_or(Error::Unauthenticated)
+        let record = record.ok_or(Error::Unauthenticated)?;
+        if let Some(slot) = parts.extensions.get::<CallerSlot>() {
+            slot.fill(&record.id);
+        }
+        Ok(Self(record))
     }
 }
 

@@ -16,7 +16,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::extract::{Named, OrganizationPath, Query, Read};
-use super::problem::Error;
+use super::problem::{Error, caused};
 use crate::domain::history::{Cursor, Granularity, INSTANTS, Order, Position};
 use crate::domain::ids::{MeterId, OrganizationId};
 use crate::domain::period::parse_time_zone;
@@ -511,6 +511,5 @@ fn invalid(parameter: &str, detail: impl Into<String>) -> Error {
 /// Rows that cannot be written are a defect.
 #[expect(clippy::needless_pass_by_value, reason = "what `map_err` calls")]
 fn broken(error: csv::Error) -> Error {
-    tracing::error!(%error, "history could not be written");
-    Error::Internal
+    caused(Error::Internal, &error)
 }

@@ -12,23 +12,21 @@ mod extract;
 mod history;
 mod in_force;
 mod keys;
+mod observe;
 mod operations;
 mod problem;
 mod rate_limit;
 mod reading;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Request};
-use axum::http::{HeaderName, HeaderValue};
-use axum::middleware::{self, Next};
-use axum::response::{IntoResponse, Response};
+use axum::extract::DefaultBodyLimit;
+use axum::middleware;
+use axum::response::IntoResponse;
 use axum::routing::{delete, get, post, put};
 use tower::util::option_layer;
 use tower_http::catch_panic::CatchPanicLayer;
-use uuid::Uuid;
 
 use crate::state::State;
-use extract::REQUEST_ID;
 use problem::Error;
 
 /// The largest body that any call needs, bytes.
@@ -40,6 +38,11 @@ const BATCH_BODY_MAX: usize = 8 * 1024 * 1024;
 /// Every route, with the layers that all of them share.
 pub fn router(state: State) -> Router {
     let cors = cors::layer(&state.cors_origins);
+    let metrics = if state.metrics_apart {
+        Router::new()
+    } else {
+        Router::new().route("/metrics", get(operations::metrics))
+    };
     Router::new()
         .route("/v1/track", post(counting::track))
         .route("/v1/consume", post(counting::consume))
@@ -72,35 +75,24 @@ pub fn router(state: State) -> Router {
         .route("/v1/history", get(history::of_all))
         .route("/healthz", get(operations::healthz))
         .route("/readyz", get(operations::readyz))
+        .merge(metrics)
         .fallback(|| async { Error::NotFound("there is nothing at this path") })
         .method_not_allowed_fallback(|| async { Error::MethodNotAllowed })
         .layer(DefaultBodyLimit::max(BODY_MAX))
-        .layer(CatchPanicLayer::custom(|_| Error::Internal.into_response()))
+        .layer(CatchPanicLayer::custom(|_| {
+            Error::panicked().into_response()
+        }))
         .layer(option_layer(cors))
-        .layer(middleware::from_fn(name_request))
+        .layer(middleware::from_fn_with_state(
+            state.clone(),
+            observe::observe,
+        ))
         .with_state(state)
 }
 
-/// Every request has an id, the caller's or a new one, and every response carries it.
-async fn name_request(mut request: Request, next: Next) -> Response {
-    const NAME: HeaderName = HeaderName::from_static(REQUEST_ID);
-    let given = request
-        .headers()
-        .get(NAME)
-        .filter(|id| is_fit(id.as_bytes()))
-        .cloned();
-    let id = given.or_else(|| HeaderValue::from_str(&Uuid::now_v7().to_string()).ok());
-    if let Some(id) = &id {
-        request.headers_mut().insert(NAME, id.clone());
-    }
-    let mut response = next.run(request).await;
-    if let Some(id) = id {
-        response.headers_mut().insert(NAME, id);
-    }
-    response
-}
-
-/// Whether a caller's id may be repeated in headers and logs.
-fn is_fit(id: &[u8]) -> bool {
-    (1..=128).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic)
+/// The metrics alone, for an address that only those reach who may see them.
+pub fn metrics_router(state: State) -> Router {
+    Router::new()
+        .route("/metrics", get(operations::metrics_to_anybody))
+        .with_state(state)
 }

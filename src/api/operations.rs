@@ -1,4 +1,4 @@
-//! `GET /healthz` and `GET /readyz`: for whoever runs the service.
+//! `GET /healthz`, `GET /readyz` and `GET /metrics`: for whoever runs the service.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -6,8 +6,13 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::State as Shared;
 use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse as _, Response};
 use serde::Serialize;
 
+use super::extract::Read;
+use super::problem::Error;
+use crate::metrics;
 use crate::state::State;
 
 /// How long a server may take to answer before it counts as away.
@@ -59,4 +64,21 @@ pub(super) async fn readyz(Shared(state): Shared<State>) -> (StatusCode, Json<Re
             },
         }),
     )
+}
+
+/// What the service has measured, to callers who may read about every organization.
+pub(super) async fn metrics(
+    Shared(state): Shared<State>,
+    Read(caller): Read,
+) -> Result<Response, Error> {
+    caller.reach_all()?;
+    Ok(metrics_to_anybody(Shared(state)).await)
+}
+
+/// The same, where an address of its own keeps others out.
+pub(super) async fn metrics_to_anybody(Shared(state): Shared<State>) -> Response {
+    match state.metrics.to_text() {
+        Ok(text) => ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
+        Err(_) => Error::Internal.into_response(),
+    }
 }

@@ -60,6 +60,17 @@ pub(super) enum Error {
     OutcomeUnknown,
     /// A defect; the cause is in the log.
     Internal,
+    /// Any of these, and what only the log is told of it.
+    Caused(Box<Error>, String),
+}
+
+/// What the log says of a problem; travels with the response.
+#[derive(Debug, Clone)]
+pub(super) struct Reason {
+    /// The problem's.
+    pub(super) code: &'static str,
+    /// What went wrong behind it.
+    pub(super) error: Option<String>,
 }
 
 /// The body of a problem.
@@ -87,6 +98,22 @@ struct FieldError {
 const OUTAGE_RETRY_SECONDS: u64 = 1;
 
 impl Error {
+    /// A handler has panicked; what it said is on standard error.
+    pub(super) fn panicked() -> Self {
+        Self::Caused(
+            Box::new(Self::Internal),
+            "a handler has panicked".to_owned(),
+        )
+    }
+
+    /// What went wrong behind it, which only the log is told.
+    pub(super) fn cause(&self) -> Option<&str> {
+        match self {
+            Self::Caused(_, cause) => Some(cause),
+            _ => None,
+        }
+    }
+
     /// What is the same in every occurrence: status, code and title.
     fn class(&self) -> (StatusCode, &'static str, &'static str) {
         match self {
@@ -166,6 +193,7 @@ impl Error {
                 "internal",
                 "Internal error",
             ),
+            Self::Caused(problem, _) => problem.class(),
         }
     }
 
@@ -206,6 +234,7 @@ impl Error {
             Self::Internal => {
                 "something is wrong in the service; the request id leads to the cause in its log".into()
             }
+            Self::Caused(problem, _) => problem.detail(),
         }
     }
 
@@ -218,6 +247,7 @@ impl Error {
             Self::CounterStoreUnavailable | Self::DatabaseUnavailable | Self::Overloaded => {
                 Some(OUTAGE_RETRY_SECONDS)
             }
+            Self::Caused(problem, _) => problem.retry_after_seconds(),
             _ => None,
         }
     }
@@ -226,6 +256,9 @@ impl Error {
 impl Error {
     /// What the caller is told.
     pub(super) fn into_problem(self) -> Problem {
+        if let Self::Caused(problem, _) = self {
+            return problem.into_problem();
+        }
         let (status, code, title) = self.class();
         let detail = self.detail().into_owned();
         let (mut errors, mut usage) = (Vec::new(), None);
@@ -248,9 +281,13 @@ impl Error {
 
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
-        let (status, ..) = self.class();
+        let (status, code, _) = self.class();
         let retry_after = self.retry_after_seconds();
-        let unauthenticated = matches!(self, Self::Unauthenticated);
+        let unauthenticated = code == "unauthenticated";
+        let reason = Reason {
+            code,
+            error: self.cause().map(str::to_owned),
+        };
         let problem = self.into_problem();
         let mut response = (status, Json(problem)).into_response();
         let headers = response.headers_mut();
@@ -264,18 +301,14 @@ impl IntoResponse for Error {
         if unauthenticated {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
+        response.extensions_mut().insert(reason);
         response
     }
 }
 
-/// The cause of a 5xx goes to the log, once, here; the caller gets the request id.
-fn logged(problem: Error, cause: &dyn std::error::Error) -> Error {
-    if matches!(problem, Error::Internal) {
-        tracing::error!(error = %cause, "a request failed");
-    } else {
-        tracing::warn!(error = %cause, "a request could not be served");
-    }
-    problem
+/// A problem whose cause is not the caller's: the log gets the cause, the caller the request id.
+pub(super) fn caused(problem: Error, cause: &dyn std::error::Error) -> Error {
+    Error::Caused(Box::new(problem), cause.to_string())
 }
 
 impl From<counters::Error> for Error {
@@ -288,7 +321,7 @@ impl From<counters::Error> for Error {
             counters::Error::Overloaded => Self::Overloaded,
             counters::Error::Inconsistent(_) => Self::Internal,
         };
-        logged(problem, &error)
+        caused(problem, &error)
     }
 }
 
@@ -299,7 +332,7 @@ impl From<store::Error> for Error {
             store::Error::NewerGeneration | store::Error::TooManyMeters => Self::Overloaded,
             store::Error::Inconsistent(_) | store::Error::Other(_) => Self::Internal,
         };
-        logged(problem, &error)
+        caused(problem, &error)
     }
 }
 
@@ -318,12 +351,12 @@ impl From<metering::Error> for Error {
             metering::Error::Counters(error) => error.into(),
             metering::Error::Store(error) => error.into(),
             metering::Error::Policies(error) => error.into(),
-            metering::Error::OutcomeUnknown(_) => logged(Self::OutcomeUnknown, &error),
+            metering::Error::OutcomeUnknown(_) => caused(Self::OutcomeUnknown, &error),
             metering::Error::KeyReused => Self::IdempotencyKeyReused,
             metering::Error::Overflow(meter) => Self::CounterOverflow(meter.to_string()),
             metering::Error::TimestampOutOfRange(_) => Self::TimestampOutOfRange(error.to_string()),
             metering::Error::TooManyMeters(meter) => Self::TooManyMeters(meter.to_string()),
-            metering::Error::Contended => logged(Self::Overloaded, &error),
+            metering::Error::Contended => caused(Self::Overloaded, &error),
         }
     }
 }
@@ -360,7 +393,7 @@ impl From<access::Error> for Error {
         match error {
             // Whatever the reason: a key that cannot be looked up is not a wrong one.
             access::Error::Counters(_) | access::Error::Store(_) => {
-                logged(Self::DatabaseUnavailable, &error)
+                caused(Self::DatabaseUnavailable, &error)
             }
         }
     }

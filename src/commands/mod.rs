@@ -1,6 +1,7 @@
 //! What the executable can do: serve, here or with servers elsewhere, and commands that do one thing
 //! and end.
 
+mod healthcheck;
 pub mod keys;
 
 use anyhow::{Context as _, Result};
@@ -9,7 +10,7 @@ use tokio::net::TcpListener;
 
 use crate::app::{App, shutdown_signal};
 use crate::clock::Clock;
-use crate::config::{DatabaseSettings, ServerSettings, Settings};
+use crate::config::{DatabaseSettings, ListenSettings, ServerSettings, Settings};
 use crate::store::Store;
 use crate::{dev, telemetry};
 
@@ -42,6 +43,11 @@ pub enum Command {
         #[command(flatten)]
         database: DatabaseSettings,
     },
+    /// Ask the service on this machine whether it is ready; ends with 1 if it is not
+    Healthcheck {
+        #[command(flatten)]
+        listen: ListenSettings,
+    },
     /// Make, list and revoke API keys, without the service
     Keys(keys::Options),
 }
@@ -66,6 +72,7 @@ pub async fn run(command: Command) -> Result<()> {
             let listener = TcpListener::bind(address)
                 .await
                 .with_context(|| format!("cannot listen on {address}"))?;
+            let address = listener.local_addr()?;
             let app = App::build(config, servers, Clock::System).await?;
             tracing::info!("listening on http://{address}");
             app.serve(listener, stop).await
@@ -76,6 +83,7 @@ pub async fn run(command: Command) -> Result<()> {
             dev::run(options, config).await
         }
         Command::Migrate { database } => Ok(Store::new(&database.check()?, 1)?.migrate().await?),
+        Command::Healthcheck { listen } => healthcheck::run(listen.check()?).await,
         Command::Keys(options) => keys::run(options, Clock::System).await,
     }
 }

@@ -22,6 +22,7 @@ use super::keys::Shard;
 use super::link::Link;
 use super::scripts::{self, Sending};
 use super::{Inner, Operation, Outcome};
+use crate::metrics::Script;
 
 /// How many batches may be in flight: one that Redis executes, one on its way.
 const LANES: usize = 2;
@@ -148,6 +149,8 @@ impl Lane {
         }
         let operations = Operations(&calls);
         let batch = Batch::new(&self.inner.keys, operations.iter());
+        let charges = operations.iter().map(|it| it.charges.len()).sum();
+        link.metrics.count_called(calls.len(), charges);
         let answer = self.send_until_answered(&link, &batch).await;
         let outcomes = answer.and_then(|answer| {
             batch::outcomes(operations.iter(), &answer)
@@ -245,10 +248,13 @@ impl Lane {
             clock.now(),
             settings.record_lifetime_ms,
         );
-        timeout(ANSWER_TIMEOUT, sent).await.unwrap_or_else(|_| {
+        let begun = Instant::now();
+        let answer = timeout(ANSWER_TIMEOUT, sent).await.unwrap_or_else(|_| {
             link.give_up();
             Err(Error::Unknown("the answer is late".to_owned()))
-        })
+        });
+        link.metrics.script_answered(Script::Count, begun.elapsed());
+        answer
     }
 }
 

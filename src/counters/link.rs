@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis::aio::MultiplexedConnection;
 use redis::{
@@ -18,6 +18,7 @@ use tokio::sync::mpsc::unbounded_channel;
 
 use super::error::Error;
 use super::keys::{Keys, LAYOUT, SHARDS, Shard};
+use crate::metrics::{Metrics, Script};
 
 /// How long a reply may take before the connection counts as broken.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -35,11 +36,16 @@ pub struct Link {
     generations: [AtomicU64; SHARDS as usize],
     /// Set once; whoever finds it set makes a new link.
     broken: Arc<AtomicBool>,
+    pub(super) metrics: Metrics,
 }
 
 impl Link {
     /// Connects, and refuses a server to which counts cannot be trusted.
-    pub(super) async fn open(client: &Client, keys: &Keys) -> Result<Self, Error> {
+    pub(super) async fn open(
+        client: &Client,
+        keys: &Keys,
+        metrics: &Metrics,
+    ) -> Result<Self, Error> {
         let broken = Arc::new(AtomicBool::new(false));
         let (sender, mut pushes) = unbounded_channel::<PushInfo>();
         let config = AsyncConnectionConfig::new()
@@ -69,6 +75,7 @@ impl Link {
             run_id: String::new(),
             generations: [const { AtomicU64::new(0) }; SHARDS as usize],
             broken,
+            metrics: metrics.clone(),
         };
         link.run_id = link.examine(keys).await?;
         Ok(link)
@@ -92,9 +99,12 @@ impl Link {
 
     pub(super) async fn invoke<T: FromRedisValue>(
         &self,
+        name: Script,
         script: &ScriptInvocation<'_>,
     ) -> Result<T, Error> {
+        let begun = Instant::now();
         let reply = script.invoke_async(&mut self.connection.clone()).await;
+        self.metrics.script_answered(name, begun.elapsed());
         self.noting(reply)
     }
 

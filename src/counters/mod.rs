@@ -30,6 +30,7 @@ use crate::domain::counter::{CounterId, Hour, Snapshot, Stamp};
 use crate::domain::decision::{self, Demand};
 use crate::domain::ids::{ApiKeyId, IdempotencyKey, MeterId, OrganizationId};
 use crate::domain::quantity::Count;
+use crate::metrics::Metrics;
 use keys::Keys;
 use lanes::Lanes;
 
@@ -56,6 +57,7 @@ struct Inner {
     keys: Keys,
     settings: Settings,
     clock: Clock,
+    metrics: Metrics,
     /// The link in use; replaced, never repaired.
     current: RwLock<Option<Arc<Link>>>,
     /// Held while a new link is made, so that an outage is met by one attempt at a time.
@@ -195,7 +197,7 @@ pub struct Unnumbered {
 
 impl Counters {
     /// A handle that connects at its first use.
-    pub fn new(settings: Settings, clock: Clock) -> Result<Self, Error> {
+    pub fn new(settings: Settings, clock: Clock, metrics: Metrics) -> Result<Self, Error> {
         let info = settings
             .url
             .as_str()
@@ -214,6 +216,7 @@ impl Counters {
             keys,
             settings,
             clock,
+            metrics,
             current: RwLock::new(None),
             connecting: tokio::sync::Mutex::new(()),
         });
@@ -533,7 +536,7 @@ impl Inner {
         if let Some(link) = self.healthy() {
             return Ok(link);
         }
-        let link = Arc::new(Link::open(&self.client, &self.keys).await?);
+        let link = Arc::new(Link::open(&self.client, &self.keys, &self.metrics).await?);
         let all: Vec<Shard> = Shard::all().collect();
         self.identify(&link, &all).await?;
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&link));

@@ -2,6 +2,7 @@
 //! argument position; the scripts' own comments say what each does and keeps true.
 
 use std::sync::LazyLock;
+use std::time::Instant;
 
 use chrono::{DateTime, Utc};
 use redis::Script;
@@ -14,6 +15,7 @@ use super::link::Link;
 use super::{KeyChanges, Settlement, Unnumbered};
 use crate::domain::counter::{CounterId, Snapshot, Stamp};
 use crate::domain::ids::{METERS_MAX, MeterId, OrganizationId};
+use crate::metrics::{self, Opened};
 
 macro_rules! source {
     ($file:literal) => {
@@ -128,7 +130,11 @@ pub(super) async fn open(
         .arg(margin_ms)
         .arg(optional_ms(expiry))
         .arg(METERS_MAX);
-    Opening::parse(&link.invoke::<String>(&call).await?)
+    let word: String = link.invoke(metrics::Script::Open, &call).await?;
+    if word == "opened" {
+        link.metrics.counter_opened(Opened::AtZero);
+    }
+    Opening::parse(&word)
 }
 
 /// Calls `restore.lua`: writes what Postgres holds. `held` is the old content that was stored first.
@@ -168,7 +174,11 @@ pub(super) async fn restore(
             .arg(hour.denied)
             .arg(hour.refunded);
     }
-    Opening::parse(&link.invoke::<String>(&call).await?)
+    let word: String = link.invoke(metrics::Script::Restore, &call).await?;
+    if word == "restored" {
+        link.metrics.counter_opened(Opened::FromPostgres);
+    }
+    Opening::parse(&word)
 }
 
 /// Calls `settle.lua` for counters of one shard; returns how many are clean now.
@@ -212,7 +222,7 @@ pub(super) async fn settle(
             call.arg(hour.start.timestamp_millis());
         }
     }
-    link.invoke(&call).await
+    link.invoke(metrics::Script::Settle, &call).await
 }
 
 /// Calls `configure.lua`: makes a policy known to Redis and to the named running counters.
@@ -238,7 +248,7 @@ pub(super) async fn configure(
         call.key(keys.counter(counter))
             .arg(stamp.without_generation());
     }
-    let (known, meters): (u64, String) = link.invoke(&call).await?;
+    let (known, meters): (u64, String) = link.invoke(metrics::Script::Configure, &call).await?;
     Ok((known, parse_meters(&meters)))
 }
 
@@ -257,7 +267,7 @@ pub(super) async fn mirror(
     for (id, record) in &changes.records {
         call.arg(id.as_str()).arg(record);
     }
-    link.invoke(&call).await
+    link.invoke(metrics::Script::Mirror, &call).await
 }
 
 /// Calls `generation.lua` for several shards at once, with a number drawn for each where there is one.
@@ -290,7 +300,10 @@ pub(super) async fn identify(
             .arg(number.map_or("", |_| name.as_str()))
             .arg(number.map(|number| number.to_string()).unwrap_or_default());
     }
+    let begun = Instant::now();
     let replies: Vec<(String, String)> = link.run(&pipeline).await?;
+    link.metrics
+        .script_answered(metrics::Script::Generation, begun.elapsed());
     let mut unnumbered = Vec::new();
     for (Unnumbered { shard, .. }, (name, number)) in shards.iter().zip(replies) {
         link.set_generation(*shard, number.parse().ok());

@@ -45,6 +45,9 @@ impl Metering {
             }
             let (decided, again) = self.round(requests, pending).await;
             for (place, result) in decided {
+                if let Some(request) = requests.get(place) {
+                    self.note(request, &result);
+                }
                 if let Some(slot) = results.get_mut(place) {
                     *slot = Some(result);
                 }

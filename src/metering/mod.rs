@@ -28,6 +28,7 @@ use crate::domain::ids::{IdempotencyKey, MeterId, OrganizationId};
 use crate::domain::period::Period;
 use crate::domain::policy::{Policy, Rule};
 use crate::domain::quantity::Count;
+use crate::metrics::{self, Metrics};
 use crate::policies::{self, Policies, Resolved};
 use crate::store::{self, Store};
 use opening::Locks;
@@ -53,6 +54,7 @@ pub struct Metering {
     /// How long after its end a period takes late events.
     late: Duration,
     locks: Arc<Locks>,
+    metrics: Metrics,
 }
 
 /// One call's wish.
@@ -192,6 +194,7 @@ impl Metering {
         policies: Policies,
         clock: Clock,
         late: Duration,
+        metrics: Metrics,
     ) -> Self {
         Self {
             counters,
@@ -200,11 +203,18 @@ impl Metering {
             clock,
             late,
             locks: Arc::default(),
+            metrics,
         }
     }
 
     /// Decides a request, and counts if it is granted.
     pub async fn decide(&self, request: &Request) -> Result<Decided, Error> {
+        let decided = self.find_decision(request).await;
+        self.note(request, &decided);
+        decided
+    }
+
+    async fn find_decision(&self, request: &Request) -> Result<Decided, Error> {
         let mut course = Course::default();
         for _ in 0..ROUNDS_MAX {
             let link = self.counters.link().await?;
@@ -223,6 +233,25 @@ impl Metering {
             }
         }
         Err(Error::Contended)
+    }
+
+    fn note(&self, request: &Request, decided: &Result<Decided, Error>) {
+        let times = u64::from(request.times);
+        let (granted, otherwise) = match decided {
+            Ok(decided) if decided.replayed => (0, metrics::Outcome::Replayed),
+            Ok(decided) => (u64::from(decided.times_granted), metrics::Outcome::Denied),
+            Err(_) => (0, metrics::Outcome::Failed),
+        };
+        for (meter, _) in &request.demands {
+            for (outcome, calls) in [
+                (metrics::Outcome::Granted, granted),
+                (otherwise, times - granted),
+            ] {
+                if calls > 0 {
+                    self.metrics.decided(request.kind, outcome, meter, calls);
+                }
+            }
+        }
     }
 
     /// What to ask of the counters for a request, by what is known now; none if the shard had no number yet.
@@ -422,9 +451,10 @@ fn unheard_of(request: &Request, policy: &Policy, period: Period) -> Decided {
             given_back: 0,
         })
         .collect();
+    let granted = meters.iter().all(MeterUsage::fits);
     Decided {
-        granted: meters.iter().all(MeterUsage::fits),
-        times_granted: 0,
+        granted,
+        times_granted: u32::from(granted),
         replayed: false,
         meters,
     }
@@ -468,6 +498,7 @@ impl Metering {
         let unnumbered = self.counters.identify(link, &nameless).await?;
         if !unnumbered.is_empty() {
             let number = self.store.draw_generation().await?;
+            self.metrics.generation_drawn();
             self.counters.number(link, &unnumbered, number).await?;
         }
         Ok(())

@@ -21,6 +21,7 @@ use crate::counters::{self, Counters, KnownOrganization, Link};
 use crate::domain::counter::{CounterId, Stamp};
 use crate::domain::ids::OrganizationId;
 use crate::domain::policy::{Defaults, Policy};
+use crate::metrics::{self, Metrics, Worker};
 use crate::store::organizations::{self, Sources};
 use crate::store::{self, Store};
 
@@ -54,6 +55,7 @@ pub struct Policies {
     shared: Arc<Cache<Box<str>, Arc<Resolved>>>,
     /// The version of the newest defaults; a policy below it was resolved from older ones.
     floor: Arc<AtomicU64>,
+    metrics: Metrics,
 }
 
 #[derive(Debug, Clone)]
@@ -75,7 +77,13 @@ pub enum Error {
 
 impl Policies {
     /// A handle that has read nothing yet.
-    pub fn new(counters: Counters, store: Store, clock: Clock, defaults: Defaults) -> Self {
+    pub fn new(
+        counters: Counters,
+        store: Store,
+        clock: Clock,
+        defaults: Defaults,
+        metrics: Metrics,
+    ) -> Self {
         Self {
             counters,
             store,
@@ -84,6 +92,7 @@ impl Policies {
             cache: Arc::new(Cache::new(CACHE_SIZE)),
             shared: Arc::new(Cache::new(POLICIES_SIZE)),
             floor: Arc::default(),
+            metrics,
         }
     }
 
@@ -100,8 +109,10 @@ impl Policies {
             // A clock that was set back must not prolong anything.
             && (TimeDelta::zero()..CACHE_LIFETIME).contains(&age(&cached))
         {
+            self.metrics.cache_hit(metrics::Cache::Policies);
             return Ok(cached.policy);
         }
+        self.metrics.cache_missed(metrics::Cache::Policies);
         self.fresh(link, organization).await
     }
 
@@ -133,6 +144,7 @@ impl Policies {
         organization: &OrganizationId,
         than: u64,
     ) -> Result<Arc<Resolved>, Error> {
+        self.metrics.policy_refreshed();
         match self.known(link, organization).await? {
             Some(policy) if policy.version > than => Ok(self.keep(organization, policy)),
             _ => self.load(link, organization).await,
@@ -262,7 +274,11 @@ impl Policies {
             .await
             .is_some()
         {
-            match self.sweep_once().await {
+            match self
+                .metrics
+                .timed(Worker::PolicySweep, self.sweep_once())
+                .await
+            {
                 Err(error) if !failing => {
                     tracing::warn!(%error, "changes of policies cannot be looked for");
                     failing = true;

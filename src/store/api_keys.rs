@@ -56,6 +56,14 @@ pub struct PresentedKey {
     hash: SecretHash,
 }
 
+/// Whether a text holds what may be a key, or the beginning of one, and so must not be repeated.
+pub fn may_hold_key(text: &[u8]) -> bool {
+    text.windows(ID_LENGTH + 4).any(|part| match part {
+        [b't', b'm', b'_', id @ .., b'_'] => id.iter().all(u8::is_ascii_hexdigit),
+        _ => false,
+    })
+}
+
 /// What is not a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not an API key of the form tm_<id>_<secret>")]

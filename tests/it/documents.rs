@@ -1,9 +1,14 @@
 //! Documents that follow from the program: rendered anew, and compared with the files.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
+
+use tallyman::domain::decision::Operation;
+use tallyman::metrics::{Metrics, Outcome};
 
 #[test]
 fn the_tables_of_settings_are_those_of_help() {
@@ -36,6 +41,57 @@ fn the_example_of_an_environment_has_every_setting_with_its_default() {
         let _ = write!(text, "\n# {}\n#{variable}={default}\n", setting.meaning);
     }
     check(".env.example", &text);
+}
+
+/// Every metric, with what stands before and behind its values in the format of Prometheus.
+#[test]
+fn the_table_of_metrics_is_what_is_told() {
+    let metrics = Metrics::new("0.1.0", chrono::DateTime::UNIX_EPOCH);
+    // What has no samples before something happens.
+    metrics.answered("GET", "/readyz", Some(200), Duration::ZERO);
+    metrics.decided(
+        Operation::Check,
+        Outcome::Granted,
+        &"api".parse().unwrap(),
+        1,
+    );
+    let text = metrics.to_text().unwrap();
+
+    let mut table = "| metric | type | labels | meaning |\n|---|---|---|---|\n".to_owned();
+    let mut lines = text.lines().peekable();
+    while let Some(line) = lines.next() {
+        let Some((name, meaning)) = described(line, "HELP") else {
+            continue;
+        };
+        let (_, kind) = described(lines.next().unwrap(), "TYPE").unwrap();
+        let ending = match kind {
+            "counter" => "_total",
+            "info" => "_info",
+            _ => "",
+        };
+        let mut labels = BTreeSet::new();
+        while let Some(sample) = lines.next_if(|line| !line.starts_with('#')) {
+            assert!(sample.starts_with(&format!("{name}{ending}")), "{sample}");
+            let values = sample.split(['{', '}']).nth(1).unwrap_or_default();
+            let named = values.split(',').filter_map(|label| label.split_once('='));
+            labels.extend(named.map(|(label, _)| label).filter(|label| *label != "le"));
+        }
+        let labels: Vec<String> = labels.iter().map(|label| format!("`{label}`")).collect();
+        let (labels, meaning) = (labels.join(", "), meaning.trim_end_matches('.'));
+        let _ = writeln!(
+            table,
+            "| `{name}{ending}` | {kind} | {labels} | {meaning} |"
+        );
+    }
+    let name = "docs/metrics.md";
+    let text = fs::read_to_string(path(name)).unwrap();
+    check(name, &with_section(&text, "metrics", &table));
+}
+
+/// Takes `# HELP tallyman_generations Numbers that …` apart.
+fn described<'a>(line: &'a str, what: &str) -> Option<(&'a str, &'a str)> {
+    let rest = line.strip_prefix("# ")?.strip_prefix(what)?;
+    rest.trim_start().split_once(' ')
 }
 
 /// One setting, as `--help` tells it.
@@ -111,6 +167,7 @@ fn table(settings: &[Setting]) -> String {
     let mut text = "| variable | flag | default | meaning |\n|---|---|---|---|\n".to_owned();
     for setting in settings {
         let default = match &setting.default {
+            Some(default) if default.is_empty() => "none".to_owned(),
             Some(default) => format!("`{default}`"),
             None => "required".to_owned(),
         };
@@ -150,7 +207,7 @@ fn check(name: &str, expected: &str) {
         return;
     }
     panic!(
-        "{name} is not what --help says; update it by\n  TALLYMAN_UPDATE_DOCS=1 cargo test --test it documents\nIt should be:\n{expected}"
+        "{name} is not what the program says; update it by\n  TALLYMAN_UPDATE_DOCS=1 cargo test --test it documents\nIt should be:\n{expected}"
     );
 }
 

@@ -42,7 +42,7 @@ impl Bench {
             trust_restart: false,
             record_lifetime_ms: 3_600_000,
         };
-        let counters = Counters::new(settings, world.clock.clone()).unwrap();
+        let counters = Counters::new(settings, world.clock.clone(), world.metrics()).unwrap();
         let link = counters.link().await.unwrap();
         let all: Vec<Shard> = Shard::all().collect();
         let nameless = counters.identify(&link, &all).await.unwrap();

@@ -618,7 +618,8 @@ struct Slow {
 
 impl Slow {
     async fn of(world: &World) -> Self {
-        let counters = Counters::new(settings(world), world.clock.clone()).unwrap();
+        let counters =
+            Counters::new(settings(world), world.clock.clone(), world.metrics()).unwrap();
         Self {
             link: counters.link().await.unwrap(),
             counters,
@@ -734,8 +735,8 @@ fn settings(world: &World) -> Settings {
 #[tokio::test]
 async fn a_number_that_was_drawn_before_a_loss_does_not_number_what_came_after_it() {
     let world = World::new().await;
-    let [one, other] =
-        [0, 1].map(|_| Counters::new(settings(&world), world.clock.clone()).unwrap());
+    let [one, other] = [0, 1]
+        .map(|_| Counters::new(settings(&world), world.clock.clone(), world.metrics()).unwrap());
     let (link, other_link) = (one.link().await.unwrap(), other.link().await.unwrap());
     let shards: Vec<Shard> = Shard::all().take(2).collect();
     let named = one.identify(&link, &shards).await.unwrap();

@@ -7,6 +7,7 @@
 mod behind;
 mod forgetful;
 mod postgres;
+mod process;
 mod shortcuts;
 
 use std::collections::BTreeMap;
@@ -27,6 +28,7 @@ use tallyman::dev::servers::{RedisOptions, RedisServer};
 use tallyman::domain::period::{ResetMode, ResetPeriod};
 use tallyman::domain::policy::{Defaults, MeterLimit};
 use tallyman::domain::quantity::Count;
+use tallyman::metrics::Metrics;
 use tallyman::store::{Store, api_keys};
 use tallyman::{api, telemetry};
 use tempfile::TempDir;
@@ -34,6 +36,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub use forgetful::Forgetful;
+pub use process::Process;
 pub use shortcuts::key_of;
 
 /// When every world begins: in the middle of a month, and in the future, so that no expiry that
@@ -137,6 +140,11 @@ impl World {
             redis_url: self.redis_url.clone(),
             database_url: self.database_url.clone(),
         }
+    }
+
+    /// Metrics that nobody reads.
+    pub fn metrics(&self) -> Metrics {
+        Metrics::new("tests", self.clock.now())
     }
 
     /// A connection to the database, for looking behind the scenes.
@@ -360,6 +368,7 @@ fn usual_config() -> Config {
     };
     Config {
         listen: "127.0.0.1:0".parse().unwrap(),
+        metrics_listen: None,
         cors_origins: Origins::Only(Vec::new()),
         redis_prefix: "tm:".to_owned(),
         trust_redis_restart: false,

@@ -1,0 +1,163 @@
+//! What is said of every request: an id, a line in the log, and numbers.
+//!
+//! Never a path, a query, a body or a header as it came, because each may hold a secret; the route
+//! that matched, and the id of a key that was accepted.
+
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use axum::extract::{MatchedPath, Request, State as Shared};
+use axum::http::{HeaderName, HeaderValue, Method};
+use axum::middleware::Next;
+use axum::response::Response;
+use tracing::Instrument as _;
+use uuid::Uuid;
+
+use super::extract::REQUEST_ID;
+use super::problem::Reason;
+use crate::domain::ids::ApiKeyId;
+use crate::metrics::Metrics;
+use crate::state::State;
+use crate::store::api_keys;
+
+/// Where lines and spans of requests are filtered by.
+const TARGET: &str = "tallyman::request";
+
+/// What the log calls a path that no route matches.
+const NO_ROUTE: &str = "none";
+
+/// Who calls, once that is known; shared with the extractors by way of the request's extensions.
+#[derive(Debug, Clone, Default)]
+pub(super) struct CallerSlot(Arc<OnceLock<ApiKeyId>>);
+
+impl CallerSlot {
+    /// Notes the key that was accepted.
+    pub(super) fn fill(&self, id: &ApiKeyId) {
+        // Several extractors may ask for the caller; they find the same one.
+        let _ = self.0.set(id.clone());
+    }
+}
+
+/// Names a request, and tells of it when it is answered or its caller has gone away.
+pub(super) async fn observe(
+    Shared(state): Shared<State>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    const NAME: HeaderName = HeaderName::from_static(REQUEST_ID);
+    let id = request_id(request.headers().get(NAME));
+    request.headers_mut().insert(NAME, id.clone());
+    let caller = CallerSlot::default();
+    request.extensions_mut().insert(caller.clone());
+    let mut line = Line {
+        metrics: state.metrics.clone(),
+        begun: Instant::now(),
+        method: request.method().clone(),
+        route: request.extensions().get().cloned(),
+        id: id.clone(),
+        caller,
+        told: false,
+    };
+    let span = tracing::info_span!(target: TARGET, "request", request_id = line.id());
+    let mut response = next.run(request).instrument(span).await;
+    line.answered(&response);
+    response.headers_mut().insert(NAME, id);
+    response
+}
+
+/// The caller's id, if it may be repeated in headers and logs, or a new one.
+fn request_id(given: Option<&HeaderValue>) -> HeaderValue {
+    let fit = |id: &&HeaderValue| {
+        let id = id.as_bytes();
+        (1..=128).contains(&id.len())
+            && id.iter().all(u8::is_ascii_graphic)
+            && !api_keys::may_hold_key(id)
+    };
+    given.filter(fit).cloned().unwrap_or_else(|| {
+        HeaderValue::from_str(&Uuid::now_v7().to_string())
+            .unwrap_or(HeaderValue::from_static("none"))
+    })
+}
+
+/// What is known of a request; told once, at the latest when the request is dropped.
+struct Line {
+    metrics: Metrics,
+    begun: Instant,
+    method: Method,
+    route: Option<MatchedPath>,
+    id: HeaderValue,
+    caller: CallerSlot,
+    told: bool,
+}
+
+impl Line {
+    fn id(&self) -> &str {
+        self.id.to_str().unwrap_or_default()
+    }
+
+    fn route(&self) -> &str {
+        self.route.as_ref().map_or(NO_ROUTE, MatchedPath::as_str)
+    }
+
+    fn answered(&mut self, response: &Response) {
+        let status = response.status().as_u16();
+        let took = self.measure(Some(status));
+        let reason = response.extensions().get::<Reason>();
+        macro_rules! say {
+            ($level:ident) => {
+                tracing::$level!(
+                    target: TARGET,
+                    method = self.method.as_str(),
+                    route = self.route(),
+                    status,
+                    code = reason.map(|reason| reason.code),
+                    duration_ms = milliseconds(took),
+                    request_id = self.id(),
+                    key_id = self.key_id(),
+                    error = reason.and_then(|reason| reason.error.as_deref()),
+                    "answered"
+                )
+            };
+        }
+        match status {
+            500 => say!(error),
+            501.. => say!(warn),
+            _ => say!(info),
+        }
+    }
+
+    fn measure(&mut self, status: Option<u16>) -> Duration {
+        self.told = true;
+        let took = self.begun.elapsed();
+        let (method, route) = (self.method.as_str(), self.route());
+        self.metrics.answered(method, route, status, took);
+        took
+    }
+
+    fn key_id(&self) -> Option<&str> {
+        self.caller.0.get().map(ApiKeyId::as_str)
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        if self.told {
+            return;
+        }
+        let took = self.measure(None);
+        tracing::info!(
+            target: TARGET,
+            method = self.method.as_str(),
+            route = self.route(),
+            duration_ms = milliseconds(took),
+            request_id = self.id(),
+            key_id = self.key_id(),
+            "the caller went away"
+        );
+    }
+}
+
+/// With microseconds, and no digits beyond.
+fn milliseconds(took: Duration) -> f64 {
+    (took.as_secs_f64() * 1_000_000.0).round() / 1000.0
+}

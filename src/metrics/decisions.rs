@@ -1,0 +1,66 @@
+//! Decisions, by meter, operation and outcome.
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::registry::Registry;
+
+use super::OTHER;
+use super::families::{Members, Slots};
+use super::labels::{Label as _, Outcome};
+use crate::domain::decision::Operation;
+use crate::domain::ids::MeterId;
+
+/// How many meters are told apart; callers name them.
+const METERS_MAX: usize = 50;
+
+#[derive(Debug)]
+pub(super) struct Decisions {
+    counts: Members<3, Counter>,
+    /// A counter for each operation and outcome.
+    meters: Slots<MeterId, Box<[Counter]>>,
+}
+
+impl Decisions {
+    pub(super) fn register(registry: &mut Registry) -> Self {
+        let counts = Members::new_with_constructor(Counter::default as fn() -> Counter);
+        registry.register(
+            "decisions",
+            "Meters that calls named, by what became of the call",
+            counts.clone(),
+        );
+        Self {
+            counts,
+            meters: Slots::new(METERS_MAX),
+        }
+    }
+
+    pub(super) fn decided(
+        &self,
+        operation: Operation,
+        outcome: Outcome,
+        meter: &MeterId,
+        calls: u64,
+    ) {
+        let counters = self.meters.get(
+            |known| known == meter,
+            || meter.clone(),
+            |key| self.counters(key.map_or(OTHER, MeterId::as_str)),
+        );
+        counters[operation.index() * Outcome::ALL.len() + outcome.index()].inc_by(calls);
+    }
+
+    /// In the order of operations, and of outcomes within each.
+    fn counters(&self, meter: &str) -> Box<[Counter]> {
+        let mut counters = Vec::new();
+        for operation in Operation::ALL {
+            for outcome in Outcome::ALL {
+                let labels = [
+                    ("meter", meter.to_owned()),
+                    (Operation::NAME, operation.as_str().to_owned()),
+                    (Outcome::NAME, outcome.as_str().to_owned()),
+                ];
+                counters.push(self.counts.get_or_create_owned(&labels));
+            }
+        }
+        counters.into()
+    }
+}

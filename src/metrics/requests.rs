@@ -1,0 +1,96 @@
+//! Requests, by route, method and status.
+
+use std::time::Duration;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use super::families::{Labels, Members, Slots};
+use super::labels::{Label as _, Method};
+use super::{OTHER, latency};
+
+/// How many pairs of a route and a method are told apart.
+const ENDPOINTS_MAX: usize = 256;
+
+/// How many statuses of one endpoint are told apart.
+const STATUSES_MAX: usize = 32;
+
+#[derive(Debug)]
+pub(super) struct Requests {
+    counts: Members<3, Counter>,
+    durations: Members<2, Histogram>,
+    endpoints: Slots<(String, Method), Endpoint>,
+}
+
+/// What is counted of one route and method.
+#[derive(Debug)]
+struct Endpoint {
+    labels: Labels<2>,
+    duration: Histogram,
+    /// By status; none where the caller went away.
+    answers: Slots<Option<u16>, Counter>,
+}
+
+impl Requests {
+    pub(super) fn register(registry: &mut Registry) -> Self {
+        let counts = Members::new_with_constructor(Counter::default as fn() -> Counter);
+        registry.register(
+            "http_requests",
+            "Requests that were answered, or whose caller went away first",
+            counts.clone(),
+        );
+        let durations = Members::new_with_constructor(latency as fn() -> Histogram);
+        registry.register(
+            "http_request_duration_seconds",
+            "From a request's head to the head of its answer",
+            durations.clone(),
+        );
+        Self {
+            counts,
+            durations,
+            endpoints: Slots::new(ENDPOINTS_MAX),
+        }
+    }
+
+    pub(super) fn answered(&self, method: &str, route: &str, status: Option<u16>, took: Duration) {
+        let method = Method::parse(method);
+        let endpoint = self.endpoints.get(
+            |(known, its)| known == route && *its == method,
+            || (route.to_owned(), method),
+            |key| self.endpoint(key),
+        );
+        endpoint.duration.observe(took.as_secs_f64());
+        let answers = endpoint.answers.get(
+            |known| *known == status,
+            || status,
+            |key| self.answers(endpoint, key),
+        );
+        answers.inc();
+    }
+
+    fn endpoint(&self, key: Option<&(String, Method)>) -> Endpoint {
+        let (route, method) = match key {
+            Some((route, method)) => (route.as_str(), *method),
+            None => (OTHER, Method::Other),
+        };
+        let method = (Method::NAME, method.as_str().to_owned());
+        let labels = [method, ("route", route.to_owned())];
+        Endpoint {
+            duration: self.durations.get_or_create_owned(&labels),
+            answers: Slots::new(STATUSES_MAX),
+            labels,
+        }
+    }
+
+    fn answers(&self, endpoint: &Endpoint, key: Option<&Option<u16>>) -> Counter {
+        let status = match key {
+            Some(Some(status)) => status.to_string(),
+            Some(None) => "none".to_owned(),
+            None => OTHER.to_owned(),
+        };
+        let [method, route] = endpoint.labels.clone();
+        let labels = [method, route, ("status", status)];
+        self.counts.get_or_create_owned(&labels)
+    }
+}

@@ -1,0 +1,82 @@
+//! `tallyman healthcheck`, as Docker runs it: an exit code, and a line where it is not 0.
+
+use std::process::Output;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+use tokio::process::Command;
+
+use crate::support::{Process, World};
+
+/// Asks a service at this address; the exit code, and what was printed.
+async fn healthcheck(address: &str) -> (Option<i32>, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_tallyman"))
+        .arg("healthcheck")
+        .env_clear()
+        .env("TALLYMAN_LISTEN", address)
+        // It asks its own machine, whatever lies between that and others.
+        .env("http_proxy", "http://127.0.0.1:1")
+        .output();
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = output.await.unwrap();
+    assert_eq!(stdout, b"");
+    (status.code(), String::from_utf8(stderr).unwrap())
+}
+
+/// Answers one request with this.
+async fn answering(head: &'static str, body: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = vec![0; 4096];
+        let length = stream.read(&mut request).await.unwrap();
+        assert!(request[..length].starts_with(b"GET /readyz "));
+        let length = body.len();
+        let answer = format!(
+            "HTTP/1.1 {head}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"
+        );
+        stream.write_all(answer.as_bytes()).await.unwrap();
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_service_that_is_ready_or_degraded_is_healthy() {
+    let mut world = World::new().await;
+    let service = Process::serve(&world, world.servers(), &[]).await;
+    assert_eq!(
+        healthcheck(&service.address).await,
+        (Some(0), String::new())
+    );
+    world.kill_redis().await;
+    assert_eq!(service.http.get("/readyz").await.body["status"], "degraded");
+    assert_eq!(
+        healthcheck(&service.address).await,
+        (Some(0), String::new())
+    );
+    let port = service.address.rsplit(':').next().unwrap();
+    let everywhere = format!("0.0.0.0:{port}");
+    assert_eq!(healthcheck(&everywhere).await, (Some(0), String::new()));
+}
+
+#[tokio::test]
+async fn a_service_that_drains_or_does_not_run_is_not_healthy_and_a_line_says_why() {
+    let draining = answering(
+        "503 Service Unavailable",
+        r#"{"status":"draining","checks":{"redis":"ok","postgres":"ok"}}"#,
+    )
+    .await;
+    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent = nobody.local_addr().unwrap().to_string();
+    drop(nobody);
+    for (address, reason) in [(draining, "draining"), (silent, "nothing answers")] {
+        let (code, line) = healthcheck(&address).await;
+        assert_eq!(code, Some(1), "{line}");
+        assert_eq!(line.lines().count(), 1, "{line}");
+        assert!(line.contains(reason) && line.contains(&address), "{line}");
+    }
+}

@@ -1,0 +1,224 @@
+//! The log: one line a request, everything inside it under its id, and no secret ever.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+use tallyman::config::Servers;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use uuid::Uuid;
+
+use crate::support::{Process, World};
+
+/// Starts the program with a log of JSON, filtered so.
+async fn serve(world: &World, filter: &str) -> Process {
+    let variables = [("TALLYMAN_LOG", filter), ("TALLYMAN_LOG_FORMAT", "json")];
+    Process::serve(world, world.servers(), &variables).await
+}
+
+/// The lines of requests, each as JSON.
+fn requests(said: &[String]) -> Vec<Value> {
+    let lines = said.iter().map(|line| serde_json::from_str(line).unwrap());
+    lines
+        .filter(|line: &Value| line["target"] == "tallyman::request")
+        .collect()
+}
+
+/// The id of a key, which is no secret.
+fn id(key: &str) -> &str {
+    key.split('_').nth(1).unwrap()
+}
+
+#[tokio::test]
+async fn a_request_is_one_line_that_says_what_was_asked_by_whom_and_what_came_of_it() {
+    let world = World::new().await;
+    let service = serve(&world, "info").await;
+    let body = json!({"organizationId": "org_1"});
+    let named = [("x-request-id", "mine")];
+    let (post, path) = (Method::POST, "/v1/consume");
+    service.http.send(post, path, &named, Some(body)).await;
+    let amount = json!({"organizationId": "org_1", "amount": 0});
+    let bad = service.http.post(path, amount).await;
+    let nobody = service.http.with_key(None);
+    nobody.get("/v1/organizations/org_1?x=1").await;
+    nobody.get("/no/such/path").await;
+    let (code, said) = service.stop().await;
+    assert_eq!(code, Some(0));
+
+    let lines = requests(&said);
+    let expected = [
+        ("POST", "/v1/consume", 200, json!(null)),
+        ("POST", "/v1/consume", 400, json!("invalid_field")),
+        (
+            "GET",
+            "/v1/organizations/{id}",
+            401,
+            json!("unauthenticated"),
+        ),
+        ("GET", "none", 404, json!("not_found")),
+    ];
+    assert_eq!(lines.len(), expected.len(), "{lines:#?}");
+    for (line, (method, route, status, code)) in lines.iter().zip(expected) {
+        assert_eq!(line["level"], "INFO");
+        assert_eq!(line["message"], "answered");
+        assert_eq!(line["method"], method);
+        assert_eq!(line["route"], route);
+        assert_eq!(line["status"], status);
+        assert_eq!(line["code"], code);
+        assert!(line["duration_ms"].as_f64().unwrap() > 0.0, "{line}");
+    }
+    assert_eq!(lines[0]["request_id"], "mine");
+    assert_eq!(lines[0]["key_id"], id(&world.key));
+    assert_eq!(lines[1]["request_id"], bad.header("x-request-id"));
+    assert_eq!(lines[2]["key_id"], Value::Null);
+}
+
+#[tokio::test]
+async fn what_happens_inside_a_request_carries_its_id() {
+    let world = World::new().await;
+    let mut service = serve(&world, "info,tallyman=debug").await;
+    // The data set is younger than the period, so that the first count asks Postgres.
+    let body = json!({"organizationId": "org_1"});
+    let answer = service.http.post("/v1/track", body).await;
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    let line = service
+        .line(|line| line.contains("restored a counter"))
+        .await;
+    let line: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(line["span"]["request_id"], answer.header("x-request-id"));
+}
+
+#[tokio::test]
+async fn turned_down_the_log_has_failures_alone_and_their_causes() {
+    let mut world = World::new().await;
+    let service = serve(&world, "info,tallyman::request=warn").await;
+    let body = json!({"organizationId": "org_1"});
+    let counted = service.http.post("/v1/track", body.clone()).await;
+    assert_eq!(counted.status, 200, "{}", counted.text);
+    assert_eq!(service.http.get("/nowhere").await.status, 404);
+    world.kill_redis().await;
+    let mut failed = service.http.post("/v1/track", body.clone()).await;
+    // The connection may break only under the call.
+    if failed.status == 504 {
+        failed = service.http.post("/v1/track", body).await;
+    }
+    assert_eq!(failed.code(), "counter_store_unavailable");
+    let (_, said) = service.stop().await;
+
+    let lines = requests(&said);
+    let last = lines.last().unwrap();
+    assert_eq!(last["request_id"], failed.header("x-request-id"));
+    assert_eq!(last["code"], "counter_store_unavailable");
+    assert_eq!(last["key_id"], id(&world.key));
+    assert!(!last["error"].as_str().unwrap().is_empty(), "{last}");
+    for line in &lines {
+        assert_eq!(line["level"], "WARN", "{line}");
+        assert!(line["status"].as_u64().unwrap() > 500, "{line}");
+    }
+}
+
+#[tokio::test]
+async fn a_caller_that_goes_away_leaves_a_line() {
+    let world = World::new().await;
+    let mut service = serve(&world, "info").await;
+    let body = br#"{"organizationId":"org_1"}"#;
+    let head = format!(
+        "POST /v1/track HTTP/1.1\r\nhost: here\r\nauthorization: Bearer {}\r\nx-request-id: gone\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\nexpect: 100-continue\r\n\r\n",
+        world.key,
+        body.len()
+    );
+    let mut caller = TcpStream::connect(&service.address).await.unwrap();
+    caller.write_all(head.as_bytes()).await.unwrap();
+    // The request is under way when its body is asked for, and stays so without an answer of Redis.
+    let mut asked = [0; 12];
+    caller.read_exact(&mut asked).await.unwrap();
+    assert_eq!(&asked, b"HTTP/1.1 100");
+    let () = world.redis_command(&["CLIENT", "PAUSE", "600000"]).await;
+    caller.write_all(body).await.unwrap();
+    drop(caller);
+    let line = service.line(|line| line.contains("went away")).await;
+    let line: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(line["request_id"], "gone");
+    assert_eq!(line["route"], "/v1/track");
+    assert_eq!(line["status"], Value::Null);
+}
+
+#[tokio::test]
+async fn no_secret_is_logged_at_any_level() {
+    let world = World::new().await;
+    let (redis, postgres, hook) = ("redis_hunter2", "postgres_hunter2", "whsec_hunter2");
+    let () = world
+        .redis_command(&["CONFIG", "SET", "requirepass", redis])
+        .await;
+    let Servers {
+        redis_url,
+        database_url,
+    } = world.servers();
+    let servers = Servers {
+        redis_url: format!("{redis_url}&pass={redis}"),
+        database_url: format!("{database_url}&password={postgres}"),
+    };
+    let variables = [("TALLYMAN_LOG", "trace"), ("TALLYMAN_LOG_FORMAT", "json")];
+    let service = Process::serve(&world, servers, &variables).await;
+    let http = &service.http;
+
+    let wish = json!({"name": "made", "scopes": ["ingest", "read"]});
+    let made = http.post("/v1/api-keys", wish).await;
+    assert_eq!(made.status, 201, "{}", made.text);
+    let made = made.body["key"].as_str().unwrap().to_owned();
+    let wrong = format!("tm_{}_{}", id(&world.key), "5".repeat(64));
+    let unknown = format!("tm_{}_{}", "0".repeat(16), "6".repeat(64));
+    let body = || json!({"organizationId": "org_1"});
+    for (key, status) in [
+        (&made, 200),
+        (&world.key, 200),
+        (&wrong, 401),
+        (&unknown, 401),
+    ] {
+        let caller = http.with_key(Some(key));
+        for path in [
+            "/v1/consume".to_owned(),
+            format!("/{key}"),
+            format!("/v1/organizations?secret={key}"),
+        ] {
+            caller.post(&path, body()).await;
+        }
+        for id in [key.clone(), format!("a-{key}"), format!("{key}-z")] {
+            let headers = [("x-request-id", id.as_str())];
+            let answer = caller
+                .send(Method::POST, "/v1/track", &headers, Some(body()))
+                .await;
+            assert_eq!(answer.status, status, "{}", answer.text);
+            let given = answer.header("x-request-id");
+            assert!(Uuid::parse_str(given).is_ok(), "{given}");
+        }
+        let text = format!("{{\"organizationId\": \"org_1\", \"{key}\": ");
+        caller
+            .post_raw("/v1/consume", Some("application/json"), &text)
+            .await;
+        let named = json!({"organizationId": "org_1", key: key});
+        caller.post("/v1/consume", named).await;
+        caller.get(&format!("/v1/organizations/{key}")).await;
+    }
+    http.get(&format!("/v1/history?signature={hook}")).await;
+    let query = format!("/v1/consume?organizationId=org_1&secret={hook}");
+    http.send(Method::POST, &query, &[], None).await;
+    http.get("/metrics").await;
+    let path = format!("/v1/api-keys/{}", id(&made));
+    http.send(Method::DELETE, &path, &[], None).await;
+    let (code, said) = service.stop().await;
+    assert_eq!(code, Some(0));
+
+    assert!(said.iter().any(|line| line.contains(r#""level":"TRACE""#)));
+    assert!(requests(&said).len() > 30);
+    let secret = |key: &str| key.rsplit('_').next().unwrap().to_owned();
+    let secrets = [&world.key, &made, &wrong, &unknown].map(|key| secret(key));
+    for secret in secrets
+        .iter()
+        .map(String::as_str)
+        .chain([redis, postgres, hook])
+    {
+        let line = said.iter().find(|line| line.contains(secret));
+        assert_eq!(line, None, "{secret}");
+    }
+}

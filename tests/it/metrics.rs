@@ -1,0 +1,239 @@
+//! What the service measures of itself, as Prometheus reads it.
+
+use chrono::Duration;
+use serde_json::json;
+
+use crate::support::{Answer, Http, Instance, Process, World};
+
+async fn metrics(service: &Instance) -> Answer {
+    let answer = service.http.get("/metrics").await;
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    answer
+}
+
+/// One value, by the name and the labels that stand before it.
+fn value(answer: &Answer, sample: &str) -> f64 {
+    let line = answer.text.lines().find_map(|line| {
+        let rest = line.strip_prefix(sample)?;
+        rest.strip_prefix(' ')
+    });
+    let line = line.unwrap_or_else(|| panic!("no {sample} in\n{}", answer.text));
+    line.parse().unwrap()
+}
+
+fn decisions(answer: &Answer, meter: &str, operation: &str, outcome: &str) -> f64 {
+    let labels = format!(r#"meter="{meter}",operation="{operation}",outcome="{outcome}""#);
+    value(answer, &format!("tallyman_decisions_total{{{labels}}}"))
+}
+
+#[expect(clippy::float_cmp, reason = "counts are whole")]
+fn assert_value(answer: &Answer, sample: &str, expected: f64) {
+    assert_eq!(value(answer, sample), expected, "{sample}\n{}", answer.text);
+}
+
+#[tokio::test]
+#[expect(clippy::float_cmp, reason = "counts are whole")]
+async fn decisions_are_told_by_meter_operation_and_outcome() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let consume = |amount: u64| json!({"organizationId": "org_1", "amount": amount});
+    let http = &service.http;
+    for amount in [1, 2, 998, 0] {
+        http.post("/v1/consume", consume(amount)).await;
+    }
+    for amount in [5, 5, 6] {
+        http.post_once("/v1/track", "k", consume(amount)).await;
+    }
+    let meters = json!({"organizationId": "org_1", "meters": {"seats": 1, "tokens": 1}});
+    http.post("/v1/check", meters).await;
+
+    let told = metrics(&service).await;
+    assert_eq!(
+        told.header("content-type"),
+        "application/openmetrics-text; version=1.0.0; charset=utf-8"
+    );
+    for (meter, operation, outcome, expected) in [
+        ("api", "consume", "granted", 2.0),
+        ("api", "consume", "denied", 1.0),
+        ("api", "consume", "failed", 0.0),
+        ("api", "track", "granted", 1.0),
+        ("api", "track", "replayed", 1.0),
+        ("api", "track", "failed", 1.0),
+        ("seats", "check", "granted", 1.0),
+        ("tokens", "check", "granted", 1.0),
+    ] {
+        let counted = decisions(&told, meter, operation, outcome);
+        assert_eq!(counted, expected, "{meter} {operation} {outcome}");
+    }
+    assert!(!told.text.contains("org_1"), "{}", told.text);
+}
+
+#[tokio::test]
+#[expect(clippy::float_cmp, reason = "counts are whole")]
+async fn meters_are_told_apart_up_to_a_bound_because_callers_name_them() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    for number in 0..60 {
+        let (organization, meter) = (format!("org_{}", number / 30), format!("m{number}"));
+        service.count(&organization, &meter, 1).await;
+    }
+    service.count("org_0", "m0", 1).await;
+    let told = metrics(&service).await;
+    assert_eq!(decisions(&told, "m0", "track", "granted"), 2.0);
+    assert_eq!(decisions(&told, "m49", "track", "granted"), 1.0);
+    assert_eq!(decisions(&told, "other", "track", "granted"), 10.0);
+    assert!(!told.text.contains(r#"meter="m50""#));
+}
+
+#[tokio::test]
+async fn requests_are_told_by_route_method_and_status() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let http = &service.http;
+    for organization in ["org_1", "org_2"] {
+        http.get(&format!("/v1/organizations/{organization}/usage"))
+            .await;
+    }
+    let method = reqwest::Method::from_bytes(b"BREW").unwrap();
+    http.send(method, "/v1/track", &[], None).await;
+    for path in ["/a", "/b"] {
+        http.get(path).await;
+    }
+    let told = metrics(&service).await;
+    let route = r#"method="GET",route="/v1/organizations/{id}/usage""#;
+    for (sample, expected) in [
+        (
+            format!("tallyman_http_requests_total{{{route},status=\"404\"}}"),
+            2.0,
+        ),
+        (
+            format!("tallyman_http_request_duration_seconds_count{{{route}}}"),
+            2.0,
+        ),
+        (
+            r#"tallyman_http_requests_total{method="other",route="/v1/track",status="405"}"#
+                .to_owned(),
+            1.0,
+        ),
+        (
+            r#"tallyman_http_requests_total{method="GET",route="none",status="404"}"#.to_owned(),
+            2.0,
+        ),
+    ] {
+        assert_value(&told, &sample, expected);
+    }
+}
+
+#[tokio::test]
+async fn scripts_caches_openings_and_flushes_are_told() {
+    let mut world = World::new().await;
+    let service = world.instance().await;
+    let meters = json!({"organizationId": "org_1", "meters": {"api": 1, "tokens": 1}});
+    for _ in 0..3 {
+        let answer = service.http.post("/v1/track", meters.clone()).await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+    }
+    service.flush().await;
+    let told = metrics(&service).await;
+    for (sample, expected) in [
+        // Two calls found a counter missing.
+        ("tallyman_count_script_calls_sum", 5.0),
+        ("tallyman_count_script_calls_count", 5.0),
+        ("tallyman_count_script_charges_sum", 10.0),
+        // And one readied the lane.
+        (
+            r#"tallyman_script_duration_seconds_count{script="count"}"#,
+            6.0,
+        ),
+        (
+            r#"tallyman_script_duration_seconds_count{script="settle"}"#,
+            1.0,
+        ),
+        (
+            r#"tallyman_counters_opened_total{opened="from_postgres"}"#,
+            2.0,
+        ),
+        (r#"tallyman_counters_opened_total{opened="at_zero"}"#, 0.0),
+        ("tallyman_generations_total", 1.0),
+        ("tallyman_flush_rows_total", 2.0),
+        (r#"tallyman_cache_misses_total{cache="keys"}"#, 1.0),
+        (r#"tallyman_cache_hits_total{cache="keys"}"#, 3.0),
+        (r#"tallyman_build_info{version="0.1.0"}"#, 1.0),
+        ("process_start_time_seconds", 1_931_342_400.0),
+    ] {
+        assert_value(&told, sample, expected);
+    }
+    assert!(value(&told, r#"tallyman_cache_hits_total{cache="policies"}"#) > 0.0);
+    assert!(value(&told, r#"tallyman_cache_misses_total{cache="policies"}"#) > 0.0);
+
+    world.move_to("2031-04-01T00:00:00Z");
+    service.count("org_1", "api", 1).await;
+    world.kill_redis().await;
+    world.start_redis().await;
+    assert_eq!(service.http.get("/readyz").await.status, 200);
+    service.count("org_1", "api", 1).await;
+    let told = metrics(&service).await;
+    assert_value(
+        &told,
+        r#"tallyman_counters_opened_total{opened="at_zero"}"#,
+        1.0,
+    );
+    assert_value(&told, "tallyman_generations_total", 2.0);
+}
+
+#[tokio::test]
+async fn the_lag_of_storing_is_told_while_postgres_is_away() {
+    let world = World::new().await;
+    let (servers, cable) = world.cuttable_postgres();
+    let service = world.instance_with(servers).await;
+    // So that the key is known without Postgres.
+    service.app.state.access.sweep_once().await.unwrap();
+    service.track("org_1", 1).await;
+    let postgres = world.postgres().await;
+    cable.cut(&postgres).await;
+    world.clock.advance(Duration::seconds(40));
+    let flusher = &service.app.flusher;
+    assert!(flusher.flush_once().await.is_err());
+    assert_value(&metrics(&service).await, "tallyman_flush_lag_seconds", 40.0);
+
+    cable.mend();
+    service.flush().await;
+    flusher.flush_once().await.unwrap();
+    assert_value(&metrics(&service).await, "tallyman_flush_lag_seconds", 0.0);
+}
+
+#[tokio::test]
+async fn metrics_are_for_keys_that_read_about_everybody() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let bound = json!({"name": "bound", "scopes": ["read"], "organizationId": "org_1"});
+    let bound = service.http.post("/v1/api-keys", bound).await;
+    let (ingest, read) = (
+        world.key_with(&["ingest"]).await,
+        world.key_with(&["read"]).await,
+    );
+    for (key, status) in [
+        (None, 401),
+        (Some(ingest.as_str()), 403),
+        (bound.body["key"].as_str(), 403),
+        (Some(read.as_str()), 200),
+    ] {
+        let answer = service.http.with_key(key).get("/metrics").await;
+        assert_eq!(answer.status, status, "{}", answer.text);
+    }
+}
+
+#[tokio::test]
+async fn an_address_of_their_own_tells_metrics_to_anybody_and_nothing_else() {
+    let world = World::new().await;
+    let variables = [("TALLYMAN_METRICS_LISTEN", "127.0.0.1:0")];
+    let mut service = Process::serve(&world, world.servers(), &variables).await;
+    let address = service.url_after("metrics are at ").await;
+    let apart = Http::new(format!("http://{address}"), "").with_key(None);
+    let told = apart.get("/metrics").await;
+    assert_eq!(told.status, 200);
+    assert!(told.text.ends_with("# EOF\n"), "{}", told.text);
+    assert_eq!(apart.get("/healthz").await.status, 404);
+    assert_eq!(service.http.get("/metrics").await.status, 404);
+    assert_eq!(service.stop().await.0, Some(0));
+}
