@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, DurationRound as _, TimeDelta, Utc};
-use moka::sync::Cache;
+use quick_cache::sync::Cache;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
@@ -25,7 +25,7 @@ use crate::store::{self, Store};
 const CACHE_LIFETIME: TimeDelta = TimeDelta::seconds(2);
 
 /// How many keys are kept at hand.
-const CACHE_SIZE: u64 = 10_000;
+const CACHE_SIZE: usize = 10_000;
 
 /// Between two looks for changes that the mirror does not have.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
@@ -42,7 +42,7 @@ pub struct Access {
     counters: Counters,
     store: Store,
     clock: Clock,
-    cache: Cache<ApiKeyId, Arc<Known>>,
+    cache: Arc<Cache<ApiKeyId, Arc<Known>>>,
     /// The minute in which keys were last used, as far as Postgres has not been told.
     uses: Arc<Mutex<BTreeMap<ApiKeyId, DateTime<Utc>>>>,
     metrics: Metrics,
@@ -85,7 +85,7 @@ impl Access {
             counters,
             store,
             clock,
-            cache: Cache::new(CACHE_SIZE),
+            cache: Arc::new(Cache::new(CACHE_SIZE)),
             uses: Arc::default(),
             metrics,
         }
@@ -117,7 +117,7 @@ impl Access {
 
     /// Drops what is cached of one key.
     pub fn forget(&self, id: &ApiKeyId) {
-        self.cache.invalidate(id);
+        self.cache.remove(id);
     }
 
     /// Brings the mirror up to date with Postgres; returns how many records it has written.

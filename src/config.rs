@@ -108,6 +108,15 @@ pub struct Settings {
     )]
     pub shutdown_seconds: String,
 
+    /// Threads that answer requests; auto is half as many as there are cores
+    #[arg(
+        long,
+        env = "TALLYMAN_WORKERS",
+        value_name = "N|auto",
+        default_value = "auto"
+    )]
+    pub workers: String,
+
     /// Plan of an organization that has none
     #[arg(
         long,
@@ -260,6 +269,8 @@ pub struct Config {
     pub late: Duration,
     /// How long a stop may take.
     pub shutdown: Duration,
+    /// Threads that answer requests.
+    pub workers: usize,
     /// What applies where nobody says otherwise.
     pub defaults: Defaults,
     /// How to log.
@@ -377,6 +388,13 @@ impl Settings {
         let idempotency = problems.number("idempotency-hours", &self.idempotency_hours, 1, 24 * 31);
         let late = problems.number("late-hours", &self.late_hours, 0, 24 * 31);
         let shutdown = problems.number("shutdown-seconds", &self.shutdown_seconds, 1, 3600);
+        let workers = match self.workers.as_str() {
+            // Waking another core costs more than it brings until there is work for all, and Redis needs one too.
+            "auto" => Some(std::thread::available_parallelism().map_or(1, |it| it.get().div_ceil(2))),
+            number => problems
+                .number("workers", number, 1, 1024)
+                .and_then(|number| usize::try_from(number).ok()),
+        };
         let log_json = problems.chosen(
             "log-format",
             &self.log_format,
@@ -404,6 +422,7 @@ impl Settings {
             idempotency: Duration::from_secs(idempotency?.checked_mul(3600)?),
             late: Duration::from_secs(late?.checked_mul(3600)?),
             shutdown: Duration::from_secs(shutdown?),
+            workers: workers?,
             defaults: defaults?,
             log: LogConfig {
                 filter: self.log.clone(),

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use mimalloc::MiMalloc;
 use tallyman::commands::{self, Command};
 
 /// Counts what organizations use and stops them where their plan ends.
@@ -13,9 +14,12 @@ struct Arguments {
     command: Command,
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    match commands::run(Arguments::parse().command).await {
+/// Requests allocate much that lives for microseconds.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
+
+fn main() -> ExitCode {
+    match commands::run(Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         // One line, causes included; a backtrace helps nobody who only mistyped a setting.
         Err(error) => {

@@ -7,10 +7,13 @@ pub mod keys;
 use anyhow::{Context as _, Result};
 use clap::Subcommand;
 use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Runtime};
 
 use crate::app::{App, shutdown_signal};
 use crate::clock::Clock;
-use crate::config::{DatabaseSettings, ListenSettings, ServerSettings, Settings};
+use crate::config::{
+    Config, DatabaseSettings, ListenSettings, ServerSettings, Servers, Settings,
+};
 use crate::store::Store;
 use crate::{dev, telemetry};
 
@@ -53,7 +56,7 @@ pub enum Command {
 }
 
 /// Does it.
-pub async fn run(command: Command) -> Result<()> {
+pub fn run(command: Command) -> Result<()> {
     // Redis brings no TLS provider of its own. An error means that there is one already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     match command {
@@ -63,27 +66,44 @@ pub async fn run(command: Command) -> Result<()> {
             migrate,
         } => {
             let (config, servers) = settings.check_with(&servers)?;
-            telemetry::start(&config.log);
-            let stop = shutdown_signal();
-            if migrate {
-                Store::new(&servers.database_url, 1)?.migrate().await?;
-            }
-            let address = config.listen;
-            let listener = TcpListener::bind(address)
-                .await
-                .with_context(|| format!("cannot listen on {address}"))?;
-            let address = listener.local_addr()?;
-            let app = App::build(config, servers, Clock::System).await?;
-            tracing::info!("listening on http://{address}");
-            app.serve(listener, stop).await
+            runtime(config.workers)?.block_on(serve(config, servers, migrate))
         }
         Command::Dev { options, settings } => {
             let config = settings.check()?;
             telemetry::start(&config.log);
-            dev::run(options, config).await
+            runtime(config.workers)?.block_on(dev::run(options, config))
         }
-        Command::Migrate { database } => Ok(Store::new(&database.check()?, 1)?.migrate().await?),
-        Command::Healthcheck { listen } => healthcheck::run(listen.check()?).await,
-        Command::Keys(options) => keys::run(options, Clock::System).await,
+        Command::Migrate { database } => {
+            let url = database.check()?;
+            runtime(1)?.block_on(async { Ok(Store::new(&url, 1)?.migrate().await?) })
+        }
+        Command::Healthcheck { listen } => {
+            runtime(1)?.block_on(healthcheck::run(listen.check()?))
+        }
+        Command::Keys(options) => runtime(1)?.block_on(keys::run(options, Clock::System)),
     }
+}
+
+fn runtime(workers: usize) -> Result<Runtime> {
+    Builder::new_multi_thread()
+        .worker_threads(workers)
+        .enable_all()
+        .build()
+        .context("threads cannot be started")
+}
+
+async fn serve(config: Config, servers: Servers, migrate: bool) -> Result<()> {
+    telemetry::start(&config.log);
+    let stop = shutdown_signal();
+    if migrate {
+        Store::new(&servers.database_url, 1)?.migrate().await?;
+    }
+    let address = config.listen;
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address}"))?;
+    let address = listener.local_addr()?;
+    let app = App::build(config, servers, Clock::System).await?;
+    tracing::info!("listening on http://{address}");
+    app.serve(listener, stop).await
 }

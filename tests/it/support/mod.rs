@@ -377,6 +377,7 @@ fn usual_config() -> Config {
         idempotency: Duration::from_hours(24),
         late: Duration::from_hours(48),
         shutdown: Duration::from_secs(20),
+        workers: 1,
         defaults: Defaults {
             plan_id: "free".parse().unwrap(),
             limits: BTreeMap::from([("api".parse().unwrap(), limit)]),
