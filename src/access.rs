@@ -33,7 +33,7 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 const SWEEP_BATCH: u32 = 1000;
 
 /// Between two notes in Postgres of which keys were used.
-const USES_INTERVAL: Duration = Duration::from_secs(60);
+const USES_INTERVAL: Duration = Duration::from_mins(1);
 
 /// The handle on keys; clones share the cache.
 #[derive(Debug, Clone)]

@@ -13,7 +13,7 @@ use super::extract::REQUEST_ID;
 use crate::config::Origins;
 
 /// How long a browser may remember that it may call.
-const MEMORY: Duration = Duration::from_secs(3600);
+const MEMORY: Duration = Duration::from_hours(1);
 
 /// The layer that answers browsers; none where nobody's pages may call.
 pub(super) fn layer(origins: &Origins) -> Option<CorsLayer> {

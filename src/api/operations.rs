@@ -7,6 +7,7 @@ use axum::Json;
 use axum::extract::State as Shared;
 use axum::http::StatusCode;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::state::State;
 
@@ -14,24 +15,48 @@ use crate::state::State;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Whether the service takes requests, and what it depends on.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(example = json!({"status": "ready", "checks": {"redis": "ok", "postgres": "ok"}}))]
 pub(super) struct Readiness {
+    /// `degraded` while a server is away, `draining` while the service stops.
+    #[schema(pattern = "^(ready|degraded|draining)$")]
     status: &'static str,
     checks: Checks,
 }
 
-#[derive(Debug, Serialize)]
+/// Each server, `ok` or `away`.
+#[derive(Debug, Serialize, ToSchema)]
 struct Checks {
+    #[schema(pattern = "^(ok|away)$")]
     redis: &'static str,
+    #[schema(pattern = "^(ok|away)$")]
     postgres: &'static str,
 }
 
-/// The process lives.
+/// The process lives
+#[utoipa::path(
+    get,
+    path = "/healthz",
+    tag = "Operations",
+    responses((status = 200, description = "It does.", body = String, example = "ok\n"))
+)]
 pub(super) async fn healthz() -> &'static str {
     "ok\n"
 }
 
-/// The process takes requests: also, degraded, while Redis or Postgres is away; not while it drains.
+/// The process takes requests
+///
+/// It does so also, degraded, while Redis or Postgres is away; but not while it drains.
+#[utoipa::path(
+    get,
+    path = "/readyz",
+    tag = "Operations",
+    responses(
+        (status = 200, description = "It does.", body = Readiness),
+        (status = 503, description = "The service stops.", body = Readiness,
+            example = json!({"status": "draining", "checks": {"redis": "ok", "postgres": "ok"}})),
+    )
+)]
 pub(super) async fn readyz(Shared(state): Shared<State>) -> (StatusCode, Json<Readiness>) {
     let redis = tokio::time::timeout(PATIENCE, state.counters.ping());
     let postgres = tokio::time::timeout(PATIENCE, state.store.ping());

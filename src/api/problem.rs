@@ -3,9 +3,10 @@
 use std::borrow::Cow;
 
 use axum::Json;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::counting::UsageResult;
 use crate::domain::ids::METERS_MAX;
@@ -62,23 +63,36 @@ pub(super) enum Error {
     Internal,
 }
 
-/// The body of a problem.
-#[derive(Debug, Serialize)]
-struct Problem {
+/// The media type of every problem.
+pub(super) const MEDIA_TYPE: &str = "application/problem+json";
+
+/// What was wrong (RFC 9457).
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Problem {
+    /// `urn:tallyman:problem:` and the code.
     #[serde(rename = "type")]
     kind: String,
-    title: &'static str,
+    /// The code in words.
+    pub(super) title: &'static str,
+    /// The status of the response.
     status: u16,
+    /// What is to be said of this occurrence, for people.
     detail: String,
-    code: &'static str,
+    /// The kind of problem; stable, for programs.
+    pub(super) code: &'static str,
+    /// The field at fault, where it is one.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<FieldError>,
+    /// Of what the limit refused; see [`Error::LimitExceeded`].
     #[serde(flatten)]
+    #[schema(ignore)]
     usage: Option<Box<UsageResult>>,
 }
 
-#[derive(Debug, Serialize)]
-struct FieldError {
+/// A field, and what is wrong with it.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct FieldError {
+    /// A JSON pointer into the body, or `/` and the name of a query parameter.
     pointer: String,
     detail: String,
 }
@@ -223,8 +237,9 @@ impl Error {
     }
 }
 
-impl IntoResponse for Error {
-    fn into_response(self) -> Response {
+impl Error {
+    /// The response that it is.
+    pub(super) fn parts(self) -> (StatusCode, HeaderMap, Problem) {
         let (status, code, title) = self.class();
         let detail = self.detail().into_owned();
         let retry_after = self.retry_after_seconds();
@@ -245,19 +260,22 @@ impl IntoResponse for Error {
             errors,
             usage,
         };
-        let mut response = (status, Json(problem)).into_response();
-        let headers = response.headers_mut();
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("application/problem+json"),
-        );
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
         if let Some(seconds) = retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         if unauthenticated {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
-        response
+        (status, headers, problem)
+    }
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let (status, headers, problem) = self.parts();
+        (status, headers, Json(problem)).into_response()
     }
 }
 

@@ -11,7 +11,7 @@ use crate::app::{App, shutdown_signal};
 use crate::clock::Clock;
 use crate::config::{DatabaseSettings, ServerSettings, Settings};
 use crate::store::Store;
-use crate::{dev, telemetry};
+use crate::{api, dev, telemetry};
 
 /// What the executable can do.
 #[derive(Debug, Subcommand)]
@@ -42,6 +42,8 @@ pub enum Command {
         #[command(flatten)]
         database: DatabaseSettings,
     },
+    /// Print the OpenAPI document
+    Openapi,
     /// Make, list and revoke API keys, without the service
     Keys(keys::Options),
 }
@@ -76,6 +78,13 @@ pub async fn run(command: Command) -> Result<()> {
             dev::run(options, config).await
         }
         Command::Migrate { database } => Ok(Store::new(&database.check()?, 1)?.migrate().await?),
+        Command::Openapi => print_openapi(),
         Command::Keys(options) => keys::run(options, Clock::System).await,
     }
+}
+
+#[expect(clippy::print_stdout, reason = "the document is what was asked for")]
+fn print_openapi() -> Result<()> {
+    println!("{}", api::openapi().to_pretty_json()?);
+    Ok(())
 }

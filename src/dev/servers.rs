@@ -43,7 +43,7 @@ const DOWNLOADED: &str = ".tallyman/servers";
 
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 const PREDECESSOR_TIME_MAX: Duration = Duration::from_secs(30);
-const START_TIME_MAX: Duration = Duration::from_secs(60);
+const START_TIME_MAX: Duration = Duration::from_mins(1);
 const STOP_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// What fits into the address of a unix socket on every system that we know: 108 bytes on Linux,

@@ -304,7 +304,7 @@ async fn a_settlement_that_comes_after_a_newer_one_changes_nothing() {
 #[tokio::test]
 async fn instances_share_the_shards_by_leases() {
     let world = World::with(|config| {
-        config.flush_interval = std::time::Duration::from_secs(3600);
+        config.flush_interval = std::time::Duration::from_hours(1);
     })
     .await;
     let services = [world.instance().await, world.instance().await];
@@ -333,7 +333,7 @@ async fn instances_share_the_shards_by_leases() {
 #[tokio::test]
 async fn a_service_that_stops_stores_every_count_a_last_time() {
     let world = World::with(|config| {
-        config.flush_interval = std::time::Duration::from_secs(3600);
+        config.flush_interval = std::time::Duration::from_hours(1);
     })
     .await;
     let app = App::build(world.config.clone(), world.servers(), world.clock.clone())

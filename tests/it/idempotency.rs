@@ -203,8 +203,7 @@ async fn an_unfit_key_is_refused_and_counts_nothing() {
 
 #[tokio::test]
 async fn a_key_is_forgotten_after_its_time_and_not_before() {
-    let world =
-        World::with(|config| config.idempotency = std::time::Duration::from_secs(7200)).await;
+    let world = World::with(|config| config.idempotency = std::time::Duration::from_hours(2)).await;
     let service = world.instance().await;
     let body = json!({"organizationId": "org_1"});
     service.http.post_once("/v1/track", "k", body).await;

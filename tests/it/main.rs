@@ -25,6 +25,7 @@ mod late_and_refunds;
 mod lessons;
 mod limits;
 mod model;
+mod openapi;
 mod periods;
 mod problems;
 mod protocol;

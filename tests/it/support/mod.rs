@@ -239,7 +239,7 @@ impl Answer {
 impl Http {
     pub fn new(base: String, key: &str) -> Self {
         let client = reqwest::Client::builder()
-            .timeout(Duration::from_secs(60))
+            .timeout(Duration::from_mins(1))
             .build()
             .unwrap();
         Self {
@@ -365,8 +365,8 @@ fn usual_config() -> Config {
         trust_redis_restart: false,
         database_connections: 10,
         flush_interval: Duration::from_secs(1),
-        idempotency: Duration::from_secs(24 * 3600),
-        late: Duration::from_secs(48 * 3600),
+        idempotency: Duration::from_hours(24),
+        late: Duration::from_hours(48),
         shutdown: Duration::from_secs(20),
         defaults: Defaults {
             plan_id: "free".parse().unwrap(),
