@@ -390,7 +390,9 @@ impl Settings {
         let shutdown = problems.number("shutdown-seconds", &self.shutdown_seconds, 1, 3600);
         let workers = match self.workers.as_str() {
             // Waking another core costs more than it brings until there is work for all, and Redis needs one too.
-            "auto" => Some(std::thread::available_parallelism().map_or(1, |it| it.get().div_ceil(2))),
+            "auto" => {
+                Some(std::thread::available_parallelism().map_or(1, |it| it.get().div_ceil(2)))
+            }
             number => problems
                 .number("workers", number, 1, 1024)
                 .and_then(|number| usize::try_from(number).ok()),

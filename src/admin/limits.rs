@@ -2,12 +2,9 @@
 
 use super::{Admin, Error, Invalid, LimitChanges};
 use crate::domain::ids::{METERS_MAX, OrganizationId};
-use crate::domain::policy::LimitOverride;
+use crate::domain::policy::{LimitOverride, WARN_AT, WARN_AT_MAX};
 use crate::store::Actor;
 use crate::store::organizations::Sources;
-
-/// The most thresholds that one limit may have.
-const WARN_AT_MAX: usize = 10;
 
 impl Admin {
     /// Changes what is named: an override is merged into the one there is, none removes it.
@@ -58,9 +55,11 @@ impl Admin {
 
 fn check_warn_at(change: &LimitOverride) -> Result<(), String> {
     let levels = change.warn_at.as_deref().unwrap_or_default();
-    if levels.len() > WARN_AT_MAX || !levels.iter().all(|level| (1..=1000).contains(level)) {
+    if levels.len() > WARN_AT_MAX || !levels.iter().all(|level| WARN_AT.contains(level)) {
         return Err(format!(
-            "must be at most {WARN_AT_MAX} percentages from 1 to 1000"
+            "must be at most {WARN_AT_MAX} percentages from {} to {}",
+            WARN_AT.start(),
+            WARN_AT.end()
         ));
     }
     if !levels.is_sorted_by(|a, b| a < b) {

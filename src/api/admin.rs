@@ -8,19 +8,30 @@ use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
 use serde::Serialize;
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
-use super::extract::{Administrator, Body, NoQuery, OrganizationPath};
+use super::extract::{Administrator, Body, NoQuery, Object, OrganizationPath};
+use super::openapi::bodies::LimitPatch;
+use super::openapi::problems::NeedsCounterStore;
 use super::problem::Error;
-use crate::admin::LimitChanges;
 use crate::domain::ids::{MeterId, OrganizationId, PlanId};
 use crate::domain::period::{ResetMode, ResetPeriod};
-use crate::domain::policy::{Features, MeterLimit, OrganizationSettings, Policy};
+use crate::domain::policy::{
+    Feature, Features, LimitOverride, MeterLimit, OrganizationSettings, Policy,
+};
 use crate::state::State;
 use crate::store::organizations::Sources;
 
 /// An organization's settings in force, and its limits.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(example = json!({
+    "organizationId": "org_123", "planId": "free", "features": {"sso": true}, "resetMode": "lazy",
+    "resetPeriod": "monthly", "resetDay": 15, "resetMonth": null, "anchor": null, "timeZone": "Europe/Berlin",
+    "metadata": {"stripeCustomer": "cus_1"},
+    "limits": {"api": {"limit": 1000, "enforcement": "hard", "warnAt": [80, 100], "source": "default"}},
+    "version": 3
+}))]
 #[expect(
     clippy::struct_field_names,
     reason = "the fields are the names in the JSON"
@@ -28,15 +39,22 @@ use crate::store::organizations::Sources;
 pub(super) struct Organization {
     organization_id: OrganizationId,
     plan_id: PlanId,
+    #[schema(value_type = BTreeMap<String, Feature>)]
     features: Features,
     reset_mode: ResetMode,
     reset_period: ResetPeriod,
+    #[schema(required)]
     reset_day: Option<u8>,
+    #[schema(required)]
     reset_month: Option<u8>,
+    #[schema(required)]
     anchor: Option<DateTime<Utc>>,
+    #[schema(value_type = String)]
     time_zone: Tz,
+    #[schema(value_type = Object)]
     metadata: Map<String, Value>,
     limits: BTreeMap<MeterId, MeterLimit>,
+    /// Grows with every change to anything that this comes from.
     version: u64,
 }
 
@@ -66,8 +84,16 @@ impl Organization {
 }
 
 /// The limits in force; a meter that is not named is counted without limit.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(example = json!({
+    "organizationId": "org_123",
+    "limits": {
+        "api": {"limit": 1000, "enforcement": "hard", "warnAt": [80, 100], "source": "default"},
+        "tokens": {"limit": 1500, "enforcement": "hard", "warnAt": [80, 100], "source": "organization"}
+    },
+    "version": 2
+}))]
 #[expect(
     clippy::struct_field_names,
     reason = "the fields are the names in the JSON"
@@ -75,6 +101,7 @@ impl Organization {
 pub(super) struct Limits {
     organization_id: OrganizationId,
     limits: BTreeMap<MeterId, MeterLimit>,
+    /// Grows with every change to anything that this comes from.
     version: u64,
 }
 
@@ -88,7 +115,18 @@ impl Limits {
     }
 }
 
-/// The settings of an organization.
+/// The settings in force
+///
+/// An organization that was never counted nor configured is 404.
+#[utoipa::path(
+    get,
+    path = "/v1/organizations/{id}",
+    operation_id = "getOrganization",
+    tag = "Organizations",
+    security(("key" = ["admin"])),
+    params(OrganizationPath),
+    responses((status = 200, description = "The settings and limits.", body = Organization), NeedsCounterStore)
+)]
 pub(super) async fn get_organization(
     Shared(state): Shared<State>,
     Administrator(caller, _): Administrator,
@@ -100,7 +138,24 @@ pub(super) async fn get_organization(
     Ok(Json(Organization::of(id, &sources)))
 }
 
-/// Replaces the settings of an organization, limits aside.
+/// Create an organization, or replace its settings
+///
+/// All of them, limits aside; what is absent is the default. A setting that does not fit the others is 400 and named.
+/// A change of the calendar keeps `periodStart` and the count, and ends the running period at the new calendar's next
+/// boundary. A 503 may have been committed, and is then applied when Redis is back; repeating it is safe.
+#[utoipa::path(
+    put,
+    path = "/v1/organizations/{id}",
+    operation_id = "putOrganization",
+    tag = "Organizations",
+    security(("key" = ["admin"])),
+    params(OrganizationPath),
+    request_body = OrganizationSettings,
+    responses(
+        (status = 200, description = "The settings and limits, in force for the next request.", body = Organization),
+        NeedsCounterStore,
+    )
+)]
 pub(super) async fn put_organization(
     Shared(state): Shared<State>,
     Administrator(caller, actor): Administrator,
@@ -113,15 +168,38 @@ pub(super) async fn put_organization(
     Ok(Json(Organization::of(id, &sources)))
 }
 
-/// Changes the limits that the body names.
+/// Change limits
+///
+/// Of an organization that exists, those of the meters that the body names.
+/// Fields that are absent stay as they are, or are inherited from the default plan.
+/// `null` in place of a limit removes the organization's own; what it inherits holds again.
+/// A limit below what was used refuses from then on; nothing that was counted is taken back.
+/// A 503 may have been committed, and is then applied when Redis is back; repeating it is safe.
+#[utoipa::path(
+    patch,
+    path = "/v1/organizations/{id}/limits",
+    operation_id = "patchLimits",
+    tag = "Organizations",
+    security(("key" = ["admin"])),
+    params(OrganizationPath),
+    request_body = LimitPatch,
+    responses(
+        (status = 200, description = "All limits, in force for the next request on any instance.", body = Limits),
+        NeedsCounterStore,
+    )
+)]
 pub(super) async fn patch_limits(
     Shared(state): Shared<State>,
     Administrator(caller, actor): Administrator,
     OrganizationPath(named): OrganizationPath,
     _: NoQuery,
-    Body(changes): Body<LimitChanges>,
+    Body(changes): Body<BTreeMap<MeterId, Option<Object<LimitOverride>>>>,
 ) -> Result<Json<Limits>, Error> {
     let id = caller.reach(&named)?;
+    let changes = changes
+        .into_iter()
+        .map(|(meter, change)| (meter, change.map(|Object(change)| change)))
+        .collect();
     let sources = state.admin.patch_limits(&id, changes, &actor).await?;
     Ok(Json(Limits::of(id, sources.resolve())))
 }

@@ -8,9 +8,11 @@ use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use utoipa::{IntoParams, ToSchema};
 
 use super::counting::{self, Charges, UsageResult};
 use super::extract::{Caller, Idempotency, Ingest, MediaType, Named, Query, from_json, read};
+use super::openapi::problems::NeedsCounterStore;
 use super::problem::{Error, Problem};
 use crate::domain::decision::Operation;
 use crate::domain::ids::{IdempotencyKey, MeterId, OrganizationId};
@@ -24,14 +26,18 @@ const ITEMS_MAX: usize = 10_000;
 /// After so many items, other requests have their turn.
 const ITEMS_AT_ONCE: usize = 500;
 
-#[derive(Debug, Default, Deserialize)]
+/// What the answer shall say.
+#[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
 pub(super) struct Wish {
+    /// The items to describe: all, those that were not counted for whatever reason, or none.
+    #[param(inline, required = false)]
     results: Results,
 }
 
 /// Which items the answer describes.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum Results {
     #[default]
@@ -45,20 +51,30 @@ enum Results {
 #[derive(Debug)]
 pub(super) struct Items(Vec<Result<Item, Error>>);
 
-#[derive(Debug, Deserialize)]
+/// A track or a consume, with the fields that it takes alone.
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Item {
+    #[schema(inline)]
     op: Op,
+    /// One that is unknown starts on the default plan.
+    #[schema(value_type = OrganizationId)]
     organization_id: Named,
+    /// What is counted; `api` unless said.
     meter: Option<MeterId>,
+    /// How many units; 1 unless said.
     amount: Option<Amount>,
+    /// Units by meter: all of them are charged, or none.
     meters: Option<BTreeMap<MeterId, Amount>>,
+    /// Units by meter that must fit on top, and are not charged; of a consume.
     require: Option<BTreeMap<MeterId, Amount>>,
+    /// When it happened; of a track.
     timestamp: Option<DateTime<Utc>>,
+    /// Makes repeating this item harmless; otherwise it is that of the batch, a slash and the item's index.
     idempotency_key: Option<IdempotencyKey>,
 }
 
-#[derive(Debug, Clone, Copy, Deserialize)]
+#[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum Op {
     Track,
@@ -66,14 +82,17 @@ enum Op {
 }
 
 /// The body of a batch that is JSON.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = Batch, bound = "T: ToSchema")]
 struct ItemList<T> {
+    /// Each of them succeeds or fails on its own.
+    #[schema(max_items = 10_000)]
     items: Vec<T>,
 }
 
 /// What became of a batch.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, ToSchema)]
 struct Summary {
     /// Items that were counted, now or by an earlier attempt.
     counted: u64,
@@ -84,12 +103,17 @@ struct Summary {
     results: Vec<ItemResult>,
 }
 
-#[derive(Debug, Serialize)]
+/// What became of an item: the usage result with its status, or the problem that it alone would have been answered with.
+#[derive(Debug, Serialize, ToSchema)]
 struct ItemResult {
+    /// Its place in the batch, from 0.
     index: usize,
+    /// Whether an earlier attempt was answered so; absent where not.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schema(required = false)]
     replayed: bool,
     #[serde(flatten)]
+    #[schema(value_type = Object)]
     body: ItemBody,
 }
 
@@ -104,7 +128,38 @@ enum ItemBody {
     Refused(Problem),
 }
 
-/// Counts every item that can be counted.
+/// Track and consume many times
+///
+/// Each item succeeds or fails on its own. Items of one organization are decided in their order, unless a counter had to be
+/// opened or restored first. What a batch costs is its distinct counters.
+#[utoipa::path(
+    post,
+    path = "/v1/batch",
+    tag = "Counting",
+    security(("key" = ["ingest"])),
+    params(Idempotency, Wish),
+    request_body(description = "JSON, or one item a line.", content(
+        (ItemList<Item> = "application/json", example = json!({"items": [
+            {"op": "consume", "organizationId": "org_123", "amount": 2},
+            {"op": "track", "organizationId": "org_456", "meter": "tokens", "amount": 1200},
+        ]})),
+        (String = "application/x-ndjson", example = "{\"op\":\"consume\",\"organizationId\":\"org_123\"}\n"),
+    )),
+    responses(
+        (status = 200, description = "What became of the items.", body = Summary, example = json!({
+            "counted": 1, "denied": 1, "failed": 0, "results": [
+                {"index": 0, "status": 200, "allowed": true, "organizationId": "org_123", "meter": "api", "amount": 2,
+                 "current": 1000, "limit": 1000, "remaining": 0, "overage": 0, "enforcement": "hard",
+                 "periodStart": "2026-11-01T00:00:00Z", "resetDate": "2026-12-01T00:00:00Z"},
+                {"index": 1, "type": "urn:tallyman:problem:limit_exceeded", "title": "Limit exceeded", "status": 429,
+                 "detail": "the organization's limit does not allow this; nothing was counted", "code": "limit_exceeded",
+                 "allowed": false, "organizationId": "org_123", "meter": "api", "amount": 2, "current": 1000,
+                 "limit": 1000, "remaining": 0, "overage": 0, "enforcement": "hard",
+                 "periodStart": "2026-11-01T00:00:00Z", "resetDate": "2026-12-01T00:00:00Z", "deniedBy": ["api"]}
+            ]})),
+        NeedsCounterStore,
+    )
+)]
 pub(super) async fn batch(
     Shared(state): Shared<State>,
     Ingest(caller): Ingest,

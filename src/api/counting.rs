@@ -9,8 +9,12 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, SubsecRound as _, Utc};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::extract::{Caller, Fields, Idempotency, Ingest, Named, Preference, Refund};
+use super::openapi::answers::{Checked, Counted, Refused};
+use super::openapi::bodies::{ConsumeBody, RefundBody, TrackBody};
+use super::openapi::problems::{CountingProblems, TrackProblems};
 use super::problem::Error;
 use super::rate_limit;
 use crate::domain::decision::{Demand, Operation};
@@ -20,20 +24,32 @@ use crate::domain::quantity::{Amount, Count};
 use crate::metering::{self, Decided, MeterUsage, Request};
 use crate::state::State;
 
+/// What no schema tells about the body of all four.
+const FROM_THE_QUERY: &str = "Without a body the fields come from the query: `POST /v1/consume?organizationId=org_123&amount=5`; \
+    `meters` and `require` need a body.";
+
 /// What all four take; each refuses the fields that mean nothing to it.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Charges {
+    /// One that is unknown starts on the default plan.
+    #[schema(value_type = OrganizationId)]
     pub(super) organization_id: Named,
+    /// What is counted; `api` unless said.
     pub(super) meter: Option<MeterId>,
+    /// How many units; 1 unless said.
     pub(super) amount: Option<Amount>,
+    /// Units by meter: all of them are charged, or none.
     pub(super) meters: Option<BTreeMap<MeterId, Amount>>,
+    /// Units by meter that must fit on top, and are not charged.
     pub(super) require: Option<BTreeMap<MeterId, Amount>>,
+    /// When it happened: at most 48 hours ago (a setting), and 5 minutes ahead. It counts in the hour and the period that
+    /// it belongs to.
     pub(super) timestamp: Option<DateTime<Utc>>,
 }
 
-/// What all three answer; a refusal carries it too.
-#[derive(Debug, Clone, Serialize)]
+/// What all four answer; a refusal carries it too.
+#[derive(Debug, Clone, Serialize, ToSchema)]
 #[serde(untagged)]
 pub(super) enum UsageResult {
     /// One meter was named by `meter`, or none was.
@@ -56,26 +72,48 @@ pub(super) enum UsageResult {
 }
 
 /// The state of one meter after the decision.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct MeterResult {
+    /// Whether the call was granted; of a track or a refund, whether the organization is within its hard limit afterwards.
     allowed: bool,
     organization_id: OrganizationId,
     meter: MeterId,
+    /// What was asked for.
     amount: u64,
     /// What a refund gave back, which may be less than the amount.
     #[serde(skip_serializing_if = "Option::is_none")]
     applied: Option<u64>,
+    /// Units counted in the period.
     current: Count,
+    /// Units that the period includes; null is unlimited.
+    #[schema(required)]
     limit: Option<Count>,
+    /// `limit - current`, never below 0; null where the limit is.
+    #[schema(required)]
     remaining: Option<Count>,
+    /// `current - limit`, never below 0.
     overage: Count,
     enforcement: Enforcement,
+    /// When the period began.
     period_start: DateTime<Utc>,
+    /// When the next begins; null where the period does not end by itself.
+    #[schema(required)]
     reset_date: Option<DateTime<Utc>>,
 }
 
-/// Counts always.
+/// Count
+///
+/// Counts always; `allowed` is false where a hard limit is exceeded afterwards.
+#[utoipa::path(
+    post,
+    path = "/v1/track",
+    tag = "Counting",
+    security(("key" = ["ingest"])),
+    params(Idempotency, Preference),
+    request_body(content = TrackBody, description = FROM_THE_QUERY),
+    responses(Counted, TrackProblems)
+)]
 pub(super) async fn track(
     Shared(state): Shared<State>,
     Ingest(caller): Ingest,
@@ -94,7 +132,19 @@ pub(super) async fn track(
     .await
 }
 
-/// Counts if everything fits.
+/// Enforce
+///
+/// Counts if everything fits, or always where the limit is soft; otherwise answers 429 and counts nothing.
+/// Of any set of concurrent consumes against a hard limit, never more than the limit is granted.
+#[utoipa::path(
+    post,
+    path = "/v1/consume",
+    tag = "Counting",
+    security(("key" = ["ingest"])),
+    params(Idempotency, Preference),
+    request_body(content = ConsumeBody, description = FROM_THE_QUERY),
+    responses(Counted, Refused, CountingProblems)
+)]
 pub(super) async fn consume(
     Shared(state): Shared<State>,
     Ingest(caller): Ingest,
@@ -113,7 +163,18 @@ pub(super) async fn consume(
     .await
 }
 
-/// Says what consume would say now.
+/// Ask
+///
+/// Says what consume would say now; always 200, and counts nothing.
+#[utoipa::path(
+    post,
+    path = "/v1/check",
+    tag = "Counting",
+    security(("key" = ["ingest"])),
+    params(Idempotency),
+    request_body(content = ConsumeBody, description = FROM_THE_QUERY),
+    responses(Checked, CountingProblems)
+)]
 pub(super) async fn check(
     Shared(state): Shared<State>,
     Ingest(caller): Ingest,
@@ -133,7 +194,18 @@ pub(super) async fn check(
     .await
 }
 
-/// Gives back, as far as there is something to give back.
+/// Give back
+///
+/// As far as there is something to give back; the answer has `applied`.
+#[utoipa::path(
+    post,
+    path = "/v1/refund",
+    tag = "Counting",
+    security(("key" = ["refund"])),
+    params(Idempotency, Preference),
+    request_body(content = RefundBody, description = FROM_THE_QUERY),
+    responses(Counted, CountingProblems)
+)]
 pub(super) async fn refund(
     Shared(state): Shared<State>,
     Refund(caller): Refund,

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use axum::Json;
 use axum::extract::State as Shared;
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
-use super::extract::{Query, Read};
+use super::extract::{PageSize, Query, Read};
 use super::problem::Error;
 use super::reading::{self, Meter};
 use crate::domain::ids::{MeterId, OrganizationId, PlanId};
@@ -16,25 +17,32 @@ use crate::metering::Entry;
 use crate::state::State;
 use crate::store::standings::{Listing, Position, Sort};
 
-const PAGE_DEFAULT: u32 = 100;
-const PAGE_MAX: u32 = 1000;
-
 /// What to list.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct Wanted {
     /// The beginning of an id.
+    #[param(pattern = r"^[^\x00]*$", example = "org_")]
     search: Option<String>,
+    /// Only those on this plan.
     plan_id: Option<PlanId>,
+    /// Only those that stand so.
+    #[param(inline)]
     state: Option<Standing>,
+    /// In which order; a minus puts the largest first, and ties are in the same order by id. `percentage` is that of
+    /// the fullest meter, `current` that of `api`.
     #[serde(default)]
+    #[param(inline)]
     sort: Order,
-    page_size: Option<u32>,
+    #[param(inline)]
+    page_size: Option<PageSize>,
+    /// The `nextCursor` of the page before.
     cursor: Option<String>,
 }
 
 /// In which order; a minus puts the largest first. Ties are in the same order by id.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, ToSchema)]
 enum Order {
     #[default]
     #[serde(rename = "id")]
@@ -52,20 +60,35 @@ enum Order {
 }
 
 /// A page of the list.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(example = json!({
+    "data": [{
+        "organizationId": "org_123", "planId": "free", "state": "ok", "percentage": 0.5, "current": 5,
+        "meters": {"api": {
+            "current": 5, "limit": 1000, "remaining": 995, "overage": 0, "percentage": 0.5, "enforcement": "hard",
+            "periodStart": "2026-11-01T00:00:00Z", "resetDate": "2026-12-01T00:00:00Z"
+        }}
+    }],
+    "nextCursor": null
+}))]
 pub(super) struct Organizations {
     data: Vec<Listed>,
+    /// Null on the last page.
+    #[schema(required)]
     next_cursor: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+/// An organization, and how full it is.
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct Listed {
     organization_id: OrganizationId,
     plan_id: PlanId,
+    #[schema(inline)]
     state: Standing,
     /// Of the fullest meter; null where nothing was counted that has a limit.
+    #[schema(required)]
     percentage: Option<f64>,
     /// Units of the meter `api`.
     current: Count,
@@ -73,7 +96,20 @@ struct Listed {
     meters: BTreeMap<MeterId, Meter>,
 }
 
-/// Everyone who was ever counted or configured, as last stored.
+/// List organizations
+///
+/// Everyone who was ever counted or configured, as last stored, which is at most a flush interval ago.
+/// `warning` begins at the lowest `warnAt`; `exceeded` is above the limit, or at it where it is hard.
+/// What a changed default limit means for an organization shows here once it is counted again.
+#[utoipa::path(
+    get,
+    path = "/v1/organizations",
+    operation_id = "listOrganizations",
+    tag = "Organizations",
+    security(("key" = ["read"])),
+    params(Wanted),
+    responses((status = 200, description = "A page of the list.", body = Organizations))
+)]
 pub(super) async fn organizations(
     Shared(state): Shared<State>,
     Read(caller): Read,
@@ -110,10 +146,6 @@ fn listing(wanted: Wanted) -> Result<Listing, Error> {
         pointer: format!("/{parameter}"),
         detail: detail.to_owned(),
     };
-    let count = wanted.page_size.unwrap_or(PAGE_DEFAULT);
-    if !(1..=PAGE_MAX).contains(&count) {
-        return Err(invalid("pageSize", "must be from 1 to 1000"));
-    }
     // The database takes any text but this.
     if wanted.search.as_ref().is_some_and(|it| it.contains('\0')) {
         return Err(invalid("search", "must be the beginning of an id"));
@@ -132,7 +164,7 @@ fn listing(wanted: Wanted) -> Result<Listing, Error> {
                 it.ok_or_else(|| invalid("cursor", "is not the nextCursor of a page in this order"))
             })
             .transpose()?,
-        count,
+        count: wanted.page_size.unwrap_or_default().get(),
     })
 }
 

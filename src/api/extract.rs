@@ -1,5 +1,7 @@
 //! What handlers take from a request: who calls, the body, the query, the path. Every refusal is a problem.
 
+use std::fmt;
+use std::marker::PhantomData;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -7,8 +9,13 @@ use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
 use axum::http::request::Parts;
-use serde::de::DeserializeOwned;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
+use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
+use utoipa::openapi::schema::{ObjectBuilder, Type};
+use utoipa::openapi::{RefOr, Required, Schema};
+use utoipa::{IntoParams, PartialSchema, ToSchema};
 
 use super::observe::CallerSlot;
 use super::problem::Error;
@@ -154,6 +161,30 @@ impl FromRequestParts<State> for Administrator {
 #[derive(Debug)]
 pub(super) struct Body<T>(pub(super) T);
 
+/// A JSON object. Without this, an array of an object's values in the order of its fields would do as well.
+#[derive(Debug)]
+pub(super) struct Object<T>(pub(super) T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(ObjectVisitor(PhantomData))
+    }
+}
+
+struct ObjectVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
+    type Value = Object<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object<T>, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(map)).map(Object)
+    }
+}
+
 impl<T: DeserializeOwned> FromRequest<State> for Body<T> {
     type Rejection = Error;
 
@@ -178,6 +209,50 @@ impl<T: DeserializeOwned> FromRequestParts<State> for Query<T> {
         from_query(parts.uri.query().unwrap_or_default()).map(Self)
     }
 }
+
+/// How many items a page of a list has at most: 1 to 1000, 100 unless said.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(try_from = "u32")]
+pub(super) struct PageSize(u32);
+
+impl PageSize {
+    const MAX: u32 = 1000;
+
+    pub(super) fn get(self) -> u32 {
+        self.0
+    }
+}
+
+impl Default for PageSize {
+    fn default() -> Self {
+        Self(100)
+    }
+}
+
+impl TryFrom<u32> for PageSize {
+    type Error = String;
+
+    fn try_from(size: u32) -> Result<Self, String> {
+        if (1..=Self::MAX).contains(&size) {
+            Ok(Self(size))
+        } else {
+            Err(format!("must be from 1 to {}", Self::MAX))
+        }
+    }
+}
+
+impl PartialSchema for PageSize {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(Type::Integer)
+            .minimum(Some(1))
+            .maximum(Some(Self::MAX))
+            .default(Some(Self::default().0.into()))
+            .into()
+    }
+}
+
+impl ToSchema for PageSize {}
 
 /// The fields of a call: a JSON body, or without one the query.
 #[derive(Debug)]
@@ -249,7 +324,7 @@ pub(super) fn from_json<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Result<T, Err
         return Ok(value);
     }
     let mut json = serde_json::Deserializer::from_slice(text);
-    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+    let Object(value) = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         if error.inner().is_data() {
             at_fault(&error)
         } else {
@@ -297,6 +372,12 @@ impl FromRequestParts<State> for OrganizationPath {
     }
 }
 
+impl IntoParams for OrganizationPath {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        vec![in_path("id", "The organization.", OrganizationId::schema())]
+    }
+}
+
 /// The API key that the path names.
 #[derive(Debug)]
 pub(super) struct KeyPath(pub(super) ApiKeyId);
@@ -308,6 +389,12 @@ impl FromRequestParts<State> for KeyPath {
         let id = id_in_path(parts, state).await;
         id.map(Self)
             .ok_or(Error::NotFound("there is no such API key"))
+    }
+}
+
+impl IntoParams for KeyPath {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        vec![in_path("id", "The API key.", ApiKeyId::schema())]
     }
 }
 
@@ -328,6 +415,36 @@ impl FromRequestParts<State> for FeaturePath {
         name.map(Self)
             .ok_or_else(|| Error::MalformedRequest("the path is not text".to_owned()))
     }
+}
+
+impl IntoParams for FeaturePath {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let name = ObjectBuilder::new()
+            .schema_type(Type::String)
+            .min_length(Some(1))
+            .examples(["sso"]);
+        vec![in_path("feature", "The feature; any text.", name)]
+    }
+}
+
+fn in_path(name: &str, description: &str, schema: impl Into<RefOr<Schema>>) -> Parameter {
+    ParameterBuilder::new()
+        .name(name)
+        .parameter_in(ParameterIn::Path)
+        .required(Required::True)
+        .description(Some(description))
+        .schema(Some(schema))
+        .build()
+}
+
+fn in_header(name: &str, description: &str, schema: ObjectBuilder) -> Parameter {
+    ParameterBuilder::new()
+        .name(name)
+        .parameter_in(ParameterIn::Header)
+        .required(Required::False)
+        .description(Some(description))
+        .schema(Some(schema))
+        .build()
 }
 
 async fn path_parameter(parts: &mut Parts, state: &State, name: &str) -> Option<String> {
@@ -375,6 +492,19 @@ impl FromRequestParts<State> for Idempotency {
     }
 }
 
+impl IntoParams for Idempotency {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        // Spaces around the value of a header are not part of it.
+        let key = ObjectBuilder::new()
+            .schema_type(Type::String)
+            .pattern(Some("^[!-~]([ -~]{0,253}[!-~])?$"));
+        let description = "The caller's name for this attempt, such as `order-42`: repeated under the same key within 24 hours (a setting), \
+            the call gets its first final answer again, and counts nothing. Keys are the organization's. \
+            Another request under the same key is 422.";
+        vec![in_header("Idempotency-Key", description, key)]
+    }
+}
+
 /// How much of an answer the caller wants (RFC 7240).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Preference {
@@ -404,5 +534,16 @@ impl FromRequestParts<State> for Preference {
                 .eq_ignore_ascii_case("minimal")
         });
         Ok(if minimal { Self::Minimal } else { Self::Full })
+    }
+}
+
+impl IntoParams for Preference {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let preferences = ObjectBuilder::new()
+            .schema_type(Type::String)
+            .examples(["return=minimal"]);
+        let description = "With `return=minimal` a 200 becomes a 204, and a 429 is empty: the headers say it all. \
+            What is not understood is ignored.";
+        vec![in_header("Prefer", description, preferences)]
     }
 }

@@ -13,9 +13,12 @@ use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
 use chrono_tz::Tz;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde::{Deserialize, Deserializer, Serialize, de};
+use utoipa::{IntoParams, ToSchema};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::extract::{Named, OrganizationPath, Query, Read};
+use super::extract::{Named, OrganizationPath, PageSize, Query, Read};
+use super::openapi::answers::Rows;
+use super::openapi::problems::NeedsCounterStore;
 use super::problem::{Error, caused};
 use crate::domain::history::{Cursor, Granularity, INSTANTS, Order, Position};
 use crate::domain::ids::{MeterId, OrganizationId};
@@ -24,54 +27,88 @@ use crate::domain::quantity::Count;
 use crate::history::{Entry, History, List};
 use crate::state::State;
 
-const PAGE_DEFAULT: usize = 100;
-const PAGE_MAX: usize = 1000;
+/// How many rows of a stream are read at once.
+const STREAM_PAGE: usize = 1000;
 
 /// The most organizations that one call may name.
 const ORGANIZATIONS_MAX: usize = 100;
 
 /// What one organization's history is asked with.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct OfOrganization {
+    /// Only this meter.
     meter: Option<MeterId>,
+    /// How much time a row covers; `day` unless said.
+    #[param(inline)]
     granularity: Option<Granularity>,
+    /// Rows that start at this instant or later. Without it, the range is the last 24 hours, 31 days, or all periods.
     #[serde(default, deserialize_with = "instant")]
     from: Option<DateTime<Utc>>,
+    /// Rows that start before this instant.
     #[serde(default, deserialize_with = "instant")]
     to: Option<DateTime<Utc>>,
+    /// Adds rows of zeros where nothing was counted, up to 50,000; for hours and days.
+    #[param(inline)]
     fill: Option<Fill>,
+    /// By start, then organization, then meter; `asc` unless said.
+    #[param(inline)]
     order: Option<Order>,
+    /// Days of another zone than the organization's: an IANA name.
     #[serde(default, deserialize_with = "time_zone")]
+    #[param(value_type = Option<String>, example = "Europe/Berlin")]
     time_zone: Option<Tz>,
-    page_size: Option<usize>,
+    /// For JSON alone; other formats have no pages.
+    #[param(inline)]
+    page_size: Option<PageSize>,
+    /// The `nextCursor` of the page before; everything else as it was asked then.
     #[serde(default, deserialize_with = "cursor")]
+    #[param(value_type = Option<String>)]
     cursor: Option<Cursor>,
 }
 
 /// What the history of all is asked with: the same, and which organizations.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct OfAll {
+    /// Only these organizations, 100 at most; the parameter is repeated.
     #[serde(default)]
+    #[param(value_type = Vec<OrganizationId>, required = false, max_items = 100)]
     organization_id: Vec<Named>,
+    /// Only this meter.
     meter: Option<MeterId>,
+    /// How much time a row covers; `day` unless said.
+    #[param(inline)]
     granularity: Option<Granularity>,
+    /// Rows that start at this instant or later. Without it, the range is the last 24 hours, 31 days, or all periods.
     #[serde(default, deserialize_with = "instant")]
     from: Option<DateTime<Utc>>,
+    /// Rows that start before this instant.
     #[serde(default, deserialize_with = "instant")]
     to: Option<DateTime<Utc>>,
+    /// Adds rows of zeros where nothing was counted, up to 50,000; for hours and days.
+    #[param(inline)]
     fill: Option<Fill>,
+    /// By start, then organization, then meter; `asc` unless said.
+    #[param(inline)]
     order: Option<Order>,
+    /// Days of another zone than the organization's: an IANA name.
     #[serde(default, deserialize_with = "time_zone")]
+    #[param(value_type = Option<String>, example = "Europe/Berlin")]
     time_zone: Option<Tz>,
-    page_size: Option<usize>,
+    /// For JSON alone; other formats have no pages.
+    #[param(inline)]
+    page_size: Option<PageSize>,
+    /// The `nextCursor` of the page before; everything else as it was asked then.
     #[serde(default, deserialize_with = "cursor")]
+    #[param(value_type = Option<String>)]
     cursor: Option<Cursor>,
 }
 
 /// What stands where nothing was counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum Fill {
     /// A row of zeros, instead of none.
@@ -79,15 +116,24 @@ enum Fill {
 }
 
 /// A part of the rows, in order.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct Page {
+#[schema(as = History, example = json!({
+    "data": [{
+        "organizationId": "org_123", "meter": "api", "start": "2026-11-22T00:00:00Z", "end": "2026-11-23T00:00:00Z",
+        "used": 40, "refunded": 2, "denied": 1, "limit": null, "open": false, "final": false
+    }],
+    "nextCursor": null
+}))]
+pub(super) struct Page {
     data: Vec<Row>,
+    /// Null on the last page.
+    #[schema(required)]
     next_cursor: Option<String>,
 }
 
 /// What one meter counted in one hour, day or period. CSV has the same columns, in this order.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct Row {
     /// Only where rows of several organizations may meet.
@@ -95,12 +141,21 @@ struct Row {
     organization_id: Option<OrganizationId>,
     meter: MeterId,
     start: DateTime<Utc>,
+    /// Null while a period does not end by itself.
+    #[schema(required)]
     end: Option<DateTime<Utc>>,
+    /// What remains after refunds; an hour or a day may be negative.
     used: i64,
+    /// Units given back; `used + refunded` is the gross.
     refunded: u64,
+    /// Calls refused.
     denied: u64,
+    /// Units that the period included; null for hours and days, and where it was unlimited.
+    #[schema(required)]
     limit: Option<Count>,
+    /// The interval has not ended.
     open: bool,
+    /// No event is accepted into its period any more.
     r#final: bool,
 }
 
@@ -117,7 +172,20 @@ const COLUMNS: [&str; 10] = [
     "final",
 ];
 
-/// One organization's history.
+/// One organization's history
+///
+/// Rows by hour, day or period; `Accept: text/csv` or `application/x-ndjson` streams the whole range.
+/// Hours follow the wall clock of the organization's zone, so that hours add up to days and periods.
+/// A row belongs to the range in which it starts, and is whole. History trails the counters by at most a flush interval.
+#[utoipa::path(
+    get,
+    path = "/v1/organizations/{id}/history",
+    operation_id = "getOrganizationHistory",
+    tag = "History",
+    security(("key" = ["read"])),
+    params(OrganizationPath, OfOrganization),
+    responses(Rows, NeedsCounterStore)
+)]
 pub(super) async fn of_organization(
     Shared(state): Shared<State>,
     Read(caller): Read,
@@ -138,7 +206,19 @@ pub(super) async fn of_organization(
     request.answer(state, false).await
 }
 
-/// The history of all organizations, or of those that are named.
+/// The history of all organizations
+///
+/// Or of those that are named, which is all that a key reaches that is bound to one.
+/// Otherwise as one organization's; each row has an `organizationId`.
+#[utoipa::path(
+    get,
+    path = "/v1/history",
+    operation_id = "getHistory",
+    tag = "History",
+    security(("key" = ["read"])),
+    params(OfAll),
+    responses(Rows)
+)]
 pub(super) async fn of_all(
     Shared(state): Shared<State>,
     Read(caller): Read,
@@ -220,10 +300,6 @@ impl Request {
                 "is for granularity=hour and day; a period without any usage has left no trace of its limit",
             ));
         }
-        let page_size = asked.page_size.unwrap_or(PAGE_DEFAULT);
-        if !(1..=PAGE_MAX).contains(&page_size) {
-            return Err(invalid("pageSize", format!("must be 1 to {PAGE_MAX}")));
-        }
         if format != Format::Json {
             let paging = [
                 ("pageSize", asked.page_size.is_some()),
@@ -264,7 +340,7 @@ impl Request {
             },
             fingerprint,
             after,
-            page_size,
+            page_size: asked.page_size.unwrap_or_default().get() as usize,
             format,
         })
     }
@@ -310,18 +386,20 @@ impl Request {
     /// for the whole.
     async fn stream(self, state: State, name_organization: bool) -> Result<Response, Error> {
         let Self { list, format, .. } = self;
-        let first = state.history.page(&list, None, PAGE_MAX).await?;
+        let first = state.history.page(&list, None, STREAM_PAGE).await?;
         let head = format.head(name_organization).map_err(broken)?;
         let pages = stream::try_unfold(Rest::Read(first), move |rest| {
             let (state, list) = (state.clone(), list.clone());
             async move {
                 let entries = match rest {
                     Rest::Read(entries) => entries,
-                    Rest::After(given) => state.history.page(&list, Some(&given), PAGE_MAX).await?,
+                    Rest::After(given) => {
+                        state.history.page(&list, Some(&given), STREAM_PAGE).await?
+                    }
                     Rest::Nothing => return Ok::<_, Error>(None),
                 };
                 let rest = match entries.last() {
-                    Some(given) if entries.len() == PAGE_MAX => {
+                    Some(given) if entries.len() == STREAM_PAGE => {
                         Rest::After(given.row.position.clone())
                     }
                     _ => Rest::Nothing,

@@ -4,6 +4,7 @@
 use axum::Json;
 use axum::extract::State as Shared;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::admin::Limits;
 use super::extract::{FeaturePath, NoQuery, OrganizationPath, Read};
@@ -13,17 +14,30 @@ use crate::domain::policy::{Feature, Policy, Source};
 use crate::state::State;
 
 /// One feature of an organization.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(example = json!({"feature": "sso", "enabled": true, "value": true, "source": "organization"}))]
 pub(super) struct FeatureInForce {
     feature: String,
     /// True for a switch that is on, a number other than zero, a text that is not empty.
     enabled: bool,
     /// Null where nobody has set it.
+    #[schema(required)]
     value: Option<Feature>,
     source: Source,
 }
 
-/// The limits in force.
+/// The limits in force, and who set them
+///
+/// A limit is the organization's where it overrides any part of it. A meter that is not named is counted without limit.
+#[utoipa::path(
+    get,
+    path = "/v1/organizations/{id}/limits",
+    operation_id = "getLimits",
+    tag = "Organizations",
+    security(("key" = ["read"])),
+    params(OrganizationPath),
+    responses((status = 200, description = "The limits.", body = Limits))
+)]
 pub(super) async fn limits(
     Shared(state): Shared<State>,
     Read(caller): Read,
@@ -35,7 +49,18 @@ pub(super) async fn limits(
     Ok(Json(Limits::of(id, policy)))
 }
 
-/// One feature; one that nobody has set is off.
+/// One feature
+///
+/// One that nobody has set is off.
+#[utoipa::path(
+    get,
+    path = "/v1/organizations/{id}/features/{feature}",
+    operation_id = "getFeature",
+    tag = "Organizations",
+    security(("key" = ["read"])),
+    params(OrganizationPath, FeaturePath),
+    responses((status = 200, description = "The feature.", body = FeatureInForce))
+)]
 pub(super) async fn feature(
     Shared(state): Shared<State>,
     Read(caller): Read,

@@ -6,34 +6,45 @@ use axum::http::StatusCode;
 use axum::http::header::CACHE_CONTROL;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
-use super::extract::{Administrator, Body, Idempotency, KeyPath, NoQuery, Query};
+use super::extract::{Administrator, Body, Idempotency, KeyPath, NoQuery, PageSize, Query};
 use super::problem::Error;
 use crate::domain::api_key::{ApiKey, NewApiKey};
 use crate::domain::ids::ApiKeyId;
 use crate::state::State;
 
 /// Which keys to list.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct Page {
-    page_size: Option<u32>,
+    #[param(inline)]
+    page_size: Option<PageSize>,
+    /// The `nextCursor` of the page before.
     cursor: Option<ApiKeyId>,
 }
 
-const PAGE_SIZE: u32 = 100;
-const PAGE_SIZE_MAX: u32 = 1000;
-
 /// Some keys, newest first.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(example = json!({
+    "data": [{
+        "id": "0123456789abcdef", "name": "auth server", "scopes": ["ingest", "read"], "organizationId": null,
+        "createdAt": "2026-11-01T09:30:00Z", "expiresAt": null, "lastUsedAt": "2026-11-23T10:14:00Z", "revokedAt": null
+    }],
+    "nextCursor": null
+}))]
 pub(super) struct Keys {
     data: Vec<ApiKey>,
+    /// Null on the last page.
+    #[schema(required)]
     next_cursor: Option<ApiKeyId>,
 }
 
 /// A new key, with the secret.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = CreatedApiKey)]
 pub(super) struct Created {
     #[serde(flatten)]
     shown: ApiKey,
@@ -41,17 +52,24 @@ pub(super) struct Created {
     key: String,
 }
 
-/// Every key, revoked and expired ones included.
+/// List API keys
+///
+/// Newest first, revoked and expired ones included; without their secrets, which nobody keeps.
+#[utoipa::path(
+    get,
+    path = "/v1/api-keys",
+    operation_id = "listApiKeys",
+    tag = "API keys",
+    security(("key" = ["admin"])),
+    params(Page),
+    responses((status = 200, description = "A page of keys.", body = Keys))
+)]
 pub(super) async fn list_keys(
     Shared(state): Shared<State>,
     _: Administrator,
     Query(page): Query<Page>,
 ) -> Result<Json<Keys>, Error> {
-    let size = page.page_size.unwrap_or(PAGE_SIZE);
-    if !(1..=PAGE_SIZE_MAX).contains(&size) {
-        let detail = format!("pageSize must be a number from 1 to {PAGE_SIZE_MAX}");
-        return Err(Error::MalformedRequest(detail));
-    }
+    let size = page.page_size.unwrap_or_default().get();
     // One more than is shown tells whether there are more.
     let mut data = state.admin.keys(page.cursor.as_ref(), size + 1).await?;
     let more = data.len() > size as usize;
@@ -63,7 +81,28 @@ pub(super) async fn list_keys(
     }))
 }
 
-/// Makes a key, and shows it this once.
+/// Make an API key
+///
+/// Its secret is shown this once, and not kept; so this takes no `Idempotency-Key`.
+/// A key with an `organizationId` reaches nothing else, and has the scopes `ingest`, `refund` and `read` at most.
+/// `expiresAt` lies in the future.
+#[utoipa::path(
+    post,
+    path = "/v1/api-keys",
+    operation_id = "createApiKey",
+    tag = "API keys",
+    security(("key" = ["admin"])),
+    request_body = NewApiKey,
+    responses(
+        (status = 201, description = "The key, with its secret.", body = Created,
+            headers(("Cache-Control" = String, description = "`no-store`")),
+            example = json!({
+                "id": "0123456789abcdef", "name": "auth server", "scopes": ["ingest", "read"], "organizationId": "org_123",
+                "createdAt": "2026-11-01T09:30:00Z", "expiresAt": "2040-01-01T00:00:00Z", "lastUsedAt": null,
+                "revokedAt": null, "key": "tm_0123456789abcdef_secret"
+            }))
+    )
+)]
 pub(super) async fn create_key(
     Shared(state): Shared<State>,
     Administrator(_, actor): Administrator,
@@ -84,7 +123,18 @@ pub(super) async fn create_key(
     Ok((StatusCode::CREATED, headers, Json(created)).into_response())
 }
 
-/// Revokes a key for good.
+/// Revoke an API key
+///
+/// For good. It stops everywhere within 5 seconds while Redis and Postgres are up.
+#[utoipa::path(
+    delete,
+    path = "/v1/api-keys/{id}",
+    operation_id = "revokeApiKey",
+    tag = "API keys",
+    security(("key" = ["admin"])),
+    params(KeyPath),
+    responses((status = 204, description = "It is revoked, or was."))
+)]
 pub(super) async fn revoke_key(
     Shared(state): Shared<State>,
     Administrator(_, actor): Administrator,

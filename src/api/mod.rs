@@ -13,6 +13,7 @@ mod history;
 mod in_force;
 mod keys;
 mod observe;
+mod openapi;
 mod operations;
 mod problem;
 mod rate_limit;
@@ -22,9 +23,11 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware;
 use axum::response::IntoResponse;
-use axum::routing::{delete, get, post, put};
+use axum::routing::get;
 use tower::util::option_layer;
 use tower_http::catch_panic::CatchPanicLayer;
+use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt as _};
+use utoipa_axum::routes;
 
 use crate::state::State;
 use problem::Error;
@@ -35,47 +38,49 @@ const BODY_MAX: usize = 64 * 1024;
 /// The largest body of a batch, bytes: 10,000 items with ids and keys of some length.
 const BATCH_BODY_MAX: usize = 8 * 1024 * 1024;
 
+/// Every route, and its description.
+fn routes() -> OpenApiRouter<State> {
+    OpenApiRouter::with_openapi(openapi::outline())
+        .routes(routes!(counting::track))
+        .routes(routes!(counting::consume))
+        .routes(routes!(counting::check))
+        .routes(routes!(counting::refund))
+        .routes(routes!(batch::batch).layer(DefaultBodyLimit::max(BATCH_BODY_MAX)))
+        .routes(routes!(reading::usage))
+        .routes(routes!(history::of_organization))
+        .routes(routes!(history::of_all))
+        .routes(routes!(directory::organizations))
+        .routes(routes!(admin::get_organization, admin::put_organization))
+        .routes(routes!(in_force::limits, admin::patch_limits))
+        .routes(routes!(in_force::feature))
+        .routes(routes!(keys::list_keys, keys::create_key))
+        .routes(routes!(keys::revoke_key))
+        .routes(routes!(operations::healthz))
+        .routes(routes!(operations::readyz))
+        .routes(routes!(openapi::openapi_json))
+        .routes(routes!(openapi::reference::docs))
+}
+
+/// Beside the others, unless it has an address of its own.
+fn metrics_route() -> OpenApiRouter<State> {
+    OpenApiRouter::new().routes(routes!(operations::metrics))
+}
+
+/// The OpenAPI document of every route.
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    openapi::complete(routes().merge(metrics_route()).into_openapi())
+}
+
 /// Every route, with the layers that all of them share.
 pub fn router(state: State) -> Router {
     let cors = cors::layer(&state.cors_origins);
-    let metrics = if state.metrics_apart {
-        Router::new()
+    let routes = if state.metrics_apart {
+        routes()
     } else {
-        Router::new().route("/metrics", get(operations::metrics))
+        routes().merge(metrics_route())
     };
-    Router::new()
-        .route("/v1/track", post(counting::track))
-        .route("/v1/consume", post(counting::consume))
-        .route("/v1/check", post(counting::check))
-        .route("/v1/refund", post(counting::refund))
-        .route(
-            "/v1/batch",
-            post(batch::batch).layer(DefaultBodyLimit::max(BATCH_BODY_MAX)),
-        )
-        .route("/v1/organizations", get(directory::organizations))
-        .route(
-            "/v1/organizations/{id}",
-            put(admin::put_organization).get(admin::get_organization),
-        )
-        .route(
-            "/v1/organizations/{id}/limits",
-            get(in_force::limits).patch(admin::patch_limits),
-        )
-        .route(
-            "/v1/organizations/{id}/features/{feature}",
-            get(in_force::feature),
-        )
-        .route("/v1/organizations/{id}/usage", get(reading::usage))
-        .route("/v1/api-keys", get(keys::list_keys).post(keys::create_key))
-        .route("/v1/api-keys/{id}", delete(keys::revoke_key))
-        .route(
-            "/v1/organizations/{id}/history",
-            get(history::of_organization),
-        )
-        .route("/v1/history", get(history::of_all))
-        .route("/healthz", get(operations::healthz))
-        .route("/readyz", get(operations::readyz))
-        .merge(metrics)
+    let (routes, _) = routes.split_for_parts();
+    routes
         .fallback(|| async { Error::NotFound("there is nothing at this path") })
         .method_not_allowed_fallback(|| async { Error::MethodNotAllowed })
         .layer(DefaultBodyLimit::max(BODY_MAX))

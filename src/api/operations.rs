@@ -9,8 +9,9 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse as _, Response};
 use serde::Serialize;
+use utoipa::ToSchema;
 
-use super::extract::Read;
+use super::extract::{NoQuery, Read};
 use super::problem::Error;
 use crate::metrics;
 use crate::state::State;
@@ -19,24 +20,48 @@ use crate::state::State;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Whether the service takes requests, and what it depends on.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(example = json!({"status": "ready", "checks": {"redis": "ok", "postgres": "ok"}}))]
 pub(super) struct Readiness {
+    /// `degraded` while a server is away, `draining` while the service stops.
+    #[schema(pattern = "^(ready|degraded|draining)$")]
     status: &'static str,
     checks: Checks,
 }
 
-#[derive(Debug, Serialize)]
+/// Each server, `ok` or `away`.
+#[derive(Debug, Serialize, ToSchema)]
 struct Checks {
+    #[schema(pattern = "^(ok|away)$")]
     redis: &'static str,
+    #[schema(pattern = "^(ok|away)$")]
     postgres: &'static str,
 }
 
-/// The process lives.
+/// The process lives
+#[utoipa::path(
+    get,
+    path = "/healthz",
+    tag = "Operations",
+    responses((status = 200, description = "It does.", body = String, example = "ok\n"))
+)]
 pub(super) async fn healthz() -> &'static str {
     "ok\n"
 }
 
-/// The process takes requests: also, degraded, while Redis or Postgres is away; not while it drains.
+/// The process takes requests
+///
+/// It does so also, degraded, while Redis or Postgres is away; but not while it drains.
+#[utoipa::path(
+    get,
+    path = "/readyz",
+    tag = "Operations",
+    responses(
+        (status = 200, description = "It does.", body = Readiness),
+        (status = 503, description = "The service stops.", body = Readiness,
+            example = json!({"status": "draining", "checks": {"redis": "ok", "postgres": "ok"}})),
+    )
+)]
 pub(super) async fn readyz(Shared(state): Shared<State>) -> (StatusCode, Json<Readiness>) {
     let redis = tokio::time::timeout(PATIENCE, state.counters.ping());
     let postgres = tokio::time::timeout(PATIENCE, state.store.ping());
@@ -66,10 +91,22 @@ pub(super) async fn readyz(Shared(state): Shared<State>) -> (StatusCode, Json<Re
     )
 }
 
-/// What the service has measured, to callers who may read about every organization.
+/// What the service has measured
+///
+/// In the text format of Prometheus; nothing in it names an organization. Not here where `TALLYMAN_METRICS_LISTEN` gives it
+/// an address of its own. A key that is bound to one organization does not suffice.
+#[utoipa::path(
+    get,
+    path = "/metrics",
+    tag = "Operations",
+    security(("key" = ["read"])),
+    responses((status = 200, description = "One sample a line.", body = String,
+        content_type = "application/openmetrics-text", example = "# TYPE tallyman_requests counter\n"))
+)]
 pub(super) async fn metrics(
     Shared(state): Shared<State>,
     Read(caller): Read,
+    _: NoQuery,
 ) -> Result<Response, Error> {
     caller.reach_all()?;
     Ok(metrics_to_anybody(Shared(state)).await)

@@ -3,9 +3,10 @@
 use std::borrow::Cow;
 
 use axum::Json;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::counting::UsageResult;
 use crate::domain::ids::METERS_MAX;
@@ -73,23 +74,36 @@ pub(super) struct Reason {
     pub(super) error: Option<String>,
 }
 
-/// The body of a problem.
-#[derive(Debug, Serialize)]
+/// The media type of every problem.
+pub(super) const MEDIA_TYPE: &str = "application/problem+json";
+
+/// What was wrong (RFC 9457).
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Problem {
+    /// `urn:tallyman:problem:` and the code.
     #[serde(rename = "type")]
     kind: String,
-    title: &'static str,
+    /// The code in words.
+    pub(super) title: &'static str,
+    /// The status of the response.
     status: u16,
+    /// What is to be said of this occurrence, for people.
     detail: String,
-    code: &'static str,
+    /// The kind of problem; stable, for programs.
+    pub(super) code: &'static str,
+    /// The field at fault, where it is one.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<FieldError>,
+    /// Of what the limit refused; see [`Error::LimitExceeded`].
     #[serde(flatten)]
+    #[schema(ignore)]
     usage: Option<Box<UsageResult>>,
 }
 
-#[derive(Debug, Serialize)]
-struct FieldError {
+/// A field, and what is wrong with it.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct FieldError {
+    /// A JSON pointer into the body, or `/` and the name of a query parameter.
     pointer: String,
     detail: String,
 }
@@ -254,6 +268,21 @@ impl Error {
 }
 
 impl Error {
+    /// The response that it is.
+    pub(super) fn parts(self) -> (StatusCode, HeaderMap, Problem) {
+        let (status, code, _) = self.class();
+        let retry_after = self.retry_after_seconds();
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
+        if let Some(seconds) = retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if code == "unauthenticated" {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        (status, headers, self.into_problem())
+    }
+
     /// What the caller is told.
     pub(super) fn into_problem(self) -> Problem {
         if let Self::Caused(problem, _) = self {
@@ -281,26 +310,12 @@ impl Error {
 
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
-        let (status, code, _) = self.class();
-        let retry_after = self.retry_after_seconds();
-        let unauthenticated = code == "unauthenticated";
         let reason = Reason {
-            code,
+            code: self.class().1,
             error: self.cause().map(str::to_owned),
         };
-        let problem = self.into_problem();
-        let mut response = (status, Json(problem)).into_response();
-        let headers = response.headers_mut();
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("application/problem+json"),
-        );
-        if let Some(seconds) = retry_after {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
-        }
-        if unauthenticated {
-            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-        }
+        let (status, headers, problem) = self.parts();
+        let mut response = (status, headers, Json(problem)).into_response();
         response.extensions_mut().insert(reason);
         response
     }

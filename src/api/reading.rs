@@ -6,44 +6,79 @@ use axum::Json;
 use axum::extract::State as Shared;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::extract::{NoQuery, OrganizationPath, Read};
+use super::openapi::problems::MayBeOverloaded;
 use super::problem::Error;
 use crate::domain::ids::{MeterId, OrganizationId, PlanId};
 use crate::domain::period::{ResetMode, ResetPeriod};
-use crate::domain::policy::{Enforcement, Features};
+use crate::domain::policy::{Enforcement, Feature, Features};
 use crate::domain::quantity::Count;
 use crate::metering::MeterUsage;
 use crate::state::State;
 
 /// What an organization has used in its running periods.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(example = json!({
+    "organizationId": "org_123", "planId": "free", "features": {}, "resetMode": "lazy", "resetPeriod": "monthly",
+    "meters": {"api": {
+        "current": 5, "limit": 1000, "remaining": 995, "overage": 0, "percentage": 0.5, "enforcement": "hard",
+        "periodStart": "2026-11-01T00:00:00Z", "resetDate": "2026-12-01T00:00:00Z"
+    }},
+    "exact": true
+}))]
 pub(super) struct Usage {
     organization_id: OrganizationId,
     plan_id: PlanId,
+    #[schema(value_type = BTreeMap<String, Feature>)]
     features: Features,
     reset_mode: ResetMode,
     reset_period: ResetPeriod,
+    /// Every meter that is limited or was counted.
     meters: BTreeMap<MeterId, Meter>,
-    /// False where Redis is away and this is the last snapshot.
+    /// True where every answered call is in the counts; false where Redis is away and these are the last snapshots.
     exact: bool,
 }
 
-#[derive(Debug, Serialize)]
+/// One meter in its running period.
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Meter {
+    /// Units counted in the running period.
     current: Count,
+    /// Units that a period includes; null is unlimited.
+    #[schema(required)]
     limit: Option<Count>,
+    /// `limit - current`, never below 0; null where the limit is.
+    #[schema(required)]
     remaining: Option<Count>,
+    /// `current - limit`, never below 0.
     overage: Count,
+    /// `current` of `limit`, to two decimals; null where the limit is null or 0.
+    #[schema(required)]
     percentage: Option<f64>,
     enforcement: Enforcement,
+    /// When the period began.
     period_start: DateTime<Utc>,
+    /// When the next begins; null where the period does not end by itself.
+    #[schema(required)]
     reset_date: Option<DateTime<Utc>>,
 }
 
-/// The usage of one organization, exact now.
+/// What an organization has used
+///
+/// Exact now, before any flush. An organization that was never counted nor configured is 404.
+#[utoipa::path(
+    get,
+    path = "/v1/organizations/{id}/usage",
+    operation_id = "getUsage",
+    tag = "Usage",
+    security(("key" = ["read"])),
+    params(OrganizationPath),
+    responses((status = 200, description = "The running periods.", body = Usage), MayBeOverloaded)
+)]
 pub(super) async fn usage(
     Shared(state): Shared<State>,
     Read(caller): Read,

@@ -11,11 +11,9 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::app::{App, shutdown_signal};
 use crate::clock::Clock;
-use crate::config::{
-    Config, DatabaseSettings, ListenSettings, ServerSettings, Servers, Settings,
-};
+use crate::config::{Config, DatabaseSettings, ListenSettings, ServerSettings, Servers, Settings};
 use crate::store::Store;
-use crate::{dev, telemetry};
+use crate::{api, dev, telemetry};
 
 /// What the executable can do.
 #[derive(Debug, Subcommand)]
@@ -51,6 +49,8 @@ pub enum Command {
         #[command(flatten)]
         listen: ListenSettings,
     },
+    /// Print the OpenAPI document
+    Openapi,
     /// Make, list and revoke API keys, without the service
     Keys(keys::Options),
 }
@@ -77,9 +77,8 @@ pub fn run(command: Command) -> Result<()> {
             let url = database.check()?;
             runtime(1)?.block_on(async { Ok(Store::new(&url, 1)?.migrate().await?) })
         }
-        Command::Healthcheck { listen } => {
-            runtime(1)?.block_on(healthcheck::run(listen.check()?))
-        }
+        Command::Openapi => print_openapi(),
+        Command::Healthcheck { listen } => runtime(1)?.block_on(healthcheck::run(listen.check()?)),
         Command::Keys(options) => runtime(1)?.block_on(keys::run(options, Clock::System)),
     }
 }
@@ -106,4 +105,10 @@ async fn serve(config: Config, servers: Servers, migrate: bool) -> Result<()> {
     let app = App::build(config, servers, Clock::System).await?;
     tracing::info!("listening on http://{address}");
     app.serve(listener, stop).await
+}
+
+#[expect(clippy::print_stdout, reason = "the document is what was asked for")]
+fn print_openapi() -> Result<()> {
+    println!("{}", api::openapi().to_pretty_json()?);
+    Ok(())
 }

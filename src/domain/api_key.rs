@@ -6,11 +6,12 @@ use std::str::FromStr;
 
 use chrono::{DateTime, Datelike, Utc};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::ids::{ApiKeyId, ApiKeyName, OrganizationId};
 
 /// A kind of call that a key may make.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Scope {
     /// Track, consume, check and batch.
@@ -78,8 +79,9 @@ impl FromStr for Scope {
 }
 
 /// Everything that a key may do; never nothing.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(try_from = "Vec<Scope>")]
+#[schema(value_type = Vec<Scope>, min_items = 1, example = json!(["ingest"]))]
 pub struct Scopes(BTreeSet<Scope>);
 
 /// A key that could do nothing.
@@ -124,16 +126,19 @@ impl fmt::Display for Scopes {
 }
 
 /// A key as somebody wishes it.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schema(example = json!({
+    "name": "auth server", "scopes": ["ingest", "read"], "organizationId": "org_123", "expiresAt": "2040-01-01T00:00:00Z"
+}))]
 pub struct NewApiKey {
     /// What people know it by.
     pub name: ApiKeyName,
     /// What it may do.
     pub scopes: Scopes,
-    /// The only organization that it reaches; none = all.
+    /// The only organization that it reaches; null is all.
     pub organization_id: Option<OrganizationId>,
-    /// From when on it is refused; none = never.
+    /// From when on it is refused; null is never.
     pub expires_at: Option<DateTime<Utc>>,
 }
 
@@ -176,7 +181,7 @@ impl NewApiKey {
 }
 
 /// A key as it is shown, as often as somebody asks.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ApiKey {
     /// Names the key; the part of it that is no secret.
@@ -185,15 +190,19 @@ pub struct ApiKey {
     pub name: ApiKeyName,
     /// What it may do.
     pub scopes: Scopes,
-    /// The only organization that it reaches; none = all.
+    /// The only organization that it reaches; null is all.
+    #[schema(required)]
     pub organization_id: Option<OrganizationId>,
     /// When it was made.
     pub created_at: DateTime<Utc>,
-    /// From when on it is refused; none = never.
+    /// From when on it is refused; null is never.
+    #[schema(required)]
     pub expires_at: Option<DateTime<Utc>>,
     /// The minute in which it was last accepted, told a minute or two later.
+    #[schema(required)]
     pub last_used_at: Option<DateTime<Utc>>,
     /// When it was revoked, which is final.
+    #[schema(required)]
     pub revoked_at: Option<DateTime<Utc>>,
 }
 

@@ -13,13 +13,14 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrono::{DateTime, Duration, Utc};
 use chrono_tz::Tz;
 use serde::Deserialize;
+use utoipa::ToSchema;
 
 use super::ids::{MeterId, OrganizationId};
 use super::period::{Calendar, ResetPeriod};
 use super::quantity::Count;
 
 /// How much time one row covers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Granularity {
     /// An hour of the organization's wall clock.
@@ -31,7 +32,7 @@ pub enum Granularity {
 }
 
 /// Which row comes first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Order {
     /// The oldest.

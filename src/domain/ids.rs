@@ -9,6 +9,7 @@ use std::sync::{Arc, LazyLock};
 
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
+use utoipa::ToSchema;
 
 /// Why a name was refused; the text is fit to show to the caller.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -16,9 +17,10 @@ use serde::{Deserialize, Deserializer, Serialize};
 pub struct InvalidId(&'static str);
 
 macro_rules! id {
-    ($(#[$doc:meta])* $name:ident, $valid:expr, $rule:literal) => {
+    ($(#[$doc:meta])* $name:ident, $valid:expr, $pattern:literal, $example:literal, $rule:literal) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, ToSchema)]
+        #[schema(value_type = String, pattern = $pattern, examples($example))]
         pub struct $name(Arc<str>);
 
         impl $name {
@@ -74,6 +76,8 @@ id!(
     OrganizationId,
     |text| starts_alphanumeric(text, 128)
         && text.iter().all(|c| c.is_ascii_alphanumeric() || b"_.@-".contains(c)),
+    "^[A-Za-z0-9][A-Za-z0-9_.@-]{0,127}$",
+    "org_123",
     "must be 1 to 128 characters of A-Z a-z 0-9 _ . @ -, and begin with a letter or a digit"
 );
 
@@ -83,6 +87,8 @@ id!(
     |text| text.first().is_some_and(u8::is_ascii_lowercase)
         && text.len() <= 64
         && text.iter().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || b"_.-".contains(c)),
+    "^[a-z][a-z0-9_.-]{0,63}$",
+    "api",
     "must be 1 to 64 characters of a-z 0-9 _ . -, and begin with a letter"
 );
 
@@ -91,6 +97,8 @@ id!(
     PlanId,
     |text| starts_alphanumeric(text, 64)
         && text.iter().all(|c| c.is_ascii_alphanumeric() || b"_.-".contains(c)),
+    "^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$",
+    "free",
     "must be 1 to 64 characters of A-Z a-z 0-9 _ . -, and begin with a letter or a digit"
 );
 
@@ -98,6 +106,8 @@ id!(
     /// A caller's name for one attempt, so that repeating the attempt counts nothing.
     IdempotencyKey,
     |text| !text.is_empty() && text.len() <= 255 && text.iter().all(|c| (b' '..=b'~').contains(c)),
+    "^[ -~]{1,255}$",
+    "7d3f6c1e-order-42",
     "must be 1 to 255 printable ASCII characters"
 );
 
@@ -105,6 +115,8 @@ id!(
     /// Names an API key; not secret.
     ApiKeyId,
     |text| text.len() == 16 && text.iter().all(|c| c.is_ascii_digit() || (b'a'..=b'f').contains(c)),
+    "^[0-9a-f]{16}$",
+    "0123456789abcdef",
     "must be 16 characters of 0-9 a-f"
 );
 
@@ -116,6 +128,8 @@ id!(
             && !text.trim().is_empty()
             && !text.contains(char::is_control)
     }),
+    r"^(?=.*\S)[^\x00-\x1f\x7f-\x9f]{1,100}$",
+    "auth server",
     "must be 1 to 100 characters, not all of them spaces, and none a control character"
 );
 impl MeterId {

@@ -5,17 +5,21 @@
 //! highest version of all that went into it, so that any change anywhere makes it newer.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
 use serde::{Deserialize, Deserializer, Serialize};
+use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, SchemaType, Type};
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
 
 use super::ids::{MeterId, PlanId};
 use super::period::{Calendar, InvalidCalendar, Period, ResetMode, ResetPeriod, Schedule};
 use super::quantity::Count;
 
 /// What happens to a consume that does not fit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Enforcement {
     /// It is refused.
@@ -61,7 +65,7 @@ impl Rule {
 }
 
 /// Who set what is in force.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Source {
     /// Somebody, for this organization.
@@ -72,10 +76,11 @@ pub enum Source {
 }
 
 /// A limit as it is in force for one meter.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MeterLimit {
-    /// Units that a period includes; none = unlimited.
+    /// Units that a period includes; null is unlimited.
+    #[schema(required)]
     pub limit: Option<Count>,
     /// What happens beyond the limit.
     pub enforcement: Enforcement,
@@ -83,6 +88,7 @@ pub struct MeterLimit {
     pub warn_at: Vec<u16>,
     /// Who set it, or any part of it.
     #[serde(default)]
+    #[schema(required)]
     pub source: Source,
 }
 
@@ -116,26 +122,28 @@ impl MeterLimit {
 }
 
 /// A limit that was named: a number of units, or `null` for unlimited.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(transparent)]
 pub struct Limit(pub Option<Count>);
 
 /// An organization's own limit on one meter; what is absent is inherited.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct LimitOverride {
-    /// Units that a period includes.
+    /// Units that a period includes; null is unlimited, 0 is nothing.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
         deserialize_with = "named"
     )]
+    #[schema(value_type = Option<Count>)]
     pub limit: Option<Limit>,
     /// What happens beyond the limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enforcement: Option<Enforcement>,
-    /// Percentages of the limit at which people are told.
+    /// Percentages of the limit at which people are told, ascending.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = warn_at)]
     pub warn_at: Option<Vec<u16>>,
 }
 
@@ -149,6 +157,28 @@ impl LimitOverride {
             warn_at: change.warn_at.clone().or_else(|| self.warn_at.clone()),
         }
     }
+}
+
+/// The most thresholds that one limit may have.
+pub const WARN_AT_MAX: usize = 10;
+
+/// The percentages that a threshold may be at.
+pub const WARN_AT: RangeInclusive<u16> = 1..=1000;
+
+fn warn_at() -> impl Into<RefOr<Schema>> {
+    let percentage = ObjectBuilder::new()
+        .schema_type(Type::Integer)
+        .minimum(Some(*WARN_AT.start()))
+        .maximum(Some(*WARN_AT.end()));
+    ArrayBuilder::new()
+        .schema_type(SchemaType::from_iter([Type::Array, Type::Null]))
+        .items(percentage)
+        .unique_items(true)
+        .max_items(Some(WARN_AT_MAX))
+        .description(Some(
+            "Percentages of the limit at which people are told, ascending.",
+        ))
+        .examples([serde_json::json!(WARN_AT_DEFAULT)])
 }
 
 /// Tells a field that is `null` from one that is absent.
@@ -169,6 +199,21 @@ pub enum Feature {
     /// A choice, such as a support tier.
     Text(String),
 }
+
+impl PartialSchema for Feature {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(SchemaType::from_iter([
+                Type::Boolean,
+                Type::Number,
+                Type::String,
+            ]))
+            .description(Some("On or off, a quantity, or a choice."))
+            .into()
+    }
+}
+
+impl ToSchema for Feature {}
 
 impl Feature {
     /// Whether it is on: a switch that is, a number other than zero, a text that is not empty.
@@ -201,26 +246,37 @@ pub struct Defaults {
 }
 
 /// An organization's settings as people give them; what is absent is the default.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[schema(example = json!({
+    "resetPeriod": "monthly", "resetDay": 15, "timeZone": "Europe/Berlin", "features": {"sso": true},
+    "metadata": {"stripeCustomer": "cus_1"}
+}))]
 pub struct OrganizationSettings {
-    /// The organization's plan.
+    /// The organization's plan; the default plan is the only one.
     pub plan_id: Option<PlanId>,
-    /// Its own features.
+    /// Its own features, by name.
+    #[schema(value_type = BTreeMap<String, Feature>, example = json!({"sso": true, "seats": 5, "support": "email"}))]
     pub features: Features,
-    /// Who opens a new period.
+    /// What ends a period; in `manual` mode a period does not end by itself.
     pub reset_mode: Option<ResetMode>,
     /// How long a period is.
     pub reset_period: Option<ResetPeriod>,
-    /// The day on which periods begin; see [`Calendar`].
+    /// The day on which periods begin: 1 to 31 for monthly and yearly, clamped to the month's last day, 1 unless said;
+    /// 0 (Sunday) to 6 for weekly, 1 unless said.
+    #[schema(maximum = 31)]
     pub reset_day: Option<u8>,
-    /// The month in which years begin.
+    /// The month in which yearly periods begin, 1 unless said.
+    #[schema(minimum = 1, maximum = 12)]
     pub reset_month: Option<u8>,
-    /// An instant whose day and time every period begins at instead.
+    /// An instant; every period begins at its day and time of day in `timeZone` instead. Not with `resetDay` or
+    /// `resetMonth`.
     pub anchor: Option<DateTime<Utc>>,
-    /// Where midnight is, an IANA name.
+    /// Where midnight is: an IANA name.
+    #[schema(value_type = Option<String>, example = "Europe/Berlin")]
     pub time_zone: Option<Tz>,
-    /// Whatever the caller wants to keep here.
+    /// Any JSON object; whatever the caller wants to keep here.
+    #[schema(value_type = Object)]
     pub metadata: serde_json::Map<String, serde_json::Value>,
 }
 

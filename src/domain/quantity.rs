@@ -1,6 +1,12 @@
 //! Quantities: how much one call counts, and how much a counter can hold.
 
+use std::fmt;
+
+use serde::de::{self, Deserializer, Unexpected, Visitor};
 use serde::{Deserialize, Serialize};
+use utoipa::openapi::schema::{ObjectBuilder, SchemaType, Type};
+use utoipa::openapi::{KnownFormat, RefOr, Schema, SchemaFormat};
+use utoipa::{PartialSchema, ToSchema};
 
 /// The most that a counter can hold: 2^53 − 1, the largest integer that Lua, JavaScript, JSON and
 /// Postgres' bigint all represent exactly. Lua and SQL repeat this constant.
@@ -11,7 +17,7 @@ pub const AMOUNT_MAX: u64 = 1_000_000_000_000;
 
 /// Units counted in one period, or the limit that they are held against: 0 to [`COUNT_MAX`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
-#[serde(try_from = "u64", into = "u64")]
+#[serde(try_from = "Whole", into = "u64")]
 pub struct Count(u64);
 
 impl Count {
@@ -43,6 +49,14 @@ impl Count {
     }
 }
 
+impl TryFrom<Whole> for Count {
+    type Error = InvalidQuantity;
+
+    fn try_from(Whole(units): Whole) -> Result<Self, InvalidQuantity> {
+        Self::try_from(units)
+    }
+}
+
 impl TryFrom<u64> for Count {
     type Error = InvalidQuantity;
 
@@ -63,7 +77,7 @@ impl From<Count> for u64 {
 
 /// Units that one call counts: 1 to [`AMOUNT_MAX`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "u64", into = "u64")]
+#[serde(try_from = "Whole", into = "u64")]
 pub struct Amount(u64);
 
 impl Amount {
@@ -73,6 +87,14 @@ impl Amount {
     /// The number of units.
     pub fn get(self) -> u64 {
         self.0
+    }
+}
+
+impl TryFrom<Whole> for Amount {
+    type Error = InvalidQuantity;
+
+    fn try_from(Whole(units): Whole) -> Result<Self, InvalidQuantity> {
+        Self::try_from(units)
     }
 }
 
@@ -94,7 +116,91 @@ impl From<Amount> for u64 {
     }
 }
 
+/// A whole number, also where it is written as `3.0`: to JSON Schema, and to languages whose numbers are
+/// doubles, that is the same number.
+struct Whole(u64);
+
+impl<'de> Deserialize<'de> for Whole {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_u64(WholeVisitor)
+    }
+}
+
+struct WholeVisitor;
+
+impl Visitor<'_> for WholeVisitor {
+    type Value = Whole;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an integer")
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<Whole, E> {
+        Ok(Whole(number))
+    }
+
+    fn visit_f64<E: de::Error>(self, number: f64) -> Result<Whole, E> {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "whole, not negative, and below 2^53, where doubles are exact"
+        )]
+        if number.fract() == 0.0 && (0.0..=COUNT_MAX as f64).contains(&number) {
+            Ok(Whole(number as u64))
+        } else {
+            Err(E::invalid_value(Unexpected::Float(number), &self))
+        }
+    }
+}
+
+impl PartialSchema for Count {
+    fn schema() -> RefOr<Schema> {
+        integer(0, COUNT_MAX)
+    }
+}
+
+impl ToSchema for Count {}
+
+impl PartialSchema for Amount {
+    fn schema() -> RefOr<Schema> {
+        integer(1, AMOUNT_MAX)
+    }
+}
+
+impl ToSchema for Amount {}
+
+/// Not derived, so that the limits are those of the parsers above.
+fn integer(minimum: u64, maximum: u64) -> RefOr<Schema> {
+    ObjectBuilder::new()
+        .schema_type(SchemaType::new(Type::Integer))
+        .format(Some(SchemaFormat::KnownFormat(KnownFormat::Int64)))
+        .minimum(Some(minimum))
+        .maximum(Some(maximum))
+        .into()
+}
+
 /// Why a number was refused; the text is fit to show to the caller.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct InvalidQuantity(&'static str);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_whole_number_is_the_same_however_it_is_written() {
+        for text in ["3", "3.0", "3e0", "0.3e1"] {
+            let amount: Amount = serde_json::from_str(text).unwrap();
+            assert_eq!(amount.get(), 3, "{text}");
+        }
+        let count: Count = serde_json::from_str("9007199254740991.0").unwrap();
+        assert_eq!(count.get(), COUNT_MAX);
+        for text in [
+            "3.5", "-3.0", "-1", "1e16", "1e300", "\"3\"", "null", "true",
+        ] {
+            assert!(serde_json::from_str::<Count>(text).is_err(), "{text}");
+        }
+    }
+}

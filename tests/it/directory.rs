@@ -314,6 +314,7 @@ async fn a_list_refuses_what_it_does_not_know() {
         ("pageSize=0", "/pageSize"),
         ("pageSize=1001", "/pageSize"),
         ("pageSize=many", "/pageSize"),
+        ("pageSize=", "/pageSize"),
         ("planId=a%20b", "/planId"),
         ("cursor=nonsense", "/cursor"),
         ("sort=percentage&cursor=i0.org_1", "/cursor"),

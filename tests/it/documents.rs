@@ -94,6 +94,24 @@ fn described<'a>(line: &'a str, what: &str) -> Option<(&'a str, &'a str)> {
     rest.trim_start().split_once(' ')
 }
 
+#[test]
+fn the_openapi_document_is_the_one_that_the_program_prints() {
+    let output = tallyman(&["openapi"]);
+    check("docs/openapi.json", &output);
+}
+
+/// What the program prints, told by its arguments alone.
+fn tallyman(arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_tallyman"))
+        .args(arguments)
+        // A variable that is set would be shown with its value.
+        .env_clear()
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
 /// One setting, as `--help` tells it.
 struct Setting {
     heading: String,
@@ -106,14 +124,7 @@ struct Setting {
 
 /// Every setting of a subcommand, in the order of its `--help`.
 fn settings(subcommand: &str) -> Vec<Setting> {
-    let output = Command::new(env!("CARGO_BIN_EXE_tallyman"))
-        .args([subcommand, "--help"])
-        // A variable that is set would be shown with its value.
-        .env_clear()
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{output:?}");
-    let help = String::from_utf8(output.stdout).unwrap();
+    let help = tallyman(&[subcommand, "--help"]);
     let mut heading = String::new();
     let mut entries: Vec<(String, String, String)> = Vec::new();
     for line in help.lines().filter(|line| !line.is_empty()) {

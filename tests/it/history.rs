@@ -685,6 +685,7 @@ async fn a_parameter_that_makes_no_sense_is_refused_by_name() {
         ("pageSize=0", "/pageSize"),
         ("pageSize=1001", "/pageSize"),
         ("pageSize=many", "/pageSize"),
+        ("pageSize=", "/pageSize"),
         ("cursor=", "/cursor"),
         ("cursor=Zm9v", "/cursor"),
         ("unknown=1", "/unknown"),

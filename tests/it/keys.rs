@@ -307,6 +307,7 @@ async fn keys_are_listed_page_by_page_newest_first() {
         "?pageSize=0",
         "?pageSize=1001",
         "?pageSize=x",
+        "?pageSize=",
         "?cursor=x",
         "?pagesize=2",
     ] {

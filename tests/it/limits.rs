@@ -337,6 +337,43 @@ async fn text_that_cannot_be_stored_is_refused_and_not_a_failure() {
     assert_eq!(stored["metadata"], unusual["metadata"]);
 }
 
+/// Postgres' jsonb writes large numbers out, all 309 digits of them.
+#[tokio::test]
+async fn numbers_of_any_size_come_back_as_they_were_given() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    for number in [
+        f64::MAX,
+        f64::MIN,
+        f64::MIN_POSITIVE,
+        0.1 + 0.2,
+        1e22,
+        8.5e-7,
+    ] {
+        let settings = json!({"metadata": {"n": number}, "features": {"n": number}});
+        for _ in 0..2 {
+            let stored = service.settings("org_1", settings.clone()).await;
+            assert_eq!(stored["metadata"]["n"].as_f64(), Some(number));
+        }
+        let read = service.http.get("/v1/organizations/org_1").await;
+        assert_eq!(
+            read.body["metadata"]["n"].as_f64(),
+            Some(number),
+            "{}",
+            read.text
+        );
+        let path = "/v1/organizations/org_1/features/n";
+        let feature = service.http.get(path).await;
+        assert_eq!(
+            feature.body["value"].as_f64(),
+            Some(number),
+            "{}",
+            feature.text
+        );
+        service.count("org_1", "api", 1).await;
+    }
+}
+
 #[tokio::test]
 async fn changing_the_calendar_keeps_the_start_and_the_count_and_moves_the_end() {
     let world = World::new().await;

@@ -31,6 +31,7 @@ mod limits;
 mod logs;
 mod metrics;
 mod model;
+mod openapi;
 mod periods;
 mod problems;
 mod protocol;

@@ -143,6 +143,39 @@ async fn a_wrong_field_is_named_by_its_pointer() {
 }
 
 #[tokio::test]
+async fn an_array_of_an_objects_values_is_no_object() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service.settings("org_1", json!({})).await;
+    let limits = "/v1/organizations/org_1/limits";
+    for (method, path, body, at) in [
+        (
+            Method::POST,
+            "/v1/track",
+            json!(["org_1", "api", 1, null, null, null]),
+            "",
+        ),
+        (
+            Method::POST,
+            "/v1/api-keys",
+            json!(["a", ["read"], null, null]),
+            "",
+        ),
+        (
+            Method::PATCH,
+            limits,
+            json!({"api": [5, "soft", null]}),
+            "/api",
+        ),
+        (Method::PATCH, limits, json!([]), ""),
+    ] {
+        let answer = service.http.send(method, path, &[], Some(body)).await;
+        check(&answer, 400, "invalid_field");
+        assert_eq!(pointer(&answer), at, "{path}");
+    }
+}
+
+#[tokio::test]
 async fn a_query_parameter_that_nobody_asked_for_is_refused() {
     let world = World::new().await;
     let service = world.instance().await;

@@ -1,0 +1,447 @@
+//! The OpenAPI document says what the service does: its operations, scopes, examples and problems, as they are answered.
+
+use std::collections::BTreeSet;
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::support::{Answer, Http, Instance, World};
+
+/// One operation of the document.
+struct Operation {
+    method: Method,
+    path: String,
+    about: Value,
+}
+
+impl Operation {
+    /// The path, with an organization, a key or a feature in it.
+    fn path(&self) -> String {
+        let id = if self.path.starts_with("/v1/api-keys") {
+            "0123456789abcdef"
+        } else {
+            "org_123"
+        };
+        self.path.replace("{id}", id).replace("{feature}", "sso")
+    }
+
+    /// The scope that opens it, if it needs a key.
+    fn scope(&self) -> Option<&str> {
+        self.about["security"][0]["key"][0].as_str()
+    }
+
+    fn parameters(&self) -> impl Iterator<Item = &Value> {
+        self.about["parameters"].as_array().into_iter().flatten()
+    }
+}
+
+/// The document as it is served.
+struct Document(Value);
+
+impl Document {
+    async fn of(service: &Instance) -> Self {
+        let answer = service.http.with_key(None).get("/openapi.json").await;
+        assert_eq!(answer.status, 200);
+        assert_eq!(answer.header("content-type"), "application/json");
+        Self(answer.body)
+    }
+
+    fn operations(&self) -> Vec<Operation> {
+        let paths = self.0["paths"].as_object().unwrap();
+        let operations: Vec<Operation> = paths
+            .iter()
+            .flat_map(|(path, item)| {
+                item.as_object()
+                    .unwrap()
+                    .iter()
+                    .map(|(method, about)| Operation {
+                        method: method.to_uppercase().parse().unwrap(),
+                        path: path.clone(),
+                        about: about.clone(),
+                    })
+            })
+            .collect();
+        assert!(operations.len() > 15);
+        operations
+    }
+
+    /// What stands at a place, or where a reference there leads to.
+    fn resolve<'a>(&'a self, at: &'a Value) -> &'a Value {
+        match at["$ref"].as_str() {
+            Some(reference) => {
+                let pointer = reference.strip_prefix('#').unwrap();
+                self.0
+                    .pointer(pointer)
+                    .unwrap_or_else(|| panic!("{reference} leads nowhere"))
+            }
+            None => at,
+        }
+    }
+
+    /// The examples of a body: its own, or those of its schema.
+    fn examples(&self, content: &Value) -> Vec<Value> {
+        let schema = self.resolve(&content["schema"]);
+        let named = content["examples"].as_object().into_iter().flatten();
+        let of_schema = schema["examples"].as_array().into_iter().flatten();
+        let own: Vec<Value> = named
+            .map(|(_, example)| example["value"].clone())
+            .chain(content.get("example").cloned())
+            .collect();
+        if !own.is_empty() {
+            return own;
+        }
+        of_schema.chain(schema.get("example")).cloned().collect()
+    }
+
+    /// Asserts that a value is what a schema of the document allows.
+    fn assert_valid(&self, schema: &Value, value: &Value) {
+        let schema = json!({"allOf": [schema], "components": self.0["components"]});
+        let schema = jsonschema::draft202012::new(&schema).unwrap();
+        let errors: Vec<String> = schema
+            .iter_errors(value)
+            .map(|error| format!("{}: {error}", error.instance_path()))
+            .collect();
+        assert!(errors.is_empty(), "{value:#} is refused: {errors:#?}");
+    }
+
+    /// Asserts that an answer is one that the operation is said to give.
+    fn assert_told(&self, operation: &Operation, answer: &Answer) {
+        let status = answer.status.as_str();
+        let response = self.resolve(&operation.about["responses"][status]);
+        assert!(
+            response.is_object(),
+            "{} {} answers {status}: {}",
+            operation.method,
+            operation.path,
+            answer.text
+        );
+        let media_type = answer.header("content-type").split(';').next().unwrap();
+        let content = &response["content"][media_type];
+        if media_type.is_empty() {
+            assert!(response["content"].is_null() && answer.text.is_empty());
+        } else if matches!(media_type, "application/json" | "application/problem+json") {
+            self.assert_valid(&content["schema"], &answer.body);
+        } else {
+            assert!(content.is_object(), "{} {media_type}", operation.path);
+        }
+        let told = response["headers"].as_object().unwrap();
+        let told: BTreeSet<String> = told.keys().map(|name| name.to_lowercase()).collect();
+        for name in [
+            "x-request-id",
+            "ratelimit",
+            "retry-after",
+            "preference-applied",
+            "www-authenticate",
+        ] {
+            if answer.headers.contains_key(name) {
+                assert!(
+                    told.contains(name),
+                    "{} {status} has {name}",
+                    operation.path
+                );
+            }
+        }
+    }
+}
+
+/// A service in which the things that examples name are there.
+async fn furnished(world: &World) -> (Instance, Document) {
+    let service = world.instance().await;
+    service
+        .settings("org_123", json!({"features": {"sso": true}}))
+        .await;
+    service.count("org_123", "api", 5).await;
+    service.flush().await;
+    let document = Document::of(&service).await;
+    (service, document)
+}
+
+async fn send(http: &Http, operation: &Operation, query: &str, body: Option<Value>) -> Answer {
+    let path = format!("{}{query}", operation.path());
+    http.send(operation.method.clone(), &path, &[], body).await
+}
+
+#[test]
+fn a_route_is_registered_with_its_description_or_not_at_all() {
+    let source = include_str!("../../src/api/mod.rs");
+    assert!(source.contains(".routes(routes!("));
+    for around in [".route(", ".route_service(", ".nest(", ".merge("] {
+        assert!(!source.contains(around), "{around}");
+    }
+}
+
+#[tokio::test]
+async fn the_document_is_whole() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let document = Document::of(&service).await;
+    assert_eq!(document.0["openapi"], "3.1.0");
+    assert_eq!(document.0["info"]["version"], env!("CARGO_PKG_VERSION"));
+    let tags = document.0["tags"].as_array().unwrap();
+    let tags: BTreeSet<&str> = tags
+        .iter()
+        .map(|tag| tag["name"].as_str().unwrap())
+        .collect();
+    let mut ids = BTreeSet::new();
+    for operation in document.operations() {
+        let Operation { path, about, .. } = &operation;
+        assert!(
+            ids.insert(about["operationId"].as_str().unwrap().to_owned()),
+            "{path}"
+        );
+        assert!(
+            about["summary"].as_str().is_some_and(|it| !it.is_empty()),
+            "{path}"
+        );
+        assert!(tags.contains(about["tags"][0].as_str().unwrap()), "{path}");
+        assert_eq!(
+            operation.scope().is_some(),
+            path.starts_with("/v1/"),
+            "{path}"
+        );
+        for placeholder in path.split('{').skip(1) {
+            let name = placeholder.split('}').next().unwrap();
+            assert!(
+                operation
+                    .parameters()
+                    .any(|it| it["in"] == "path" && it["name"] == name)
+            );
+        }
+        for response in about["responses"].as_object().unwrap().values() {
+            let response = document.resolve(response);
+            assert!(
+                !response["description"].as_str().unwrap().is_empty(),
+                "{path}"
+            );
+            assert!(response["headers"]["x-request-id"].is_object(), "{path}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_operation_is_opened_by_the_scope_that_it_names_and_by_no_other_than_admin() {
+    let world = World::new().await;
+    let (service, document) = furnished(&world).await;
+    let mut keys = Vec::new();
+    for scope in ["ingest", "refund", "read", "reset", "admin"] {
+        keys.push((scope, world.key_with(&[scope]).await));
+    }
+    for operation in document.operations() {
+        let path = &operation.path;
+        let without = send(&service.http.with_key(None), &operation, "", None).await;
+        let Some(needed) = operation.scope() else {
+            assert_eq!(without.status, 200, "{path}");
+            document.assert_told(&operation, &without);
+            continue;
+        };
+        assert_eq!(without.status, 401, "{path}");
+        document.assert_told(&operation, &without);
+        for (scope, key) in &keys {
+            let http = service.http.with_key(Some(key));
+            let answer = send(&http, &operation, "", None).await;
+            let opened = *scope == needed || *scope == "admin";
+            assert_eq!(
+                answer.status != 403,
+                opened,
+                "{path} with {scope}: {}",
+                answer.text
+            );
+            document.assert_told(&operation, &answer);
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_example_of_a_request_is_accepted_and_answered_as_told() {
+    let world = World::new().await;
+    let (service, document) = furnished(&world).await;
+    let (mut bodies, mut queries) = (0, 0);
+    for operation in document.operations() {
+        let body = &operation.about["requestBody"]["content"]["application/json"];
+        if body.is_object() {
+            let examples = document.examples(body);
+            assert!(!examples.is_empty(), "{}", operation.path);
+            for example in examples {
+                document.assert_valid(&body["schema"], &example);
+                let answer = send(&service.http, &operation, "", Some(example)).await;
+                assert!(answer.status.is_success(), "{}", answer.text);
+                document.assert_told(&operation, &answer);
+                bodies += 1;
+            }
+        } else if operation.method == Method::GET {
+            let answer = send(&service.http, &operation, "", None).await;
+            assert_eq!(answer.status, 200, "{}", answer.text);
+            document.assert_told(&operation, &answer);
+            for parameter in operation.parameters().filter(|it| it["in"] == "query") {
+                let schema = document.resolve(&parameter["schema"]);
+                let of_schema = ["examples", "enum"]
+                    .into_iter()
+                    .filter_map(|it| schema[it].as_array());
+                for example in of_schema.flatten().chain(parameter.get("example")) {
+                    let (name, value) = (&parameter["name"], example.as_str().unwrap());
+                    let query = format!("?{}={value}", name.as_str().unwrap());
+                    let answer = send(&service.http, &operation, &query, None).await;
+                    assert_eq!(answer.status, 200, "{query}: {}", answer.text);
+                    document.assert_told(&operation, &answer);
+                    queries += 1;
+                }
+            }
+        }
+    }
+    assert!(bodies > 12 && queries > 15, "{bodies} and {queries}");
+}
+
+#[tokio::test]
+async fn every_example_of_an_answer_is_what_its_schema_says() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let document = Document::of(&service).await;
+    for operation in document.operations() {
+        for (status, response) in operation.about["responses"].as_object().unwrap() {
+            let contents = document.resolve(response)["content"].as_object();
+            for (media_type, content) in contents.into_iter().flatten() {
+                let examples = document.examples(content);
+                let shown = !matches!(operation.path.as_str(), "/docs" | "/openapi.json");
+                let told = format!("{} {status} {media_type}", operation.path);
+                assert!(
+                    !shown || !status.starts_with('2') || !examples.is_empty(),
+                    "{told}"
+                );
+                for example in &examples {
+                    document.assert_valid(&content["schema"], example);
+                    if media_type == "application/problem+json" {
+                        assert_eq!(example["status"].to_string(), *status, "{told}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn answers_of_every_kind_are_told() {
+    let world = World::new().await;
+    let (service, document) = furnished(&world).await;
+    let operations = document.operations();
+    let consume = operations
+        .iter()
+        .find(|it| it.path == "/v1/consume")
+        .unwrap();
+    let body = |amount: u64| json!({"organizationId": "org_123", "amount": amount});
+    let mut statuses = Vec::new();
+    for (preference, amount) in [
+        ("return=minimal", 1),
+        ("return=representation", 1),
+        ("", 5000),
+    ] {
+        let headers = [("prefer", preference), ("idempotency-key", preference)];
+        let headers = if preference.is_empty() {
+            &headers[..1]
+        } else {
+            &headers
+        };
+        let body = Some(body(amount));
+        let answer = service
+            .http
+            .send(Method::POST, "/v1/consume", headers, body)
+            .await;
+        document.assert_told(consume, &answer);
+        statuses.push(answer.status.as_u16());
+    }
+    assert_eq!(statuses, [204, 200, 429]);
+    let refused = service.attempt("org_123", "api", 5000).await;
+    let content = &document.resolve(&consume.about["responses"]["429"])["content"];
+    let example = &content["application/problem+json"]["examples"]["limit_exceeded"]["value"];
+    for word in [
+        "type", "title", "status", "detail", "code", "deniedBy", "allowed",
+    ] {
+        assert_eq!(refused.body[word], example[word], "{word}");
+    }
+
+    for accepted in ["text/csv", "application/x-ndjson"] {
+        for operation in operations.iter().filter(|it| it.path.ends_with("/history")) {
+            let headers = [("accept", accepted)];
+            let path = operation.path();
+            let answer = service.http.send(Method::GET, &path, &headers, None).await;
+            assert!(answer.header("content-type").starts_with(accepted));
+            assert!(answer.text.contains("api"), "{}", answer.text);
+            document.assert_told(operation, &answer);
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_problem_of_the_contract_is_in_the_document_and_no_other() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let document = Document::of(&service).await;
+    let contract = include_str!("../../docs/api.md");
+    let mut listed = BTreeSet::new();
+    for line in contract.lines() {
+        if let [_, status, code, _, _, ..] = line.split('|').map(str::trim).collect::<Vec<_>>()[..]
+            && status.parse::<u16>().is_ok()
+        {
+            listed.insert((status.to_owned(), code.trim_matches('`').to_owned()));
+        }
+    }
+    // No operation has it: it is what other methods than an operation's get.
+    assert!(listed.remove(&("405".to_owned(), "method_not_allowed".to_owned())));
+    let mut told = BTreeSet::new();
+    for operation in document.operations() {
+        for (status, response) in operation.about["responses"].as_object().unwrap() {
+            let content = &document.resolve(response)["content"]["application/problem+json"];
+            for code in content["examples"]
+                .as_object()
+                .into_iter()
+                .flatten()
+                .map(|(code, _)| code)
+            {
+                told.insert((status.clone(), code.clone()));
+            }
+        }
+    }
+    assert_eq!(told, listed);
+}
+
+#[tokio::test]
+async fn the_reference_is_one_page_that_needs_nothing_else() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let page = service.http.with_key(None).get("/docs").await;
+    assert_eq!(page.status, 200);
+    assert_eq!(page.header("content-type"), "text/html; charset=utf-8");
+    let policy = page.header("content-security-policy");
+    assert!(
+        policy.starts_with("default-src 'none'; style-src 'sha256-"),
+        "{policy}"
+    );
+    for foreign in [
+        "<script", "<img", "<link", "src=", "@import", "url(", " on", "style=",
+    ] {
+        let tags = page.text.split('<').filter_map(|it| it.split('>').next());
+        let found = tags
+            .map(|tag| format!("<{tag}"))
+            .find(|tag| tag.contains(foreign));
+        assert_eq!(found, None, "{foreign}");
+    }
+    let values = |attribute: &str| -> BTreeSet<String> {
+        let parts = page.text.split(attribute).skip(1);
+        parts
+            .map(|it| it.split('"').next().unwrap().to_owned())
+            .collect()
+    };
+    let (links, ids) = (values("href=\""), values(" id=\""));
+    for link in &links {
+        match link.strip_prefix('#') {
+            Some(target) => assert!(ids.contains(target), "{link} leads nowhere"),
+            None => assert_eq!(link, "/openapi.json"),
+        }
+    }
+    for operation in Document::of(&service).await.operations() {
+        let id = operation.about["operationId"].as_str().unwrap();
+        assert!(
+            ids.contains(id) && links.contains(&format!("#{id}")),
+            "{id}"
+        );
+    }
+}
