@@ -11,7 +11,9 @@ use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
 
 use super::counting::{self, Charges, UsageResult};
-use super::extract::{Caller, Idempotency, Ingest, MediaType, Named, Query, from_json, read};
+use super::extract::{
+    Caller, Idempotency, Ingest, MediaType, Named, Object, Query, from_json, read,
+};
 use super::openapi::problems::NeedsCounterStore;
 use super::problem::{Error, Problem};
 use crate::domain::decision::Operation;
@@ -405,15 +407,21 @@ impl FromRequest<State> for Items {
         let media_type = MediaType::of(&request);
         let body = read(request, state).await?;
         let items: Vec<_> = match media_type {
-            MediaType::Json => match serde_json::from_slice::<ItemList<Item>>(&body) {
-                Ok(list) => list.items.into_iter().map(Ok).collect(),
-                // One of them is wrong, and the others shall be counted all the same.
-                Err(_) => from_json::<ItemList<&RawValue>>(&body)?
-                    .items
-                    .into_iter()
-                    .map(|item| from_json(item.get().as_bytes()))
-                    .collect(),
-            },
+            MediaType::Json => {
+                match serde_json::from_slice::<Object<ItemList<Object<Item>>>>(&body) {
+                    Ok(Object(list)) => list
+                        .items
+                        .into_iter()
+                        .map(|Object(item)| Ok(item))
+                        .collect(),
+                    // One of them is wrong, and the others shall be counted all the same.
+                    Err(_) => from_json::<ItemList<&RawValue>>(&body)?
+                        .items
+                        .into_iter()
+                        .map(|item| from_json(item.get().as_bytes()))
+                        .collect(),
+                }
+            }
             MediaType::NdJson => body
                 .split(|byte| *byte == b'\n')
                 .filter(|line| !line.trim_ascii().is_empty())

@@ -320,7 +320,7 @@ pub(super) async fn read(request: Request, state: &State) -> Result<Bytes, Error
 /// Tells a body that is not JSON from one whose field is wrong, and names the field.
 pub(super) fn from_json<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Result<T, Error> {
     // Keeping track of where one is takes time, and almost every body is right.
-    if let Ok(value) = serde_json::from_slice(text) {
+    if let Ok(Object(value)) = serde_json::from_slice(text) {
         return Ok(value);
     }
     let mut json = serde_json::Deserializer::from_slice(text);

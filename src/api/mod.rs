@@ -23,7 +23,6 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware;
 use axum::response::IntoResponse;
-use axum::routing::get;
 use tower::util::option_layer;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt as _};
@@ -32,15 +31,17 @@ use utoipa_axum::routes;
 use crate::state::State;
 use problem::Error;
 
+pub use operations::metrics_router;
+
 /// The largest body that any call needs, bytes.
 const BODY_MAX: usize = 64 * 1024;
 
 /// The largest body of a batch, bytes: 10,000 items with ids and keys of some length.
 const BATCH_BODY_MAX: usize = 8 * 1024 * 1024;
 
-/// Every route, and its description.
-fn routes() -> OpenApiRouter<State> {
-    OpenApiRouter::with_openapi(openapi::outline())
+/// Every route, and its description. The metrics are beside the others unless they have an address of their own.
+fn routes(with_metrics: bool) -> OpenApiRouter<State> {
+    let routes = OpenApiRouter::with_openapi(openapi::outline())
         .routes(routes!(counting::track))
         .routes(routes!(counting::consume))
         .routes(routes!(counting::check))
@@ -58,28 +59,23 @@ fn routes() -> OpenApiRouter<State> {
         .routes(routes!(operations::healthz))
         .routes(routes!(operations::readyz))
         .routes(routes!(openapi::openapi_json))
-        .routes(routes!(openapi::reference::docs))
-}
-
-/// Beside the others, unless it has an address of its own.
-fn metrics_route() -> OpenApiRouter<State> {
-    OpenApiRouter::new().routes(routes!(operations::metrics))
+        .routes(routes!(openapi::reference::docs));
+    if with_metrics {
+        routes.routes(routes!(operations::metrics))
+    } else {
+        routes
+    }
 }
 
 /// The OpenAPI document of every route.
 pub fn openapi() -> utoipa::openapi::OpenApi {
-    openapi::complete(routes().merge(metrics_route()).into_openapi())
+    openapi::complete(routes(true).into_openapi())
 }
 
 /// Every route, with the layers that all of them share.
 pub fn router(state: State) -> Router {
     let cors = cors::layer(&state.cors_origins);
-    let routes = if state.metrics_apart {
-        routes()
-    } else {
-        routes().merge(metrics_route())
-    };
-    let (routes, _) = routes.split_for_parts();
+    let (routes, _) = routes(!state.metrics_apart).split_for_parts();
     routes
         .fallback(|| async { Error::NotFound("there is nothing at this path") })
         .method_not_allowed_fallback(|| async { Error::MethodNotAllowed })
@@ -92,12 +88,5 @@ pub fn router(state: State) -> Router {
             state.clone(),
             observe::observe,
         ))
-        .with_state(state)
-}
-
-/// The metrics alone, for an address that only those reach who may see them.
-pub fn metrics_router(state: State) -> Router {
-    Router::new()
-        .route("/metrics", get(operations::metrics_to_anybody))
         .with_state(state)
 }

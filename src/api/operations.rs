@@ -3,11 +3,12 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use axum::Json;
 use axum::extract::State as Shared;
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse as _, Response};
+use axum::routing::get;
+use axum::{Json, Router};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -113,9 +114,16 @@ pub(super) async fn metrics(
 }
 
 /// The same, where an address of its own keeps others out.
-pub(super) async fn metrics_to_anybody(Shared(state): Shared<State>) -> Response {
+async fn metrics_to_anybody(Shared(state): Shared<State>) -> Response {
     match state.metrics.to_text() {
         Ok(text) => ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
         Err(_) => Error::Internal.into_response(),
     }
+}
+
+/// The metrics alone, for an address that only those reach who may see them.
+pub fn metrics_router(state: State) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics_to_anybody))
+        .with_state(state)
 }
