@@ -472,7 +472,7 @@ impl Settings {
 /// Where on the wall clock periods begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Beginning {
-    /// So many milliseconds past every hour; `None` is the full hour of [`hour_start`].
+    /// So many milliseconds past every hour; `None` is the full hour of [`hour`].
     InHour { anchor: Option<i64> },
     /// At a time of day, on the first day of every cycle.
     OnDay { cycle: Cycle, time: NaiveTime },
