@@ -31,7 +31,7 @@ fn id(key: &str) -> &str {
 #[tokio::test]
 async fn a_request_is_one_line_that_says_what_was_asked_by_whom_and_what_came_of_it() {
     let world = World::new().await;
-    let service = serve(&world, "info").await;
+    let service = serve(&world, "info,tallyman::request=debug").await;
     let body = json!({"organizationId": "org_1"});
     let named = [("x-request-id", "mine")];
     let (post, path) = (Method::POST, "/v1/consume");
@@ -46,19 +46,20 @@ async fn a_request_is_one_line_that_says_what_was_asked_by_whom_and_what_came_of
 
     let lines = requests(&said);
     let expected = [
-        ("POST", "/v1/consume", 200, json!(null)),
-        ("POST", "/v1/consume", 400, json!("invalid_field")),
+        ("DEBUG", "POST", "/v1/consume", 200, json!(null)),
+        ("INFO", "POST", "/v1/consume", 400, json!("invalid_field")),
         (
+            "INFO",
             "GET",
             "/v1/organizations/{id}",
             401,
             json!("unauthenticated"),
         ),
-        ("GET", "none", 404, json!("not_found")),
+        ("INFO", "GET", "none", 404, json!("not_found")),
     ];
     assert_eq!(lines.len(), expected.len(), "{lines:#?}");
-    for (line, (method, route, status, code)) in lines.iter().zip(expected) {
-        assert_eq!(line["level"], "INFO");
+    for (line, (level, method, route, status, code)) in lines.iter().zip(expected) {
+        assert_eq!(line["level"], level);
         assert_eq!(line["message"], "answered");
         assert_eq!(line["method"], method);
         assert_eq!(line["route"], route);
