@@ -80,7 +80,8 @@ create table usage_history (
     constraint usage_history_refunded check (refunded >= 0),
     constraint usage_history_limit check (limit_units between 0 and 9007199254740991),
     constraint usage_history_enforcement check (enforcement in ('hard', 'soft'))
-);
+-- Room in every page for the next version of a row: a running period is stored again and again.
+) with (fillfactor = 70);
 create index usage_history_start on usage_history (period_start, organization_id, meter);
 comment on table usage_history is 'The newest snapshot of every count, one row per organization, meter and period, the running period included';
 comment on column usage_history.epoch is 'The data set of Redis that the count comes from; (epoch, seq) only ever grows';
@@ -94,7 +95,6 @@ create table standings (
     fullness bigint not null default 0,
     current bigint not null default 0,
     period_end timestamptz not null default '-infinity',
-    meters jsonb not null default '{}',
     constraint standings_pkey primary key (organization_id),
     constraint standings_organization_fkey foreign key (organization_id) references organizations (id) on delete cascade,
     constraint standings_state check (state in (0, 1, 2))
@@ -103,7 +103,7 @@ create index standings_fullness on standings (state, fullness, organization_id) 
 create index standings_current on standings (state, current, organization_id) where period_end > '-infinity';
 create index standings_plan on standings (plan_id, organization_id) where plan_id is not null;
 create index standings_period_end on standings (period_end);
-comment on table standings is 'How full every organization was when it was last stored: what lists of organizations are sorted by';
+comment on table standings is 'How full every organization was when its counts were last looked through: what lists of organizations are sorted by';
 comment on column standings.plan_id is 'The organization''s own, repeated here to filter by';
 comment on column standings.state is '0 ok, 1 warning, 2 exceeded; by the worst meter';
 comment on column standings.fullness is 'Used of limit of the fullest meter, in hundredths of a per cent';

@@ -406,40 +406,52 @@ impl Counters {
         Ok(shards)
     }
 
-    /// Takes a shard for `ms`, unless somebody else has it. For economy only: nothing depends on it.
-    pub async fn lease(&self, link: &Link, shard: Shard, ms: u64) -> Result<bool, Error> {
+    /// Takes shards for `ms`, and returns those that nobody else has. For economy only: nothing depends on it.
+    pub async fn lease(&self, link: &Link, shards: &[Shard], ms: u64) -> Result<Vec<Shard>, Error> {
+        if shards.is_empty() {
+            return Ok(Vec::new());
+        }
         let mut pipeline = redis::pipe();
-        pipeline
-            .cmd("SET")
-            .arg(self.0.keys.lease(shard))
-            .arg(&link.run_id)
-            .arg("NX")
-            .arg("PX")
-            .arg(ms);
-        let (taken,): (Option<String>,) = link.run(&pipeline).await?;
-        Ok(taken.is_some())
+        for shard in shards {
+            pipeline
+                .cmd("SET")
+                .arg(self.0.keys.lease(*shard))
+                .arg(&link.run_id)
+                .arg("NX")
+                .arg("PX")
+                .arg(ms);
+        }
+        let taken: Vec<Option<String>> = link.run(&pipeline).await?;
+        let taken = shards.iter().zip(taken).filter(|(_, it)| it.is_some());
+        Ok(taken.map(|(shard, _)| *shard).collect())
     }
 
-    /// The counters of a shard that have waited longest to be stored.
+    /// Of each shard the counters that have waited longest to be stored, at most `count`.
     pub async fn dirty(
         &self,
         link: &Link,
-        shard: Shard,
+        shards: &[Shard],
         count: usize,
-    ) -> Result<Vec<CounterId>, Error> {
+    ) -> Result<Vec<Vec<CounterId>>, Error> {
+        if shards.is_empty() {
+            return Ok(Vec::new());
+        }
         let mut pipeline = redis::pipe();
-        pipeline
-            .cmd("ZRANGE")
-            .arg(self.0.keys.dirty(shard))
-            .arg(0)
-            .arg(count.saturating_sub(1));
-        let (members,): (Vec<String>,) = link.run(&pipeline).await?;
+        for shard in shards {
+            pipeline
+                .cmd("ZRANGE")
+                .arg(self.0.keys.dirty(*shard))
+                .arg(0)
+                .arg(count.saturating_sub(1));
+        }
+        let members: Vec<Vec<String>> = link.run(&pipeline).await?;
+        let parse = |key: &String| {
+            let parsed = self.0.keys.parse_counter(key);
+            parsed.ok_or_else(|| Error::Inconsistent(format!("the dirty index holds {key:?}")))
+        };
         members
             .iter()
-            .map(|key| {
-                let parsed = self.0.keys.parse_counter(key);
-                parsed.ok_or_else(|| Error::Inconsistent(format!("the dirty index holds {key:?}")))
-            })
+            .map(|keys| keys.iter().map(parse).collect())
             .collect()
     }
 

@@ -29,7 +29,7 @@ impl State {
 }
 
 /// One meter in one period, as last stored.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MeterStanding {
     /// When the period began.
     pub start: DateTime<Utc>,

@@ -1,17 +1,16 @@
 //! How full every organization is, ready to be listed by it.
 //!
-//! One row an organization, written with its snapshots. Only a period that runs counts: until
-//! [`age`] has blanked the row of one that is over, every query takes it for blank.
+//! One row an organization, worked out from its snapshots some time after they were stored ([`refresh`]). Only a
+//! period that runs counts: until [`age`] has blanked the row of one that is over, every query takes it for blank.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
-use sqlx::types::Json;
 use sqlx::{FromRow, PgConnection, Postgres, QueryBuilder};
 
 use super::organizations::{parse, read_defaults};
-use super::{Error, Store, signed, unsigned};
-use crate::domain::counter::Snapshot;
+use super::{Error, Store, signed, unsigned, usage};
+use crate::domain::counter::{CounterId, Snapshot};
 use crate::domain::ids::{MeterId, OrganizationId, PlanId};
 use crate::domain::policy::WARN_AT_DEFAULT;
 use crate::domain::standing::{MeterStanding, Standing, State};
@@ -88,12 +87,13 @@ pub async fn page(
         .persistent(false)
         .fetch_all(&mut *connection)
         .await?;
-    rows.into_iter()
+    let ids: Vec<&str> = rows
+        .iter()
+        .map(|row| row.organization_id.as_str())
+        .collect();
+    let mut standings = read(&mut connection, &ids, now).await?;
+    rows.iter()
         .map(|row| {
-            let mut standing = Standing {
-                meters: row.meters.0,
-            };
-            standing.prune(now);
             Ok(Listed {
                 position: Position {
                     value: unsigned(row.value),
@@ -103,7 +103,9 @@ pub async fn page(
                     Some(plan) => parse(plan)?,
                     None => defaults.plan_id.clone(),
                 },
-                standing,
+                standing: standings
+                    .remove(row.organization_id.as_str())
+                    .unwrap_or_default(),
             })
         })
         .collect()
@@ -113,7 +115,7 @@ pub async fn page(
 pub async fn age(store: &Store, now: DateTime<Utc>, count: u32) -> Result<u64, Error> {
     let aged = sqlx::query(
         "update standings
-         set state = 0, fullness = 0, current = 0, period_end = '-infinity', meters = '{}'
+         set state = 0, fullness = 0, current = 0, period_end = '-infinity'
          where organization_id in (
              select organization_id from standings
              where period_end > '-infinity' and period_end <= $1
@@ -129,49 +131,81 @@ pub async fn age(store: &Store, now: DateTime<Utc>, count: u32) -> Result<u64, E
     Ok(aged.rows_affected())
 }
 
-/// Takes in what was just stored.
-pub(super) async fn take_in(
-    connection: &mut PgConnection,
-    snapshots: &[&Snapshot],
+/// Works out anew how full these organizations are.
+pub async fn refresh(
+    store: &Store,
+    organizations: &[OrganizationId],
     now: DateTime<Utc>,
 ) -> Result<(), Error> {
-    let mut news: BTreeMap<&str, Vec<&Snapshot>> = BTreeMap::new();
-    for snapshot in snapshots {
-        let organization = snapshot.counter.organization.as_str();
-        news.entry(organization).or_default().push(snapshot);
-    }
-    if news.is_empty() {
-        return Ok(());
-    }
-    let ids: Vec<&str> = news.keys().copied().collect();
-    // Locked, because two flushers may hold different meters of one organization.
-    let rows: Vec<(String, Json<BTreeMap<MeterId, MeterStanding>>)> = sqlx::query_as(
-        "select organization_id, meters from standings
+    let ids: Vec<&str> = organizations.iter().map(OrganizationId::as_str).collect();
+    let mut transaction = store.pool.begin().await?;
+    // Before the snapshots are read, so that of two who refresh at once the later one has seen what the other has.
+    let rows: Vec<(String,)> = sqlx::query_as(
+        "select organization_id from standings
          where organization_id = any($1)
          order by organization_id
          for no key update",
     )
     .bind(&ids)
-    .fetch_all(&mut *connection)
+    .fetch_all(&mut *transaction)
     .await?;
-    let warnings = own_warnings(connection, &ids).await?;
-    let mut changed = Vec::new();
-    for (organization, Json(meters)) in rows {
-        let before = Standing { meters };
-        let mut after = before.clone();
-        for snapshot in news.get(organization.as_str()).into_iter().flatten() {
-            let meter = &snapshot.counter.meter;
-            let own = warnings.get(&(organization.clone(), meter.to_string()));
-            let warn_at = own
-                .copied()
-                .unwrap_or_else(|| WARN_AT_DEFAULT.first().copied());
-            after.take_in(meter, standing_of(snapshot, warn_at), now);
-        }
-        if after != before {
-            changed.push((organization, after));
-        }
+    let ids: Vec<&str> = rows.iter().map(|(id,)| id.as_str()).collect();
+    let mut standings = read(&mut transaction, &ids, now).await?;
+    let all = ids
+        .into_iter()
+        .map(|id| (id, standings.remove(id).unwrap_or_default()))
+        .collect::<Vec<_>>();
+    write(&mut transaction, &all).await?;
+    transaction.commit().await?;
+    Ok(())
+}
+
+/// At most `count` organizations in the order of their ids, from the one behind `after` on.
+pub async fn some_after(
+    store: &Store,
+    after: Option<&OrganizationId>,
+    count: u32,
+) -> Result<Vec<OrganizationId>, Error> {
+    let rows: Vec<(String,)> = sqlx::query_as(
+        "select organization_id from standings
+         where organization_id > $1
+         order by organization_id
+         limit $2",
+    )
+    .bind(after.map_or("", OrganizationId::as_str))
+    .bind(i64::from(count))
+    .fetch_all(&store.pool)
+    .await?;
+    rows.iter().map(|(id,)| parse(id)).collect()
+}
+
+/// How these organizations stand by what is stored of them; one of which nothing runs is left out.
+async fn read<'a>(
+    connection: &mut PgConnection,
+    organizations: &[&'a str],
+    now: DateTime<Utc>,
+) -> Result<HashMap<&'a str, Standing>, Error> {
+    let snapshots = usage::running_of(connection, organizations, now).await?;
+    let warnings = own_warnings(connection, organizations).await?;
+    let mut standings: HashMap<&str, Standing> = HashMap::new();
+    let by_id: HashMap<&str, &'a str> = organizations.iter().map(|id| (*id, *id)).collect();
+    for snapshot in &snapshots {
+        let CounterId {
+            organization,
+            meter,
+            ..
+        } = &snapshot.counter;
+        let Some(id) = by_id.get(organization.as_str()) else {
+            continue;
+        };
+        let own = warnings.get(&(organization.to_string(), meter.to_string()));
+        let warn_at = own
+            .copied()
+            .unwrap_or_else(|| WARN_AT_DEFAULT.first().copied());
+        let standing = standings.entry(id).or_default();
+        standing.take_in(meter, standing_of(snapshot, warn_at), now);
     }
-    write(connection, &changed).await
+    Ok(standings)
 }
 
 fn standing_of(snapshot: &Snapshot, warn_at: Option<u16>) -> MeterStanding {
@@ -203,31 +237,29 @@ async fn own_warnings(
         .collect())
 }
 
-async fn write(
-    connection: &mut PgConnection,
-    standings: &[(String, Standing)],
-) -> Result<(), Error> {
-    if standings.is_empty() {
-        return Ok(());
-    }
+/// Writes those that have changed.
+async fn write(connection: &mut PgConnection, standings: &[(&str, Standing)]) -> Result<(), Error> {
     let counted_by_default = MeterId::default();
     let column = |of: &dyn Fn(&Standing) -> i64| -> Vec<i64> {
         standings.iter().map(|(_, standing)| of(standing)).collect()
     };
     sqlx::query(
         "update standings
-         set state = new.state, fullness = new.fullness, current = new.current, meters = new.meters,
-             period_end = case when new.meters = '{}' then '-infinity' else coalesce(new.period_end, 'infinity') end
-         from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::timestamptz[], $6::jsonb[])
-              as new (organization_id, state, fullness, current, period_end, meters)
-         where standings.organization_id = new.organization_id",
+         set state = new.state, fullness = new.fullness, current = new.current, period_end = new.period_end
+         from (select organization_id, state::smallint, fullness, current,
+                      case when blank then '-infinity' else coalesce(period_end, 'infinity') end as period_end
+               from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bool[], $6::timestamptz[])
+                    as new (organization_id, state, fullness, current, blank, period_end)) as new
+         where standings.organization_id = new.organization_id
+         and (standings.state, standings.fullness, standings.current, standings.period_end)
+             is distinct from (new.state, new.fullness, new.current, new.period_end)",
     )
-    .bind(standings.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>())
+    .bind(standings.iter().map(|(id, _)| *id).collect::<Vec<_>>())
     .bind(column(&|it| it.state() as i64))
     .bind(column(&|it| signed(it.fullness())))
     .bind(column(&|it| signed(it.current(&counted_by_default).get())))
+    .bind(standings.iter().map(|(_, it)| it.meters.is_empty()).collect::<Vec<_>>())
     .bind(standings.iter().map(|(_, it)| it.end()).collect::<Vec<_>>())
-    .bind(standings.iter().map(|(_, it)| Json(&it.meters)).collect::<Vec<_>>())
     .execute(connection)
     .await?;
     Ok(())
@@ -237,7 +269,6 @@ async fn write(
 struct Row {
     organization_id: String,
     plan_id: Option<String>,
-    meters: Json<BTreeMap<MeterId, MeterStanding>>,
     value: i64,
 }
 
@@ -273,8 +304,8 @@ impl Select<'_> {
                 .collect(),
         };
         let mut query = QueryBuilder::new(
-            "select organization_id, plan_id, meters, value from (select null::text as organization_id, null::text as plan_id,
-             null::jsonb as meters, null::bigint as value where false",
+            "select organization_id, plan_id, value from (select null::text as organization_id, null::text as plan_id,
+             null::bigint as value where false",
         );
         for part in parts {
             query.push(" union all (");
@@ -294,7 +325,7 @@ impl Select<'_> {
             (Sort::Current, _) => Some("current"),
         };
         query.push(format_args!(
-            "select organization_id, plan_id, meters, {} as value from standings where ",
+            "select organization_id, plan_id, {} as value from standings where ",
             value.unwrap_or("0::bigint")
         ));
         match part {

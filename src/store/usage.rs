@@ -10,7 +10,7 @@ use chrono::{DateTime, Datelike, Utc};
 use sqlx::{AssertSqlSafe, FromRow, PgConnection};
 
 use super::organizations::{nonsense, parse};
-use super::{Error, Store, signed, standings, unsigned};
+use super::{Error, Store, signed, unsigned};
 use crate::domain::counter::{CounterId, Hour, Snapshot, Stamp};
 use crate::domain::ids::{METERS_MAX, MeterId, OrganizationId};
 use crate::domain::policy::{Enforcement, Rule};
@@ -154,16 +154,26 @@ pub async fn running(
     organization: &OrganizationId,
     now: DateTime<Utc>,
 ) -> Result<Vec<Snapshot>, Error> {
+    let mut connection = store.pool.acquire().await?;
+    running_of(&mut connection, &[organization.as_str()], now).await
+}
+
+/// The same of several organizations, in their order.
+pub(super) async fn running_of(
+    connection: &mut PgConnection,
+    organizations: &[&str],
+    now: DateTime<Utc>,
+) -> Result<Vec<Snapshot>, Error> {
     let rows: Vec<HistoryRow> = sqlx::query_as(
         "select organization_id, meter, period_start, period_end, used, denied, refunded, limit_units, enforcement,
                 policy_version, epoch, seq
          from usage_history
-         where organization_id = $1 and period_start <= $2 and (period_end is null or period_end > $2)
-         order by meter, period_start",
+         where organization_id = any($1) and period_start <= $2 and (period_end is null or period_end > $2)
+         order by organization_id, meter, period_start",
     )
-    .bind(organization.as_str())
+    .bind(organizations)
     .bind(now)
-    .fetch_all(&store.pool)
+    .fetch_all(connection)
     .await?;
     rows.into_iter().map(HistoryRow::snapshot).collect()
 }
@@ -203,7 +213,8 @@ pub async fn ensure_partitions(
         // Only numbers go into this text.
         sqlx::query(AssertSqlSafe(format!(
             "create table if not exists usage_hourly_{year:04}_{month:02} partition of usage_hourly
-             for values from ('{year:04}-{month:02}-01 00:00:00Z') to ('{next_year:04}-{next_month:02}-01 00:00:00Z')"
+             for values from ('{year:04}-{month:02}-01 00:00:00Z') to ('{next_year:04}-{next_month:02}-01 00:00:00Z')
+             with (fillfactor = 70)"
         )))
         .execute(&mut *transaction)
         .await?;
@@ -282,7 +293,9 @@ async fn create_organizations(
     sqlx::query(
         "with created as (
              insert into organizations (id)
-             select distinct id from unnest($1::text[]) as id order by id
+             select distinct id from unnest($1::text[]) as named (id)
+             where not exists (select from organizations where organizations.id = named.id)
+             order by id
              on conflict do nothing
              returning id
          )
@@ -310,35 +323,26 @@ async fn store_in(
     )
     .await?;
     let accepted = upsert(connection, snapshots, now).await?;
-    store_hours(
-        connection,
-        snapshots
-            .iter()
-            .filter(|snapshot| accepted.contains(&snapshot.counter)),
-    )
-    .await?;
-    let newer: Vec<&Snapshot> = snapshots
+    let (taken, refused): (Vec<_>, Vec<_>) = snapshots
         .iter()
-        .filter(|snapshot| accepted.contains(&snapshot.counter))
-        .collect();
-    standings::take_in(connection, &newer, now).await?;
-    let refused: Vec<&Snapshot> = snapshots
-        .iter()
-        .filter(|snapshot| !accepted.contains(&snapshot.counter))
-        .collect();
+        .zip(&accepted)
+        .partition(|(_, accepted)| **accepted);
+    store_hours(connection, taken.into_iter().map(|(snapshot, _)| snapshot)).await?;
+    let refused: Vec<&Snapshot> = refused.into_iter().map(|(snapshot, _)| snapshot).collect();
     let equal = held_already(connection, &refused).await?;
     Ok(snapshots
         .iter()
-        .map(|snapshot| accepted.contains(&snapshot.counter) || equal.contains(&snapshot.counter))
+        .zip(accepted)
+        .map(|(snapshot, accepted)| accepted || equal.contains(&snapshot.counter))
         .collect())
 }
 
-/// Writes the snapshots that are newer than what stands; returns which those are.
+/// Writes the snapshots that are newer than what stands. For each, in order: whether it was.
 async fn upsert(
     connection: &mut PgConnection,
     snapshots: &[Snapshot],
     now: DateTime<Utc>,
-) -> Result<HashSet<CounterId>, Error> {
+) -> Result<Vec<bool>, Error> {
     let column = |of: fn(&Snapshot) -> i64| snapshots.iter().map(of).collect::<Vec<_>>();
     let rows: Vec<(String, String, DateTime<Utc>)> = sqlx::query_as(
         "insert into usage_history (organization_id, meter, period_start, period_end, used, denied, refunded, limit_units,
@@ -372,15 +376,13 @@ async fn upsert(
     .bind(now)
     .fetch_all(connection)
     .await?;
-    rows.iter()
-        .map(|(organization, meter, start)| {
-            Ok(CounterId {
-                organization: parse(organization)?,
-                meter: parse(meter)?,
-                start: *start,
-            })
-        })
-        .collect()
+    let written: HashSet<(&str, &str, DateTime<Utc>)> = rows
+        .iter()
+        .map(|(organization, meter, start)| (organization.as_str(), meter.as_str(), *start))
+        .collect();
+    let of =
+        |it: &CounterId| written.contains(&(it.organization.as_str(), it.meter.as_str(), it.start));
+    Ok(snapshots.iter().map(|it| of(&it.counter)).collect())
 }
 
 async fn store_hours(

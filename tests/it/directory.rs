@@ -3,8 +3,9 @@
 
 use chrono::Duration;
 use serde_json::{Value, json};
+use tallyman::domain::ids::OrganizationId;
 
-use crate::support::{Instance, World};
+use crate::support::{Instance, World, shard};
 
 async fn track(service: &Instance, organization: &str, meter: &str, amount: u64) {
     let body = json!({"organizationId": organization, "meter": meter, "amount": amount});
@@ -214,6 +215,28 @@ async fn a_period_that_is_over_counts_as_nothing_used_before_and_after_it_is_tak
     service.flush().await;
     assert_eq!(ids(&service, "state=warning").await, ["b"]);
     assert_eq!(listed(&service, "b").await["current"], 900);
+}
+
+/// A flush stores and settles, and its process dies before it has seen to the lists.
+#[tokio::test]
+async fn a_list_that_a_crash_left_behind_is_mended_by_walking_through_everybody() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    five(&service).await;
+    track(&service, "a", "api", 800).await;
+    let flusher = &service.app.flusher;
+    let batch = flusher.read(&[shard("a")]).await.unwrap();
+    let stored = flusher.store(&batch).await.unwrap();
+    assert_eq!(flusher.settle(&batch, &stored).await.unwrap(), 1);
+
+    let other = world.instance().await;
+    assert_eq!(other.flush().await.read, 0);
+    assert!(!ids(&other, "state=warning").await.contains(&"a".to_owned()));
+    let last = other.app.flusher.repair_once(None).await.unwrap();
+    assert_eq!(last.as_ref().map(OrganizationId::as_str), Some("e"));
+    assert_eq!(ids(&other, "state=warning").await, ["a", "b"]);
+    let behind = other.app.flusher.repair_once(last.as_ref()).await;
+    assert_eq!(behind.unwrap(), None);
 }
 
 #[tokio::test]

@@ -6,29 +6,38 @@
 //! [`Flusher::flush_once`] does the work, made of [`Flusher::read`], [`Flusher::store`] and
 //! [`Flusher::settle`].
 
+mod lists;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Months, TimeDelta, Utc};
+use futures::future::try_join_all;
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::clock::Clock;
 use crate::counters::{self, Counters, Link, Settlement, Shard};
 use crate::domain::counter::{CounterId, Snapshot};
+use crate::domain::ids::OrganizationId;
 use crate::domain::retention;
 use crate::metrics::{Metrics, Worker};
-use crate::store::{self, Store, standings, usage};
+use crate::store::{self, Store, usage};
+use lists::Lists;
 
 /// How many counters one transaction stores at most.
 const BATCH_MAX: usize = 5000;
 
-/// How many organizations one transaction takes off the lists at most.
-const AGE_MAX: u32 = 10_000;
+/// How many parts of the shards are flushed side by side, so that Redis is read while Postgres writes.
+const LANES: usize = 2;
 
 /// How many counters one script settles at most, so that Redis is never blocked for long.
 const SETTLE_MAX: usize = 200;
+
+/// How many such calls are under way at once, so that calls that count are never behind many of them.
+const SETTLING_MAX: usize = 4;
 
 /// The handle on flushing.
 #[derive(Debug, Clone)]
@@ -40,6 +49,7 @@ pub struct Flusher {
     /// How long after its end a period takes late events.
     late: chrono::Duration,
     metrics: Metrics,
+    lists: Lists,
 }
 
 /// Counters as they were read for one transaction.
@@ -66,6 +76,16 @@ pub struct Report {
     pub clean: usize,
 }
 
+impl Report {
+    fn plus(self, other: Self) -> Self {
+        Self {
+            read: self.read + other.read,
+            stored: self.stored + other.stored,
+            clean: self.clean + other.clean,
+        }
+    }
+}
+
 /// Why a flush ended early. What it had settled stays so; the rest is flushed again.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -87,6 +107,7 @@ impl Flusher {
         late: chrono::Duration,
         metrics: Metrics,
     ) -> Self {
+        let lists = Lists::new(store.clone(), clock.clone());
         Self {
             counters,
             store,
@@ -94,11 +115,16 @@ impl Flusher {
             interval,
             late,
             metrics,
+            lists,
         }
     }
 
     /// Flushes every interval until `stop`, and then a last time, everything.
     pub async fn run(&self, stop: CancellationToken) {
+        tokio::join!(self.keep_flushing(&stop), self.lists.run(&stop));
+    }
+
+    async fn keep_flushing(&self, stop: &CancellationToken) {
         let mut failing_since: Option<Instant> = None;
         loop {
             let stopping = stop
@@ -135,23 +161,21 @@ impl Flusher {
             if stopping {
                 return;
             }
-            // Nothing depends on it but the speed of lists; an outage was reported above.
-            if let Err(error) = self.age_for(self.interval).await {
-                tracing::debug!(%error, "periods that are over could not be taken off the lists");
-            }
         }
     }
 
     /// Takes organizations whose period is over off the lists that they were full in; returns how many.
     pub async fn age_once(&self) -> Result<u64, Error> {
-        Ok(standings::age(&self.store, self.clock.now(), AGE_MAX).await?)
+        Ok(self.lists.age_once().await?)
     }
 
-    /// When a month ends, all organizations age at once; the next flush must not wait for that.
-    async fn age_for(&self, patience: Duration) -> Result<(), Error> {
-        let begun = Instant::now();
-        while self.age_once().await? >= u64::from(AGE_MAX) && begun.elapsed() < patience {}
-        Ok(())
+    /// Looks through some organizations for lists that do not show what is stored; returns the last of them, behind
+    /// which the next step goes on.
+    pub async fn repair_once(
+        &self,
+        after: Option<&OrganizationId>,
+    ) -> Result<Option<OrganizationId>, Error> {
+        Ok(self.lists.repair_once(after).await?)
     }
 
     /// Flushes the shards that nobody else has at the moment.
@@ -164,7 +188,6 @@ impl Flusher {
             .unwrap_or(u64::MAX)
             .saturating_mul(9)
             / 10;
-        let mut mine = Vec::new();
         // In an order of its own, so that instances that start together do not fight over every shard.
         let order = Uuid::new_v4();
         shards.sort_by_cached_key(|(shard, ..)| {
@@ -172,21 +195,20 @@ impl Flusher {
                 .as_u128()
                 .rotate_left(u32::try_from(shard.index()).unwrap_or(0))
         });
-        for (shard, ..) in shards {
-            if self.counters.lease(&link, shard, lease_ms.max(1)).await? {
-                mine.push(shard);
-            }
-        }
+        let shards: Vec<Shard> = shards.into_iter().map(|(shard, ..)| shard).collect();
+        let mine = self.counters.lease(&link, &shards, lease_ms.max(1)).await?;
         self.flush(&mine).await
     }
 
-    /// Flushes every shard, whoever has it.
+    /// Flushes every shard, whoever has it, and brings the lists up to date.
     pub async fn flush_all(&self) -> Result<Report, Error> {
         let link = self.counters.link().await?;
         let shards = self.backlog(&link).await?;
         self.ensure_partitions().await?;
         let shards: Vec<Shard> = shards.into_iter().map(|(shard, ..)| shard).collect();
-        self.flush(&shards).await
+        let report = self.flush(&shards).await?;
+        self.lists.refresh().await?;
+        Ok(report)
     }
 
     /// Reads what has waited longest to be stored in these shards.
@@ -195,15 +217,12 @@ impl Flusher {
         // Before the reading, so that nothing that changes later is taken for older.
         let read_at = self.clock.now();
         let share = BATCH_MAX.div_ceil(shards.len().max(1));
-        let (mut dirty, mut full) = (Vec::new(), false);
-        for shard in shards {
-            let waiting = self.counters.dirty(&link, *shard, share).await?;
-            full |= waiting.len() >= share;
-            dirty.extend(waiting);
-        }
+        let waiting = self.counters.dirty(&link, shards, share).await?;
+        let full = waiting.iter().any(|counters| counters.len() >= share);
+        let mut dirty: Vec<CounterId> = waiting.into_iter().flatten().collect();
         dirty.sort_unstable();
         let mut batch = Batch {
-            snapshots: Vec::new(),
+            snapshots: Vec::with_capacity(dirty.len()),
             missing: Vec::new(),
             full,
             read_at,
@@ -227,7 +246,11 @@ impl Flusher {
             .flat_map(Snapshot::unstored_hours)
             .map(|hour| hour.start);
         usage::ensure_partitions(&self.store, hours).await?;
-        Ok(usage::store(&self.store, &batch.snapshots, self.clock.now()).await?)
+        let stored = usage::store(&self.store, &batch.snapshots, self.clock.now()).await?;
+        let snapshots = batch.snapshots.iter();
+        self.lists
+            .note(snapshots.map(|snapshot| &snapshot.counter.organization));
+        Ok(stored)
     }
 
     /// Notes in Redis what Postgres holds of a batch; returns how many counters are clean now.
@@ -256,19 +279,30 @@ impl Flusher {
             let shard = Shard::of(&settlement.counter.organization);
             by_shard.entry(shard).or_default().push(settlement);
         }
-        let mut clean = 0;
-        for (shard, settlements) in by_shard {
-            for chunk in settlements.chunks(SETTLE_MAX) {
-                clean += self
-                    .counters
-                    .settle(&batch.link, shard, chunk, batch.read_at)
-                    .await?;
+        let mut calls = Vec::new();
+        for (shard, settlements) in &by_shard {
+            for some in settlements.chunks(SETTLE_MAX) {
+                let (counters, link) = (&self.counters, &batch.link);
+                calls.push(counters.settle(link, *shard, some, batch.read_at));
             }
         }
-        Ok(clean)
+        let clean: Vec<usize> = stream::iter(calls)
+            .buffer_unordered(SETTLING_MAX)
+            .try_collect()
+            .await?;
+        Ok(clean.into_iter().sum())
     }
 
     async fn flush(&self, shards: &[Shard]) -> Result<Report, Error> {
+        let mut lanes = Vec::new();
+        for lane in shards.chunks(shards.len().div_ceil(LANES).max(1)) {
+            lanes.push(self.flush_lane(lane));
+        }
+        let reports = try_join_all(lanes).await?;
+        Ok(reports.into_iter().fold(Report::default(), Report::plus))
+    }
+
+    async fn flush_lane(&self, shards: &[Shard]) -> Result<Report, Error> {
         let mut report = Report::default();
         // What was dirty when the flush began; what gets dirty meanwhile is for the next one.
         let begun = self.clock.now();

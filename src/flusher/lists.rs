@@ -1,0 +1,114 @@
+//! Keeps the lists of organizations up to date with what is stored.
+//!
+//! Apart from the flush itself, because a list may lag by seconds and a flush must not wait for it. What was
+//! stored is noted in memory and looked through soon after; what a crash has forgotten is found by walking
+//! through all organizations, slowly, again and again.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::domain::ids::OrganizationId;
+use crate::store::{self, Store, standings};
+
+/// Between two rounds; a list lags behind what is stored by as much.
+const INTERVAL: Duration = Duration::from_secs(2);
+
+/// How many organizations one transaction looks through or takes off at most.
+const BATCH_MAX: u32 = 2000;
+
+/// The lists; clones share what is due.
+#[derive(Debug, Clone)]
+pub(super) struct Lists {
+    store: Store,
+    clock: Clock,
+    /// Whose counts were stored since they were last looked through.
+    due: Arc<Mutex<BTreeSet<OrganizationId>>>,
+}
+
+impl Lists {
+    pub(super) fn new(store: Store, clock: Clock) -> Self {
+        Self {
+            store,
+            clock,
+            due: Arc::default(),
+        }
+    }
+
+    /// Notes whose counts were stored.
+    pub(super) fn note<'a>(&self, organizations: impl Iterator<Item = &'a OrganizationId>) {
+        let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
+        for organization in organizations {
+            if !due.contains(organization) {
+                due.insert(organization.clone());
+            }
+        }
+    }
+
+    /// Brings the lists up to date with all that was noted.
+    pub(super) async fn refresh(&self) -> Result<(), store::Error> {
+        loop {
+            let some = self.take(BATCH_MAX as usize);
+            if some.is_empty() {
+                return Ok(());
+            }
+            let refreshed = standings::refresh(&self.store, &some, self.clock.now()).await;
+            if refreshed.is_err() {
+                self.note(some.iter());
+                return refreshed;
+            }
+        }
+    }
+
+    /// Takes organizations whose period is over off the lists that they were full in; returns how many.
+    pub(super) async fn age_once(&self) -> Result<u64, store::Error> {
+        standings::age(&self.store, self.clock.now(), BATCH_MAX).await
+    }
+
+    /// Looks through some organizations, whether or not anything was stored; returns the last of them, behind which
+    /// the next step goes on.
+    pub(super) async fn repair_once(
+        &self,
+        after: Option<&OrganizationId>,
+    ) -> Result<Option<OrganizationId>, store::Error> {
+        let mut some = standings::some_after(&self.store, after, BATCH_MAX).await?;
+        standings::refresh(&self.store, &some, self.clock.now()).await?;
+        Ok(some.pop())
+    }
+
+    /// Does all of it every now and then, until `stop`.
+    pub(super) async fn run(&self, stop: &CancellationToken) {
+        let mut reached = None;
+        while stop
+            .run_until_cancelled(tokio::time::sleep(INTERVAL))
+            .await
+            .is_some()
+        {
+            // Nothing depends on it but the lists, and the flush reports an outage.
+            if let Err(error) = self.round(&mut reached).await {
+                tracing::debug!(%error, "the lists of organizations could not be brought up to date");
+            }
+        }
+    }
+
+    async fn round(&self, reached: &mut Option<OrganizationId>) -> Result<(), store::Error> {
+        self.refresh().await?;
+        while self.age_once().await? >= u64::from(BATCH_MAX) {}
+        *reached = self.repair_once(reached.as_ref()).await?;
+        Ok(())
+    }
+
+    fn take(&self, count: usize) -> Vec<OrganizationId> {
+        let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut some = Vec::new();
+        while some.len() < count
+            && let Some(organization) = due.pop_first()
+        {
+            some.push(organization);
+        }
+        some
+    }
+}
