@@ -3,6 +3,7 @@
 use super::{Admin, Error, Invalid, LimitChanges};
 use crate::domain::ids::{METERS_MAX, OrganizationId};
 use crate::domain::policy::{LimitOverride, WARN_AT, WARN_AT_MAX};
+use crate::domain::precondition::Preconditions;
 use crate::store::Actor;
 use crate::store::organizations::Sources;
 
@@ -13,6 +14,7 @@ impl Admin {
         &self,
         organization: &OrganizationId,
         changes: LimitChanges,
+        conditions: &Preconditions,
         actor: &Actor,
     ) -> Result<Sources, Error> {
         for (meter, change) in &changes {
@@ -26,7 +28,7 @@ impl Admin {
         if !self.policies.exists(organization).await? {
             return Err(Error::NotFound);
         }
-        self.change(organization, actor, "limits.patch", |before| {
+        self.change(organization, conditions, actor, "limits.patch", |before| {
             let mut after = before.organization.clone().unwrap_or_default();
             for (meter, change) in changes {
                 match change {

@@ -17,6 +17,7 @@ use crate::domain::api_key::InvalidApiKey;
 use crate::domain::ids::{MeterId, OrganizationId};
 use crate::domain::period::InvalidCalendar;
 use crate::domain::policy::{LimitOverride, Organization};
+use crate::domain::precondition::{PreconditionFailed, Preconditions};
 use crate::policies::{self, Policies};
 use crate::store::organizations::Sources;
 use crate::store::{self, Actor, Store};
@@ -43,6 +44,9 @@ pub enum Error {
     /// Nobody has counted or configured this organization.
     #[error("there is no such organization")]
     NotFound,
+    /// It is in another state than the caller demands.
+    #[error(transparent)]
+    PreconditionFailed(#[from] PreconditionFailed),
     /// Redis. If the change had been committed before, the sweep applies it.
     #[error(transparent)]
     Counters(#[from] counters::Error),
@@ -100,10 +104,12 @@ impl Admin {
         }
     }
 
-    /// Commits a change and puts it in force everywhere.
+    /// Commits a change of an organization that is in the state that the caller demands, and puts it in force
+    /// everywhere.
     async fn change(
         &self,
         organization: &OrganizationId,
+        conditions: &Preconditions,
         actor: &Actor,
         action: &str,
         change: impl FnOnce(&Sources) -> Result<Organization, Error>,
@@ -112,6 +118,14 @@ impl Admin {
         let link = self.counters.link().await?;
         // The first change of all may come before the defaults were published.
         self.policies.stored(organization).await?;
+        let counted = self.policies.exists(organization).await?;
+        // What nobody but Redis knows has no version of its own yet, so that it does not matter that this was
+        // looked up outside of the transaction.
+        let change = |before: &Sources| {
+            let exists = counted || before.organization.is_some();
+            conditions.check(exists.then(|| before.resolve().version))?;
+            change(before)
+        };
         let sources =
             store::organizations::change(&self.store, organization, actor, action, change)
                 .await??;

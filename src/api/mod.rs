@@ -18,6 +18,7 @@ mod operations;
 mod problem;
 mod rate_limit;
 mod reading;
+mod tagged;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
@@ -51,7 +52,11 @@ fn routes(with_metrics: bool) -> OpenApiRouter<State> {
         .routes(routes!(history::of_organization))
         .routes(routes!(history::of_all))
         .routes(routes!(directory::organizations))
-        .routes(routes!(admin::get_organization, admin::put_organization))
+        .routes(routes!(
+            admin::get_organization,
+            admin::put_organization,
+            admin::patch_organization
+        ))
         .routes(routes!(in_force::limits, admin::patch_limits))
         .routes(routes!(in_force::feature))
         .routes(routes!(keys::list_keys, keys::create_key))

@@ -10,6 +10,7 @@
 #![expect(unreachable_pub, reason = "this is no library")]
 
 mod batch;
+mod conditional;
 mod cors;
 mod counting;
 mod credentials;
@@ -32,6 +33,7 @@ mod logs;
 mod metrics;
 mod model;
 mod openapi;
+mod patching;
 mod periods;
 mod problems;
 mod protocol;

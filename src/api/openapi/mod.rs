@@ -95,6 +95,9 @@ pub(super) fn complete(mut document: utoipa::openapi::OpenApi) -> utoipa::openap
         ];
         for operation in operations.into_iter().flatten() {
             name_scope(operation);
+            if is_conditional(operation) {
+                tell_tag(operation);
+            }
             for problem in implied_problems(operation) {
                 problems::declare(&mut operation.responses.responses, problem);
             }
@@ -129,6 +132,24 @@ fn scope(operation: &Operation) -> Option<String> {
     Some(requirement["key"][0].as_str()?.to_owned())
 }
 
+/// Whether the caller may demand a state.
+fn is_conditional(operation: &Operation) -> bool {
+    let mut parameters = operation.parameters.iter().flatten();
+    parameters.any(|it| matches!(it, RefOr::T(parameter) if parameter.name == "If-Match"))
+}
+
+/// Whatever tells a state says which it is.
+fn tell_tag(operation: &mut Operation) {
+    for (status, response) in &mut operation.responses.responses {
+        if let RefOr::T(response) = response
+            && ["200", "304"].contains(&status.as_str())
+        {
+            let header = header_ref("ETag");
+            response.headers.insert("ETag".to_owned(), header);
+        }
+    }
+}
+
 /// What can go wrong with whatever has a key, a path, a query or a body.
 fn implied_problems(operation: &Operation) -> Vec<Error> {
     let parameter_in = |place: &ParameterIn| {
@@ -149,6 +170,15 @@ fn implied_problems(operation: &Operation) -> Vec<Error> {
             Error::Unauthenticated,
             Error::Forbidden("this key is bound to another organization"),
             Error::DatabaseUnavailable,
+        ]);
+    }
+    if is_conditional(operation) {
+        implied.extend([
+            Error::PreconditionFailed,
+            Error::MalformedRequest(
+                "If-Match and If-None-Match must be `*`, or entity tags such as \"17\" with commas between them"
+                    .to_owned(),
+            ),
         ]);
     }
     if parameter_in(&ParameterIn::Path) {
@@ -233,6 +263,11 @@ fn headers() -> BTreeMap<String, RefOr<Header>> {
             "Preference-Applied",
             "`return=minimal` where that left the body out.",
             "return=minimal",
+        ),
+        (
+            "ETag",
+            "The `version` as an entity tag, for `If-Match` and `If-None-Match`.",
+            "\"17\"",
         ),
         ("WWW-Authenticate", "`Bearer`.", "Bearer"),
     ]
