@@ -1,9 +1,10 @@
-//! What administrators change: organizations, their limits, and API keys.
+//! What administrators change: organizations, their limits, and API keys; and who has changed what.
 //!
 //! Every change is one Postgres transaction with a row in the audit log. One of a policy has a version and is
 //! then applied to Redis before the caller hears of it (rule 7 of the protocol). If Redis is away
 //! after the commit, the sweep of `policies` applies it.
 
+mod audit;
 mod keys;
 mod limits;
 mod organizations;

@@ -4,6 +4,7 @@
 //! ([`extract`]): one that takes none of `Ingest`, `Refund`, `Read` and `Administrator` is public.
 
 mod admin;
+mod audit;
 mod batch;
 mod cors;
 mod counting;
@@ -61,6 +62,7 @@ fn routes(with_metrics: bool) -> OpenApiRouter<State> {
         .routes(routes!(in_force::feature))
         .routes(routes!(keys::list_keys, keys::create_key))
         .routes(routes!(keys::revoke_key))
+        .routes(routes!(audit::list_audit))
         .routes(routes!(operations::healthz))
         .routes(routes!(operations::readyz))
         .routes(routes!(openapi::openapi_json))

@@ -4,7 +4,7 @@
 //! not on the hot path: it is asked for what Redis does not know. Every statement is run by a test.
 
 pub mod api_keys;
-mod audit;
+pub mod audit;
 mod error;
 pub mod history;
 pub mod organizations;

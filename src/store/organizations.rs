@@ -62,10 +62,11 @@ pub async fn publish_defaults(store: &Store, defaults: &Defaults) -> Result<u64,
     }
     let (mut transaction, version) = store.begin_policy_change().await?;
     // Another instance may have published the same while this one waited for the lock.
-    if let Some((current, version)) = read_defaults(&mut transaction).await?
-        && current == *defaults
+    let before = read_defaults(&mut transaction).await?;
+    if let Some((current, version)) = &before
+        && current == defaults
     {
-        return Ok(version);
+        return Ok(*version);
     }
     sqlx::query(
         "insert into defaults (settings, version) values ($1, $2)
@@ -74,6 +75,21 @@ pub async fn publish_defaults(store: &Store, defaults: &Defaults) -> Result<u64,
     .bind(Json(defaults))
     .bind(signed(version))
     .execute(&mut *transaction)
+    .await?;
+    // Nobody has asked for it but the settings that the service was started with.
+    let actor = Actor {
+        name: "service".to_owned(),
+        request_id: String::new(),
+    };
+    let before = before.map(|(defaults, _)| defaults);
+    audit::record(
+        &mut transaction,
+        &actor,
+        "defaults.publish",
+        None,
+        &before,
+        defaults,
+    )
     .await?;
     transaction.commit().await?;
     Ok(version)

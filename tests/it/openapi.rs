@@ -132,6 +132,7 @@ impl Document {
             "retry-after",
             "preference-applied",
             "www-authenticate",
+            "etag",
         ] {
             if answer.headers.contains_key(name) {
                 assert!(

@@ -41,6 +41,7 @@ pub(super) fn outline() -> utoipa::openapi::OpenApi {
         (name = "History", description = "What was used when, by hour, day and period."),
         (name = "Organizations", description = "Who is counted, by which calendar, up to which limits."),
         (name = "API keys", description = "Who may call."),
+        (name = "Audit", description = "Who has changed what."),
         (name = "Operations", description = "For whoever runs or explores the service; without a key."),
     )
 )]
