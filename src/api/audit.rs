@@ -17,7 +17,7 @@ use crate::store::audit::{Entry, Filter};
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub(super) struct Page {
+pub(super) struct Wanted {
     /// Only what is about this organization.
     organization_id: Option<OrganizationId>,
     /// Only what was done by this actor, such as `key:0123456789abcdef`.
@@ -103,13 +103,13 @@ impl From<Entry> for AuditEntry {
     operation_id = "listAudit",
     tag = "Audit",
     security(("key" = ["admin"])),
-    params(Page),
+    params(Wanted),
     responses((status = 200, description = "A page of entries.", body = AuditLog))
 )]
 pub(super) async fn list_audit(
     Shared(state): Shared<State>,
     _: Administrator,
-    Query(page): Query<Page>,
+    Query(page): Query<Wanted>,
 ) -> Result<Json<AuditLog>, Error> {
     let size = page.page_size.unwrap_or_default().get();
     let filter = Filter {

@@ -36,10 +36,10 @@ async fn every_change_is_told_with_who_when_what_and_from_what_to_what() {
     let path = "/v1/organizations/org_1";
     service.settings("org_1", json!({"resetDay": 3})).await;
     let headers = [("x-request-id", "ticket-77")];
-    let patch = json!({"resetDay": 4, "metadata": {"a": 1}});
+    let changes = json!({"resetDay": 4, "metadata": {"a": 1}});
     let answer = service
         .http
-        .send(Method::PATCH, path, &headers, Some(patch))
+        .send(Method::PATCH, path, &headers, Some(changes))
         .await;
     assert_eq!(answer.status, 200);
     service.limits("org_1", json!({"api": {"limit": 5}})).await;
