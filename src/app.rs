@@ -64,6 +64,7 @@ impl App {
             counters.clone(),
             store.clone(),
             clock.clone(),
+            late,
             config.defaults,
             metrics.clone(),
         );
@@ -100,6 +101,8 @@ impl App {
                 policies.clone(),
                 access,
                 clock.clone(),
+                late,
+                metrics.clone(),
             ),
             metering,
             history: History::new(store.clone(), policies.clone(), clock.clone(), late),
@@ -134,6 +137,7 @@ impl App {
         let access = self.state.access.clone();
         let (flusher_stop, policies_stop) = (drained.clone(), drained.clone());
         let access_stop = drained.clone();
+        let (admin, admin_stop) = (self.state.admin.clone(), drained.clone());
         let flushing = died.clone().drop_guard();
         workers.spawn(async move {
             flusher.run(flusher_stop).await;
@@ -148,6 +152,11 @@ impl App {
         workers.spawn(async move {
             access.run(access_stop).await;
             drop(admitting);
+        });
+        let erasing = died.clone().drop_guard();
+        workers.spawn(async move {
+            admin.run(admin_stop).await;
+            drop(erasing);
         });
         if let Some(listener) = metrics {
             let (router, stop) = (api::metrics_router(self.state.clone()), drained.clone());

@@ -5,11 +5,14 @@
 //! after the commit, the sweep of `policies` applies it.
 
 mod audit;
+mod deletion;
 mod keys;
 mod limits;
 mod organizations;
 
 use std::collections::BTreeMap;
+
+use chrono::TimeDelta;
 
 use crate::access::Access;
 use crate::clock::Clock;
@@ -19,6 +22,7 @@ use crate::domain::ids::{MeterId, OrganizationId};
 use crate::domain::period::InvalidCalendar;
 use crate::domain::policy::{LimitOverride, Organization};
 use crate::domain::precondition::{PreconditionFailed, Preconditions};
+use crate::metrics::Metrics;
 use crate::policies::{self, Policies};
 use crate::store::organizations::Sources;
 use crate::store::{self, Actor, Store};
@@ -31,6 +35,18 @@ pub struct Admin {
     policies: Policies,
     access: Access,
     clock: Clock,
+    /// How long after its end a period takes late events.
+    late: TimeDelta,
+    metrics: Metrics,
+}
+
+/// Which organizations a change is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whom {
+    /// Those that there are.
+    Existing,
+    /// Any: one that there is not is created.
+    Anybody,
 }
 
 /// Changes of limits by meter; none removes the override.
@@ -95,6 +111,8 @@ impl Admin {
         policies: Policies,
         access: Access,
         clock: Clock,
+        late: TimeDelta,
+        metrics: Metrics,
     ) -> Self {
         Self {
             counters,
@@ -102,6 +120,8 @@ impl Admin {
             policies,
             access,
             clock,
+            late,
+            metrics,
         }
     }
 
@@ -110,6 +130,7 @@ impl Admin {
     async fn change(
         &self,
         organization: &OrganizationId,
+        whom: Whom,
         conditions: &Preconditions,
         actor: &Actor,
         action: &str,
@@ -119,20 +140,19 @@ impl Admin {
         let link = self.counters.link().await?;
         // The first change of all may come before the defaults were published.
         self.policies.stored(organization).await?;
-        let counted = self.policies.exists(organization).await?;
-        // What nobody but Redis knows has no version of its own yet, so that it does not matter that this was
-        // looked up outside of the transaction.
+        let presence = self.policies.presence(organization).await?;
         let change = |before: &Sources| {
-            let exists = counted || before.organization.is_some();
+            let exists = presence.still_exists(before);
+            if !exists && whom == Whom::Existing {
+                return Err(Error::NotFound);
+            }
             conditions.check(exists.then(|| before.resolve().version))?;
             change(before)
         };
         let sources =
             store::organizations::change(&self.store, organization, actor, action, change)
                 .await??;
-        self.policies
-            .apply(&link, organization, sources.resolve())
-            .await?;
+        self.policies.apply(&link, organization, &sources).await?;
         Ok(sources)
     }
 }

@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 
-use super::{Admin, Error, Invalid};
+use super::{Admin, Error, Invalid, Whom};
 use crate::domain::ids::OrganizationId;
 use crate::domain::patch::OrganizationPatch;
 use crate::domain::policy::{Feature, Organization, OrganizationSettings};
@@ -32,6 +32,7 @@ impl Admin {
         let now = self.clock.now();
         self.change(
             organization,
+            Whom::Anybody,
             conditions,
             actor,
             "organization.put",
@@ -49,12 +50,10 @@ impl Admin {
         conditions: &Preconditions,
         actor: &Actor,
     ) -> Result<Sources, Error> {
-        if !self.policies.exists(organization).await? {
-            return Err(Error::NotFound);
-        }
         let now = self.clock.now();
         self.change(
             organization,
+            Whom::Existing,
             conditions,
             actor,
             "organization.patch",

@@ -1,7 +1,8 @@
-//! `GET`, `PUT` and `PATCH /v1/organizations/{id}`, `PATCH /v1/organizations/{id}/limits`.
+//! `GET`, `PUT`, `PATCH` and `DELETE /v1/organizations/{id}`, `PATCH /v1/organizations/{id}/limits`.
 
 use std::collections::BTreeMap;
 
+use axum::Json;
 use axum::extract::State as Shared;
 use axum::response::Response;
 use chrono::{DateTime, Utc};
@@ -217,6 +218,61 @@ pub(super) async fn patch_organization(
         .patch_organization(&id, patch, &conditions, &actor)
         .await?;
     Ok(Organization::of(id, &sources))
+}
+
+/// What a deletion did.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(example = json!({
+    "organizationId": "org_123", "deleted": true, "counters": 2, "historyRows": 1480, "apiKeysRevoked": 1, "background": false
+}))]
+pub(super) struct Deleted {
+    organization_id: OrganizationId,
+    /// Always: what is not there is 404.
+    deleted: bool,
+    /// Counters in Redis that are gone.
+    counters: usize,
+    /// Rows of history, by period and by hour, that are gone.
+    history_rows: u64,
+    /// Keys that were bound to the organization.
+    api_keys_revoked: usize,
+    /// Whether old history, or records of idempotency keys, are still being erased. Nothing that is counted or read now
+    /// depends on them, but history, if the organization is counted again meanwhile.
+    background: bool,
+}
+
+/// Delete an organization
+///
+/// What was counted and set is erased from Redis and from Postgres, and keys that are bound to it are revoked; the audit
+/// log stays. What is in flight revives nothing. A later call starts afresh, at 0 and with the default settings. A 503
+/// may have been committed, and is then applied when Redis is back; repeating it is then 404.
+#[utoipa::path(
+    delete,
+    path = "/v1/organizations/{id}",
+    operation_id = "deleteOrganization",
+    tag = "Organizations",
+    security(("key" = ["admin"])),
+    params(OrganizationPath, Conditions),
+    responses((status = 200, description = "It is deleted.", body = Deleted), NeedsCounterStore)
+)]
+pub(super) async fn delete_organization(
+    Shared(state): Shared<State>,
+    Administrator(caller, actor): Administrator,
+    OrganizationPath(named): OrganizationPath,
+    _: NoQuery,
+    Conditions(conditions): Conditions,
+) -> Result<Json<Deleted>, Error> {
+    let id = caller.reach(&named)?;
+    let admin = &state.admin;
+    let deletion = admin.delete_organization(&id, &conditions, &actor).await?;
+    Ok(Json(Deleted {
+        organization_id: id,
+        deleted: true,
+        counters: deletion.counters,
+        history_rows: deletion.history_rows,
+        api_keys_revoked: deletion.api_keys,
+        background: deletion.background,
+    }))
 }
 
 /// Change limits

@@ -56,7 +56,8 @@ fn routes(with_metrics: bool) -> OpenApiRouter<State> {
         .routes(routes!(
             admin::get_organization,
             admin::put_organization,
-            admin::patch_organization
+            admin::patch_organization,
+            admin::delete_organization
         ))
         .routes(routes!(in_force::limits, admin::patch_limits))
         .routes(routes!(in_force::feature))

@@ -355,7 +355,9 @@ impl From<store::Error> for Error {
     fn from(error: store::Error) -> Self {
         let problem = match &error {
             store::Error::Unavailable(_) => Self::DatabaseUnavailable,
-            store::Error::NewerGeneration | store::Error::TooManyMeters => Self::Overloaded,
+            store::Error::NewerGeneration
+            | store::Error::OlderPolicy
+            | store::Error::TooManyMeters => Self::Overloaded,
             store::Error::Inconsistent(_) | store::Error::Other(_) => Self::Internal,
         };
         caused(problem, &error)

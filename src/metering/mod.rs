@@ -28,13 +28,11 @@ use crate::domain::ids::{IdempotencyKey, MeterId, OrganizationId};
 use crate::domain::period::Period;
 use crate::domain::policy::{Policy, Rule};
 use crate::domain::quantity::Count;
+use crate::domain::retention::EARLY;
 use crate::metrics::{self, Metrics};
 use crate::policies::{self, Policies, Resolved};
 use crate::store::{self, Store};
 use opening::Locks;
-
-/// How far ahead of the clock an event may be.
-const EARLY: Duration = Duration::minutes(5);
 
 /// By so much a data set must be older than a period for a missing counter of that period to be zero:
 /// [`EARLY`], and a minute by which the clocks of instances may differ.

@@ -93,6 +93,7 @@ impl Metering {
             usage::restore(&self.store, counter, held.as_ref(), stamp, hours_from, now).await;
         let restored = match restored {
             Err(store::Error::NewerGeneration) => return Ok(Opening::Generation),
+            Err(store::Error::OlderPolicy) => return Ok(Opening::Policy),
             Err(store::Error::TooManyMeters) => return Ok(Opening::TooManyMeters),
             other => other?,
         };

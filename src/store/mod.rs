@@ -5,6 +5,7 @@
 
 pub mod api_keys;
 pub mod audit;
+pub mod deletions;
 mod error;
 pub mod history;
 pub mod organizations;

@@ -15,6 +15,7 @@ mod conditional;
 mod cors;
 mod counting;
 mod credentials;
+mod deletion;
 mod deployment;
 mod dev;
 mod directory;

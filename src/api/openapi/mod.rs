@@ -87,6 +87,13 @@ pub(super) fn complete(mut document: utoipa::openapi::OpenApi) -> utoipa::openap
     let schemes = &mut components.security_schemes;
     schemes.insert("key".to_owned(), SecurityScheme::Http(key).into());
     for item in document.paths.paths.values_mut() {
+        for operation in [&mut item.get, &mut item.put, &mut item.patch] {
+            if let Some(operation) = operation
+                && is_conditional(operation)
+            {
+                tell_tag(operation);
+            }
+        }
         let operations = [
             &mut item.get,
             &mut item.put,
@@ -96,9 +103,6 @@ pub(super) fn complete(mut document: utoipa::openapi::OpenApi) -> utoipa::openap
         ];
         for operation in operations.into_iter().flatten() {
             name_scope(operation);
-            if is_conditional(operation) {
-                tell_tag(operation);
-            }
             for problem in implied_problems(operation) {
                 problems::declare(&mut operation.responses.responses, problem);
             }

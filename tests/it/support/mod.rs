@@ -9,6 +9,7 @@ mod forgetful;
 mod postgres;
 mod process;
 mod shortcuts;
+mod slow;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -38,6 +39,7 @@ use tokio_util::sync::CancellationToken;
 pub use forgetful::Forgetful;
 pub use process::Process;
 pub use shortcuts::key_of;
+pub use slow::{Slow, settings_of};
 
 /// When every world begins: in the middle of a month, and in the future, so that no expiry that
 /// Redis times itself can pass while a test runs.
@@ -285,6 +287,10 @@ impl Http {
 
     pub async fn patch(&self, path: &str, body: Value) -> Answer {
         self.send(Method::PATCH, path, &[], Some(body)).await
+    }
+
+    pub async fn delete(&self, path: &str) -> Answer {
+        self.send(Method::DELETE, path, &[], None).await
     }
 
     /// Any request; a body is sent as JSON.
