@@ -100,7 +100,8 @@ impl Access {
             known
         } else {
             self.metrics.cache_missed(metrics::Cache::Keys);
-            self.look_up(&key.id, now).await?
+            // In a box, so that a call whose key is at hand does not carry this about.
+            Box::pin(self.look_up(&key.id, now)).await?
         };
         let Some(record) = &known.record else {
             return Ok(None);

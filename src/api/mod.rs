@@ -23,7 +23,7 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware;
 use axum::response::IntoResponse;
-use tower::util::option_layer;
+use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt as _};
 use utoipa_axum::routes;
@@ -79,14 +79,18 @@ pub fn router(state: State) -> Router {
     routes
         .fallback(|| async { Error::NotFound("there is nothing at this path") })
         .method_not_allowed_fallback(|| async { Error::MethodNotAllowed })
-        .layer(DefaultBodyLimit::max(BODY_MAX))
-        .layer(CatchPanicLayer::custom(|_| {
-            Error::panicked().into_response()
-        }))
-        .layer(option_layer(cors))
-        .layer(middleware::from_fn_with_state(
-            state.clone(),
-            observe::observe,
-        ))
+        // As one layer, because the router puts every layer of its own into a box, for every request.
+        .layer(
+            ServiceBuilder::new()
+                .layer(middleware::from_fn_with_state(
+                    state.clone(),
+                    observe::observe,
+                ))
+                .option_layer(cors)
+                .layer(CatchPanicLayer::custom(|_| {
+                    Error::panicked().into_response()
+                }))
+                .layer(DefaultBodyLimit::max(BODY_MAX)),
+        )
         .with_state(state)
 }

@@ -541,9 +541,14 @@ impl Counters {
 
 impl Inner {
     async fn link(&self) -> Result<Arc<Link>, Error> {
-        if let Some(link) = self.healthy() {
-            return Ok(link);
+        match self.healthy() {
+            Some(link) => Ok(link),
+            // In a box, so that calls over a healthy link do not carry this about.
+            None => Box::pin(self.replace_link()).await,
         }
+    }
+
+    async fn replace_link(&self) -> Result<Arc<Link>, Error> {
         let _one_at_a_time = self.connecting.lock().await;
         if let Some(link) = self.healthy() {
             return Ok(link);

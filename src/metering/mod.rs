@@ -263,7 +263,7 @@ impl Metering {
     ) -> Result<Option<Asked>, Error> {
         let shard = Shard::of(&request.organization);
         let Some(generation) = link.generation(shard) else {
-            self.number(link, shard).await?;
+            Box::pin(self.number(link, shard)).await?;
             return Ok(None);
         };
         let policy = self.policies.get(link, &request.organization).await?;
@@ -324,9 +324,10 @@ impl Metering {
                     .map(|(meter, _)| meter.clone());
                 Err(meter.map_or(Error::Contended, Error::Overflow))
             }
+            // In boxes, so that a call that is simply decided, which is nearly every one, does not carry these about.
             Outcome::Missing(_)
                 if request.kind == decision::Operation::Check
-                    && !self.policies.exists(organization).await? =>
+                    && !Box::pin(self.policies.exists(organization)).await? =>
             {
                 let decided = unheard_of(request, policy, asked.period);
                 Ok(Conclusion::Decided(decided))
@@ -334,15 +335,13 @@ impl Metering {
             Outcome::Missing(position) | Outcome::Frozen(position) => {
                 if let Some(demand) = request.demands.get(position) {
                     let Charge { counter, stamp, .. } = asked.charge(organization, demand);
-                    self.open(link, &counter, &stamp, asked.now).await?;
+                    Box::pin(self.open(link, &counter, &stamp, asked.now)).await?;
                 }
                 Ok(Conclusion::Again(Course::default()))
             }
             Outcome::Closed(_) => {
-                let newest = self
-                    .policies
-                    .refresh(link, organization, policy.version)
-                    .await?;
+                let newest =
+                    Box::pin(self.policies.refresh(link, organization, policy.version)).await?;
                 Ok(Conclusion::Again(Course {
                     own_period_closed: request.timestamp.is_some()
                         && newest.version == policy.version,

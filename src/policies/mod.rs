@@ -113,7 +113,8 @@ impl Policies {
             return Ok(cached.policy);
         }
         self.metrics.cache_missed(metrics::Cache::Policies);
-        self.fresh(link, organization).await
+        // In a box, so that a call whose policy is at hand does not carry this about.
+        Box::pin(self.fresh(link, organization)).await
     }
 
     /// The policy of an organization past the cache: from Redis, else from Postgres.
