@@ -112,8 +112,9 @@ impl Admin {
         let link = self.counters.link().await?;
         // The first change of all may come before the defaults were published.
         self.policies.stored(organization).await?;
+        let now = self.clock.now();
         let sources =
-            store::organizations::change(&self.store, organization, actor, action, change)
+            store::organizations::change(&self.store, organization, actor, action, now, change)
                 .await??;
         self.policies
             .apply(&link, organization, sources.resolve())

@@ -9,8 +9,9 @@ use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
 use axum::http::request::Parts;
+use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{DeserializeOwned, MapAccess, Visitor};
+use serde::de::{self, DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::schema::{ObjectBuilder, Type};
@@ -20,6 +21,7 @@ use utoipa::{IntoParams, PartialSchema, ToSchema};
 use super::observe::CallerSlot;
 use super::problem::Error;
 use crate::domain::api_key::Scope;
+use crate::domain::history::INSTANTS;
 use crate::domain::ids::{ApiKeyId, IdempotencyKey, OrganizationId};
 use crate::state::State;
 use crate::store::Actor;
@@ -208,6 +210,27 @@ impl<T: DeserializeOwned> FromRequestParts<State> for Query<T> {
     async fn from_request_parts(parts: &mut Parts, _: &State) -> Result<Self, Error> {
         from_query(parts.uri.query().unwrap_or_default()).map(Self)
     }
+}
+
+/// An instant, as the first whole millisecond that is not before it: everything happens at whole ones.
+pub(super) fn instant<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<DateTime<Utc>>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let instant = DateTime::parse_from_rfc3339(&text).ok();
+    let instant = instant
+        .map(|it| it.to_utc())
+        .filter(|it| INSTANTS.contains(it));
+    let instant = instant.ok_or_else(|| {
+        de::Error::custom("must be an RFC 3339 date-time, such as 2026-11-01T00:00:00Z")
+    })?;
+    let whole = instant.trunc_subsecs(3);
+    let rest = instant.signed_duration_since(whole);
+    Ok(if rest.is_zero() {
+        Some(whole)
+    } else {
+        whole.checked_add_signed(TimeDelta::milliseconds(1))
+    })
 }
 
 /// How many items a page of a list has at most: 1 to 1000, 100 unless said.

@@ -9,18 +9,18 @@ use axum::extract::State as Shared;
 use axum::http::header::{ACCEPT, CONTENT_TYPE, VARY};
 use axum::http::{HeaderMap, HeaderValue};
 use axum::response::{IntoResponse, Response};
-use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde::{Deserialize, Deserializer, Serialize, de};
 use utoipa::{IntoParams, ToSchema};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::extract::{Named, OrganizationPath, PageSize, Query, Read};
+use super::extract::{Named, OrganizationPath, PageSize, Query, Read, instant};
 use super::openapi::answers::Rows;
 use super::openapi::problems::NeedsCounterStore;
 use super::problem::{Error, caused};
-use crate::domain::history::{Cursor, Granularity, INSTANTS, Order, Position};
+use crate::domain::history::{Cursor, Granularity, Order, Position};
 use crate::domain::ids::{MeterId, OrganizationId};
 use crate::domain::period::parse_time_zone;
 use crate::domain::quantity::Count;
@@ -546,25 +546,6 @@ fn fingerprint(
         asked.order.unwrap_or_default(),
     );
     xxh3_64(text.as_bytes())
-}
-
-/// An instant, as the first whole millisecond that is not before it: rows start at whole ones.
-fn instant<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<DateTime<Utc>>, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    let instant = DateTime::parse_from_rfc3339(&text).ok();
-    let instant = instant
-        .map(|it| it.to_utc())
-        .filter(|it| INSTANTS.contains(it));
-    let instant = instant.ok_or_else(|| {
-        de::Error::custom("must be an RFC 3339 date-time, such as 2026-11-01T00:00:00Z")
-    })?;
-    let whole = instant.trunc_subsecs(3);
-    let rest = instant.signed_duration_since(whole);
-    Ok(if rest.is_zero() {
-        Some(whole)
-    } else {
-        whole.checked_add_signed(TimeDelta::milliseconds(1))
-    })
 }
 
 fn time_zone<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Tz>, D::Error> {

@@ -8,6 +8,7 @@ mod batch;
 mod cors;
 mod counting;
 mod directory;
+mod events;
 mod extract;
 mod history;
 mod in_force;
@@ -50,6 +51,7 @@ fn routes(with_metrics: bool) -> OpenApiRouter<State> {
         .routes(routes!(reading::usage))
         .routes(routes!(history::of_organization))
         .routes(routes!(history::of_all))
+        .routes(routes!(events::list_events))
         .routes(routes!(directory::organizations))
         .routes(routes!(admin::get_organization, admin::put_organization))
         .routes(routes!(in_force::limits, admin::patch_limits))

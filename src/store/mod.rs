@@ -6,6 +6,7 @@
 pub mod api_keys;
 mod audit;
 mod error;
+pub mod events;
 pub mod history;
 pub mod organizations;
 pub mod standings;

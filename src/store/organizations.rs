@@ -6,7 +6,8 @@ use chrono::{DateTime, Utc};
 use sqlx::types::Json;
 use sqlx::{FromRow, PgConnection};
 
-use super::{Actor, Error, Store, audit, signed, unsigned};
+use super::{Actor, Error, Store, audit, events, signed, unsigned};
+use crate::domain::event::{Event, LimitsUpdate};
 use crate::domain::ids::{MeterId, OrganizationId};
 use crate::domain::period::{Period, parse_time_zone};
 use crate::domain::policy::{
@@ -80,12 +81,14 @@ pub async fn publish_defaults(store: &Store, defaults: &Defaults) -> Result<u64,
 }
 
 /// Changes an organization: `change` gets what there is and returns what shall be, or refuses.
-/// The change has a new policy version and a row in the audit log, or does not happen.
+/// The change has a new policy version and a row in the audit log, or does not happen; where it changes what limits
+/// are in force, that is an event.
 pub async fn change<E>(
     store: &Store,
     id: &OrganizationId,
     actor: &Actor,
     action: &str,
+    now: DateTime<Utc>,
     change: impl FnOnce(&Sources) -> Result<Organization, E>,
 ) -> Result<Result<Sources, E>, Error> {
     let (mut transaction, version) = store.begin_policy_change().await?;
@@ -104,11 +107,21 @@ pub async fn change<E>(
         describe(Some(&after)),
     );
     audit::record(&mut transaction, actor, action, Some(id), &was, &is).await?;
-    transaction.commit().await?;
-    Ok(Ok(Sources {
+    let limits_before = before.resolve().limits;
+    let after = Sources {
         organization: Some(after),
         ..before
-    }))
+    };
+    let limits = after.resolve().limits;
+    if limits != limits_before {
+        let update = Event::LimitsUpdated(LimitsUpdate {
+            organization_id: id.clone(),
+            limits,
+        });
+        events::record(&mut transaction, &[update], now).await?;
+    }
+    transaction.commit().await?;
+    Ok(Ok(after))
 }
 
 /// Policy changes since a version.

@@ -17,6 +17,7 @@ mod deployment;
 mod dev;
 mod directory;
 mod documents;
+mod events;
 mod exactly_once;
 mod flushing;
 mod headers;

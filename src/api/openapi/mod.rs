@@ -39,6 +39,7 @@ pub(super) fn outline() -> utoipa::openapi::OpenApi {
         (name = "Counting", description = "Count, enforce and give back. All four take the same fields and give the same answer."),
         (name = "Usage", description = "What an organization has used in its running periods."),
         (name = "History", description = "What was used when, by hour, day and period."),
+        (name = "Events", description = "What happened and is worth telling."),
         (name = "Organizations", description = "Who is counted, by which calendar, up to which limits."),
         (name = "API keys", description = "Who may call."),
         (name = "Operations", description = "For whoever runs or explores the service; without a key."),
