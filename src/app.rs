@@ -91,7 +91,9 @@ impl App {
             store.clone(),
             clock.clone(),
             metrics.clone(),
-        );
+            config.jwt,
+        )
+        .context("JWTs cannot be verified")?;
         let state = State::new(Handles {
             access: access.clone(),
             admin: Admin::new(

@@ -92,7 +92,7 @@ impl From<Recorded> for Event {
     path = "/v1/events",
     operation_id = "listEvents",
     tag = "Events",
-    security(("key" = ["read"])),
+    security(("key" = ["read"]), ("token" = [])),
     params(Wanted),
     responses((status = 200, description = "A page of events.", body = Events))
 )]

@@ -55,6 +55,8 @@ pub(super) enum Error {
     CounterStoreUnavailable,
     /// Postgres is away, and was needed.
     DatabaseUnavailable,
+    /// The auth server is away, whose keys tell a right JWT from a wrong one.
+    AuthServerUnavailable,
     /// Too much at once; nothing was counted.
     Overloaded,
     /// Redis may or may not have counted.
@@ -196,6 +198,11 @@ impl Error {
                 "database_unavailable",
                 "Database unavailable",
             ),
+            Self::AuthServerUnavailable => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "auth_server_unavailable",
+                "Auth server unavailable",
+            ),
             Self::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "overloaded", "Overloaded"),
             Self::OutcomeUnknown => (
                 StatusCode::GATEWAY_TIMEOUT,
@@ -218,7 +225,9 @@ impl Error {
             | Self::InvalidField { detail, .. }
             | Self::TimestampOutOfRange(detail) => detail.into(),
             Self::Forbidden(detail) | Self::NotFound(detail) => (*detail).into(),
-            Self::Unauthenticated => "send a valid key as `Authorization: Bearer tm_…`".into(),
+            Self::Unauthenticated => {
+                "send a valid key as `Authorization: Bearer tm_…`, or a JWT where one will do".into()
+            }
             Self::MethodNotAllowed => "this path has other methods; see the Allow header".into(),
             Self::PayloadTooLarge => "the body is too large".into(),
             Self::UnsupportedMediaType => "send the body as Content-Type: application/json".into(),
@@ -241,6 +250,9 @@ impl Error {
             Self::DatabaseUnavailable => {
                 "the database is needed for this and cannot be reached; nothing was counted".into()
             }
+            Self::AuthServerUnavailable => {
+                "the keys of the auth server are needed for this token and cannot be fetched".into()
+            }
             Self::Overloaded => "the service has more to do than it can; nothing was counted".into(),
             Self::OutcomeUnknown => {
                 "the counter store did not answer; repeat the request with the same Idempotency-Key".into()
@@ -258,9 +270,10 @@ impl Error {
                 retry_after_seconds,
                 ..
             } => *retry_after_seconds,
-            Self::CounterStoreUnavailable | Self::DatabaseUnavailable | Self::Overloaded => {
-                Some(OUTAGE_RETRY_SECONDS)
-            }
+            Self::CounterStoreUnavailable
+            | Self::DatabaseUnavailable
+            | Self::AuthServerUnavailable
+            | Self::Overloaded => Some(OUTAGE_RETRY_SECONDS),
             Self::Caused(problem, _) => problem.retry_after_seconds(),
             _ => None,
         }
@@ -410,6 +423,7 @@ impl From<access::Error> for Error {
             access::Error::Counters(_) | access::Error::Store(_) => {
                 caused(Self::DatabaseUnavailable, &error)
             }
+            access::Error::AuthServer(_) => caused(Self::AuthServerUnavailable, &error),
         }
     }
 }

@@ -34,6 +34,23 @@ impl Metering {
         }
     }
 
+    /// The usage of an organization of which nothing is known here.
+    pub async fn usage_of_none(
+        &self,
+        organization: &OrganizationId,
+    ) -> Result<OrganizationUsage, Error> {
+        let policy = self.policies.stored(organization).await?.resolve();
+        let now = self.clock.now();
+        let meters = named(&policy, Vec::new()).into_iter();
+        Ok(OrganizationUsage {
+            meters: meters
+                .map(|meter| seen(&policy, meter, None, now))
+                .collect(),
+            policy: policy.clone(),
+            exact: true,
+        })
+    }
+
     async fn exact_usage(
         &self,
         organization: &OrganizationId,

@@ -40,3 +40,4 @@ mod reading;
 mod restoring;
 mod support;
 mod tidy;
+mod tokens;

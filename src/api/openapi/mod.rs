@@ -86,6 +86,15 @@ pub(super) fn complete(mut document: utoipa::openapi::OpenApi) -> utoipa::openap
         .build();
     let schemes = &mut components.security_schemes;
     schemes.insert("key".to_owned(), SecurityScheme::Http(key).into());
+    let token = HttpBuilder::new()
+        .scheme(HttpAuthScheme::Bearer)
+        .bearer_format("JWT")
+        .description(Some(
+            "A JWT of the auth server, where the service is told of one. It reads the organization that it names, and \
+             nothing else.",
+        ))
+        .build();
+    schemes.insert("token".to_owned(), SecurityScheme::Http(token).into());
     for item in document.paths.paths.values_mut() {
         let operations = [
             &mut item.get,
@@ -115,7 +124,12 @@ pub(super) fn complete(mut document: utoipa::openapi::OpenApi) -> utoipa::openap
 /// The scope is in the operation's security requirement, where people do not look.
 fn name_scope(operation: &mut Operation) {
     if let Some(scope) = scope(operation) {
-        let needed = format!("Needs a key with the scope `{scope}`.");
+        let token = if takes_token(operation) {
+            ", or a JWT of the organization"
+        } else {
+            ""
+        };
+        let needed = format!("Needs a key with the scope `{scope}`{token}.");
         operation.description = Some(match operation.description.take() {
             Some(description) => format!("{description}\n\n{needed}"),
             None => needed,
@@ -128,6 +142,13 @@ fn scope(operation: &Operation) -> Option<String> {
     let requirement = operation.security.as_ref()?.first()?;
     let requirement = serde_json::to_value(requirement).ok()?;
     Some(requirement["key"][0].as_str()?.to_owned())
+}
+
+/// Whether a JWT opens it as well.
+fn takes_token(operation: &Operation) -> bool {
+    let requirements = serde_json::to_value(&operation.security).unwrap_or_default();
+    let mut requirements = requirements.as_array().into_iter().flatten();
+    requirements.any(|requirement| !requirement["token"].is_null())
 }
 
 /// What can go wrong with whatever has a key, a path, a query or a body.
@@ -150,6 +171,7 @@ fn implied_problems(operation: &Operation) -> Vec<Error> {
             Error::Unauthenticated,
             Error::Forbidden("this key is bound to another organization"),
             Error::DatabaseUnavailable,
+            Error::AuthServerUnavailable,
         ]);
     }
     if parameter_in(&ParameterIn::Path) {
