@@ -130,7 +130,7 @@ local function reconcile(r)
   if generation ~= own_generation then
     return FROZEN
   end
-  if enforcement == 'c' then
+  if string.find(enforcement, '%u') then
     return CLOSED
   end
   local running = own_ends == '' or now < tonumber(own_ends)

@@ -21,6 +21,7 @@ use crate::flusher::Flusher;
 use crate::history::History;
 use crate::metering::Metering;
 use crate::metrics::Metrics;
+use crate::opening::Opener;
 use crate::policies::Policies;
 use crate::state::{Handles, State};
 use crate::store::Store;
@@ -70,10 +71,12 @@ impl App {
         if let Err(error) = policies.publish_defaults().await {
             tracing::warn!(%error, "starting without Postgres");
         }
+        let opener = Opener::new(counters.clone(), store.clone(), late, metrics.clone());
         let metering = Metering::new(
             counters.clone(),
             store.clone(),
             policies.clone(),
+            opener.clone(),
             clock.clone(),
             late,
             metrics.clone(),
@@ -100,6 +103,7 @@ impl App {
                 counters.clone(),
                 store.clone(),
                 policies.clone(),
+                opener,
                 access,
                 clock.clone(),
             ),

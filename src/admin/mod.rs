@@ -1,4 +1,4 @@
-//! What administrators change: organizations, their limits, and API keys.
+//! What administrators change: organizations, their limits, their counts, and API keys.
 //!
 //! Every change is one Postgres transaction with a row in the audit log. One of a policy has a version and is
 //! then applied to Redis before the caller hears of it (rule 7 of the protocol). If Redis is away
@@ -7,8 +7,11 @@
 mod keys;
 mod limits;
 mod organizations;
+mod resets;
 
 use std::collections::BTreeMap;
+
+pub use resets::{MeterReset, Reset};
 
 use crate::access::Access;
 use crate::clock::Clock;
@@ -17,6 +20,7 @@ use crate::domain::api_key::InvalidApiKey;
 use crate::domain::ids::{MeterId, OrganizationId};
 use crate::domain::period::InvalidCalendar;
 use crate::domain::policy::{LimitOverride, Organization};
+use crate::opening::{self, Opener};
 use crate::policies::{self, Policies};
 use crate::store::organizations::Sources;
 use crate::store::{self, Actor, Store};
@@ -27,6 +31,7 @@ pub struct Admin {
     counters: Counters,
     store: Store,
     policies: Policies,
+    opener: Opener,
     access: Access,
     clock: Clock,
 }
@@ -52,6 +57,12 @@ pub enum Error {
     /// Learning or applying a policy.
     #[error(transparent)]
     Policies(#[from] policies::Error),
+    /// Bringing a counter into Redis.
+    #[error(transparent)]
+    Opening(#[from] opening::Error),
+    /// The idempotency key was used for another payload.
+    #[error("this idempotency key was used for another request")]
+    KeyReused,
 }
 
 /// A setting that does not fit the others.
@@ -88,6 +99,7 @@ impl Admin {
         counters: Counters,
         store: Store,
         policies: Policies,
+        opener: Opener,
         access: Access,
         clock: Clock,
     ) -> Self {
@@ -95,6 +107,7 @@ impl Admin {
             counters,
             store,
             policies,
+            opener,
             access,
             clock,
         }
@@ -119,6 +132,8 @@ impl Admin {
         self.policies
             .apply(&link, organization, sources.resolve())
             .await?;
+        // A counter whose reset is pending still counts, and is none of the running ones.
+        self.finish_pending(organization).await?;
         Ok(sources)
     }
 }

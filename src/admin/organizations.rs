@@ -51,6 +51,7 @@ impl Admin {
                 settings,
                 limits,
                 pinned: schedule.pinned,
+                resets: schedule.resets,
                 version: 0,
             })
         })

@@ -21,8 +21,8 @@ use super::openapi::answers::Rows;
 use super::openapi::problems::NeedsCounterStore;
 use super::problem::{Error, caused};
 use crate::domain::history::{Cursor, Granularity, Order, Position};
-use crate::domain::ids::{MeterId, OrganizationId};
-use crate::domain::period::parse_time_zone;
+use crate::domain::ids::{MeterId, OrganizationId, PlanId};
+use crate::domain::period::{ResetMode, parse_time_zone};
 use crate::domain::quantity::Count;
 use crate::history::{Entry, History, List};
 use crate::state::State;
@@ -121,7 +121,8 @@ enum Fill {
 #[schema(as = History, example = json!({
     "data": [{
         "organizationId": "org_123", "meter": "api", "start": "2026-11-22T00:00:00Z", "end": "2026-11-23T00:00:00Z",
-        "used": 40, "refunded": 2, "denied": 1, "limit": null, "open": false, "final": false
+        "used": 40, "refunded": 2, "denied": 1, "limit": null, "planId": null, "resetType": null, "open": false,
+        "final": false
     }],
     "nextCursor": null
 }))]
@@ -153,13 +154,19 @@ struct Row {
     /// Units that the period included; null for hours and days, and where it was unlimited.
     #[schema(required)]
     limit: Option<Count>,
+    /// The plan that the organization was on; null for hours and days.
+    #[schema(required)]
+    plan_id: Option<PlanId>,
+    /// What ended the period; null for hours and days, and while nothing has.
+    #[schema(required)]
+    reset_type: Option<ResetMode>,
     /// The interval has not ended.
     open: bool,
     /// No event is accepted into its period any more.
     r#final: bool,
 }
 
-const COLUMNS: [&str; 10] = [
+const COLUMNS: [&str; 12] = [
     "organizationId",
     "meter",
     "start",
@@ -168,6 +175,8 @@ const COLUMNS: [&str; 10] = [
     "refunded",
     "denied",
     "limit",
+    "planId",
+    "resetType",
     "open",
     "final",
 ];
@@ -440,6 +449,8 @@ fn row(entry: Entry, name_organization: bool) -> Row {
         refunded: row.refunded,
         denied: row.denied,
         limit: row.limit,
+        plan_id: row.plan,
+        reset_type: row.reset_type,
         open,
         r#final: settled,
     }

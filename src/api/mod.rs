@@ -19,6 +19,7 @@ mod operations;
 mod problem;
 mod rate_limit;
 mod reading;
+mod resets;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
@@ -56,6 +57,7 @@ fn routes(with_metrics: bool) -> OpenApiRouter<State> {
         .routes(routes!(admin::get_organization, admin::put_organization))
         .routes(routes!(in_force::limits, admin::patch_limits))
         .routes(routes!(in_force::feature))
+        .routes(routes!(resets::reset))
         .routes(routes!(keys::list_keys, keys::create_key))
         .routes(routes!(keys::revoke_key))
         .routes(routes!(operations::healthz))

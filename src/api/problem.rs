@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 
 use super::counting::UsageResult;
 use crate::domain::ids::METERS_MAX;
-use crate::{access, admin, counters, history, metering, policies, store};
+use crate::{access, admin, counters, history, metering, opening, policies, store};
 
 /// Everything that a request can be answered with but success; one variant for each problem type.
 #[derive(Debug, Clone)]
@@ -373,6 +373,17 @@ impl From<policies::Error> for Error {
     }
 }
 
+impl From<opening::Error> for Error {
+    fn from(error: opening::Error) -> Self {
+        match error {
+            opening::Error::Counters(error) => error.into(),
+            opening::Error::Store(error) => error.into(),
+            opening::Error::TooManyMeters(meter) => Self::TooManyMeters(meter.to_string()),
+            opening::Error::Contended => caused(Self::Overloaded, &error),
+        }
+    }
+}
+
 impl From<metering::Error> for Error {
     fn from(error: metering::Error) -> Self {
         match error {
@@ -399,6 +410,8 @@ impl From<admin::Error> for Error {
             admin::Error::Counters(error) => error.into(),
             admin::Error::Store(error) => error.into(),
             admin::Error::Policies(error) => error.into(),
+            admin::Error::Opening(error) => error.into(),
+            admin::Error::KeyReused => Self::IdempotencyKeyReused,
         }
     }
 }

@@ -29,6 +29,7 @@ use crate::clock::Clock;
 use crate::domain::counter::{CounterId, Hour, Snapshot, Stamp};
 use crate::domain::decision::{self, Demand};
 use crate::domain::ids::{ApiKeyId, IdempotencyKey, MeterId, OrganizationId};
+use crate::domain::period::Reset;
 use crate::domain::quantity::Count;
 use crate::metrics::Metrics;
 use keys::Keys;
@@ -267,6 +268,31 @@ impl Counters {
         expiry: Option<DateTime<Utc>>,
     ) -> Result<Opening, Error> {
         scripts::open(link, &self.0.keys, counter, stamp, now, margin_ms, expiry).await
+    }
+
+    /// Closes the counter that a reset ended, and begins `counter` where the reset happened; doing it twice is
+    /// harmless.
+    pub async fn close(
+        &self,
+        link: &Link,
+        counter: &CounterId,
+        reset: Reset,
+        stamp: &Stamp,
+        now: DateTime<Utc>,
+        margin_ms: i64,
+        expiry: Option<DateTime<Utc>>,
+    ) -> Result<Opening, Error> {
+        scripts::close(
+            link,
+            &self.0.keys,
+            counter,
+            reset,
+            stamp,
+            now,
+            margin_ms,
+            expiry,
+        )
+        .await
     }
 
     /// Writes a counter that Postgres has moved to the generation in the snapshot's stamp.

@@ -25,7 +25,7 @@ use crate::metrics::{self, Metrics, Worker};
 use crate::store::organizations::{self, Sources};
 use crate::store::{self, Store};
 
-pub use resolved::Resolved;
+pub use resolved::{Moment, Resolved};
 
 /// How long a policy is believed without looking at Redis again. Only what never reached Redis needs this at all.
 const CACHE_LIFETIME: TimeDelta = TimeDelta::minutes(5);
@@ -217,10 +217,10 @@ impl Policies {
             .configure(link, organization, of_policy, now, &[])
             .await?;
         if known == policy.version && !meters.is_empty() {
-            let period = policy.schedule.period(now);
             let running: Vec<_> = meters
                 .into_iter()
                 .map(|meter| {
+                    let period = policy.schedule.running(&meter, now);
                     // Each counter keeps its own generation.
                     let stamp = Stamp::of(&policy, &meter, period, 0);
                     (

@@ -6,10 +6,10 @@ use chrono::{DateTime, Utc};
 use sqlx::types::Json;
 use sqlx::{FromRow, PgConnection};
 
-use super::{Actor, Error, Store, audit, events, signed, unsigned};
+use super::{Actor, Error, Store, audit, events, resets, signed, unsigned};
 use crate::domain::event::{Event, LimitsUpdate};
 use crate::domain::ids::{MeterId, OrganizationId};
-use crate::domain::period::{Period, parse_time_zone};
+use crate::domain::period::{Period, Reset, parse_time_zone};
 use crate::domain::policy::{
     Defaults, Enforcement, Features, Limit, LimitOverride, Organization, OrganizationSettings,
     Policy,
@@ -162,7 +162,7 @@ pub async fn changes_since(store: &Store, version: u64, count: u32) -> Result<Ch
     })
 }
 
-fn no_defaults() -> Error {
+pub(super) fn no_defaults() -> Error {
     Error::Inconsistent("no defaults were published".to_owned())
 }
 
@@ -201,7 +201,7 @@ pub(super) async fn read_defaults(
     Ok(row.map(|(Json(defaults), version)| (defaults, unsigned(version))))
 }
 
-async fn read(
+pub(super) async fn read(
     connection: &mut PgConnection,
     id: &OrganizationId,
 ) -> Result<Option<Sources>, Error> {
@@ -226,7 +226,8 @@ async fn read(
             .bind(id.as_str())
             .fetch_all(&mut *connection)
             .await?;
-            Some(organization(row, limits)?)
+            let resets = resets::of_organization(connection, id).await?;
+            Some(organization(row, limits, resets)?)
         }
     };
     Ok(Some(Sources {
@@ -236,7 +237,11 @@ async fn read(
     }))
 }
 
-fn organization(row: OrganizationRow, limits: Vec<LimitRow>) -> Result<Organization, Error> {
+fn organization(
+    row: OrganizationRow,
+    limits: Vec<LimitRow>,
+    resets: BTreeMap<MeterId, Reset>,
+) -> Result<Organization, Error> {
     Ok(Organization {
         settings: OrganizationSettings {
             plan_id: row.plan_id.as_deref().map(parse).transpose()?,
@@ -267,6 +272,7 @@ fn organization(row: OrganizationRow, limits: Vec<LimitRow>) -> Result<Organizat
             start,
             end: row.pinned_end,
         }),
+        resets,
         version: unsigned(row.version),
     })
 }
@@ -288,7 +294,7 @@ fn limit(row: LimitRow) -> Result<(MeterId, LimitOverride), Error> {
     Ok((parse(&row.meter)?, limit))
 }
 
-async fn write(
+pub(super) async fn write(
     connection: &mut PgConnection,
     id: &OrganizationId,
     organization: &Organization,
@@ -298,6 +304,8 @@ async fn write(
         limits,
         pinned,
         version,
+        // Written by the reset itself alone.
+        resets: _,
     } = organization;
     sqlx::query(
         "insert into organizations (id, plan_id, features, reset_mode, reset_period, reset_day, reset_month, anchor,

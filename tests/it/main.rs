@@ -37,6 +37,7 @@ mod periods;
 mod problems;
 mod protocol;
 mod reading;
+mod resets;
 mod restoring;
 mod support;
 mod tidy;
