@@ -4,7 +4,7 @@ dev: ## Tallyman on this machine, with a private Redis and Postgres
 	@scripts/setup && exec cargo run --release -- dev
 
 test: ## every test
-	@scripts/setup && exec cargo test
+	@scripts/setup test && exec cargo test
 
 lint: ## what a change must pass besides the tests
 	@scripts/setup

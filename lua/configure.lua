@@ -61,7 +61,7 @@ for i = 4, #KEYS do
   if values[1] then
     local generation, held, enforcement, ends = string.match(values[3], '^(%d+):(%d+):%d*:(%a):(%d*)$')
     local running = ends == '' or now < tonumber(ends)
-    if generation == current and enforcement ~= 'c' and running and tonumber(held) < version then
+    if generation == current and not string.find(enforcement, '%u') and running and tonumber(held) < version then
       redis.call('HSET', KEYS[i], 's', tonumber(values[1]) + 1, 'p', generation .. ':' .. ARGV[i + 3])
       if tonumber(values[1]) == (tonumber(values[2]) or 0) then
         redis.call('ZADD', KEYS[2], now, KEYS[i])

@@ -81,39 +81,40 @@ if sent_before and not known then
   return nil
 end
 
--- What Redis holds.
+-- What Redis holds. Parallel lists and not a table for each, because making tables is most of what a count costs.
 local batch = cmsgpack.unpack(ARGV[6])
 local counter_count, rule_count, operation_count = batch[1], batch[2], batch[3]
-local counters, rules = {}, {}
-local k, b = 3, 4
-for i = 1, counter_count do
-  counters[i] = {dirty = KEYS[k], key = KEYS[k + 1]}
-  k = k + 2
-end
-for i = 1, rule_count do
-  local counter, field = counters[batch[b]], 'h' .. batch[b + 3]
-  local hour = counter.hours
+-- By counter. `used` is false where it is missing; `sequence`, `stored` and `oldest` are as Redis prints them.
+local used, sequence, stored, oldest, stamps, first_hour = {}, {}, {}, {}, {}, {}
+local changed, restamped, lowest = {}, {}, {}
+-- By hour of a counter; `next_hour` is another hour of the same counter.
+local hour_start, hour_used, hour_touched, hour_denied, hour_returned, next_hour = {}, {}, {}, {}, {}, {}
+local hour_count = 0
+-- By rule.
+local rule_counter, rule_cap, rule_stamp, rule_hour = {}, {}, {}, {}
+local b = 4
+for r = 1, rule_count do
+  local c, start = batch[b], batch[b + 3]
+  local hour, newest = first_hour[c], first_hour[c]
+  while hour and hour_start[hour] ~= start do
+    hour = next_hour[hour]
+  end
   if not hour then
-    hour = {start = batch[b + 3], field = field}
-    counter.hours = hour
-    local values = redis.call('HMGET', counter.key, 'u', 's', 'f', 'o', 'p', field)
-    if values[1] then
-      counter.used, counter.sequence, counter.stored = tonumber(values[1]), tonumber(values[2]), tonumber(values[3]) or 0
-      counter.oldest, counter.stamp, hour.used = tonumber(values[4]), values[5], tonumber(values[6]) or 0
-    end
-  else
-    while hour and hour.field ~= field do
-      hour = hour.next
-    end
-    if not hour then
-      hour = {start = batch[b + 3], field = field, next = counter.hours}
-      counter.hours = hour
-      hour.used = tonumber(redis.call('HGET', counter.key, field)) or 0
+    hour_count = hour_count + 1
+    hour = hour_count
+    hour_start[hour], next_hour[hour], first_hour[c] = start, newest or false, hour
+    if newest then
+      hour_used[hour] = tonumber(redis.call('HGET', KEYS[2 * c + 2], 'h' .. start)) or 0
+    else
+      local values = redis.call('HMGET', KEYS[2 * c + 2], 'u', 's', 'f', 'o', 'p', 'h' .. start)
+      used[c], sequence[c], stored[c] = tonumber(values[1]) or false, values[2], values[3] or '0'
+      oldest[c], stamps[c], hour_used[hour] = values[4], values[5], tonumber(values[6]) or 0
     end
   end
-  rules[i] = {counter = counter, cap = batch[b + 1], stamp = batch[b + 2], hour = hour}
+  rule_counter[r], rule_cap[r], rule_stamp[r], rule_hour[r] = c, batch[b + 1], batch[b + 2], hour
   b = b + 4
 end
+local k = 2 * counter_count + 3
 local records = {}
 for i = k, #KEYS do
   records[i - k + 1] = redis.call('GET', KEYS[i])
@@ -123,13 +124,13 @@ local STAMP = '^(%d+):(%d+):(%d*):(%a):(%d*)$'
 
 -- The caller's stamp and the counter's differ. Returns why nothing can be decided, if so; whether the
 -- counter takes the caller's stamp; and otherwise the cap of its own.
-local function reconcile(rule)
-  local generation, version, limit, enforcement, ends = string.match(rule.counter.stamp, STAMP)
-  local own_generation, own_version, _, _, own_ends = string.match(rule.stamp, STAMP)
+local function reconcile(r)
+  local generation, version, limit, enforcement, ends = string.match(stamps[rule_counter[r]], STAMP)
+  local own_generation, own_version, _, _, own_ends = string.match(rule_stamp[r], STAMP)
   if generation ~= own_generation then
     return FROZEN
   end
-  if enforcement == 'c' then
+  if string.find(enforcement, '%u') then
     return CLOSED
   end
   local running = own_ends == '' or now < tonumber(own_ends)
@@ -150,16 +151,33 @@ local function reply(value)
   replies[n] = value
 end
 
-local function told(counter, differs)
-  return differs and string.format('%.0f %s', counter.used, counter.stamp) or counter.used
+local function told(c, differs)
+  return differs and string.format('%.0f %s', used[c], stamps[c]) or used[c]
 end
 
-local function touch(counter, hour)
-  counter.changed = true
-  local start = tonumber(hour.start)
-  if not counter.lowest or start < counter.lowest then
-    counter.lowest = start
+local function touch(c, hour)
+  local start = hour_start[hour]
+  if not changed[c] then
+    changed[c], lowest[c] = true, start
+  elseif start ~= lowest[c] and tonumber(start) < tonumber(lowest[c]) then
+    lowest[c] = start
   end
+end
+
+local function add(c, hour, units)
+  used[c], hour_used[hour], hour_touched[hour] = used[c] + units, hour_used[hour] + units, true
+  touch(c, hour)
+end
+
+local function adopt(r)
+  local c = rule_counter[r]
+  stamps[c], restamped[c] = rule_stamp[r], true
+  touch(c, rule_hour[r])
+end
+
+local function refuse(c, hour, calls)
+  hour_denied[hour] = (hour_denied[hour] or 0) + calls
+  touch(c, hour)
 end
 
 -- Of each charge of the operation at hand: whether the caller's stamp is taken, or the counter's own
@@ -171,50 +189,45 @@ local function decide(kind, times, charge_count)
   local denied, overflow = false, nil
   for j = 1, charge_count do
     local at = b + 3 * (j - 1)
-    local rule = rules[batch[at]]
-    local counter, cap = rule.counter, rule.cap
+    local r = batch[at]
+    local c, cap = rule_counter[r], rule_cap[r]
     adopts[j], differs[j], refused[j], applied[j] = false, false, false, 0
-    if not counter.used then
+    if not used[c] then
       return MISSING, j
     end
-    if counter.stamp ~= rule.stamp then
-      local reason
-      reason, adopts[j], cap = reconcile(rule)
+    if stamps[c] ~= rule_stamp[r] then
+      local reason, own_cap
+      reason, adopts[j], own_cap = reconcile(r)
       if reason then
         return reason, j
       end
-      if adopts[j] then
-        cap = rule.cap
-      else
-        differs[j] = true
+      if not adopts[j] then
+        differs[j], cap = true, own_cap
       end
     end
     if kind == TRACK or kind == REFUND then
       cap = nil
     end
     if times > 1 then
-      local amount, hour = batch[at + 1], rule.hour
-      local granted = math.max(0, math.min(times, math.floor(((cap or COUNT_MAX) - counter.used) / amount)))
+      local amount, hour = batch[at + 1], rule_hour[r]
+      local granted = math.max(0, math.min(times, math.floor(((cap or COUNT_MAX) - used[c]) / amount)))
       if adopts[j] and (granted > 0 or cap) then
-        counter.stamp, counter.restamped = rule.stamp, true
-        touch(counter, hour)
+        adopt(r)
       end
       if granted > 0 then
-        counter.used, hour.used, hour.touched = counter.used + granted * amount, hour.used + granted * amount, true
-        touch(counter, hour)
+        add(c, hour, granted * amount)
       end
       if cap and granted < times then
-        hour.denied = (hour.denied or 0) + times - granted
-        touch(counter, hour)
+        refuse(c, hour, times - granted)
       end
       reply(SOME)
       reply(granted)
-      reply(told(counter, differs[j]))
+      reply(told(c, differs[j]))
       return nil
     end
-    if cap and counter.used + batch[at + 2] > cap then
+    if cap and used[c] + batch[at + 2] > cap then
       refused[j], denied = true, true
-    elseif kind ~= REFUND and counter.used + batch[at + 1] > COUNT_MAX then
+    elseif kind ~= REFUND and used[c] + batch[at + 1] > COUNT_MAX then
       overflow = overflow or j
     end
   end
@@ -225,29 +238,25 @@ local function decide(kind, times, charge_count)
   reply(denied and DENIED or GRANTED)
   for j = 1, charge_count do
     local at = b + 3 * (j - 1)
-    local rule, amount = rules[batch[at]], batch[at + 1]
-    local counter, hour = rule.counter, rule.hour
+    local r, amount = batch[at], batch[at + 1]
+    local c, hour = rule_counter[r], rule_hour[r]
     if kind ~= CHECK then
       if adopts[j] then
-        counter.stamp, counter.restamped = rule.stamp, true
-        touch(counter, hour)
+        adopt(r)
       end
       if refused[j] then
-        hour.denied = (hour.denied or 0) + 1
-        touch(counter, hour)
+        refuse(c, hour, 1)
       elseif kind == REFUND then
-        applied[j] = math.min(amount, counter.used)
+        applied[j] = math.min(amount, used[c])
         if applied[j] > 0 then
-          counter.used, hour.used, hour.touched = counter.used - applied[j], hour.used - applied[j], true
-          hour.given_back = (hour.given_back or 0) + applied[j]
-          touch(counter, hour)
+          hour_returned[hour] = (hour_returned[hour] or 0) + applied[j]
+          add(c, hour, -applied[j])
         end
       elseif not denied and amount > 0 then
-        counter.used, hour.used, hour.touched = counter.used + amount, hour.used + amount, true
-        touch(counter, hour)
+        add(c, hour, amount)
       end
     end
-    reply(told(counter, differs[j]))
+    reply(told(c, differs[j]))
   end
   if kind == REFUND then
     for j = 1, charge_count do
@@ -261,10 +270,11 @@ end
 local function recorded(status, charge_count)
   local parts = {status}
   for j = 1, charge_count do
-    local rule = rules[batch[b + 3 * (j - 1)]]
-    local start = string.match(rule.counter.key, '%d+$')
-    local stamp = differs[j] and rule.counter.stamp or rule.stamp
-    parts[j + 1] = string.format('%s %.0f %s %.0f', start, rule.counter.used, stamp, applied[j])
+    local r = batch[b + 3 * (j - 1)]
+    local c = rule_counter[r]
+    local start = string.match(KEYS[2 * c + 2], '%d+$')
+    local stamp = differs[j] and stamps[c] or rule_stamp[r]
+    parts[j + 1] = string.format('%s %.0f %s %.0f', start, used[c], stamp, applied[j])
   end
   return table.concat(parts, '|')
 end
@@ -302,48 +312,47 @@ for _ = 1, operation_count do
 end
 
 -- All is decided; from here on only writes.
-for i = 1, counter_count do
-  local counter = counters[i]
-  if counter.changed then
-    local key, hour = counter.key, counter.hours
-    local clean = counter.sequence == counter.stored
-    local lowers = clean or not counter.oldest or counter.lowest < counter.oldest
-    if lowers or counter.restamped or hour.next or not hour.touched then
-      local fields = {'u', counter.used, 's', counter.sequence + 1}
+for c = 1, counter_count do
+  if changed[c] then
+    local key, hour = KEYS[2 * c + 2], first_hour[c]
+    local clean = sequence[c] == stored[c]
+    local lowers = clean or not oldest[c] or (lowest[c] ~= oldest[c] and tonumber(lowest[c]) < tonumber(oldest[c]))
+    if lowers or restamped[c] or next_hour[hour] or not hour_touched[hour] then
+      local fields = {'u', used[c], 's', sequence[c] + 1}
       if lowers then
         fields[#fields + 1] = 'o'
-        fields[#fields + 1] = counter.lowest
+        fields[#fields + 1] = lowest[c]
       end
-      if counter.restamped then
+      if restamped[c] then
         fields[#fields + 1] = 'p'
-        fields[#fields + 1] = counter.stamp
+        fields[#fields + 1] = stamps[c]
       end
       while hour do
-        if hour.touched then
-          fields[#fields + 1] = hour.field
-          fields[#fields + 1] = hour.used
+        if hour_touched[hour] then
+          fields[#fields + 1] = 'h' .. hour_start[hour]
+          fields[#fields + 1] = hour_used[hour]
         end
-        hour = hour.next
+        hour = next_hour[hour]
       end
       redis.call('HSET', key, unpack(fields))
     else
       -- The usual case, without a table.
-      redis.call('HSET', key, 'u', counter.used, 's', counter.sequence + 1, hour.field, hour.used)
+      redis.call('HSET', key, 'u', used[c], 's', sequence[c] + 1, 'h' .. hour_start[hour], hour_used[hour])
     end
-    hour = counter.hours
+    hour = first_hour[c]
     while hour do
-      if hour.denied then
-        redis.call('HINCRBY', key, 'd', hour.denied)
-        redis.call('HINCRBY', key, 'x' .. hour.start, hour.denied)
+      if hour_denied[hour] then
+        redis.call('HINCRBY', key, 'd', hour_denied[hour])
+        redis.call('HINCRBY', key, 'x' .. hour_start[hour], hour_denied[hour])
       end
-      if hour.given_back then
-        redis.call('HINCRBY', key, 'r', hour.given_back)
-        redis.call('HINCRBY', key, 'r' .. hour.start, hour.given_back)
+      if hour_returned[hour] then
+        redis.call('HINCRBY', key, 'r', hour_returned[hour])
+        redis.call('HINCRBY', key, 'r' .. hour_start[hour], hour_returned[hour])
       end
-      hour = hour.next
+      hour = next_hour[hour]
     end
     if clean then
-      redis.call('ZADD', counter.dirty, now, key)
+      redis.call('ZADD', KEYS[2 * c + 1], now, key)
       redis.call('PERSIST', key)
     end
   end

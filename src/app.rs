@@ -21,6 +21,7 @@ use crate::flusher::Flusher;
 use crate::history::History;
 use crate::metering::Metering;
 use crate::metrics::Metrics;
+use crate::opening::Opener;
 use crate::policies::Policies;
 use crate::state::{Handles, State};
 use crate::store::Store;
@@ -71,10 +72,12 @@ impl App {
         if let Err(error) = policies.publish_defaults().await {
             tracing::warn!(%error, "starting without Postgres");
         }
+        let opener = Opener::new(counters.clone(), store.clone(), late, metrics.clone());
         let metering = Metering::new(
             counters.clone(),
             store.clone(),
             policies.clone(),
+            opener.clone(),
             clock.clone(),
             late,
             metrics.clone(),
@@ -92,13 +95,16 @@ impl App {
             store.clone(),
             clock.clone(),
             metrics.clone(),
-        );
+            config.jwt,
+        )
+        .context("JWTs cannot be verified")?;
         let state = State::new(Handles {
             access: access.clone(),
             admin: Admin::new(
                 counters.clone(),
                 store.clone(),
                 policies.clone(),
+                opener,
                 access,
                 clock.clone(),
                 late,

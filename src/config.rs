@@ -44,6 +44,10 @@ pub struct Settings {
     )]
     pub cors_origins: String,
 
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would print it as the help of the group")]
+    pub jwt: JwtSettings,
+
     /// What stands in front of every key in Redis, so that several services can share one
     #[arg(
         long,
@@ -213,6 +217,67 @@ pub struct ListenSettings {
     pub listen: String,
 }
 
+/// Whose JWTs are accepted beside API keys, unchecked.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Settings")]
+pub struct JwtSettings {
+    /// Where the auth server publishes the keys that it signs JWTs with, `http://` or `https://`; without it, no
+    /// JWT is accepted
+    #[arg(
+        long,
+        env = "TALLYMAN_JWT_JWKS_URL",
+        value_name = "URL",
+        default_value = ""
+    )]
+    pub jwt_jwks_url: String,
+
+    /// The `iss` that a JWT must have
+    #[arg(
+        long,
+        env = "TALLYMAN_JWT_ISSUER",
+        value_name = "TEXT",
+        default_value = ""
+    )]
+    pub jwt_issuer: String,
+
+    /// The `aud` that a JWT must have, or have among others
+    #[arg(
+        long,
+        env = "TALLYMAN_JWT_AUDIENCE",
+        value_name = "TEXT",
+        default_value = ""
+    )]
+    pub jwt_audience: String,
+
+    /// The claim of a JWT that names the organization that it reads
+    #[arg(
+        long,
+        env = "TALLYMAN_JWT_ORGANIZATION_CLAIM",
+        value_name = "NAME",
+        default_value = "organizationId"
+    )]
+    pub jwt_organization_claim: String,
+
+    /// The claim of a JWT that names the user's platform roles: a list, or a text with commas
+    #[arg(
+        long,
+        env = "TALLYMAN_JWT_ROLE_CLAIM",
+        value_name = "NAME",
+        default_value = "role"
+    )]
+    pub jwt_role_claim: String,
+
+    /// Platform roles whose users may reset and limit any organization by the Better Auth plugin's endpoints,
+    /// separated by commas
+    #[arg(
+        long,
+        env = "TALLYMAN_JWT_ADMIN_ROLES",
+        value_name = "ROLES",
+        default_value = ""
+    )]
+    pub jwt_admin_roles: String,
+}
+
 /// Where the servers are, unchecked; `tallyman dev` brings its own.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Servers")]
@@ -255,6 +320,8 @@ pub struct Config {
     pub metrics_listen: Option<SocketAddr>,
     /// Whose pages may call from a browser.
     pub cors_origins: Origins,
+    /// Whose JWTs are accepted; none if nobody's.
+    pub jwt: Option<JwtConfig>,
     /// In front of every key in Redis.
     pub redis_prefix: String,
     /// Whether a restarted Redis is trusted to hold everything that it acknowledged.
@@ -277,6 +344,23 @@ pub struct Config {
     pub log: LogConfig,
 }
 
+/// Whose JWTs are accepted, and how they are read.
+#[derive(Debug, Clone)]
+pub struct JwtConfig {
+    /// Where the keys are.
+    pub jwks_url: String,
+    /// The `iss` of every one.
+    pub issuer: String,
+    /// In the `aud` of every one.
+    pub audience: String,
+    /// The claim that names the organization.
+    pub organization_claim: String,
+    /// The claim that names the platform roles.
+    pub role_claim: String,
+    /// The platform roles of those who may change things.
+    pub admin_roles: Vec<String>,
+}
+
 /// Whose pages may call from a browser.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origins {
@@ -293,8 +377,7 @@ impl FromStr for Origins {
         if text.trim() == "*" {
             return Ok(Self::Any);
         }
-        let origins = text.split(',').map(str::trim).filter(|it| !it.is_empty());
-        let origins: Vec<String> = origins.map(str::to_owned).collect();
+        let origins = words(text);
         if origins.iter().all(|origin| is_origin(origin)) {
             Ok(Self::Only(origins))
         } else {
@@ -376,6 +459,7 @@ impl Settings {
             &self.cors_origins,
             "* or origins such as https://app.example.com, separated by commas",
         );
+        let jwt = self.jwt.parse(problems);
         let trust_redis_restart = problems.chosen(
             "redis-restart",
             &self.redis_restart,
@@ -417,6 +501,7 @@ impl Settings {
             listen: listen?,
             metrics_listen: metrics_listen?,
             cors_origins: cors_origins?,
+            jwt,
             redis_prefix: self.redis_prefix.clone(),
             trust_redis_restart: trust_redis_restart?,
             database_connections: u32::try_from(database_connections?).ok()?,
@@ -496,6 +581,49 @@ impl ListenSettings {
 
     fn parse(&self, problems: &mut Problems) -> Option<SocketAddr> {
         problems.parsed("listen", &self.listen, "an address such as 127.0.0.1:7400")
+    }
+}
+
+impl JwtSettings {
+    /// None where no JWT is to be accepted, or something is missing.
+    fn parse(&self, problems: &mut Problems) -> Option<JwtConfig> {
+        let given = [
+            ("jwt-jwks-url", &self.jwt_jwks_url),
+            ("jwt-issuer", &self.jwt_issuer),
+            ("jwt-audience", &self.jwt_audience),
+        ];
+        if given.iter().all(|(_, text)| text.is_empty()) {
+            return None;
+        }
+        for (flag, text) in given {
+            if text.is_empty() {
+                problems.add::<()>(
+                    flag,
+                    text,
+                    "given where one of jwt-jwks-url, jwt-issuer and jwt-audience is",
+                );
+            }
+        }
+        let url = &self.jwt_jwks_url;
+        if !url.is_empty() {
+            problems.url("jwt-jwks-url", Some(url), &["http", "https"]);
+        }
+        for (flag, name) in [
+            ("jwt-organization-claim", &self.jwt_organization_claim),
+            ("jwt-role-claim", &self.jwt_role_claim),
+        ] {
+            if name.is_empty() {
+                problems.add::<()>(flag, name, "the name of a claim");
+            }
+        }
+        Some(JwtConfig {
+            jwks_url: url.clone(),
+            issuer: self.jwt_issuer.clone(),
+            audience: self.jwt_audience.clone(),
+            organization_claim: self.jwt_organization_claim.clone(),
+            role_claim: self.jwt_role_claim.clone(),
+            admin_roles: words(&self.jwt_admin_roles),
+        })
     }
 }
 
@@ -603,6 +731,12 @@ impl Problems {
     }
 }
 
+/// What stands between commas.
+fn words(text: &str) -> Vec<String> {
+    let words = text.split(',').map(str::trim).filter(|it| !it.is_empty());
+    words.map(str::to_owned).collect()
+}
+
 /// Both names of a setting.
 fn name(flag: &str) -> String {
     format!(
@@ -654,6 +788,29 @@ mod tests {
             check(&["--redis-url", "redis://r", "--database-url", "postgres://p"]).unwrap();
         assert_eq!(config.defaults.plan_id.as_str(), "free");
         assert_eq!(config.defaults.limits.len(), 1);
+    }
+
+    #[test]
+    fn jwts_are_accepted_by_issuer_and_audience_or_not_at_all() {
+        let servers = ["--redis-url", "redis://r", "--database-url", "postgres://p"];
+        let check = |arguments: &[&str]| check(&[&servers, arguments].concat());
+        assert!(check(&[]).unwrap().0.jwt.is_none());
+        let (url, issuer) = (
+            ["--jwt-jwks-url", "ftp://x:secret@y"],
+            ["--jwt-issuer", "i"],
+        );
+        let problems = check(&[&url[..], &issuer, &["--jwt-role-claim", ""]].concat()).unwrap_err();
+        insta::assert_snapshot!(problems, @r#"
+        TALLYMAN_JWT_AUDIENCE (--jwt-audience) is ""; it must be given where one of jwt-jwks-url, jwt-issuer and jwt-audience is
+        TALLYMAN_JWT_JWKS_URL (--jwt-jwks-url) is not a URL; it must begin with http:// or https://
+        TALLYMAN_JWT_ROLE_CLAIM (--jwt-role-claim) is ""; it must be the name of a claim
+        "#);
+        let url = ["--jwt-jwks-url", "https://auth.example/jwks"];
+        let rest = ["--jwt-audience", "a", "--jwt-admin-roles", "admin, staff,"];
+        let (config, _) = check(&[&url[..], &issuer, &rest].concat()).unwrap();
+        let jwt = config.jwt.unwrap();
+        assert_eq!(jwt.organization_claim, "organizationId");
+        assert_eq!(jwt.admin_roles, ["admin", "staff"]);
     }
 
     #[test]

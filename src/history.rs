@@ -1,4 +1,4 @@
-//! What was used when, as Postgres has it: behind the counters by a flush interval at most.
+//! What was used when, and what happened, as Postgres has it: behind the counters by a flush interval at most.
 //!
 //! Walks a list page by page; a caller that wants all of it asks for one page after the other.
 
@@ -14,6 +14,7 @@ use crate::domain::history::{
 };
 use crate::domain::ids::{MeterId, OrganizationId};
 use crate::policies::{self, Policies};
+use crate::store::events::{self, Recorded};
 use crate::store::history::{self, Counted, Filter, Page};
 use crate::store::{self, Store};
 
@@ -99,6 +100,11 @@ impl History {
     /// Whether an organization was ever counted or configured.
     pub async fn exists(&self, organization: &OrganizationId) -> Result<bool, Error> {
         Ok(self.policies.exists(organization).await?)
+    }
+
+    /// What happened, newest first.
+    pub async fn events(&self, listing: &events::Listing) -> Result<Vec<Recorded>, Error> {
+        Ok(events::list(&self.store, listing).await?)
     }
 
     /// The range that is meant where its ends are left open: up to what began just now, and from 24

@@ -7,7 +7,7 @@
 //! | 0 | [`domain`] | the rules, pure |
 //! | 1 | [`clock`], [`config`], [`metrics`] | the only readers of wall time and of the environment; what is measured |
 //! | 2 | [`counters`], [`store`] | the only code that speaks Redis, and SQL |
-//! | 3 | [`policies`], [`access`] | what is in force, and who may call |
+//! | 3 | [`policies`], [`access`], [`opening`] | what is in force, who may call, and counters that Redis does not know |
 //! | 4 | [`metering`], [`history`], [`flusher`], [`admin`] | use cases and workers |
 //! | 5 | [`state`] | the handles that the HTTP faces share |
 //! | 6 | [`api`] | HTTP and JSON |
@@ -29,6 +29,7 @@ pub mod flusher;
 pub mod history;
 pub mod metering;
 pub mod metrics;
+pub mod opening;
 pub mod policies;
 pub mod state;
 pub mod store;

@@ -69,6 +69,7 @@ impl Admin {
             actor,
             reach,
             now + HEAD_START,
+            now,
             |before| {
                 if !presence.still_exists(before) {
                     return Err(Error::NotFound);

@@ -1,4 +1,4 @@
-//! What administrators change: organizations, their limits, and API keys; and who has changed what.
+//! What administrators change: organizations, their limits, their counts, and API keys; and who has changed what.
 //!
 //! Every change is one Postgres transaction with a row in the audit log. One of a policy has a version and is
 //! then applied to Redis before the caller hears of it (rule 7 of the protocol). If Redis is away
@@ -9,6 +9,7 @@ mod deletion;
 mod keys;
 mod limits;
 mod organizations;
+mod resets;
 
 use std::collections::BTreeMap;
 
@@ -23,9 +24,13 @@ use crate::domain::period::InvalidCalendar;
 use crate::domain::policy::{LimitOverride, Organization};
 use crate::domain::precondition::{PreconditionFailed, Preconditions};
 use crate::metrics::Metrics;
+use crate::opening::{self, Opener};
 use crate::policies::{self, Policies};
 use crate::store::organizations::Sources;
 use crate::store::{self, Actor, Store};
+
+pub use deletion::Deletion;
+pub use resets::{MeterReset, Reset};
 
 /// The handle on administration; clones share everything.
 #[derive(Debug, Clone)]
@@ -33,6 +38,7 @@ pub struct Admin {
     counters: Counters,
     store: Store,
     policies: Policies,
+    opener: Opener,
     access: Access,
     clock: Clock,
     /// How long after its end a period takes late events.
@@ -73,6 +79,12 @@ pub enum Error {
     /// Learning or applying a policy.
     #[error(transparent)]
     Policies(#[from] policies::Error),
+    /// Bringing a counter into Redis.
+    #[error(transparent)]
+    Opening(#[from] opening::Error),
+    /// The idempotency key was used for another payload.
+    #[error("this idempotency key was used for another request")]
+    KeyReused,
 }
 
 /// A setting that does not fit the others.
@@ -109,6 +121,7 @@ impl Admin {
         counters: Counters,
         store: Store,
         policies: Policies,
+        opener: Opener,
         access: Access,
         clock: Clock,
         late: TimeDelta,
@@ -118,6 +131,7 @@ impl Admin {
             counters,
             store,
             policies,
+            opener,
             access,
             clock,
             late,
@@ -149,10 +163,13 @@ impl Admin {
             conditions.check(exists.then(|| before.resolve().version))?;
             change(before)
         };
+        let now = self.clock.now();
         let sources =
-            store::organizations::change(&self.store, organization, actor, action, change)
+            store::organizations::change(&self.store, organization, actor, action, now, change)
                 .await??;
         self.policies.apply(&link, organization, &sources).await?;
+        // A counter whose reset is pending still counts, and is none of the running ones.
+        self.finish_pending(organization).await?;
         Ok(sources)
     }
 }

@@ -92,6 +92,7 @@ fn with_settings(
         settings,
         limits: limits.unwrap_or_default(),
         pinned: schedule.pinned,
+        resets: schedule.resets,
         version: 0,
     })
 }

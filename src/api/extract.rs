@@ -9,17 +9,20 @@ use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, IF_MATCH, IF_NONE_MATCH};
 use axum::http::request::Parts;
+use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{DeserializeOwned, MapAccess, Visitor};
+use serde::de::{self, DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::schema::{ObjectBuilder, Type};
 use utoipa::openapi::{RefOr, Required, Schema};
 use utoipa::{IntoParams, PartialSchema, ToSchema};
 
-use super::observe::CallerSlot;
+use super::observe::{CallerId, CallerSlot};
 use super::problem::Error;
+use crate::access::User;
 use crate::domain::api_key::Scope;
+use crate::domain::history::INSTANTS;
 use crate::domain::ids::{ApiKeyId, IdempotencyKey, OrganizationId};
 use crate::domain::precondition::Preconditions;
 use crate::state::State;
@@ -29,20 +32,33 @@ use crate::store::api_keys::{KeyRecord, PresentedKey};
 /// The header that names a request, given or made.
 pub(super) const REQUEST_ID: &str = "x-request-id";
 
-/// A caller with a valid key. This alone is no permission: handlers take one of the types below, which
+/// Whose key, or whose JWT, is valid. This alone is no permission: handlers take one of the types below, which
 /// say what the caller may do, and learn through [`Caller::reach`] whom it may do it to.
 #[derive(Debug, Clone)]
-pub(super) struct Caller(Arc<KeyRecord>);
+pub(super) enum Caller {
+    /// An API key.
+    Key(Arc<KeyRecord>),
+    /// A user of the auth server.
+    User(Arc<User>),
+}
 
 impl Caller {
     /// The organization that a request names, if the caller reaches it. Decided before anything is looked
-    /// up, so that a key that is bound to one organization learns nothing about others, not even
+    /// up, so that a caller who is bound to one organization learns nothing about others, not even
     /// whether they exist.
     pub(super) fn reach(&self, named: &Named) -> Result<OrganizationId, Error> {
-        match (&self.0.organization, &named.0) {
-            (Some(own), named) if named.as_ref() != Some(own) => Err(Error::Forbidden(
+        let (own, refusal) = match self {
+            Self::Key(key) => (
+                key.organization.as_ref(),
                 "this key is bound to another organization",
-            )),
+            ),
+            Self::User(user) => (
+                Some(own_organization(user)?),
+                "this token is for another organization",
+            ),
+        };
+        match (own, &named.0) {
+            (Some(own), named) if named.as_ref() != Some(own) => Err(Error::Forbidden(refusal)),
             (_, Some(id)) => Ok(id.clone()),
             (_, None) => Err(Error::NotFound("there is no such organization")),
         }
@@ -50,11 +66,45 @@ impl Caller {
 
     /// Whether the caller reaches every organization there is.
     pub(super) fn reach_all(&self) -> Result<(), Error> {
-        match self.0.organization {
-            Some(_) => Err(Error::Forbidden("this key is bound to one organization")),
-            None => Ok(()),
+        match self {
+            Self::Key(key) if key.organization.is_none() => Ok(()),
+            Self::Key(_) => Err(Error::Forbidden("this key is bound to one organization")),
+            Self::User(_) => Err(Error::Forbidden("this token is for one organization")),
         }
     }
+
+    /// Whether what the caller reaches exists on the auth server's word, counted yet or not.
+    pub(super) fn vouches(&self) -> bool {
+        matches!(self, Self::User(_))
+    }
+
+    fn permits(&self, scope: Scope) -> bool {
+        match self {
+            Self::Key(key) => key.scopes.permit(scope),
+            Self::User(_) => scope == Scope::Read,
+        }
+    }
+
+    /// How the audit log names them.
+    fn actor(&self, parts: &Parts) -> Actor {
+        let request_id = parts
+            .headers
+            .get(REQUEST_ID)
+            .and_then(|value| value.to_str().ok());
+        Actor {
+            name: match self {
+                Self::Key(key) => format!("key:{}", key.id),
+                Self::User(user) => format!("user:{}", user.id),
+            },
+            request_id: request_id.unwrap_or_default().to_owned(),
+        }
+    }
+}
+
+fn own_organization(user: &User) -> Result<&OrganizationId, Error> {
+    user.organization
+        .as_ref()
+        .ok_or(Error::Forbidden("this token names no organization"))
 }
 
 impl FromRequestParts<State> for Caller {
@@ -71,13 +121,23 @@ impl FromRequestParts<State> for Caller {
         if !scheme.eq_ignore_ascii_case("bearer") {
             return Err(Error::Unauthenticated);
         }
-        let key: PresentedKey = token.trim().parse().map_err(|_| Error::Unauthenticated)?;
-        let record = state.access.authenticate(&key).await?;
-        let record = record.ok_or(Error::Unauthenticated)?;
+        let token = token.trim();
+        let (caller, id) = if let Ok(key) = token.parse::<PresentedKey>() {
+            let record = state.access.authenticate(&key).await?;
+            let record = record.ok_or(Error::Unauthenticated)?;
+            let id = CallerId::Key(record.id.clone());
+            (Self::Key(record), id)
+        } else {
+            // On the heap, so that the path of a key does not carry what it may need.
+            let user = Box::pin(state.access.user(token)).await?;
+            let user = Arc::new(user.ok_or(Error::Unauthenticated)?);
+            let id = CallerId::User(Arc::clone(&user.id));
+            (Self::User(user), id)
+        };
         if let Some(slot) = parts.extensions.get::<CallerSlot>() {
-            slot.fill(&record.id);
+            slot.fill(id);
         }
-        Ok(Self(record))
+        Ok(caller)
     }
 }
 
@@ -103,7 +163,7 @@ macro_rules! permission {
 
             async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Error> {
                 let caller = Caller::from_request_parts(parts, state).await?;
-                if caller.0.scopes.permit($scope) {
+                if caller.permits($scope) {
                     Ok(Self(caller))
                 } else {
                     Err(Error::Forbidden($refusal))
@@ -143,17 +203,10 @@ impl FromRequestParts<State> for Administrator {
 
     async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Error> {
         let caller = Caller::from_request_parts(parts, state).await?;
-        if !caller.0.scopes.permit(Scope::Admin) {
+        if !caller.permits(Scope::Admin) {
             return Err(Error::Forbidden("this needs a key with the scope admin"));
         }
-        let request_id = parts
-            .headers
-            .get(REQUEST_ID)
-            .and_then(|value| value.to_str().ok());
-        let actor = Actor {
-            name: format!("key:{}", caller.0.id),
-            request_id: request_id.unwrap_or_default().to_owned(),
-        };
+        let actor = caller.actor(parts);
         Ok(Self(caller, actor))
     }
 }
@@ -209,6 +262,27 @@ impl<T: DeserializeOwned> FromRequestParts<State> for Query<T> {
     async fn from_request_parts(parts: &mut Parts, _: &State) -> Result<Self, Error> {
         from_query(parts.uri.query().unwrap_or_default()).map(Self)
     }
+}
+
+/// An instant, as the first whole millisecond that is not before it: everything happens at whole ones.
+pub(super) fn instant<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<DateTime<Utc>>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let instant = DateTime::parse_from_rfc3339(&text).ok();
+    let instant = instant
+        .map(|it| it.to_utc())
+        .filter(|it| INSTANTS.contains(it));
+    let instant = instant.ok_or_else(|| {
+        de::Error::custom("must be an RFC 3339 date-time, such as 2026-11-01T00:00:00Z")
+    })?;
+    let whole = instant.trunc_subsecs(3);
+    let rest = instant.signed_duration_since(whole);
+    Ok(if rest.is_zero() {
+        Some(whole)
+    } else {
+        whole.checked_add_signed(TimeDelta::milliseconds(1))
+    })
 }
 
 /// How many items a page of a list has at most: 1 to 1000, 100 unless said.

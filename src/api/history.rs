@@ -9,20 +9,20 @@ use axum::extract::State as Shared;
 use axum::http::header::{ACCEPT, CONTENT_TYPE, VARY};
 use axum::http::{HeaderMap, HeaderValue};
 use axum::response::{IntoResponse, Response};
-use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde::{Deserialize, Deserializer, Serialize, de};
 use utoipa::{IntoParams, ToSchema};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::extract::{Named, OrganizationPath, PageSize, Query, Read};
+use super::extract::{Named, OrganizationPath, PageSize, Query, Read, instant};
 use super::openapi::answers::Rows;
 use super::openapi::problems::NeedsCounterStore;
 use super::problem::{Error, caused};
-use crate::domain::history::{Cursor, Granularity, INSTANTS, Order, Position};
-use crate::domain::ids::{MeterId, OrganizationId};
-use crate::domain::period::parse_time_zone;
+use crate::domain::history::{Cursor, Granularity, Order, Position};
+use crate::domain::ids::{MeterId, OrganizationId, PlanId};
+use crate::domain::period::{ResetMode, parse_time_zone};
 use crate::domain::quantity::Count;
 use crate::history::{Entry, History, List};
 use crate::state::State;
@@ -121,7 +121,8 @@ enum Fill {
 #[schema(as = History, example = json!({
     "data": [{
         "organizationId": "org_123", "meter": "api", "start": "2026-11-22T00:00:00Z", "end": "2026-11-23T00:00:00Z",
-        "used": 40, "refunded": 2, "denied": 1, "limit": null, "open": false, "final": false
+        "used": 40, "refunded": 2, "denied": 1, "limit": null, "planId": null, "resetType": null, "open": false,
+        "final": false
     }],
     "nextCursor": null
 }))]
@@ -153,13 +154,19 @@ struct Row {
     /// Units that the period included; null for hours and days, and where it was unlimited.
     #[schema(required)]
     limit: Option<Count>,
+    /// The plan that the organization was on; null for hours and days.
+    #[schema(required)]
+    plan_id: Option<PlanId>,
+    /// What ended the period; null for hours and days, and while nothing has.
+    #[schema(required)]
+    reset_type: Option<ResetMode>,
     /// The interval has not ended.
     open: bool,
     /// No event is accepted into its period any more.
     r#final: bool,
 }
 
-const COLUMNS: [&str; 10] = [
+const COLUMNS: [&str; 12] = [
     "organizationId",
     "meter",
     "start",
@@ -168,6 +175,8 @@ const COLUMNS: [&str; 10] = [
     "refunded",
     "denied",
     "limit",
+    "planId",
+    "resetType",
     "open",
     "final",
 ];
@@ -182,7 +191,7 @@ const COLUMNS: [&str; 10] = [
     path = "/v1/organizations/{id}/history",
     operation_id = "getOrganizationHistory",
     tag = "History",
-    security(("key" = ["read"])),
+    security(("key" = ["read"]), ("token" = [])),
     params(OrganizationPath, OfOrganization),
     responses(Rows, NeedsCounterStore)
 )]
@@ -200,7 +209,7 @@ pub(super) async fn of_organization(
         asked,
         &headers,
     )?;
-    if !state.history.exists(&organization).await? {
+    if !caller.vouches() && !state.history.exists(&organization).await? {
         return Err(Error::NotFound("there is no such organization"));
     }
     request.answer(state, false).await
@@ -215,7 +224,7 @@ pub(super) async fn of_organization(
     path = "/v1/history",
     operation_id = "getHistory",
     tag = "History",
-    security(("key" = ["read"])),
+    security(("key" = ["read"]), ("token" = [])),
     params(OfAll),
     responses(Rows)
 )]
@@ -440,6 +449,8 @@ fn row(entry: Entry, name_organization: bool) -> Row {
         refunded: row.refunded,
         denied: row.denied,
         limit: row.limit,
+        plan_id: row.plan,
+        reset_type: row.reset_type,
         open,
         r#final: settled,
     }
@@ -546,25 +557,6 @@ fn fingerprint(
         asked.order.unwrap_or_default(),
     );
     xxh3_64(text.as_bytes())
-}
-
-/// An instant, as the first whole millisecond that is not before it: rows start at whole ones.
-fn instant<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<DateTime<Utc>>, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    let instant = DateTime::parse_from_rfc3339(&text).ok();
-    let instant = instant
-        .map(|it| it.to_utc())
-        .filter(|it| INSTANTS.contains(it));
-    let instant = instant.ok_or_else(|| {
-        de::Error::custom("must be an RFC 3339 date-time, such as 2026-11-01T00:00:00Z")
-    })?;
-    let whole = instant.trunc_subsecs(3);
-    let rest = instant.signed_duration_since(whole);
-    Ok(if rest.is_zero() {
-        Some(whole)
-    } else {
-        whole.checked_add_signed(TimeDelta::milliseconds(1))
-    })
 }
 
 fn time_zone<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Tz>, D::Error> {

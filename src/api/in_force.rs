@@ -8,7 +8,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::admin::Limits;
-use super::extract::{Conditions, FeaturePath, NoQuery, OrganizationPath, Read};
+use super::extract::{Caller, Conditions, FeaturePath, NoQuery, OrganizationPath, Read};
 use super::problem::Error;
 use crate::domain::ids::OrganizationId;
 use crate::domain::policy::{Feature, Policy, Source};
@@ -35,7 +35,7 @@ pub(super) struct FeatureInForce {
     path = "/v1/organizations/{id}/limits",
     operation_id = "getLimits",
     tag = "Organizations",
-    security(("key" = ["read"])),
+    security(("key" = ["read"]), ("token" = [])),
     params(OrganizationPath, Conditions),
     responses(
         (status = 200, description = "The limits.", body = Limits),
@@ -50,7 +50,7 @@ pub(super) async fn limits(
     Conditions(conditions): Conditions,
 ) -> Result<Response, Error> {
     let id = caller.reach(&named)?;
-    let policy = policy(&state, &id).await?;
+    let policy = policy(&state, &caller, &id).await?;
     Limits::of(id, policy).unless_known(&conditions)
 }
 
@@ -62,7 +62,7 @@ pub(super) async fn limits(
     path = "/v1/organizations/{id}/features/{feature}",
     operation_id = "getFeature",
     tag = "Organizations",
-    security(("key" = ["read"])),
+    security(("key" = ["read"]), ("token" = [])),
     params(OrganizationPath, FeaturePath),
     responses((status = 200, description = "The feature.", body = FeatureInForce))
 )]
@@ -74,7 +74,7 @@ pub(super) async fn feature(
     _: NoQuery,
 ) -> Result<Json<FeatureInForce>, Error> {
     let id = caller.reach(&named)?;
-    let policy = policy(&state, &id).await?;
+    let policy = policy(&state, &caller, &id).await?;
     let (value, source) = policy.feature(&feature);
     Ok(Json(FeatureInForce {
         enabled: value.is_some_and(Feature::is_enabled),
@@ -84,7 +84,11 @@ pub(super) async fn feature(
     }))
 }
 
-async fn policy(state: &State, id: &OrganizationId) -> Result<Policy, Error> {
-    let found = state.metering.in_force(id).await?;
-    found.ok_or(Error::NotFound("there is no such organization"))
+/// The policy of an organization that the caller reaches. A token's exists, counted yet or not.
+async fn policy(state: &State, caller: &Caller, id: &OrganizationId) -> Result<Policy, Error> {
+    match state.metering.in_force(id).await? {
+        Some(policy) => Ok(policy),
+        None if caller.vouches() => Ok(state.metering.in_force_for_none(id).await?),
+        None => Err(Error::NotFound("there is no such organization")),
+    }
 }

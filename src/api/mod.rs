@@ -9,6 +9,7 @@ mod batch;
 mod cors;
 mod counting;
 mod directory;
+mod events;
 mod extract;
 mod history;
 mod in_force;
@@ -19,13 +20,14 @@ mod operations;
 mod problem;
 mod rate_limit;
 mod reading;
+mod resets;
 mod tagged;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware;
 use axum::response::IntoResponse;
-use tower::util::option_layer;
+use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt as _};
 use utoipa_axum::routes;
@@ -52,6 +54,7 @@ fn routes(with_metrics: bool) -> OpenApiRouter<State> {
         .routes(routes!(reading::usage))
         .routes(routes!(history::of_organization))
         .routes(routes!(history::of_all))
+        .routes(routes!(events::list_events))
         .routes(routes!(directory::organizations))
         .routes(routes!(
             admin::get_organization,
@@ -61,6 +64,7 @@ fn routes(with_metrics: bool) -> OpenApiRouter<State> {
         ))
         .routes(routes!(in_force::limits, admin::patch_limits))
         .routes(routes!(in_force::feature))
+        .routes(routes!(resets::reset))
         .routes(routes!(keys::list_keys, keys::create_key))
         .routes(routes!(keys::revoke_key))
         .routes(routes!(audit::list_audit))
@@ -87,14 +91,18 @@ pub fn router(state: State) -> Router {
     routes
         .fallback(|| async { Error::NotFound("there is nothing at this path") })
         .method_not_allowed_fallback(|| async { Error::MethodNotAllowed })
-        .layer(DefaultBodyLimit::max(BODY_MAX))
-        .layer(CatchPanicLayer::custom(|_| {
-            Error::panicked().into_response()
-        }))
-        .layer(option_layer(cors))
-        .layer(middleware::from_fn_with_state(
-            state.clone(),
-            observe::observe,
-        ))
+        // As one layer, because the router puts every layer of its own into a box, for every request.
+        .layer(
+            ServiceBuilder::new()
+                .layer(middleware::from_fn_with_state(
+                    state.clone(),
+                    observe::observe,
+                ))
+                .option_layer(cors)
+                .layer(CatchPanicLayer::custom(|_| {
+                    Error::panicked().into_response()
+                }))
+                .layer(DefaultBodyLimit::max(BODY_MAX)),
+        )
         .with_state(state)
 }

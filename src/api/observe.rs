@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use super::extract::REQUEST_ID;
 use super::problem::Reason;
+use crate::access;
 use crate::domain::ids::ApiKeyId;
 use crate::metrics::Metrics;
 use crate::state::State;
@@ -38,13 +39,22 @@ const COUNTING: [&str; 5] = [
 
 /// Who calls, once that is known; shared with the extractors by way of the request's extensions.
 #[derive(Debug, Clone, Default)]
-pub(super) struct CallerSlot(Arc<OnceLock<ApiKeyId>>);
+pub(super) struct CallerSlot(Arc<OnceLock<CallerId>>);
+
+/// What was accepted.
+#[derive(Debug)]
+pub(super) enum CallerId {
+    /// A key.
+    Key(ApiKeyId),
+    /// A user's JWT.
+    User(Arc<str>),
+}
 
 impl CallerSlot {
-    /// Notes the key that was accepted.
-    pub(super) fn fill(&self, id: &ApiKeyId) {
+    /// Notes who was accepted.
+    pub(super) fn fill(&self, id: CallerId) {
         // Several extractors may ask for the caller; they find the same one.
-        let _ = self.0.set(id.clone());
+        let _ = self.0.set(id);
     }
 }
 
@@ -86,6 +96,7 @@ fn request_id(given: Option<&HeaderValue>) -> HeaderValue {
         (1..=128).contains(&id.len())
             && id.iter().all(u8::is_ascii_graphic)
             && !api_keys::may_hold_key(id)
+            && !access::may_hold_token(id)
     };
     given.filter(fit).cloned().unwrap_or_else(|| {
         HeaderValue::from_str(&Uuid::now_v7().to_string())
@@ -132,6 +143,7 @@ impl Line {
                     duration_ms = milliseconds(took),
                     request_id = self.id(),
                     key_id = self.key_id(),
+                    user_id = self.user_id(),
                     error = reason.and_then(|reason| reason.error.as_deref()),
                     "answered"
                 )
@@ -154,7 +166,17 @@ impl Line {
     }
 
     fn key_id(&self) -> Option<&str> {
-        self.caller.0.get().map(ApiKeyId::as_str)
+        match self.caller.0.get() {
+            Some(CallerId::Key(id)) => Some(id.as_str()),
+            _ => None,
+        }
+    }
+
+    fn user_id(&self) -> Option<&str> {
+        match self.caller.0.get() {
+            Some(CallerId::User(id)) => Some(id),
+            _ => None,
+        }
     }
 }
 
@@ -171,6 +193,7 @@ impl Drop for Line {
             duration_ms = milliseconds(took),
             request_id = self.id(),
             key_id = self.key_id(),
+            user_id = self.user_id(),
             "the caller went away"
         );
     }

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use super::counting::UsageResult;
 use crate::domain::ids::METERS_MAX;
 use crate::domain::precondition::PreconditionFailed;
-use crate::{access, admin, counters, history, metering, policies, store};
+use crate::{access, admin, counters, history, metering, opening, policies, store};
 
 /// Everything that a request can be answered with but success; one variant for each problem type.
 #[derive(Debug, Clone)]
@@ -58,6 +58,8 @@ pub(super) enum Error {
     CounterStoreUnavailable,
     /// Postgres is away, and was needed.
     DatabaseUnavailable,
+    /// The auth server is away, whose keys tell a right JWT from a wrong one.
+    AuthServerUnavailable,
     /// Too much at once; nothing was counted.
     Overloaded,
     /// Redis may or may not have counted.
@@ -204,6 +206,11 @@ impl Error {
                 "database_unavailable",
                 "Database unavailable",
             ),
+            Self::AuthServerUnavailable => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "auth_server_unavailable",
+                "Auth server unavailable",
+            ),
             Self::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "overloaded", "Overloaded"),
             Self::OutcomeUnknown => (
                 StatusCode::GATEWAY_TIMEOUT,
@@ -226,7 +233,9 @@ impl Error {
             | Self::InvalidField { detail, .. }
             | Self::TimestampOutOfRange(detail) => detail.into(),
             Self::Forbidden(detail) | Self::NotFound(detail) => (*detail).into(),
-            Self::Unauthenticated => "send a valid key as `Authorization: Bearer tm_…`".into(),
+            Self::Unauthenticated => {
+                "send a valid key as `Authorization: Bearer tm_…`, or a JWT where one will do".into()
+            }
             Self::MethodNotAllowed => "this path has other methods; see the Allow header".into(),
             Self::PreconditionFailed => {
                 "the present state is not the one that If-Match or If-None-Match demands; nothing was changed".into()
@@ -252,6 +261,9 @@ impl Error {
             Self::DatabaseUnavailable => {
                 "the database is needed for this and cannot be reached; nothing was counted".into()
             }
+            Self::AuthServerUnavailable => {
+                "the keys of the auth server are needed for this token and cannot be fetched".into()
+            }
             Self::Overloaded => "the service has more to do than it can; nothing was counted".into(),
             Self::OutcomeUnknown => {
                 "the counter store did not answer; repeat the request with the same Idempotency-Key".into()
@@ -269,9 +281,10 @@ impl Error {
                 retry_after_seconds,
                 ..
             } => *retry_after_seconds,
-            Self::CounterStoreUnavailable | Self::DatabaseUnavailable | Self::Overloaded => {
-                Some(OUTAGE_RETRY_SECONDS)
-            }
+            Self::CounterStoreUnavailable
+            | Self::DatabaseUnavailable
+            | Self::AuthServerUnavailable
+            | Self::Overloaded => Some(OUTAGE_RETRY_SECONDS),
             Self::Caused(problem, _) => problem.retry_after_seconds(),
             _ => None,
         }
@@ -373,6 +386,17 @@ impl From<policies::Error> for Error {
     }
 }
 
+impl From<opening::Error> for Error {
+    fn from(error: opening::Error) -> Self {
+        match error {
+            opening::Error::Counters(error) => error.into(),
+            opening::Error::Store(error) => error.into(),
+            opening::Error::TooManyMeters(meter) => Self::TooManyMeters(meter.to_string()),
+            opening::Error::Contended => caused(Self::Overloaded, &error),
+        }
+    }
+}
+
 impl From<metering::Error> for Error {
     fn from(error: metering::Error) -> Self {
         match error {
@@ -400,6 +424,8 @@ impl From<admin::Error> for Error {
             admin::Error::Counters(error) => error.into(),
             admin::Error::Store(error) => error.into(),
             admin::Error::Policies(error) => error.into(),
+            admin::Error::Opening(error) => error.into(),
+            admin::Error::KeyReused => Self::IdempotencyKeyReused,
         }
     }
 }
@@ -430,6 +456,7 @@ impl From<access::Error> for Error {
             access::Error::Counters(_) | access::Error::Store(_) => {
                 caused(Self::DatabaseUnavailable, &error)
             }
+            access::Error::AuthServer(_) => caused(Self::AuthServerUnavailable, &error),
         }
     }
 }

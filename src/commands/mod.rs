@@ -57,7 +57,7 @@ pub enum Command {
 
 /// Does it.
 pub fn run(command: Command) -> Result<()> {
-    // Redis brings no TLS provider of its own. An error means that there is one already.
+    // Neither Redis nor HTTP brings a TLS provider of its own. An error means that there is one already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     match command {
         Command::Serve {

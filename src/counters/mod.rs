@@ -31,6 +31,7 @@ use crate::clock::Clock;
 use crate::domain::counter::{CounterId, Hour, Snapshot, Stamp};
 use crate::domain::decision::{self, Demand};
 use crate::domain::ids::{ApiKeyId, IdempotencyKey, MeterId, OrganizationId};
+use crate::domain::period::Reset;
 use crate::domain::quantity::Count;
 use crate::metrics::Metrics;
 use keys::Keys;
@@ -301,6 +302,31 @@ impl Counters {
         expiry: Option<DateTime<Utc>>,
     ) -> Result<Opening, Error> {
         scripts::open(link, &self.0.keys, counter, stamp, now, margin_ms, expiry).await
+    }
+
+    /// Closes the counter that a reset ended, and begins `counter` where the reset happened; doing it twice is
+    /// harmless.
+    pub async fn close(
+        &self,
+        link: &Link,
+        counter: &CounterId,
+        reset: Reset,
+        stamp: &Stamp,
+        now: DateTime<Utc>,
+        margin_ms: i64,
+        expiry: Option<DateTime<Utc>>,
+    ) -> Result<Opening, Error> {
+        scripts::close(
+            link,
+            &self.0.keys,
+            counter,
+            reset,
+            stamp,
+            now,
+            margin_ms,
+            expiry,
+        )
+        .await
     }
 
     /// Writes a counter that Postgres has moved to the generation in the snapshot's stamp.
@@ -580,9 +606,14 @@ impl Counters {
 
 impl Inner {
     async fn link(&self) -> Result<Arc<Link>, Error> {
-        if let Some(link) = self.healthy() {
-            return Ok(link);
+        match self.healthy() {
+            Some(link) => Ok(link),
+            // In a box, so that calls over a healthy link do not carry this about.
+            None => Box::pin(self.replace_link()).await,
         }
+    }
+
+    async fn replace_link(&self) -> Result<Arc<Link>, Error> {
         let _one_at_a_time = self.connecting.lock().await;
         if let Some(link) = self.healthy() {
             return Ok(link);

@@ -15,6 +15,7 @@ use super::link::Link;
 use super::{Configured, KeyChanges, PolicyText, Settlement, Unnumbered};
 use crate::domain::counter::{CounterId, Snapshot, Stamp};
 use crate::domain::ids::{METERS_MAX, MeterId, OrganizationId};
+use crate::domain::period::Reset;
 use crate::metrics::{self, Opened};
 
 macro_rules! source {
@@ -27,6 +28,7 @@ static COUNT: LazyLock<Script> = LazyLock::new(|| Script::new(COUNT_SOURCE));
 const COUNT_SOURCE: &str = source!("count.lua");
 static OPEN: LazyLock<Script> = LazyLock::new(|| Script::new(source!("open.lua")));
 static RESTORE: LazyLock<Script> = LazyLock::new(|| Script::new(source!("restore.lua")));
+static CLOSE: LazyLock<Script> = LazyLock::new(|| Script::new(source!("close.lua")));
 static SETTLE: LazyLock<Script> = LazyLock::new(|| Script::new(source!("settle.lua")));
 static CONFIGURE: LazyLock<Script> = LazyLock::new(|| Script::new(source!("configure.lua")));
 static ERASE: LazyLock<Script> = LazyLock::new(|| Script::new(source!("erase.lua")));
@@ -41,7 +43,7 @@ const RECEIPT_LIFETIME_MS: u64 = 3_600_000;
 /// Where `mirror.lua` keeps its revision; no id of a key looks like this.
 pub(super) const MIRROR_REVISION: &str = "revision";
 
-/// What `open.lua` and `restore.lua` say of a counter.
+/// What `open.lua`, `restore.lua` and `close.lua` say of a counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Opening {
     /// The counter stands, in the generation that the caller named.
@@ -52,6 +54,8 @@ pub enum Opening {
     Policy,
     /// Unknown: Postgres must be asked.
     Restore,
+    /// The counter that the reset closes is unknown: Postgres must be asked for that first.
+    RestoreClosed,
     /// What was stored is not what the counter held; read it again.
     Changed,
     /// The organization has as many meters as it may have.
@@ -61,10 +65,11 @@ pub enum Opening {
 impl Opening {
     fn parse(word: &str) -> Result<Self, Error> {
         match word {
-            "opened" | "restored" | "exists" => Ok(Self::Ready),
+            "opened" | "restored" | "exists" | "closed" => Ok(Self::Ready),
             "generation" => Ok(Self::Generation),
             "policy" => Ok(Self::Policy),
             "restore" => Ok(Self::Restore),
+            "restore_closed" => Ok(Self::RestoreClosed),
             "changed" => Ok(Self::Changed),
             "too_many_meters" => Ok(Self::TooManyMeters),
             _ => Err(Error::Inconsistent(format!("a script answered {word:?}"))),
@@ -179,6 +184,40 @@ pub(super) async fn restore(
     if word == "restored" {
         link.metrics.counter_opened(Opened::FromPostgres);
     }
+    Opening::parse(&word)
+}
+
+/// Calls `close.lua`: closes the counter that a reset ended, and begins `counter` there.
+pub(super) async fn close(
+    link: &Link,
+    keys: &Keys,
+    counter: &CounterId,
+    reset: Reset,
+    stamp: &Stamp,
+    now: DateTime<Utc>,
+    margin_ms: i64,
+    expiry: Option<DateTime<Utc>>,
+) -> Result<Opening, Error> {
+    let shard = Shard::of(&counter.organization);
+    let mut call = CLOSE.prepare_invoke();
+    call.key(keys.generation(shard))
+        .key(keys.organization(&counter.organization))
+        .key(keys.dirty(shard))
+        .key(keys.counter(&CounterId {
+            start: reset.closed_start,
+            ..counter.clone()
+        }))
+        .key(keys.counter(counter))
+        .arg(now.timestamp_millis())
+        .arg(stamp.generation)
+        .arg(stamp.version)
+        .arg(counter.meter.as_str())
+        .arg(stamp.to_string())
+        .arg(reset.closed_start.timestamp_millis())
+        .arg(reset.at.timestamp_millis())
+        .arg(margin_ms)
+        .arg(optional_ms(expiry));
+    let word: String = link.invoke(metrics::Script::Close, &call).await?;
     Opening::parse(&word)
 }
 

@@ -1,8 +1,8 @@
 //! The text of a stamp: one short string that Lua compares.
 //!
 //! `generation:version:limit:enforcement:end`, such as `3:17:1000:h:1764547200000`. An unlimited
-//! counter has no limit, a period that does not end by itself no end. Enforcement is `h` hard,
-//! `s` soft, or `c` closed, and then `end` is the instant of closing.
+//! counter has no limit, a period that does not end by itself no end. Enforcement is `h` hard or `s`
+//! soft; a capital says that the counter is closed, and then `end` is the instant of closing.
 
 use std::fmt;
 
@@ -26,23 +26,22 @@ impl Stamp {
             "" => None,
             units => Some(Count::try_from(units.parse::<u64>().ok()?).ok()?),
         };
-        let enforcement_of = match enforcement {
-            "h" | "c" => Enforcement::Hard,
-            "s" => Enforcement::Soft,
+        let (enforcement, closed) = match enforcement {
+            "h" => (Enforcement::Hard, false),
+            "s" => (Enforcement::Soft, false),
+            "H" => (Enforcement::Hard, true),
+            "S" => (Enforcement::Soft, true),
             _ => return None,
         };
         Some(Self {
             generation: generation.parse().ok()?,
             version: version.parse().ok()?,
-            rule: Rule {
-                limit,
-                enforcement: enforcement_of,
-            },
+            rule: Rule { limit, enforcement },
             end: match end {
                 "" => None,
                 ms => Some(DateTime::from_timestamp_millis(ms.parse().ok()?)?),
             },
-            closed: enforcement == "c",
+            closed,
         })
     }
 
@@ -60,10 +59,11 @@ impl fmt::Display for Stamp {
         if let Some(limit) = self.rule.limit {
             write!(f, "{}", limit.get())?;
         }
-        let letter = match (self.closed, self.rule.enforcement) {
-            (true, _) => 'c',
-            (false, Enforcement::Hard) => 'h',
-            (false, Enforcement::Soft) => 's',
+        let letter = match (self.rule.enforcement, self.closed) {
+            (Enforcement::Hard, false) => 'h',
+            (Enforcement::Soft, false) => 's',
+            (Enforcement::Hard, true) => 'H',
+            (Enforcement::Soft, true) => 'S',
         };
         write!(f, ":{letter}:")?;
         self.end
@@ -90,7 +90,7 @@ mod tests {
                 version,
                 rule: Rule {
                     limit: limit.map(|units| Count::try_from(units).unwrap()),
-                    enforcement: if soft && !closed { Enforcement::Soft } else { Enforcement::Hard },
+                    enforcement: if soft { Enforcement::Soft } else { Enforcement::Hard },
                 },
                 end: end.map(|ms| DateTime::from_timestamp_millis(ms).unwrap()),
                 closed,

@@ -15,8 +15,8 @@ use chrono_tz::Tz;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use super::ids::{MeterId, OrganizationId};
-use super::period::{Calendar, ResetPeriod};
+use super::ids::{MeterId, OrganizationId, PlanId};
+use super::period::{Calendar, ResetMode, ResetPeriod};
 use super::quantity::Count;
 
 /// How much time one row covers.
@@ -90,6 +90,12 @@ pub struct Row {
     pub denied: u64,
     /// Units that the period included; none for hours and days, which no limit applies to.
     pub limit: Option<Count>,
+    /// The plan that the organization was on; none for hours and days.
+    pub plan: Option<PlanId>,
+    /// What ended the period; none for hours and days, and while nothing has.
+    pub reset_type: Option<ResetMode>,
+    /// Whether a reset has closed the period; no late event counts in it.
+    pub closed: bool,
 }
 
 impl Row {
@@ -102,6 +108,9 @@ impl Row {
             refunded: 0,
             denied: 0,
             limit: None,
+            plan: None,
+            reset_type: None,
+            closed: false,
         }
     }
 
@@ -112,9 +121,8 @@ impl Row {
 
     /// Whether no event is accepted any more that would change the row, given how late one may come.
     pub fn is_final(&self, now: DateTime<Utc>, late: Duration) -> bool {
-        self.end
-            .and_then(|end| end.checked_add_signed(late))
-            .is_some_and(|last| last <= now)
+        let last = self.end.and_then(|end| end.checked_add_signed(late));
+        self.closed || last.is_some_and(|last| last <= now)
     }
 }
 

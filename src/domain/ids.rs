@@ -1,4 +1,4 @@
-//! Names: of organizations, meters, plans, API keys and attempts.
+//! Names: of organizations, meters, plans, API keys, attempts and events.
 //!
 //! Each is validated when parsed and shared cheaply afterwards. None that becomes part of a Redis key
 //! can hold a `:`, except the idempotency key, which is always the last part.
@@ -114,7 +114,7 @@ id!(
 id!(
     /// Names an API key; not secret.
     ApiKeyId,
-    |text| text.len() == 16 && text.iter().all(|c| c.is_ascii_digit() || (b'a'..=b'f').contains(c)),
+    |text| is_hex(text, 16),
     "^[0-9a-f]{16}$",
     "0123456789abcdef",
     "must be 16 characters of 0-9 a-f"
@@ -132,6 +132,16 @@ id!(
     "auth server",
     "must be 1 to 100 characters, not all of them spaces, and none a control character"
 );
+
+id!(
+    /// Names an event; the order of ids is that of events, but for those of one millisecond.
+    EventId,
+    |text| text.strip_prefix(b"evt_").is_some_and(|rest| is_hex(rest, 32)),
+    "^evt_[0-9a-f]{32}$",
+    "evt_01a207e5f2407000a3f0c2d9e8b7a695",
+    "must be evt_ and 32 characters of 0-9 a-f"
+);
+
 impl MeterId {
     /// The meter of a call that names none.
     pub const DEFAULT: &'static str = "api";
@@ -149,6 +159,13 @@ pub const METERS_MAX: usize = 32;
 
 fn starts_alphanumeric(text: &[u8], length_max: usize) -> bool {
     text.len() <= length_max && text.first().is_some_and(u8::is_ascii_alphanumeric)
+}
+
+fn is_hex(text: &[u8], length: usize) -> bool {
+    text.len() == length
+        && text
+            .iter()
+            .all(|c| c.is_ascii_digit() || (b'a'..=b'f').contains(c))
 }
 
 #[cfg(test)]

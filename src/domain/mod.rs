@@ -11,12 +11,14 @@
 //! - **used** / **denied**: units counted, and calls refused, in a period.
 //! - **limit**: units that a period includes; none = unlimited, 0 = nothing.
 //! - **enforcement**: `hard` refuses what does not fit, `soft` lets it become overage.
+//! - **event**: what happened to an organization and is worth telling, recorded once.
 //! - **policy**: all that decides about one organization, resolved and versioned.
 #![warn(clippy::arithmetic_side_effects)]
 
 pub mod api_key;
 pub mod counter;
 pub mod decision;
+pub mod event;
 pub mod history;
 pub mod ids;
 pub mod patch;

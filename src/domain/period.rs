@@ -6,6 +6,7 @@
 //!
 //! **Invariant:** windows tile. The window of an instant contains it, and the window of its end starts at that end.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -13,6 +14,8 @@ use chrono::{DateTime, Datelike, NaiveDate, NaiveDateTime, NaiveTime, Offset, Ti
 use chrono_tz::{GapInfo, Tz};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+use super::ids::MeterId;
 
 /// What ends a period.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
@@ -134,7 +137,17 @@ impl Period {
     }
 }
 
-/// An organization's rule for choosing periods: a calendar, who follows it, and the one period that deviates from it.
+/// An explicit reset of one meter: it cuts the period in which it happened in two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Reset {
+    /// When the period began that the reset closed.
+    pub closed_start: DateTime<Utc>,
+    /// Where that period ends and the next begins; later than `closed_start`.
+    pub at: DateTime<Utc>,
+}
+
+/// An organization's rule for choosing periods: a calendar, who follows it, and what deviates from it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Schedule {
@@ -142,16 +155,47 @@ pub struct Schedule {
     pub mode: ResetMode,
     /// Where periods begin.
     pub calendar: Calendar,
-    /// The latest period that the calendar alone would not give: it began at a reset, or before the calendar changed.
+    /// The latest period that the calendar alone would not give: it began before the calendar changed.
     ///
     /// Its end is a boundary of `calendar`, so that the calendar takes over without a seam. It stays after it is over:
     /// late events still have to find the period they belong to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pinned: Option<Period>,
+    /// The last reset of each meter that ever had one.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub resets: BTreeMap<MeterId, Reset>,
 }
 
 impl Schedule {
-    /// The period that `at` is counted in.
+    /// The period in which a meter counts what happened at `at`.
+    ///
+    /// What happened before a reset, in the period that this has cut, counts in the one that runs at `now`: the part
+    /// before the reset is closed. The same goes for a `now` that lags behind the clock which dated the reset.
+    pub fn period_of(&self, meter: &MeterId, at: DateTime<Utc>, now: DateTime<Utc>) -> Period {
+        let period = self.period(at);
+        let Some(reset) = self.resets.get(meter) else {
+            return period;
+        };
+        if !period.contains(reset.at) {
+            return period;
+        }
+        let period = if at < reset.at {
+            self.period(now.max(reset.at))
+        } else {
+            period
+        };
+        Period {
+            start: period.start.max(reset.at),
+            ..period
+        }
+    }
+
+    /// The period of a meter that runs at `now`.
+    pub fn running(&self, meter: &MeterId, now: DateTime<Utc>) -> Period {
+        self.period_of(meter, now, now)
+    }
+
+    /// The period of every meter that was never reset, which contains `at`.
     ///
     /// The periods of one schedule tile, whatever is pinned: the last one before the pinned period ends where that
     /// starts, and the first one after it starts where that ends.
@@ -203,6 +247,7 @@ impl Schedule {
             mode,
             calendar,
             pinned: None,
+            resets: self.resets.clone(),
         };
         let next = regular.unpinned(now);
         let running = Period {
@@ -829,6 +874,42 @@ mod tests {
         }
 
         #[test]
+        fn the_periods_of_a_meter_tile_from_its_reset_on_and_contain_what_counts_in_them(
+            schedule in schedules(),
+            reset in instants(),
+            at in instants(),
+        ) {
+            let api = MeterId::default();
+            let cut = resetting(&schedule, &api, reset);
+            let regular = schedule.period(reset);
+            prop_assert_eq!(
+                cut.running(&api, reset),
+                Period { start: reset, ..regular },
+                "a reset does not move the end"
+            );
+            let period = cut.running(&api, at);
+            if regular.contains(at) {
+                prop_assert_eq!(period, Period { start: reset, ..regular });
+            } else {
+                prop_assert_eq!(period, schedule.period(at));
+            }
+            prop_assert_eq!(cut.running(&"tokens".parse().expect("a meter"), at), schedule.period(at));
+        }
+
+        #[test]
+        fn a_change_after_a_reset_keeps_the_start(
+            before in schedules(),
+            mode in select(&ResetMode::ALL),
+            calendar in calendars(),
+            reset in instants(),
+        ) {
+            let api = MeterId::default();
+            let reset = before.pinned.map_or(reset, |pinned| reset.max(pinned.start));
+            let after = resetting(&before, &api, reset).changed(mode, calendar, reset);
+            prop_assert_eq!(after.running(&api, reset).start, reset);
+        }
+
+        #[test]
         fn a_schedule_survives_json(schedule in schedules()) {
             let json = serde_json::to_string(&schedule).expect("a schedule is JSON");
             let read: Schedule = serde_json::from_str(&json).expect("its own JSON is valid");
@@ -848,7 +929,7 @@ mod tests {
             if let Ok(anchored) = Calendar::new(calendar.reset_period(), None, None, Some(at), zone) {
                 prop_assert!(anchored.window(at).0 <= at);
             }
-            let schedule = Schedule { mode, calendar, pinned: None };
+            let schedule = Schedule { mode, calendar, pinned: None, resets: BTreeMap::new() };
             prop_assert!(schedule.period(at).contains(at));
             let monthly = Calendar::plain(ResetPeriod::Monthly, zone);
             prop_assert!(schedule.changed(ResetMode::Lazy, monthly, at).period(at).contains(at));
@@ -1319,7 +1400,24 @@ mod tests {
     }
 
     #[test]
-    fn a_reset_in_mid_period_splits_it_and_leaves_its_end_alone() {
+    fn what_happened_before_a_reset_counts_in_the_period_that_runs_unless_its_own_is_merely_over() {
+        let api = MeterId::default();
+        let monthly = lazy(Calendar::plain(ResetPeriod::Monthly, Tz::UTC));
+        let schedule = resetting(&monthly, &api, utc("2025-06-10T09:30:00Z"));
+        let now = utc("2025-06-11T00:00:00Z");
+        let running = period("2025-06-10T09:30:00Z", "2025-07-01T00:00:00Z");
+        let closed = utc("2025-06-09T00:00:00Z");
+        assert_eq!(schedule.period_of(&api, closed, now), running);
+        let over = utc("2025-05-31T23:00:00Z");
+        let may = period("2025-05-01T00:00:00Z", "2025-06-01T00:00:00Z");
+        assert_eq!(schedule.period_of(&api, over, now), may);
+        let next = utc("2025-07-02T00:00:00Z");
+        let july = period("2025-07-01T00:00:00Z", "2025-08-01T00:00:00Z");
+        assert_eq!(schedule.period_of(&api, closed, next), july);
+    }
+
+    #[test]
+    fn a_pinned_period_splits_the_one_that_it_is_in() {
         let reset = period("2025-06-10T09:30:00Z", "2025-07-01T00:00:00Z");
         let schedule = Schedule {
             pinned: Some(reset),
@@ -1572,6 +1670,7 @@ mod tests {
                 start: utc("2025-06-10T09:30:00.500Z"),
                 end: None,
             }),
+            resets: BTreeMap::new(),
         };
         assert_eq!(
             json!(schedule),
@@ -1636,12 +1735,13 @@ mod tests {
         )
     }
 
-    /// Schedules as they come about: fresh, after a reset, and after a change.
+    /// Schedules as they come about: fresh, with a pinned period, and after a change.
     fn schedules() -> impl Strategy<Value = Schedule> {
         let fresh = (select(&ResetMode::ALL), calendars()).prop_map(|(mode, calendar)| Schedule {
             mode,
             calendar,
             pinned: None,
+            resets: BTreeMap::new(),
         });
         let reset = (fresh.clone(), instants()).prop_map(|(schedule, at)| Schedule {
             pinned: Some(Period {
@@ -1702,11 +1802,23 @@ mod tests {
         Calendar::new(period, None, None, Some(utc(anchor)), zone).expect("an anchor is valid")
     }
 
+    fn resetting(schedule: &Schedule, meter: &MeterId, at: DateTime<Utc>) -> Schedule {
+        let reset = Reset {
+            closed_start: schedule.period(at).start,
+            at,
+        };
+        Schedule {
+            resets: BTreeMap::from([(meter.clone(), reset)]),
+            ..schedule.clone()
+        }
+    }
+
     fn lazy(calendar: Calendar) -> Schedule {
         Schedule {
             mode: ResetMode::Lazy,
             calendar,
             pinned: None,
+            resets: BTreeMap::new(),
         }
     }
 

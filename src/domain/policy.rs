@@ -15,7 +15,7 @@ use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use super::ids::{MeterId, PlanId};
-use super::period::{Calendar, InvalidCalendar, Period, ResetMode, ResetPeriod, Schedule};
+use super::period::{Calendar, InvalidCalendar, Period, Reset, ResetMode, ResetPeriod, Schedule};
 use super::quantity::Count;
 
 /// What happens to a consume that does not fit.
@@ -301,8 +301,10 @@ pub struct Organization {
     pub settings: OrganizationSettings,
     /// Its own limits.
     pub limits: BTreeMap<MeterId, LimitOverride>,
-    /// The period that runs because of a reset or a change of calendar.
+    /// The period that runs because the calendar has changed.
     pub pinned: Option<Period>,
+    /// The last reset of each meter that ever had one.
+    pub resets: BTreeMap<MeterId, Reset>,
     /// The policy version of the last change to any of these.
     pub version: u64,
 }
@@ -361,6 +363,7 @@ impl Policy {
                 mode,
                 calendar,
                 pinned: organization.pinned,
+                resets: organization.resets.clone(),
             },
             limits,
         }

@@ -18,6 +18,11 @@ impl Metering {
         }
     }
 
+    /// What would decide about an organization of which nothing is known here.
+    pub async fn in_force_for_none(&self, organization: &OrganizationId) -> Result<Policy, Error> {
+        Ok(self.policies.stored(organization).await?.resolve())
+    }
+
     async fn held(&self, organization: &OrganizationId) -> Result<Option<Policy>, Error> {
         let link = self.counters.link().await?;
         let known = self.counters.organization(&link, organization).await?;

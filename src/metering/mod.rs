@@ -7,7 +7,6 @@
 mod batch;
 mod directory;
 mod in_force;
-mod opening;
 mod reading;
 
 use std::sync::Arc;
@@ -30,13 +29,9 @@ use crate::domain::policy::{Policy, Rule};
 use crate::domain::quantity::Count;
 use crate::domain::retention::EARLY;
 use crate::metrics::{self, Metrics};
-use crate::policies::{self, Policies, Resolved};
+use crate::opening::{self, Opened, Opener};
+use crate::policies::{self, Moment, Policies, Resolved};
 use crate::store::{self, Store};
-use opening::Locks;
-
-/// By so much a data set must be older than a period for a missing counter of that period to be zero:
-/// [`EARLY`], and a minute by which the clocks of instances may differ.
-const MARGIN: Duration = Duration::minutes(6);
 
 /// How often a call is repeated with what the last attempt taught, before it gives up. Each round
 /// resolves one thing; an organization with every meter missing and a newer policy needs this many.
@@ -51,7 +46,7 @@ pub struct Metering {
     clock: Clock,
     /// How long after its end a period takes late events.
     late: Duration,
-    locks: Arc<Locks>,
+    opener: Opener,
     metrics: Metrics,
 }
 
@@ -169,6 +164,17 @@ pub enum Error {
     Contended,
 }
 
+impl From<opening::Error> for Error {
+    fn from(error: opening::Error) -> Self {
+        match error {
+            opening::Error::Counters(error) => error.into(),
+            opening::Error::Store(error) => error.into(),
+            opening::Error::TooManyMeters(meter) => Self::TooManyMeters(meter),
+            opening::Error::Contended => Self::Contended,
+        }
+    }
+}
+
 impl Error {
     /// Whether Redis is away, and nothing else is wrong.
     fn is_counter_outage(&self) -> bool {
@@ -190,6 +196,7 @@ impl Metering {
         counters: Counters,
         store: Store,
         policies: Policies,
+        opener: Opener,
         clock: Clock,
         late: Duration,
         metrics: Metrics,
@@ -200,7 +207,7 @@ impl Metering {
             policies,
             clock,
             late,
-            locks: Arc::default(),
+            opener,
             metrics,
         }
     }
@@ -261,24 +268,20 @@ impl Metering {
     ) -> Result<Option<Asked>, Error> {
         let shard = Shard::of(&request.organization);
         let Some(generation) = link.generation(shard) else {
-            self.number(link, shard).await?;
+            Box::pin(self.opener.number(link, shard)).await?;
             return Ok(None);
         };
         let policy = self.policies.get(link, &request.organization).await?;
         let now = self.clock.now();
         let at = self.time_of(request, now)?;
-        let mut moment = policy.moment(at);
-        let mut period = moment.period;
-        if course.own_period_closed {
-            period = policy.moment(now).period;
-            moment = policy.moment(at.max(period.start));
-        }
+        let counts_at = if course.own_period_closed { now } else { at };
         Ok(Some(Asked {
+            moment: policy.moment(counts_at),
             policy,
             generation,
             now,
-            period,
-            hour: moment.hour,
+            at,
+            counts_at,
         }))
     }
 
@@ -322,31 +325,49 @@ impl Metering {
                     .map(|(meter, _)| meter.clone());
                 Err(meter.map_or(Error::Contended, Error::Overflow))
             }
+            // In boxes, so that a call that is simply decided, which is nearly every one, does not carry these about.
             Outcome::Missing(_)
                 if request.kind == decision::Operation::Check
-                    && !self.policies.exists(organization).await? =>
+                    && !Box::pin(self.policies.exists(organization)).await? =>
             {
-                let decided = unheard_of(request, policy, asked.period);
+                let decided = unheard_of(request, asked);
                 Ok(Conclusion::Decided(decided))
             }
             Outcome::Missing(position) | Outcome::Frozen(position) => {
                 if let Some(demand) = request.demands.get(position) {
                     let Charge { counter, stamp, .. } = asked.charge(organization, demand);
-                    self.open(link, &counter, &stamp, asked.now).await?;
+                    Box::pin(self.open(link, policy, &counter, &stamp, asked.now)).await?;
                 }
                 Ok(Conclusion::Again(Course::default()))
             }
             Outcome::Closed(_) => {
-                let newest = self
-                    .policies
-                    .refresh(link, organization, policy.version)
-                    .await?;
+                let newest =
+                    Box::pin(self.policies.refresh(link, organization, policy.version)).await?;
                 Ok(Conclusion::Again(Course {
                     own_period_closed: request.timestamp.is_some()
                         && newest.version == policy.version,
                 }))
             }
         }
+    }
+
+    /// Brings one counter into the present generation, or learns what keeps it from it (a newer
+    /// policy, another generation). Either way the caller looks again.
+    async fn open(
+        &self,
+        link: &Link,
+        policy: &Policy,
+        counter: &CounterId,
+        stamp: &Stamp,
+        now: DateTime<Utc>,
+    ) -> Result<(), Error> {
+        let opened = self.opener.open(link, policy, counter, stamp, now).await?;
+        if opened == Opened::OlderPolicy {
+            self.policies
+                .refresh(link, &counter.organization, stamp.version)
+                .await?;
+        }
+        Ok(())
     }
 
     /// When the event of a request happened, if that is not too long ago or too far ahead.
@@ -393,9 +414,12 @@ struct Asked {
     policy: Arc<Resolved>,
     generation: u64,
     now: DateTime<Utc>,
-    period: Period,
-    /// The start of the hour that the units belong to.
-    hour: DateTime<Utc>,
+    /// When it happened.
+    at: DateTime<Utc>,
+    /// An instant of the period that it counts in.
+    counts_at: DateTime<Utc>,
+    /// The period and the hour of that, as far as no meter was reset.
+    moment: Moment,
 }
 
 enum Conclusion {
@@ -421,22 +445,42 @@ impl Asked {
     }
 
     fn charge(&self, organization: &OrganizationId, (meter, demand): &(MeterId, Demand)) -> Charge {
+        let period = self.period(meter);
         Charge {
             counter: CounterId {
                 organization: organization.clone(),
                 meter: meter.clone(),
-                start: self.period.start,
+                start: period.start,
             },
             demand: *demand,
-            stamp: Stamp::of(&self.policy, meter, self.period, self.generation),
-            hour: self.hour,
+            stamp: Stamp::of(&self.policy, meter, period, self.generation),
+            hour: self.hour(period),
+        }
+    }
+
+    /// The period that a meter is counted in.
+    fn period(&self, meter: &MeterId) -> Period {
+        let schedule = &self.policy.schedule;
+        if schedule.resets.contains_key(meter) {
+            schedule.period_of(meter, self.counts_at, self.now)
+        } else {
+            self.moment.period
+        }
+    }
+
+    /// The start of the hour that the units belong to: of the event, unless its own period was closed.
+    fn hour(&self, period: Period) -> DateTime<Utc> {
+        if self.counts_at == self.at && period.start <= self.at {
+            self.moment.hour
+        } else {
+            self.policy.moment(self.at.max(period.start)).hour
         }
     }
 }
 
 /// What a check says of an organization that was never counted nor configured: nothing is used. It
 /// leaves no trace, so that asking does not create organizations.
-fn unheard_of(request: &Request, policy: &Policy, period: Period) -> Decided {
+fn unheard_of(request: &Request, asked: &Asked) -> Decided {
     let meters: Vec<MeterUsage> = request
         .demands
         .iter()
@@ -444,8 +488,8 @@ fn unheard_of(request: &Request, policy: &Policy, period: Period) -> Decided {
             meter: meter.clone(),
             demand: *demand,
             used: Count::ZERO,
-            rule: policy.rule(meter),
-            period,
+            rule: asked.policy.rule(meter),
+            period: asked.period(meter),
             given_back: 0,
         })
         .collect();
@@ -479,26 +523,5 @@ fn decided(request: &Request, answer: &Answer) -> Decided {
         times_granted: u32::from(answer.granted),
         replayed: answer.replayed,
         meters: meters.collect(),
-    }
-}
-
-impl Metering {
-    /// Sees to it that the data set of a shard has a number.
-    async fn number(&self, link: &Link, shard: Shard) -> Result<(), Error> {
-        let _one_at_a_time = self.locks.numbering.lock().await;
-        if link.generation(shard).is_some() {
-            return Ok(());
-        }
-        // All at once: after a restart of Redis every shard is in need.
-        let nameless: Vec<Shard> = Shard::all()
-            .filter(|shard| link.generation(*shard).is_none())
-            .collect();
-        let unnumbered = self.counters.identify(link, &nameless).await?;
-        if !unnumbered.is_empty() {
-            let number = self.store.draw_generation().await?;
-            self.metrics.generation_drawn();
-            self.counters.number(link, &unnumbered, number).await?;
-        }
-        Ok(())
     }
 }

@@ -34,6 +34,23 @@ impl Metering {
         }
     }
 
+    /// The usage of an organization of which nothing is known here.
+    pub async fn usage_of_none(
+        &self,
+        organization: &OrganizationId,
+    ) -> Result<OrganizationUsage, Error> {
+        let policy = self.policies.stored(organization).await?.resolve();
+        let now = self.clock.now();
+        let meters = named(&policy, Vec::new()).into_iter();
+        Ok(OrganizationUsage {
+            meters: meters
+                .map(|meter| seen(&policy, meter, None, now))
+                .collect(),
+            policy: policy.clone(),
+            exact: true,
+        })
+    }
+
     async fn exact_usage(
         &self,
         organization: &OrganizationId,
@@ -42,7 +59,7 @@ impl Metering {
         for _ in 0..ROUNDS_MAX {
             let link = self.counters.link().await?;
             let Some(generation) = link.generation(shard) else {
-                self.number(&link, shard).await?;
+                self.opener.number(&link, shard).await?;
                 continue;
             };
             let mut policy = self.policies.get(&link, organization).await?;
@@ -94,13 +111,12 @@ impl Metering {
         generation: u64,
         now: DateTime<Utc>,
     ) -> Result<Option<Vec<Option<Snapshot>>>, Error> {
-        let period = policy.schedule.period(now);
         let counters: Vec<CounterId> = meters
             .iter()
             .map(|meter| CounterId {
                 organization: organization.clone(),
                 meter: meter.clone(),
-                start: period.start,
+                start: policy.schedule.running(meter, now).start,
             })
             .collect();
         let snapshots = self.counters.read(link, &counters).await?;
@@ -109,8 +125,9 @@ impl Metering {
             if let Some(snapshot) = snapshot.filter(|it| it.stamp.generation == generation) {
                 current.push(Some(snapshot));
             } else {
+                let period = policy.schedule.running(&counter.meter, now);
                 let stamp = Stamp::of(policy, &counter.meter, period, generation);
-                match self.open(link, counter, &stamp, now).await {
+                match self.open(link, policy, counter, &stamp, now).await {
                     Err(Error::TooManyMeters(_)) => current.push(None),
                     other => other?,
                 }
@@ -138,9 +155,9 @@ impl Metering {
         if !organizations::exists(&self.store, organization).await? {
             return Ok(None);
         }
-        let period = policy.schedule.period(now);
         let mut snapshots = usage::running(&self.store, organization, now).await?;
-        snapshots.retain(|snapshot| snapshot.counter.start == period.start);
+        snapshots
+            .retain(|it| it.counter.start == policy.schedule.running(&it.counter.meter, now).start);
         let counted = snapshots
             .iter()
             .map(|snapshot| snapshot.counter.meter.clone())
@@ -150,6 +167,7 @@ impl Metering {
                 .iter()
                 .find(|snapshot| snapshot.counter.meter == meter)
                 .cloned();
+            let period = policy.schedule.running(&meter, now);
             // A snapshot carries the limit of its time; the one in force is the policy's.
             let snapshot = snapshot.map(|it| Snapshot {
                 stamp: Stamp::of(&policy, &meter, period, 0),
@@ -179,7 +197,7 @@ fn seen(
     snapshot: Option<Snapshot>,
     now: DateTime<Utc>,
 ) -> MeterUsage {
-    let mut period = policy.schedule.period(now);
+    let mut period = policy.schedule.running(&meter, now);
     let mut rule = policy.rule(&meter);
     // Where the counter knows a newer policy than the cache, the counter is right.
     if let Some(newer) = snapshot

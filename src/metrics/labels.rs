@@ -52,6 +52,8 @@ label!(
         Open = "open",
         /// `restore.lua`
         Restore = "restore",
+        /// `close.lua`
+        Close = "close",
         /// `settle.lua`
         Settle = "settle",
         /// `configure.lua`

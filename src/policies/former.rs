@@ -39,20 +39,22 @@ impl Policies {
         };
         // What another release wrote and this one cannot read says nothing about its periods.
         let former: Option<Policy> = serde_json::from_str(&former).ok();
+        let (from, to) = (now - self.late, now + EARLY);
         let schedules = former.iter().chain([policy]).map(|it| &it.schedule);
-        let starts: BTreeSet<_> = schedules
-            .flat_map(|schedule| starts(schedule, now - self.late, now + EARLY))
-            .collect();
-        let reachable: Vec<CounterId> = meters
-            .iter()
-            .flat_map(|meter| {
-                starts.iter().map(|start| CounterId {
+        let mut reachable = BTreeSet::new();
+        for schedule in schedules {
+            let regular = starts(schedule, from, to);
+            for meter in &meters {
+                let resets = schedule.resets.get(meter).into_iter();
+                let reset = resets.flat_map(|reset| [reset.closed_start, reset.at]);
+                reachable.extend(regular.iter().copied().chain(reset).map(|start| CounterId {
                     organization: organization.clone(),
                     meter: meter.clone(),
-                    start: *start,
-                })
-            })
-            .collect();
+                    start,
+                }));
+            }
+        }
+        let reachable: Vec<CounterId> = reachable.into_iter().collect();
         let erased = counters
             .erase(link, organization, text.incarnation, &reachable)
             .await?;
@@ -61,7 +63,8 @@ impl Policies {
     }
 }
 
-/// The starts of all periods that contain an instant of this range, its ends included.
+/// The starts of all periods of meters that were never reset, which contain an instant of this range, its ends
+/// included.
 fn starts(schedule: &Schedule, from: DateTime<Utc>, to: DateTime<Utc>) -> Vec<DateTime<Utc>> {
     let (mut starts, mut at) = (Vec::new(), to);
     loop {
@@ -76,6 +79,8 @@ fn starts(schedule: &Schedule, from: DateTime<Utc>, to: DateTime<Utc>) -> Vec<Da
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use chrono_tz::Tz;
 
     use super::*;
@@ -86,6 +91,7 @@ mod tests {
             mode: ResetMode::Lazy,
             calendar: Calendar::plain(period, Tz::UTC),
             pinned,
+            resets: BTreeMap::new(),
         }
     }
 

@@ -26,7 +26,7 @@ use crate::metrics::{self, Metrics, Worker};
 use crate::store::organizations::{self, Sources};
 use crate::store::{self, Store};
 
-pub use resolved::Resolved;
+pub use resolved::{Moment, Resolved};
 
 /// How long a policy is believed without looking at Redis again. Only what never reached Redis needs this at all.
 const CACHE_LIFETIME: TimeDelta = TimeDelta::minutes(5);
@@ -82,6 +82,11 @@ impl Presence {
     /// Whether there is one.
     pub fn exists(&self) -> bool {
         self.stored || self.counted
+    }
+
+    /// The policy version of its last deletion; 0 if it never was deleted.
+    pub fn incarnation(&self) -> u64 {
+        self.incarnation
     }
 
     /// Whether there still is one, by what Postgres says later, under the lock that serializes changes.
@@ -142,7 +147,8 @@ impl Policies {
             return Ok(cached.policy);
         }
         self.metrics.cache_missed(metrics::Cache::Policies);
-        self.fresh(link, organization).await
+        // In a box, so that a call whose policy is at hand does not carry this about.
+        Box::pin(self.fresh(link, organization)).await
     }
 
     /// The policy of an organization past the cache: from Redis, else from Postgres.
@@ -265,10 +271,10 @@ impl Policies {
             && version == policy.version
             && !meters.is_empty()
         {
-            let period = policy.schedule.period(now);
             let running: Vec<_> = meters
                 .into_iter()
                 .map(|meter| {
+                    let period = policy.schedule.running(&meter, now);
                     // Each counter keeps its own generation.
                     let stamp = Stamp::of(&policy, &meter, period, 0);
                     (

@@ -10,8 +10,9 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
 use super::organizations::{Sources, describe, no_defaults, parse, read};
-use super::{Actor, Error, Store, api_keys, audit, signed, unsigned};
+use super::{Actor, Error, Store, api_keys, audit, events, signed, unsigned};
 use crate::domain::counter::Snapshot;
+use crate::domain::event::{self, Event};
 use crate::domain::ids::{ApiKeyId, OrganizationId};
 
 /// How many rows one transaction erases at most.
@@ -37,6 +38,7 @@ pub async fn delete<E>(
     actor: &Actor,
     reach: DateTime<Utc>,
     due_at: DateTime<Utc>,
+    now: DateTime<Utc>,
     check: impl FnOnce(&Sources) -> Result<(), E>,
 ) -> Result<Result<Deleted, E>, Error> {
     let (mut transaction, version) = store.begin_policy_change().await?;
@@ -57,6 +59,8 @@ pub async fn delete<E>(
     for table in [
         "delete from limits where organization_id = $1",
         "delete from standings where organization_id = $1",
+        "delete from resets where organization_id = $1",
+        "delete from attempts where scope = $1",
     ] {
         sqlx::query(table)
             .bind(id.as_str())
@@ -96,6 +100,10 @@ pub async fn delete<E>(
         &(),
     )
     .await?;
+    let deletion = Event::OrganizationDeleted(event::Deletion {
+        organization_id: id.clone(),
+    });
+    events::record(&mut transaction, &[deletion], now).await?;
     let keys = api_keys::revoke_bound(&mut transaction, id, actor).await?;
     transaction.commit().await?;
     Ok(Ok(Deleted {

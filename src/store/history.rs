@@ -59,7 +59,7 @@ const ZONE: &str = "coalesce(o.time_zone, (select settings ->> 'timeZone' from d
 pub async fn periods(store: &Store, page: &Page<'_>) -> Result<Vec<Row>, Error> {
     let mut sql = QueryBuilder::new(
         "select period_start as start, period_end as ends, organization_id, meter, used, refunded, denied, limit_units,
-                null as zone
+                plan_id, reset_type, closed_at is not null as closed, null as zone
          from usage_history
          where ",
     );
@@ -86,7 +86,7 @@ pub async fn hours(store: &Store, page: &Page<'_>) -> Result<Vec<Row>, Error> {
     page.push_order(&mut sql, "hour", "organization_id", "meter");
     sql.push(format_args!(
         ") select hour as start, null::timestamptz as ends, organization_id, meter, used, refunded, denied,
-                  null::bigint as limit_units, {ZONE} as zone
+                  null::bigint as limit_units, null as plan_id, null as reset_type, false as closed, {ZONE} as zone
            from page left join organizations o on o.id = organization_id"
     ));
     // The join may have shuffled what the page had in order.
@@ -127,7 +127,7 @@ pub async fn days(
     sql.push(
         "select day.start, day.ends, h.organization_id, h.meter, sum(h.used)::bigint as used,
                 sum(h.refunded)::bigint as refunded, sum(h.denied)::bigint as denied, null::bigint as limit_units,
-                null as zone
+                null as plan_id, null as reset_type, false as closed, null as zone
          from unnest(",
     );
     sql.push_bind(
@@ -338,6 +338,9 @@ struct HistoryRow {
     refunded: i64,
     denied: i64,
     limit_units: Option<i64>,
+    plan_id: Option<String>,
+    reset_type: Option<String>,
+    closed: bool,
     /// Where the end of an hour has to be worked out.
     zone: Option<String>,
 }
@@ -368,6 +371,9 @@ impl HistoryRow {
             refunded: unsigned(self.refunded),
             denied: unsigned(self.denied),
             limit: limit.transpose().map_err(nonsense)?,
+            plan: self.plan_id.as_deref().map(parse).transpose()?,
+            reset_type: self.reset_type.as_deref().map(parse).transpose()?,
+            closed: self.closed,
         })
     }
 }

@@ -4,11 +4,14 @@
 //! not on the hot path: it is asked for what Redis does not know. Every statement is run by a test.
 
 pub mod api_keys;
+pub mod attempts;
 pub mod audit;
 pub mod deletions;
 mod error;
+pub mod events;
 pub mod history;
 pub mod organizations;
+pub mod resets;
 pub mod standings;
 pub mod usage;
 

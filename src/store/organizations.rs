@@ -6,9 +6,10 @@ use chrono::{DateTime, Utc};
 use sqlx::types::Json;
 use sqlx::{FromRow, PgConnection};
 
-use super::{Actor, Error, Store, audit, signed, unsigned};
+use super::{Actor, Error, Store, audit, events, resets, signed, unsigned};
+use crate::domain::event::{Event, LimitsUpdate};
 use crate::domain::ids::{MeterId, OrganizationId};
-use crate::domain::period::{Period, parse_time_zone};
+use crate::domain::period::{Period, Reset, parse_time_zone};
 use crate::domain::policy::{
     Defaults, Enforcement, Features, Limit, LimitOverride, Organization, OrganizationSettings,
     Policy,
@@ -118,12 +119,14 @@ pub async fn publish_defaults(store: &Store, defaults: &Defaults) -> Result<u64,
 }
 
 /// Changes an organization: `change` gets what there is and returns what shall be, or refuses.
-/// The change has a new policy version and a row in the audit log, or does not happen.
+/// The change has a new policy version and a row in the audit log, or does not happen; where it changes what limits
+/// are in force, that is an event.
 pub async fn change<E>(
     store: &Store,
     id: &OrganizationId,
     actor: &Actor,
     action: &str,
+    now: DateTime<Utc>,
     change: impl FnOnce(&Sources) -> Result<Organization, E>,
 ) -> Result<Result<Sources, E>, Error> {
     let (mut transaction, version) = store.begin_policy_change().await?;
@@ -139,11 +142,21 @@ pub async fn change<E>(
         describe(Some(&after)),
     );
     audit::record(&mut transaction, actor, action, Some(id), &was, &is).await?;
-    transaction.commit().await?;
-    Ok(Ok(Sources {
+    let limits_before = before.resolve().limits;
+    let after = Sources {
         organization: Some(after),
         ..before
-    }))
+    };
+    let limits = after.resolve().limits;
+    if limits != limits_before {
+        let update = Event::LimitsUpdated(LimitsUpdate {
+            organization_id: id.clone(),
+            limits,
+        });
+        events::record(&mut transaction, &[update], now).await?;
+    }
+    transaction.commit().await?;
+    Ok(Ok(after))
 }
 
 /// Policy changes since a version.
@@ -257,7 +270,8 @@ pub(super) async fn read(
             .bind(id.as_str())
             .fetch_all(&mut *connection)
             .await?;
-            Some(organization(row, limits)?)
+            let resets = resets::of_organization(connection, id).await?;
+            Some(organization(row, limits, resets)?)
         }
     };
     Ok(Some(Sources {
@@ -268,7 +282,11 @@ pub(super) async fn read(
     }))
 }
 
-fn organization(row: OrganizationRow, limits: Vec<LimitRow>) -> Result<Organization, Error> {
+fn organization(
+    row: OrganizationRow,
+    limits: Vec<LimitRow>,
+    resets: BTreeMap<MeterId, Reset>,
+) -> Result<Organization, Error> {
     Ok(Organization {
         settings: OrganizationSettings {
             plan_id: row.plan_id.as_deref().map(parse).transpose()?,
@@ -299,6 +317,7 @@ fn organization(row: OrganizationRow, limits: Vec<LimitRow>) -> Result<Organizat
             start,
             end: row.pinned_end,
         }),
+        resets,
         version: unsigned(row.version),
     })
 }
@@ -320,7 +339,7 @@ fn limit(row: LimitRow) -> Result<(MeterId, LimitOverride), Error> {
     Ok((parse(&row.meter)?, limit))
 }
 
-async fn write(
+pub(super) async fn write(
     connection: &mut PgConnection,
     id: &OrganizationId,
     organization: &Organization,
@@ -330,6 +349,8 @@ async fn write(
         limits,
         pinned,
         version,
+        // Written by the reset itself alone.
+        resets: _,
     } = organization;
     sqlx::query(
         "insert into organizations (id, plan_id, features, reset_mode, reset_period, reset_day, reset_month, anchor,

@@ -10,7 +10,7 @@ use chrono::{DateTime, Datelike, Utc};
 use sqlx::{AssertSqlSafe, FromRow, PgConnection};
 
 use super::organizations::{nonsense, parse};
-use super::{Error, Store, deletions, signed, unsigned};
+use super::{Error, Store, deletions, resets, signed, unsigned};
 use crate::domain::counter::{CounterId, Hour, Snapshot, Stamp};
 use crate::domain::ids::{METERS_MAX, MeterId, OrganizationId};
 use crate::domain::policy::{Enforcement, Rule};
@@ -61,7 +61,7 @@ pub async fn restore(
         sqlx::query(
             "update usage_history
              set period_end = $4, limit_units = $5, enforcement = $6, policy_version = $7
-             where organization_id = $1 and meter = $2 and period_start = $3 and policy_version < $7",
+             where organization_id = $1 and meter = $2 and period_start = $3 and policy_version < $7 and closed_at is null",
         )
         .bind(counter.organization.as_str())
         .bind(counter.meter.as_str())
@@ -80,7 +80,7 @@ pub async fn restore(
          on conflict on constraint usage_history_pkey
          do update set epoch = greatest(usage_history.epoch, excluded.epoch)
          returning organization_id, meter, period_start, period_end, used, denied, refunded, limit_units, enforcement,
-                   policy_version, epoch, seq, xmax = 0 as inserted",
+                   policy_version, epoch, seq, closed_at, xmax = 0 as inserted",
     )
     .bind(counter.organization.as_str())
     .bind(counter.meter.as_str())
@@ -128,13 +128,15 @@ pub async fn restore(
     transaction.commit().await?;
 
     let mut snapshot = row.snapshot.snapshot()?;
-    // A period that is over keeps the limit that it ended with.
-    snapshot.stamp = match snapshot.stamp.end {
-        Some(end) if end <= now && stamp.end.is_some_and(|end| end <= now) => Stamp {
+    // A period that is closed or over keeps the limit that it ended with.
+    let over = |stamp: &Stamp| stamp.end.is_some_and(|end| end <= now);
+    snapshot.stamp = if snapshot.stamp.closed || (over(&snapshot.stamp) && over(stamp)) {
+        Stamp {
             generation: stamp.generation,
             ..snapshot.stamp
-        },
-        _ => *stamp,
+        }
+    } else {
+        *stamp
     };
     snapshot.hours = hours
         .into_iter()
@@ -172,7 +174,7 @@ pub(super) async fn running_of(
 ) -> Result<Vec<Snapshot>, Error> {
     let rows: Vec<HistoryRow> = sqlx::query_as(
         "select organization_id, meter, period_start, period_end, used, denied, refunded, limit_units, enforcement,
-                policy_version, epoch, seq
+                policy_version, epoch, seq, closed_at
          from usage_history
          where organization_id = any($1) and period_start <= $2 and (period_end is null or period_end > $2)
          order by organization_id, meter, period_start",
@@ -248,6 +250,7 @@ struct HistoryRow {
     policy_version: i64,
     epoch: i64,
     seq: i64,
+    closed_at: Option<DateTime<Utc>>,
 }
 
 /// The row of a counter that is being restored.
@@ -279,7 +282,7 @@ impl HistoryRow {
                 version: unsigned(self.policy_version),
                 rule: Rule { limit, enforcement },
                 end: self.period_end,
-                closed: false,
+                closed: self.closed_at.is_some(),
             },
             used: Count::try_from(unsigned(self.used)).map_err(nonsense)?,
             denied: unsigned(self.denied),
@@ -334,7 +337,9 @@ async fn store_in(
         .iter()
         .zip(&accepted)
         .partition(|(_, accepted)| **accepted);
-    store_hours(connection, taken.into_iter().map(|(snapshot, _)| snapshot)).await?;
+    let taken: Vec<&Snapshot> = taken.into_iter().map(|(snapshot, _)| snapshot).collect();
+    store_hours(connection, taken.iter().copied()).await?;
+    resets::close(connection, &taken, now).await?;
     let refused: Vec<&Snapshot> = refused.into_iter().map(|(snapshot, _)| snapshot).collect();
     let equal = held_already(connection, &refused).await?;
     Ok(snapshots
@@ -353,18 +358,23 @@ async fn upsert(
     let column = |of: fn(&Snapshot) -> i64| snapshots.iter().map(of).collect::<Vec<_>>();
     let rows: Vec<(String, String, DateTime<Utc>)> = sqlx::query_as(
         "insert into usage_history (organization_id, meter, period_start, period_end, used, denied, refunded, limit_units,
-                                    enforcement, policy_version, epoch, seq, stored_at)
-         select *, $13
+                                    enforcement, policy_version, epoch, seq, closed_at, plan_id, stored_at)
+         select new.*, coalesce(plan_id, (select settings ->> 'planId' from defaults)), $14
          from unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::bigint[], $6::bigint[],
-                     $7::bigint[], $8::bigint[], $9::text[], $10::bigint[], $11::bigint[], $12::bigint[])
+                     $7::bigint[], $8::bigint[], $9::text[], $10::bigint[], $11::bigint[], $12::bigint[],
+                     $13::timestamptz[])
               as new (organization_id, meter, period_start, period_end, used, denied, refunded, limit_units,
-                      enforcement, policy_version, epoch, seq)
+                      enforcement, policy_version, epoch, seq, closed_at)
+         join organizations on id = organization_id
          order by organization_id collate \"C\", meter collate \"C\", period_start
          on conflict on constraint usage_history_pkey do update set
              period_end = excluded.period_end, used = excluded.used, denied = excluded.denied,
              refunded = excluded.refunded, limit_units = excluded.limit_units, enforcement = excluded.enforcement,
              policy_version = excluded.policy_version, epoch = excluded.epoch, seq = excluded.seq,
-             stored_at = excluded.stored_at
+             closed_at = excluded.closed_at, stored_at = excluded.stored_at,
+             -- A period that is over keeps the plan that it ended with.
+             plan_id = case when excluded.period_end <= excluded.stored_at
+                            then coalesce(usage_history.plan_id, excluded.plan_id) else excluded.plan_id end
          where (excluded.epoch, excluded.seq) > (usage_history.epoch, usage_history.seq)
              and excluded.policy_version >= usage_history.policy_version
          returning organization_id, meter, period_start",
@@ -381,6 +391,7 @@ async fn upsert(
     .bind(column(|it| signed(it.stamp.version)))
     .bind(column(|it| signed(it.stamp.generation)))
     .bind(column(|it| signed(it.sequence)))
+    .bind(snapshots.iter().map(|it| it.stamp.end.filter(|_| it.stamp.closed)).collect::<Vec<_>>())
     .bind(now)
     .fetch_all(connection)
     .await?;

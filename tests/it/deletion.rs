@@ -383,7 +383,8 @@ async fn a_deletion_that_never_reached_redis_is_applied_by_the_next_sweep() {
     };
     let (id, now) = ("org_1".parse().unwrap(), world.clock.now());
     let reach = now - Duration::days(3);
-    let committed = deletions::delete(&store, &id, &actor, reach, now, |_| Ok::<(), ()>(())).await;
+    let committed =
+        deletions::delete(&store, &id, &actor, reach, now, now, |_| Ok::<(), ()>(())).await;
     committed.unwrap().unwrap();
     // Until then what Redis holds goes on, and Postgres takes none of it.
     assert_eq!(service.track("org_1", 1).await, 10);
@@ -423,7 +424,8 @@ async fn a_deletion_that_never_reached_redis_is_applied_by_whoever_looks_the_pol
     };
     let (id, now) = ("org_1".parse().unwrap(), world.clock.now());
     let reach = now - Duration::days(3);
-    let committed = deletions::delete(&store, &id, &actor, reach, now, |_| Ok::<(), ()>(())).await;
+    let committed =
+        deletions::delete(&store, &id, &actor, reach, now, now, |_| Ok::<(), ()>(())).await;
     committed.unwrap().unwrap();
     // A meter that was not counted yet needs a counter, which none of the former life opens any more.
     assert_eq!(service.count("org_1", "storage", 1).await, 1);

@@ -478,7 +478,8 @@ async fn a_change_that_never_reached_redis_is_applied_by_the_next_sweep() {
         name: "key:dead".to_owned(),
         request_id: String::new(),
     };
-    let committed = organizations::change(&store, &id, &actor, "limits.patch", |before| {
+    let now = world.clock.now();
+    let committed = organizations::change(&store, &id, &actor, "limits.patch", now, |before| {
         let mut after = before.organization.clone().unwrap_or_default();
         let own = LimitOverride {
             limit: Some(Limit(Count::try_from(10).ok())),

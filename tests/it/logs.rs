@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use uuid::Uuid;
 
-use crate::support::{Process, World};
+use crate::support::{AuthServer, Process, World};
 
 /// Starts the program with a log of JSON, filtered so.
 async fn serve(world: &World, filter: &str) -> Process {
@@ -71,6 +71,48 @@ async fn a_request_is_one_line_that_says_what_was_asked_by_whom_and_what_came_of
     assert_eq!(lines[0]["key_id"], id(&world.key));
     assert_eq!(lines[1]["request_id"], bad.header("x-request-id"));
     assert_eq!(lines[2]["key_id"], Value::Null);
+}
+
+#[tokio::test]
+async fn a_user_is_named_in_the_line_and_no_token_is_logged_at_any_level() {
+    let world = World::new().await;
+    let auth = AuthServer::start().await;
+    let variables = [
+        ("TALLYMAN_LOG", "trace"),
+        ("TALLYMAN_LOG_FORMAT", "json"),
+        ("TALLYMAN_JWT_JWKS_URL", auth.text("jwksUrl")),
+        ("TALLYMAN_JWT_ISSUER", auth.text("issuer")),
+        ("TALLYMAN_JWT_AUDIENCE", auth.text("audience")),
+    ];
+    let service = Process::serve(&world, world.servers(), &variables).await;
+    let path = format!("/v1/organizations/{}/usage", auth.text("organizationId"));
+    let right = auth.token("EdDSA");
+    let (signed, signature) = right.rsplit_once('.').unwrap();
+    let wrong = format!("{signed}.{}", signature.chars().rev().collect::<String>());
+    for (token, status) in [(right, 200), (&wrong, 401)] {
+        let user = service.http.with_key(Some(token));
+        assert_eq!(user.get(&path).await.status, status);
+        for id in [token.to_owned(), format!("a-{}.", &token[..100])] {
+            let headers = [("x-request-id", id.as_str())];
+            let answer = user.send(Method::GET, &path, &headers, None).await;
+            assert_eq!(answer.status, status, "{}", answer.text);
+            let given = answer.header("x-request-id");
+            assert!(Uuid::parse_str(given).is_ok(), "{given}");
+        }
+        user.get(&format!("{path}?token={token}")).await;
+        user.get(&format!("/{token}")).await;
+        let body = json!({"organizationId": token, token: token});
+        user.post("/v1/consume", body).await;
+    }
+    let (_, said) = service.stop().await;
+
+    let lines = requests(&said);
+    assert_eq!(lines[0]["user_id"], auth.text("userId"));
+    assert_eq!(lines[0]["key_id"], Value::Null);
+    for secret in right.split('.').chain([wrong.rsplit('.').next().unwrap()]) {
+        let line = said.iter().find(|line| line.contains(secret));
+        assert_eq!(line, None, "{secret}");
+    }
 }
 
 #[tokio::test]

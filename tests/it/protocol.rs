@@ -1,4 +1,4 @@
-//! The protocol as a whole: random histories of counting, flushing, losing and rolling back, against a
+//! The protocol as a whole: random histories of counting, flushing, resetting, losing and rolling back, against a
 //! model that knows what was acknowledged and what Postgres provably held.
 
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use proptest::test_runner::{Config, TestRunner};
 use serde_json::{Map, Value, json};
 use tallyman::flusher::{Batch, Report};
 
-use crate::support::{Answer, Instance, Row, World, at_once, rows, shard, sharded};
+use crate::support::{Answer, Instance, Row, World, at_once, commit_reset, rows, shard, sharded};
 
 /// How many histories are tried, unless `PROPTEST_CASES` says otherwise.
 const CASES: u32 = 32;
@@ -26,6 +26,9 @@ const FLUSHES_MAX: usize = 3;
 const BURST: usize = 12;
 
 const ORGANIZATION: &str = "org_1";
+
+/// What is reset together.
+const METERS: &[&[&str]] = &[&["api"], &["tokens"], &["api", "tokens"]];
 
 #[test]
 fn nothing_acknowledged_is_lost_or_doubled_except_what_a_loss_of_redis_took() {
@@ -99,6 +102,12 @@ enum Step {
         by: usize,
         limit: u64,
     },
+    /// Resets one meter or both; `lost` on the way to Redis, together with the data there, and finished later.
+    Reset {
+        by: usize,
+        meters: &'static [&'static str],
+        lost: bool,
+    },
     /// Time passes.
     Advance {
         minutes: i64,
@@ -119,6 +128,7 @@ fn step() -> impl Strategy<Value = Step> {
     let paths = select(&["/v1/track", "/v1/consume", "/v1/check"][..]);
     let amounts = select(&[[1, 0], [2, 0], [7, 0], [0, 3], [1, 1], [5, 2]][..]);
     let minutes = select(&[1, 13, 61, 3 * 24 * 60, 16 * 24 * 60][..]);
+    let meters = select(METERS);
     let by = 0..2_usize;
     let flush = 0..FLUSHES_MAX;
     prop_oneof![
@@ -132,6 +142,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => flush.prop_map(|flush| Step::Abandon { flush }),
         2 => by.clone().prop_map(|by| Step::Flush { by }),
         2 => (by.clone(), 0..60_u64).prop_map(|(by, limit)| Step::Limit { by, limit }),
+        3 => (by.clone(), meters, prop::bool::weighted(0.3)).prop_map(|(by, meters, lost)| Step::Reset { by, meters, lost }),
         3 => minutes.prop_map(|minutes| Step::Advance { minutes }),
         2 => Just(Step::Lose),
         2 => Just(Step::Copy),
@@ -193,6 +204,8 @@ struct History {
     copy: Option<Vec<u8>>,
     starts: usize,
     limit: u64,
+    /// When each meter was last reset.
+    resets: BTreeMap<String, DateTime<Utc>>,
     known: BTreeMap<Counter, Known>,
     /// What Postgres held after the last step.
     rows: Vec<Row>,
@@ -211,6 +224,7 @@ impl History {
             copy: None,
             starts: 1,
             limit: 1000,
+            resets: BTreeMap::new(),
             known: BTreeMap::new(),
             rows: Vec::new(),
         }
@@ -267,6 +281,7 @@ impl History {
                 }
             }
             Step::Limit { by, limit } => self.set_limit(by, limit).await,
+            Step::Reset { by, meters, lost } => self.reset(by, meters, lost).await,
             Step::Advance { minutes } => self.world.clock.advance(Duration::minutes(minutes)),
             Step::Lose => {
                 self.lose_all_but_rows().await;
@@ -293,7 +308,11 @@ impl History {
         for (meter, amount) in &charges {
             let amount = amount.as_u64().unwrap();
             let of_meter = &answer.body["meters"][meter];
-            assert_eq!(of_meter["periodStart"], json!(self.period()), "{answer:?}");
+            assert_eq!(
+                of_meter["periodStart"],
+                json!(self.period(meter)),
+                "{answer:?}"
+            );
             let current = of_meter["current"].as_u64().unwrap();
             let before = current - if counted { amount } else { 0 };
             let fits = meter != "api" || before + amount <= self.limit;
@@ -302,7 +321,7 @@ impl History {
             if path != "/v1/track" {
                 assert_eq!(denied, !fits, "{answer:?}, limit {}", self.limit);
             }
-            let known = self.known(meter, self.period());
+            let known = self.known(meter, self.period(meter));
             assert!(known.used.contains(before), "{known:?} {answer:?}");
             known.used = Range::exactly(current);
             if path == "/v1/consume" && denied {
@@ -314,7 +333,7 @@ impl History {
     async fn burst(&mut self, flusher: usize) {
         let (granted, denied) = self.call_at_once(flusher, false).await;
         let limit = self.limit;
-        let known = self.known("api", self.period());
+        let known = self.known("api", self.period("api"));
         let before = granted.first().or(denied.first());
         let before = before.unwrap() - u64::from(!granted.is_empty());
         assert!(known.used.contains(before), "{known:?} {granted:?}");
@@ -329,7 +348,7 @@ impl History {
     async fn burst_and_loss(&mut self, flusher: usize) {
         self.lose_all_but_rows().await;
         let (granted, denied) = self.call_at_once(flusher, true).await;
-        let known = self.known("api", self.period());
+        let known = self.known("api", self.period("api"));
         known.used.most += u(granted.len());
         known.denied.most += u(denied.len());
     }
@@ -375,7 +394,7 @@ impl History {
         assert_eq!(answer.body["exact"], true, "{answer:?}");
         for (meter, of_meter) in answer.body["meters"].as_object().unwrap() {
             let current = of_meter["current"].as_u64().unwrap();
-            let known = self.known(meter, self.period());
+            let known = self.known(meter, self.period(meter));
             assert!(known.used.contains(current), "{known:?} {answer:?}");
         }
     }
@@ -395,6 +414,56 @@ impl History {
         } else {
             assert_eq!(answer.status, 200, "{answer:?}");
             self.limit = limit;
+        }
+    }
+
+    async fn reset(&mut self, by: usize, meters: &[&str], lost: bool) {
+        if lost {
+            self.lose_all_but_rows().await;
+            // Only what Postgres knows can be reset there.
+            if self.rows.is_empty() {
+                return;
+            }
+            commit_reset(&self.world, ORGANIZATION, Some(meters)).await;
+            self.world.flush_redis().await;
+            let admin = &self.instances[by].app.state.admin;
+            assert_eq!(admin.finish_resets_once().await.unwrap(), 1);
+        }
+        let path = format!("/v1/organizations/{ORGANIZATION}/reset");
+        let answer = self.instances[by]
+            .http
+            .post(&path, json!({"meters": meters}))
+            .await;
+        if answer.status == 404 {
+            assert!(self.rows.is_empty(), "{answer:?}");
+            return;
+        }
+        assert_eq!(answer.status, 200, "{answer:?}");
+        for meter in meters {
+            let told = &answer.body["meters"][meter];
+            let previous: DateTime<Utc> = told["previousPeriodStart"]
+                .as_str()
+                .unwrap()
+                .parse()
+                .unwrap();
+            if lost {
+                // The one that was lost on its way came first.
+                let at = self
+                    .world
+                    .clock
+                    .now()
+                    .max(self.period(meter) + Duration::milliseconds(1));
+                assert!(previous >= at, "{answer:?}");
+                self.resets.insert((*meter).to_owned(), previous);
+            }
+            assert_eq!(previous, self.period(meter), "{answer:?}");
+            let counted = told["previousCount"].as_u64().unwrap();
+            let known = self.known(meter, previous);
+            assert!(known.used.contains(counted), "{known:?} {answer:?}");
+            known.used = Range::exactly(counted);
+            let began = told["periodStart"].as_str().unwrap().parse().unwrap();
+            assert!(began > previous, "{answer:?}");
+            self.resets.insert((*meter).to_owned(), began);
         }
     }
 
@@ -512,14 +581,13 @@ impl History {
         assert_eq!(self.instances[1].flush().await, Report::default());
         let [one, other] = [self.usage(0).await, self.usage(1).await];
         assert_eq!(one.body, other.body);
-        let period = self.period();
         for (meter, start) in self.known.keys() {
             let row = self
                 .rows
                 .iter()
                 .find(|row| row.meter == *meter && row.period_start == *start);
             let used = row.map_or(0, |row| row.used);
-            if *start == period && one.status == 200 {
+            if *start == self.period(meter) && one.status == 200 {
                 let current = one.body["meters"][meter]["current"].as_i64();
                 assert_eq!(current.unwrap_or(0), used, "{one:?} {row:?}");
             }
@@ -530,11 +598,12 @@ impl History {
         self.known.entry((meter.to_owned(), start)).or_default()
     }
 
-    /// The start of the period that runs.
-    fn period(&self) -> DateTime<Utc> {
+    /// The start of the period of a meter that runs.
+    fn period(&self, meter: &str) -> DateTime<Utc> {
         let now = self.world.clock.now();
-        Utc.with_ymd_and_hms(now.year(), now.month(), 1, 0, 0, 0)
-            .unwrap()
+        let month = Utc.with_ymd_and_hms(now.year(), now.month(), 1, 0, 0, 0);
+        let reset = self.resets.get(meter).copied().unwrap_or_default();
+        month.unwrap().max(reset)
     }
 }
 

@@ -39,6 +39,7 @@ pub(super) fn outline() -> utoipa::openapi::OpenApi {
         (name = "Counting", description = "Count, enforce and give back. All four take the same fields and give the same answer."),
         (name = "Usage", description = "What an organization has used in its running periods."),
         (name = "History", description = "What was used when, by hour, day and period."),
+        (name = "Events", description = "What happened and is worth telling."),
         (name = "Organizations", description = "Who is counted, by which calendar, up to which limits."),
         (name = "API keys", description = "Who may call."),
         (name = "Audit", description = "Who has changed what."),
@@ -86,6 +87,15 @@ pub(super) fn complete(mut document: utoipa::openapi::OpenApi) -> utoipa::openap
         .build();
     let schemes = &mut components.security_schemes;
     schemes.insert("key".to_owned(), SecurityScheme::Http(key).into());
+    let token = HttpBuilder::new()
+        .scheme(HttpAuthScheme::Bearer)
+        .bearer_format("JWT")
+        .description(Some(
+            "A JWT of the auth server, where the service is told of one. It reads the organization that it names, and \
+             nothing else.",
+        ))
+        .build();
+    schemes.insert("token".to_owned(), SecurityScheme::Http(token).into());
     for item in document.paths.paths.values_mut() {
         for operation in [&mut item.get, &mut item.put, &mut item.patch] {
             if let Some(operation) = operation
@@ -122,7 +132,12 @@ pub(super) fn complete(mut document: utoipa::openapi::OpenApi) -> utoipa::openap
 /// The scope is in the operation's security requirement, where people do not look.
 fn name_scope(operation: &mut Operation) {
     if let Some(scope) = scope(operation) {
-        let needed = format!("Needs a key with the scope `{scope}`.");
+        let token = if takes_token(operation) {
+            ", or a JWT of the organization"
+        } else {
+            ""
+        };
+        let needed = format!("Needs a key with the scope `{scope}`{token}.");
         operation.description = Some(match operation.description.take() {
             Some(description) => format!("{description}\n\n{needed}"),
             None => needed,
@@ -155,6 +170,13 @@ fn tell_tag(operation: &mut Operation) {
     }
 }
 
+/// Whether a JWT opens it as well.
+fn takes_token(operation: &Operation) -> bool {
+    let requirements = serde_json::to_value(&operation.security).unwrap_or_default();
+    let mut requirements = requirements.as_array().into_iter().flatten();
+    requirements.any(|requirement| !requirement["token"].is_null())
+}
+
 /// What can go wrong with whatever has a key, a path, a query or a body.
 fn implied_problems(operation: &Operation) -> Vec<Error> {
     let parameter_in = |place: &ParameterIn| {
@@ -175,6 +197,7 @@ fn implied_problems(operation: &Operation) -> Vec<Error> {
             Error::Unauthenticated,
             Error::Forbidden("this key is bound to another organization"),
             Error::DatabaseUnavailable,
+            Error::AuthServerUnavailable,
         ]);
     }
     if is_conditional(operation) {

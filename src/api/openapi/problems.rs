@@ -60,6 +60,18 @@ problems!(
 );
 
 problems!(
+    /// What can go wrong while an administrator changes counts.
+    AdministeringProblems,
+    [
+        Error::IdempotencyKeyReused,
+        Error::TooManyMeters("tokens".to_owned()),
+        Error::CounterStoreUnavailable,
+        Error::DatabaseUnavailable,
+        Error::Overloaded,
+    ]
+);
+
+problems!(
     /// Redis must be there.
     NeedsCounterStore,
     [Error::CounterStoreUnavailable]

@@ -4,8 +4,10 @@
 //! world has its own redis-server, so that a test may flush, stop and roll it back. Workers are not
 //! started: tests drive `flush_once` and `sweep_once`, or start them by [`World::serve`].
 
+mod auth_server;
 mod behind;
 mod forgetful;
+mod issuer;
 mod postgres;
 mod process;
 mod shortcuts;
@@ -15,6 +17,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use auth_server::AuthServer;
 pub use behind::*;
 use chrono::{DateTime, Utc};
 use redis::aio::MultiplexedConnection;
@@ -37,8 +40,9 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub use forgetful::Forgetful;
+pub use issuer::*;
 pub use process::Process;
-pub use shortcuts::key_of;
+pub use shortcuts::{commit_reset, key_of};
 pub use slow::{Slow, settings_of};
 
 /// When every world begins: in the middle of a month, and in the future, so that no expiry that
@@ -66,6 +70,8 @@ impl World {
 
     /// A world with other settings than the usual ones.
     pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
+        // As the program does when it starts.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         // Set RUST_LOG-like filters here when a test needs to be watched.
         telemetry::start(&LogConfig {
             filter: "off".to_owned(),
@@ -376,6 +382,7 @@ fn usual_config() -> Config {
         listen: "127.0.0.1:0".parse().unwrap(),
         metrics_listen: None,
         cors_origins: Origins::Only(Vec::new()),
+        jwt: None,
         redis_prefix: "tm:".to_owned(),
         trust_redis_restart: false,
         database_connections: 10,

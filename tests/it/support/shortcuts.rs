@@ -1,11 +1,12 @@
 //! What many tests do in the same words.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use serde_json::{Value, json};
 use sqlx::Row as _;
 
 use tallyman::domain::api_key::{NewApiKey, Scope};
+use tallyman::store::resets::{self, Outcome, Wish};
 use tallyman::store::{Actor, Store, api_keys};
 
 use super::{Answer, Instance, World, instant, sharded};
@@ -114,4 +115,26 @@ impl Instance {
 pub fn key_of(organization: &str, meter: &str, start: &str) -> String {
     let start = instant(start).timestamp_millis();
     sharded(organization, &format!("u:{organization}:{meter}:{start}"))
+}
+
+/// A reset that is committed and not known to Redis: its process has died in between.
+pub async fn commit_reset(world: &World, organization: &str, meters: Option<&[&str]>) {
+    let store = Store::new(&world.database_url, 1).unwrap();
+    let organization = organization.parse().unwrap();
+    let meters: Option<BTreeSet<_>> =
+        meters.map(|meters| meters.iter().map(|meter| meter.parse().unwrap()).collect());
+    let wish = Wish {
+        organization: &organization,
+        incarnation: 0,
+        meters: meters.as_ref(),
+        counted: &[],
+        reason: None,
+        attempt: None,
+    };
+    let actor = Actor {
+        name: "tests".to_owned(),
+        request_id: String::new(),
+    };
+    let outcome = resets::commit(&store, &wish, &actor, world.clock.now()).await;
+    assert!(matches!(outcome, Ok(Outcome::Committed { .. })));
 }

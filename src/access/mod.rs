@@ -1,9 +1,13 @@
-//! Who may call: looks API keys up, close at hand first.
+//! Who may call: looks API keys up, close at hand first, and verifies JWTs.
 //!
-//! Cache, then the mirror in Redis, then Postgres, so that counting authenticates while Postgres is
+//! Of a key: cache, then the mirror in Redis, then Postgres, so that counting authenticates while Postgres is
 //! away. Keys change in Postgres; only the sweep writes the mirror, in the order of the changes, so that a
 //! revoked key does not come back, whatever was lost, delayed or restored. With both servers up a
 //! revocation is in force everywhere after a sweep and the life of the caches, which is below 5 s.
+
+mod jwks;
+mod signatures;
+mod tokens;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,12 +18,16 @@ use chrono::{DateTime, DurationRound as _, TimeDelta, Utc};
 use quick_cache::sync::Cache;
 use tokio_util::sync::CancellationToken;
 
+pub use tokens::{User, may_hold_token};
+
 use crate::clock::Clock;
+use crate::config::JwtConfig;
 use crate::counters::{self, Counters, KeyChanges};
 use crate::domain::ids::ApiKeyId;
 use crate::metrics::{self, Metrics, Worker};
 use crate::store::api_keys::{self, KeyRecord, PresentedKey};
 use crate::store::{self, Store};
+use tokens::Tokens;
 
 /// How long a key, or the absence of one, is believed without looking again.
 const CACHE_LIFETIME: TimeDelta = TimeDelta::seconds(2);
@@ -36,7 +44,7 @@ const SWEEP_BATCH: u32 = 1000;
 /// Between two notes in Postgres of which keys were used.
 const USES_INTERVAL: Duration = Duration::from_mins(1);
 
-/// The handle on keys; clones share the cache.
+/// The handle on keys and tokens; clones share the cache.
 #[derive(Debug, Clone)]
 pub struct Access {
     counters: Counters,
@@ -46,6 +54,8 @@ pub struct Access {
     /// The minute in which keys were last used, as far as Postgres has not been told.
     uses: Arc<Mutex<BTreeMap<ApiKeyId, DateTime<Utc>>>>,
     metrics: Metrics,
+    /// None where no JWT is accepted.
+    tokens: Option<Tokens>,
 }
 
 /// What a look-up found.
@@ -76,19 +86,30 @@ pub enum Error {
     /// Postgres.
     #[error(transparent)]
     Store(#[from] store::Error),
+    /// The auth server, which alone knows a JWT's key.
+    #[error("the keys of the auth server cannot be fetched: {0}")]
+    AuthServer(String),
 }
 
 impl Access {
     /// A handle that knows no keys yet.
-    pub fn new(counters: Counters, store: Store, clock: Clock, metrics: Metrics) -> Self {
-        Self {
+    pub fn new(
+        counters: Counters,
+        store: Store,
+        clock: Clock,
+        metrics: Metrics,
+        jwt: Option<JwtConfig>,
+    ) -> Result<Self, reqwest::Error> {
+        let tokens = jwt.map(|jwt| Tokens::new(jwt, clock.clone())).transpose()?;
+        Ok(Self {
             counters,
             store,
             clock,
             cache: Arc::new(Cache::new(CACHE_SIZE)),
             uses: Arc::default(),
             metrics,
-        }
+            tokens,
+        })
     }
 
     /// The record of a key, if the key is right, and neither expired nor revoked.
@@ -100,7 +121,8 @@ impl Access {
             known
         } else {
             self.metrics.cache_missed(metrics::Cache::Keys);
-            self.look_up(&key.id, now).await?
+            // In a box, so that a call whose key is at hand does not carry this about.
+            Box::pin(self.look_up(&key.id, now)).await?
         };
         let Some(record) = &known.record else {
             return Ok(None);
@@ -113,6 +135,14 @@ impl Access {
             self.note_use(&key.id, now);
         }
         Ok(Some(Arc::clone(record)))
+    }
+
+    /// The user that a JWT was made for, if it is right, and now is its time.
+    pub async fn user(&self, token: &str) -> Result<Option<User>, Error> {
+        match &self.tokens {
+            Some(tokens) => tokens.verify(token).await,
+            None => Ok(None),
+        }
     }
 
     /// Drops what is cached of one key.

@@ -1,0 +1,87 @@
+#!lua
+--[[
+Finishes a reset that is committed in Postgres: closes the counter of the period that it ended and begins the
+next one, in one step, so that nothing is counted in both and nothing in neither.
+
+KEYS
+  [1] the shard's generation
+  [2] the organization
+  [3] the shard's dirty index
+  [4] the counter that the reset closes
+  [5] the counter that begins at the reset
+
+ARGV
+  [1] now                   ms since the epoch
+  [2] generation            that the caller believes in
+  [3] policy version        that the caller resolved, which knows the reset
+  [4] meter
+  [5] stamp                 of the counter that begins
+  [6] start                 of the period that the reset closes, ms
+  [7] the reset             ms: where that period ends and the next begins
+  [8] margin                ms by which the data set must be older than a period: earliest event and clock skew
+  [9] expiry                of the counter that begins, ms since the epoch while nothing is counted, or ''
+
+Returns one of
+  'closed'                  it is done, now or before
+  'generation'              the data set has another generation, or none
+  'policy'                  Redis knows no policy of the organization, or a newer one
+  'restore_closed'          nothing was done: Postgres must be asked for the counter to close first
+  'restore'                 the one is closed; Postgres must be asked for the one that begins
+
+Invariants
+  A counter begins at a reset only in a data set in which the one before it is closed.
+  What is closed stays so, with the limit and the enforcement that it had, under the version of the reset.
+  Missing is unknown, never zero: only a data set older than a period can know that nothing is missing.
+  A counter that was missing is created closed, so that no late event finds it open.
+  A counter that was closed here is dirty: its snapshot is what ends the period in Postgres.
+]]
+local now, generation, version, meter, stamp = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local start, reset, margin, expiry = tonumber(ARGV[6]), ARGV[7], tonumber(ARGV[8]), ARGV[9]
+
+local current = redis.call('HMGET', KEYS[1], 'number', 'born')
+if current[1] ~= generation then
+  return 'generation'
+end
+local organization = redis.call('HMGET', KEYS[2], 'v', 'm')
+if not organization[1] or tonumber(organization[1]) > tonumber(version) then
+  return 'policy'
+end
+local function knows_all_since(instant)
+  return tonumber(current[2]) + margin < instant
+end
+local old = redis.call('HMGET', KEYS[4], 's', 'f', 'p')
+local held_generation, limit, enforcement = string.match(old[3] or stamp, '^(%d+):%d+:(%d*):(%a)')
+if old[3] and held_generation ~= generation or not old[3] and not knows_all_since(start) then
+  return 'restore_closed'
+end
+local begun = redis.call('HGET', KEYS[5], 'p')
+local stands = begun and string.match(begun, '^%d+') == generation
+
+if not string.find(enforcement, '%u') or not old[3] then
+  local sequence = tonumber(old[1]) or 0
+  local closed = table.concat({generation, version, limit, string.upper(enforcement), reset}, ':')
+  redis.call('HSET', KEYS[4], 's', sequence + 1, 'p', closed)
+  if not old[3] then
+    redis.call('HSET', KEYS[4], 'u', 0)
+  end
+  if sequence == (tonumber(old[2]) or 0) then
+    redis.call('ZADD', KEYS[3], now, KEYS[4])
+    redis.call('PERSIST', KEYS[4])
+  end
+end
+if stands then
+  return 'closed'
+end
+if begun or not knows_all_since(tonumber(reset)) then
+  return 'restore'
+end
+local meters = organization[2] or ' '
+if not string.find(meters, ' ' .. meter .. ' ', 1, true) then
+  redis.call('HSET', KEYS[2], 'm', meters .. meter .. ' ')
+  redis.call('PERSIST', KEYS[2])
+end
+redis.call('HSET', KEYS[5], 'u', 0, 's', 0, 'p', stamp)
+if expiry ~= '' then
+  redis.call('PEXPIREAT', KEYS[5], expiry)
+end
+return 'closed'

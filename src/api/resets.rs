@@ -1,0 +1,169 @@
+//! `POST /v1/organizations/{id}/reset`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use axum::Json;
+use axum::extract::State as Shared;
+use axum::http::HeaderValue;
+use axum::response::{IntoResponse, Response};
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::extract::{Administrator, Fields, Idempotency, OrganizationPath};
+use super::openapi::problems::AdministeringProblems;
+use super::problem::Error;
+use crate::admin::Reset;
+use crate::domain::ids::{IdempotencyKey, METERS_MAX, MeterId, OrganizationId};
+use crate::domain::quantity::Count;
+use crate::state::State;
+use crate::store::attempts::Attempt;
+
+/// The longest reason that anybody may give, characters.
+const REASON_MAX: usize = 500;
+
+/// What to reset, and why.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schema(example = json!({"meters": ["api"], "reason": "goodwill after the outage"}))]
+pub(super) struct ResetBody {
+    /// These meters; all that have a limit or a count unless said.
+    #[schema(min_items = 1, max_items = 32)]
+    meters: Option<BTreeSet<MeterId>>,
+    /// For the audit log.
+    #[schema(min_length = 1, max_length = 500)]
+    reason: Option<String>,
+}
+
+/// What was closed and what was opened.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(example = json!({
+    "organizationId": "org_123",
+    "meters": {"api": {
+        "previousCount": 501, "previousPeriodStart": "2026-11-01T00:00:00Z",
+        "periodStart": "2026-11-22T10:15:30.250Z", "resetDate": "2026-12-01T00:00:00Z"
+    }}
+}))]
+pub(super) struct ResetResult {
+    organization_id: OrganizationId,
+    /// Each meter that was reset.
+    meters: BTreeMap<MeterId, MeterReset>,
+}
+
+/// What a reset did to one meter.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct MeterReset {
+    /// Units counted in the period that is closed.
+    previous_count: Count,
+    /// When that began.
+    previous_period_start: DateTime<Utc>,
+    /// When the period began that runs now.
+    period_start: DateTime<Utc>,
+    /// When the next begins; null where the period does not end by itself.
+    #[schema(required)]
+    reset_date: Option<DateTime<Utc>>,
+}
+
+/// Reset
+///
+/// In any mode: closes the running period of each meter into history with its count, and starts a new one at 0.
+/// `resetDate` does not move. No call is counted in both periods, and none in neither; events that happened before the
+/// reset and come after it count in the new one.
+/// A 503 may have been committed, and is then finished when Redis is back; with an `Idempotency-Key` a repetition does not
+/// reset twice.
+#[utoipa::path(
+    post,
+    path = "/v1/organizations/{id}/reset",
+    operation_id = "resetOrganization",
+    tag = "Organizations",
+    security(("key" = ["admin"])),
+    params(OrganizationPath, Idempotency),
+    request_body(content = ResetBody, description = "Without a body the fields come from the query, if there are any."),
+    responses(
+        (status = 200, description = "What was closed and opened; the next request anywhere counts in the new period.",
+         body = ResetResult),
+        AdministeringProblems,
+    )
+)]
+pub(super) async fn reset(
+    Shared(state): Shared<State>,
+    Administrator(caller, actor): Administrator,
+    OrganizationPath(named): OrganizationPath,
+    Idempotency(key): Idempotency,
+    Fields(body): Fields<ResetBody>,
+) -> Result<Response, Error> {
+    let id = caller.reach(&named)?;
+    let ResetBody { meters, reason } = body;
+    if meters
+        .as_ref()
+        .is_some_and(|meters| !(1..=METERS_MAX).contains(&meters.len()))
+    {
+        return Err(Error::InvalidField {
+            pointer: "/meters".to_owned(),
+            detail: format!("must name 1 to {METERS_MAX} meters, or be left out"),
+        });
+    }
+    if let Some(reason) = &reason {
+        check_reason(reason)?;
+    }
+    let payload = format!("reset {meters:?} {reason:?}");
+    let attempt = key.map(|key| attempt(&id, key, &payload));
+    let reset = state
+        .admin
+        .reset(&id, meters, reason.as_deref(), attempt.as_ref(), &actor)
+        .await?;
+    let replayed = reset.replayed;
+    Ok(told(Json(ResetResult::of(id, reset)), replayed))
+}
+
+impl ResetResult {
+    fn of(organization_id: OrganizationId, reset: Reset) -> Self {
+        let meters = reset.meters.into_iter().map(|(meter, it)| {
+            let result = MeterReset {
+                previous_count: it.previous_count,
+                previous_period_start: it.previous_start,
+                period_start: it.period.start,
+                reset_date: it.period.end,
+            };
+            (meter, result)
+        });
+        Self {
+            organization_id,
+            meters: meters.collect(),
+        }
+    }
+}
+
+fn check_reason(reason: &str) -> Result<(), Error> {
+    let length = reason.chars().count();
+    if (1..=REASON_MAX).contains(&length) && !reason.contains('\0') {
+        return Ok(());
+    }
+    Err(Error::InvalidField {
+        pointer: "/reason".to_owned(),
+        detail: format!("must be 1 to {REASON_MAX} characters, none of them U+0000"),
+    })
+}
+
+/// An attempt under a key of the organization.
+fn attempt(organization: &OrganizationId, key: IdempotencyKey, payload: &str) -> Attempt {
+    Attempt {
+        scope: organization.to_string(),
+        key,
+        fingerprint: format!("{:016x}", xxh3_64(payload.as_bytes())),
+    }
+}
+
+fn told(answer: impl IntoResponse, replayed: bool) -> Response {
+    let mut response = answer.into_response();
+    if replayed {
+        let replayed = HeaderValue::from_static("true");
+        response
+            .headers_mut()
+            .insert("idempotent-replayed", replayed);
+    }
+    response
+}

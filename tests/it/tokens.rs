@@ -1,0 +1,440 @@
+//! JWTs: those of the auth server read one organization each, and nothing else passes for one.
+
+use chrono::DateTime;
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use tallyman::clock::Clock;
+
+use crate::support::{
+    AUDIENCE, Answer, AuthServer, Http, ISSUER, Instance, Issuer, Publishes, Signer, World,
+    at_once, message, opened, sign_with_secret,
+};
+
+const USAGE: &str = "/v1/organizations/org_1/usage";
+
+/// A world whose auth server has these keys, and an instance in it.
+async fn trusting(signers: &[&Signer]) -> (World, Issuer, Instance) {
+    let keys = signers.iter().map(|signer| signer.jwk()).collect();
+    let issuer = Issuer::start(Publishes::Keys(keys)).await;
+    let world = World::with(|config| config.jwt = Some(issuer.config())).await;
+    let service = world.instance().await;
+    (world, issuer, service)
+}
+
+/// What a right token of `org_1` says, good for ten minutes.
+fn claims(world: &World) -> Value {
+    json!({
+        "sub": "user_1", "iss": ISSUER, "aud": AUDIENCE, "organizationId": "org_1",
+        "exp": world.clock.now().timestamp() + 600
+    })
+}
+
+/// The same, with other values; null takes a claim away.
+fn claims_with(world: &World, others: &Value) -> Value {
+    let mut claims = claims(world);
+    for (name, value) in others.as_object().unwrap() {
+        claims[name] = value.clone();
+    }
+    claims
+        .as_object_mut()
+        .unwrap()
+        .retain(|_, value| !value.is_null());
+    claims
+}
+
+async fn read(http: &Http, token: &str) -> Answer {
+    http.with_key(Some(token)).get(USAGE).await
+}
+
+fn refused(answer: &Answer, status: u16, code: &str) {
+    let seen = (answer.status.as_u16(), answer.code());
+    assert_eq!(seen, (status, code), "{}", answer.text);
+}
+
+#[tokio::test]
+async fn a_token_of_better_auth_reads_its_organization_in_every_algorithm_and_does_nothing_else() {
+    let auth = AuthServer::start().await;
+    let world = World::with(|config| config.jwt = Some(auth.config())).await;
+    // Its tokens are of today.
+    let service = world.instance_at(Clock::System).await;
+    let own = auth.text("organizationId");
+    let path = format!("/v1/organizations/{own}");
+    for (counted, algorithm) in (0..).zip(["EdDSA", "ES256", "RS256"]) {
+        let user = service.http.with_key(Some(auth.token(algorithm)));
+        let usage = user.get(&format!("{path}/usage")).await;
+        assert_eq!(usage.status, 200, "{algorithm}: {}", usage.text);
+        // Never counted, it reads as the default plan at 0.
+        assert_eq!(usage.body["planId"], "free");
+        assert_eq!(usage.body["meters"]["api"]["current"], counted);
+        assert_eq!(usage.body["meters"]["api"]["limit"], 1000);
+        for path in [
+            format!("{path}/limits"),
+            format!("{path}/features/sso"),
+            format!("{path}/history"),
+            format!("/v1/history?organizationId={own}"),
+            format!("/v1/events?organizationId={own}"),
+        ] {
+            let answer = user.get(&path).await;
+            assert_eq!(answer.status, 200, "{algorithm} {path}: {}", answer.text);
+        }
+        service.count("another", "api", 1).await;
+        for path in [
+            "/v1/organizations/another/usage",
+            "/v1/organizations/nobody/usage",
+            "/v1/organizations/another/limits",
+            "/v1/history",
+            "/v1/history?organizationId=another",
+            "/v1/events",
+            "/v1/events?organizationId=another",
+            "/v1/organizations",
+            "/v1/api-keys",
+            "/metrics",
+            &path,
+        ] {
+            refused(&user.get(path).await, 403, "forbidden");
+        }
+        let body = json!({"organizationId": own});
+        for path in ["/v1/track", "/v1/consume", "/v1/check", "/v1/refund"] {
+            refused(&user.post(path, body.clone()).await, 403, "forbidden");
+        }
+        refused(&user.put(&path, json!({})).await, 403, "forbidden");
+        let limits = json!({"api": {"limit": null}});
+        let limits = user.patch(&format!("{path}/limits"), limits).await;
+        refused(&limits, 403, "forbidden");
+        service.count(own, "api", 1).await;
+    }
+    assert_eq!(service.current(own, "api").await, 3);
+    // Somebody who is in no organization reads none.
+    for token in ["outsiderToken", "adminToken"] {
+        let user = service.http.with_key(Some(auth.text(token)));
+        let usage = user.get(&format!("{path}/usage")).await;
+        refused(&usage, 403, "forbidden");
+    }
+}
+
+#[tokio::test]
+async fn a_token_of_better_auth_ends_when_it_says() {
+    let auth = AuthServer::start().await;
+    let world = World::with(|config| config.jwt = Some(auth.config())).await;
+    let token = auth.token("EdDSA");
+    let end = opened(token, 1)["exp"].as_i64().unwrap();
+    let path = format!("/v1/organizations/{}/usage", auth.text("organizationId"));
+    for (seconds, status) in [(-900, 200), (-1, 200), (5, 401), (86_400, 401)] {
+        let now = DateTime::from_timestamp_secs(end + seconds).unwrap();
+        let service = world.instance_at(Clock::manual(now)).await;
+        let answer = service.http.with_key(Some(token)).get(&path).await;
+        assert_eq!(answer.status, status, "{seconds}: {}", answer.text);
+    }
+}
+
+#[tokio::test]
+async fn a_new_key_of_better_auth_is_known_a_minute_after_the_last_fetch() {
+    let auth = AuthServer::start().await;
+    let world = World::with(|config| config.jwt = Some(auth.config())).await;
+    let begin = opened(auth.token("EdDSA"), 1)["iat"].as_i64().unwrap();
+    let clock = Clock::manual(DateTime::from_timestamp_secs(begin).unwrap());
+    let service = world.instance_at(clock.clone()).await;
+    let path = format!("/v1/organizations/{}/usage", auth.text("organizationId"));
+    let (old, new) = (auth.token("EdDSA"), auth.rotate().await);
+    let read = async |token: &str| service.http.with_key(Some(token)).get(&path).await.status;
+    assert_eq!(read(old).await, 200);
+    let newer = auth.rotate().await;
+    assert_eq!(read(&new).await, 200);
+    assert_eq!(read(&newer).await, 401);
+    clock.advance(chrono::Duration::seconds(60));
+    for token in [&newer, &new, old] {
+        assert_eq!(read(token).await, 200);
+    }
+}
+
+#[tokio::test]
+async fn only_what_a_key_of_the_auth_server_has_signed_is_a_token() {
+    let (signer, other) = (Signer::eddsa("a"), Signer::es256("b"));
+    let (world, _issuer, service) = trusting(&[&signer, &other]).await;
+    let claims = claims(&world);
+    for signer in [&signer, &other] {
+        let answer = read(&service.http, &signer.sign(&claims)).await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+    }
+    let header = |alg: &str, kid: &str| json!({"alg": alg, "kid": kid});
+    let right = signer.sign(&claims);
+    let (unsigned, signature) = right.rsplit_once('.').unwrap();
+    let raised = message(
+        &header("EdDSA", "a"),
+        &claims_with(&world, &json!({"role": "admin"})),
+    );
+    let mut wrong = vec![
+        // No signature at all, in every spelling.
+        format!("{}.", message(&header("none", "a"), &claims)),
+        format!("{}.", message(&header("None", "a"), &claims)),
+        format!("{}.", message(&header("EdDSA", "a"), &claims)),
+        unsigned.to_owned(),
+        format!("{}.{signature}", message(&header("none", "a"), &claims)),
+        // Another content, another key, another key's name, another algorithm.
+        format!("{raised}.{signature}"),
+        Signer::eddsa("a").sign(&claims),
+        Signer::es256("a").sign(&claims),
+        signer.sign_under(&header("EdDSA", "b"), &claims),
+        signer.sign_under(&header("EdDSA", "unknown"), &claims),
+        signer.sign_under(&header("ES256", "a"), &claims),
+        signer.sign_under(&json!({"alg": "EdDSA"}), &claims),
+        // A key that it brings along, and a demand that is not understood.
+        Signer::eddsa("a").sign_under(
+            &json!({"alg": "EdDSA", "kid": "a", "jwk": Signer::eddsa("a").jwk()}),
+            &claims,
+        ),
+        signer.sign_under(
+            &json!({"alg": "EdDSA", "kid": "a", "crit": ["x"], "x": 1}),
+            &claims,
+        ),
+        // What is none.
+        format!("{right}.{signature}"),
+        format!("{right}x"),
+        String::new(),
+        ".".to_owned(),
+        "..".to_owned(),
+        "a.b.c".to_owned(),
+        "e30.e30.e30".to_owned(),
+        "eyJ".to_owned() + &"x".repeat(6000),
+    ];
+    // A public key is no secret, whatever form it has.
+    for (name, key) in [("a", &signer), ("b", &other)] {
+        let jwk = key.jwk();
+        for secret in [
+            key.public(),
+            jwk["x"].as_str().unwrap().as_bytes().to_vec(),
+            jwk.to_string().into_bytes(),
+        ] {
+            for alg in ["HS256", key.algorithm()] {
+                wrong.push(sign_with_secret(&header(alg, name), &claims, &secret));
+            }
+        }
+    }
+    for token in &wrong {
+        let answer = read(&service.http, token).await;
+        refused(&answer, 401, "unauthenticated");
+        assert_eq!(answer.header("www-authenticate"), "Bearer");
+    }
+    // Where the setting is not given, nothing is a token.
+    let alone = World::new().await;
+    let service = alone.instance().await;
+    refused(&read(&service.http, &right).await, 401, "unauthenticated");
+}
+
+#[tokio::test]
+async fn a_token_is_for_this_service_and_for_now() {
+    let signer = Signer::eddsa("a");
+    let (world, _issuer, service) = trusting(&[&signer]).await;
+    let now = world.clock.now().timestamp();
+    for (others, status) in [
+        (json!({}), 200),
+        (json!({"iss": "https://other.example"}), 401),
+        (json!({"iss": format!("{ISSUER}/")}), 401),
+        (json!({"iss": null}), 401),
+        (json!({"iss": 1}), 401),
+        (json!({"aud": "other"}), 401),
+        (json!({"aud": null}), 401),
+        (json!({"aud": []}), 401),
+        (json!({"aud": ["other", AUDIENCE]}), 200),
+        (json!({"exp": null}), 401),
+        (json!({"exp": "never"}), 401),
+        (json!({"exp": (now + 600).to_string()}), 401),
+        (json!({"exp": now + 1}), 200),
+        // The auth server's clock may be off by some seconds.
+        (json!({"exp": now - 4}), 200),
+        (json!({"exp": now - 5}), 401),
+        (json!({"exp": 1e300}), 200),
+        (json!({"exp": -1e300}), 401),
+        (
+            json!({"exp": f64::from(u32::try_from(now).unwrap()) + 0.5}),
+            200,
+        ),
+        (json!({"nbf": now + 5}), 200),
+        (json!({"nbf": now + 6}), 401),
+        (json!({"nbf": "x"}), 401),
+        (json!({"sub": null}), 401),
+        (json!({"sub": ""}), 401),
+        (json!({"sub": "a\nb"}), 401),
+        (json!({"sub": "x".repeat(256)}), 401),
+        (json!({"organizationId": "org_2"}), 403),
+        (json!({"organizationId": null}), 403),
+        (json!({"organizationId": ["org_1"]}), 403),
+        (json!({"organizationId": "org 1"}), 403),
+        // Roles open nothing here.
+        (json!({"organizationId": "org_2", "role": "admin"}), 403),
+    ] {
+        let token = signer.sign(&claims_with(&world, &others));
+        let answer = read(&service.http, &token).await;
+        assert_eq!(answer.status, status, "{others}: {}", answer.text);
+    }
+}
+
+#[tokio::test]
+async fn the_claims_have_the_names_that_the_settings_say() {
+    let signer = Signer::eddsa("a");
+    let issuer = Issuer::start(Publishes::Keys(vec![signer.jwk()])).await;
+    let mut jwt = issuer.config();
+    jwt.organization_claim = "https://example.com/tenant".to_owned();
+    let world = World::with(|config| config.jwt = Some(jwt)).await;
+    let service = world.instance().await;
+    let usual = signer.sign(&claims(&world));
+    refused(&read(&service.http, &usual).await, 403, "forbidden");
+    let named = claims_with(&world, &json!({"https://example.com/tenant": "org_1"}));
+    assert_eq!(read(&service.http, &signer.sign(&named)).await.status, 200);
+}
+
+#[tokio::test]
+async fn unknown_keys_are_asked_for_once_a_minute_however_many_there_are() {
+    let signer = Signer::eddsa("a");
+    let (world, issuer, service) = trusting(&[&signer]).await;
+    let right = signer.sign(&claims(&world));
+    at_once(20, |_| {
+        let (http, right) = (service.http.clone(), right.clone());
+        async move { assert_eq!(read(&http, &right).await.status, 200) }
+    })
+    .await;
+    assert_eq!(issuer.asked(), 1);
+    for minute in 1..3 {
+        world.clock.advance(chrono::Duration::seconds(59));
+        let claims = claims(&world);
+        let unknown = |number: usize| Signer::eddsa(&format!("unknown_{number}")).sign(&claims);
+        let tries = |_| {
+            at_once(20, |number| {
+                let (http, token) = (service.http.clone(), unknown(number));
+                async move { refused(&read(&http, &token).await, 401, "unauthenticated") }
+            })
+        };
+        tries(0).await;
+        assert_eq!(issuer.asked(), minute, "not yet");
+        world.clock.advance(chrono::Duration::seconds(1));
+        tries(1).await;
+        assert_eq!(issuer.asked(), minute + 1);
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_was_withdrawn_is_refused_after_ten_minutes() {
+    let (old, new) = (Signer::eddsa("old"), Signer::eddsa("new"));
+    let (world, issuer, service) = trusting(&[&old]).await;
+    let ends = json!({"exp": world.clock.now().timestamp() + 86_400});
+    let [old_token, new_token] = [&old, &new].map(|it| it.sign(&claims_with(&world, &ends)));
+    assert_eq!(read(&service.http, &old_token).await.status, 200);
+    issuer.publish(Publishes::Keys(vec![new.jwk()]));
+    world.clock.advance(chrono::Duration::seconds(599));
+    assert_eq!(read(&service.http, &old_token).await.status, 200);
+    world.clock.advance(chrono::Duration::seconds(1));
+    refused(
+        &read(&service.http, &old_token).await,
+        401,
+        "unauthenticated",
+    );
+    assert_eq!(read(&service.http, &new_token).await.status, 200);
+    assert_eq!(issuer.asked(), 2);
+}
+
+#[tokio::test]
+async fn while_the_keys_cannot_be_fetched_a_token_is_503_and_known_keys_go_on() {
+    let (signer, new) = (Signer::eddsa("a"), Signer::eddsa("new"));
+    let (world, issuer, service) = trusting(&[&signer]).await;
+    let ends = json!({"exp": world.clock.now().timestamp() + 86_400});
+    let [token, unknown] = [&signer, &new].map(|it| it.sign(&claims_with(&world, &ends)));
+    let elsewhere = Issuer::start(Publishes::Keys(vec![signer.jwk()])).await;
+    for broken in [
+        Publishes::Status(StatusCode::INTERNAL_SERVER_ERROR),
+        Publishes::Status(StatusCode::NO_CONTENT),
+        Publishes::Text("<html>".to_owned()),
+        Publishes::Text(r#"{"keys": {}}"#.to_owned()),
+        Publishes::Text(format!(r#"{{"keys": ["{}"]}}"#, "x".repeat(256 * 1024))),
+        Publishes::Elsewhere(elsewhere.url().to_owned()),
+    ] {
+        issuer.publish(broken);
+        let answer = read(&service.http, &token).await;
+        refused(&answer, 503, "auth_server_unavailable");
+        assert_eq!(answer.header("retry-after"), "1");
+        world.clock.advance(chrono::Duration::seconds(1));
+    }
+    assert_eq!(elsewhere.asked(), 0);
+    // API keys do without, and so does whatever cannot be a token.
+    assert_eq!(service.count("org_1", "api", 1).await, 1);
+    refused(&read(&service.http, "a.b.c").await, 401, "unauthenticated");
+
+    issuer.publish(Publishes::Keys(vec![
+        signer.jwk(),
+        json!({"kty": "new", "kid": 1}),
+        json!(7),
+    ]));
+    assert_eq!(read(&service.http, &token).await.status, 200);
+    issuer.publish(Publishes::Status(StatusCode::BAD_GATEWAY));
+    world.clock.advance(chrono::Duration::hours(1));
+    assert_eq!(read(&service.http, &token).await.status, 200);
+    refused(
+        &read(&service.http, &unknown).await,
+        503,
+        "auth_server_unavailable",
+    );
+    let asked = issuer.asked();
+    for token in [&token, &token, &unknown] {
+        read(&service.http, token).await;
+    }
+    assert_eq!(
+        issuer.asked(),
+        asked,
+        "a failure is not asked for again at once"
+    );
+    issuer.publish(Publishes::Keys(vec![new.jwk()]));
+    world.clock.advance(chrono::Duration::minutes(1));
+    assert_eq!(read(&service.http, &unknown).await.status, 200);
+    refused(&read(&service.http, &token).await, 401, "unauthenticated");
+}
+
+#[tokio::test]
+async fn an_auth_server_that_nobody_answers_for_is_503() {
+    let signer = Signer::eddsa("a");
+    let mut jwt = Issuer::start(Publishes::Keys(Vec::new())).await.config();
+    // Port 1 is nobody's.
+    jwt.jwks_url = "http://127.0.0.1:1/jwks".to_owned();
+    let world = World::with(|config| config.jwt = Some(jwt)).await;
+    let service = world.instance().await;
+    let answer = read(&service.http, &signer.sign(&claims(&world))).await;
+    refused(&answer, 503, "auth_server_unavailable");
+}
+
+#[tokio::test]
+async fn keys_for_other_uses_verify_nothing() {
+    let signer = Signer::eddsa("a");
+    for (field, value, status) in [
+        ("use", json!("enc"), 401),
+        ("alg", json!("RS256"), 401),
+        ("crv", json!("X25519"), 401),
+        ("kty", json!("oct"), 401),
+        ("kid", Value::Null, 401),
+        ("use", json!("sig"), 200),
+        ("alg", Value::Null, 200),
+    ] {
+        let mut jwk = signer.jwk();
+        jwk[field] = value;
+        jwk.as_object_mut()
+            .unwrap()
+            .retain(|_, value| !value.is_null());
+        let (world, issuer, service) = trusting(&[]).await;
+        issuer.publish(Publishes::Keys(vec![jwk.clone()]));
+        let answer = read(&service.http, &signer.sign(&claims(&world))).await;
+        assert_eq!(answer.status, status, "{jwk}");
+    }
+}
+
+#[tokio::test]
+async fn a_token_is_no_answer_to_cookies_or_other_schemes() {
+    let signer = Signer::eddsa("a");
+    let (world, _issuer, service) = trusting(&[&signer]).await;
+    let token = signer.sign(&claims(&world));
+    let http = service.http.with_key(None);
+    for (name, value) in [
+        ("cookie", format!("better-auth.session_token={token}")),
+        ("authorization", format!("Basic {token}")),
+        ("authorization", token.clone()),
+    ] {
+        let answer = http.send(Method::GET, USAGE, &[(name, &value)], None).await;
+        refused(&answer, 401, "unauthenticated");
+    }
+}
