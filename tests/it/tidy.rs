@@ -333,7 +333,9 @@ fn every_migration_names_its_constraints_and_tables_say_what_they_are() {
         {
             let line = code[..at].rsplit('\n').next().unwrap();
             assert!(
-                line.trim_start().starts_with("constraint "),
+                line.trim_start()
+                    .trim_start_matches("add ")
+                    .starts_with("constraint "),
                 "{}: {line}{kind}",
                 path.display()
             );
