@@ -332,10 +332,9 @@ fn every_migration_names_its_constraints_and_tables_say_what_they_are() {
             .flat_map(|kind| code.match_indices(kind))
         {
             let line = code[..at].rsplit('\n').next().unwrap();
+            let line = line.trim_start();
             assert!(
-                line.trim_start()
-                    .trim_start_matches("add ")
-                    .starts_with("constraint "),
+                line.trim_start_matches("add ").starts_with("constraint "),
                 "{}: {line}{kind}",
                 path.display()
             );
