@@ -10,6 +10,7 @@
 #![expect(unreachable_pub, reason = "this is no library")]
 
 mod batch;
+mod bench;
 mod cors;
 mod counting;
 mod credentials;
