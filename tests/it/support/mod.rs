@@ -383,6 +383,7 @@ fn usual_config() -> Config {
         flush_interval: Duration::from_secs(1),
         idempotency: Duration::from_hours(24),
         late: Duration::from_hours(48),
+        webhook_private_addresses: true,
         shutdown: Duration::from_secs(20),
         workers: 1,
         defaults: Defaults {
