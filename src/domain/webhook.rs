@@ -28,7 +28,7 @@ pub struct Webhook {
     /// Whether anything is sent.
     pub enabled: bool,
     /// Why nothing is.
-    #[schema(required, inline)]
+    #[schema(required)]
     pub disabled_reason: Option<DisabledReason>,
     /// Since when nothing is.
     #[schema(required)]
@@ -98,18 +98,18 @@ pub struct NewWebhook {
 
 /// A change of a webhook; what is absent stays.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schema(example = json!({"events": null, "enabled": true}))]
 pub struct WebhookChange {
     /// `http://` or `https://`, without a user or a password.
     #[schema(nullable = false)]
     pub url: Option<String>,
     /// The types that are sent; null is all.
-    #[serde(deserialize_with = "named")]
+    #[serde(default, deserialize_with = "named")]
     #[schema(value_type = Option<BTreeSet<EventType>>, min_items = 1)]
     pub events: Option<Option<BTreeSet<EventType>>>,
     /// Whose events are sent; null is everybody's.
-    #[serde(deserialize_with = "named")]
+    #[serde(default, deserialize_with = "named")]
     #[schema(value_type = Option<OrganizationId>)]
     pub organization_id: Option<Option<OrganizationId>>,
     /// Whether anything is sent. What waits when a webhook is disabled is tried again when it is enabled.
@@ -180,7 +180,6 @@ pub struct Delivery {
     /// When the event was recorded.
     pub timestamp: DateTime<Utc>,
     /// How it stands.
-    #[schema(inline)]
     pub status: DeliveryStatus,
     /// Tries since it was recorded, or last asked for again.
     pub attempts: u16,

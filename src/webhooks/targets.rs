@@ -51,9 +51,14 @@ impl Targets {
         }
         self.check_literal(&url)
             .map_err(|private| InvalidWebhook::url(private.to_string()))?;
-        let Some(name) = url.domain() else {
+        let Some(name) = url.domain().filter(|_| !self.allow_private) else {
             return Ok(());
         };
+        // Reserved for this machine, whether anybody resolves it or not.
+        let last = name.trim_end_matches('.').rsplit('.').next();
+        if last == Some("localhost") {
+            return Err(InvalidWebhook::url("leads to this machine"));
+        }
         let found = tokio::time::timeout(PATIENCE, tokio::net::lookup_host((name, 0))).await;
         if let Ok(Ok(addresses)) = found {
             self.check_addresses(&addresses.collect::<Vec<_>>())

@@ -42,3 +42,4 @@ mod restoring;
 mod support;
 mod tidy;
 mod tokens;
+mod webhooks;
