@@ -43,3 +43,4 @@ mod restoring;
 mod support;
 mod tidy;
 mod tokens;
+mod webhooks;
