@@ -1,10 +1,13 @@
-.PHONY: dev test lint format
+.PHONY: dev test bench lint format
 
 dev: ## Tallyman on this machine, with a private Redis and Postgres
 	@scripts/setup && exec cargo run --release -- dev
 
 test: ## every test
 	@scripts/setup test && exec cargo test
+
+bench: ## how fast it is, measured with a Redis and a Postgres of its own
+	@scripts/setup && ulimit -n 4096 && cargo build --release --bins && exec cargo run --release --bin bench -- suite
 
 lint: ## what a change must pass besides the tests
 	@scripts/setup

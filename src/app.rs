@@ -25,6 +25,7 @@ use crate::opening::Opener;
 use crate::policies::Policies;
 use crate::state::{Handles, State};
 use crate::store::Store;
+use crate::webhooks::Webhooks;
 
 /// The service, built and not yet serving.
 #[derive(Debug, Clone)]
@@ -35,6 +36,8 @@ pub struct App {
     pub flusher: Flusher,
     /// Keeps policies fresh; tests drive it by hand.
     pub policies: Policies,
+    /// Delivers events; tests drive it by hand.
+    pub webhooks: Webhooks,
     metrics_listen: Option<SocketAddr>,
     shutdown: Duration,
 }
@@ -98,6 +101,12 @@ impl App {
             config.jwt,
         )
         .context("JWTs cannot be verified")?;
+        let webhooks = Webhooks::new(
+            store.clone(),
+            clock.clone(),
+            metrics.clone(),
+            config.webhook_private_addresses,
+        );
         let state = State::new(Handles {
             access: access.clone(),
             admin: Admin::new(
@@ -111,6 +120,7 @@ impl App {
                 metrics.clone(),
             ),
             metering,
+            webhooks: webhooks.clone(),
             history: History::new(store.clone(), policies.clone(), clock.clone(), late),
             counters,
             store,
@@ -124,6 +134,7 @@ impl App {
             state,
             flusher,
             policies,
+            webhooks,
             metrics_listen: config.metrics_listen,
             shutdown: config.shutdown,
         })
@@ -144,6 +155,7 @@ impl App {
         let (flusher_stop, policies_stop) = (drained.clone(), drained.clone());
         let access_stop = drained.clone();
         let (admin, admin_stop) = (self.state.admin.clone(), drained.clone());
+        let (webhooks, webhooks_stop) = (self.webhooks.clone(), drained.clone());
         let flushing = died.clone().drop_guard();
         workers.spawn(async move {
             flusher.run(flusher_stop).await;
@@ -163,6 +175,11 @@ impl App {
         workers.spawn(async move {
             admin.run(admin_stop).await;
             drop(erasing);
+        });
+        let delivering = died.clone().drop_guard();
+        workers.spawn(async move {
+            webhooks.run(webhooks_stop).await;
+            drop(delivering);
         });
         if let Some(listener) = metrics {
             let (router, stop) = (api::metrics_router(self.state.clone()), drained.clone());

@@ -103,6 +103,16 @@ pub struct Settings {
     )]
     pub late_hours: String,
 
+    /// Whether webhooks may lead to addresses of this machine and of private networks: `refuse` or `allow`;
+    /// `tallyman dev` always allows it
+    #[arg(
+        long,
+        env = "TALLYMAN_WEBHOOK_PRIVATE_ADDRESSES",
+        value_name = "refuse|allow",
+        default_value = "refuse"
+    )]
+    pub webhook_private_addresses: String,
+
     /// How long a stop may take to answer what was accepted, seconds
     #[arg(
         long,
@@ -334,6 +344,8 @@ pub struct Config {
     pub idempotency: Duration,
     /// How long after its end a period takes late events.
     pub late: Duration,
+    /// Whether webhooks may lead to addresses that are not public.
+    pub webhook_private_addresses: bool,
     /// How long a stop may take.
     pub shutdown: Duration,
     /// Threads that answer requests.
@@ -471,6 +483,11 @@ impl Settings {
             problems.number("flush-interval-ms", &self.flush_interval_ms, 10, 3_600_000);
         let idempotency = problems.number("idempotency-hours", &self.idempotency_hours, 1, 24 * 31);
         let late = problems.number("late-hours", &self.late_hours, 0, 24 * 31);
+        let webhook_private_addresses = problems.chosen(
+            "webhook-private-addresses",
+            &self.webhook_private_addresses,
+            &[("refuse", false), ("allow", true)],
+        );
         let shutdown = problems.number("shutdown-seconds", &self.shutdown_seconds, 1, 3600);
         let workers = match self.workers.as_str() {
             // Waking another core costs more than it brings until there is work for all, and Redis needs one too.
@@ -508,6 +525,7 @@ impl Settings {
             flush_interval: Duration::from_millis(flush_interval?),
             idempotency: Duration::from_secs(idempotency?.checked_mul(3600)?),
             late: Duration::from_secs(late?.checked_mul(3600)?),
+            webhook_private_addresses: webhook_private_addresses?,
             shutdown: Duration::from_secs(shutdown?),
             workers: workers?,
             defaults: defaults?,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use chrono::{DateTime, Duration, Utc};
 use tokio::sync::Mutex;
 
-use crate::counters::{self, Counters, Link, Opening, SHARDS, Shard};
+use crate::counters::{self, Counters, Link, Next, Opening, SHARDS, Shard};
 use crate::domain::counter::{CounterId, Snapshot, Stamp};
 use crate::domain::ids::{MeterId, OrganizationId};
 use crate::domain::policy::Policy;
@@ -131,9 +131,13 @@ impl Opener {
         // A period that begins at a reset is never opened by itself: the one before must be closed in the same step.
         let opening = match begins_at_a_reset {
             Some(reset) => {
-                self.counters
-                    .close(link, counter, *reset, stamp, now, margin, expiry)
-                    .await?
+                let next = Next {
+                    counter,
+                    reset: *reset,
+                    stamp,
+                    expiry,
+                };
+                self.counters.close(link, &next, now, margin).await?
             }
             None => {
                 self.counters

@@ -12,6 +12,7 @@ use crate::history::History;
 use crate::metering::Metering;
 use crate::metrics::Metrics;
 use crate::store::Store;
+use crate::webhooks::Webhooks;
 
 /// Everything that a handler may need; clones share it.
 #[derive(Debug, Clone)]
@@ -28,6 +29,8 @@ pub struct Handles {
     pub history: History,
     /// Changing.
     pub admin: Admin,
+    /// Telling others.
+    pub webhooks: Webhooks,
     /// Asked for its health alone.
     pub counters: Counters,
     /// Asked for its health alone.

@@ -23,7 +23,7 @@ use super::problem::Error;
 use crate::access::User;
 use crate::domain::api_key::Scope;
 use crate::domain::history::INSTANTS;
-use crate::domain::ids::{ApiKeyId, IdempotencyKey, OrganizationId};
+use crate::domain::ids::{ApiKeyId, EventId, IdempotencyKey, OrganizationId, WebhookId};
 use crate::domain::precondition::Preconditions;
 use crate::state::State;
 use crate::store::Actor;
@@ -473,6 +473,51 @@ impl IntoParams for KeyPath {
     }
 }
 
+/// The webhook that the path names.
+#[derive(Debug)]
+pub(super) struct WebhookPath(pub(super) WebhookId);
+
+impl FromRequestParts<State> for WebhookPath {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Error> {
+        let id = id_in_path(parts, state).await;
+        id.map(Self)
+            .ok_or(Error::NotFound("there is no such webhook"))
+    }
+}
+
+impl IntoParams for WebhookPath {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        vec![in_path("id", "The webhook.", WebhookId::schema())]
+    }
+}
+
+/// The webhook that the path names, and the event that was to be delivered to it.
+#[derive(Debug)]
+pub(super) struct DeliveryPath(pub(super) WebhookId, pub(super) EventId);
+
+impl FromRequestParts<State> for DeliveryPath {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Error> {
+        let WebhookPath(id) = WebhookPath::from_request_parts(parts, state).await?;
+        let event = path_parameter(parts, state, "delivery").await;
+        let event = event.and_then(|event| event.parse().ok());
+        event
+            .map(|event| Self(id, event))
+            .ok_or(Error::NotFound("there is no such delivery"))
+    }
+}
+
+impl IntoParams for DeliveryPath {
+    fn into_params(parameter_in: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let mut parameters = WebhookPath::into_params(parameter_in);
+        parameters.push(in_path("delivery", "The delivery.", EventId::schema()));
+        parameters
+    }
+}
+
 /// What the route calls `{id}`; none if it is not well-formed.
 async fn id_in_path<T: FromStr>(parts: &mut Parts, state: &State) -> Option<T> {
     path_parameter(parts, state, "id").await?.parse().ok()
@@ -549,6 +594,19 @@ impl FromRequestParts<State> for NoQuery {
 /// The caller's name for this attempt, if there is one.
 #[derive(Debug)]
 pub(super) struct Idempotency(pub(super) Option<IdempotencyKey>);
+
+impl Idempotency {
+    /// Refuses a name for an attempt; for calls whose answer holds a secret.
+    pub(super) fn refuse(self) -> Result<(), Error> {
+        match self.0 {
+            Some(_) => Err(Error::MalformedRequest(
+                "this takes no Idempotency-Key, because the secret in its answer is not kept"
+                    .to_owned(),
+            )),
+            None => Ok(()),
+        }
+    }
+}
 
 impl FromRequestParts<State> for Idempotency {
     type Rejection = Error;

@@ -107,13 +107,10 @@ pub(super) async fn create_key(
     Shared(state): Shared<State>,
     Administrator(_, actor): Administrator,
     _: NoQuery,
-    Idempotency(attempt): Idempotency,
+    attempt: Idempotency,
     Body(wish): Body<NewApiKey>,
 ) -> Result<Response, Error> {
-    if attempt.is_some() {
-        let detail = "this takes no Idempotency-Key, because the secret in its answer is not kept";
-        return Err(Error::MalformedRequest(detail.to_owned()));
-    }
+    attempt.refuse()?;
     let issued = state.admin.create_key(&wish, &actor).await?;
     let created = Created {
         shown: issued.key,

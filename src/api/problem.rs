@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use super::counting::UsageResult;
 use crate::domain::ids::METERS_MAX;
 use crate::domain::precondition::PreconditionFailed;
-use crate::{access, admin, counters, history, metering, opening, policies, store};
+use crate::{access, admin, counters, history, metering, opening, policies, store, webhooks};
 
 /// Everything that a request can be answered with but success; one variant for each problem type.
 #[derive(Debug, Clone)]
@@ -445,6 +445,18 @@ impl From<history::Error> for Error {
                 pointer: "/fill".to_owned(),
                 detail: error.to_string(),
             },
+        }
+    }
+}
+
+impl From<webhooks::Error> for Error {
+    fn from(error: webhooks::Error) -> Self {
+        match error {
+            webhooks::Error::Invalid(invalid) => Self::InvalidField {
+                pointer: format!("/{}", invalid.field),
+                detail: invalid.detail,
+            },
+            webhooks::Error::Store(error) => error.into(),
         }
     }
 }

@@ -169,6 +169,19 @@ pub struct Settlement<'a> {
     pub drop_hours_before: DateTime<Utc>,
 }
 
+/// A counter that begins at a reset.
+#[derive(Debug, Clone, Copy)]
+pub struct Next<'a> {
+    /// Which counter.
+    pub counter: &'a CounterId,
+    /// The reset, which names the counter before it.
+    pub reset: Reset,
+    /// What decides.
+    pub stamp: &'a Stamp,
+    /// When it may disappear while nothing is counted.
+    pub expiry: Option<DateTime<Utc>>,
+}
+
 /// What Redis knows of an organization.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KnownOrganization {
@@ -304,29 +317,15 @@ impl Counters {
         scripts::open(link, &self.0.keys, counter, stamp, now, margin_ms, expiry).await
     }
 
-    /// Closes the counter that a reset ended, and begins `counter` where the reset happened; doing it twice is
-    /// harmless.
+    /// Closes the counter that a reset ended, and begins the next; doing it twice is harmless.
     pub async fn close(
         &self,
         link: &Link,
-        counter: &CounterId,
-        reset: Reset,
-        stamp: &Stamp,
+        next: &Next<'_>,
         now: DateTime<Utc>,
         margin_ms: i64,
-        expiry: Option<DateTime<Utc>>,
     ) -> Result<Opening, Error> {
-        scripts::close(
-            link,
-            &self.0.keys,
-            counter,
-            reset,
-            stamp,
-            now,
-            margin_ms,
-            expiry,
-        )
-        .await
+        scripts::close(link, &self.0.keys, next, now, margin_ms).await
     }
 
     /// Writes a counter that Postgres has moved to the generation in the snapshot's stamp.

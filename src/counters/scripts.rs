@@ -12,10 +12,9 @@ use super::batch::Batch;
 use super::error::Error;
 use super::keys::{Keys, Shard};
 use super::link::Link;
-use super::{Configured, KeyChanges, PolicyText, Settlement, Unnumbered};
+use super::{Configured, KeyChanges, Next, PolicyText, Settlement, Unnumbered};
 use crate::domain::counter::{CounterId, Snapshot, Stamp};
 use crate::domain::ids::{METERS_MAX, MeterId, OrganizationId};
-use crate::domain::period::Reset;
 use crate::metrics::{self, Opened};
 
 macro_rules! source {
@@ -187,26 +186,30 @@ pub(super) async fn restore(
     Opening::parse(&word)
 }
 
-/// Calls `close.lua`: closes the counter that a reset ended, and begins `counter` there.
+/// Calls `close.lua`: closes the counter that a reset ended, and begins the next.
 pub(super) async fn close(
     link: &Link,
     keys: &Keys,
-    counter: &CounterId,
-    reset: Reset,
-    stamp: &Stamp,
+    next: &Next<'_>,
     now: DateTime<Utc>,
     margin_ms: i64,
-    expiry: Option<DateTime<Utc>>,
 ) -> Result<Opening, Error> {
+    let Next {
+        counter,
+        reset,
+        stamp,
+        expiry,
+    } = next;
+    let closed = CounterId {
+        start: reset.closed_start,
+        ..(*counter).clone()
+    };
     let shard = Shard::of(&counter.organization);
     let mut call = CLOSE.prepare_invoke();
     call.key(keys.generation(shard))
         .key(keys.organization(&counter.organization))
         .key(keys.dirty(shard))
-        .key(keys.counter(&CounterId {
-            start: reset.closed_start,
-            ..counter.clone()
-        }))
+        .key(keys.counter(&closed))
         .key(keys.counter(counter))
         .arg(now.timestamp_millis())
         .arg(stamp.generation)
@@ -216,7 +219,7 @@ pub(super) async fn close(
         .arg(reset.closed_start.timestamp_millis())
         .arg(reset.at.timestamp_millis())
         .arg(margin_ms)
-        .arg(optional_ms(expiry));
+        .arg(optional_ms(*expiry));
     let word: String = link.invoke(metrics::Script::Close, &call).await?;
     Opening::parse(&word)
 }

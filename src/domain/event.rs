@@ -30,16 +30,20 @@ pub enum EventType {
     /// Nothing is left of an organization.
     #[serde(rename = "organization.deleted")]
     OrganizationDeleted,
+    /// Somebody tries a webhook, and only that one is told.
+    #[serde(rename = "webhook.test")]
+    WebhookTest,
 }
 
 impl EventType {
     /// All types.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::UsageWarning,
         Self::LimitExceeded,
         Self::UsageReset,
         Self::LimitsUpdated,
         Self::OrganizationDeleted,
+        Self::WebhookTest,
     ];
 
     /// The name in JSON and SQL.
@@ -50,6 +54,7 @@ impl EventType {
             Self::UsageReset => "usage.reset",
             Self::LimitsUpdated => "limits.updated",
             Self::OrganizationDeleted => "organization.deleted",
+            Self::WebhookTest => "webhook.test",
         }
     }
 }
@@ -76,7 +81,7 @@ impl FromStr for EventType {
     }
 }
 
-/// An event, as whoever makes it true tells it.
+/// An event about an organization, as whoever makes it true tells it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// A percentage of `warnAt` was reached.

@@ -1,4 +1,4 @@
-//! Names: of organizations, meters, plans, API keys, attempts and events.
+//! Names: of organizations, meters, plans, API keys, attempts, events and webhooks.
 //!
 //! Each is validated when parsed and shared cheaply afterwards. None that becomes part of a Redis key
 //! can hold a `:`, except the idempotency key, which is always the last part.
@@ -140,6 +140,15 @@ id!(
     "^evt_[0-9a-f]{32}$",
     "evt_01a207e5f2407000a3f0c2d9e8b7a695",
     "must be evt_ and 32 characters of 0-9 a-f"
+);
+
+id!(
+    /// Names a webhook; the order of ids is that of their making.
+    WebhookId,
+    |text| text.strip_prefix(b"wh_").is_some_and(|rest| is_hex(rest, 32)),
+    "^wh_[0-9a-f]{32}$",
+    "wh_01a207e5f2407000a3f0c2d9e8b7a695",
+    "must be wh_ and 32 characters of 0-9 a-f"
 );
 
 impl MeterId {

@@ -12,6 +12,7 @@
 //! - **limit**: units that a period includes; none = unlimited, 0 = nothing.
 //! - **enforcement**: `hard` refuses what does not fit, `soft` lets it become overage.
 //! - **event**: what happened to an organization and is worth telling, recorded once.
+//! - **webhook**: somebody's URL that events are sent to; each event for each is a **delivery**.
 //! - **policy**: all that decides about one organization, resolved and versioned.
 #![warn(clippy::arithmetic_side_effects)]
 
@@ -28,3 +29,4 @@ pub mod precondition;
 pub mod quantity;
 pub mod retention;
 pub mod standing;
+pub mod webhook;

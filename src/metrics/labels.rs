@@ -78,6 +78,20 @@ label!(
         KeySweep = "key_sweep",
         /// What deleted organizations have left is erased.
         Erase = "erase",
+        /// Webhooks that something waits for are looked for.
+        Deliver = "deliver",
+    }
+);
+
+label!(
+    /// What became of one try of a delivery.
+    pub Delivered as "outcome" {
+        /// It has arrived.
+        Succeeded = "succeeded",
+        /// It has not, and is tried again.
+        Failed = "failed",
+        /// It has not, and is not tried again.
+        GivenUp = "given_up",
     }
 );
 
@@ -174,6 +188,7 @@ mod tests {
     fn every_value_of_a_label_stands_at_its_index() {
         each_stands_at_its_index::<Script>();
         each_stands_at_its_index::<Worker>();
+        each_stands_at_its_index::<Delivered>();
         each_stands_at_its_index::<Cache>();
         each_stands_at_its_index::<Outcome>();
         each_stands_at_its_index::<Opened>();

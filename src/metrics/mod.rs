@@ -22,7 +22,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-pub use labels::{Cache, Opened, Outcome, Script, Worker};
+pub use labels::{Cache, Delivered, Opened, Outcome, Script, Worker};
 
 use crate::domain::decision::Operation;
 use crate::domain::ids::MeterId;
@@ -89,6 +89,8 @@ struct Caches {
 struct Work {
     flush_lag: Gauge<f64, AtomicU64>,
     flush_rows: Counter,
+    deliveries: Each<Delivered, Counter>,
+    delivery_lag: Gauge<f64, AtomicU64>,
     durations: Each<Worker, Histogram>,
     failures: Each<Worker, Counter>,
 }
@@ -184,6 +186,16 @@ impl Metrics {
         self.0.work.flush_rows.inc_by(rows as u64);
     }
 
+    /// A delivery to a webhook was tried.
+    pub fn delivered(&self, outcome: Delivered) {
+        self.0.work.deliveries.get(outcome).inc();
+    }
+
+    /// The delivery that is due for longest has been so for so long.
+    pub fn deliveries_lag(&self, age: Duration) {
+        self.0.work.delivery_lag.set(age.as_secs_f64());
+    }
+
     /// Does a round of work, and notes how long it took and whether it failed.
     pub async fn timed<T, E>(
         &self,
@@ -268,8 +280,21 @@ impl Work {
             "Age of the oldest change that Postgres lacked when a flush of this instance last looked",
             flush_lag.clone(),
         );
+        let delivery_lag = Gauge::default();
+        registry.register(
+            "webhook_lag_seconds",
+            "How long the delivery that is due for longest had been so when this instance last looked",
+            delivery_lag.clone(),
+        );
         Self {
             flush_lag,
+            delivery_lag,
+            deliveries: Each::register(
+                registry,
+                "webhook_deliveries",
+                "Tries of deliveries to webhooks",
+                Counter::default,
+            ),
             flush_rows: counter(
                 registry,
                 "flush_rows",

@@ -42,7 +42,8 @@ pub struct Listing {
     pub count: u32,
 }
 
-/// Records events in the transaction that makes them true, each crossing once: one that was recorded before is passed over.
+/// Records events in the transaction that makes them true, each crossing once: one that was recorded before is passed
+/// over. What is recorded is to be delivered to every webhook that wants it.
 pub(super) async fn record(
     connection: &mut PgConnection,
     events: &[Event],
@@ -54,11 +55,26 @@ pub(super) async fn record(
     let data: Vec<String> = events.iter().map(to_json).collect::<Result<_, _>>()?;
     let crossings = || events.iter().map(Event::crossing);
     sqlx::query(
-        "insert into events (id, at, type, organization_id, meter, period_start, threshold, limit_version, data)
-         select id, $2, type, organization_id, meter, period_start, threshold, limit_version, data::json
-         from unnest($1::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[], $7::smallint[], $8::bigint[], $9::text[])
-              as new (id, type, organization_id, meter, period_start, threshold, limit_version, data)
-         on conflict on constraint events_once do nothing",
+        // Locked before they are referred to, so that one that is being deleted is left out.
+        "with wanting as (
+             select id, events, organization_id from webhooks
+             where disabled_at is null and (organization_id is null or organization_id = any($4))
+             order by id
+             for key share
+         ), recorded as (
+             insert into events (id, at, type, organization_id, meter, period_start, threshold, limit_version, data)
+             select id, $2, type, organization_id, meter, period_start, threshold, limit_version, data::json
+             from unnest($1::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[], $7::smallint[], $8::bigint[],
+                         $9::text[])
+                  as new (id, type, organization_id, meter, period_start, threshold, limit_version, data)
+             on conflict on constraint events_once do nothing
+             returning id, type, organization_id
+         )
+         insert into webhook_deliveries (webhook_id, event_id, next_at)
+         select wanting.id, recorded.id, $2
+         from recorded
+         join wanting on (wanting.events is null or recorded.type = any(wanting.events))
+                     and (wanting.organization_id is null or wanting.organization_id = recorded.organization_id)",
     )
     .bind((0..events.len()).map(|position| new_id(now, position)).collect::<Vec<_>>())
     .bind(now)
@@ -106,15 +122,19 @@ pub async fn list(store: &Store, listing: &Listing) -> Result<Vec<Recorded>, Err
 
 const PREFIX: &str = "evt_";
 
-/// The id of the event at this place among those that are recorded at once: a UUID of version 7.
+/// The id of the event at this place among those that are recorded at once.
 fn new_id(now: DateTime<Utc>, position: usize) -> String {
+    format!("{PREFIX}{}", new_uuid(now, position).simple())
+}
+
+/// A UUID of version 7, for the thing at this place among those that are made at once.
+pub(super) fn new_uuid(now: DateTime<Utc>, position: usize) -> Uuid {
     let mut random: [u8; 10] = *Uuid::new_v4().as_bytes().first_chunk().unwrap_or(&[0; 10]);
     // Twelve bits keep their order.
     let [.., high, low] = position.min(0xfff).to_be_bytes();
     [random[0], random[1]] = [high, low];
     let ms = u64::try_from(now.timestamp_millis()).unwrap_or(0);
-    let id = uuid::Builder::from_unix_timestamp_millis(ms, &random).into_uuid();
-    format!("{PREFIX}{}", id.simple())
+    uuid::Builder::from_unix_timestamp_millis(ms, &random).into_uuid()
 }
 
 /// No id of this instant or later is below this.

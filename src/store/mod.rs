@@ -14,6 +14,7 @@ pub mod organizations;
 pub mod resets;
 pub mod standings;
 pub mod usage;
+pub mod webhooks;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};

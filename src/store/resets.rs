@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Duration, Utc};
 use serde::{Deserialize, Serialize};
-use sqlx::PgConnection;
+use sqlx::{FromRow, PgConnection};
 
 use super::attempts::{self, Attempt, Earlier};
 use super::organizations::{self, parse};
@@ -98,14 +98,13 @@ pub async fn commit(
         return Ok(Outcome::Deleted);
     }
     let policy = before.resolve();
-    let meters = match wish.meters {
-        Some(meters) => meters.clone(),
-        None => {
-            let mut meters: BTreeSet<MeterId> = policy.limits.keys().cloned().collect();
-            meters.extend(wish.counted.iter().cloned());
-            meters.extend(counted(&mut transaction, id, now).await?);
-            meters
-        }
+    let meters = if let Some(meters) = wish.meters {
+        meters.clone()
+    } else {
+        let mut meters: BTreeSet<MeterId> = policy.limits.keys().cloned().collect();
+        meters.extend(wish.counted.iter().cloned());
+        meters.extend(counted(&mut transaction, id, now).await?);
+        meters
     };
     let mut organization = before.organization.clone().unwrap_or_default();
     let mut known: BTreeSet<&MeterId> = organization.resets.keys().chain(wish.counted).collect();
@@ -238,7 +237,7 @@ pub(super) async fn close(
     if closed.is_empty() {
         return Ok(());
     }
-    let rows: Vec<(String, String, i64, DateTime<Utc>, Option<DateTime<Utc>>)> = sqlx::query_as(
+    let rows: Vec<EndedRow> = sqlx::query_as(
         "with closed as (
              select * from unnest($1::text[], $2::text[], $3::timestamptz[]) as closed (organization_id, meter, start)
          ), ended as (
@@ -262,20 +261,33 @@ pub(super) async fn close(
     .bind(closed.iter().map(|it| it.counter.start).collect::<Vec<_>>())
     .fetch_all(&mut *connection)
     .await?;
-    let told = rows
-        .into_iter()
-        .map(|(organization, meter, used, at, end)| {
-            Ok(Event::UsageReset(event::Reset {
-                organization_id: parse(&organization)?,
-                meter: parse(&meter)?,
-                reset_type: ResetMode::Manual.to_string(),
-                previous_count: Count::try_from(unsigned(used)).map_err(organizations::nonsense)?,
-                period_start: at,
-                reset_date: end,
-            }))
-        });
-    let told: Vec<Event> = told.collect::<Result<_, Error>>()?;
+    let told = rows.into_iter().map(|row| row.event(ResetMode::Manual));
+    let told: Vec<Event> = told.collect::<Result<_, _>>()?;
     events::record(connection, &told, now).await
+}
+
+/// A period that was ended, and the next.
+#[derive(FromRow)]
+struct EndedRow {
+    organization_id: String,
+    meter: String,
+    used: i64,
+    at: DateTime<Utc>,
+    period_end: Option<DateTime<Utc>>,
+}
+
+impl EndedRow {
+    fn event(self, reset_type: ResetMode) -> Result<Event, Error> {
+        Ok(Event::UsageReset(event::Reset {
+            organization_id: parse(&self.organization_id)?,
+            meter: parse(&self.meter)?,
+            reset_type: reset_type.to_string(),
+            previous_count: Count::try_from(unsigned(self.used))
+                .map_err(organizations::nonsense)?,
+            period_start: self.at,
+            reset_date: self.period_end,
+        }))
+    }
 }
 
 /// The last reset of each meter.

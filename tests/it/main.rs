@@ -11,6 +11,7 @@
 
 mod audit;
 mod batch;
+mod bench;
 mod conditional;
 mod cors;
 mod counting;
@@ -46,3 +47,4 @@ mod restoring;
 mod support;
 mod tidy;
 mod tokens;
+mod webhooks;

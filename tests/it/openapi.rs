@@ -7,6 +7,9 @@ use serde_json::{Value, json};
 
 use crate::support::{Answer, Http, Instance, World};
 
+/// The webhook of a service that is furnished.
+const WEBHOOK: &str = "wh_0123456789abcdef0123456789abcdef";
+
 /// One operation of the document.
 struct Operation {
     method: Method,
@@ -15,14 +18,17 @@ struct Operation {
 }
 
 impl Operation {
-    /// The path, with an organization, a key or a feature in it.
+    /// The path, with an organization, a key, a webhook or a feature in it.
     fn path(&self) -> String {
-        let id = if self.path.starts_with("/v1/api-keys") {
-            "0123456789abcdef"
-        } else {
-            "org_123"
+        let id = match self.path.split('/').nth(2) {
+            Some("api-keys") => "0123456789abcdef",
+            Some("webhooks") => WEBHOOK,
+            _ => "org_123",
         };
-        self.path.replace("{id}", id).replace("{feature}", "sso")
+        self.path
+            .replace("{id}", id)
+            .replace("{feature}", "sso")
+            .replace("{delivery}", "evt_01a207e5f2407000a3f0c2d9e8b7a695")
     }
 
     /// The scope that opens it, if it needs a key.
@@ -153,6 +159,14 @@ async fn furnished(world: &World) -> (Instance, Document) {
         .await;
     service.count("org_123", "api", 5).await;
     service.flush().await;
+    sqlx::query(
+        "insert into webhooks (id, url, secret, created_at)
+         values ($1, 'https://example.com/tallyman', decode(repeat('00', 32), 'hex'), now())",
+    )
+    .bind(WEBHOOK)
+    .execute(&world.postgres().await)
+    .await
+    .unwrap();
     let document = Document::of(&service).await;
     (service, document)
 }

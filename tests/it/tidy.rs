@@ -111,7 +111,7 @@ fn every_module_uses_lower_floors_only() {
             .to_str()
             .unwrap()
             .trim_end_matches(".rs");
-        if matches!(module, "lib" | "main") {
+        if matches!(module, "lib" | "main" | "bin") {
             continue;
         }
         let own = floors.get(module);
@@ -129,6 +129,13 @@ fn every_module_uses_lower_floors_only() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_tools_are_clients_and_use_nothing_of_the_library() {
+    for (path, text) in files("src/bin", "rs") {
+        assert!(!text.contains("tallyman::"), "{}", path.display());
+    }
 }
 
 #[test]
@@ -161,6 +168,10 @@ fn the_domain_does_nothing_but_think() {
 fn only_counters_speak_redis_and_only_store_speaks_sql() {
     for (path, text) in files("src", "rs") {
         let path = path.to_str().unwrap();
+        // The tools compare the service with the bare servers.
+        if path.starts_with("src/bin/") {
+            continue;
+        }
         // The private servers of `dev` are started and asked whether they live.
         if !path.starts_with("src/counters/") && !path.starts_with("src/dev/") {
             assert!(!text.contains("redis::"), "{path} speaks Redis");
@@ -332,8 +343,9 @@ fn every_migration_names_its_constraints_and_tables_say_what_they_are() {
             .flat_map(|kind| code.match_indices(kind))
         {
             let line = code[..at].rsplit('\n').next().unwrap();
+            let line = line.trim_start();
             assert!(
-                line.trim_start().starts_with("constraint "),
+                line.trim_start_matches("add ").starts_with("constraint "),
                 "{}: {line}{kind}",
                 path.display()
             );

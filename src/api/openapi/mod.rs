@@ -40,6 +40,7 @@ pub(super) fn outline() -> utoipa::openapi::OpenApi {
         (name = "Usage", description = "What an organization has used in its running periods."),
         (name = "History", description = "What was used when, by hour, day and period."),
         (name = "Events", description = "What happened and is worth telling."),
+        (name = "Webhooks", description = "Who is told of events, signed after the Standard Webhooks specification, and what became of it."),
         (name = "Organizations", description = "Who is counted, by which calendar, up to which limits."),
         (name = "API keys", description = "Who may call."),
         (name = "Audit", description = "Who has changed what."),
