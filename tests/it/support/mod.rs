@@ -42,9 +42,8 @@ use tokio_util::sync::CancellationToken;
 pub use forgetful::Forgetful;
 pub use issuer::*;
 pub use process::Process;
+pub use receiver::{Example, Receiver};
 pub use shortcuts::{commit_reset, key_of};
-pub use receiver::Receiver;
-pub use shortcuts::key_of;
 
 /// When every world begins: in the middle of a month, and in the future, so that no expiry that
 /// Redis times itself can pass while a test runs.
