@@ -13,11 +13,19 @@ ARGV
   [2] the policy as JSON
   [3] now                   ms since the epoch
   [4] ms to remember an organization of which nothing was counted
+  [5] incarnation           policy version of the organization's last deletion, 0 if it never was
+  [6] '1' if all that calls under this policy could reach of the life before that was erased, otherwise '0'
   then for each counter: the stamp without its generation, 'version:limit:enforcement:end'
 
-Returns {version, meters}: the version that Redis knows now, and every meter counted, separated by spaces.
+Returns one of
+  {version, meters, false}  the version that Redis knows now, and every meter counted, separated by spaces
+  {'former', meters, policy}
+                            what is here is of a life before the deletion and must be erased first: every meter
+                            counted in it, and its policy
 
 Invariants
+  Nobody learns the policy of a new life here before the counters of the former one are erased, and none of
+  those is opened or restored once that has begun.
   A newer version is never replaced by an older one, neither the organization's nor a counter's.
   Closed counters, and counters of a period that is over, keep what they have.
   Counters of another generation are frozen: were their sequence to grow, it would overtake newer counts
@@ -26,11 +34,22 @@ Invariants
   An organization of which nothing was counted in this data set is forgotten after [4], so that asking for
   organizations that do not exist fills nothing; one with meters has no expiry.
 ]]
-local version, now = tonumber(ARGV[1]), tonumber(ARGV[3])
-local organization = redis.call('HMGET', KEYS[1], 'v', 'm')
+local version, now, incarnation = tonumber(ARGV[1]), tonumber(ARGV[3]), tonumber(ARGV[5])
+local organization = redis.call('HMGET', KEYS[1], 'v', 'm', 'i', 'p')
 local known = tonumber(organization[1])
+if known and (tonumber(organization[3]) or 0) < incarnation then
+  if ARGV[6] ~= '1' then
+    redis.call('HSET', KEYS[1], 'v', math.max(known, incarnation))
+    return {'former', organization[2] or '', organization[4]}
+  end
+  redis.call('HDEL', KEYS[1], 'm')
+  organization[2], known = nil, nil
+end
 if not known or known < version then
   redis.call('HSET', KEYS[1], 'v', ARGV[1], 'p', ARGV[2])
+  if incarnation > 0 then
+    redis.call('HSET', KEYS[1], 'i', ARGV[5])
+  end
   if not organization[2] then
     redis.call('PEXPIRE', KEYS[1], ARGV[4])
   end
@@ -43,7 +62,7 @@ for i = 4, #KEYS do
     local generation, held, enforcement, ends = string.match(values[3], '^(%d+):(%d+):%d*:(%a):(%d*)$')
     local running = ends == '' or now < tonumber(ends)
     if generation == current and not string.find(enforcement, '%u') and running and tonumber(held) < version then
-      redis.call('HSET', KEYS[i], 's', tonumber(values[1]) + 1, 'p', generation .. ':' .. ARGV[i + 1])
+      redis.call('HSET', KEYS[i], 's', tonumber(values[1]) + 1, 'p', generation .. ':' .. ARGV[i + 3])
       if tonumber(values[1]) == (tonumber(values[2]) or 0) then
         redis.call('ZADD', KEYS[2], now, KEYS[i])
         redis.call('PERSIST', KEYS[i])
@@ -51,4 +70,4 @@ for i = 4, #KEYS do
     end
   end
 end
-return {known, organization[2] or ''}
+return {known, organization[2] or '', false}

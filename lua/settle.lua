@@ -10,7 +10,8 @@ KEYS
 ARGV
   [1] the time of reading, ms since the epoch
   then for each counter:
-    generation, sequence    that were read
+    stamp                   'generation:version', the beginning of the one that was read
+    sequence                that was read
     stored                  '1' if Postgres now holds exactly that, '0' where it refused it for something newer
     expiry                  ms since the epoch once clean, or ''
     number of hours stored, number of hours to drop
@@ -22,6 +23,8 @@ Returns the number of counters that are clean now.
 Invariants
   A counter is clean only where Postgres holds exactly the generation and sequence that the hash has now,
   or something newer of a counter that is frozen in an older generation and has nothing to add to it.
+  Nothing is settled of a counter that has another policy version by now: its sequence may be that of a new life
+  of the organization, whose counts Postgres does not hold. If it is only a newer limit, the next flush settles it.
   What moved on since the reading keeps its place behind everything that was dirty by then.
   A dirty counter has no expiry.
   An hour leaves only when Postgres holds it as it is.
@@ -60,7 +63,7 @@ end
 
 local clean, a = 0, 2
 for i = 3, #KEYS do
-  local key, generation, read, stored, expiry = KEYS[i], ARGV[a], tonumber(ARGV[a + 1]), ARGV[a + 2] == '1', ARGV[a + 3]
+  local key, stamp, read, stored, expiry = KEYS[i], ARGV[a], tonumber(ARGV[a + 1]), ARGV[a + 2] == '1', ARGV[a + 3]
   local hours = a + 6
   local drops = hours + tonumber(ARGV[a + 4]) * 4
   a = drops + tonumber(ARGV[a + 5])
@@ -68,10 +71,10 @@ for i = 3, #KEYS do
   local values = redis.call('HMGET', key, 's', 'f', 'p', 'o')
   local sequence = tonumber(values[1])
   -- Left behind by a rollback: nothing changes it any more, and Postgres holds something newer.
-  local superseded = not stored and sequence == read and generation ~= current
+  local superseded = not stored and sequence == read and string.match(stamp, '^%d+') ~= current
   if not sequence then
     redis.call('ZREM', KEYS[1], key)
-  elseif string.match(values[3], '^%d+') ~= generation or not (stored or superseded) then
+  elseif string.match(values[3], '^%d+:%d+') ~= stamp or not (stored or superseded) then
     redis.call('ZADD', KEYS[1], 'XX', read_at, key)
   elseif sequence == read then
     redis.call('HSET', key, 'f', read)

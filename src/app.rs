@@ -68,6 +68,7 @@ impl App {
             counters.clone(),
             store.clone(),
             clock.clone(),
+            late,
             config.defaults,
             metrics.clone(),
         );
@@ -115,6 +116,8 @@ impl App {
                 opener,
                 access,
                 clock.clone(),
+                late,
+                metrics.clone(),
             ),
             metering,
             webhooks: webhooks.clone(),
@@ -151,6 +154,7 @@ impl App {
         let access = self.state.access.clone();
         let (flusher_stop, policies_stop) = (drained.clone(), drained.clone());
         let access_stop = drained.clone();
+        let (admin, admin_stop) = (self.state.admin.clone(), drained.clone());
         let (webhooks, webhooks_stop) = (self.webhooks.clone(), drained.clone());
         let flushing = died.clone().drop_guard();
         workers.spawn(async move {
@@ -166,6 +170,11 @@ impl App {
         workers.spawn(async move {
             access.run(access_stop).await;
             drop(admitting);
+        });
+        let erasing = died.clone().drop_guard();
+        workers.spawn(async move {
+            admin.run(admin_stop).await;
+            drop(erasing);
         });
         let delivering = died.clone().drop_guard();
         workers.spawn(async move {

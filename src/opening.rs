@@ -16,11 +16,8 @@ use crate::domain::retention;
 use crate::metrics::Metrics;
 use crate::store::{self, Store, usage};
 
-/// How far ahead of the clock an event may be.
-pub const EARLY: Duration = Duration::minutes(5);
-
 /// By so much a data set must be older than a period for a missing counter of that period to be zero:
-/// [`EARLY`], and a minute by which the clocks of instances may differ.
+/// [`EARLY`](retention::EARLY), and a minute by which the clocks of instances may differ.
 const MARGIN: Duration = Duration::minutes(6);
 
 /// How often something is tried with what the last attempt taught, before it is given up.
@@ -260,6 +257,7 @@ impl Opener {
             usage::restore(&self.store, counter, held.as_ref(), stamp, hours_from, now).await;
         let restored = match restored {
             Err(store::Error::NewerGeneration) => return Ok(Opening::Generation),
+            Err(store::Error::OlderPolicy) => return Ok(Opening::Policy),
             Err(store::Error::TooManyMeters) => return Ok(Opening::TooManyMeters),
             other => other?,
         };

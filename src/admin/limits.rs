@@ -1,8 +1,9 @@
 //! An organization's own limits.
 
-use super::{Admin, Error, Invalid, LimitChanges};
+use super::{Admin, Error, Invalid, LimitChanges, Whom};
 use crate::domain::ids::{METERS_MAX, OrganizationId};
 use crate::domain::policy::{LimitOverride, WARN_AT, WARN_AT_MAX};
+use crate::domain::precondition::Preconditions;
 use crate::store::Actor;
 use crate::store::organizations::Sources;
 
@@ -13,6 +14,7 @@ impl Admin {
         &self,
         organization: &OrganizationId,
         changes: LimitChanges,
+        conditions: &Preconditions,
         actor: &Actor,
     ) -> Result<Sources, Error> {
         for (meter, change) in &changes {
@@ -23,32 +25,36 @@ impl Admin {
                 })?;
             }
         }
-        if !self.policies.exists(organization).await? {
-            return Err(Error::NotFound);
-        }
-        self.change(organization, actor, "limits.patch", |before| {
-            let mut after = before.organization.clone().unwrap_or_default();
-            for (meter, change) in changes {
-                match change {
-                    Some(change) => {
-                        let own = after.limits.get(&meter).cloned().unwrap_or_default();
-                        after.limits.insert(meter, own.patched(&change));
-                    }
-                    None => {
-                        after.limits.remove(&meter);
+        self.change(
+            organization,
+            Whom::Existing,
+            conditions,
+            actor,
+            "limits.patch",
+            |before| {
+                let mut after = before.organization.clone().unwrap_or_default();
+                for (meter, change) in changes {
+                    match change {
+                        Some(change) => {
+                            let own = after.limits.get(&meter).cloned().unwrap_or_default();
+                            after.limits.insert(meter, own.patched(&change));
+                        }
+                        None => {
+                            after.limits.remove(&meter);
+                        }
                     }
                 }
-            }
-            if after.limits.len() > METERS_MAX {
-                let detail = format!("an organization has at most {METERS_MAX} meters");
-                return Err(Invalid {
-                    pointer: String::new(),
-                    detail,
+                if after.limits.len() > METERS_MAX {
+                    let detail = format!("an organization has at most {METERS_MAX} meters");
+                    return Err(Invalid {
+                        pointer: String::new(),
+                        detail,
+                    }
+                    .into());
                 }
-                .into());
-            }
-            Ok(after)
-        })
+                Ok(after)
+            },
+        )
         .await
     }
 }

@@ -1,9 +1,11 @@
-//! What administrators change: organizations, their limits, their counts, and API keys.
+//! What administrators change: organizations, their limits, their counts, and API keys; and who has changed what.
 //!
 //! Every change is one Postgres transaction with a row in the audit log. One of a policy has a version and is
 //! then applied to Redis before the caller hears of it (rule 7 of the protocol). If Redis is away
 //! after the commit, the sweep of `policies` applies it.
 
+mod audit;
+mod deletion;
 mod keys;
 mod limits;
 mod organizations;
@@ -11,7 +13,7 @@ mod resets;
 
 use std::collections::BTreeMap;
 
-pub use resets::{MeterReset, Reset};
+use chrono::TimeDelta;
 
 use crate::access::Access;
 use crate::clock::Clock;
@@ -20,10 +22,15 @@ use crate::domain::api_key::InvalidApiKey;
 use crate::domain::ids::{MeterId, OrganizationId};
 use crate::domain::period::InvalidCalendar;
 use crate::domain::policy::{LimitOverride, Organization};
+use crate::domain::precondition::{PreconditionFailed, Preconditions};
+use crate::metrics::Metrics;
 use crate::opening::{self, Opener};
 use crate::policies::{self, Policies};
 use crate::store::organizations::Sources;
 use crate::store::{self, Actor, Store};
+
+pub use deletion::Deletion;
+pub use resets::{MeterReset, Reset};
 
 /// The handle on administration; clones share everything.
 #[derive(Debug, Clone)]
@@ -34,6 +41,18 @@ pub struct Admin {
     opener: Opener,
     access: Access,
     clock: Clock,
+    /// How long after its end a period takes late events.
+    late: TimeDelta,
+    metrics: Metrics,
+}
+
+/// Which organizations a change is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whom {
+    /// Those that there are.
+    Existing,
+    /// Any: one that there is not is created.
+    Anybody,
 }
 
 /// Changes of limits by meter; none removes the override.
@@ -48,6 +67,9 @@ pub enum Error {
     /// Nobody has counted or configured this organization.
     #[error("there is no such organization")]
     NotFound,
+    /// It is in another state than the caller demands.
+    #[error(transparent)]
+    PreconditionFailed(#[from] PreconditionFailed),
     /// Redis. If the change had been committed before, the sweep applies it.
     #[error(transparent)]
     Counters(#[from] counters::Error),
@@ -102,6 +124,8 @@ impl Admin {
         opener: Opener,
         access: Access,
         clock: Clock,
+        late: TimeDelta,
+        metrics: Metrics,
     ) -> Self {
         Self {
             counters,
@@ -110,13 +134,18 @@ impl Admin {
             opener,
             access,
             clock,
+            late,
+            metrics,
         }
     }
 
-    /// Commits a change and puts it in force everywhere.
+    /// Commits a change of an organization that is in the state that the caller demands, and puts it in force
+    /// everywhere.
     async fn change(
         &self,
         organization: &OrganizationId,
+        whom: Whom,
+        conditions: &Preconditions,
         actor: &Actor,
         action: &str,
         change: impl FnOnce(&Sources) -> Result<Organization, Error>,
@@ -125,13 +154,20 @@ impl Admin {
         let link = self.counters.link().await?;
         // The first change of all may come before the defaults were published.
         self.policies.stored(organization).await?;
+        let presence = self.policies.presence(organization).await?;
+        let change = |before: &Sources| {
+            let exists = presence.still_exists(before);
+            if !exists && whom == Whom::Existing {
+                return Err(Error::NotFound);
+            }
+            conditions.check(exists.then(|| before.resolve().version))?;
+            change(before)
+        };
         let now = self.clock.now();
         let sources =
             store::organizations::change(&self.store, organization, actor, action, now, change)
                 .await??;
-        self.policies
-            .apply(&link, organization, sources.resolve())
-            .await?;
+        self.policies.apply(&link, organization, &sources).await?;
         // A counter whose reset is pending still counts, and is none of the running ones.
         self.finish_pending(organization).await?;
         Ok(sources)

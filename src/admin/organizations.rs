@@ -1,10 +1,13 @@
 //! An organization's settings.
 
+use chrono::{DateTime, Utc};
 use serde_json::Value;
 
-use super::{Admin, Error, Invalid};
+use super::{Admin, Error, Invalid, Whom};
 use crate::domain::ids::OrganizationId;
+use crate::domain::patch::OrganizationPatch;
 use crate::domain::policy::{Feature, Organization, OrganizationSettings};
+use crate::domain::precondition::Preconditions;
 use crate::store::Actor;
 use crate::store::organizations::Sources;
 
@@ -23,40 +26,101 @@ impl Admin {
         &self,
         organization: &OrganizationId,
         settings: OrganizationSettings,
+        conditions: &Preconditions,
         actor: &Actor,
     ) -> Result<Sources, Error> {
         let now = self.clock.now();
-        check_text(&settings)?;
-        self.change(organization, actor, "organization.put", |before| {
-            let (mode, calendar) = settings.calendar(&before.defaults).map_err(Invalid::from)?;
-            if let Some(plan) = settings
-                .plan_id
-                .as_ref()
-                .filter(|plan| **plan != before.defaults.plan_id)
-            {
-                let detail = format!("there is no plan {plan}");
-                return Err(Invalid {
-                    pointer: "/planId".to_owned(),
-                    detail,
-                }
-                .into());
-            }
-            let schedule = before.resolve().schedule.changed(mode, calendar, now);
-            let limits = before
-                .organization
-                .as_ref()
-                .map(|it| it.limits.clone())
-                .unwrap_or_default();
-            Ok(Organization {
-                settings,
-                limits,
-                pinned: schedule.pinned,
-                resets: schedule.resets,
-                version: 0,
-            })
-        })
+        self.change(
+            organization,
+            Whom::Anybody,
+            conditions,
+            actor,
+            "organization.put",
+            |before| Ok(with_settings(before, settings, now)?),
+        )
         .await
     }
+
+    /// Changes what is named of the settings of an organization that exists; the rest as for
+    /// [`Admin::put_organization`].
+    pub async fn patch_organization(
+        &self,
+        organization: &OrganizationId,
+        patch: OrganizationPatch,
+        conditions: &Preconditions,
+        actor: &Actor,
+    ) -> Result<Sources, Error> {
+        let now = self.clock.now();
+        self.change(
+            organization,
+            Whom::Existing,
+            conditions,
+            actor,
+            "organization.patch",
+            |before| {
+                let own = before.organization.as_ref();
+                let settings = patch.apply(&own.map(|it| it.settings.clone()).unwrap_or_default());
+                Ok(with_settings(before, settings, now)?)
+            },
+        )
+        .await
+    }
+}
+
+/// What there is, with other settings, if they fit together.
+fn with_settings(
+    before: &Sources,
+    settings: OrganizationSettings,
+    now: DateTime<Utc>,
+) -> Result<Organization, Invalid> {
+    check_text(&settings)?;
+    check_size(&settings)?;
+    let (mode, calendar) = settings.calendar(&before.defaults)?;
+    if let Some(plan) = settings
+        .plan_id
+        .as_ref()
+        .filter(|plan| **plan != before.defaults.plan_id)
+    {
+        return Err(Invalid {
+            pointer: "/planId".to_owned(),
+            detail: format!("there is no plan {plan}"),
+        });
+    }
+    let schedule = before.resolve().schedule.changed(mode, calendar, now);
+    let limits = before.organization.as_ref().map(|it| it.limits.clone());
+    Ok(Organization {
+        settings,
+        limits: limits.unwrap_or_default(),
+        pinned: schedule.pinned,
+        resets: schedule.resets,
+        version: 0,
+    })
+}
+
+/// The most that features, and metadata, may take as JSON, bytes; as much as one body could bring.
+const COLLECTION_MAX: usize = 64 * 1024;
+
+/// Refuses what many patches have let grow out of all proportion.
+fn check_size(settings: &OrganizationSettings) -> Result<(), Invalid> {
+    let length = |json: serde_json::Result<String>| json.map_or(0, |text| text.len());
+    for (pointer, length) in [
+        (
+            "/features",
+            length(serde_json::to_string(&settings.features)),
+        ),
+        (
+            "/metadata",
+            length(serde_json::to_string(&settings.metadata)),
+        ),
+    ] {
+        if length > COLLECTION_MAX {
+            return Err(Invalid {
+                pointer: pointer.to_owned(),
+                detail: format!("must be at most {COLLECTION_MAX} bytes of JSON altogether"),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Refuses what Postgres' jsonb cannot hold.

@@ -49,7 +49,8 @@ impl Admin {
         attempt: Option<&Attempt>,
         actor: &Actor,
     ) -> Result<Reset, Error> {
-        if !self.policies.exists(organization).await? {
+        let presence = self.policies.presence(organization).await?;
+        if !presence.exists() {
             return Err(Error::NotFound);
         }
         for _ in 0..ROUNDS_MAX {
@@ -61,6 +62,7 @@ impl Admin {
             let counted = known.and_then(|known| known.meters).unwrap_or_default();
             let wish = Wish {
                 organization,
+                incarnation: presence.incarnation(),
                 meters: meters.as_ref(),
                 counted: &counted,
                 reason,
@@ -74,6 +76,7 @@ impl Admin {
                     self.finish_pending(organization).await?;
                     return self.told(organization, &committed, replayed).await;
                 }
+                Outcome::Deleted => return Err(Error::NotFound),
                 Outcome::Unfinished => self.finish_pending(organization).await?,
                 Outcome::KeyReused => return Err(Error::KeyReused),
                 Outcome::TooManyMeters(meter) => {
@@ -107,10 +110,9 @@ impl Admin {
             }
             let now = self.clock.now();
             let link = self.counters.link().await?;
-            let policy = self.policies.stored(organization).await?.resolve();
-            self.policies
-                .apply(&link, organization, policy.clone())
-                .await?;
+            let sources = self.policies.stored(organization).await?;
+            self.policies.apply(&link, organization, &sources).await?;
+            let policy = sources.resolve();
             for meter in &pending {
                 self.opener
                     .finish_reset(&link, &policy, organization, meter, now)

@@ -1,20 +1,23 @@
-//! `PUT` and `GET /v1/organizations/{id}`, `PATCH /v1/organizations/{id}/limits`.
+//! `GET`, `PUT`, `PATCH` and `DELETE /v1/organizations/{id}`, `PATCH /v1/organizations/{id}/limits`.
 
 use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::extract::State as Shared;
+use axum::response::Response;
 use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use super::extract::{Administrator, Body, NoQuery, Object, OrganizationPath};
-use super::openapi::bodies::LimitPatch;
+use super::extract::{Administrator, Body, Conditions, NoQuery, Object, OrganizationPath};
+use super::openapi::bodies::{LimitPatch, SettingsPatch};
 use super::openapi::problems::NeedsCounterStore;
 use super::problem::Error;
+use super::tagged::Tagged;
 use crate::domain::ids::{MeterId, OrganizationId, PlanId};
+use crate::domain::patch::OrganizationPatch;
 use crate::domain::period::{ResetMode, ResetPeriod};
 use crate::domain::policy::{
     Feature, Features, LimitOverride, MeterLimit, OrganizationSettings, Policy,
@@ -59,14 +62,14 @@ pub(super) struct Organization {
 }
 
 impl Organization {
-    fn of(organization_id: OrganizationId, sources: &Sources) -> Self {
+    fn of(organization_id: OrganizationId, sources: &Sources) -> Tagged<Self> {
         let policy = sources.resolve();
         let calendar = &policy.schedule.calendar;
         let metadata = sources
             .organization
             .as_ref()
             .map(|it| it.settings.metadata.clone());
-        Self {
+        let state = Self {
             organization_id,
             reset_mode: policy.schedule.mode,
             reset_period: calendar.reset_period(),
@@ -79,6 +82,10 @@ impl Organization {
             plan_id: policy.plan_id,
             features: policy.features,
             limits: policy.limits,
+        };
+        Tagged {
+            version: state.version,
+            state,
         }
     }
 }
@@ -106,11 +113,14 @@ pub(super) struct Limits {
 }
 
 impl Limits {
-    pub(super) fn of(organization_id: OrganizationId, policy: Policy) -> Self {
-        Self {
-            organization_id,
-            limits: policy.limits,
+    pub(super) fn of(organization_id: OrganizationId, policy: Policy) -> Tagged<Self> {
+        Tagged {
             version: policy.version,
+            state: Self {
+                organization_id,
+                limits: policy.limits,
+                version: policy.version,
+            },
         }
     }
 }
@@ -124,18 +134,23 @@ impl Limits {
     operation_id = "getOrganization",
     tag = "Organizations",
     security(("key" = ["admin"])),
-    params(OrganizationPath),
-    responses((status = 200, description = "The settings and limits.", body = Organization), NeedsCounterStore)
+    params(OrganizationPath, Conditions),
+    responses(
+        (status = 200, description = "The settings and limits.", body = Organization),
+        (status = 304, description = "The caller has them already."),
+        NeedsCounterStore,
+    )
 )]
 pub(super) async fn get_organization(
     Shared(state): Shared<State>,
     Administrator(caller, _): Administrator,
     OrganizationPath(named): OrganizationPath,
     _: NoQuery,
-) -> Result<Json<Organization>, Error> {
+    Conditions(conditions): Conditions,
+) -> Result<Response, Error> {
     let id = caller.reach(&named)?;
     let sources = state.admin.organization(&id).await?;
-    Ok(Json(Organization::of(id, &sources)))
+    Organization::of(id, &sources).unless_known(&conditions)
 }
 
 /// Create an organization, or replace its settings
@@ -149,7 +164,7 @@ pub(super) async fn get_organization(
     operation_id = "putOrganization",
     tag = "Organizations",
     security(("key" = ["admin"])),
-    params(OrganizationPath),
+    params(OrganizationPath, Conditions),
     request_body = OrganizationSettings,
     responses(
         (status = 200, description = "The settings and limits, in force for the next request.", body = Organization),
@@ -161,11 +176,103 @@ pub(super) async fn put_organization(
     Administrator(caller, actor): Administrator,
     OrganizationPath(named): OrganizationPath,
     _: NoQuery,
+    Conditions(conditions): Conditions,
     Body(settings): Body<OrganizationSettings>,
-) -> Result<Json<Organization>, Error> {
+) -> Result<Tagged<Organization>, Error> {
     let id = caller.reach(&named)?;
-    let sources = state.admin.put_organization(&id, settings, &actor).await?;
-    Ok(Json(Organization::of(id, &sources)))
+    let admin = &state.admin;
+    let sources = admin
+        .put_organization(&id, settings, &conditions, &actor)
+        .await?;
+    Ok(Organization::of(id, &sources))
+}
+
+/// Change settings
+///
+/// Of an organization that exists, those that the body names, as a merge patch (RFC 7386): `null` takes a setting back to
+/// the plan's or the service's default, features and metadata are merged by name. The rest as for PUT: all of it or nothing.
+#[utoipa::path(
+    patch,
+    path = "/v1/organizations/{id}",
+    operation_id = "patchOrganization",
+    tag = "Organizations",
+    security(("key" = ["admin"])),
+    params(OrganizationPath, Conditions),
+    request_body = SettingsPatch,
+    responses(
+        (status = 200, description = "The settings and limits, in force for the next request.", body = Organization),
+        NeedsCounterStore,
+    )
+)]
+pub(super) async fn patch_organization(
+    Shared(state): Shared<State>,
+    Administrator(caller, actor): Administrator,
+    OrganizationPath(named): OrganizationPath,
+    _: NoQuery,
+    Conditions(conditions): Conditions,
+    Body(patch): Body<OrganizationPatch>,
+) -> Result<Tagged<Organization>, Error> {
+    let id = caller.reach(&named)?;
+    let admin = &state.admin;
+    let sources = admin
+        .patch_organization(&id, patch, &conditions, &actor)
+        .await?;
+    Ok(Organization::of(id, &sources))
+}
+
+/// What a deletion did.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(example = json!({
+    "organizationId": "org_123", "deleted": true, "counters": 2, "historyRows": 1480, "apiKeysRevoked": 1, "background": false
+}))]
+pub(super) struct Deleted {
+    organization_id: OrganizationId,
+    /// Always: what is not there is 404.
+    deleted: bool,
+    /// Counters in Redis that are gone.
+    counters: usize,
+    /// Rows of history, by period and by hour, that are gone.
+    history_rows: u64,
+    /// Keys that were bound to the organization.
+    api_keys_revoked: usize,
+    /// Whether old history, or records of idempotency keys, are still being erased. Nothing that is counted or read now
+    /// depends on them, but history, if the organization is counted again meanwhile.
+    background: bool,
+}
+
+/// Delete an organization
+///
+/// What was counted and set is erased from Redis and from Postgres, and keys that are bound to it are revoked; the audit
+/// log stays. What is in flight revives nothing. A later call starts afresh, at 0 and with the default settings. A 503
+/// may have been committed, and is then applied when Redis is back; repeating it is then 404.
+#[utoipa::path(
+    delete,
+    path = "/v1/organizations/{id}",
+    operation_id = "deleteOrganization",
+    tag = "Organizations",
+    security(("key" = ["admin"])),
+    params(OrganizationPath, Conditions),
+    responses((status = 200, description = "It is deleted.", body = Deleted), NeedsCounterStore)
+)]
+pub(super) async fn delete_organization(
+    Shared(state): Shared<State>,
+    Administrator(caller, actor): Administrator,
+    OrganizationPath(named): OrganizationPath,
+    _: NoQuery,
+    Conditions(conditions): Conditions,
+) -> Result<Json<Deleted>, Error> {
+    let id = caller.reach(&named)?;
+    let admin = &state.admin;
+    let deletion = admin.delete_organization(&id, &conditions, &actor).await?;
+    Ok(Json(Deleted {
+        organization_id: id,
+        deleted: true,
+        counters: deletion.counters,
+        history_rows: deletion.history_rows,
+        api_keys_revoked: deletion.api_keys,
+        background: deletion.background,
+    }))
 }
 
 /// Change limits
@@ -181,7 +288,7 @@ pub(super) async fn put_organization(
     operation_id = "patchLimits",
     tag = "Organizations",
     security(("key" = ["admin"])),
-    params(OrganizationPath),
+    params(OrganizationPath, Conditions),
     request_body = LimitPatch,
     responses(
         (status = 200, description = "All limits, in force for the next request on any instance.", body = Limits),
@@ -193,13 +300,17 @@ pub(super) async fn patch_limits(
     Administrator(caller, actor): Administrator,
     OrganizationPath(named): OrganizationPath,
     _: NoQuery,
+    Conditions(conditions): Conditions,
     Body(changes): Body<BTreeMap<MeterId, Option<Object<LimitOverride>>>>,
-) -> Result<Json<Limits>, Error> {
+) -> Result<Tagged<Limits>, Error> {
     let id = caller.reach(&named)?;
     let changes = changes
         .into_iter()
         .map(|(meter, change)| (meter, change.map(|Object(change)| change)))
         .collect();
-    let sources = state.admin.patch_limits(&id, changes, &actor).await?;
-    Ok(Json(Limits::of(id, sources.resolve())))
+    let admin = &state.admin;
+    let sources = admin
+        .patch_limits(&id, changes, &conditions, &actor)
+        .await?;
+    Ok(Limits::of(id, sources.resolve()))
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
-use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, IF_MATCH, IF_NONE_MATCH};
 use axum::http::request::Parts;
 use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
 use serde::de::value::MapAccessDeserializer;
@@ -24,6 +24,7 @@ use crate::access::User;
 use crate::domain::api_key::Scope;
 use crate::domain::history::INSTANTS;
 use crate::domain::ids::{ApiKeyId, EventId, IdempotencyKey, OrganizationId, WebhookId};
+use crate::domain::precondition::Preconditions;
 use crate::state::State;
 use crate::store::Actor;
 use crate::store::api_keys::{KeyRecord, PresentedKey};
@@ -634,6 +635,58 @@ impl IntoParams for Idempotency {
             the call gets its first final answer again, and counts nothing. Keys are the organization's. \
             Another request under the same key is 422.";
         vec![in_header("Idempotency-Key", description, key)]
+    }
+}
+
+/// What the caller demands of the present state, by `If-Match` and `If-None-Match`.
+#[derive(Debug)]
+pub(super) struct Conditions(pub(super) Preconditions);
+
+impl FromRequestParts<State> for Conditions {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &State) -> Result<Self, Error> {
+        // Several headers of one name are one list.
+        let list = |name: HeaderName| -> Result<Option<String>, Error> {
+            let values: Vec<&str> = parts
+                .headers
+                .get_all(&name)
+                .iter()
+                .map(|value| value.to_str().map_err(|_| unreadable(&name)))
+                .collect::<Result<_, _>>()?;
+            Ok((!values.is_empty()).then(|| values.join(",")))
+        };
+        let (if_match, if_none_match) = (list(IF_MATCH)?, list(IF_NONE_MATCH)?);
+        Preconditions::parse(if_match.as_deref(), if_none_match.as_deref())
+            .map(Self)
+            .map_err(|error| Error::MalformedRequest(format!("If-Match and If-None-Match {error}")))
+    }
+}
+
+fn unreadable(name: &HeaderName) -> Error {
+    Error::MalformedRequest(format!("{name} is not text"))
+}
+
+impl IntoParams for Conditions {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let tags = || {
+            ObjectBuilder::new()
+                .schema_type(Type::String)
+                .examples(["\"17\""])
+        };
+        vec![
+            in_header(
+                "If-Match",
+                "Entity tags, or `*`: the state must be one of these, or be there at all; else 412.",
+                tags(),
+            ),
+            in_header(
+                "If-None-Match",
+                "Entity tags, or `*`: the state must be none of these, or not be there at all; else 412, or 304 where \
+                 it is only read.",
+                tags(),
+            ),
+        ]
     }
 }
 

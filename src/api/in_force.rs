@@ -3,11 +3,12 @@
 
 use axum::Json;
 use axum::extract::State as Shared;
+use axum::response::Response;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::admin::Limits;
-use super::extract::{Caller, FeaturePath, NoQuery, OrganizationPath, Read};
+use super::extract::{Caller, Conditions, FeaturePath, NoQuery, OrganizationPath, Read};
 use super::problem::Error;
 use crate::domain::ids::OrganizationId;
 use crate::domain::policy::{Feature, Policy, Source};
@@ -35,18 +36,22 @@ pub(super) struct FeatureInForce {
     operation_id = "getLimits",
     tag = "Organizations",
     security(("key" = ["read"]), ("token" = [])),
-    params(OrganizationPath),
-    responses((status = 200, description = "The limits.", body = Limits))
+    params(OrganizationPath, Conditions),
+    responses(
+        (status = 200, description = "The limits.", body = Limits),
+        (status = 304, description = "The caller has them already."),
+    )
 )]
 pub(super) async fn limits(
     Shared(state): Shared<State>,
     Read(caller): Read,
     OrganizationPath(named): OrganizationPath,
     _: NoQuery,
-) -> Result<Json<Limits>, Error> {
+    Conditions(conditions): Conditions,
+) -> Result<Response, Error> {
     let id = caller.reach(&named)?;
     let policy = policy(&state, &caller, &id).await?;
-    Ok(Json(Limits::of(id, policy)))
+    Limits::of(id, policy).unless_known(&conditions)
 }
 
 /// One feature

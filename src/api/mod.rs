@@ -4,6 +4,7 @@
 //! ([`extract`]): one that takes none of `Ingest`, `Refund`, `Read` and `Administrator` is public.
 
 mod admin;
+mod audit;
 mod batch;
 mod cors;
 mod counting;
@@ -20,6 +21,7 @@ mod problem;
 mod rate_limit;
 mod reading;
 mod resets;
+mod tagged;
 mod webhooks;
 
 use axum::Router;
@@ -55,12 +57,18 @@ fn routes(with_metrics: bool) -> OpenApiRouter<State> {
         .routes(routes!(history::of_all))
         .routes(routes!(events::list_events))
         .routes(routes!(directory::organizations))
-        .routes(routes!(admin::get_organization, admin::put_organization))
+        .routes(routes!(
+            admin::get_organization,
+            admin::put_organization,
+            admin::patch_organization,
+            admin::delete_organization
+        ))
         .routes(routes!(in_force::limits, admin::patch_limits))
         .routes(routes!(in_force::feature))
         .routes(routes!(resets::reset))
         .routes(routes!(keys::list_keys, keys::create_key))
         .routes(routes!(keys::revoke_key))
+        .routes(routes!(audit::list_audit))
         .routes(routes!(webhooks::list_webhooks, webhooks::create_webhook))
         .routes(routes!(
             webhooks::get_webhook,

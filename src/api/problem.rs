@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 
 use super::counting::UsageResult;
 use crate::domain::ids::METERS_MAX;
+use crate::domain::precondition::PreconditionFailed;
 use crate::{access, admin, counters, history, metering, opening, policies, store, webhooks};
 
 /// Everything that a request can be answered with but success; one variant for each problem type.
@@ -32,6 +33,8 @@ pub(super) enum Error {
     NotFound(&'static str),
     /// The thing is there, the method is not.
     MethodNotAllowed,
+    /// The state is another one than `If-Match` or `If-None-Match` demands; nothing was changed.
+    PreconditionFailed,
     /// The body is larger than any call needs.
     PayloadTooLarge,
     /// The body is not declared as JSON.
@@ -153,6 +156,11 @@ impl Error {
                 "method_not_allowed",
                 "Method not allowed",
             ),
+            Self::PreconditionFailed => (
+                StatusCode::PRECONDITION_FAILED,
+                "precondition_failed",
+                "Precondition failed",
+            ),
             Self::PayloadTooLarge => (
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "payload_too_large",
@@ -229,6 +237,9 @@ impl Error {
                 "send a valid key as `Authorization: Bearer tm_…`, or a JWT where one will do".into()
             }
             Self::MethodNotAllowed => "this path has other methods; see the Allow header".into(),
+            Self::PreconditionFailed => {
+                "the present state is not the one that If-Match or If-None-Match demands; nothing was changed".into()
+            }
             Self::PayloadTooLarge => "the body is too large".into(),
             Self::UnsupportedMediaType => "send the body as Content-Type: application/json".into(),
             Self::IdempotencyKeyReused => {
@@ -357,7 +368,9 @@ impl From<store::Error> for Error {
     fn from(error: store::Error) -> Self {
         let problem = match &error {
             store::Error::Unavailable(_) => Self::DatabaseUnavailable,
-            store::Error::NewerGeneration | store::Error::TooManyMeters => Self::Overloaded,
+            store::Error::NewerGeneration
+            | store::Error::OlderPolicy
+            | store::Error::TooManyMeters => Self::Overloaded,
             store::Error::Inconsistent(_) | store::Error::Other(_) => Self::Internal,
         };
         caused(problem, &error)
@@ -407,12 +420,19 @@ impl From<admin::Error> for Error {
                 Self::InvalidField { pointer, detail }
             }
             admin::Error::NotFound => Self::NotFound("there is no such organization"),
+            admin::Error::PreconditionFailed(failed) => failed.into(),
             admin::Error::Counters(error) => error.into(),
             admin::Error::Store(error) => error.into(),
             admin::Error::Policies(error) => error.into(),
             admin::Error::Opening(error) => error.into(),
             admin::Error::KeyReused => Self::IdempotencyKeyReused,
         }
+    }
+}
+
+impl From<PreconditionFailed> for Error {
+    fn from(_: PreconditionFailed) -> Self {
+        Self::PreconditionFailed
     }
 }
 

@@ -141,6 +141,40 @@ impl Keys {
         })
     }
 
+    /// The organization of an idempotency record; none for any other key.
+    pub(super) fn parse_idempotency_owner(&self, key: &str) -> Option<OrganizationId> {
+        let (shard, rest) = key
+            .strip_prefix(&self.prefix)?
+            .strip_prefix('{')?
+            .split_once("}:i:")?;
+        let organization: OrganizationId = rest.split_once(':')?.0.parse().ok()?;
+        (*shard == format!("{:02x}", Shard::of(&organization).0)).then_some(organization)
+    }
+
+    /// What matches every counter and every idempotency record of an organization.
+    pub(super) fn pattern_of(&self, organization: &OrganizationId) -> String {
+        // No id has a character that means something in a pattern.
+        let shard = Shard::of(organization).0;
+        format!("{}{{{shard:02x}}}:[iu]:{organization}:*", self.literal())
+    }
+
+    /// What matches those of all organizations.
+    pub(super) fn pattern_of_all(&self) -> String {
+        format!("{}{{*}}:[iu]:*", self.literal())
+    }
+
+    /// The prefix as it stands in a pattern.
+    fn literal(&self) -> String {
+        let mut literal = String::new();
+        for character in self.prefix.chars() {
+            if r"*?[]\^-".contains(character) {
+                literal.push('\\');
+            }
+            literal.push(character);
+        }
+        literal
+    }
+
     fn sharded(&self, shard: Shard, name: &str) -> String {
         let mut key = String::with_capacity(self.prefix.len().saturating_add(96));
         let _ = write!(key, "{}{{{:02x}}}:{name}", self.prefix, shard.0);
@@ -171,6 +205,25 @@ mod tests {
             };
             prop_assert_eq!(keys.parse_counter(&keys.counter(&counter)), Some(counter));
         }
+    }
+
+    #[test]
+    fn an_idempotency_record_tells_whose_it_is() {
+        let keys = Keys::new("tm:");
+        let organization: OrganizationId = "org_1".parse().unwrap();
+        for attempt in ["a", "a:b", ":u:"] {
+            let key = keys.idempotency(&organization, &attempt.parse().unwrap());
+            assert_eq!(
+                keys.parse_idempotency_owner(&key),
+                Some(organization.clone())
+            );
+            assert_eq!(keys.parse_counter(&key), None);
+        }
+        assert_eq!(keys.parse_idempotency_owner("tm:{00}:i:org_1:a"), None);
+        assert_eq!(
+            keys.parse_idempotency_owner(&keys.organization(&organization)),
+            None
+        );
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! zero, and no function of this module pretends otherwise. Start reading at [`Counters`].
 
 mod batch;
+mod erasing;
 mod error;
 mod keys;
 mod lanes;
@@ -20,6 +21,7 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use redis::{Client, IntoConnectionInfo};
 
+pub use erasing::Erased;
 pub use error::Error;
 pub use keys::{SHARDS, Shard};
 pub use link::Link;
@@ -187,6 +189,38 @@ pub struct KnownOrganization {
     pub policy: String,
     /// Every meter counted in this data set; none if nothing was counted in it.
     pub meters: Option<Vec<MeterId>>,
+    /// The policy version of the last deletion that Redis knows of; 0 if it knows of none.
+    pub incarnation: u64,
+}
+
+/// A policy as Redis gets to know it.
+#[derive(Debug, Clone, Copy)]
+pub struct PolicyText<'a> {
+    /// Which of two is newer.
+    pub version: u64,
+    /// The policy version of the organization's last deletion; 0 if it never was deleted.
+    pub incarnation: u64,
+    /// The resolved policy as JSON.
+    pub json: &'a str,
+}
+
+/// What came of making a policy known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Configured {
+    /// Redis knows it, or a newer one.
+    Known {
+        /// Of the policy that Redis knows now.
+        version: u64,
+        /// Every meter counted in this data set.
+        meters: Vec<MeterId>,
+    },
+    /// What Redis holds is of a life before the organization's deletion, and must be erased first.
+    Former {
+        /// The policy of that life as JSON.
+        policy: String,
+        /// Every meter counted in it in this data set.
+        meters: Vec<MeterId>,
+    },
 }
 
 /// Records of API keys for the mirror.
@@ -327,26 +361,28 @@ impl Counters {
         scripts::settle(link, &self.0.keys, shard, settlements, read_at).await
     }
 
-    /// Makes a policy known to Redis and to running counters, and tells the other instances.
-    /// Returns the version that Redis knows now and every meter counted.
+    /// Makes a policy known to Redis and to running counters.
     pub async fn configure(
         &self,
         link: &Link,
         organization: &OrganizationId,
-        (version, policy): (u64, &str),
+        policy: &PolicyText<'_>,
         now: DateTime<Utc>,
         running: &[(CounterId, Stamp)],
-    ) -> Result<(u64, Vec<MeterId>), Error> {
-        scripts::configure(
-            link,
-            &self.0.keys,
-            organization,
-            version,
-            policy,
-            now,
-            running,
-        )
-        .await
+    ) -> Result<Configured, Error> {
+        let keys = &self.0.keys;
+        scripts::configure(link, keys, organization, policy, false, now, running).await
+    }
+
+    /// Makes the policy of a new life known, after what calls could reach of the former one was erased.
+    pub async fn begin_anew(
+        &self,
+        link: &Link,
+        organization: &OrganizationId,
+        policy: &PolicyText<'_>,
+        now: DateTime<Utc>,
+    ) -> Result<Configured, Error> {
+        scripts::configure(link, &self.0.keys, organization, policy, true, now, &[]).await
     }
 
     /// Reads counters; none where one is missing.
@@ -389,11 +425,14 @@ impl Counters {
             .cmd("HMGET")
             .arg(self.0.keys.organization(organization))
             .arg("p")
-            .arg("m");
-        let ((policy, meters),): ((Option<String>, Option<String>),) = link.run(&pipeline).await?;
+            .arg("m")
+            .arg("i");
+        let ((policy, meters, incarnation),): ((Option<String>, Option<String>, Option<u64>),) =
+            link.run(&pipeline).await?;
         Ok(policy.map(|policy| KnownOrganization {
             policy,
             meters: meters.map(|meters| scripts::parse_meters(&meters)),
+            incarnation: incarnation.unwrap_or(0),
         }))
     }
 

@@ -12,7 +12,7 @@ use super::batch::Batch;
 use super::error::Error;
 use super::keys::{Keys, Shard};
 use super::link::Link;
-use super::{KeyChanges, Next, Settlement, Unnumbered};
+use super::{Configured, KeyChanges, Next, PolicyText, Settlement, Unnumbered};
 use crate::domain::counter::{CounterId, Snapshot, Stamp};
 use crate::domain::ids::{METERS_MAX, MeterId, OrganizationId};
 use crate::metrics::{self, Opened};
@@ -30,6 +30,7 @@ static RESTORE: LazyLock<Script> = LazyLock::new(|| Script::new(source!("restore
 static CLOSE: LazyLock<Script> = LazyLock::new(|| Script::new(source!("close.lua")));
 static SETTLE: LazyLock<Script> = LazyLock::new(|| Script::new(source!("settle.lua")));
 static CONFIGURE: LazyLock<Script> = LazyLock::new(|| Script::new(source!("configure.lua")));
+static ERASE: LazyLock<Script> = LazyLock::new(|| Script::new(source!("erase.lua")));
 static MIRROR: LazyLock<Script> = LazyLock::new(|| Script::new(source!("mirror.lua")));
 static GENERATION: LazyLock<Script> = LazyLock::new(|| Script::new(GENERATION_SOURCE));
 const GENERATION_SOURCE: &str = source!("generation.lua");
@@ -239,7 +240,7 @@ pub(super) async fn settle(
         call.key(keys.counter(settlement.counter));
         let Some(snapshot) = settlement.snapshot else {
             // No counter has generation 0, so that one which has come back is left alone.
-            call.arg(0).arg(0).arg(0).arg("").arg(0).arg(0);
+            call.arg("0:0").arg(0).arg(0).arg("").arg(0).arg(0);
             continue;
         };
         let hours: Vec<_> = snapshot.unstored_hours().collect();
@@ -248,7 +249,8 @@ pub(super) async fn settle(
             .iter()
             .filter(|hour| hour.start < settlement.drop_hours_before)
             .collect();
-        call.arg(snapshot.stamp.generation)
+        let stamp = format!("{}:{}", snapshot.stamp.generation, snapshot.stamp.version);
+        call.arg(stamp)
             .arg(snapshot.sequence)
             .arg(i32::from(settlement.stored))
             .arg(optional_ms(settlement.expiry))
@@ -267,31 +269,61 @@ pub(super) async fn settle(
     link.invoke(metrics::Script::Settle, &call).await
 }
 
-/// Calls `configure.lua`: makes a policy known to Redis and to the named running counters.
-/// Returns the version that Redis knows now and every meter counted.
+/// Calls `configure.lua`: makes a policy known to Redis and to the named running counters. `erased` says that
+/// nothing is left of a life before the policy's incarnation.
 pub(super) async fn configure(
     link: &Link,
     keys: &Keys,
     organization: &OrganizationId,
-    version: u64,
-    policy: &str,
+    policy: &PolicyText<'_>,
+    erased: bool,
     now: DateTime<Utc>,
     running: &[(CounterId, Stamp)],
-) -> Result<(u64, Vec<MeterId>), Error> {
+) -> Result<Configured, Error> {
     let mut call = CONFIGURE.prepare_invoke();
     call.key(keys.organization(organization))
         .key(keys.dirty(Shard::of(organization)))
         .key(keys.generation(Shard::of(organization)))
-        .arg(version)
-        .arg(policy)
+        .arg(policy.version)
+        .arg(policy.json)
         .arg(now.timestamp_millis())
-        .arg(UNCOUNTED_LIFETIME_MS);
+        .arg(UNCOUNTED_LIFETIME_MS)
+        .arg(policy.incarnation)
+        .arg(i32::from(erased));
     for (counter, stamp) in running {
         call.key(keys.counter(counter))
             .arg(stamp.without_generation());
     }
-    let (known, meters): (u64, String) = link.invoke(metrics::Script::Configure, &call).await?;
-    Ok((known, parse_meters(&meters)))
+    let (word, meters, former): (String, String, Option<String>) =
+        link.invoke(metrics::Script::Configure, &call).await?;
+    let meters = parse_meters(&meters);
+    if let Some(policy) = former {
+        return Ok(Configured::Former { policy, meters });
+    }
+    let version = word.parse().map_err(|_| {
+        Error::Inconsistent(format!("a script answered {word:?} in place of a version"))
+    })?;
+    Ok(Configured::Known { version, meters })
+}
+
+/// Calls `erase.lua`: erases what is of a life before `incarnation`; returns how many counters and how many
+/// idempotency records. All are of one shard.
+pub(super) async fn erase(
+    link: &Link,
+    keys: &Keys,
+    shard: Shard,
+    incarnation: u64,
+    counters: &[&str],
+    records: &[&str],
+) -> Result<(usize, usize), Error> {
+    let mut call = ERASE.prepare_invoke();
+    call.key(keys.dirty(shard))
+        .arg(incarnation)
+        .arg(counters.len());
+    for key in counters.iter().chain(records) {
+        call.key(*key);
+    }
+    link.invoke(metrics::Script::Erase, &call).await
 }
 
 /// Calls `mirror.lua`: takes the mirror of the API keys on, unless somebody else has.

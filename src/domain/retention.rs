@@ -2,6 +2,9 @@
 
 use chrono::{DateTime, Duration, Utc};
 
+/// How far ahead of the clock an event may be.
+pub const EARLY: Duration = Duration::minutes(5);
+
 /// When a counter that is stored may disappear from Redis: its period is final and no event reaches
 /// it any more, with a day to spare. None while its period does not end.
 pub fn expiry(end: Option<DateTime<Utc>>, late: Duration) -> Option<DateTime<Utc>> {

@@ -27,8 +27,9 @@ use crate::domain::ids::{IdempotencyKey, MeterId, OrganizationId};
 use crate::domain::period::Period;
 use crate::domain::policy::{Policy, Rule};
 use crate::domain::quantity::Count;
+use crate::domain::retention::EARLY;
 use crate::metrics::{self, Metrics};
-use crate::opening::{self, EARLY, Opened, Opener};
+use crate::opening::{self, Opened, Opener};
 use crate::policies::{self, Moment, Policies, Resolved};
 use crate::store::{self, Store};
 

@@ -58,6 +58,8 @@ label!(
         Settle = "settle",
         /// `configure.lua`
         Configure = "configure",
+        /// `erase.lua`
+        Erase = "erase",
         /// `mirror.lua`
         Mirror = "mirror",
         /// `generation.lua`, for all shards at once.
@@ -74,6 +76,8 @@ label!(
         PolicySweep = "policy_sweep",
         /// Changes of API keys are brought to Redis.
         KeySweep = "key_sweep",
+        /// What deleted organizations have left is erased.
+        Erase = "erase",
         /// Webhooks that something waits for are looked for.
         Deliver = "deliver",
     }

@@ -5,6 +5,7 @@
 //! repaired by the sweep, and by the version in each counter's stamp: a counter that knows a newer policy
 //! than its caller decides by its own, so that what is cached may be old without doing harm.
 
+mod former;
 mod resolved;
 
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use quick_cache::sync::Cache;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::counters::{self, Counters, KnownOrganization, Link};
+use crate::counters::{self, Configured, Counters, KnownOrganization, Link, PolicyText};
 use crate::domain::counter::{CounterId, Stamp};
 use crate::domain::ids::OrganizationId;
 use crate::domain::policy::{Defaults, Policy};
@@ -48,6 +49,8 @@ pub struct Policies {
     counters: Counters,
     store: Store,
     clock: Clock,
+    /// How long after its end a period takes late events.
+    late: TimeDelta,
     /// What this instance was started with.
     defaults: Arc<Defaults>,
     cache: Arc<Cache<OrganizationId, Cached>>,
@@ -62,6 +65,35 @@ pub struct Policies {
 struct Cached {
     policy: Arc<Resolved>,
     looked_up_at: DateTime<Utc>,
+}
+
+/// What is to be seen of an organization.
+#[derive(Debug, Clone, Copy)]
+pub struct Presence {
+    /// Postgres has it.
+    stored: bool,
+    /// Redis has counted something of it, and Postgres does not know it.
+    counted: bool,
+    /// The policy version of its last deletion; 0 if it never was deleted.
+    incarnation: u64,
+}
+
+impl Presence {
+    /// Whether there is one.
+    pub fn exists(&self) -> bool {
+        self.stored || self.counted
+    }
+
+    /// The policy version of its last deletion; 0 if it never was deleted.
+    pub fn incarnation(&self) -> u64 {
+        self.incarnation
+    }
+
+    /// Whether there still is one, by what Postgres says later, under the lock that serializes changes.
+    pub fn still_exists(&self, sources: &Sources) -> bool {
+        let counted = self.counted && sources.incarnation == self.incarnation;
+        counted || sources.organization.is_some()
+    }
 }
 
 /// Why a policy cannot be told or applied.
@@ -81,6 +113,7 @@ impl Policies {
         counters: Counters,
         store: Store,
         clock: Clock,
+        late: TimeDelta,
         defaults: Defaults,
         metrics: Metrics,
     ) -> Self {
@@ -88,6 +121,7 @@ impl Policies {
             counters,
             store,
             clock,
+            late,
             defaults: Arc::new(defaults),
             cache: Arc::new(Cache::new(CACHE_SIZE)),
             shared: Arc::new(Cache::new(POLICIES_SIZE)),
@@ -170,14 +204,28 @@ impl Policies {
         self.cache.remove(organization);
     }
 
-    /// Whether an organization was ever counted or configured.
+    /// Whether there is an organization: whether it was ever counted or configured, and not deleted since.
     pub async fn exists(&self, organization: &OrganizationId) -> Result<bool, Error> {
-        if organizations::exists(&self.store, organization).await? {
-            return Ok(true);
+        Ok(self.presence(organization).await?.exists())
+    }
+
+    /// What is to be seen of an organization, in Postgres and in Redis.
+    pub async fn presence(&self, organization: &OrganizationId) -> Result<Presence, Error> {
+        let stored = organizations::presence(&self.store, organization).await?;
+        let mut presence = Presence {
+            stored: stored.exists,
+            counted: false,
+            incarnation: stored.incarnation,
+        };
+        if !presence.stored {
+            let link = self.counters.link().await?;
+            let known = self.counters.organization(&link, organization).await?;
+            // What was counted before a deletion that has not reached Redis yet is gone all the same.
+            presence.counted = known
+                .filter(|known| known.incarnation >= presence.incarnation)
+                .is_some_and(|known| known.meters.is_some());
         }
-        let link = self.counters.link().await?;
-        let known = self.counters.organization(&link, organization).await?;
-        Ok(known.and_then(|known| known.meters).is_some())
+        Ok(presence)
     }
 
     /// What Postgres has of an organization, without Redis.
@@ -200,23 +248,29 @@ impl Policies {
     }
 
     /// Writes a policy that was committed in Postgres to Redis and to every running counter, so that
-    /// it is in force for the next request of any instance.
+    /// it is in force for the next request of any instance. Returns how many counters of a former life were erased for
+    /// it.
     pub async fn apply(
         &self,
         link: &Link,
         organization: &OrganizationId,
-        policy: Policy,
-    ) -> Result<(), Error> {
+        sources: &Sources,
+    ) -> Result<usize, Error> {
+        let policy = sources.resolve();
         let json = to_json(&policy)?;
         let now = self.clock.now();
-        let of_policy = (policy.version, json.as_str());
+        let text = PolicyText {
+            version: policy.version,
+            incarnation: sources.incarnation,
+            json: &json,
+        };
         // First the organization alone: from now on no counter is opened under an older version, so the list
         // of meters that comes back names every counter that still has one.
-        let (known, meters) = self
-            .counters
-            .configure(link, organization, of_policy, now, &[])
-            .await?;
-        if known == policy.version && !meters.is_empty() {
+        let (known, erased) = self.make_known(link, organization, &policy, &text).await?;
+        if let Configured::Known { version, meters } = known
+            && version == policy.version
+            && !meters.is_empty()
+        {
             let running: Vec<_> = meters
                 .into_iter()
                 .map(|meter| {
@@ -234,12 +288,12 @@ impl Policies {
                 })
                 .collect();
             self.counters
-                .configure(link, organization, of_policy, now, &running)
+                .configure(link, organization, &text, now, &running)
                 .await?;
         }
         self.forget(organization);
         self.counters.announce(link, organization).await?;
-        Ok(())
+        Ok(erased)
     }
 
     /// Applies every change that is committed and may not have reached Redis; returns how many.
@@ -255,7 +309,7 @@ impl Policies {
             .fetch_max(changes.defaults_version, Ordering::AcqRel);
         for organization in &changes.organizations {
             let sources = self.stored(organization).await?;
-            self.apply(&link, organization, sources.resolve()).await?;
+            self.apply(&link, organization, &sources).await?;
         }
         if changes.version > mark {
             self.counters.set_applied(&link, changes.version).await?;
@@ -320,17 +374,15 @@ impl Policies {
         link: &Link,
         organization: &OrganizationId,
     ) -> Result<Arc<Resolved>, Error> {
-        let policy = self.stored(organization).await?.resolve();
+        let sources = self.stored(organization).await?;
+        let policy = sources.resolve();
         let json = to_json(&policy)?;
-        self.counters
-            .configure(
-                link,
-                organization,
-                (policy.version, &json),
-                self.clock.now(),
-                &[],
-            )
-            .await?;
+        let text = PolicyText {
+            version: policy.version,
+            incarnation: sources.incarnation,
+            json: &json,
+        };
+        self.make_known(link, organization, &policy, &text).await?;
         Ok(self.keep(organization, self.share(&json, policy)))
     }
 

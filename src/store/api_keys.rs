@@ -195,29 +195,64 @@ pub async fn revoke(store: &Store, id: &ApiKeyId, actor: &Actor) -> Result<bool,
         Some(row) if row.revoked_at.is_some() => return Ok(true),
         Some(row) => row.shown()?,
     };
+    revoke_in(&mut transaction, &before, revision, actor).await?;
+    transaction.commit().await?;
+    Ok(true)
+}
+
+/// Revokes every key that is bound to an organization, in the transaction that deletes it.
+pub(super) async fn revoke_bound(
+    transaction: &mut Transaction<'static, Postgres>,
+    organization: &OrganizationId,
+    actor: &Actor,
+) -> Result<Vec<ApiKeyId>, Error> {
+    lock(transaction).await?;
+    let rows: Vec<KeyRow> = sqlx::query_as(
+        "select * from api_keys
+         where organization_id = $1 and revoked_at is null
+         order by id
+         for no key update",
+    )
+    .bind(organization.as_str())
+    .fetch_all(&mut **transaction)
+    .await?;
+    let mut revoked = Vec::new();
+    for row in rows {
+        let before = row.shown()?;
+        let revision = draw_revision(transaction).await?;
+        revoke_in(transaction, &before, revision, actor).await?;
+        revoked.push(before.id);
+    }
+    Ok(revoked)
+}
+
+async fn revoke_in(
+    transaction: &mut Transaction<'static, Postgres>,
+    before: &ApiKey,
+    revision: u64,
+    actor: &Actor,
+) -> Result<(), Error> {
     let after: KeyRow = sqlx::query_as(
         "update api_keys
          set revoked_at = date_trunc('milliseconds', now()), revision = $2
          where id = $1
          returning *",
     )
-    .bind(id.as_str())
+    .bind(before.id.as_str())
     .bind(signed(revision))
-    .fetch_one(&mut *transaction)
+    .fetch_one(&mut **transaction)
     .await?;
     let after = after.shown()?;
     let organization = after.organization_id.as_ref();
     audit::record(
-        &mut transaction,
+        transaction,
         actor,
         "api_key.revoke",
         organization,
-        &before,
+        before,
         &after,
     )
-    .await?;
-    transaction.commit().await?;
-    Ok(true)
+    .await
 }
 
 /// At most `count` keys, newest first, revoked ones included; those that follow `after`, if that is given.
@@ -341,14 +376,24 @@ pub async fn note_uses(
 /// serialized, so that revisions become visible in their order.
 async fn begin_change(store: &Store) -> Result<(Transaction<'static, Postgres>, u64), Error> {
     let mut transaction = store.pool.begin().await?;
+    lock(&mut transaction).await?;
+    let revision = draw_revision(&mut transaction).await?;
+    Ok((transaction, revision))
+}
+
+async fn lock(transaction: &mut Transaction<'static, Postgres>) -> Result<(), Error> {
     // The key of the lock is arbitrary; it only has to be the same in every process.
     sqlx::query("select pg_advisory_xact_lock(7302815)")
-        .execute(&mut *transaction)
+        .execute(&mut **transaction)
         .await?;
+    Ok(())
+}
+
+async fn draw_revision(transaction: &mut Transaction<'static, Postgres>) -> Result<u64, Error> {
     let (revision,): (i64,) = sqlx::query_as("select nextval('api_key_revision')")
-        .fetch_one(&mut *transaction)
+        .fetch_one(&mut **transaction)
         .await?;
-    Ok((transaction, unsigned(revision)))
+    Ok(unsigned(revision))
 }
 
 #[derive(FromRow)]

@@ -9,6 +9,9 @@ pub enum Error {
     /// The caller knew an older generation than the one that the row has moved to.
     #[error("the count has moved to a newer generation")]
     NewerGeneration,
+    /// The caller knew an older policy than the one that the row has seen, or than the organization's deletion.
+    #[error("the count has seen a newer policy")]
+    OlderPolicy,
     /// The organization has as many meters as it may have.
     #[error("the organization has as many meters as it may have")]
     TooManyMeters,

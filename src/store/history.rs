@@ -235,9 +235,9 @@ pub async fn counted(
             sql.push("select distinct meter from usage_history where organization_id = o.id");
         }
     }
-    sql.push(") as used");
+    sql.push(") as used where o.deleted_at is null");
     if let Some(organizations) = filter.organizations {
-        sql.push(" where o.id = any(")
+        sql.push(" and o.id = any(")
             .push_bind(names(organizations))
             .push(")");
     }

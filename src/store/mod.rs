@@ -5,7 +5,8 @@
 
 pub mod api_keys;
 pub mod attempts;
-mod audit;
+pub mod audit;
+pub mod deletions;
 mod error;
 pub mod events;
 pub mod history;

@@ -23,8 +23,11 @@ pub struct Sources {
     pub defaults: Defaults,
     /// The policy version of the defaults.
     pub defaults_version: u64,
-    /// What people set for this organization; none if it was never counted or configured.
+    /// What people set for this organization; none if it was never counted or configured, or deleted since.
     pub organization: Option<Organization>,
+    /// The policy version of its last deletion; 0 if it never was deleted. Whatever an older policy decided is of a
+    /// former life.
+    pub incarnation: u64,
 }
 
 impl Sources {
@@ -32,7 +35,8 @@ impl Sources {
     pub fn resolve(&self) -> Policy {
         Policy::resolve(
             &self.defaults,
-            self.defaults_version,
+            // A deletion is a change as well: what comes after it is newer than all that was before.
+            self.defaults_version.max(self.incarnation),
             self.organization.as_ref(),
         )
     }
@@ -44,14 +48,32 @@ pub async fn sources(store: &Store, id: &OrganizationId) -> Result<Option<Source
     read(&mut connection, id).await
 }
 
-/// Whether anything was stored for an organization: a count, or what people set.
-pub async fn exists(store: &Store, id: &OrganizationId) -> Result<bool, Error> {
-    let (exists,): (bool,) =
-        sqlx::query_as("select exists (select from organizations where id = $1)")
+/// What is stored of an organization.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Presence {
+    /// Whether there is one: a count, or what people set, and no deletion since.
+    pub exists: bool,
+    /// The policy version of its last deletion; 0 if it never was deleted.
+    pub incarnation: u64,
+}
+
+/// Whether anything is stored for an organization, and when it was deleted.
+pub async fn presence(store: &Store, id: &OrganizationId) -> Result<Presence, Error> {
+    let row: Option<(bool, i64)> =
+        sqlx::query_as("select deleted_at is null, incarnation from organizations where id = $1")
             .bind(id.as_str())
-            .fetch_one(&store.pool)
+            .fetch_optional(&store.pool)
             .await?;
-    Ok(exists)
+    let found = row.map(|(exists, incarnation)| Presence {
+        exists,
+        incarnation: unsigned(incarnation),
+    });
+    Ok(found.unwrap_or_default())
+}
+
+/// Whether there is an organization: a count, or what people set, and no deletion since.
+pub async fn exists(store: &Store, id: &OrganizationId) -> Result<bool, Error> {
+    Ok(presence(store, id).await?.exists)
 }
 
 /// Makes these the defaults, unless they are already. Returns their version.
@@ -63,10 +85,11 @@ pub async fn publish_defaults(store: &Store, defaults: &Defaults) -> Result<u64,
     }
     let (mut transaction, version) = store.begin_policy_change().await?;
     // Another instance may have published the same while this one waited for the lock.
-    if let Some((current, version)) = read_defaults(&mut transaction).await?
-        && current == *defaults
+    let before = read_defaults(&mut transaction).await?;
+    if let Some((current, version)) = &before
+        && current == defaults
     {
-        return Ok(version);
+        return Ok(*version);
     }
     sqlx::query(
         "insert into defaults (settings, version) values ($1, $2)
@@ -75,6 +98,21 @@ pub async fn publish_defaults(store: &Store, defaults: &Defaults) -> Result<u64,
     .bind(Json(defaults))
     .bind(signed(version))
     .execute(&mut *transaction)
+    .await?;
+    // Nobody has asked for it but the settings that the service was started with.
+    let actor = Actor {
+        name: "service".to_owned(),
+        request_id: String::new(),
+    };
+    let before = before.map(|(defaults, _)| defaults);
+    audit::record(
+        &mut transaction,
+        &actor,
+        "defaults.publish",
+        None,
+        &before,
+        defaults,
+    )
     .await?;
     transaction.commit().await?;
     Ok(version)
@@ -99,9 +137,6 @@ pub async fn change<E>(
     };
     after.version = version;
     write(&mut transaction, id, &after).await?;
-    let describe = |organization: Option<&Organization>| {
-        organization.map(|it| serde_json::json!({"settings": it.settings, "limits": it.limits}))
-    };
     let (was, is) = (
         describe(before.organization.as_ref()),
         describe(Some(&after)),
@@ -162,6 +197,11 @@ pub async fn changes_since(store: &Store, version: u64, count: u32) -> Result<Ch
     })
 }
 
+/// What the audit log says of an organization.
+pub(super) fn describe(organization: Option<&Organization>) -> Option<serde_json::Value> {
+    organization.map(|it| serde_json::json!({"settings": it.settings, "limits": it.limits}))
+}
+
 pub(super) fn no_defaults() -> Error {
     Error::Inconsistent("no defaults were published".to_owned())
 }
@@ -180,6 +220,8 @@ struct OrganizationRow {
     pinned_start: Option<DateTime<Utc>>,
     pinned_end: Option<DateTime<Utc>>,
     version: i64,
+    incarnation: i64,
+    deleted_at: Option<DateTime<Utc>>,
 }
 
 #[derive(FromRow)]
@@ -210,15 +252,17 @@ pub(super) async fn read(
     };
     let row: Option<OrganizationRow> = sqlx::query_as(
         "select plan_id, features, reset_mode, reset_period, reset_day, reset_month, anchor, time_zone, metadata,
-                pinned_start, pinned_end, version
+                pinned_start, pinned_end, version, incarnation, deleted_at
          from organizations
          where id = $1",
     )
     .bind(id.as_str())
     .fetch_optional(&mut *connection)
     .await?;
+    let incarnation = row.as_ref().map_or(0, |row| unsigned(row.incarnation));
     let organization = match row {
         None => None,
+        Some(row) if row.deleted_at.is_some() => None,
         Some(row) => {
             let limits: Vec<LimitRow> = sqlx::query_as(
                 "select meter, limited, units, enforcement, warn_at from limits where organization_id = $1",
@@ -234,6 +278,7 @@ pub(super) async fn read(
         defaults,
         defaults_version,
         organization,
+        incarnation,
     }))
 }
 
@@ -316,7 +361,7 @@ pub(super) async fn write(
              reset_period = excluded.reset_period, reset_day = excluded.reset_day, reset_month = excluded.reset_month,
              anchor = excluded.anchor, time_zone = excluded.time_zone, metadata = excluded.metadata,
              pinned_start = excluded.pinned_start, pinned_end = excluded.pinned_end, version = excluded.version,
-             updated_at = now()",
+             deleted_at = null, updated_at = now()",
     )
     .bind(id.as_str())
     .bind(settings.plan_id.as_ref().map(ToString::to_string))

@@ -23,6 +23,8 @@ use crate::domain::quantity::Count;
 pub struct Wish<'a> {
     /// Whose.
     pub organization: &'a OrganizationId,
+    /// The policy version of the last deletion that the caller knew of when it saw that there is such an organization.
+    pub incarnation: u64,
     /// These meters; none = all that have a limit or a count.
     pub meters: Option<&'a BTreeSet<MeterId>>,
     /// What Redis knows to be counted.
@@ -61,6 +63,8 @@ pub enum Outcome {
         /// Whether this is what an earlier attempt was told.
         replayed: bool,
     },
+    /// The organization was deleted meanwhile; nothing was done.
+    Deleted,
     /// An earlier reset of one of the meters has not been finished; nothing was done.
     Unfinished,
     /// The idempotency key was used for another payload.
@@ -90,6 +94,9 @@ pub async fn commit(
     }
     let before = organizations::read(&mut transaction, id).await?;
     let before = before.ok_or_else(organizations::no_defaults)?;
+    if before.organization.is_none() && before.incarnation != wish.incarnation {
+        return Ok(Outcome::Deleted);
+    }
     let policy = before.resolve();
     let meters = if let Some(meters) = wish.meters {
         meters.clone()

@@ -1,7 +1,7 @@
 //! Snapshots of counts: absolute, guarded, and moved from one data set to the next.
 //!
-//! `(epoch, seq)` of a row only ever grows, so that writing a snapshot twice, late or out of order
-//! is harmless. Rows are locked in key order. Hours are written only together with an accepted parent.
+//! `(epoch, seq)` of a row only ever grows, and its policy version never shrinks, so that writing a snapshot twice, late
+//! or out of order is harmless, and one of before the organization's deletion overwrites nothing of after it. Rows are locked in key order. Hours are written only together with an accepted parent.
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::PoisonError;
@@ -10,7 +10,7 @@ use chrono::{DateTime, Datelike, Utc};
 use sqlx::{AssertSqlSafe, FromRow, PgConnection};
 
 use super::organizations::{nonsense, parse};
-use super::{Error, Store, resets, signed, unsigned};
+use super::{Error, Store, deletions, resets, signed, unsigned};
 use crate::domain::counter::{CounterId, Hour, Snapshot, Stamp};
 use crate::domain::ids::{METERS_MAX, MeterId, OrganizationId};
 use crate::domain::policy::{Enforcement, Rule};
@@ -33,7 +33,7 @@ pub async fn store(
 pub struct Restored {
     /// What Postgres holds of it, in the new generation.
     pub snapshot: Snapshot,
-    /// Every meter of the organization that has a count in a period that runs.
+    /// Every meter of the organization that has a count in a period that runs, and this one.
     pub meters: Vec<MeterId>,
 }
 
@@ -96,6 +96,11 @@ pub async fn restore(
     if unsigned(row.snapshot.epoch) > stamp.generation {
         return Err(Error::NewerGeneration);
     }
+    let runs = stamp.end.is_none_or(|end| end > now);
+    if runs && unsigned(row.snapshot.policy_version) > stamp.version {
+        return Err(Error::OlderPolicy);
+    }
+    deletions::refuse_former(&mut transaction, &counter.organization, stamp.version).await?;
     let hours: Vec<(DateTime<Utc>, i64, i64, i64)> = sqlx::query_as(
         "select hour, used, denied, refunded from usage_hourly
          where organization_id = $1 and meter = $2 and period_start = $3 and hour >= $4
@@ -109,10 +114,11 @@ pub async fn restore(
     .await?;
     let meters: Vec<(String,)> = sqlx::query_as(
         "select distinct meter from usage_history
-         where organization_id = $1 and (period_end is null or period_end > $2)",
+         where organization_id = $1 and (period_end is null or period_end > $2 or meter = $3)",
     )
     .bind(counter.organization.as_str())
     .bind(now)
+    .bind(counter.meter.as_str())
     .fetch_all(&mut *transaction)
     .await?;
     // Dropping the transaction takes the row back that was just inserted for one meter too many.
@@ -325,7 +331,8 @@ async fn store_in(
             .map(|snapshot| &snapshot.counter.organization),
     )
     .await?;
-    let accepted = upsert(connection, snapshots, now).await?;
+    let mut accepted = upsert(connection, snapshots, now).await?;
+    deletions::take_out(connection, snapshots, &mut accepted).await?;
     let (taken, refused): (Vec<_>, Vec<_>) = snapshots
         .iter()
         .zip(&accepted)
@@ -369,6 +376,7 @@ async fn upsert(
              plan_id = case when excluded.period_end <= excluded.stored_at
                             then coalesce(usage_history.plan_id, excluded.plan_id) else excluded.plan_id end
          where (excluded.epoch, excluded.seq) > (usage_history.epoch, usage_history.seq)
+             and excluded.policy_version >= usage_history.policy_version
          returning organization_id, meter, period_start",
     )
     .bind(snapshots.iter().map(|it| it.counter.organization.as_str()).collect::<Vec<_>>())
@@ -440,15 +448,16 @@ async fn held_already(
     }
     let rows: Vec<(i64,)> = sqlx::query_as(
         "select position
-         from unnest($1::text[], $2::text[], $3::timestamptz[], $4::bigint[], $5::bigint[]) with ordinality
-              as read (organization_id, meter, period_start, epoch, seq, position)
-         join usage_history using (organization_id, meter, period_start, epoch, seq)",
+         from unnest($1::text[], $2::text[], $3::timestamptz[], $4::bigint[], $5::bigint[], $6::bigint[])
+              with ordinality as read (organization_id, meter, period_start, epoch, seq, policy_version, position)
+         join usage_history using (organization_id, meter, period_start, epoch, seq, policy_version)",
     )
     .bind(snapshots.iter().map(|it| it.counter.organization.as_str()).collect::<Vec<_>>())
     .bind(snapshots.iter().map(|it| it.counter.meter.as_str()).collect::<Vec<_>>())
     .bind(snapshots.iter().map(|it| it.counter.start).collect::<Vec<_>>())
     .bind(snapshots.iter().map(|it| signed(it.stamp.generation)).collect::<Vec<_>>())
     .bind(snapshots.iter().map(|it| signed(it.sequence)).collect::<Vec<_>>())
+    .bind(snapshots.iter().map(|it| signed(it.stamp.version)).collect::<Vec<_>>())
     .fetch_all(connection)
     .await?;
     Ok(rows

@@ -9,11 +9,14 @@
 )]
 #![expect(unreachable_pub, reason = "this is no library")]
 
+mod audit;
 mod batch;
 mod bench;
+mod conditional;
 mod cors;
 mod counting;
 mod credentials;
+mod deletion;
 mod deployment;
 mod dev;
 mod directory;
@@ -34,6 +37,7 @@ mod logs;
 mod metrics;
 mod model;
 mod openapi;
+mod patching;
 mod periods;
 mod problems;
 mod protocol;

@@ -8,7 +8,8 @@ use proptest::prelude::*;
 use proptest::sample::subsequence;
 use proptest::test_runner::{Config as ProptestConfig, TestCaseError, TestRunner};
 use tallyman::counters::{
-    Answer, Attempt, Charge, Counters, Link, Opening, Operation, Outcome, Reading, Settings, Shard,
+    Answer, Attempt, Charge, Configured, Counters, Link, Opening, Operation, Outcome, PolicyText,
+    Reading, Settings, Shard,
 };
 use tallyman::domain::counter::{CounterId, Snapshot, Stamp};
 use tallyman::domain::decision::{self, Decision, Demand, decide};
@@ -31,6 +32,14 @@ struct Bench {
     world: World,
     counters: Counters,
     link: Arc<Link>,
+}
+
+fn policy_text(version: u64, json: &str) -> PolicyText<'_> {
+    PolicyText {
+        version,
+        incarnation: 0,
+        json,
+    }
 }
 
 impl Bench {
@@ -65,10 +74,16 @@ impl Bench {
     async fn configure(&self, organization: &OrganizationId) {
         let configured = self
             .counters
-            .configure(&self.link, organization, (1, "{}"), self.now(), &[])
+            .configure(
+                &self.link,
+                organization,
+                &policy_text(1, "{}"),
+                self.now(),
+                &[],
+            )
             .await
             .unwrap();
-        assert_eq!(configured.0, 1);
+        assert!(matches!(configured, Configured::Known { version: 1, .. }));
     }
 
     async fn open(&self, counter: &CounterId, stamp: &Stamp) {
@@ -767,12 +782,18 @@ async fn an_older_policy_never_replaces_a_newer_one() {
         };
         let running = [(ids[0].clone(), stamp)];
         let policy = format!("policy {version}");
-        let of_policy = (version, policy.as_str());
+        let text = policy_text(version, &policy);
         let configured = bench
             .counters
-            .configure(&bench.link, &organization, of_policy, bench.now(), &running)
+            .configure(&bench.link, &organization, &text, bench.now(), &running)
             .await;
-        let (known, meters) = configured.unwrap();
+        let Configured::Known {
+            version: known,
+            meters,
+        } = configured.unwrap()
+        else {
+            panic!("nobody was deleted")
+        };
         let organization = bench
             .counters
             .organization(&bench.link, &organization)

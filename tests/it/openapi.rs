@@ -138,6 +138,7 @@ impl Document {
             "retry-after",
             "preference-applied",
             "www-authenticate",
+            "etag",
         ] {
             if answer.headers.contains_key(name) {
                 assert!(

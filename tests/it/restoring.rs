@@ -1,16 +1,15 @@
 //! Losing Redis, wholly or in part: what Postgres holds comes back exactly, and nothing starts at zero.
 
-use std::sync::Arc;
-
 use chrono::Duration;
 use serde_json::json;
 use tallyman::app::App;
-use tallyman::counters::{Counters, Link, Opening, Settings, Shard};
-use tallyman::domain::counter::{CounterId, Stamp};
+use tallyman::counters::{Counters, Opening, Shard};
 use tallyman::flusher::Report;
-use tallyman::store::{self, Store, usage};
+use tallyman::store;
 
-use crate::support::{Instance, World, at_once, counter_key, instant, row, rows, shard, sharded};
+use crate::support::{
+    Instance, Slow, World, at_once, counter_key, instant, row, rows, settings_of, shard, sharded,
+};
 
 const PERIOD: &str = "2031-03-01T00:00:00Z";
 
@@ -608,57 +607,6 @@ async fn a_limit_that_a_rollback_took_back_is_in_force_again_after_a_sweep() {
     assert_eq!(service.consume("org_1", 1).await, (false, 6));
 }
 
-/// One instance's restore, step by step, while the service goes on.
-struct Slow {
-    counters: Counters,
-    store: Store,
-    link: Arc<Link>,
-    counter: CounterId,
-}
-
-impl Slow {
-    async fn of(world: &World) -> Self {
-        let counters =
-            Counters::new(settings(world), world.clock.clone(), world.metrics()).unwrap();
-        Self {
-            link: counters.link().await.unwrap(),
-            counters,
-            store: Store::new(&world.database_url, 1).unwrap(),
-            counter: CounterId {
-                organization: "org_1".parse().unwrap(),
-                meter: "api".parse().unwrap(),
-                start: instant(PERIOD),
-            },
-        }
-    }
-
-    /// What the counter in Redis has for a stamp.
-    async fn stamp(&self) -> Stamp {
-        let counters = std::slice::from_ref(&self.counter);
-        let held = self.counters.read(&self.link, counters).await.unwrap();
-        held[0].as_ref().unwrap().stamp
-    }
-
-    /// The first half: Postgres moves the count to the generation of the stamp.
-    async fn moved(&self, stamp: &Stamp) -> Result<usage::Restored, store::Error> {
-        let (from, now) = (self.counter.start, self.counter.start);
-        usage::restore(&self.store, &self.counter, None, stamp, from, now).await
-    }
-
-    /// The second half: Redis takes what Postgres holds.
-    async fn written(&self, moved: &usage::Restored, policy_version: u64) -> Opening {
-        let written = self.counters.restore(
-            &self.link,
-            None,
-            &moved.snapshot,
-            &moved.meters,
-            policy_version,
-            None,
-        );
-        written.await.unwrap()
-    }
-}
-
 #[tokio::test]
 async fn a_restore_that_others_overtake_changes_nothing() {
     let world = World::new().await;
@@ -722,21 +670,12 @@ async fn a_restore_under_an_older_policy_or_over_an_unknown_counter_is_refused()
     assert_eq!(service.track("org_1", 1).await, 6);
 }
 
-fn settings(world: &World) -> Settings {
-    Settings {
-        url: world.servers().redis_url,
-        prefix: "tm:".to_owned(),
-        trust_restart: false,
-        record_lifetime_ms: 1000,
-    }
-}
-
 /// A number that was drawn for a data set says nothing about the one that came after it.
 #[tokio::test]
 async fn a_number_that_was_drawn_before_a_loss_does_not_number_what_came_after_it() {
     let world = World::new().await;
     let [one, other] = [0, 1]
-        .map(|_| Counters::new(settings(&world), world.clock.clone(), world.metrics()).unwrap());
+        .map(|_| Counters::new(settings_of(&world), world.clock.clone(), world.metrics()).unwrap());
     let (link, other_link) = (one.link().await.unwrap(), other.link().await.unwrap());
     let shards: Vec<Shard> = Shard::all().take(2).collect();
     let named = one.identify(&link, &shards).await.unwrap();

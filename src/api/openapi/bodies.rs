@@ -9,7 +9,7 @@ use utoipa::{PartialSchema, ToSchema};
 
 use crate::api::counting::Charges;
 use crate::domain::ids::{METERS_MAX, MeterId};
-use crate::domain::policy::LimitOverride;
+use crate::domain::policy::{Feature, LimitOverride, OrganizationSettings};
 
 type Schemas = Vec<(String, RefOr<Schema>)>;
 
@@ -138,5 +138,54 @@ impl ToSchema for LimitPatch {
     fn schemas(schemas: &mut Schemas) {
         schemas.push((LimitOverride::name().into_owned(), LimitOverride::schema()));
         LimitOverride::schemas(schemas);
+    }
+}
+
+/// What a patch of settings takes: any of them, or null.
+pub(crate) struct SettingsPatch;
+
+impl PartialSchema for SettingsPatch {
+    fn schema() -> RefOr<Schema> {
+        let mut patch = match OrganizationSettings::schema() {
+            RefOr::T(Schema::Object(settings)) => settings,
+            _ => Object::new(),
+        };
+        patch.description = Some(
+            "Changes of an organization's settings: what is absent stays, null is the default again.".to_owned(),
+        );
+        // What is absent is no default here, but stays.
+        patch.default = None;
+        for field in patch.properties.values_mut() {
+            if let RefOr::T(Schema::Object(field)) = field {
+                field.default = None;
+            }
+        }
+        let value = OneOfBuilder::new()
+            .item(ObjectBuilder::new().schema_type(Type::Null))
+            .item(Ref::from_schema_name(Feature::name()));
+        let collection = || SchemaType::from_iter([Type::Object, Type::Null]);
+        let features = ObjectBuilder::new()
+            .schema_type(collection())
+            .description(Some("Features by name; null removes one."))
+            .additional_properties(Some(RefOr::T(Schema::OneOf(value.build()))));
+        let metadata = ObjectBuilder::new()
+            .schema_type(collection())
+            .description(Some("Merged at every depth; null removes a name."));
+        for (name, field) in [("features", features), ("metadata", metadata)] {
+            patch.properties.insert(name.to_owned(), field.into());
+        }
+        patch.example = None;
+        patch.examples = vec![
+            json!({"resetDay": 15, "features": {"sso": true, "seats": null}, "metadata": {"stripeCustomer": "cus_1"}}),
+            json!({"resetDay": null, "features": null}),
+            json!({}),
+        ];
+        patch.into()
+    }
+}
+
+impl ToSchema for SettingsPatch {
+    fn schemas(schemas: &mut Schemas) {
+        OrganizationSettings::schemas(schemas);
     }
 }

@@ -43,6 +43,7 @@ pub(super) fn outline() -> utoipa::openapi::OpenApi {
         (name = "Webhooks", description = "Who is told of events, signed after the Standard Webhooks specification, and what became of it."),
         (name = "Organizations", description = "Who is counted, by which calendar, up to which limits."),
         (name = "API keys", description = "Who may call."),
+        (name = "Audit", description = "Who has changed what."),
         (name = "Operations", description = "For whoever runs or explores the service; without a key."),
     )
 )]
@@ -97,6 +98,13 @@ pub(super) fn complete(mut document: utoipa::openapi::OpenApi) -> utoipa::openap
         .build();
     schemes.insert("token".to_owned(), SecurityScheme::Http(token).into());
     for item in document.paths.paths.values_mut() {
+        for operation in [&mut item.get, &mut item.put, &mut item.patch] {
+            if let Some(operation) = operation
+                && is_conditional(operation)
+            {
+                tell_tag(operation);
+            }
+        }
         let operations = [
             &mut item.get,
             &mut item.put,
@@ -145,6 +153,24 @@ fn scope(operation: &Operation) -> Option<String> {
     Some(requirement["key"][0].as_str()?.to_owned())
 }
 
+/// Whether the caller may demand a state.
+fn is_conditional(operation: &Operation) -> bool {
+    let mut parameters = operation.parameters.iter().flatten();
+    parameters.any(|it| matches!(it, RefOr::T(parameter) if parameter.name == "If-Match"))
+}
+
+/// Whatever tells a state says which it is.
+fn tell_tag(operation: &mut Operation) {
+    for (status, response) in &mut operation.responses.responses {
+        if let RefOr::T(response) = response
+            && ["200", "304"].contains(&status.as_str())
+        {
+            let header = header_ref("ETag");
+            response.headers.insert("ETag".to_owned(), header);
+        }
+    }
+}
+
 /// Whether a JWT opens it as well.
 fn takes_token(operation: &Operation) -> bool {
     let requirements = serde_json::to_value(&operation.security).unwrap_or_default();
@@ -173,6 +199,15 @@ fn implied_problems(operation: &Operation) -> Vec<Error> {
             Error::Forbidden("this key is bound to another organization"),
             Error::DatabaseUnavailable,
             Error::AuthServerUnavailable,
+        ]);
+    }
+    if is_conditional(operation) {
+        implied.extend([
+            Error::PreconditionFailed,
+            Error::MalformedRequest(
+                "If-Match and If-None-Match must be `*`, or entity tags such as \"17\" with commas between them"
+                    .to_owned(),
+            ),
         ]);
     }
     if parameter_in(&ParameterIn::Path) {
@@ -257,6 +292,11 @@ fn headers() -> BTreeMap<String, RefOr<Header>> {
             "Preference-Applied",
             "`return=minimal` where that left the body out.",
             "return=minimal",
+        ),
+        (
+            "ETag",
+            "The `version` as an entity tag, for `If-Match` and `If-None-Match`.",
+            "\"17\"",
         ),
         ("WWW-Authenticate", "`Bearer`.", "Bearer"),
     ]

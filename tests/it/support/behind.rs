@@ -73,6 +73,28 @@ pub async fn hours(postgres: &PgPool, organization: &str) -> Vec<(String, i64, i
         .collect()
 }
 
+/// Holds the lock that serializes changes of policies, so that a change stops right before it is made.
+pub async fn hold_changes(postgres: &PgPool) -> sqlx::Transaction<'static, sqlx::Postgres> {
+    let mut held = postgres.begin().await.unwrap();
+    sqlx::query("select pg_advisory_xact_lock(7302814)")
+        .execute(&mut *held)
+        .await
+        .unwrap();
+    held
+}
+
+/// Returns once somebody waits for a lock in this database.
+pub async fn until_waiting(postgres: &PgPool) {
+    let waiting = "select exists (
+        select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'
+    )";
+    while !sqlx::query_scalar::<_, bool>(waiting)
+        .fetch_one(postgres)
+        .await
+        .unwrap()
+    {}
+}
+
 /// The shard that an organization's keys are in.
 pub fn shard(organization: &str) -> Shard {
     Shard::of(&organization.parse().unwrap())

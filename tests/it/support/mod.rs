@@ -12,6 +12,7 @@ mod postgres;
 mod process;
 mod receiver;
 mod shortcuts;
+mod slow;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -44,6 +45,7 @@ pub use issuer::*;
 pub use process::Process;
 pub use receiver::{Example, Receiver};
 pub use shortcuts::{commit_reset, key_of};
+pub use slow::{Slow, settings_of};
 
 /// When every world begins: in the middle of a month, and in the future, so that no expiry that
 /// Redis times itself can pass while a test runs.
@@ -295,6 +297,10 @@ impl Http {
 
     pub async fn patch(&self, path: &str, body: Value) -> Answer {
         self.send(Method::PATCH, path, &[], Some(body)).await
+    }
+
+    pub async fn delete(&self, path: &str) -> Answer {
+        self.send(Method::DELETE, path, &[], None).await
     }
 
     /// Any request; a body is sent as JSON.

@@ -125,6 +125,7 @@ pub async fn commit_reset(world: &World, organization: &str, meters: Option<&[&s
         meters.map(|meters| meters.iter().map(|meter| meter.parse().unwrap()).collect());
     let wish = Wish {
         organization: &organization,
+        incarnation: 0,
         meters: meters.as_ref(),
         counted: &[],
         reason: None,

@@ -1,0 +1,131 @@
+//! `GET /v1/audit`.
+
+use axum::Json;
+use axum::extract::State as Shared;
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use utoipa::{IntoParams, ToSchema};
+
+use super::extract::{Administrator, PageSize, Query};
+use super::problem::Error;
+use crate::domain::ids::OrganizationId;
+use crate::state::State;
+use crate::store::audit::{Entry, Filter};
+
+/// Which entries to list.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Wanted {
+    /// Only what is about this organization.
+    organization_id: Option<OrganizationId>,
+    /// Only what was done by this actor, such as `key:0123456789abcdef`.
+    actor: Option<String>,
+    /// Only what was done like this, such as `limits.patch`.
+    action: Option<String>,
+    /// Nothing earlier.
+    from: Option<DateTime<Utc>>,
+    /// Only what is earlier.
+    to: Option<DateTime<Utc>>,
+    #[param(inline)]
+    page_size: Option<PageSize>,
+    /// The `nextCursor` of the page before.
+    cursor: Option<u64>,
+}
+
+/// Some entries of the audit log, newest first.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(example = json!({
+    "data": [{
+        "id": 7, "at": "2026-11-23T10:14:00.125Z", "actor": "key:0123456789abcdef", "action": "limits.patch",
+        "organizationId": "org_123", "before": {"settings": {"resetDay": 15}, "limits": {}},
+        "after": {"settings": {"resetDay": 15}, "limits": {"api": {"limit": 5000}}},
+        "requestId": "019aa0f0-7d1c-7c3a-9c7e-2f6b1f0e8d11"
+    }],
+    "nextCursor": null
+}))]
+pub(super) struct AuditLog {
+    data: Vec<AuditEntry>,
+    /// Null on the last page.
+    #[schema(required)]
+    next_cursor: Option<String>,
+}
+
+/// One change.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct AuditEntry {
+    /// Grows.
+    id: u64,
+    at: DateTime<Utc>,
+    /// Who: `key:` and the id of an API key, `service` for what a start of the service changes, or a command.
+    actor: String,
+    /// What was changed, and how.
+    action: String,
+    /// Null where it is about none.
+    #[schema(required)]
+    organization_id: Option<OrganizationId>,
+    /// What was there before; null where nothing was.
+    #[schema(required)]
+    before: Value,
+    /// What was there afterwards; null where nothing was.
+    #[schema(required)]
+    after: Value,
+    /// The `x-request-id` of the request; null where there was none.
+    #[schema(required)]
+    request_id: Option<String>,
+}
+
+impl From<Entry> for AuditEntry {
+    fn from(entry: Entry) -> Self {
+        Self {
+            id: entry.id,
+            at: entry.at,
+            actor: entry.actor,
+            action: entry.action,
+            organization_id: entry.organization,
+            before: entry.before,
+            after: entry.after,
+            request_id: entry.request_id,
+        }
+    }
+}
+
+/// Who changed what
+///
+/// Every change of organizations, limits, API keys and defaults, from what to what, newest first. Entries are only ever
+/// added; they stay when an organization is deleted.
+#[utoipa::path(
+    get,
+    path = "/v1/audit",
+    operation_id = "listAudit",
+    tag = "Audit",
+    security(("key" = ["admin"])),
+    params(Wanted),
+    responses((status = 200, description = "A page of entries.", body = AuditLog))
+)]
+pub(super) async fn list_audit(
+    Shared(state): Shared<State>,
+    _: Administrator,
+    Query(page): Query<Wanted>,
+) -> Result<Json<AuditLog>, Error> {
+    let size = page.page_size.unwrap_or_default().get();
+    let filter = Filter {
+        organization: page.organization_id,
+        actor: page.actor,
+        action: page.action,
+        from: page.from,
+        to: page.to,
+    };
+    // One more than is shown tells whether there are more.
+    let mut entries = state.admin.audit(&filter, page.cursor, size + 1).await?;
+    let more = entries.len() > size as usize;
+    entries.truncate(size as usize);
+    let last = entries.last().filter(|_| more);
+    Ok(Json(AuditLog {
+        next_cursor: last.map(|entry| entry.id.to_string()),
+        data: entries.into_iter().map(AuditEntry::from).collect(),
+    }))
+}

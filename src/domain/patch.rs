@@ -1,0 +1,218 @@
+//! Changes of an organization's settings as a merge patch (RFC 7386): only what is named changes, and
+//! `null` takes it back to the default.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use chrono_tz::Tz;
+use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value};
+
+use super::ids::PlanId;
+use super::period::{ResetMode, ResetPeriod};
+use super::policy::{Feature, OrganizationSettings};
+
+/// What becomes of one setting.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub enum Change<T> {
+    /// It was not named and stays as it is.
+    #[default]
+    Keep,
+    /// It was `null`: the default holds again.
+    Unset,
+    /// It is this from now on, or has this merged into it.
+    Set(T),
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Change<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Option::deserialize(deserializer).map(|value| value.map_or(Self::Unset, Self::Set))
+    }
+}
+
+impl<T> Change<T> {
+    fn apply(self, to: &mut Option<T>) {
+        match self {
+            Self::Keep => {}
+            Self::Unset => *to = None,
+            Self::Set(value) => *to = Some(value),
+        }
+    }
+
+    /// For a setting that is a collection: what is set is merged into it.
+    fn merge<C: Default>(self, into: &mut C, merge: impl FnOnce(&mut C, T)) {
+        match self {
+            Self::Keep => {}
+            Self::Unset => *into = C::default(),
+            Self::Set(changes) => merge(into, changes),
+        }
+    }
+}
+
+/// Changes of an organization's settings: what is absent stays, `null` is the default again.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct OrganizationPatch {
+    /// The organization's plan.
+    pub plan_id: Change<PlanId>,
+    /// By name; `null` removes one.
+    pub features: Change<BTreeMap<String, Option<Feature>>>,
+    /// What ends a period.
+    pub reset_mode: Change<ResetMode>,
+    /// How long a period is.
+    pub reset_period: Change<ResetPeriod>,
+    /// The day on which periods begin.
+    pub reset_day: Change<u8>,
+    /// The month in which yearly periods begin.
+    pub reset_month: Change<u8>,
+    /// An instant; every period begins at its day and time of day instead.
+    pub anchor: Change<DateTime<Utc>>,
+    /// Where midnight is: an IANA name.
+    pub time_zone: Change<Tz>,
+    /// Merged at every depth; `null` removes a name.
+    pub metadata: Change<Map<String, Value>>,
+}
+
+impl OrganizationPatch {
+    /// These settings with the changes made.
+    #[must_use]
+    pub fn apply(self, settings: &OrganizationSettings) -> OrganizationSettings {
+        let mut settings = settings.clone();
+        self.plan_id.apply(&mut settings.plan_id);
+        self.reset_mode.apply(&mut settings.reset_mode);
+        self.reset_period.apply(&mut settings.reset_period);
+        self.reset_day.apply(&mut settings.reset_day);
+        self.reset_month.apply(&mut settings.reset_month);
+        self.anchor.apply(&mut settings.anchor);
+        self.time_zone.apply(&mut settings.time_zone);
+        self.features.merge(&mut settings.features, |own, changes| {
+            for (name, change) in changes {
+                match change {
+                    Some(feature) => own.insert(name, feature),
+                    None => own.remove(&name),
+                };
+            }
+        });
+        self.metadata.merge(&mut settings.metadata, merge);
+        settings
+    }
+}
+
+/// Merges a patch into an object, member by member.
+fn merge(own: &mut Map<String, Value>, patch: Map<String, Value>) {
+    for (name, value) in patch {
+        match value {
+            Value::Null => {
+                own.remove(&name);
+            }
+            Value::Object(patch) => {
+                let member = own.entry(name).or_insert(Value::Null);
+                if !member.is_object() {
+                    *member = Value::Object(Map::new());
+                }
+                if let Value::Object(member) = member {
+                    merge(member, patch);
+                }
+            }
+            value => {
+                own.insert(name, value);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn patched(before: Value, patch: Value) -> Value {
+        let before: OrganizationSettings = serde_json::from_value(before).unwrap();
+        let patch: OrganizationPatch = serde_json::from_value(patch).unwrap();
+        serde_json::to_value(patch.apply(&before)).unwrap()
+    }
+
+    fn settings(given: Value) -> Value {
+        let settings: OrganizationSettings = serde_json::from_value(given).unwrap();
+        serde_json::to_value(settings).unwrap()
+    }
+
+    #[test]
+    fn what_is_not_named_stays_and_null_is_the_default_again() {
+        let before = json!({
+            "planId": "pro", "resetMode": "scheduled", "resetPeriod": "yearly", "resetDay": 3, "resetMonth": 4,
+            "timeZone": "Europe/Berlin", "features": {"sso": true}, "metadata": {"a": 1}
+        });
+        assert_eq!(patched(before.clone(), json!({})), settings(before.clone()));
+        assert_eq!(
+            patched(before.clone(), json!({"resetDay": 5, "resetMonth": null})),
+            settings(json!({
+                "planId": "pro", "resetMode": "scheduled", "resetPeriod": "yearly", "resetDay": 5,
+                "timeZone": "Europe/Berlin", "features": {"sso": true}, "metadata": {"a": 1}
+            }))
+        );
+        let nothing = json!({
+            "planId": null, "resetMode": null, "resetPeriod": null, "resetDay": null, "resetMonth": null,
+            "anchor": null, "timeZone": null, "features": null, "metadata": null
+        });
+        assert_eq!(patched(before, nothing), settings(json!({})));
+    }
+
+    #[test]
+    fn features_are_merged_by_name() {
+        assert_eq!(
+            patched(
+                json!({"features": {"sso": true, "seats": 5}}),
+                json!({"features": {"seats": null, "support": "email", "none": null}})
+            ),
+            settings(json!({"features": {"sso": true, "support": "email"}}))
+        );
+    }
+
+    /// The examples of RFC 7386, appendix A, as far as they are objects.
+    #[test]
+    fn metadata_is_merged_as_the_rfc_says() {
+        for (before, patch, after) in [
+            (json!({"a": "b"}), json!({"a": "c"}), json!({"a": "c"})),
+            (
+                json!({"a": "b"}),
+                json!({"b": "c"}),
+                json!({"a": "b", "b": "c"}),
+            ),
+            (json!({"a": "b"}), json!({"a": null}), json!({})),
+            (
+                json!({"a": "b", "b": "c"}),
+                json!({"a": null}),
+                json!({"b": "c"}),
+            ),
+            (json!({"a": ["b"]}), json!({"a": "c"}), json!({"a": "c"})),
+            (json!({"a": "c"}), json!({"a": ["b"]}), json!({"a": ["b"]})),
+            (
+                json!({"a": {"b": "c"}}),
+                json!({"a": {"b": "d", "c": null}}),
+                json!({"a": {"b": "d"}}),
+            ),
+            (
+                json!({"a": [{"b": "c"}]}),
+                json!({"a": [1]}),
+                json!({"a": [1]}),
+            ),
+            (
+                json!({"e": null}),
+                json!({"a": 1}),
+                json!({"e": null, "a": 1}),
+            ),
+            (
+                json!({}),
+                json!({"a": {"bb": {"ccc": null}}}),
+                json!({"a": {"bb": {}}}),
+            ),
+        ] {
+            assert_eq!(
+                patched(json!({"metadata": before}), json!({"metadata": patch})),
+                settings(json!({"metadata": after})),
+            );
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! What a caller demands of the present state before a request is carried out: `If-Match` and
+//! `If-None-Match` (RFC 9110, section 13.1). The state is named by its version.
+
+use std::fmt;
+
+/// The tag by which a version goes by in HTTP; strong, since equal versions are equal in every byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EntityTag(pub u64);
+
+impl fmt::Display for EntityTag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{}\"", self.0)
+    }
+}
+
+/// The conditions of one request; those that are absent hold.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Preconditions {
+    if_match: Option<Tags>,
+    if_none_match: Option<Tags>,
+}
+
+/// A header that does not name any state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("must be `*`, or entity tags such as \"17\" with commas between them")]
+pub struct InvalidPrecondition;
+
+/// The state is another one than the caller demands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the present state is not the one that is demanded")]
+pub struct PreconditionFailed;
+
+impl Preconditions {
+    /// Reads the headers' values; several headers of one name are one list.
+    pub fn parse(
+        if_match: Option<&str>,
+        if_none_match: Option<&str>,
+    ) -> Result<Self, InvalidPrecondition> {
+        Ok(Self {
+            if_match: if_match.map(Tags::parse).transpose()?,
+            if_none_match: if_none_match.map(Tags::parse).transpose()?,
+        })
+    }
+
+    /// Whether a state with this version is the one that is demanded; none where there is nothing yet. Asked
+    /// under the lock that serializes changes, so that of two callers who saw the same state one wins.
+    pub fn check(&self, version: Option<u64>) -> Result<(), PreconditionFailed> {
+        let matches = self
+            .if_match
+            .as_ref()
+            .is_none_or(|tags| tags.contain(version, Comparison::Strong));
+        if matches && !self.is_known(version) {
+            Ok(())
+        } else {
+            Err(PreconditionFailed)
+        }
+    }
+
+    /// Whether `If-None-Match` names this state: who reads it has it already.
+    pub fn is_known(&self, version: Option<u64>) -> bool {
+        self.if_none_match
+            .as_ref()
+            .is_some_and(|tags| tags.contain(version, Comparison::Weak))
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Tags {
+    /// Any state at all: there must, or must not, be one.
+    Any,
+    Listed(Vec<Tag>),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Tag {
+    weak: bool,
+    /// With its quotes.
+    text: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Comparison {
+    /// A weak tag is equal to none.
+    Strong,
+    Weak,
+}
+
+impl Tags {
+    fn parse(text: &str) -> Result<Self, InvalidPrecondition> {
+        if text.trim() == "*" {
+            return Ok(Self::Any);
+        }
+        let (mut tags, mut rest) = (Vec::new(), text.trim_start());
+        while !rest.is_empty() {
+            // An empty place in a list is no tag, and allowed.
+            if let Some(next) = rest.strip_prefix(',') {
+                rest = next.trim_start();
+                continue;
+            }
+            let (tag, next) = Tag::take(rest)?;
+            tags.push(tag);
+            rest = next.trim_start();
+            if !rest.is_empty() && !rest.starts_with(',') {
+                return Err(InvalidPrecondition);
+            }
+        }
+        if tags.is_empty() {
+            return Err(InvalidPrecondition);
+        }
+        Ok(Self::Listed(tags))
+    }
+
+    fn contain(&self, version: Option<u64>, comparison: Comparison) -> bool {
+        match (self, version) {
+            (_, None) => false,
+            (Self::Any, Some(_)) => true,
+            (Self::Listed(tags), Some(version)) => {
+                let present = EntityTag(version).to_string();
+                tags.iter()
+                    .any(|tag| tag.text == present && (comparison == Comparison::Weak || !tag.weak))
+            }
+        }
+    }
+}
+
+impl Tag {
+    /// The tag at the beginning of a text, and what follows it.
+    fn take(text: &str) -> Result<(Self, &str), InvalidPrecondition> {
+        let (weak, quoted) = match text.strip_prefix("W/") {
+            Some(quoted) => (true, quoted),
+            None => (false, text),
+        };
+        let inner = quoted.strip_prefix('"').ok_or(InvalidPrecondition)?;
+        // A tag may hold a comma, so the list cannot be split at commas.
+        let (opaque, rest) = inner.split_once('"').ok_or(InvalidPrecondition)?;
+        if opaque.chars().any(|c| c <= ' ' || c == '\u{7f}') {
+            return Err(InvalidPrecondition);
+        }
+        let text = format!("\"{opaque}\"");
+        Ok((Self { weak, text }, rest))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn if_match(text: &str, version: Option<u64>) -> bool {
+        Preconditions::parse(Some(text), None)
+            .unwrap()
+            .check(version)
+            .is_ok()
+    }
+
+    fn if_none_match(text: &str, version: Option<u64>) -> bool {
+        Preconditions::parse(None, Some(text))
+            .unwrap()
+            .check(version)
+            .is_ok()
+    }
+
+    #[test]
+    fn without_a_condition_any_state_will_do() {
+        assert!(Preconditions::default().check(None).is_ok());
+        assert!(Preconditions::default().check(Some(7)).is_ok());
+    }
+
+    #[test]
+    fn if_match_wants_one_of_the_states_it_lists() {
+        for (text, holds) in [
+            ("\"7\"", true),
+            ("\"6\"", false),
+            ("\"6\", \"7\"", true),
+            (" , \"a,b\",,\"7\" ,", true),
+            ("\"07\"", false),
+            ("\"\"", false),
+        ] {
+            assert_eq!(if_match(text, Some(7)), holds, "{text}");
+            assert!(!if_match(text, None), "{text}");
+        }
+        assert!(if_match("*", Some(7)) && !if_match("*", None));
+    }
+
+    #[test]
+    fn a_weak_tag_suffices_to_know_a_state_and_not_to_change_it() {
+        assert!(!if_match("W/\"7\"", Some(7)));
+        assert!(!if_none_match("W/\"7\"", Some(7)));
+    }
+
+    #[test]
+    fn if_none_match_wants_none_of_the_states_it_lists() {
+        assert!(if_none_match("*", None) && !if_none_match("*", Some(7)));
+        assert!(if_none_match("\"6\"", Some(7)) && !if_none_match("\"6\", \"7\"", Some(7)));
+        assert!(if_none_match("\"7\"", None));
+    }
+
+    #[test]
+    fn what_is_no_list_of_tags_is_refused() {
+        for text in [
+            "",
+            " ",
+            ",",
+            "7",
+            "\"7",
+            "7\"",
+            "\"7\" \"8\"",
+            "*, \"7\"",
+            "w/\"7\"",
+            "W/7",
+            "\"a b\"",
+            "**",
+        ] {
+            assert_eq!(
+                Preconditions::parse(Some(text), None),
+                Err(InvalidPrecondition),
+                "{text}"
+            );
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! What a deleted organization has left in Redis: erased before anybody learns the policy of its new life.
+//!
+//! A counter takes the newest policy that it meets, so one of a former life would go on under the new one. That is
+//! why no policy of a new life is made known, here or to a caller, before every counter that calls
+//! under it could reach is gone. Who finds them first erases them: the deletion itself, the sweep, or a call.
+
+use std::collections::BTreeSet;
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use super::{Error, Policies};
+use crate::counters::{Configured, Link, PolicyText};
+use crate::domain::counter::CounterId;
+use crate::domain::ids::OrganizationId;
+use crate::domain::period::Schedule;
+use crate::domain::policy::Policy;
+use crate::domain::retention::EARLY;
+
+impl Policies {
+    /// Makes a policy known to Redis; returns what Redis then knows, and how many counters were erased for it.
+    pub(super) async fn make_known(
+        &self,
+        link: &Link,
+        organization: &OrganizationId,
+        policy: &Policy,
+        text: &PolicyText<'_>,
+    ) -> Result<(Configured, usize), Error> {
+        let now = self.clock.now();
+        let counters = &self.counters;
+        let configured = counters
+            .configure(link, organization, text, now, &[])
+            .await?;
+        let Configured::Former {
+            policy: former,
+            meters,
+        } = configured
+        else {
+            return Ok((configured, 0));
+        };
+        // What another release wrote and this one cannot read says nothing about its periods.
+        let former: Option<Policy> = serde_json::from_str(&former).ok();
+        let (from, to) = (now - self.late, now + EARLY);
+        let schedules = former.iter().chain([policy]).map(|it| &it.schedule);
+        let mut reachable = BTreeSet::new();
+        for schedule in schedules {
+            let regular = starts(schedule, from, to);
+            for meter in &meters {
+                let resets = schedule.resets.get(meter).into_iter();
+                let reset = resets.flat_map(|reset| [reset.closed_start, reset.at]);
+                reachable.extend(regular.iter().copied().chain(reset).map(|start| CounterId {
+                    organization: organization.clone(),
+                    meter: meter.clone(),
+                    start,
+                }));
+            }
+        }
+        let reachable: Vec<CounterId> = reachable.into_iter().collect();
+        let erased = counters
+            .erase(link, organization, text.incarnation, &reachable)
+            .await?;
+        let anew = counters.begin_anew(link, organization, text, now).await?;
+        Ok((anew, erased))
+    }
+}
+
+/// The starts of all periods of meters that were never reset, which contain an instant of this range, its ends
+/// included.
+fn starts(schedule: &Schedule, from: DateTime<Utc>, to: DateTime<Utc>) -> Vec<DateTime<Utc>> {
+    let (mut starts, mut at) = (Vec::new(), to);
+    loop {
+        let start = schedule.period(at).start;
+        starts.push(start);
+        match start.checked_sub_signed(TimeDelta::milliseconds(1)) {
+            Some(before) if before >= from => at = before,
+            _ => return starts,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use chrono_tz::Tz;
+
+    use super::*;
+    use crate::domain::period::{Calendar, Period, ResetMode, ResetPeriod};
+
+    fn schedule(period: ResetPeriod, pinned: Option<Period>) -> Schedule {
+        Schedule {
+            mode: ResetMode::Lazy,
+            calendar: Calendar::plain(period, Tz::UTC),
+            pinned,
+            resets: BTreeMap::new(),
+        }
+    }
+
+    fn at(text: &str) -> DateTime<Utc> {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn every_period_that_an_event_can_reach_is_found() {
+        let (from, to) = (at("2031-03-01T10:30:00Z"), at("2031-03-02T12:05:00Z"));
+        let of = |schedule: &Schedule| starts(schedule, from, to);
+        assert_eq!(of(&schedule(ResetPeriod::Hourly, None)).len(), 27);
+        assert_eq!(
+            of(&schedule(ResetPeriod::Daily, None)),
+            [at("2031-03-02T00:00:00Z"), at("2031-03-01T00:00:00Z")]
+        );
+        let pinned = Period {
+            start: at("2031-03-01T15:00:00Z"),
+            end: Some(at("2031-03-08T00:00:00Z")),
+        };
+        assert_eq!(
+            of(&schedule(ResetPeriod::Weekly, Some(pinned))),
+            [pinned.start, at("2031-02-24T00:00:00Z")]
+        );
+    }
+}

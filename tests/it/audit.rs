@@ -1,0 +1,212 @@
+//! `GET /v1/audit`: who changed what from what to what; only ever added to.
+
+use std::collections::BTreeSet;
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::support::{Instance, World};
+
+/// The entries that a query finds, on as many pages as it takes.
+async fn entries(service: &Instance, query: &str) -> Vec<Value> {
+    let (mut found, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let path = format!("/v1/audit?pageSize=2&{query}{cursor}");
+        let answer = service.http.get(&path).await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        let page = answer.body["data"].as_array().unwrap();
+        assert!(page.len() <= 2);
+        found.extend(page.iter().cloned());
+        match answer.body["nextCursor"].as_str() {
+            Some(next) => cursor = format!("&cursor={next}"),
+            None => return found,
+        }
+    }
+}
+
+fn column(entries: &[Value], name: &str) -> Vec<String> {
+    let text = |entry: &Value| entry[name].as_str().unwrap_or_default().to_owned();
+    entries.iter().map(text).collect()
+}
+
+#[tokio::test]
+async fn every_change_is_told_with_who_when_what_and_from_what_to_what() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let path = "/v1/organizations/org_1";
+    service.settings("org_1", json!({"resetDay": 3})).await;
+    let headers = [("x-request-id", "ticket-77")];
+    let changes = json!({"resetDay": 4, "metadata": {"a": 1}});
+    let answer = service
+        .http
+        .send(Method::PATCH, path, &headers, Some(changes))
+        .await;
+    assert_eq!(answer.status, 200);
+    service.limits("org_1", json!({"api": {"limit": 5}})).await;
+    let wish = json!({"name": "bound", "scopes": ["read"], "organizationId": "org_1"});
+    let key = service.http.post("/v1/api-keys", wish).await.body;
+    let id = key["id"].as_str().unwrap();
+    let revoked = service
+        .http
+        .send(Method::DELETE, &format!("/v1/api-keys/{id}"), &[], None)
+        .await;
+    assert_eq!(revoked.status, 204);
+
+    let told = entries(&service, "organizationId=org_1").await;
+    assert_eq!(
+        column(&told, "action"),
+        [
+            "api_key.revoke",
+            "api_key.create",
+            "limits.patch",
+            "organization.patch",
+            "organization.put"
+        ]
+    );
+    let by = format!("key:{}", &world.key[3..19]);
+    for entry in &told {
+        assert_eq!(
+            (&entry["actor"], &entry["organizationId"]),
+            (&json!(by), &json!("org_1"))
+        );
+        assert!(!entry["requestId"].as_str().unwrap().is_empty());
+        assert!(entry["at"].as_str().unwrap().ends_with('Z'));
+    }
+    let [revoke, create, limits, patched, put] = told.as_slice() else {
+        panic!("{told:?}")
+    };
+    assert_eq!(patched["requestId"], "ticket-77");
+    assert_eq!(
+        (&put["before"], &put["after"]["settings"]["resetDay"]),
+        (&Value::Null, &json!(3))
+    );
+    assert_eq!(patched["before"], put["after"]);
+    let settings = &patched["after"]["settings"];
+    assert_eq!(
+        (&settings["resetDay"], &settings["metadata"]),
+        (&json!(4), &json!({"a": 1}))
+    );
+    assert_eq!(limits["before"], patched["after"]);
+    assert_eq!(limits["after"]["limits"], json!({"api": {"limit": 5}}));
+    assert_eq!(
+        (&create["before"], &create["after"]["name"]),
+        (&Value::Null, &json!("bound"))
+    );
+    assert_eq!(revoke["before"], create["after"]);
+    assert!(revoke["after"]["revokedAt"].is_string());
+    let secret = key["key"].as_str().unwrap().split('_').next_back().unwrap();
+    assert!(!json!(told).to_string().contains(secret));
+
+    // What the service was started with, and the key of the tests, are about no organization.
+    let all = entries(&service, "").await;
+    assert_eq!(all.len(), told.len() + 2);
+    let first = all
+        .iter()
+        .find(|it| it["action"] == "defaults.publish")
+        .unwrap();
+    assert_eq!(
+        (&first["actor"], &first["organizationId"]),
+        (&json!("service"), &Value::Null)
+    );
+    assert_eq!(first["after"]["planId"], "free");
+}
+
+#[tokio::test]
+async fn entries_are_found_by_organization_actor_action_and_time() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let other = service
+        .http
+        .with_key(Some(&world.key_with(&["admin"]).await));
+    for (http, organization) in [
+        (&service.http, "org_1"),
+        (&other, "org_2"),
+        (&other, "org_1"),
+    ] {
+        let path = format!("/v1/organizations/{organization}");
+        assert_eq!(http.put(&path, json!({})).await.status, 200);
+        assert_eq!(http.patch(&path, json!({"resetDay": 2})).await.status, 200);
+    }
+    let all = entries(&service, "").await;
+    let ids: BTreeSet<u64> = all.iter().map(|it| it["id"].as_u64().unwrap()).collect();
+    assert_eq!(ids.len(), all.len());
+    assert!(all.is_sorted_by_key(|it| std::cmp::Reverse(it["id"].as_u64())));
+    let mine = format!("key:{}", &world.key[3..19]);
+    let count = async |query: String| entries(&service, &query).await.len();
+    assert_eq!(count("organizationId=org_1".to_owned()).await, 4);
+    assert_eq!(count(format!("actor={mine}")).await, 2);
+    assert_eq!(count("action=organization.put".to_owned()).await, 3);
+    assert_eq!(
+        count(format!(
+            "organizationId=org_1&actor={mine}&action=organization.put"
+        ))
+        .await,
+        1
+    );
+    assert_eq!(count("organizationId=nobody".to_owned()).await, 0);
+    // Half-open: from includes its instant, to does not.
+    let times = column(&all, "at");
+    for at in &times {
+        let since = times.iter().filter(|it| *it >= at).count();
+        assert_eq!(count(format!("from={at}")).await, since);
+        assert_eq!(count(format!("to={at}")).await, all.len() - since);
+    }
+}
+
+#[tokio::test]
+async fn only_administrators_read_it_and_nonsense_is_refused_by_name() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let reader = service
+        .http
+        .with_key(Some(&world.key_with(&["read"]).await));
+    assert_eq!(reader.get("/v1/audit").await.status, 403);
+    for (query, pointer) in [
+        ("cursor=first", "/cursor"),
+        ("from=yesterday", "/from"),
+        ("organizationId=a%20b", "/organizationId"),
+        ("pageSize=0", "/pageSize"),
+        ("user=7", "/user"),
+    ] {
+        let answer = service.http.get(&format!("/v1/audit?{query}")).await;
+        assert_eq!(
+            (answer.status.as_u16(), answer.code()),
+            (400, "invalid_field"),
+            "{query}"
+        );
+        assert_eq!(answer.body["errors"][0]["pointer"], pointer);
+    }
+    let beyond = service
+        .http
+        .get("/v1/audit?cursor=18446744073709551615")
+        .await;
+    assert_eq!(
+        (beyond.status.as_u16(), &beyond.body["data"]),
+        (200, &json!([]))
+    );
+}
+
+#[tokio::test]
+async fn the_database_itself_refuses_to_change_or_remove_an_entry() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service.settings("org_1", json!({})).await;
+    let before = entries(&service, "").await;
+    let postgres = world.postgres().await;
+    for statement in [
+        "update audit_log set actor = 'nobody'",
+        "delete from audit_log",
+        "delete from audit_log where id = 1",
+        "truncate audit_log",
+    ] {
+        let error = sqlx::query(statement).execute(&postgres).await.unwrap_err();
+        let code = error
+            .as_database_error()
+            .unwrap()
+            .code()
+            .unwrap()
+            .into_owned();
+        assert_eq!(code, "23001", "{statement}");
+    }
+    assert_eq!(entries(&service, "").await, before);
+}

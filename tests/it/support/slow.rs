@@ -1,0 +1,70 @@
+//! A restore, step by step.
+
+use std::sync::Arc;
+
+use tallyman::counters::{Counters, Link, Opening, Settings};
+use tallyman::domain::counter::{CounterId, Stamp};
+use tallyman::store::{self, Store, usage};
+
+use super::{World, instant};
+
+/// One instance's restore of `org_1`, step by step, while the service goes on.
+pub struct Slow {
+    counters: Counters,
+    store: Store,
+    link: Arc<Link>,
+    counter: CounterId,
+}
+
+impl Slow {
+    pub async fn of(world: &World) -> Self {
+        let counters =
+            Counters::new(settings_of(world), world.clock.clone(), world.metrics()).unwrap();
+        Self {
+            link: counters.link().await.unwrap(),
+            counters,
+            store: Store::new(&world.database_url, 1).unwrap(),
+            counter: CounterId {
+                organization: "org_1".parse().unwrap(),
+                meter: "api".parse().unwrap(),
+                start: instant("2031-03-01T00:00:00Z"),
+            },
+        }
+    }
+
+    /// What the counter in Redis has for a stamp.
+    pub async fn stamp(&self) -> Stamp {
+        let counters = std::slice::from_ref(&self.counter);
+        let held = self.counters.read(&self.link, counters).await.unwrap();
+        held[0].as_ref().unwrap().stamp
+    }
+
+    /// The first half: Postgres moves the count to the generation of the stamp.
+    pub async fn moved(&self, stamp: &Stamp) -> Result<usage::Restored, store::Error> {
+        let (from, now) = (self.counter.start, self.counter.start);
+        usage::restore(&self.store, &self.counter, None, stamp, from, now).await
+    }
+
+    /// The second half: Redis takes what Postgres holds.
+    pub async fn written(&self, moved: &usage::Restored, policy_version: u64) -> Opening {
+        let written = self.counters.restore(
+            &self.link,
+            None,
+            &moved.snapshot,
+            &moved.meters,
+            policy_version,
+            None,
+        );
+        written.await.unwrap()
+    }
+}
+
+/// How an instance of this world would speak to Redis.
+pub fn settings_of(world: &World) -> Settings {
+    Settings {
+        url: world.servers().redis_url,
+        prefix: "tm:".to_owned(),
+        trust_restart: false,
+        record_lifetime_ms: 1000,
+    }
+}
