@@ -7,7 +7,7 @@ test: ## every test
 	@scripts/setup test && exec cargo test
 
 bench: ## how fast it is, measured with a Redis and a Postgres of its own
-	@scripts/setup && ulimit -n 4096 && cargo build --release --bins && exec cargo run --release --bin bench -- suite
+	@scripts/setup && cargo build --release --bins && exec cargo run --release --bin bench -- suite
 
 lint: ## what a change must pass besides the tests
 	@scripts/setup

@@ -42,6 +42,7 @@ mod periods;
 mod problems;
 mod protocol;
 mod reading;
+mod receivers;
 mod resets;
 mod restoring;
 mod support;

@@ -25,6 +25,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use mimalloc::MiMalloc;
 use tokio::runtime::Builder;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::audit::{Ledger, Verdict};
 use crate::figures::Figures;
@@ -149,7 +150,7 @@ fn client() -> Result<tokio::runtime::Runtime> {
         .context("the runtime cannot be started")
 }
 
-/// Measures on a stage of its own, which is cleared afterwards, Ctrl-C or not.
+/// Measures on a stage of its own, which is cleared afterwards, also when we are told to end.
 async fn measure(
     options: &suite::Options,
     suite: impl AsyncFnOnce(&Stage, &suite::Options) -> Result<Figures>,
@@ -161,16 +162,20 @@ async fn measure(
         stage.close().await?;
         figures
     };
+    let mut terminated = signal(SignalKind::terminate())?;
     let figures = tokio::select! {
         figures = measured => figures?,
-        interrupted = tokio::signal::ctrl_c() => {
-            interrupted?;
-            bail!("interrupted");
-        }
+        _ = tokio::signal::ctrl_c() => bail!("interrupted"),
+        _ = terminated.recv() => bail!("terminated"),
     };
     if options.json {
         print(&format!("{:#}\n", figures.to_json()))?;
     } else {
+        if options.quick {
+            print(
+                "A quick run: a hundredth of the organizations and counters that are named.\n\n",
+            )?;
+        }
         print(&figures.to_table())?;
     }
     Ok(ExitCode::SUCCESS)

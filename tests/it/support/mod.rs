@@ -43,7 +43,7 @@ use tokio_util::sync::CancellationToken;
 pub use forgetful::Forgetful;
 pub use issuer::*;
 pub use process::Process;
-pub use receiver::Receiver;
+pub use receiver::{Example, Receiver};
 pub use shortcuts::{commit_reset, key_of};
 pub use slow::{Slow, settings_of};
 

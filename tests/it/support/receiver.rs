@@ -1,6 +1,9 @@
 //! Somebody's endpoint: records what it receives, and answers what it is told.
 
+use std::path::Path;
+use std::process::Stdio;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
@@ -11,7 +14,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ring::hmac;
 use serde_json::Value;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::process::{Child, ChildStdout, Command};
 use tokio::sync::watch;
 
 /// One request, as it came.
@@ -129,4 +134,69 @@ async fn receive(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: By
     held.wait_for(|held| !held).await.unwrap();
     let rule = shared.rule.lock().unwrap();
     rule(&request)
+}
+
+/// A receiver of the documentation, run as it stands there.
+pub struct Example {
+    pub url: String,
+    lines: Lines<BufReader<ChildStdout>>,
+    _child: Child,
+}
+
+impl Example {
+    /// Takes the first block of a language out of `docs/webhooks.md`, and runs it with this secret.
+    pub async fn start(language: &str, secret: &str) -> Self {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let document = std::fs::read_to_string(root.join("docs/webhooks.md")).unwrap();
+        let (_, rest) = document.split_once(&format!("```{language}\n")).unwrap();
+        let (code, _) = rest.split_once("\n```").unwrap();
+        let mut command = match language {
+            // It has no annotations of types, so that it is JavaScript as well.
+            "ts" => {
+                let mut node = Command::new("node");
+                node.args(["--input-type=module", "--eval", code]);
+                node
+            }
+            "python" => {
+                let mut python = Command::new("python3");
+                python.args(["-c", code]);
+                python
+            }
+            _ => panic!("{language}"),
+        };
+        let port = free_port().await;
+        let mut child = command
+            // Where what it imports is installed.
+            .current_dir(root.join("tests/peers"))
+            .env("WEBHOOK_SECRET", secret)
+            .env("PORT", port.to_string())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+            assert_eq!(child.try_wait().unwrap(), None, "{language} has ended");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Self {
+            url: format!("http://127.0.0.1:{port}/"),
+            lines,
+            _child: child,
+        }
+    }
+
+    /// The next event that it prints: its type and its data.
+    pub async fn event(&mut self) -> (String, Value) {
+        let line = self.lines.next_line().await.unwrap().unwrap();
+        let (kind, data) = line.split_once(' ').unwrap();
+        (kind.to_owned(), serde_json::from_str(data).unwrap())
+    }
+}
+
+/// A port that nobody listens on.
+async fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    listener.local_addr().unwrap().port()
 }
