@@ -25,7 +25,7 @@ const POSTPONED: Duration = Duration::minutes(1);
 pub struct Due {
     /// Which ones.
     pub organizations: Vec<OrganizationId>,
-    /// Their counters of periods that are over, each with the epoch and the sequence that is stored.
+    /// Their counters of periods that nothing has ended, each with the epoch and the sequence that is stored.
     pub counters: Vec<(CounterId, (u64, u64))>,
 }
 
@@ -50,10 +50,9 @@ pub async fn due(store: &Store, now: DateTime<Utc>, count: u32) -> Result<Due, E
     let ids: Vec<String> = rows.into_iter().map(|(id,)| id).collect();
     let counters: Vec<(String, String, DateTime<Utc>, i64, i64)> = sqlx::query_as(
         "select organization_id, meter, period_start, epoch, seq from usage_history
-         where organization_id = any($1) and reset_type is null and period_end <= $2",
+         where organization_id = any($1) and reset_type is null",
     )
     .bind(&ids)
-    .bind(now)
     .fetch_all(&store.pool)
     .await?;
     let counters = counters
@@ -95,8 +94,8 @@ pub async fn end(
         .iter()
         .map(|(id,)| parse(id))
         .collect::<Result<_, _>>()?;
-    let schedules = organizations::schedules(&mut transaction, &locked).await?;
-    let scheduled: BTreeMap<&OrganizationId, &Schedule> = schedules
+    let known = organizations::schedules(&mut transaction, &locked).await?;
+    let scheduled: BTreeMap<&OrganizationId, &Schedule> = known
         .iter()
         .filter(|(_, schedule)| schedule.mode == ResetMode::Scheduled)
         .map(|(id, schedule)| (id, schedule))
@@ -106,7 +105,7 @@ pub async fn end(
     let told: Vec<Event> = told.collect::<Result<_, _>>()?;
     end_and_open(&mut transaction, &over, now).await?;
     events::record(&mut transaction, &told, now).await?;
-    let due = locked.iter().map(|id| match schedules.get(id) {
+    let due = locked.iter().map(|id| match known.get(id) {
         Some(schedule) if schedule.mode == ResetMode::Scheduled => schedule.period(now).end,
         Some(_) => None,
         None => now.checked_add_signed(POSTPONED),
@@ -167,7 +166,8 @@ struct OverRow {
     used: i64,
 }
 
-/// Locks the rows that are over, in the order in which a flush does.
+/// Locks the rows that nothing has ended, in the order in which a flush does, and returns those that are over: by the
+/// schedule, because a row does not know of a change of calendar before it is stored again.
 async fn over(
     connection: &mut PgConnection,
     scheduled: &BTreeMap<&OrganizationId, &Schedule>,
@@ -175,12 +175,11 @@ async fn over(
 ) -> Result<Vec<Over>, Error> {
     let rows: Vec<OverRow> = sqlx::query_as(
         "select organization_id, meter, period_start, used from usage_history
-         where organization_id = any($1) and reset_type is null and period_end <= $2
+         where organization_id = any($1) and reset_type is null
          order by organization_id, meter, period_start
          for no key update",
     )
     .bind(scheduled.keys().map(|id| id.as_str()).collect::<Vec<_>>())
-    .bind(now)
     .fetch_all(connection)
     .await?;
     let over = rows.into_iter().map(|row| {
@@ -196,7 +195,8 @@ async fn over(
             used: row.used,
         })
     });
-    over.collect()
+    over.filter(|it| it.as_ref().map_or(true, |it| it.start < it.next.start))
+        .collect()
 }
 
 /// A period that is opened holds nothing yet, and so less than any snapshot of it.
