@@ -23,6 +23,7 @@ use crate::metering::Metering;
 use crate::metrics::Metrics;
 use crate::opening::Opener;
 use crate::policies::Policies;
+use crate::scheduler::Scheduler;
 use crate::state::{Handles, State};
 use crate::store::Store;
 use crate::webhooks::Webhooks;
@@ -38,6 +39,8 @@ pub struct App {
     pub policies: Policies,
     /// Delivers events; tests drive it by hand.
     pub webhooks: Webhooks,
+    /// Ends periods on time; tests drive it by hand.
+    pub scheduler: Scheduler,
     metrics_listen: Option<SocketAddr>,
     shutdown: Duration,
 }
@@ -107,18 +110,25 @@ impl App {
             metrics.clone(),
             config.webhook_private_addresses,
         );
+        let admin = Admin::new(
+            counters.clone(),
+            store.clone(),
+            policies.clone(),
+            opener,
+            access.clone(),
+            clock.clone(),
+            late,
+            metrics.clone(),
+        );
+        let scheduler = Scheduler::new(
+            admin.clone(),
+            config.scheduler,
+            chrono::Duration::from_std(config.idempotency)?,
+            metrics.clone(),
+        );
         let state = State::new(Handles {
-            access: access.clone(),
-            admin: Admin::new(
-                counters.clone(),
-                store.clone(),
-                policies.clone(),
-                opener,
-                access,
-                clock.clone(),
-                late,
-                metrics.clone(),
-            ),
+            access,
+            admin,
             metering,
             webhooks: webhooks.clone(),
             history: History::new(store.clone(), policies.clone(), clock.clone(), late),
@@ -135,6 +145,7 @@ impl App {
             flusher,
             policies,
             webhooks,
+            scheduler,
             metrics_listen: config.metrics_listen,
             shutdown: config.shutdown,
         })
@@ -165,6 +176,12 @@ impl App {
         workers.spawn(async move {
             policies.run(policies_stop).await;
             drop(listening);
+        });
+        let (scheduler, scheduler_stop) = (self.scheduler.clone(), drained.clone());
+        let scheduling = died.clone().drop_guard();
+        workers.spawn(async move {
+            scheduler.run(scheduler_stop).await;
+            drop(scheduling);
         });
         let admitting = died.clone().drop_guard();
         workers.spawn(async move {

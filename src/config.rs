@@ -85,6 +85,16 @@ pub struct Settings {
     )]
     pub flush_interval_ms: String,
 
+    /// Whether this instance ends periods on time in scheduled mode: on or off; off is for those who call POST
+    /// /v1/reset-expired
+    #[arg(
+        long,
+        env = "TALLYMAN_SCHEDULER",
+        value_name = "SWITCH",
+        default_value = "on"
+    )]
+    pub scheduler: String,
+
     /// How long an idempotency key is remembered, hours
     #[arg(
         long,
@@ -340,6 +350,8 @@ pub struct Config {
     pub database_connections: u32,
     /// Between two flushes.
     pub flush_interval: Duration,
+    /// Whether periods are ended on time in scheduled mode.
+    pub scheduler: bool,
     /// How long an idempotency key is remembered.
     pub idempotency: Duration,
     /// How long after its end a period takes late events.
@@ -481,6 +493,11 @@ impl Settings {
             problems.number("database-connections", &self.database_connections, 1, 1000);
         let flush_interval =
             problems.number("flush-interval-ms", &self.flush_interval_ms, 10, 3_600_000);
+        let scheduler = problems.chosen(
+            "scheduler",
+            &self.scheduler,
+            &[("on", true), ("off", false)],
+        );
         let idempotency = problems.number("idempotency-hours", &self.idempotency_hours, 1, 24 * 31);
         let late = problems.number("late-hours", &self.late_hours, 0, 24 * 31);
         let webhook_private_addresses = problems.chosen(
@@ -523,6 +540,7 @@ impl Settings {
             trust_redis_restart: trust_redis_restart?,
             database_connections: u32::try_from(database_connections?).ok()?,
             flush_interval: Duration::from_millis(flush_interval?),
+            scheduler: scheduler?,
             idempotency: Duration::from_secs(idempotency?.checked_mul(3600)?),
             late: Duration::from_secs(late?.checked_mul(3600)?),
             webhook_private_addresses: webhook_private_addresses?,

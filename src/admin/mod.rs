@@ -30,7 +30,7 @@ use crate::store::organizations::Sources;
 use crate::store::{self, Actor, Store};
 
 pub use deletion::Deletion;
-pub use resets::{MeterReset, Reset};
+pub use resets::{Expired, MeterReset, Reset};
 
 /// The handle on administration; clones share everything.
 #[derive(Debug, Clone)]

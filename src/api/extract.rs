@@ -194,6 +194,22 @@ permission!(
     "this needs a key with the scope read"
 );
 
+/// A caller who may end what is over, and how the log will name them.
+#[derive(Debug, Clone)]
+pub(super) struct Resetting(pub(super) Actor);
+
+impl FromRequestParts<State> for Resetting {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Error> {
+        let caller = Caller::from_request_parts(parts, state).await?;
+        if !caller.permits(Scope::Reset) {
+            return Err(Error::Forbidden("this needs a key with the scope reset"));
+        }
+        Ok(Self(caller.actor(parts)))
+    }
+}
+
 /// A caller who may do everything, and how the audit log will name them.
 #[derive(Debug, Clone)]
 pub(super) struct Administrator(pub(super) Caller, pub(super) Actor);

@@ -66,6 +66,7 @@ fn routes(with_metrics: bool) -> OpenApiRouter<State> {
         .routes(routes!(in_force::limits, admin::patch_limits))
         .routes(routes!(in_force::feature))
         .routes(routes!(resets::reset))
+        .routes(routes!(resets::reset_expired))
         .routes(routes!(keys::list_keys, keys::create_key))
         .routes(routes!(keys::revoke_key))
         .routes(routes!(audit::list_audit))

@@ -9,6 +9,7 @@ pub mod audit;
 pub mod deletions;
 mod error;
 pub mod events;
+pub mod expired;
 pub mod history;
 pub mod organizations;
 pub mod resets;

@@ -45,6 +45,7 @@ mod reading;
 mod receivers;
 mod resets;
 mod restoring;
+mod scheduled;
 mod support;
 mod tidy;
 mod tokens;

@@ -391,6 +391,7 @@ fn usual_config() -> Config {
         trust_redis_restart: false,
         database_connections: 10,
         flush_interval: Duration::from_secs(1),
+        scheduler: true,
         idempotency: Duration::from_hours(24),
         late: Duration::from_hours(48),
         webhook_private_addresses: true,
