@@ -26,6 +26,7 @@ use crate::policies::Policies;
 use crate::scheduler::Scheduler;
 use crate::state::{Handles, State};
 use crate::store::Store;
+use crate::verifier::Verifier;
 use crate::webhooks::Webhooks;
 
 /// The service, built and not yet serving.
@@ -48,12 +49,7 @@ pub struct App {
 impl App {
     /// Wires the service. Waits for no server, but refuses a Redis that counts cannot be trusted to.
     pub async fn build(config: Config, servers: Servers, clock: Clock) -> Result<Self> {
-        let settings = counters::Settings {
-            url: servers.redis_url,
-            prefix: config.redis_prefix,
-            trust_restart: config.trust_redis_restart,
-            record_lifetime_ms: u64::try_from(config.idempotency.as_millis())?,
-        };
+        let settings = redis_settings(&config, servers.redis_url)?;
         let metrics = Metrics::new(env!("CARGO_PKG_VERSION"), clock.now());
         let counters = Counters::new(settings, clock.clone(), metrics.clone())
             .context("TALLYMAN_REDIS_URL cannot be used")?;
@@ -130,6 +126,13 @@ impl App {
             access,
             admin,
             metering,
+            verifier: Verifier::new(
+                counters.clone(),
+                store.clone(),
+                policies.clone(),
+                clock.clone(),
+                late,
+            ),
             webhooks: webhooks.clone(),
             history: History::new(store.clone(), policies.clone(), clock.clone(), late),
             counters,
@@ -137,6 +140,7 @@ impl App {
             clock,
             metrics,
             metrics_apart: config.metrics_listen.is_some(),
+            plugin_path: config.plugin_path,
             cors_origins: config.cors_origins,
             draining: AtomicBool::new(false),
         });
@@ -239,6 +243,15 @@ impl App {
         }
         Ok(())
     }
+}
+
+fn redis_settings(config: &Config, url: String) -> Result<counters::Settings> {
+    Ok(counters::Settings {
+        url,
+        prefix: config.redis_prefix.clone(),
+        trust_restart: config.trust_redis_restart,
+        record_lifetime_ms: u64::try_from(config.idempotency.as_millis())?,
+    })
 }
 
 async fn listen_for_metrics(address: SocketAddr) -> Result<TcpListener> {

@@ -17,6 +17,9 @@ use crate::domain::period::{ResetMode, ResetPeriod};
 use crate::domain::policy::{Defaults, Enforcement, MeterLimit};
 use crate::domain::quantity::Count;
 
+/// Where the Better Auth plugin's client expects its endpoints.
+pub const PLUGIN_PATH: &str = "/api/auth/usage-tracking";
+
 /// The settings as they are given, unchecked.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Settings")]
@@ -47,6 +50,15 @@ pub struct Settings {
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would print it as the help of the group")]
     pub jwt: JwtSettings,
+
+    /// Path below which the Better Auth plugin's endpoints are
+    #[arg(
+        long,
+        env = "TALLYMAN_PLUGIN_PATH",
+        value_name = "PATH",
+        default_value = PLUGIN_PATH
+    )]
+    pub plugin_path: String,
 
     /// What stands in front of every key in Redis, so that several services can share one
     #[arg(
@@ -342,6 +354,8 @@ pub struct Config {
     pub cors_origins: Origins,
     /// Whose JWTs are accepted; none if nobody's.
     pub jwt: Option<JwtConfig>,
+    /// Below which the Better Auth plugin's endpoints are.
+    pub plugin_path: String,
     /// In front of every key in Redis.
     pub redis_prefix: String,
     /// Whether a restarted Redis is trusted to hold everything that it acknowledged.
@@ -416,6 +430,16 @@ fn is_origin(text: &str) -> bool {
     text.split_once("://").is_some_and(|(scheme, host)| {
         !scheme.is_empty() && !host.is_empty() && scheme.bytes().chain(host.bytes()).all(fit)
     })
+}
+
+/// Whether it is a path of one or more parts, none of them empty.
+fn is_path(text: &str) -> bool {
+    let fit = |part: &str| {
+        let mut bytes = part.bytes();
+        !part.is_empty() && bytes.all(|c| c.is_ascii_alphanumeric() || b"-._~".contains(&c))
+    };
+    text.strip_prefix('/')
+        .is_some_and(|rest| rest.split('/').all(fit))
 }
 
 /// How to log.
@@ -520,6 +544,13 @@ impl Settings {
             &self.log_format,
             &[("text", false), ("json", true)],
         );
+        if !is_path(&self.plugin_path) {
+            problems.add::<()>(
+                "plugin-path",
+                &self.plugin_path,
+                "a path such as /usage, of letters, digits and - . _ ~, that does not end with a slash",
+            );
+        }
         if self.redis_prefix.len() > 64 || self.redis_prefix.contains(['{', '}']) {
             problems.add::<()>(
                 "redis-prefix",
@@ -536,6 +567,7 @@ impl Settings {
             metrics_listen: metrics_listen?,
             cors_origins: cors_origins?,
             jwt,
+            plugin_path: self.plugin_path.clone(),
             redis_prefix: self.redis_prefix.clone(),
             trust_redis_restart: trust_redis_restart?,
             database_connections: u32::try_from(database_connections?).ok()?,
@@ -847,6 +879,18 @@ mod tests {
         let jwt = config.jwt.unwrap();
         assert_eq!(jwt.organization_claim, "organizationId");
         assert_eq!(jwt.admin_roles, ["admin", "staff"]);
+    }
+
+    #[test]
+    fn a_path_has_parts_and_nothing_that_a_router_reads_otherwise() {
+        for good in [PLUGIN_PATH, "/usage", "/a/b.c_d~e-1"] {
+            assert!(is_path(good), "{good}");
+        }
+        for bad in [
+            "", "/", "usage", "/usage/", "//usage", "/{id}", "/*x", "/a b", "/a?b",
+        ] {
+            assert!(!is_path(bad), "{bad}");
+        }
     }
 
     #[test]

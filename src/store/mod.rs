@@ -15,6 +15,7 @@ pub mod organizations;
 pub mod resets;
 pub mod standings;
 pub mod usage;
+pub mod verification;
 pub mod webhooks;
 
 use std::collections::BTreeSet;
