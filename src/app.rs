@@ -59,13 +59,7 @@ impl App {
             .context("TALLYMAN_REDIS_URL cannot be used")?;
         let store = Store::new(&servers.database_url, config.database_connections)
             .context("TALLYMAN_DATABASE_URL cannot be used")?;
-        match counters.link().await {
-            Err(error @ (counters::Error::Unfit(_) | counters::Error::Inconsistent(_))) => {
-                bail!(error)
-            }
-            Err(error) => tracing::warn!(%error, "starting without Redis"),
-            Ok(_) => {}
-        }
+        refuse_what_is_unfit(&counters).await?;
         let late = chrono::Duration::from_std(config.late)?;
         let policies = Policies::new(
             counters.clone(),
@@ -239,6 +233,16 @@ impl App {
         }
         Ok(())
     }
+}
+
+/// A Redis that counts cannot be trusted to.
+async fn refuse_what_is_unfit(counters: &Counters) -> Result<()> {
+    match counters.link().await {
+        Err(error @ (counters::Error::Unfit(_) | counters::Error::Inconsistent(_))) => bail!(error),
+        Err(error) => tracing::warn!(%error, "starting without Redis"),
+        Ok(_) => {}
+    }
+    Ok(())
 }
 
 async fn listen_for_metrics(address: SocketAddr) -> Result<TcpListener> {
