@@ -55,13 +55,7 @@ impl App {
             .context("TALLYMAN_REDIS_URL cannot be used")?;
         let store = Store::new(&servers.database_url, config.database_connections)
             .context("TALLYMAN_DATABASE_URL cannot be used")?;
-        match counters.link().await {
-            Err(error @ (counters::Error::Unfit(_) | counters::Error::Inconsistent(_))) => {
-                bail!(error)
-            }
-            Err(error) => tracing::warn!(%error, "starting without Redis"),
-            Ok(_) => {}
-        }
+        refuse_what_is_unfit(&counters).await?;
         let late = chrono::Duration::from_std(config.late)?;
         let policies = Policies::new(
             counters.clone(),
@@ -252,6 +246,16 @@ fn redis_settings(config: &Config, url: String) -> Result<counters::Settings> {
         trust_restart: config.trust_redis_restart,
         record_lifetime_ms: u64::try_from(config.idempotency.as_millis())?,
     })
+}
+
+/// A Redis that counts cannot be trusted to.
+async fn refuse_what_is_unfit(counters: &Counters) -> Result<()> {
+    match counters.link().await {
+        Err(error @ (counters::Error::Unfit(_) | counters::Error::Inconsistent(_))) => bail!(error),
+        Err(error) => tracing::warn!(%error, "starting without Redis"),
+        Ok(_) => {}
+    }
+    Ok(())
 }
 
 async fn listen_for_metrics(address: SocketAddr) -> Result<TcpListener> {

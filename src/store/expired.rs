@@ -98,7 +98,6 @@ pub async fn end(
     let scheduled: BTreeMap<&OrganizationId, &Schedule> = known
         .iter()
         .filter(|(_, schedule)| schedule.mode == ResetMode::Scheduled)
-        .map(|(id, schedule)| (id, schedule))
         .collect();
     let over = over(&mut transaction, &scheduled, now).await?;
     let told = over.iter().map(Over::event);
