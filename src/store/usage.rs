@@ -1,7 +1,8 @@
 //! Snapshots of counts: absolute, guarded, and moved from one data set to the next.
 //!
 //! `(epoch, seq)` of a row only ever grows, and its policy version never shrinks, so that writing a snapshot twice, late
-//! or out of order is harmless, and one of before the organization's deletion overwrites nothing of after it. Rows are locked in key order. Hours are written only together with an accepted parent.
+//! or out of order is harmless, and one of before the organization's deletion overwrites nothing of after it. Rows are
+//! locked in key order. Hours are written only together with an accepted parent.
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::PoisonError;
