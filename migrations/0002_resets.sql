@@ -30,7 +30,7 @@ create table attempts (
     key text collate "C" not null,
     fingerprint text not null,
     answer jsonb not null,
-    at timestamptz not null default now(),
+    at timestamptz not null,
     constraint attempts_pkey primary key (scope, key)
 );
 create index attempts_at on attempts (at);
@@ -39,3 +39,8 @@ comment on column attempts.scope is 'The organization, or else the API key, whos
 comment on column attempts.answer is 'What a repetition is told';
 
 comment on column organizations.pinned_start is 'Start of the period that runs because the calendar has changed';
+
+-- In the past, so that every organization that is new is looked at once.
+alter table organizations add column due_at timestamptz not null default '-infinity';
+create index organizations_due on organizations (due_at) where due_at < 'infinity';
+comment on column organizations.due_at is 'When the scheduler looks at the organization again: the end of its period in scheduled mode';

@@ -23,8 +23,10 @@ use crate::metering::Metering;
 use crate::metrics::Metrics;
 use crate::opening::Opener;
 use crate::policies::Policies;
+use crate::scheduler::Scheduler;
 use crate::state::{Handles, State};
 use crate::store::Store;
+use crate::verifier::Verifier;
 use crate::webhooks::Webhooks;
 
 /// The service, built and not yet serving.
@@ -38,6 +40,8 @@ pub struct App {
     pub policies: Policies,
     /// Delivers events; tests drive it by hand.
     pub webhooks: Webhooks,
+    /// Ends periods on time; tests drive it by hand.
+    pub scheduler: Scheduler,
     metrics_listen: Option<SocketAddr>,
     shutdown: Duration,
 }
@@ -45,24 +49,13 @@ pub struct App {
 impl App {
     /// Wires the service. Waits for no server, but refuses a Redis that counts cannot be trusted to.
     pub async fn build(config: Config, servers: Servers, clock: Clock) -> Result<Self> {
-        let settings = counters::Settings {
-            url: servers.redis_url,
-            prefix: config.redis_prefix,
-            trust_restart: config.trust_redis_restart,
-            record_lifetime_ms: u64::try_from(config.idempotency.as_millis())?,
-        };
+        let settings = redis_settings(&config, servers.redis_url)?;
         let metrics = Metrics::new(env!("CARGO_PKG_VERSION"), clock.now());
         let counters = Counters::new(settings, clock.clone(), metrics.clone())
             .context("TALLYMAN_REDIS_URL cannot be used")?;
         let store = Store::new(&servers.database_url, config.database_connections)
             .context("TALLYMAN_DATABASE_URL cannot be used")?;
-        match counters.link().await {
-            Err(error @ (counters::Error::Unfit(_) | counters::Error::Inconsistent(_))) => {
-                bail!(error)
-            }
-            Err(error) => tracing::warn!(%error, "starting without Redis"),
-            Ok(_) => {}
-        }
+        refuse_what_is_unfit(&counters).await?;
         let late = chrono::Duration::from_std(config.late)?;
         let policies = Policies::new(
             counters.clone(),
@@ -107,19 +100,33 @@ impl App {
             metrics.clone(),
             config.webhook_private_addresses,
         );
+        let admin = Admin::new(
+            counters.clone(),
+            store.clone(),
+            policies.clone(),
+            opener,
+            access.clone(),
+            clock.clone(),
+            late,
+            metrics.clone(),
+        );
+        let scheduler = Scheduler::new(
+            admin.clone(),
+            config.scheduler,
+            chrono::Duration::from_std(config.idempotency)?,
+            metrics.clone(),
+        );
         let state = State::new(Handles {
-            access: access.clone(),
-            admin: Admin::new(
+            access,
+            admin,
+            metering,
+            verifier: Verifier::new(
                 counters.clone(),
                 store.clone(),
                 policies.clone(),
-                opener,
-                access,
                 clock.clone(),
                 late,
-                metrics.clone(),
             ),
-            metering,
             webhooks: webhooks.clone(),
             history: History::new(store.clone(), policies.clone(), clock.clone(), late),
             counters,
@@ -127,6 +134,7 @@ impl App {
             clock,
             metrics,
             metrics_apart: config.metrics_listen.is_some(),
+            plugin_path: config.plugin_path,
             cors_origins: config.cors_origins,
             draining: AtomicBool::new(false),
         });
@@ -135,6 +143,7 @@ impl App {
             flusher,
             policies,
             webhooks,
+            scheduler,
             metrics_listen: config.metrics_listen,
             shutdown: config.shutdown,
         })
@@ -165,6 +174,12 @@ impl App {
         workers.spawn(async move {
             policies.run(policies_stop).await;
             drop(listening);
+        });
+        let (scheduler, scheduler_stop) = (self.scheduler.clone(), drained.clone());
+        let scheduling = died.clone().drop_guard();
+        workers.spawn(async move {
+            scheduler.run(scheduler_stop).await;
+            drop(scheduling);
         });
         let admitting = died.clone().drop_guard();
         workers.spawn(async move {
@@ -222,6 +237,25 @@ impl App {
         }
         Ok(())
     }
+}
+
+fn redis_settings(config: &Config, url: String) -> Result<counters::Settings> {
+    Ok(counters::Settings {
+        url,
+        prefix: config.redis_prefix.clone(),
+        trust_restart: config.trust_redis_restart,
+        record_lifetime_ms: u64::try_from(config.idempotency.as_millis())?,
+    })
+}
+
+/// A Redis that counts cannot be trusted to.
+async fn refuse_what_is_unfit(counters: &Counters) -> Result<()> {
+    match counters.link().await {
+        Err(error @ (counters::Error::Unfit(_) | counters::Error::Inconsistent(_))) => bail!(error),
+        Err(error) => tracing::warn!(%error, "starting without Redis"),
+        Ok(_) => {}
+    }
+    Ok(())
 }
 
 async fn listen_for_metrics(address: SocketAddr) -> Result<TcpListener> {

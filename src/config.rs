@@ -17,6 +17,9 @@ use crate::domain::period::{ResetMode, ResetPeriod};
 use crate::domain::policy::{Defaults, Enforcement, MeterLimit};
 use crate::domain::quantity::Count;
 
+/// Where the Better Auth plugin's client expects its endpoints.
+pub const PLUGIN_PATH: &str = "/api/auth/usage-tracking";
+
 /// The settings as they are given, unchecked.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Settings")]
@@ -47,6 +50,15 @@ pub struct Settings {
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would print it as the help of the group")]
     pub jwt: JwtSettings,
+
+    /// Path below which the Better Auth plugin's endpoints are
+    #[arg(
+        long,
+        env = "TALLYMAN_PLUGIN_PATH",
+        value_name = "PATH",
+        default_value = PLUGIN_PATH
+    )]
+    pub plugin_path: String,
 
     /// What stands in front of every key in Redis, so that several services can share one
     #[arg(
@@ -84,6 +96,16 @@ pub struct Settings {
         default_value = "1000"
     )]
     pub flush_interval_ms: String,
+
+    /// Whether this instance ends periods on time in scheduled mode: on or off; off is for those who call POST
+    /// /v1/reset-expired
+    #[arg(
+        long,
+        env = "TALLYMAN_SCHEDULER",
+        value_name = "SWITCH",
+        default_value = "on"
+    )]
+    pub scheduler: String,
 
     /// How long an idempotency key is remembered, hours
     #[arg(
@@ -332,6 +354,8 @@ pub struct Config {
     pub cors_origins: Origins,
     /// Whose JWTs are accepted; none if nobody's.
     pub jwt: Option<JwtConfig>,
+    /// Below which the Better Auth plugin's endpoints are.
+    pub plugin_path: String,
     /// In front of every key in Redis.
     pub redis_prefix: String,
     /// Whether a restarted Redis is trusted to hold everything that it acknowledged.
@@ -340,6 +364,8 @@ pub struct Config {
     pub database_connections: u32,
     /// Between two flushes.
     pub flush_interval: Duration,
+    /// Whether periods are ended on time in scheduled mode.
+    pub scheduler: bool,
     /// How long an idempotency key is remembered.
     pub idempotency: Duration,
     /// How long after its end a period takes late events.
@@ -404,6 +430,16 @@ fn is_origin(text: &str) -> bool {
     text.split_once("://").is_some_and(|(scheme, host)| {
         !scheme.is_empty() && !host.is_empty() && scheme.bytes().chain(host.bytes()).all(fit)
     })
+}
+
+/// Whether it is a path of one or more parts, none of them empty.
+fn is_path(text: &str) -> bool {
+    let fit = |part: &str| {
+        let mut bytes = part.bytes();
+        !part.is_empty() && bytes.all(|c| c.is_ascii_alphanumeric() || b"-._~".contains(&c))
+    };
+    text.strip_prefix('/')
+        .is_some_and(|rest| rest.split('/').all(fit))
 }
 
 /// How to log.
@@ -481,6 +517,11 @@ impl Settings {
             problems.number("database-connections", &self.database_connections, 1, 1000);
         let flush_interval =
             problems.number("flush-interval-ms", &self.flush_interval_ms, 10, 3_600_000);
+        let scheduler = problems.chosen(
+            "scheduler",
+            &self.scheduler,
+            &[("on", true), ("off", false)],
+        );
         let idempotency = problems.number("idempotency-hours", &self.idempotency_hours, 1, 24 * 31);
         let late = problems.number("late-hours", &self.late_hours, 0, 24 * 31);
         let webhook_private_addresses = problems.chosen(
@@ -503,6 +544,13 @@ impl Settings {
             &self.log_format,
             &[("text", false), ("json", true)],
         );
+        if !is_path(&self.plugin_path) {
+            problems.add::<()>(
+                "plugin-path",
+                &self.plugin_path,
+                "a path such as /usage, of letters, digits and - . _ ~, that does not end with a slash",
+            );
+        }
         if self.redis_prefix.len() > 64 || self.redis_prefix.contains(['{', '}']) {
             problems.add::<()>(
                 "redis-prefix",
@@ -519,10 +567,12 @@ impl Settings {
             metrics_listen: metrics_listen?,
             cors_origins: cors_origins?,
             jwt,
+            plugin_path: self.plugin_path.clone(),
             redis_prefix: self.redis_prefix.clone(),
             trust_redis_restart: trust_redis_restart?,
             database_connections: u32::try_from(database_connections?).ok()?,
             flush_interval: Duration::from_millis(flush_interval?),
+            scheduler: scheduler?,
             idempotency: Duration::from_secs(idempotency?.checked_mul(3600)?),
             late: Duration::from_secs(late?.checked_mul(3600)?),
             webhook_private_addresses: webhook_private_addresses?,
@@ -829,6 +879,18 @@ mod tests {
         let jwt = config.jwt.unwrap();
         assert_eq!(jwt.organization_claim, "organizationId");
         assert_eq!(jwt.admin_roles, ["admin", "staff"]);
+    }
+
+    #[test]
+    fn a_path_has_parts_and_nothing_that_a_router_reads_otherwise() {
+        for good in [PLUGIN_PATH, "/usage", "/a/b.c_d~e-1"] {
+            assert!(is_path(good), "{good}");
+        }
+        for bad in [
+            "", "/", "usage", "/usage/", "//usage", "/{id}", "/*x", "/a b", "/a?b",
+        ] {
+            assert!(!is_path(bad), "{bad}");
+        }
     }
 
     #[test]

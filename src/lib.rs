@@ -8,8 +8,8 @@
 //! | 1 | [`clock`], [`config`], [`metrics`] | the only readers of wall time and of the environment; what is measured |
 //! | 2 | [`counters`], [`store`] | the only code that speaks Redis, and SQL |
 //! | 3 | [`policies`], [`access`], [`opening`] | what is in force, who may call, and counters that Redis does not know |
-//! | 4 | [`metering`], [`history`], [`flusher`], [`admin`], [`webhooks`] | use cases and workers |
-//! | 5 | [`state`] | the handles that the HTTP faces share |
+//! | 4 | [`metering`], [`history`], [`flusher`], [`admin`], [`webhooks`], [`verifier`] | use cases and workers |
+//! | 5 | [`state`], [`scheduler`] | the handles that the HTTP faces share; what is done on time |
 //! | 6 | [`api`] | HTTP and JSON |
 //! | 7 | [`app`], [`telemetry`] | wire everything; start, supervise and stop it |
 //! | 8 | [`dev`] | the same with private servers |
@@ -31,7 +31,9 @@ pub mod metering;
 pub mod metrics;
 pub mod opening;
 pub mod policies;
+pub mod scheduler;
 pub mod state;
 pub mod store;
 pub mod telemetry;
+pub mod verifier;
 pub mod webhooks;

@@ -12,6 +12,7 @@ use crate::history::History;
 use crate::metering::Metering;
 use crate::metrics::Metrics;
 use crate::store::Store;
+use crate::verifier::Verifier;
 use crate::webhooks::Webhooks;
 
 /// Everything that a handler may need; clones share it.
@@ -29,6 +30,8 @@ pub struct Handles {
     pub history: History,
     /// Changing.
     pub admin: Admin,
+    /// Comparing.
+    pub verifier: Verifier,
     /// Telling others.
     pub webhooks: Webhooks,
     /// Asked for its health alone.
@@ -41,6 +44,8 @@ pub struct Handles {
     pub metrics: Metrics,
     /// Whether the metrics are told elsewhere than beside the API.
     pub metrics_apart: bool,
+    /// Below which the Better Auth plugin's endpoints are.
+    pub plugin_path: String,
     /// Whose pages may call from a browser.
     pub cors_origins: Origins,
     /// Set when the service stops taking new work.

@@ -9,6 +9,7 @@ mod deletion;
 mod keys;
 mod limits;
 mod organizations;
+mod plugin;
 mod resets;
 
 use std::collections::BTreeMap;
@@ -30,7 +31,8 @@ use crate::store::organizations::Sources;
 use crate::store::{self, Actor, Store};
 
 pub use deletion::Deletion;
-pub use resets::{MeterReset, Reset};
+pub use plugin::PluginUpdate;
+pub use resets::{Expired, MeterReset, Reset};
 
 /// The handle on administration; clones share everything.
 #[derive(Debug, Clone)]

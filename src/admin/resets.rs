@@ -2,22 +2,31 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
+use serde::{Deserialize, Serialize};
 
 use super::{Admin, Error};
+use crate::domain::counter::{CounterId, Snapshot};
 use crate::domain::ids::{MeterId, OrganizationId};
 use crate::domain::period::Period;
 use crate::domain::quantity::Count;
 use crate::opening;
-use crate::store::attempts::Attempt;
+use crate::store::attempts::{self, Attempt, Earlier};
+use crate::store::expired::{self, Ended};
 use crate::store::resets::{self, Committed, Outcome, Wish};
-use crate::store::{Actor, standings};
+use crate::store::{self, Actor, standings, usage};
 
 /// How often something is tried while others change the same.
 const ROUNDS_MAX: usize = 20;
 
 /// How many organizations one sweep finishes at most.
 const UNFINISHED_MAX: u32 = 1000;
+
+/// Of how many organizations one transaction ends the periods at most.
+const DUE_MAX: u32 = 1000;
+
+/// How many organizations are listed that were reset.
+const LISTED_MAX: usize = 1000;
 
 /// What a reset did.
 #[derive(Debug, Clone)]
@@ -39,7 +48,128 @@ pub struct MeterReset {
     pub period: Period,
 }
 
+/// What an end of all that was over did.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Expired {
+    /// Whether this is what an earlier attempt was told.
+    #[serde(skip)]
+    pub replayed: bool,
+    /// How many organizations were reset.
+    pub count: usize,
+    /// The first of them.
+    pub organizations: Vec<OrganizationId>,
+}
+
 impl Admin {
+    /// Ends the periods that are over of every organization in scheduled mode, and opens the next. Doing it twice,
+    /// or at several places at once, is harmless.
+    pub async fn reset_expired(
+        &self,
+        attempt: Option<&Attempt>,
+        actor: &Actor,
+    ) -> Result<Expired, Error> {
+        match attempts::answered(&self.store, attempt).await? {
+            Earlier::Nothing => {}
+            Earlier::Other => return Err(Error::KeyReused),
+            Earlier::Answered(expired) => {
+                return Ok(Expired {
+                    replayed: true,
+                    ..expired
+                });
+            }
+        }
+        let expired = self.reset_expired_once().await?;
+        if expired.count > 0 {
+            tracing::info!(resets = expired.count, actor = %actor.name, "ended periods that were over");
+        }
+        attempts::answer(&self.store, attempt, &expired, self.clock.now()).await?;
+        Ok(expired)
+    }
+
+    /// The same, as the scheduler does it.
+    pub async fn reset_expired_once(&self) -> Result<Expired, Error> {
+        let mut expired = Expired::default();
+        loop {
+            let now = self.clock.now();
+            let due = expired::due(&self.store, now, DUE_MAX).await?;
+            // What was counted last must be in the row that is final.
+            self.store_counts(&due.counters, now).await?;
+            let ended = match expired::end(&self.store, &due.organizations, now).await {
+                Err(error @ (store::Error::Other(_) | store::Error::Inconsistent(_))) => {
+                    tracing::debug!(%error, "periods are ended one by one");
+                    self.end_one_by_one(&due.organizations, now).await?
+                }
+                other => other?,
+            };
+            expired.count += ended.organizations.len();
+            let room = LISTED_MAX.saturating_sub(expired.organizations.len());
+            expired
+                .organizations
+                .extend(ended.organizations.into_iter().take(room));
+            // Whatever nobody has looked at is somebody else's.
+            if ended.looked_at == 0 {
+                return Ok(expired);
+            }
+        }
+    }
+
+    /// Forgets idempotency keys that are older.
+    pub async fn forget_attempts(&self, age: TimeDelta) -> Result<(), Error> {
+        if let Some(before) = self.clock.now().checked_sub_signed(age) {
+            attempts::forget(&self.store, before).await?;
+        }
+        Ok(())
+    }
+
+    /// One that fails does not keep the others from it.
+    async fn end_one_by_one(
+        &self,
+        organizations: &[OrganizationId],
+        now: DateTime<Utc>,
+    ) -> Result<Ended, Error> {
+        let mut all = Ended::default();
+        for organization in organizations {
+            match expired::end(&self.store, std::slice::from_ref(organization), now).await {
+                Ok(ended) => {
+                    all.looked_at += ended.looked_at;
+                    all.organizations.extend(ended.organizations);
+                }
+                Err(error @ (store::Error::Other(_) | store::Error::Inconsistent(_))) => {
+                    tracing::error!(%error, org.id = %organization, "a period cannot be ended");
+                    expired::postpone(&self.store, organization, now).await?;
+                    all.looked_at += 1;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(all)
+    }
+
+    /// Stores what Redis holds of counters and Postgres does not.
+    async fn store_counts(
+        &self,
+        counters: &[(CounterId, (u64, u64))],
+        now: DateTime<Utc>,
+    ) -> Result<(), Error> {
+        let link = self.counters.link().await?;
+        let ids: Vec<CounterId> = counters.iter().map(|(id, _)| id.clone()).collect();
+        let held = self.counters.read(&link, &ids).await?;
+        let newer = held
+            .into_iter()
+            .zip(counters)
+            .filter_map(|(held, (_, stored))| {
+                held.filter(|held| (held.stamp.generation, held.sequence) > *stored)
+            });
+        let newer: Vec<Snapshot> = newer.collect();
+        let hours = newer
+            .iter()
+            .flat_map(Snapshot::unstored_hours)
+            .map(|hour| hour.start);
+        usage::ensure_partitions(&self.store, hours).await?;
+        usage::store(&self.store, &newer, now).await?;
+        Ok(())
+    }
+
     /// Closes the running periods of these meters, or of all that have a limit or a count, and begins new ones.
     pub async fn reset(
         &self,

@@ -78,6 +78,14 @@ impl Caller {
         matches!(self, Self::User(_))
     }
 
+    /// The organization that is meant where none is named: a token's.
+    pub(super) fn implied(&self) -> Option<&OrganizationId> {
+        match self {
+            Self::Key(_) => None,
+            Self::User(user) => user.organization.as_ref(),
+        }
+    }
+
     fn permits(&self, scope: Scope) -> bool {
         match self {
             Self::Key(key) => key.scopes.permit(scope),
@@ -122,22 +130,30 @@ impl FromRequestParts<State> for Caller {
             return Err(Error::Unauthenticated);
         }
         let token = token.trim();
-        let (caller, id) = if let Ok(key) = token.parse::<PresentedKey>() {
-            let record = state.access.authenticate(&key).await?;
-            let record = record.ok_or(Error::Unauthenticated)?;
-            let id = CallerId::Key(record.id.clone());
-            (Self::Key(record), id)
-        } else {
-            // On the heap, so that the path of a key does not carry what it may need.
-            let user = Box::pin(state.access.user(token)).await?;
-            let user = Arc::new(user.ok_or(Error::Unauthenticated)?);
-            let id = CallerId::User(Arc::clone(&user.id));
-            (Self::User(user), id)
-        };
-        if let Some(slot) = parts.extensions.get::<CallerSlot>() {
-            slot.fill(id);
+        if let Ok(key) = token.parse::<PresentedKey>() {
+            return Self::with_key(&key, parts, state).await;
         }
-        Ok(caller)
+        // On the heap, so that the path of a key does not carry what it may need.
+        let user = Box::pin(state.access.user(token)).await?;
+        let user = Arc::new(user.ok_or(Error::Unauthenticated)?);
+        note(parts, CallerId::User(Arc::clone(&user.id)));
+        Ok(Self::User(user))
+    }
+}
+
+impl Caller {
+    async fn with_key(key: &PresentedKey, parts: &Parts, state: &State) -> Result<Self, Error> {
+        let record = state.access.authenticate(key).await?;
+        let record = record.ok_or(Error::Unauthenticated)?;
+        note(parts, CallerId::Key(record.id.clone()));
+        Ok(Self::Key(record))
+    }
+}
+
+/// Tells the log who calls.
+fn note(parts: &Parts, id: CallerId) {
+    if let Some(slot) = parts.extensions.get::<CallerSlot>() {
+        slot.fill(id);
     }
 }
 
@@ -194,6 +210,51 @@ permission!(
     "this needs a key with the scope read"
 );
 
+/// A caller who may end what is over, and how the log will name them.
+#[derive(Debug, Clone)]
+pub(super) struct Resetting(pub(super) Actor);
+
+impl FromRequestParts<State> for Resetting {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Error> {
+        let caller = Caller::from_request_parts(parts, state).await?;
+        if !caller.permits(Scope::Reset) {
+            return Err(Error::Forbidden("this needs a key with the scope reset"));
+        }
+        Ok(Self(caller.actor(parts)))
+    }
+}
+
+/// The same, by a key in a body of `{"apiKey": …}`, whatever the headers say.
+pub(super) struct ResettingByBody(pub(super) Actor);
+
+/// Such a body.
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schema(example = json!({"apiKey": "tm_…"}))]
+pub(super) struct KeyInBody {
+    #[schema(value_type = String)]
+    api_key: Option<String>,
+}
+
+impl FromRequest<State> for ResettingByBody {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, state: &State) -> Result<Self, Error> {
+        let (parts, body) = request.into_parts();
+        let request = Request::from_parts(parts.clone(), body);
+        let Body(KeyInBody { api_key }) = Body::from_request(request, state).await?;
+        let key = api_key.and_then(|key| key.parse::<PresentedKey>().ok());
+        let key = key.ok_or(Error::Unauthenticated)?;
+        let caller = Caller::with_key(&key, &parts, state).await?;
+        if !caller.permits(Scope::Reset) {
+            return Err(Error::Forbidden("this needs a key with the scope reset"));
+        }
+        Ok(Self(caller.actor(&parts)))
+    }
+}
+
 /// A caller who may do everything, and how the audit log will name them.
 #[derive(Debug, Clone)]
 pub(super) struct Administrator(pub(super) Caller, pub(super) Actor);
@@ -208,6 +269,44 @@ impl FromRequestParts<State> for Administrator {
         }
         let actor = caller.actor(parts);
         Ok(Self(caller, actor))
+    }
+}
+
+/// An administrator, or a user whose platform role makes them one for the Better Auth plugin's endpoints.
+#[derive(Debug)]
+pub(super) struct PlatformAdministrator {
+    caller: Caller,
+    /// How the audit log will name them.
+    pub(super) actor: Actor,
+}
+
+impl PlatformAdministrator {
+    /// The organization that a request names, whichever it is.
+    pub(super) fn reach(&self, named: &Named) -> Result<OrganizationId, Error> {
+        match (&self.caller, &named.0) {
+            (Caller::User(_), Some(id)) => Ok(id.clone()),
+            (Caller::User(_), None) => Err(Error::NotFound("there is no such organization")),
+            (Caller::Key(_), _) => self.caller.reach(named),
+        }
+    }
+}
+
+impl FromRequestParts<State> for PlatformAdministrator {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Error> {
+        let caller = Caller::from_request_parts(parts, state).await?;
+        let permitted = match &caller {
+            Caller::Key(_) => caller.permits(Scope::Admin),
+            Caller::User(user) => user.is_admin,
+        };
+        if !permitted {
+            return Err(Error::Forbidden(
+                "this needs a key with the scope admin, or a token with a platform role for it",
+            ));
+        }
+        let actor = caller.actor(parts);
+        Ok(Self { caller, actor })
     }
 }
 

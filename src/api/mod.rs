@@ -17,11 +17,13 @@ mod keys;
 mod observe;
 mod openapi;
 mod operations;
+mod plugin;
 mod problem;
 mod rate_limit;
 mod reading;
 mod resets;
 mod tagged;
+mod verification;
 mod webhooks;
 
 use axum::Router;
@@ -33,6 +35,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt as _};
 use utoipa_axum::routes;
 
+use crate::config::PLUGIN_PATH;
 use crate::state::State;
 use problem::Error;
 
@@ -45,7 +48,7 @@ const BODY_MAX: usize = 64 * 1024;
 const BATCH_BODY_MAX: usize = 8 * 1024 * 1024;
 
 /// Every route, and its description. The metrics are beside the others unless they have an address of their own.
-fn routes(with_metrics: bool) -> OpenApiRouter<State> {
+fn routes(with_metrics: bool, plugin_path: &str) -> OpenApiRouter<State> {
     let routes = OpenApiRouter::with_openapi(openapi::outline())
         .routes(routes!(counting::track))
         .routes(routes!(counting::consume))
@@ -66,9 +69,11 @@ fn routes(with_metrics: bool) -> OpenApiRouter<State> {
         .routes(routes!(in_force::limits, admin::patch_limits))
         .routes(routes!(in_force::feature))
         .routes(routes!(resets::reset))
+        .routes(routes!(resets::reset_expired))
         .routes(routes!(keys::list_keys, keys::create_key))
         .routes(routes!(keys::revoke_key))
         .routes(routes!(audit::list_audit))
+        .routes(routes!(verification::verify))
         .routes(routes!(webhooks::list_webhooks, webhooks::create_webhook))
         .routes(routes!(
             webhooks::get_webhook,
@@ -82,7 +87,8 @@ fn routes(with_metrics: bool) -> OpenApiRouter<State> {
         .routes(routes!(operations::healthz))
         .routes(routes!(operations::readyz))
         .routes(routes!(openapi::openapi_json))
-        .routes(routes!(openapi::reference::docs));
+        .routes(routes!(openapi::reference::docs))
+        .nest(plugin_path, plugin_routes());
     if with_metrics {
         routes.routes(routes!(operations::metrics))
     } else {
@@ -90,15 +96,25 @@ fn routes(with_metrics: bool) -> OpenApiRouter<State> {
     }
 }
 
+/// The routes of the Better Auth plugin.
+fn plugin_routes() -> OpenApiRouter<State> {
+    OpenApiRouter::new()
+        .routes(routes!(plugin::get_usage))
+        .routes(routes!(plugin::get_usage_history))
+        .routes(routes!(plugin::reset))
+        .routes(routes!(plugin::update_limits))
+        .routes(routes!(plugin::reset_expired))
+}
+
 /// The OpenAPI document of every route.
 pub fn openapi() -> utoipa::openapi::OpenApi {
-    openapi::complete(routes(true).into_openapi())
+    openapi::complete(routes(true, PLUGIN_PATH).into_openapi())
 }
 
 /// Every route, with the layers that all of them share.
 pub fn router(state: State) -> Router {
     let cors = cors::layer(&state.cors_origins);
-    let (routes, _) = routes(!state.metrics_apart).split_for_parts();
+    let (routes, _) = routes(!state.metrics_apart, &state.plugin_path).split_for_parts();
     routes
         .fallback(|| async { Error::NotFound("there is nothing at this path") })
         .method_not_allowed_fallback(|| async { Error::MethodNotAllowed })

@@ -11,7 +11,9 @@ use utoipa::ToSchema;
 use super::counting::UsageResult;
 use crate::domain::ids::METERS_MAX;
 use crate::domain::precondition::PreconditionFailed;
-use crate::{access, admin, counters, history, metering, opening, policies, store, webhooks};
+use crate::{
+    access, admin, counters, history, metering, opening, policies, store, verifier, webhooks,
+};
 
 /// Everything that a request can be answered with but success; one variant for each problem type.
 #[derive(Debug, Clone)]
@@ -103,6 +105,16 @@ pub(super) struct Problem {
     #[serde(flatten)]
     #[schema(ignore)]
     usage: Option<Box<UsageResult>>,
+}
+
+impl Problem {
+    /// All that people need of it, for where there is one text.
+    pub(super) fn in_a_line(&self) -> String {
+        match self.errors.first() {
+            Some(field) => format!("{}: {}", field.pointer, self.detail),
+            None => self.detail.clone(),
+        }
+    }
 }
 
 /// A field, and what is wrong with it.
@@ -332,12 +344,19 @@ impl Error {
     }
 }
 
-impl IntoResponse for Error {
-    fn into_response(self) -> Response {
-        let reason = Reason {
+impl Error {
+    /// What the log says of it.
+    pub(super) fn reason(&self) -> Reason {
+        Reason {
             code: self.class().1,
             error: self.cause().map(str::to_owned),
-        };
+        }
+    }
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let reason = self.reason();
         let (status, headers, problem) = self.parts();
         let mut response = (status, headers, Json(problem)).into_response();
         response.extensions_mut().insert(reason);
@@ -457,6 +476,16 @@ impl From<webhooks::Error> for Error {
                 detail: invalid.detail,
             },
             webhooks::Error::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<verifier::Error> for Error {
+    fn from(error: verifier::Error) -> Self {
+        match error {
+            verifier::Error::Counters(error) => error.into(),
+            verifier::Error::Store(error) => error.into(),
+            verifier::Error::Policies(error) => error.into(),
         }
     }
 }

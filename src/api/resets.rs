@@ -1,4 +1,4 @@
-//! `POST /v1/organizations/{id}/reset`.
+//! `POST /v1/organizations/{id}/reset` and `/v1/reset-expired`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::extract::{Administrator, Fields, Idempotency, OrganizationPath};
-use super::openapi::problems::AdministeringProblems;
+use super::extract::{Administrator, Fields, Idempotency, NoQuery, OrganizationPath, Resetting};
+use super::openapi::problems::{AdministeringProblems, ExpiringProblems};
 use super::problem::Error;
 use crate::admin::Reset;
 use crate::domain::ids::{IdempotencyKey, METERS_MAX, MeterId, OrganizationId};
@@ -110,13 +110,61 @@ pub(super) async fn reset(
         check_reason(reason)?;
     }
     let payload = format!("reset {meters:?} {reason:?}");
-    let attempt = key.map(|key| attempt(&id, key, &payload));
+    let attempt = key.map(|key| attempt(id.to_string(), key, &payload));
     let reset = state
         .admin
         .reset(&id, meters, reason.as_deref(), attempt.as_ref(), &actor)
         .await?;
     let replayed = reset.replayed;
     Ok(told(Json(ResetResult::of(id, reset)), replayed))
+}
+
+/// What was reset.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(example = json!({"resetCount": 2, "organizations": ["org_123", "org_456"], "truncated": false}))]
+pub(super) struct ExpiredResult {
+    /// How many organizations were reset.
+    #[schema(minimum = 0)]
+    reset_count: usize,
+    /// Which ones, up to 1,000.
+    #[schema(max_items = 1000)]
+    organizations: Vec<OrganizationId>,
+    /// Whether there are more.
+    truncated: bool,
+}
+
+/// Reset what is over
+///
+/// Every organization in scheduled mode whose `resetDate` has come: its period is ended and the next opened, counted or
+/// not. The scheduler of any instance does the same within two seconds, unless `TALLYMAN_SCHEDULER` is off; calling it
+/// twice, or at several places at once, is harmless.
+#[utoipa::path(
+    post,
+    path = "/v1/reset-expired",
+    operation_id = "resetExpired",
+    tag = "Organizations",
+    security(("key" = ["reset"])),
+    params(Idempotency),
+    responses(
+        (status = 200, description = "What was reset.", body = ExpiredResult),
+        ExpiringProblems,
+    )
+)]
+pub(super) async fn reset_expired(
+    Shared(state): Shared<State>,
+    Resetting(actor): Resetting,
+    Idempotency(key): Idempotency,
+    _: NoQuery,
+) -> Result<Response, Error> {
+    let attempt = key.map(|key| attempt(actor.name.clone(), key, "reset-expired"));
+    let expired = state.admin.reset_expired(attempt.as_ref(), &actor).await?;
+    let result = ExpiredResult {
+        reset_count: expired.count,
+        truncated: expired.count > expired.organizations.len(),
+        organizations: expired.organizations,
+    };
+    Ok(told(Json(result), expired.replayed))
 }
 
 impl ResetResult {
@@ -148,10 +196,10 @@ fn check_reason(reason: &str) -> Result<(), Error> {
     })
 }
 
-/// An attempt under a key of the organization.
-fn attempt(organization: &OrganizationId, key: IdempotencyKey, payload: &str) -> Attempt {
+/// An attempt under a key of the organization, or of the caller.
+fn attempt(scope: String, key: IdempotencyKey, payload: &str) -> Attempt {
     Attempt {
-        scope: organization.to_string(),
+        scope,
         key,
         fingerprint: format!("{:016x}", xxh3_64(payload.as_bytes())),
     }

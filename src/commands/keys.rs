@@ -4,13 +4,12 @@
 //! Speaks to Postgres alone; running instances learn of a change within seconds. What a script reads is on
 //! standard output, what a person reads beside it on standard error.
 
-use std::io::{ErrorKind, Write as _, stdout};
-
 use anyhow::{Result, bail};
 use chrono::{DateTime, SecondsFormat, SubsecRound as _, Utc};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
+use super::service::print;
 use crate::clock::Clock;
 use crate::config::DatabaseSettings;
 use crate::domain::api_key::{ApiKey, NewApiKey, Scope};
@@ -177,12 +176,4 @@ fn time(at: Option<DateTime<Utc>>) -> String {
     at.map_or("-".to_owned(), |at| {
         at.to_rfc3339_opts(SecondsFormat::Secs, true)
     })
-}
-
-/// Writes to standard output. Whoever has stopped reading, as `head` does, has read enough.
-fn print(text: &str) -> Result<()> {
-    match stdout().lock().write_all(text.as_bytes()) {
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-        other => Ok(other?),
-    }
 }

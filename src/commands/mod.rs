@@ -1,8 +1,10 @@
 //! What the executable can do: serve, here or with servers elsewhere, and commands that do one thing
 //! and end.
 
+pub mod administer;
 mod healthcheck;
 pub mod keys;
+mod service;
 
 use anyhow::{Context as _, Result};
 use clap::Subcommand;
@@ -53,6 +55,14 @@ pub enum Command {
     Openapi,
     /// Make, list and revoke API keys, without the service
     Keys(keys::Options),
+    /// Show and change an organization, by way of the service
+    Org(administer::OrgOptions),
+    /// List, make, change and delete plans, by way of the service
+    Plan(administer::PlanOptions),
+    /// Reset every organization whose time has come, by way of the service
+    ResetExpired(administer::ResetExpiredOptions),
+    /// Compare what Redis and Postgres hold, by way of the service; ends with 1 if it does not fit
+    Verify(administer::VerifyOptions),
 }
 
 /// Does it.
@@ -80,6 +90,10 @@ pub fn run(command: Command) -> Result<()> {
         Command::Openapi => print_openapi(),
         Command::Healthcheck { listen } => runtime(1)?.block_on(healthcheck::run(listen.check()?)),
         Command::Keys(options) => runtime(1)?.block_on(keys::run(options, Clock::System)),
+        Command::Org(options) => runtime(1)?.block_on(administer::org(options)),
+        Command::Plan(options) => runtime(1)?.block_on(administer::plan(options)),
+        Command::ResetExpired(options) => runtime(1)?.block_on(administer::reset_expired(options)),
+        Command::Verify(options) => runtime(1)?.block_on(administer::verify(options)),
     }
 }
 

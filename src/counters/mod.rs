@@ -33,6 +33,7 @@ use crate::domain::decision::{self, Demand};
 use crate::domain::ids::{ApiKeyId, IdempotencyKey, MeterId, OrganizationId};
 use crate::domain::period::Reset;
 use crate::domain::quantity::Count;
+use crate::domain::verification::Counted;
 use crate::metrics::Metrics;
 use keys::Keys;
 use lanes::Lanes;
@@ -391,6 +392,18 @@ impl Counters {
         link: &Link,
         counters: &[CounterId],
     ) -> Result<Vec<Option<Snapshot>>, Error> {
+        let hashes = self.hashes(link, counters).await?;
+        let snapshots = counters.iter().zip(hashes);
+        snapshots
+            .map(|(counter, hash)| held(counter, &hash))
+            .collect()
+    }
+
+    async fn hashes(
+        &self,
+        link: &Link,
+        counters: &[CounterId],
+    ) -> Result<Vec<HashMap<String, String>>, Error> {
         if counters.is_empty() {
             return Ok(Vec::new());
         }
@@ -398,20 +411,24 @@ impl Counters {
         for counter in counters {
             pipeline.cmd("HGETALL").arg(self.0.keys.counter(counter));
         }
-        let hashes: Vec<HashMap<String, String>> = link.run(&pipeline).await?;
-        counters
-            .iter()
-            .zip(hashes)
-            .map(|(counter, hash)| {
-                if hash.is_empty() {
-                    return Ok(None);
-                }
-                let parsed = parse_snapshot(counter, &hash);
-                parsed.map(Some).ok_or_else(|| {
-                    Error::Inconsistent(format!("the counter {counter:?} holds {hash:?}"))
-                })
-            })
-            .collect()
+        link.run(&pipeline).await
+    }
+
+    /// The same, each with the sequence that is believed to be stored.
+    pub async fn read_settled(
+        &self,
+        link: &Link,
+        counters: &[CounterId],
+    ) -> Result<Vec<Option<Counted>>, Error> {
+        let hashes = self.hashes(link, counters).await?;
+        let counted = counters.iter().zip(hashes).map(|(counter, hash)| {
+            let settled = hash.get("f").map_or(Ok(0), |text| text.parse());
+            let snapshot = held(counter, &hash)?;
+            let settled =
+                settled.map_err(|_| Error::Inconsistent(format!("the counter {counter:?}")))?;
+            Ok(snapshot.map(|snapshot| Counted { snapshot, settled }))
+        });
+        counted.collect()
     }
 
     /// What Redis knows of an organization, if it knows its policy.
@@ -650,6 +667,17 @@ impl Inner {
         let trust_restart = self.settings.trust_restart;
         scripts::identify(link, &self.keys, shards, number, now, trust_restart).await
     }
+}
+
+/// The counter that a hash holds; none if there is no hash.
+fn held(counter: &CounterId, hash: &HashMap<String, String>) -> Result<Option<Snapshot>, Error> {
+    if hash.is_empty() {
+        return Ok(None);
+    }
+    let parsed = parse_snapshot(counter, hash);
+    parsed
+        .map(Some)
+        .ok_or_else(|| Error::Inconsistent(format!("the counter {counter:?} holds {hash:?}")))
 }
 
 fn parse_snapshot(counter: &CounterId, hash: &HashMap<String, String>) -> Option<Snapshot> {

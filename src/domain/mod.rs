@@ -29,4 +29,5 @@ pub mod precondition;
 pub mod quantity;
 pub mod retention;
 pub mod standing;
+pub mod verification;
 pub mod webhook;

@@ -245,6 +245,14 @@ pub struct Defaults {
     pub time_zone: Tz,
 }
 
+impl Defaults {
+    /// Whether periods are the same by these and by others.
+    pub fn same_calendar(&self, other: &Self) -> bool {
+        let calendar = |it: &Self| (it.reset_mode, it.reset_period, it.time_zone);
+        calendar(self) == calendar(other)
+    }
+}
+
 /// An organization's settings as people give them; what is absent is the default.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]

@@ -76,6 +76,8 @@ label!(
         PolicySweep = "policy_sweep",
         /// Changes of API keys are brought to Redis.
         KeySweep = "key_sweep",
+        /// Periods that are over are ended, and resets finished.
+        Scheduler = "scheduler",
         /// What deleted organizations have left is erased.
         Erase = "erase",
         /// Webhooks that something waits for are looked for.

@@ -91,6 +91,7 @@ struct Work {
     flush_rows: Counter,
     deliveries: Each<Delivered, Counter>,
     delivery_lag: Gauge<f64, AtomicU64>,
+    periods_ended: Counter,
     durations: Each<Worker, Histogram>,
     failures: Each<Worker, Counter>,
 }
@@ -196,6 +197,11 @@ impl Metrics {
         self.0.work.delivery_lag.set(age.as_secs_f64());
     }
 
+    /// The scheduler has ended the periods of so many organizations.
+    pub fn periods_ended(&self, organizations: usize) {
+        self.0.work.periods_ended.inc_by(organizations as u64);
+    }
+
     /// Does a round of work, and notes how long it took and whether it failed.
     pub async fn timed<T, E>(
         &self,
@@ -299,6 +305,11 @@ impl Work {
                 registry,
                 "flush_rows",
                 "Snapshots of counters that were stored",
+            ),
+            periods_ended: counter(
+                registry,
+                "scheduled_resets",
+                "Organizations whose periods the scheduler has ended",
             ),
             durations: Each::register(
                 registry,

@@ -1,11 +1,12 @@
 //! Idempotency keys of what is done in Postgres: noted in the transaction that does it.
 
+use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::PgConnection;
 use sqlx::types::Json;
 
-use super::Error;
+use super::{Error, Store};
 use crate::domain::ids::IdempotencyKey;
 
 /// An attempt that may be repeated under the same key.
@@ -21,7 +22,7 @@ pub struct Attempt {
 
 /// What is known of an attempt.
 #[derive(Debug)]
-pub(super) enum Earlier<A> {
+pub enum Earlier<A> {
     /// Nothing: it is the first.
     Nothing,
     /// It was done before, with this answer.
@@ -30,8 +31,35 @@ pub(super) enum Earlier<A> {
     Other,
 }
 
+/// The answer to an earlier attempt, where there was one.
+pub async fn answered<A: DeserializeOwned>(
+    store: &Store,
+    attempt: Option<&Attempt>,
+) -> Result<Earlier<A>, Error> {
+    find(&mut *store.pool.acquire().await?, attempt).await
+}
+
+/// Notes the answer to an attempt that may be made twice without harm; the first one stands.
+pub async fn answer(
+    store: &Store,
+    attempt: Option<&Attempt>,
+    answer: &impl Serialize,
+    now: DateTime<Utc>,
+) -> Result<(), Error> {
+    note(&mut *store.pool.acquire().await?, attempt, answer, now).await
+}
+
+/// Forgets what was noted before an instant.
+pub async fn forget(store: &Store, before: DateTime<Utc>) -> Result<(), Error> {
+    sqlx::query("delete from attempts where at < $1")
+        .bind(before)
+        .execute(&store.pool)
+        .await?;
+    Ok(())
+}
+
 /// Looks for an earlier attempt. Whoever notes one afterwards must have been alone in between.
-pub(super) async fn find<A: DeserializeOwned + Unpin + Send>(
+pub(super) async fn find<A: DeserializeOwned>(
     connection: &mut PgConnection,
     attempt: Option<&Attempt>,
 ) -> Result<Earlier<A>, Error> {
@@ -59,18 +87,23 @@ pub(super) async fn note(
     connection: &mut PgConnection,
     attempt: Option<&Attempt>,
     answer: &impl Serialize,
+    now: DateTime<Utc>,
 ) -> Result<(), Error> {
     let Some(attempt) = attempt else {
         return Ok(());
     };
     let answer =
         serde_json::to_value(answer).map_err(|error| Error::Inconsistent(error.to_string()))?;
-    sqlx::query("insert into attempts (scope, key, fingerprint, answer) values ($1, $2, $3, $4)")
-        .bind(&attempt.scope)
-        .bind(attempt.key.as_str())
-        .bind(&attempt.fingerprint)
-        .bind(Json(answer))
-        .execute(connection)
-        .await?;
+    sqlx::query(
+        "insert into attempts (scope, key, fingerprint, answer, at) values ($1, $2, $3, $4, $5)
+         on conflict on constraint attempts_pkey do nothing",
+    )
+    .bind(&attempt.scope)
+    .bind(attempt.key.as_str())
+    .bind(&attempt.fingerprint)
+    .bind(Json(answer))
+    .bind(now)
+    .execute(connection)
+    .await?;
     Ok(())
 }

@@ -9,11 +9,13 @@ pub mod audit;
 pub mod deletions;
 mod error;
 pub mod events;
+pub mod expired;
 pub mod history;
 pub mod organizations;
 pub mod resets;
 pub mod standings;
 pub mod usage;
+pub mod verification;
 pub mod webhooks;
 
 use std::collections::BTreeSet;

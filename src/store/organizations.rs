@@ -9,7 +9,7 @@ use sqlx::{FromRow, PgConnection};
 use super::{Actor, Error, Store, audit, events, resets, signed, unsigned};
 use crate::domain::event::{Event, LimitsUpdate};
 use crate::domain::ids::{MeterId, OrganizationId};
-use crate::domain::period::{Period, Reset, parse_time_zone};
+use crate::domain::period::{Period, Reset, Schedule, parse_time_zone};
 use crate::domain::policy::{
     Defaults, Enforcement, Features, Limit, LimitOverride, Organization, OrganizationSettings,
     Policy,
@@ -90,6 +90,14 @@ pub async fn publish_defaults(store: &Store, defaults: &Defaults) -> Result<u64,
         && current == defaults
     {
         return Ok(*version);
+    }
+    if before
+        .as_ref()
+        .is_some_and(|(current, _)| !current.same_calendar(defaults))
+    {
+        sqlx::query("update organizations set due_at = '-infinity'")
+            .execute(&mut *transaction)
+            .await?;
     }
     sqlx::query(
         "insert into defaults (settings, version) values ($1, $2)
@@ -225,6 +233,13 @@ struct OrganizationRow {
 }
 
 #[derive(FromRow)]
+struct NamedRow {
+    id: String,
+    #[sqlx(flatten)]
+    row: OrganizationRow,
+}
+
+#[derive(FromRow)]
 struct LimitRow {
     meter: String,
     limited: bool,
@@ -241,6 +256,46 @@ pub(super) async fn read_defaults(
             .fetch_optional(connection)
             .await?;
     Ok(row.map(|(Json(defaults), version)| (defaults, unsigned(version))))
+}
+
+/// What chooses the periods of some organizations. One whose settings are nonsense is left out.
+pub(super) async fn schedules(
+    connection: &mut PgConnection,
+    ids: &[OrganizationId],
+) -> Result<BTreeMap<OrganizationId, Schedule>, Error> {
+    let Some((defaults, defaults_version)) = read_defaults(connection).await? else {
+        return Err(no_defaults());
+    };
+    let texts: Vec<&str> = ids.iter().map(OrganizationId::as_str).collect();
+    let mut resets = resets::of_organizations(connection, &texts).await?;
+    let rows: Vec<NamedRow> = sqlx::query_as(
+        "select id, plan_id, features, reset_mode, reset_period, reset_day, reset_month, anchor, time_zone, metadata,
+                pinned_start, pinned_end, version, incarnation, deleted_at
+         from organizations
+         where id = any($1)",
+    )
+    .bind(texts)
+    .fetch_all(connection)
+    .await?;
+    let mut schedules = BTreeMap::new();
+    for NamedRow { id, row } in rows {
+        let id: OrganizationId = parse(&id)?;
+        let resets = resets.remove(&id).unwrap_or_default();
+        let incarnation = unsigned(row.incarnation);
+        match organization(row, Vec::new(), resets) {
+            Ok(organization) => {
+                let sources = Sources {
+                    defaults: defaults.clone(),
+                    defaults_version,
+                    organization: Some(organization),
+                    incarnation,
+                };
+                schedules.insert(id, sources.resolve().schedule);
+            }
+            Err(error) => tracing::error!(%error, org.id = %id, "an organization cannot be read"),
+        }
+    }
+    Ok(schedules)
 }
 
 pub(super) async fn read(
@@ -270,7 +325,8 @@ pub(super) async fn read(
             .bind(id.as_str())
             .fetch_all(&mut *connection)
             .await?;
-            let resets = resets::of_organization(connection, id).await?;
+            let mut resets = resets::of_organizations(connection, &[id.as_str()]).await?;
+            let resets = resets.remove(id).unwrap_or_default();
             Some(organization(row, limits, resets)?)
         }
     };
@@ -361,7 +417,7 @@ pub(super) async fn write(
              reset_period = excluded.reset_period, reset_day = excluded.reset_day, reset_month = excluded.reset_month,
              anchor = excluded.anchor, time_zone = excluded.time_zone, metadata = excluded.metadata,
              pinned_start = excluded.pinned_start, pinned_end = excluded.pinned_end, version = excluded.version,
-             deleted_at = null, updated_at = now()",
+             deleted_at = null, due_at = '-infinity', updated_at = now()",
     )
     .bind(id.as_str())
     .bind(settings.plan_id.as_ref().map(ToString::to_string))

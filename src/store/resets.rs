@@ -12,7 +12,7 @@ use sqlx::{FromRow, PgConnection};
 use super::attempts::{self, Attempt, Earlier};
 use super::organizations::{self, parse};
 use super::{Actor, Error, Store, audit, events, unsigned};
-use crate::domain::counter::Snapshot;
+use crate::domain::counter::{CounterId, Snapshot};
 use crate::domain::event::{self, Event};
 use crate::domain::ids::{METERS_MAX, MeterId, OrganizationId};
 use crate::domain::period::{Reset, ResetMode};
@@ -166,7 +166,7 @@ pub async fn commit(
     let is = serde_json::json!({"meters": began(&|_| at), "reason": wish.reason});
     let action = "organization.reset";
     audit::record(&mut transaction, actor, action, Some(id), &was, &is).await?;
-    attempts::note(&mut transaction, wish.attempt, &committed).await?;
+    attempts::note(&mut transaction, wish.attempt, &committed, now).await?;
     transaction.commit().await?;
     Ok(Outcome::Committed {
         committed,
@@ -266,6 +266,62 @@ pub(super) async fn close(
     events::record(connection, &told, now).await
 }
 
+/// Takes note of periods of which there was no snapshot before: where the mode is lazy, the one before has been
+/// ended by the first call after it. Where it is scheduled, one that is over already is yet to be ended.
+pub(super) async fn end_lazily(
+    connection: &mut PgConnection,
+    begun: &[&CounterId],
+    now: DateTime<Utc>,
+) -> Result<(), Error> {
+    if begun.is_empty() {
+        return Ok(());
+    }
+    let rows: Vec<EndedRow> = sqlx::query_as(
+        "with begun as (
+             select distinct organization_id, meter, coalesce(reset_mode, (select settings ->> 'resetMode' from defaults)) as mode
+             from unnest($1::text[], $2::text[]) as begun (organization_id, meter)
+             join organizations on id = organization_id
+         ), ended as (
+             update usage_history as history set reset_type = 'lazy'
+             from begun
+             cross join lateral (
+                 select over.period_start as ended_start, next.period_start, next.period_end
+                 from usage_history as over
+                 cross join lateral (
+                     select period_start, period_end from usage_history as next
+                     where (next.organization_id, next.meter) = (over.organization_id, over.meter)
+                       and next.period_start >= over.period_end
+                     order by next.period_start
+                     limit 1
+                 ) as next
+                 where (over.organization_id, over.meter) = (begun.organization_id, begun.meter)
+                   and over.reset_type is null and over.period_end <= $3
+             ) as pair
+             where begun.mode = 'lazy'
+               and (history.organization_id, history.meter, history.period_start)
+                 = (begun.organization_id, begun.meter, pair.ended_start)
+               and history.reset_type is null
+             returning history.organization_id, history.meter, history.used, pair.period_start as at, pair.period_end
+         ), due as (
+             update organizations set due_at = '-infinity'
+             from begun
+             where id = begun.organization_id and mode = 'scheduled'
+               and exists (select from usage_history as over
+                           where (over.organization_id, over.meter) = (begun.organization_id, begun.meter)
+                             and over.reset_type is null and over.period_end <= $3)
+         )
+         select organization_id, meter, used, at, period_end from ended",
+    )
+    .bind(begun.iter().map(|it| it.organization.as_str()).collect::<Vec<_>>())
+    .bind(begun.iter().map(|it| it.meter.as_str()).collect::<Vec<_>>())
+    .bind(now)
+    .fetch_all(&mut *connection)
+    .await?;
+    let told = rows.into_iter().map(|row| row.event(ResetMode::Lazy));
+    let told: Vec<Event> = told.collect::<Result<_, _>>()?;
+    events::record(connection, &told, now).await
+}
+
 /// A period that was ended, and the next.
 #[derive(FromRow)]
 struct EndedRow {
@@ -290,19 +346,23 @@ impl EndedRow {
     }
 }
 
-/// The last reset of each meter.
-pub(super) async fn of_organization(
+/// The last reset of each meter of some organizations.
+pub(super) async fn of_organizations(
     connection: &mut PgConnection,
-    organization: &OrganizationId,
-) -> Result<BTreeMap<MeterId, Reset>, Error> {
-    let rows: Vec<(String, DateTime<Utc>, DateTime<Utc>)> =
-        sqlx::query_as("select meter, closed_start, at from resets where organization_id = $1")
-            .bind(organization.as_str())
-            .fetch_all(connection)
-            .await?;
-    rows.into_iter()
-        .map(|(meter, closed_start, at)| Ok((parse(&meter)?, Reset { closed_start, at })))
-        .collect()
+    organizations: &[&str],
+) -> Result<BTreeMap<OrganizationId, BTreeMap<MeterId, Reset>>, Error> {
+    let rows: Vec<(String, String, DateTime<Utc>, DateTime<Utc>)> = sqlx::query_as(
+        "select organization_id, meter, closed_start, at from resets where organization_id = any($1)",
+    )
+    .bind(organizations)
+    .fetch_all(connection)
+    .await?;
+    let mut resets: BTreeMap<OrganizationId, BTreeMap<MeterId, Reset>> = BTreeMap::new();
+    for (organization, meter, closed_start, at) in rows {
+        let of_organization = resets.entry(parse(&organization)?).or_default();
+        of_organization.insert(parse(&meter)?, Reset { closed_start, at });
+    }
+    Ok(resets)
 }
 
 async fn pending_in(

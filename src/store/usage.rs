@@ -4,7 +4,7 @@
 //! or out of order is harmless, and one of before the organization's deletion overwrites nothing of after it. Rows are
 //! locked in key order. Hours are written only together with an accepted parent.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::PoisonError;
 
 use chrono::{DateTime, Datelike, Utc};
@@ -332,7 +332,7 @@ async fn store_in(
             .map(|snapshot| &snapshot.counter.organization),
     )
     .await?;
-    let mut accepted = upsert(connection, snapshots, now).await?;
+    let (mut accepted, begun) = upsert(connection, snapshots, now).await?;
     deletions::take_out(connection, snapshots, &mut accepted).await?;
     let (taken, refused): (Vec<_>, Vec<_>) = snapshots
         .iter()
@@ -341,6 +341,7 @@ async fn store_in(
     let taken: Vec<&Snapshot> = taken.into_iter().map(|(snapshot, _)| snapshot).collect();
     store_hours(connection, taken.iter().copied()).await?;
     resets::close(connection, &taken, now).await?;
+    resets::end_lazily(connection, &begun, now).await?;
     let refused: Vec<&Snapshot> = refused.into_iter().map(|(snapshot, _)| snapshot).collect();
     let equal = held_already(connection, &refused).await?;
     Ok(snapshots
@@ -350,14 +351,15 @@ async fn store_in(
         .collect())
 }
 
-/// Writes the snapshots that are newer than what stands. For each, in order: whether it was.
-async fn upsert(
+/// Writes the snapshots that are newer than what stands. For each, in order: whether it was; and those of which there
+/// was none before.
+async fn upsert<'a>(
     connection: &mut PgConnection,
-    snapshots: &[Snapshot],
+    snapshots: &'a [Snapshot],
     now: DateTime<Utc>,
-) -> Result<Vec<bool>, Error> {
+) -> Result<(Vec<bool>, Vec<&'a CounterId>), Error> {
     let column = |of: fn(&Snapshot) -> i64| snapshots.iter().map(of).collect::<Vec<_>>();
-    let rows: Vec<(String, String, DateTime<Utc>)> = sqlx::query_as(
+    let rows: Vec<(String, String, DateTime<Utc>, bool)> = sqlx::query_as(
         "insert into usage_history (organization_id, meter, period_start, period_end, used, denied, refunded, limit_units,
                                     enforcement, policy_version, epoch, seq, closed_at, plan_id, stored_at)
          select new.*, coalesce(plan_id, (select settings ->> 'planId' from defaults)), $14
@@ -378,7 +380,7 @@ async fn upsert(
                             then coalesce(usage_history.plan_id, excluded.plan_id) else excluded.plan_id end
          where (excluded.epoch, excluded.seq) > (usage_history.epoch, usage_history.seq)
              and excluded.policy_version >= usage_history.policy_version
-         returning organization_id, meter, period_start",
+         returning organization_id, meter, period_start, xmax = 0",
     )
     .bind(snapshots.iter().map(|it| it.counter.organization.as_str()).collect::<Vec<_>>())
     .bind(snapshots.iter().map(|it| it.counter.meter.as_str()).collect::<Vec<_>>())
@@ -396,13 +398,22 @@ async fn upsert(
     .bind(now)
     .fetch_all(connection)
     .await?;
-    let written: HashSet<(&str, &str, DateTime<Utc>)> = rows
+    let written: HashMap<(&str, &str, DateTime<Utc>), bool> = rows
         .iter()
-        .map(|(organization, meter, start)| (organization.as_str(), meter.as_str(), *start))
+        .map(|(organization, meter, start, new)| {
+            ((organization.as_str(), meter.as_str(), *start), *new)
+        })
         .collect();
-    let of =
-        |it: &CounterId| written.contains(&(it.organization.as_str(), it.meter.as_str(), it.start));
-    Ok(snapshots.iter().map(|it| of(&it.counter)).collect())
+    let of = |it: &CounterId| {
+        let name = (it.organization.as_str(), it.meter.as_str(), it.start);
+        written.get(&name).copied()
+    };
+    let ids = snapshots.iter().map(|it| &it.counter);
+    let begun = ids.clone().filter(|it| of(it) == Some(true));
+    Ok((
+        ids.clone().map(|it| of(it).is_some()).collect(),
+        begun.collect(),
+    ))
 }
 
 async fn store_hours(

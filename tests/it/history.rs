@@ -175,7 +175,9 @@ async fn a_row_tells_use_refunds_and_refusals_apart() {
           "limit": null,
           "meter": "api",
           "open": false,
+          "planId": null,
           "refunded": 0,
+          "resetType": null,
           "start": "2031-03-15T12:00:00Z",
           "used": 900
         },
@@ -186,7 +188,9 @@ async fn a_row_tells_use_refunds_and_refusals_apart() {
           "limit": null,
           "meter": "api",
           "open": true,
+          "planId": null,
           "refunded": 300,
+          "resetType": null,
           "start": "2031-03-15T13:00:00Z",
           "used": -300
         }
@@ -206,7 +210,9 @@ async fn a_row_tells_use_refunds_and_refusals_apart() {
           "meter": "api",
           "open": true,
           "organizationId": "org_1",
+          "planId": "free",
           "refunded": 300,
+          "resetType": null,
           "start": "2031-03-01T00:00:00Z",
           "used": 600
         }
@@ -549,7 +555,7 @@ async fn csv_and_ndjson_hold_what_json_holds() {
     let csv = accepting(&service, empty, "text/csv, application/json;q=0.5").await;
     assert_eq!(
         csv.text,
-        "meter,start,end,used,refunded,denied,limit,open,final\r\n"
+        "meter,start,end,used,refunded,denied,limit,planId,resetType,open,final\r\n"
     );
     assert_eq!(
         accepting(&service, empty, "application/x-ndjson")
@@ -862,7 +868,7 @@ fn from_csv(text: &str) -> Vec<Value> {
     let names = reader.headers().unwrap().clone();
     let value = |name: &str, field: &str| match name {
         "organizationId" | "meter" | "start" => json!(field),
-        "end" if !field.is_empty() => json!(field),
+        "end" | "planId" | "resetType" if !field.is_empty() => json!(field),
         _ => serde_json::from_str(field).unwrap_or(Value::Null),
     };
     reader

@@ -3,7 +3,9 @@
 use serde_json::{Value, json};
 use tallyman::clock::Clock;
 
-use crate::support::{World, at_once, instant, key_of};
+use crate::support::{
+    AUDIENCE, ISSUER, Issuer, Publishes, Signer, World, at_once, instant, key_of,
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_updates_are_not_lost_between_reading_and_writing_back() {
@@ -195,11 +197,104 @@ async fn usage_is_not_shown_without_a_credential() {
     let world = World::new().await;
     let service = world.instance().await;
     service.count("org_1", "api", 1).await;
-    for path in ["/v1/organizations/org_1/usage", "/v1/organizations/org_1"] {
+    for path in [
+        "/v1/organizations/org_1/usage",
+        "/v1/organizations/org_1",
+        "/api/auth/usage-tracking/get-usage?organizationId=org_1",
+        "/api/auth/usage-tracking/get-usage-history?organizationId=org_1",
+    ] {
         let answer = service.http.with_key(None).get(path).await;
         assert_eq!(answer.status, 401);
         assert_eq!(answer.body["meters"], Value::Null);
+        assert_eq!(answer.body["api"], Value::Null);
     }
+}
+
+#[tokio::test]
+async fn no_user_resets_or_limits_an_organization_their_own_or_another() {
+    let signer = Signer::eddsa("a");
+    let issuer = Issuer::start(Publishes::Keys(vec![signer.jwk()])).await;
+    let world = World::with(|config| config.jwt = Some(issuer.config())).await;
+    let service = world.instance().await;
+    let token = signer.sign(&json!({
+        "sub": "user_1", "iss": ISSUER, "aud": AUDIENCE, "organizationId": "org_1", "role": "owner",
+        "exp": world.clock.now().timestamp() + 600
+    }));
+    let user = service.http.with_key(Some(&token));
+    for organization in ["org_1", "org_2"] {
+        service.count(organization, "api", 5).await;
+        let body = json!({ "organizationId": organization });
+        let limits = json!({"organizationId": organization, "apiLimit": 1_000_000});
+        for answer in [
+            user.post("/api/auth/usage-tracking/reset", body).await,
+            user.post("/api/auth/usage-tracking/update-limits", limits)
+                .await,
+            user.post(
+                &format!("/v1/organizations/{organization}/reset"),
+                json!({}),
+            )
+            .await,
+        ] {
+            assert_eq!(answer.status, 403, "{}", answer.text);
+        }
+        assert_eq!(service.current(organization, "api").await, 5);
+        assert_eq!(service.meter(organization, "api").await["limit"], 1000);
+    }
+}
+
+/// The first calls of a new period come at once, and each finds the old one over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn concurrent_calls_open_one_period_and_none_is_reset_away() {
+    let world = World::new().await;
+    let instances = [world.instance().await, world.instance().await];
+    instances[0].count("org_1", "api", 777).await;
+    world.move_to("2031-04-01T00:00:00Z");
+    at_once(50, |task| {
+        let http = instances[task % 2].http.clone();
+        async move {
+            let body = json!({"organizationId": "org_1"});
+            assert_eq!(http.post("/v1/consume", body).await.status, 200);
+        }
+    })
+    .await;
+    instances[0].flush().await;
+    assert_eq!(
+        world
+            .select("select used::text from usage_history order by period_start")
+            .await,
+        ["777", "50"]
+    );
+}
+
+/// Whoever resets at once closes each count once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn concurrent_resets_close_what_was_counted_once() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service.count("org_1", "api", 777).await;
+    world.clock.advance(chrono::Duration::seconds(1));
+    at_once(8, |_| {
+        let http = service.http.clone();
+        async move {
+            let body = json!({"organizationId": "org_1"});
+            let reset = http.post("/api/auth/usage-tracking/reset", body).await;
+            assert_eq!(reset.status, 200, "{}", reset.text);
+        }
+    })
+    .await;
+    service.flush().await;
+    assert_eq!(service.current("org_1", "api").await, 0);
+    let closed = "select used::text from usage_history where used > 0";
+    assert_eq!(world.select(closed).await, ["777"]);
+}
+
+/// There is no secret that is looked for as text: a key is found by its id, and the hash of the rest compared.
+#[tokio::test]
+async fn secrets_are_compared_in_time_that_tells_nothing_of_them() {
+    let source = include_str!("../../src/store/api_keys.rs");
+    let compared = source.split("pub fn matches").nth(1).unwrap();
+    assert!(compared.split('}').next().unwrap().contains("ct_eq"));
+    assert!(!source.contains("hash == ") && !source.contains("secret == "));
 }
 
 #[tokio::test]

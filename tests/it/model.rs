@@ -648,7 +648,7 @@ async fn a_counter_of_another_generation_is_frozen() {
 async fn a_closed_counter_takes_nothing_by_any_version_of_the_policy() {
     let bench = Bench::new().await;
     let (_, ids, held) = standing(&bench).await;
-    bench.place(&ids[1], "p", "1:2:10:c:1933000000000").await;
+    bench.place(&ids[1], "p", "1:2:10:H:1933000000000").await;
     for version in 1..=3 {
         let stamp = Stamp { version, ..held };
         let both = [ids[1].clone()];

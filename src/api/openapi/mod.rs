@@ -15,15 +15,17 @@ use std::sync::LazyLock;
 
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
+use utoipa::ToSchema;
 use utoipa::openapi::header::{Header, HeaderBuilder};
 use utoipa::openapi::path::{Operation, ParameterIn};
 use utoipa::openapi::schema::{ObjectBuilder, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
-use utoipa::openapi::{Components, Ref, RefOr, Response};
+use utoipa::openapi::{Components, Content, Ref, RefOr, Response, ResponseBuilder};
 
 use super::counting::UsageResult;
 use super::extract::{NoQuery, REQUEST_ID};
 use super::history::Page;
+use super::plugin::PluginError;
 use super::problem::{Error, Problem};
 
 /// The document without any operation.
@@ -34,7 +36,7 @@ pub(super) fn outline() -> utoipa::openapi::OpenApi {
 #[derive(utoipa::OpenApi)]
 #[openapi(
     info(title = "Tallyman", description = ABOUT, license(name = "MIT", identifier = "MIT")),
-    components(schemas(Problem, UsageResult, Page)),
+    components(schemas(Problem, UsageResult, Page, PluginError)),
     tags(
         (name = "Counting", description = "Count, enforce and give back. All four take the same fields and give the same answer."),
         (name = "Usage", description = "What an organization has used in its running periods."),
@@ -42,6 +44,7 @@ pub(super) fn outline() -> utoipa::openapi::OpenApi {
         (name = "Events", description = "What happened and is worth telling."),
         (name = "Webhooks", description = "Who is told of events, signed after the Standard Webhooks specification, and what became of it."),
         (name = "Organizations", description = "Who is counted, by which calendar, up to which limits."),
+        (name = "Better Auth", description = PLUGIN),
         (name = "API keys", description = "Who may call."),
         (name = "Audit", description = "Who has changed what."),
         (name = "Operations", description = "For whoever runs or explores the service; without a key."),
@@ -57,6 +60,10 @@ ignore fields of an answer that they do not know.
 
 Errors are RFC 9457 problems: `code` is stable, `detail` is for people. Besides those of the operations, a path that does \
 not exist is 404 `not_found`, and another method of one that does is 405 `method_not_allowed`.";
+
+const PLUGIN: &str = "\
+The endpoints of the plugin for usage tracking, for its client. Here below the usual path; a setting may put them below \
+another. What is refused is `{\"error\": …}`, and no problem.";
 
 /// The document, as JSON
 ///
@@ -114,8 +121,10 @@ pub(super) fn complete(mut document: utoipa::openapi::OpenApi) -> utoipa::openap
         ];
         for operation in operations.into_iter().flatten() {
             name_scope(operation);
-            for problem in implied_problems(operation) {
-                problems::declare(&mut operation.responses.responses, problem);
+            if !is_plugin(operation) {
+                for problem in implied_problems(operation) {
+                    problems::declare(&mut operation.responses.responses, problem);
+                }
             }
             for response in operation.responses.responses.values_mut() {
                 if let RefOr::T(response) = response {
@@ -133,10 +142,10 @@ pub(super) fn complete(mut document: utoipa::openapi::OpenApi) -> utoipa::openap
 /// The scope is in the operation's security requirement, where people do not look.
 fn name_scope(operation: &mut Operation) {
     if let Some(scope) = scope(operation) {
-        let token = if takes_token(operation) {
-            ", or a JWT of the organization"
-        } else {
-            ""
+        let token = match token(operation) {
+            Some(role) if role.is_empty() => ", or a JWT of the organization",
+            Some(_) => ", or a JWT with a platform role that `TALLYMAN_JWT_ADMIN_ROLES` names",
+            None => "",
         };
         let needed = format!("Needs a key with the scope `{scope}`{token}.");
         operation.description = Some(match operation.description.take() {
@@ -171,11 +180,60 @@ fn tell_tag(operation: &mut Operation) {
     }
 }
 
-/// Whether a JWT opens it as well.
-fn takes_token(operation: &Operation) -> bool {
-    let requirements = serde_json::to_value(&operation.security).unwrap_or_default();
-    let mut requirements = requirements.as_array().into_iter().flatten();
-    requirements.any(|requirement| !requirement["token"].is_null())
+/// The role of a JWT that opens it as well, which is empty for any; none where no JWT does.
+fn token(operation: &Operation) -> Option<String> {
+    let requirements = serde_json::to_value(operation.security.as_ref()?).ok()?;
+    let mut requirements = requirements.as_array()?.iter();
+    let roles = requirements.find_map(|requirement| requirement["token"].as_array())?;
+    let role = roles.first().and_then(|role| role.as_str());
+    Some(role.unwrap_or_default().to_owned())
+}
+
+/// Whether it answers in the plugin's way.
+fn is_plugin(operation: &Operation) -> bool {
+    let mut tags = operation.tags.iter().flatten();
+    tags.any(|tag| tag == "Better Auth")
+}
+
+/// How the plugin's endpoints refuse: with one body, whatever it is.
+pub(super) fn plugin_refusals<Body: ToSchema>() -> BTreeMap<String, RefOr<Response>> {
+    [
+        (
+            "400",
+            "A field is wrong, or no organization is named.",
+            None,
+        ),
+        (
+            "401",
+            "Missing or wrong credentials.",
+            Some("WWW-Authenticate"),
+        ),
+        ("403", "The credentials do not suffice.", None),
+        ("404", "There is no such organization.", None),
+        ("413", "The body is larger than any call needs.", None),
+        ("415", "The body is not declared as JSON.", None),
+        ("422", "The organization has too many meters.", None),
+        ("500", "Something is wrong in the service.", None),
+        (
+            "503",
+            "A server that is needed is away.",
+            Some("Retry-After"),
+        ),
+    ]
+    .map(|(status, description, header)| {
+        let content = Content::new(Some(Ref::from_schema_name(Body::name())));
+        let mut response = ResponseBuilder::new()
+            .description(description)
+            .content("application/json", content)
+            .build();
+        if let Some(header) = header {
+            response
+                .headers
+                .insert(header.to_owned(), header_ref(header));
+        }
+        (status.to_owned(), response.into())
+    })
+    .into()
 }
 
 /// What can go wrong with whatever has a key, a path, a query or a body.

@@ -72,6 +72,12 @@ problems!(
 );
 
 problems!(
+    /// What can go wrong while all that is over is reset.
+    ExpiringProblems,
+    [Error::IdempotencyKeyReused, Error::CounterStoreUnavailable, Error::DatabaseUnavailable]
+);
+
+problems!(
     /// Redis must be there.
     NeedsCounterStore,
     [Error::CounterStoreUnavailable]

@@ -8,6 +8,7 @@ mod auth_server;
 mod behind;
 mod forgetful;
 mod issuer;
+mod plugin_client;
 mod postgres;
 mod process;
 mod receiver;
@@ -28,7 +29,7 @@ use serde_json::Value;
 use sqlx::PgPool;
 use tallyman::app::App;
 use tallyman::clock::Clock;
-use tallyman::config::{Config, LogConfig, Origins, Servers};
+use tallyman::config::{Config, LogConfig, Origins, PLUGIN_PATH, Servers};
 use tallyman::dev::servers::{RedisOptions, RedisServer};
 use tallyman::domain::period::{ResetMode, ResetPeriod};
 use tallyman::domain::policy::{Defaults, MeterLimit};
@@ -42,6 +43,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use forgetful::Forgetful;
 pub use issuer::*;
+pub use plugin_client::PluginClient;
 pub use process::Process;
 pub use receiver::{Example, Receiver};
 pub use shortcuts::{commit_reset, key_of};
@@ -269,6 +271,11 @@ impl Http {
         }
     }
 
+    /// The URL of the service.
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
     /// The same caller with another key, or with none.
     pub fn with_key(&self, key: Option<&str>) -> Self {
         Self {
@@ -387,10 +394,12 @@ fn usual_config() -> Config {
         metrics_listen: None,
         cors_origins: Origins::Only(Vec::new()),
         jwt: None,
+        plugin_path: PLUGIN_PATH.to_owned(),
         redis_prefix: "tm:".to_owned(),
         trust_redis_restart: false,
         database_connections: 10,
         flush_interval: Duration::from_secs(1),
+        scheduler: true,
         idempotency: Duration::from_hours(24),
         late: Duration::from_hours(48),
         webhook_private_addresses: true,

@@ -1,0 +1,68 @@
+//! What the Better Auth plugin's `update-limits` changes, in one change.
+
+use super::{Admin, Error, Invalid, Whom};
+use crate::domain::ids::{MeterId, OrganizationId};
+use crate::domain::period::{ResetMode, ResetPeriod};
+use crate::domain::policy::{Limit, LimitOverride};
+use crate::domain::precondition::Preconditions;
+use crate::domain::quantity::Count;
+use crate::store::Actor;
+use crate::store::organizations::Sources;
+
+/// What is named changes.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PluginUpdate {
+    /// The limit of the meter `api`.
+    pub limit: Option<Count>,
+    /// What ends a period.
+    pub reset_mode: Option<ResetMode>,
+    /// How long a period is; another than before begins on its usual day.
+    pub reset_period: Option<ResetPeriod>,
+}
+
+impl Admin {
+    /// Changes an organization, which need not exist yet: it may be the auth server that has just made it.
+    pub async fn plugin_update(
+        &self,
+        organization: &OrganizationId,
+        update: PluginUpdate,
+        actor: &Actor,
+    ) -> Result<Sources, Error> {
+        let now = self.clock.now();
+        let change = |before: &Sources| {
+            let mut after = before.organization.clone().unwrap_or_default();
+            if let Some(limit) = update.limit {
+                let change = LimitOverride {
+                    limit: Some(Limit(Some(limit))),
+                    ..LimitOverride::default()
+                };
+                let own = after.limits.entry(MeterId::default()).or_default();
+                *own = own.patched(&change);
+            }
+            let running = before.resolve().schedule;
+            let settings = &mut after.settings;
+            settings.reset_mode = update.reset_mode.or(settings.reset_mode);
+            if let Some(period) = update.reset_period {
+                // A day of the month is no day of the week.
+                if period != running.calendar.reset_period() {
+                    (settings.reset_day, settings.reset_month) = (None, None);
+                }
+                settings.reset_period = Some(period);
+            }
+            let (mode, calendar) = settings.calendar(&before.defaults).map_err(Invalid::from)?;
+            let schedule = running.changed(mode, calendar, now);
+            after.pinned = schedule.pinned;
+            after.resets = schedule.resets;
+            Ok(after)
+        };
+        self.change(
+            organization,
+            Whom::Anybody,
+            &Preconditions::default(),
+            actor,
+            "plugin.update_limits",
+            change,
+        )
+        .await
+    }
+}

@@ -1,0 +1,365 @@
+//! `tallyman org`, `plan`, `reset-expired` and `verify`: what an administrator does, over HTTP with a key.
+
+use std::str::FromStr;
+
+use anyhow::{Result, bail};
+use clap::{Args, Subcommand};
+use reqwest::Method;
+use serde_json::{Map, Value, json};
+
+use super::service::{Options as ServiceOptions, Service, print};
+use crate::domain::ids::{MeterId, OrganizationId, PlanId};
+use crate::domain::period::{ResetMode, ResetPeriod};
+
+/// What `tallyman org` takes.
+#[derive(Debug, Args)]
+pub struct OrgOptions {
+    #[command(subcommand)]
+    action: OrgAction,
+    #[command(flatten)]
+    service: ServiceOptions,
+}
+
+#[derive(Debug, Subcommand)]
+enum OrgAction {
+    /// Show settings, limits and usage
+    Show {
+        /// The organization
+        id: OrganizationId,
+    },
+    /// Change what is named, and leave the rest
+    Set {
+        /// The organization
+        id: OrganizationId,
+        #[command(flatten)]
+        change: OrgChange,
+    },
+    /// Close the running period with its count, and start a new one at 0
+    Reset {
+        /// The organization
+        id: OrganizationId,
+        /// Only this meter; can be repeated
+        #[arg(long = "meter", value_name = "METER")]
+        meters: Vec<MeterId>,
+        /// For the audit log
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+    },
+    /// Add units to the running count, or with a minus take them back
+    Adjust {
+        /// The organization
+        id: OrganizationId,
+        /// How many units, such as -100
+        #[arg(allow_negative_numbers = true)]
+        amount: i64,
+        /// Of which meter
+        #[arg(long, value_name = "METER", default_value = MeterId::DEFAULT)]
+        meter: MeterId,
+        /// For the audit log
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+    },
+}
+
+/// What `tallyman org set` changes.
+#[derive(Debug, Args)]
+struct OrgChange {
+    /// Its plan
+    #[arg(long, value_name = "PLAN")]
+    plan: Option<PlanId>,
+    /// What ends a period: `lazy`, `scheduled` or `manual`
+    #[arg(long, value_name = "MODE")]
+    reset_mode: Option<ResetMode>,
+    /// How long a period is: `hourly`, `daily`, `weekly`, `monthly` or `yearly`
+    #[arg(long, value_name = "PERIOD")]
+    reset_period: Option<ResetPeriod>,
+    /// The day on which periods begin
+    #[arg(long, value_name = "DAY")]
+    reset_day: Option<u8>,
+    /// Where midnight is, an IANA time zone
+    #[arg(long, value_name = "ZONE")]
+    time_zone: Option<String>,
+    /// A limit of its own, such as api=5000, api=unlimited, or api=inherited for none of its own; can be repeated
+    #[arg(long = "limit", value_name = "METER=UNITS")]
+    limits: Vec<LimitChange>,
+    /// Make the organization if there is none
+    #[arg(long)]
+    create: bool,
+}
+
+/// A meter, and its limit as the API takes it.
+#[derive(Debug, Clone)]
+struct LimitChange(MeterId, Value);
+
+impl FromStr for LimitChange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (meter, units) = text
+            .split_once('=')
+            .ok_or("must be METER=UNITS, such as api=5000")?;
+        let meter = meter.parse().map_err(|rule| format!("the meter {rule}"))?;
+        let limit = match units {
+            "inherited" => Value::Null,
+            "unlimited" => json!({"limit": null}),
+            units => {
+                let units: u64 = units
+                    .parse()
+                    .map_err(|_| "UNITS must be a number, unlimited or inherited")?;
+                json!({ "limit": units })
+            }
+        };
+        Ok(Self(meter, limit))
+    }
+}
+
+/// Runs `tallyman org`.
+pub(super) async fn org(options: OrgOptions) -> Result<()> {
+    let service = options.service.service()?;
+    match options.action {
+        OrgAction::Show { id } => show(&service, &id).await,
+        OrgAction::Set { id, change } => set(&service, &id, &change).await,
+        OrgAction::Reset { id, meters, reason } => {
+            let mut body = Map::new();
+            if !meters.is_empty() {
+                body.insert("meters".to_owned(), json!(meters));
+            }
+            if let Some(reason) = reason {
+                body.insert("reason".to_owned(), json!(reason));
+            }
+            let path = ["organizations", id.as_str(), "reset"];
+            let answer = post(&service, &path, &body.into()).await?;
+            service.show(&answer)
+        }
+        OrgAction::Adjust {
+            id,
+            amount,
+            meter,
+            reason,
+        } => {
+            let body = json!({"meter": meter, "amount": amount, "reason": reason});
+            let path = ["organizations", id.as_str(), "adjust"];
+            service.show(&post(&service, &path, &body).await?)
+        }
+    }
+}
+
+async fn post(service: &Service, path: &[&str], body: &Value) -> Result<Value> {
+    service.call(Method::POST, path, &[], Some(body)).await
+}
+
+async fn show(service: &Service, id: &OrganizationId) -> Result<()> {
+    let path = ["organizations", id.as_str()];
+    let settings = service.call(Method::GET, &path, &[], None).await?;
+    let path = ["organizations", id.as_str(), "usage"];
+    let usage = service.call(Method::GET, &path, &[], None).await?;
+    service.show(&json!({"settings": settings, "usage": usage["meters"]}))
+}
+
+async fn set(service: &Service, id: &OrganizationId, change: &OrgChange) -> Result<()> {
+    let path = ["organizations", id.as_str()];
+    let settings: Map<String, Value> = [
+        ("planId", json!(change.plan)),
+        ("resetMode", json!(change.reset_mode)),
+        ("resetPeriod", json!(change.reset_period)),
+        ("resetDay", json!(change.reset_day)),
+        ("timeZone", json!(change.time_zone)),
+    ]
+    .into_iter()
+    .filter(|(_, value)| !value.is_null())
+    .map(|(name, value)| (name.to_owned(), value))
+    .collect();
+    let limits: Map<String, Value> = change
+        .limits
+        .iter()
+        .map(|LimitChange(meter, limit)| (meter.to_string(), limit.clone()))
+        .collect();
+    if settings.is_empty() && limits.is_empty() && !change.create {
+        bail!("nothing to change; see tallyman org set --help");
+    }
+    let mut answer = Value::Null;
+    if change.create && !exists(service, &path).await? {
+        let body = Value::from(settings);
+        answer = service.call(Method::PUT, &path, &[], Some(&body)).await?;
+    } else if !settings.is_empty() {
+        let body = Value::from(settings);
+        answer = service.call(Method::PATCH, &path, &[], Some(&body)).await?;
+    }
+    if !limits.is_empty() {
+        let (path, body) = (["organizations", id.as_str(), "limits"], limits.into());
+        answer = service.call(Method::PATCH, &path, &[], Some(&body)).await?;
+    }
+    service.show(&answer)
+}
+
+async fn exists(service: &Service, path: &[&str]) -> Result<bool> {
+    let found = service.find(path).await?;
+    Ok(found.is_some())
+}
+
+/// What `tallyman plan` takes.
+#[derive(Debug, Args)]
+pub struct PlanOptions {
+    #[command(subcommand)]
+    action: PlanAction,
+    #[command(flatten)]
+    service: ServiceOptions,
+}
+
+#[derive(Debug, Subcommand)]
+enum PlanAction {
+    /// List all plans
+    List,
+    /// Show a plan
+    Show {
+        /// The plan
+        id: PlanId,
+    },
+    /// Make a plan, or replace it; every organization on it has it within 2 seconds
+    Set {
+        /// The plan
+        id: PlanId,
+        /// What people know it by
+        #[arg(long, value_name = "TEXT")]
+        name: String,
+        /// A limit, such as api=5000 or api=unlimited; can be repeated
+        #[arg(long = "limit", value_name = "METER=UNITS")]
+        limits: Vec<LimitChange>,
+        /// A feature, such as sso=true, seats=5 or support=email; can be repeated
+        #[arg(long = "feature", value_name = "NAME=VALUE")]
+        features: Vec<FeatureChange>,
+    },
+    /// Delete a plan that no organization is on
+    Delete {
+        /// The plan
+        id: PlanId,
+    },
+}
+
+/// A feature, and its value.
+#[derive(Debug, Clone)]
+struct FeatureChange(String, Value);
+
+impl FromStr for FeatureChange {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        let (name, value) = text
+            .split_once('=')
+            .ok_or("must be NAME=VALUE, such as sso=true")?;
+        let value = match serde_json::from_str(value) {
+            Ok(value @ (Value::Bool(_) | Value::Number(_) | Value::String(_))) => value,
+            _ => json!(value),
+        };
+        Ok(Self(name.to_owned(), value))
+    }
+}
+
+/// Runs `tallyman plan`.
+pub(super) async fn plan(options: PlanOptions) -> Result<()> {
+    let service = options.service.service()?;
+    match options.action {
+        PlanAction::List => {
+            let plans = service.pages(&["plans"], |_| {}).await?;
+            service.show_rows(&plans, &["id", "name", "limits", "features"])
+        }
+        PlanAction::Show { id } => {
+            let path = ["plans", id.as_str()];
+            let answer = service.call(Method::GET, &path, &[], None).await?;
+            service.show(&answer)
+        }
+        PlanAction::Set {
+            id,
+            name,
+            limits,
+            features,
+        } => {
+            let limits: Map<String, Value> = limits
+                .into_iter()
+                .map(|LimitChange(meter, limit)| (meter.to_string(), limit))
+                .collect();
+            let features: Map<String, Value> = features
+                .into_iter()
+                .map(|FeatureChange(name, value)| (name, value))
+                .collect();
+            let body = json!({"name": name, "limits": limits, "features": features});
+            let path = ["plans", id.as_str()];
+            let answer = service.call(Method::PUT, &path, &[], Some(&body)).await?;
+            service.show(&answer)
+        }
+        PlanAction::Delete { id } => {
+            let path = ["plans", id.as_str()];
+            let answer = service.call(Method::DELETE, &path, &[], None).await?;
+            service.show(&answer)
+        }
+    }
+}
+
+/// What `tallyman reset-expired` takes.
+#[derive(Debug, Args)]
+pub struct ResetExpiredOptions {
+    #[command(flatten)]
+    service: ServiceOptions,
+}
+
+/// Runs `tallyman reset-expired`.
+pub(super) async fn reset_expired(options: ResetExpiredOptions) -> Result<()> {
+    let service = options.service.service()?;
+    let path = ["reset-expired"];
+    let answer = service.call(Method::POST, &path, &[], None).await?;
+    service.show(&answer)
+}
+
+/// What `tallyman verify` takes.
+#[derive(Debug, Args)]
+pub struct VerifyOptions {
+    /// Only this organization; all of them unless given
+    id: Option<OrganizationId>,
+    #[command(flatten)]
+    service: ServiceOptions,
+}
+
+/// Runs `tallyman verify`: an error if anything does not fit.
+pub(super) async fn verify(options: VerifyOptions) -> Result<()> {
+    let service = options.service.service()?;
+    let (mut organizations, mut counters) = (0, 0);
+    let mut tally = |page: &Value| {
+        organizations += page["organizations"].as_u64().unwrap_or_default();
+        counters += page["counters"].as_u64().unwrap_or_default();
+    };
+    let differences = if let Some(id) = &options.id {
+        let query = [("organizationId", id.as_str())];
+        let page = service.call(Method::GET, &["verify"], &query, None).await?;
+        tally(&page);
+        page["data"].as_array().cloned().unwrap_or_default()
+    } else {
+        service.pages(&["verify"], tally).await?
+    };
+    if service.is_json() {
+        let all =
+            json!({"data": differences, "organizations": organizations, "counters": counters});
+        print(&format!("{all:#}\n"))?;
+    } else if !differences.is_empty() {
+        let fields = [
+            "organizationId",
+            "meter",
+            "periodStart",
+            "mismatch",
+            "expected",
+            "found",
+        ];
+        service.show_rows(&differences, &fields)?;
+    }
+    if !differences.is_empty() {
+        bail!(
+            "{} differences in {counters} counters of {organizations} organizations",
+            differences.len()
+        );
+    }
+    if !service.is_json() {
+        print(&format!(
+            "{counters} counters of {organizations} organizations, no difference\n"
+        ))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,267 @@
+//! Calls a service over HTTP with a key, from wherever the command line is.
+
+use std::fmt::Write as _;
+use std::io::{ErrorKind, Write as _, stdout};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use clap::Args;
+use reqwest::redirect::Policy;
+use reqwest::{Method, StatusCode, Url};
+use serde_json::Value;
+
+/// More than any single call takes.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// Which service, and with which key.
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    /// Where the service answers
+    #[arg(
+        long,
+        env = "TALLYMAN_URL",
+        value_name = "URL",
+        default_value = "http://127.0.0.1:7400",
+        global = true
+    )]
+    url: Url,
+    /// The API key; better as the variable, which no list of processes shows
+    #[arg(
+        long,
+        env = "TALLYMAN_API_KEY",
+        value_name = "KEY",
+        hide_env_values = true,
+        global = true
+    )]
+    api_key: Option<String>,
+    /// Print what the service answers as JSON
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+/// A service that can be called.
+pub(super) struct Service {
+    client: reqwest::Client,
+    url: Url,
+    key: String,
+    json: bool,
+}
+
+/// What a service says in place of an answer.
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+struct Refusal {
+    status: StatusCode,
+    text: String,
+}
+
+impl Options {
+    /// The service that they say.
+    pub(super) fn service(self) -> Result<Service> {
+        let key = self
+            .api_key
+            .context("TALLYMAN_API_KEY (--api-key) is missing")?;
+        if !matches!(self.url.scheme(), "http" | "https") {
+            bail!("TALLYMAN_URL (--url) must begin with http:// or https://");
+        }
+        // The key goes to this service and to no other.
+        let client = reqwest::Client::builder()
+            .redirect(Policy::none())
+            .timeout(PATIENCE)
+            .build()?;
+        Ok(Service {
+            client,
+            url: self.url,
+            key,
+            json: self.json,
+        })
+    }
+}
+
+impl Service {
+    /// What a call answers; null where that is nothing.
+    pub(super) async fn call(
+        &self,
+        method: Method,
+        path: &[&str],
+        query: &[(&str, &str)],
+        body: Option<&Value>,
+    ) -> Result<Value> {
+        let answer = self.send(method, path, query, body).await?;
+        answer.map_err(|refusal| anyhow!(refusal))
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &[&str],
+        query: &[(&str, &str)],
+        body: Option<&Value>,
+    ) -> Result<Result<Value, Refusal>> {
+        let mut url = self.url.clone();
+        url.path_segments_mut()
+            .map_err(|()| anyhow!("TALLYMAN_URL (--url) is no URL of a service"))?
+            .pop_if_empty()
+            .push("v1")
+            .extend(path);
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        let mut request = self.client.request(method, url).bearer_auth(&self.key);
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let answer = request
+            .send()
+            .await
+            .map_err(reqwest::Error::without_url)
+            .with_context(|| format!("nothing answers at {}", self.url))?;
+        let (status, headers) = (answer.status(), answer.headers().clone());
+        let text = answer.text().await.map_err(reqwest::Error::without_url)?;
+        let answer: Value = serde_json::from_str(&text).unwrap_or_default();
+        if status.is_success() {
+            return Ok(Ok(answer));
+        }
+        let request_id = headers.get("x-request-id").and_then(|it| it.to_str().ok());
+        let request_id = request_id.unwrap_or("none");
+        let Some(detail) = answer["detail"].as_str() else {
+            bail!("{} answers {status}, and is no Tallyman", self.url);
+        };
+        let code = answer["code"].as_str().unwrap_or_default();
+        let field = answer["errors"][0]["pointer"].as_str();
+        let field = field.map_or(String::new(), |field| format!("{field} "));
+        Ok(Err(Refusal {
+            status,
+            text: format!("{field}{detail} ({status}, {code}, request {request_id})"),
+        }))
+    }
+
+    /// What is at a path, if anything is.
+    pub(super) async fn find(&self, path: &[&str]) -> Result<Option<Value>> {
+        match self.send(Method::GET, path, &[], None).await? {
+            Ok(answer) => Ok(Some(answer)),
+            Err(refusal) if refusal.status == StatusCode::NOT_FOUND => Ok(None),
+            Err(refusal) => bail!(refusal),
+        }
+    }
+
+    /// Every row of a list; `see` gets each page.
+    pub(super) async fn pages(
+        &self,
+        path: &[&str],
+        mut see: impl FnMut(&Value),
+    ) -> Result<Vec<Value>> {
+        let (mut rows, mut cursor) = (Vec::new(), None::<String>);
+        loop {
+            let query: Vec<(&str, &str)> =
+                cursor.iter().map(|it| ("cursor", it.as_str())).collect();
+            let page = self.call(Method::GET, path, &query, None).await?;
+            see(&page);
+            rows.extend(page["data"].as_array().into_iter().flatten().cloned());
+            match page["nextCursor"].as_str() {
+                Some(next) => cursor = Some(next.to_owned()),
+                None => return Ok(rows),
+            }
+        }
+    }
+
+    /// Whether whoever reads the output is a program.
+    pub(super) fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// Shows an answer: as it came, or for people.
+    pub(super) fn show(&self, answer: &Value) -> Result<()> {
+        if self.json {
+            print(&format!("{answer:#}\n"))
+        } else {
+            let mut text = String::new();
+            write_lines(&mut text, "", answer)?;
+            print(&text)
+        }
+    }
+
+    /// Shows rows of a list: as they came, or these fields of each in columns.
+    pub(super) fn show_rows(&self, rows: &[Value], fields: &[&str]) -> Result<()> {
+        if self.json {
+            return print(&format!("{:#}\n", Value::from(rows)));
+        }
+        let mut table = vec![fields.iter().map(|it| (*it).to_owned()).collect::<Vec<_>>()];
+        for row in rows {
+            let cells = fields.iter().map(|field| word(&row[field]));
+            table.push(cells.collect());
+        }
+        let mut text = String::new();
+        for row in &table {
+            let mut line = String::new();
+            for (column, cell) in row.iter().enumerate() {
+                let width = table.iter().map(|row| row[column].chars().count()).max();
+                write!(line, "{cell:width$}  ", width = width.unwrap_or_default())?;
+            }
+            writeln!(text, "{}", line.trim_end())?;
+        }
+        print(&text)
+    }
+}
+
+/// One line for each value, after the way to it.
+fn write_lines(text: &mut String, name: &str, value: &Value) -> Result<()> {
+    match value {
+        Value::Object(fields) if !fields.is_empty() => {
+            for (field, value) in fields {
+                let dot = if name.is_empty() { "" } else { "." };
+                write_lines(text, &format!("{name}{dot}{field}"), value)?;
+            }
+        }
+        Value::Array(values) if values.iter().any(Value::is_object) => {
+            for (index, value) in values.iter().enumerate() {
+                write_lines(text, &format!("{name}[{index}]"), value)?;
+            }
+        }
+        Value::Null if name.is_empty() => {}
+        value => writeln!(text, "{name}: {}", word(value))?,
+    }
+    Ok(())
+}
+
+/// A value as people read it.
+fn word(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Array(values) => values.iter().map(word).collect::<Vec<_>>().join(", "),
+        other => other.to_string(),
+    }
+}
+
+/// Writes to standard output. Whoever has stopped reading, as `head` does, has read enough.
+pub(super) fn print(text: &str) -> Result<()> {
+    match stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_answer_is_a_line_for_each_value() {
+        let mut text = String::new();
+        let answer = json!({
+            "id": "org_1", "limits": {"api": {"limit": null, "warnAt": [80, 100]}}, "features": {},
+            "data": [{"x": 1}]
+        });
+        write_lines(&mut text, "", &answer).unwrap();
+        insta::assert_snapshot!(text, @r"
+        data[0].x: 1
+        features: {}
+        id: org_1
+        limits.api.limit: -
+        limits.api.warnAt: 80, 100
+        ");
+    }
+}

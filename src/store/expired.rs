@@ -1,0 +1,257 @@
+//! Scheduled resets: periods that are over and nobody has ended yet.
+//!
+//! Every organization has an instant at which it is *due* to be looked at: the end of its period in scheduled
+//! mode, never in another, and at once when it is new or its calendar has changed. So a look for what is due costs
+//! what is due, however many organizations there are.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Duration, Utc};
+use sqlx::{FromRow, PgConnection};
+
+use super::organizations::{self, nonsense, parse};
+use super::{Error, Store, events, unsigned};
+use crate::domain::counter::CounterId;
+use crate::domain::event::{self, Event};
+use crate::domain::ids::{MeterId, OrganizationId};
+use crate::domain::period::{Period, ResetMode, Schedule};
+use crate::domain::quantity::Count;
+
+/// How long one that failed is left alone.
+const POSTPONED: Duration = Duration::minutes(1);
+
+/// Organizations that are due, and what is to be stored of them before their periods are ended.
+#[derive(Debug, Default)]
+pub struct Due {
+    /// Which ones.
+    pub organizations: Vec<OrganizationId>,
+    /// Their counters of periods that nothing has ended, each with the epoch and the sequence that is stored.
+    pub counters: Vec<(CounterId, (u64, u64))>,
+}
+
+/// What came of a look at what is due.
+#[derive(Debug, Default)]
+pub struct Ended {
+    /// How many organizations were looked at.
+    pub looked_at: usize,
+    /// Those of which a period was ended.
+    pub organizations: Vec<OrganizationId>,
+}
+
+/// The organizations that have been due for longest.
+pub async fn due(store: &Store, now: DateTime<Utc>, count: u32) -> Result<Due, Error> {
+    let rows: Vec<(String,)> = sqlx::query_as(
+        "select id from organizations where due_at <= $1 and deleted_at is null order by due_at, id limit $2",
+    )
+    .bind(now)
+    .bind(i64::from(count))
+    .fetch_all(&store.pool)
+    .await?;
+    let ids: Vec<String> = rows.into_iter().map(|(id,)| id).collect();
+    let counters: Vec<(String, String, DateTime<Utc>, i64, i64)> = sqlx::query_as(
+        "select organization_id, meter, period_start, epoch, seq from usage_history
+         where organization_id = any($1) and reset_type is null",
+    )
+    .bind(&ids)
+    .fetch_all(&store.pool)
+    .await?;
+    let counters = counters
+        .iter()
+        .map(|(organization, meter, start, epoch, seq)| {
+            let counter = CounterId {
+                organization: parse(organization)?,
+                meter: parse(meter)?,
+                start: *start,
+            };
+            Ok((counter, (unsigned(*epoch), unsigned(*seq))))
+        });
+    Ok(Due {
+        counters: counters.collect::<Result<_, Error>>()?,
+        organizations: ids.iter().map(|id| parse(id)).collect::<Result<_, _>>()?,
+    })
+}
+
+/// Ends the periods of these organizations that are over, if they are still due and nobody else is at it, and
+/// opens the next.
+pub async fn end(
+    store: &Store,
+    organizations: &[OrganizationId],
+    now: DateTime<Utc>,
+) -> Result<Ended, Error> {
+    let mut transaction = store.pool.begin().await?;
+    let ids: Vec<&str> = organizations.iter().map(OrganizationId::as_str).collect();
+    let locked: Vec<(String,)> = sqlx::query_as(
+        "select id from organizations
+         where id = any($1) and due_at <= $2 and deleted_at is null
+         order by id
+         for no key update skip locked",
+    )
+    .bind(ids)
+    .bind(now)
+    .fetch_all(&mut *transaction)
+    .await?;
+    let locked: Vec<OrganizationId> = locked
+        .iter()
+        .map(|(id,)| parse(id))
+        .collect::<Result<_, _>>()?;
+    let known = organizations::schedules(&mut transaction, &locked).await?;
+    let scheduled: BTreeMap<&OrganizationId, &Schedule> = known
+        .iter()
+        .filter(|(_, schedule)| schedule.mode == ResetMode::Scheduled)
+        .collect();
+    let over = over(&mut transaction, &scheduled, now).await?;
+    let told = over.iter().map(Over::event);
+    let told: Vec<Event> = told.collect::<Result<_, _>>()?;
+    end_and_open(&mut transaction, &over, now).await?;
+    events::record(&mut transaction, &told, now).await?;
+    let due = locked.iter().map(|id| match known.get(id) {
+        Some(schedule) if schedule.mode == ResetMode::Scheduled => schedule.period(now).end,
+        Some(_) => None,
+        None => now.checked_add_signed(POSTPONED),
+    });
+    set_due(&mut transaction, &locked, due.collect()).await?;
+    transaction.commit().await?;
+    let mut ended: Vec<OrganizationId> = over.into_iter().map(|it| it.organization).collect();
+    ended.dedup();
+    Ok(Ended {
+        looked_at: locked.len(),
+        organizations: ended,
+    })
+}
+
+/// Leaves one alone for a while that cannot be dealt with.
+pub async fn postpone(
+    store: &Store,
+    organization: &OrganizationId,
+    now: DateTime<Utc>,
+) -> Result<(), Error> {
+    let mut connection = store.pool.acquire().await?;
+    let due = now.checked_add_signed(POSTPONED);
+    set_due(
+        &mut connection,
+        std::slice::from_ref(organization),
+        vec![due],
+    )
+    .await
+}
+
+/// A period that is over, and the one that runs instead.
+struct Over {
+    organization: OrganizationId,
+    meter: MeterId,
+    start: DateTime<Utc>,
+    used: i64,
+    next: Period,
+}
+
+impl Over {
+    fn event(&self) -> Result<Event, Error> {
+        Ok(Event::UsageReset(event::Reset {
+            organization_id: self.organization.clone(),
+            meter: self.meter.clone(),
+            reset_type: ResetMode::Scheduled.to_string(),
+            previous_count: Count::try_from(unsigned(self.used)).map_err(nonsense)?,
+            period_start: self.next.start,
+            reset_date: self.next.end,
+        }))
+    }
+}
+
+#[derive(FromRow)]
+struct OverRow {
+    organization_id: String,
+    meter: String,
+    period_start: DateTime<Utc>,
+    used: i64,
+}
+
+/// Locks the rows that nothing has ended, in the order in which a flush does, and returns those that are over: by the
+/// schedule, because a row does not know of a change of calendar before it is stored again.
+async fn over(
+    connection: &mut PgConnection,
+    scheduled: &BTreeMap<&OrganizationId, &Schedule>,
+    now: DateTime<Utc>,
+) -> Result<Vec<Over>, Error> {
+    let rows: Vec<OverRow> = sqlx::query_as(
+        "select organization_id, meter, period_start, used from usage_history
+         where organization_id = any($1) and reset_type is null
+         order by organization_id, meter, period_start
+         for no key update",
+    )
+    .bind(scheduled.keys().map(|id| id.as_str()).collect::<Vec<_>>())
+    .fetch_all(connection)
+    .await?;
+    let over = rows.into_iter().map(|row| {
+        let organization: OrganizationId = parse(&row.organization_id)?;
+        let meter: MeterId = parse(&row.meter)?;
+        let schedule = scheduled.get(&organization);
+        let schedule = schedule.ok_or_else(|| nonsense("a row that nobody asked for"))?;
+        Ok(Over {
+            next: schedule.running(&meter, now),
+            organization,
+            meter,
+            start: row.period_start,
+            used: row.used,
+        })
+    });
+    over.filter(|it| it.as_ref().map_or(true, |it| it.start < it.next.start))
+        .collect()
+}
+
+/// A period that is opened holds nothing yet, and so less than any snapshot of it.
+async fn end_and_open(
+    connection: &mut PgConnection,
+    over: &[Over],
+    now: DateTime<Utc>,
+) -> Result<(), Error> {
+    sqlx::query(
+        "with over as (
+             select * from unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::timestamptz[])
+                  as over (organization_id, meter, period_start, next_start, next_end)
+         ), ended as (
+             update usage_history as history set reset_type = 'scheduled'
+             from over
+             where (history.organization_id, history.meter, history.period_start)
+                 = (over.organization_id, over.meter, over.period_start)
+             returning history.*, over.next_start, over.next_end
+         )
+         insert into usage_history (organization_id, meter, period_start, period_end, used, denied, refunded, limit_units,
+                                    enforcement, policy_version, epoch, seq, plan_id, stored_at)
+         select distinct on (organization_id, meter) organization_id, meter, next_start, next_end, 0, 0, 0, limit_units,
+                enforcement, policy_version, 0, 0, plan_id, $6
+         from ended
+         order by organization_id, meter, period_start desc
+         on conflict do nothing",
+    )
+    .bind(over.iter().map(|it| it.organization.as_str()).collect::<Vec<_>>())
+    .bind(over.iter().map(|it| it.meter.as_str()).collect::<Vec<_>>())
+    .bind(over.iter().map(|it| it.start).collect::<Vec<_>>())
+    .bind(over.iter().map(|it| it.next.start).collect::<Vec<_>>())
+    .bind(over.iter().map(|it| it.next.end).collect::<Vec<_>>())
+    .bind(now)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+async fn set_due(
+    connection: &mut PgConnection,
+    organizations: &[OrganizationId],
+    due: Vec<Option<DateTime<Utc>>>,
+) -> Result<(), Error> {
+    sqlx::query(
+        "update organizations set due_at = coalesce(new.due_at, 'infinity')
+         from unnest($1::text[], $2::timestamptz[]) as new (id, due_at)
+         where organizations.id = new.id",
+    )
+    .bind(
+        organizations
+            .iter()
+            .map(OrganizationId::as_str)
+            .collect::<Vec<_>>(),
+    )
+    .bind(due)
+    .execute(connection)
+    .await?;
+    Ok(())
+}

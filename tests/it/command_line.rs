@@ -1,0 +1,213 @@
+//! The command line of administrators: over HTTP with a key, from anywhere.
+
+use std::process::Output;
+
+use serde_json::{Value, json};
+use tokio::process::Command;
+
+use crate::support::{Instance, World, key_of};
+
+/// Runs the program against a service, with nothing in its environment but where that is and a key.
+async fn run(service: &Instance, key: &str, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_tallyman"))
+        .args(arguments)
+        .env_clear()
+        .env("TALLYMAN_URL", service.http.base())
+        .env("TALLYMAN_API_KEY", key)
+        .output()
+        .await
+        .unwrap()
+}
+
+fn text(output: &[u8]) -> &str {
+    std::str::from_utf8(output).unwrap()
+}
+
+/// Runs it and expects it to succeed; returns what it prints.
+async fn succeed(service: &Instance, world: &World, arguments: &[&str]) -> String {
+    let output = run(service, &world.key, arguments).await;
+    assert!(
+        output.status.success(),
+        "{arguments:?}: {}",
+        text(&output.stderr)
+    );
+    assert_eq!(text(&output.stderr), "");
+    text(&output.stdout).to_owned()
+}
+
+async fn succeed_json(service: &Instance, world: &World, arguments: &[&str]) -> Value {
+    let arguments = [arguments, &["--json"]].concat();
+    serde_json::from_str(&succeed(service, world, &arguments).await).unwrap()
+}
+
+/// Runs it and expects one line about why it did not.
+async fn fail(service: &Instance, key: &str, arguments: &[&str]) -> String {
+    let output = run(service, key, arguments).await;
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+    let error = text(&output.stderr);
+    assert_eq!(error.lines().count(), 1, "{error}");
+    assert!(error.starts_with("error: "), "{error}");
+    assert!(!error.contains(key), "{error}");
+    error.trim_end().to_owned()
+}
+
+#[tokio::test]
+async fn an_organization_is_shown_limited_and_reset() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service.count("org_1", "api", 5).await;
+    let shown = succeed(&service, &world, &["org", "show", "org_1"]).await;
+    for line in [
+        "settings.planId: free",
+        "usage.api.current: 5",
+        "usage.api.limit: 1000",
+    ] {
+        assert!(shown.lines().any(|it| it == line), "{shown}");
+    }
+    let set = [
+        "org",
+        "set",
+        "org_1",
+        "--limit",
+        "api=7",
+        "--limit",
+        "tokens=unlimited",
+    ];
+    let limits = succeed_json(&service, &world, &set).await;
+    assert_eq!(limits["limits"]["api"]["limit"], 7);
+    assert_eq!(limits["limits"]["tokens"]["limit"], Value::Null);
+    let inherit = ["org", "set", "org_1", "--limit", "api=inherited"];
+    let limits = succeed_json(&service, &world, &inherit).await;
+    assert_eq!(limits["limits"]["api"]["limit"], 1000);
+    let daily = ["org", "set", "org_1", "--reset-period", "daily"];
+    let daily = succeed_json(&service, &world, &daily).await;
+    assert_eq!(daily["resetPeriod"], "daily");
+    let new = [
+        "org",
+        "set",
+        "new",
+        "--create",
+        "--reset-period",
+        "daily",
+        "--limit",
+        "api=3",
+    ];
+    succeed(&service, &world, &new).await;
+    let shown = succeed_json(&service, &world, &["org", "show", "new"]).await;
+    assert_eq!(shown["settings"]["resetPeriod"], "daily");
+    assert_eq!(shown["usage"]["api"]["limit"], 3);
+
+    world.clock.advance(chrono::Duration::seconds(1));
+    let reset = [
+        "org", "reset", "org_1", "--meter", "api", "--reason", "goodwill",
+    ];
+    let reset = succeed_json(&service, &world, &reset).await;
+    assert_eq!(reset["meters"]["api"]["previousCount"], 5);
+    assert_eq!(service.current("org_1", "api").await, 0);
+}
+
+#[tokio::test]
+async fn whatever_goes_wrong_is_one_line_and_an_exit_code() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service.count("org_1", "api", 5).await;
+    let key = &world.key;
+    let unknown = fail(&service, key, &["org", "show", "nobody"]).await;
+    assert!(
+        unknown.starts_with(
+            "error: there is no such organization (404 Not Found, not_found, request "
+        ),
+        "{unknown}"
+    );
+    let big = fail(
+        &service,
+        key,
+        &["org", "set", "org_1", "--limit", "api=9007199254740993"],
+    )
+    .await;
+    assert!(
+        big.contains("/api/limit ") && big.contains("invalid_field"),
+        "{big}"
+    );
+    let nothing = fail(&service, key, &["org", "set", "org_1"]).await;
+    assert!(nothing.starts_with("error: nothing to change"), "{nothing}");
+    let wrong = format!("tm_{}_{}", "0".repeat(16), "1".repeat(64));
+    let wrong = fail(&service, &wrong, &["verify"]).await;
+    assert!(
+        wrong.contains("401 Unauthorized, unauthenticated"),
+        "{wrong}"
+    );
+    let reader = world.key_with(&["read"]).await;
+    let forbidden = fail(&service, &reader, &["verify"]).await;
+    assert!(
+        forbidden.contains("403 Forbidden, forbidden"),
+        "{forbidden}"
+    );
+    let away = fail(&service, key, &["verify", "--url", "http://127.0.0.1:1"]).await;
+    assert!(
+        away.starts_with("error: nothing answers at http://127.0.0.1:1/"),
+        "{away}"
+    );
+    // What cannot be meant is said before anybody is called.
+    for arguments in [
+        &["org", "show", "a b"][..],
+        &["org", "set", "org_1", "--limit", "api"],
+        &["org", "set", "org_1", "--limit", "api=-1"],
+        &["org", "set", "org_1", "--reset-mode", "never"],
+        &["org", "adjust", "org_1", "-5"],
+        &["plan", "set", "pro"],
+        &["verify", "--url", "nowhere"],
+    ] {
+        let output = run(&service, key, arguments).await;
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+    }
+    let output = Command::new(env!("CARGO_BIN_EXE_tallyman"))
+        .arg("verify")
+        .env_clear()
+        .output()
+        .await
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(
+        text(&output.stderr),
+        "error: TALLYMAN_API_KEY (--api-key) is missing\n"
+    );
+}
+
+#[tokio::test]
+async fn verify_ends_with_1_where_something_does_not_fit() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    for organization in ["org_1", "org_2"] {
+        service.count(organization, "api", 5).await;
+    }
+    service.flush().await;
+    let fits = succeed(&service, &world, &["verify"]).await;
+    assert_eq!(fits, "2 counters of 2 organizations, no difference\n");
+    let key = key_of("org_1", "api", "2031-03-01T00:00:00Z");
+    let _: i64 = world.redis_command(&["HINCRBY", &key, "u", "1"]).await;
+    let output = run(&service, &world.key, &["verify"]).await;
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(
+        text(&output.stderr),
+        "error: 2 differences in 2 counters of 2 organizations\n"
+    );
+    let table = text(&output.stdout);
+    assert_eq!(table.lines().count(), 3, "{table}");
+    assert!(
+        table.lines().nth(1).unwrap().starts_with("org_1 "),
+        "{table}"
+    );
+    let output = run(&service, &world.key, &["verify", "org_1", "--json"]).await;
+    assert_eq!(output.status.code(), Some(1));
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(found["data"][0]["mismatch"], "hours");
+    assert_eq!(
+        (&found["organizations"], &found["counters"]),
+        (&json!(1), &json!(1))
+    );
+    assert_eq!(
+        succeed_json(&service, &world, &["verify", "org_2"]).await["data"],
+        json!([])
+    );
+}

@@ -1,0 +1,51 @@
+//! The Better Auth plugin's client, a process of its own.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::time::timeout;
+
+use super::Http;
+
+/// More than any call takes.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// A running client. It ends with this.
+pub struct PluginClient {
+    stdin: ChildStdin,
+    stdout: Lines<BufReader<ChildStdout>>,
+    _child: Child,
+}
+
+impl PluginClient {
+    /// One that calls the same service with this credential.
+    pub fn start(http: &Http, credential: &str) -> Self {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers");
+        let mut child = Command::new("node")
+            .args(["usage-client.mjs", &http.base, credential])
+            .current_dir(folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        Self {
+            stdin: child.stdin.take().unwrap(),
+            stdout: BufReader::new(child.stdout.take().unwrap()).lines(),
+            _child: child,
+        }
+    }
+
+    /// What one of its functions returns.
+    pub async fn call(&mut self, function: &str, argument: Value) -> Value {
+        let line = format!("{}\n", json!([function, argument]));
+        self.stdin.write_all(line.as_bytes()).await.unwrap();
+        let line = timeout(PATIENCE, self.stdout.next_line()).await;
+        let line = line.expect("it answers").unwrap().expect("it has ended");
+        serde_json::from_str(&line).unwrap()
+    }
+}
