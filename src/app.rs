@@ -107,7 +107,6 @@ impl App {
             opener,
             access.clone(),
             clock.clone(),
-            late,
             metrics.clone(),
         );
         let scheduler = Scheduler::new(

@@ -61,13 +61,11 @@ impl Admin {
         self.policies.stored(organization).await?;
         let presence = self.policies.presence(organization).await?;
         let now = self.clock.now();
-        // A day to spare: nothing that is still to come may reach what is left for later.
-        let reach = now - self.late - TimeDelta::days(1);
         let deleted = deletions::delete(
             &self.store,
             organization,
             actor,
-            reach,
+            self.policies.reach(now),
             now + HEAD_START,
             now,
             |before| {

@@ -14,8 +14,6 @@ mod resets;
 
 use std::collections::BTreeMap;
 
-use chrono::TimeDelta;
-
 use crate::access::Access;
 use crate::clock::Clock;
 use crate::counters::{self, Counters};
@@ -43,8 +41,6 @@ pub struct Admin {
     opener: Opener,
     access: Access,
     clock: Clock,
-    /// How long after its end a period takes late events.
-    late: TimeDelta,
     metrics: Metrics,
 }
 
@@ -126,7 +122,6 @@ impl Admin {
         opener: Opener,
         access: Access,
         clock: Clock,
-        late: TimeDelta,
         metrics: Metrics,
     ) -> Self {
         Self {
@@ -136,7 +131,6 @@ impl Admin {
             opener,
             access,
             clock,
-            late,
             metrics,
         }
     }

@@ -226,7 +226,7 @@ pub(super) async fn patch_organization(
 #[schema(example = json!({
     "organizationId": "org_123", "deleted": true, "counters": 2, "historyRows": 1480, "apiKeysRevoked": 1, "background": false
 }))]
-pub(super) struct Deleted {
+pub(super) struct DeletionReport {
     organization_id: OrganizationId,
     /// Always: what is not there is 404.
     deleted: bool,
@@ -253,7 +253,7 @@ pub(super) struct Deleted {
     tag = "Organizations",
     security(("key" = ["admin"])),
     params(OrganizationPath, Conditions),
-    responses((status = 200, description = "It is deleted.", body = Deleted), NeedsCounterStore)
+    responses((status = 200, description = "It is deleted.", body = DeletionReport), NeedsCounterStore)
 )]
 pub(super) async fn delete_organization(
     Shared(state): Shared<State>,
@@ -261,11 +261,11 @@ pub(super) async fn delete_organization(
     OrganizationPath(named): OrganizationPath,
     _: NoQuery,
     Conditions(conditions): Conditions,
-) -> Result<Json<Deleted>, Error> {
+) -> Result<Json<DeletionReport>, Error> {
     let id = caller.reach(&named)?;
     let admin = &state.admin;
     let deletion = admin.delete_organization(&id, &conditions, &actor).await?;
-    Ok(Json(Deleted {
+    Ok(Json(DeletionReport {
         organization_id: id,
         deleted: true,
         counters: deletion.counters,

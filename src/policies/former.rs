@@ -17,6 +17,11 @@ use crate::domain::policy::Policy;
 use crate::domain::retention::EARLY;
 
 impl Policies {
+    /// No event that is still to come reaches what ended before this, with a day to spare.
+    pub fn reach(&self, now: DateTime<Utc>) -> DateTime<Utc> {
+        now - self.late - TimeDelta::days(1)
+    }
+
     /// Makes a policy known to Redis; returns what Redis then knows, and how many counters were erased for it.
     pub(super) async fn make_known(
         &self,

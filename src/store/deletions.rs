@@ -72,7 +72,7 @@ pub async fn delete<E>(
              plan_id = null, features = '{}', reset_mode = null, reset_period = null, reset_day = null,
              reset_month = null, anchor = null, time_zone = null, metadata = '{}', pinned_start = null,
              pinned_end = null, version = $2, incarnation = $2, created_at = now(), updated_at = now(),
-             deleted_at = now()
+             deleted_at = now(), due_at = 'infinity'
          where id = $1",
     )
     .bind(id.as_str())
@@ -311,7 +311,7 @@ async fn incarnations(
 async fn bring_to_life(connection: &mut PgConnection, organizations: &[&str]) -> Result<(), Error> {
     sqlx::query(
         "with alive as (
-             update organizations set deleted_at = null
+             update organizations set deleted_at = null, due_at = '-infinity'
              where id in (
                  select id from organizations
                  where id = any($1) and deleted_at is not null

@@ -95,7 +95,7 @@ pub async fn publish_defaults(store: &Store, defaults: &Defaults) -> Result<u64,
         .as_ref()
         .is_some_and(|(current, _)| !current.same_calendar(defaults))
     {
-        sqlx::query("update organizations set due_at = '-infinity'")
+        sqlx::query("update organizations set due_at = '-infinity' where deleted_at is null")
             .execute(&mut *transaction)
             .await?;
     }

@@ -1,7 +1,8 @@
 //! Snapshots of counts: absolute, guarded, and moved from one data set to the next.
 //!
 //! `(epoch, seq)` of a row only ever grows, and its policy version never shrinks, so that writing a snapshot twice, late
-//! or out of order is harmless, and one of before the organization's deletion overwrites nothing of after it. Rows are locked in key order. Hours are written only together with an accepted parent.
+//! or out of order is harmless, and one of before the organization's deletion overwrites nothing of after it. Rows are
+//! locked in key order. Hours are written only together with an accepted parent.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::PoisonError;
@@ -112,15 +113,7 @@ pub async fn restore(
     .bind(hours_from)
     .fetch_all(&mut *transaction)
     .await?;
-    let meters: Vec<(String,)> = sqlx::query_as(
-        "select distinct meter from usage_history
-         where organization_id = $1 and (period_end is null or period_end > $2 or meter = $3)",
-    )
-    .bind(counter.organization.as_str())
-    .bind(now)
-    .bind(counter.meter.as_str())
-    .fetch_all(&mut *transaction)
-    .await?;
+    let meters = meters_beside(&mut transaction, counter, now).await?;
     // Dropping the transaction takes the row back that was just inserted for one meter too many.
     if row.inserted && meters.len() > METERS_MAX {
         return Err(Error::TooManyMeters);
@@ -147,13 +140,25 @@ pub async fn restore(
             refunded: unsigned(refunded),
         })
         .collect();
-    Ok(Restored {
-        snapshot,
-        meters: meters
-            .iter()
-            .map(|(meter,)| parse(meter))
-            .collect::<Result<_, _>>()?,
-    })
+    Ok(Restored { snapshot, meters })
+}
+
+/// Every meter of a counter's organization that has a count in a period that runs, and the counter's own.
+async fn meters_beside(
+    connection: &mut PgConnection,
+    counter: &CounterId,
+    now: DateTime<Utc>,
+) -> Result<Vec<MeterId>, Error> {
+    let meters: Vec<(String,)> = sqlx::query_as(
+        "select distinct meter from usage_history
+         where organization_id = $1 and (period_end is null or period_end > $2 or meter = $3)",
+    )
+    .bind(counter.organization.as_str())
+    .bind(now)
+    .bind(counter.meter.as_str())
+    .fetch_all(connection)
+    .await?;
+    meters.iter().map(|(meter,)| parse(meter)).collect()
 }
 
 /// The newest snapshots of an organization's periods that run, without hours.

@@ -17,7 +17,7 @@ pub async fn organizations_after(
 ) -> Result<Vec<OrganizationId>, Error> {
     let rows: Vec<(String,)> = sqlx::query_as(
         "select id from organizations
-         where id > $1
+         where id > $1 and deleted_at is null
          order by id
          limit $2",
     )
