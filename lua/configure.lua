@@ -31,6 +31,7 @@ Invariants
   Counters of another generation are frozen: were their sequence to grow, it would overtake newer counts
   that Postgres may hold of them. They get the policy when they are restored.
   A counter that changes becomes dirty, so that its snapshot carries the new limit.
+  A limit that ends leaves in the counter what became of it, so that a flush tells what was crossed.
   An organization of which nothing was counted in this data set is forgotten after [4], so that asking for
   organizations that do not exist fills nothing; one with meters has no expiry.
 ]]
@@ -59,9 +60,17 @@ local current = redis.call('HGET', KEYS[3], 'number')
 for i = 4, #KEYS do
   local values = redis.call('HMGET', KEYS[i], 's', 'f', 'p')
   if values[1] then
-    local generation, held, enforcement, ends = string.match(values[3], '^(%d+):(%d+):%d*:(%a):(%d*)$')
+    local generation, held, limit, enforcement, ends = string.match(values[3], '^(%d+):(%d+):(%d*):(%a):(%d*)$')
     local running = ends == '' or now < tonumber(ends)
     if generation == current and not string.find(enforcement, '%u') and running and tonumber(held) < version then
+      if limit .. ':' .. enforcement ~= string.match(ARGV[i + 3], '^%d+:(%d*:%a):') then
+        local memory = redis.call('HMGET', KEYS[i], 't', 'v', 'm', 'u', 'd')
+        local told, since = string.match(memory[1] or '0:0:0:0', '^(%d+:%d):(%d+:%d+)$')
+        local peak, used, denied = tonumber(memory[3]) or 0, tonumber(memory[4]), memory[5] or '0'
+        local past = string.format('%s:%s:%s:%.0f:%s:%.0f ', since, limit, enforcement, math.max(peak, used), denied, used)
+        redis.call('HSET', KEYS[i], 't', told .. ':' .. ARGV[1] .. ':' .. denied, 'v', (memory[2] or '') .. past)
+        redis.call('HDEL', KEYS[i], 'm')
+      end
       redis.call('HSET', KEYS[i], 's', tonumber(values[1]) + 1, 'p', generation .. ':' .. ARGV[i + 3])
       if tonumber(values[1]) == (tonumber(values[2]) or 0) then
         redis.call('ZADD', KEYS[2], now, KEYS[i])

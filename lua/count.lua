@@ -58,6 +58,7 @@ Invariants
   Only final answers (granted, denied) become idempotency records.
   A count never falls below 0: a refund gives back what is there, at most.
   `s` grows with every write. A newer policy version is never replaced by an older one.
+  What a refund takes away, and a limit that ends, leave in the counter what a flush needs to tell what was crossed.
 ]]
 local COUNT_MAX = 9007199254740991
 local TRACK, CONSUME, CHECK, REFUND = 0, 1, 2, 3
@@ -87,6 +88,7 @@ local counter_count, rule_count, operation_count = batch[1], batch[2], batch[3]
 -- By counter. `used` is false where it is missing; `sequence`, `stored` and `oldest` are as Redis prints them.
 local used, sequence, stored, oldest, stamps, first_hour = {}, {}, {}, {}, {}, {}
 local changed, restamped, lowest = {}, {}, {}
+local memory_told, memory_past, memory_peak, memory_denied = {}, {}, {}, {}
 -- By hour of a counter; `next_hour` is another hour of the same counter.
 local hour_start, hour_used, hour_touched, hour_denied, hour_returned, next_hour = {}, {}, {}, {}, {}, {}
 local hour_count = 0
@@ -169,8 +171,34 @@ local function add(c, hour, units)
   touch(c, hour)
 end
 
+-- What a counter remembers of its thresholds, read where it is about to change, which is rare.
+local function recall(c)
+  if not memory_told[c] then
+    local values = redis.call('HMGET', KEYS[2 * c + 2], 't', 'v', 'm', 'd')
+    memory_told[c], memory_past[c] = values[1] or '0:0:0:0', values[2] or ''
+    memory_peak[c], memory_denied[c] = tonumber(values[3]) or 0, tonumber(values[4]) or 0
+  end
+end
+
+local function relimit(c, limit, version)
+  recall(c)
+  local denied, hour = memory_denied[c], first_hour[c]
+  while hour do
+    denied, hour = denied + (hour_denied[hour] or 0), next_hour[hour]
+  end
+  local told, since = string.match(memory_told[c], '^(%d+:%d):(%d+:%d+)$')
+  local past = string.format('%s:%s:%.0f:%.0f:%.0f ', since, limit, math.max(memory_peak[c], used[c]), denied, used[c])
+  memory_told[c], memory_past[c] = string.format('%s:%s:%.0f', told, version, denied), memory_past[c] .. past
+  memory_peak[c] = 0
+end
+
 local function adopt(r)
   local c = rule_counter[r]
+  local limit = string.match(stamps[c], '^%d+:%d+:(%d*:%a):')
+  local version, own_limit = string.match(rule_stamp[r], '^%d+:(%d+):(%d*:%a):')
+  if limit ~= own_limit then
+    relimit(c, limit, version)
+  end
   stamps[c], restamped[c] = rule_stamp[r], true
   touch(c, rule_hour[r])
 end
@@ -249,6 +277,8 @@ local function decide(kind, times, charge_count)
       elseif kind == REFUND then
         applied[j] = math.min(amount, used[c])
         if applied[j] > 0 then
+          recall(c)
+          memory_peak[c] = math.max(memory_peak[c], used[c])
           hour_returned[hour] = (hour_returned[hour] or 0) + applied[j]
           add(c, hour, -applied[j])
         end
@@ -317,7 +347,7 @@ for c = 1, counter_count do
     local key, hour = KEYS[2 * c + 2], first_hour[c]
     local clean = sequence[c] == stored[c]
     local lowers = clean or not oldest[c] or (lowest[c] ~= oldest[c] and tonumber(lowest[c]) < tonumber(oldest[c]))
-    if lowers or restamped[c] or next_hour[hour] or not hour_touched[hour] then
+    if lowers or restamped[c] or memory_told[c] or next_hour[hour] or not hour_touched[hour] then
       local fields = {'u', used[c], 's', sequence[c] + 1}
       if lowers then
         fields[#fields + 1] = 'o'
@@ -326,6 +356,16 @@ for c = 1, counter_count do
       if restamped[c] then
         fields[#fields + 1] = 'p'
         fields[#fields + 1] = stamps[c]
+      end
+      if memory_told[c] then
+        fields[#fields + 1] = 'm'
+        fields[#fields + 1] = memory_peak[c]
+        if memory_past[c] ~= '' then
+          fields[#fields + 1] = 't'
+          fields[#fields + 1] = memory_told[c]
+          fields[#fields + 1] = 'v'
+          fields[#fields + 1] = memory_past[c]
+        end
       end
       while hour do
         if hour_touched[hour] then

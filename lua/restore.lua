@@ -18,7 +18,9 @@ ARGV
   [7] denied
   [8] refunded
   [9] sequence              of the row
-  [10] expiry               ms since the epoch, or ''
+  [10] told                 of its thresholds, see `domain::threshold`; '' if nothing was
+  [11] expiry               ms since the epoch once clean, or ''
+  [12] dirty since          ms since the epoch where something may not have been told yet, or ''
   then for each hour: its start in ms, used, denied, refunded
 
 Returns one of
@@ -30,7 +32,7 @@ Returns one of
 
 Invariants
   A counter of this generation is never overwritten.
-  A restored counter is clean: it holds what Postgres holds.
+  A restored counter holds what Postgres holds; it is clean, unless a flush must look at it once more.
 ]]
 local generation = ARGV[1]
 if redis.call('HGET', KEYS[1], 'number') ~= generation then
@@ -54,8 +56,17 @@ for meter in string.gmatch(ARGV[3], '%S+') do
     meters = meters .. meter .. ' '
   end
 end
-local fields = {'u', ARGV[6], 'd', ARGV[7], 'r', ARGV[8], 's', ARGV[9], 'f', ARGV[9], 'p', ARGV[5]}
-for i = 11, #ARGV, 4 do
+local fields = {'u', ARGV[6], 'd', ARGV[7], 'r', ARGV[8], 's', ARGV[9], 'p', ARGV[5]}
+local clean = ARGV[12] == ''
+if clean then
+  fields[#fields + 1] = 'f'
+  fields[#fields + 1] = ARGV[9]
+end
+if ARGV[10] ~= '' then
+  fields[#fields + 1] = 't'
+  fields[#fields + 1] = ARGV[10]
+end
+for i = 13, #ARGV, 4 do
   fields[#fields + 1] = 'h' .. ARGV[i]
   fields[#fields + 1] = ARGV[i + 1]
   if ARGV[i + 2] ~= '0' then
@@ -74,8 +85,12 @@ redis.call('DEL', KEYS[4])
 for i = 1, #fields, 4000 do
   redis.call('HSET', KEYS[4], unpack(fields, i, math.min(i + 3999, #fields)))
 end
+if not clean then
+  redis.call('ZADD', KEYS[3], ARGV[12], KEYS[4])
+  return 'restored'
+end
 redis.call('ZREM', KEYS[3], KEYS[4])
-if ARGV[10] ~= '' then
-  redis.call('PEXPIREAT', KEYS[4], ARGV[10])
+if ARGV[11] ~= '' then
+  redis.call('PEXPIREAT', KEYS[4], ARGV[11])
 end
 return 'restored'

@@ -14,6 +14,7 @@ ARGV
     sequence                that was read
     stored                  '1' if Postgres now holds exactly that, '0' where it refused it for something newer
     expiry                  ms since the epoch once clean, or ''
+    told                    of its thresholds, see `domain::threshold`, if that was stored with it; or ''
     number of hours stored, number of hours to drop
     for each hour that was stored, ascending: its start in ms, used, denied, refunded
     for each hour to drop once stored, because no event can reach it any more: its start in ms
@@ -28,6 +29,7 @@ Invariants
   What moved on since the reading keeps its place behind everything that was dirty by then.
   A dirty counter has no expiry.
   An hour leaves only when Postgres holds it as it is.
+  What was told of a limit is noted only while that limit holds; with it, the limits before are forgotten.
 ]]
 local read_at = ARGV[1]
 local current = redis.call('HGET', KEYS[2], 'number')
@@ -61,12 +63,20 @@ local function drop(key, from, to, oldest)
   end
 end
 
+local function note_told(key, told)
+  local since = '^%d+:%d:(%d+):'
+  if told ~= '' and string.match(told, since) == string.match(redis.call('HGET', key, 't') or '0:0:0:0', since) then
+    redis.call('HSET', key, 't', told)
+    redis.call('HDEL', key, 'v')
+  end
+end
+
 local clean, a = 0, 2
 for i = 3, #KEYS do
   local key, stamp, read, stored, expiry = KEYS[i], ARGV[a], tonumber(ARGV[a + 1]), ARGV[a + 2] == '1', ARGV[a + 3]
-  local hours = a + 6
-  local drops = hours + tonumber(ARGV[a + 4]) * 4
-  a = drops + tonumber(ARGV[a + 5])
+  local told, hours = ARGV[a + 4], a + 7
+  local drops = hours + tonumber(ARGV[a + 5]) * 4
+  a = drops + tonumber(ARGV[a + 6])
 
   local values = redis.call('HMGET', key, 's', 'f', 'p', 'o')
   local sequence = tonumber(values[1])
@@ -80,6 +90,7 @@ for i = 3, #KEYS do
     redis.call('HSET', key, 'f', read)
     redis.call('ZREM', KEYS[1], key)
     redis.call('HDEL', key, 'o')
+    note_told(key, told)
     drop(key, drops, a - 1, nil)
     if expiry ~= '' then
       redis.call('PEXPIREAT', key, expiry)
@@ -88,6 +99,7 @@ for i = 3, #KEYS do
   elseif (tonumber(values[2]) or 0) < read then
     redis.call('HSET', key, 'f', read)
     redis.call('ZADD', KEYS[1], read_at, key)
+    note_told(key, told)
     local first, noted = tonumber(ARGV[hours]), tonumber(values[4])
     if hours < drops and noted and noted >= first then
       local sent = {}

@@ -1,5 +1,9 @@
 -- What happened that is worth telling.
 
+alter table usage_history
+    add column told text;
+comment on column usage_history.told is 'Of the count''s thresholds, per cent:exceeded:policy version since which the limit holds:refused before; null = nothing';
+
 create table events (
     id text collate "C" not null,
     at timestamptz not null,

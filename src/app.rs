@@ -81,6 +81,7 @@ impl App {
         let flusher = Flusher::new(
             counters.clone(),
             store.clone(),
+            policies.clone(),
             clock.clone(),
             config.flush_interval,
             late,

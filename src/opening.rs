@@ -14,7 +14,8 @@ use crate::domain::ids::{MeterId, OrganizationId};
 use crate::domain::policy::Policy;
 use crate::domain::retention;
 use crate::metrics::Metrics;
-use crate::store::{self, Store, usage};
+use crate::store::usage::{self, AllNews};
+use crate::store::{self, Store};
 
 /// By so much a data set must be older than a period for a missing counter of that period to be zero:
 /// [`EARLY`](retention::EARLY), and a minute by which the clocks of instances may differ.
@@ -225,7 +226,8 @@ impl Opener {
             .flat_map(Snapshot::unstored_hours)
             .map(|hour| hour.start);
         usage::ensure_partitions(&self.store, hours).await?;
-        usage::store(&self.store, &snapshots, now).await?;
+        // The flusher has them to store as well, and tells what is to be told.
+        usage::store(&self.store, &snapshots, &AllNews::new(), now).await?;
         Ok(())
     }
 

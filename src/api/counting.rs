@@ -94,6 +94,10 @@ pub(super) struct MeterResult {
     remaining: Option<Count>,
     /// `current - limit`, never below 0.
     overage: Count,
+    /// The percentages of `warnAt` that this call has crossed; absent where it has crossed none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    crossed: Vec<u16>,
     enforcement: Enforcement,
     /// When the period began.
     period_start: DateTime<Utc>,
@@ -383,6 +387,7 @@ pub(super) fn result(request: &Request, decided: &Decided, several: bool) -> Usa
         }
         Operation::Consume | Operation::Check => decided.granted,
     };
+    let counts = matches!(request.kind, Operation::Track | Operation::Consume);
     let meter_result = |usage: &MeterUsage| MeterResult {
         allowed: allowed(usage),
         organization_id: request.organization.clone(),
@@ -393,6 +398,11 @@ pub(super) fn result(request: &Request, decided: &Decided, several: bool) -> Usa
         limit: usage.rule.limit,
         remaining: usage.remaining(),
         overage: usage.overage(),
+        crossed: if counts && decided.granted {
+            decided.crossed(usage)
+        } else {
+            Vec::new()
+        },
         enforcement: usage.rule.enforcement,
         period_start: usage.period.start,
         reset_date: usage.period.end,

@@ -33,6 +33,7 @@ use crate::domain::decision::{self, Demand};
 use crate::domain::ids::{ApiKeyId, IdempotencyKey, MeterId, OrganizationId};
 use crate::domain::period::Reset;
 use crate::domain::quantity::Count;
+use crate::domain::threshold::{Thresholds, Told};
 use crate::domain::verification::Counted;
 use crate::metrics::Metrics;
 use keys::Keys;
@@ -164,6 +165,8 @@ pub struct Settlement<'a> {
     pub snapshot: Option<&'a Snapshot>,
     /// Whether Postgres now holds exactly that; otherwise it holds something newer.
     pub stored: bool,
+    /// What is told of its thresholds now, if that was stored with it and is more than before.
+    pub told: Option<Told>,
     /// When the counter may disappear, once it is clean.
     pub expiry: Option<DateTime<Utc>>,
     /// Hours that begin before this are reached by no event any more.
@@ -339,14 +342,18 @@ impl Counters {
         policy_version: u64,
         expiry: Option<DateTime<Utc>>,
     ) -> Result<Opening, Error> {
+        // What it has crossed may not have been told where it was, or not under this limit.
+        let told = &snapshot.thresholds.told;
+        let moved = held.is_some() || told.since == snapshot.stamp.version;
+        let dirty_since = (moved && snapshot.may_have_news()).then(|| self.0.clock.now());
         scripts::restore(
             link,
             &self.0.keys,
             held,
             snapshot,
-            meters,
-            policy_version,
+            (policy_version, meters),
             expiry,
+            dirty_since,
         )
         .await
     }
@@ -718,5 +725,18 @@ fn parse_snapshot(counter: &CounterId, hash: &HashMap<String, String>) -> Option
         sequence: number("s")?,
         hours,
         oldest_unstored: hash.get("o").and_then(|ms| instant(ms)),
+        thresholds: Thresholds {
+            told: hash
+                .get("t")
+                .map_or(Some(Told::default()), |text| text.parse().ok())?,
+            peak: Count::try_from(number("m")?).ok()?,
+            past: match hash.get("v") {
+                Some(text) => text
+                    .split_whitespace()
+                    .map(|past| past.parse().ok())
+                    .collect::<Option<_>>()?,
+                None => Vec::new(),
+            },
+        },
     })
 }

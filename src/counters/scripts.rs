@@ -15,6 +15,7 @@ use super::link::Link;
 use super::{Configured, KeyChanges, Next, PolicyText, Settlement, Unnumbered};
 use crate::domain::counter::{CounterId, Snapshot, Stamp};
 use crate::domain::ids::{METERS_MAX, MeterId, OrganizationId};
+use crate::domain::threshold::Told;
 use crate::metrics::{self, Opened};
 
 macro_rules! source {
@@ -148,9 +149,9 @@ pub(super) async fn restore(
     keys: &Keys,
     held: Option<&Snapshot>,
     snapshot: &Snapshot,
-    meters: &[MeterId],
-    policy_version: u64,
+    (policy_version, meters): (u64, &[MeterId]),
     expiry: Option<DateTime<Utc>>,
+    dirty_since: Option<DateTime<Utc>>,
 ) -> Result<Opening, Error> {
     let counter = &snapshot.counter;
     let shard = Shard::of(&counter.organization);
@@ -172,7 +173,9 @@ pub(super) async fn restore(
         .arg(snapshot.denied)
         .arg(snapshot.refunded)
         .arg(snapshot.sequence)
-        .arg(optional_ms(expiry));
+        .arg(told_text(&snapshot.thresholds.told))
+        .arg(optional_ms(expiry))
+        .arg(optional_ms(dirty_since));
     for hour in &snapshot.hours {
         call.arg(hour.start.timestamp_millis())
             .arg(hour.used)
@@ -240,7 +243,7 @@ pub(super) async fn settle(
         call.key(keys.counter(settlement.counter));
         let Some(snapshot) = settlement.snapshot else {
             // No counter has generation 0, so that one which has come back is left alone.
-            call.arg("0:0").arg(0).arg(0).arg("").arg(0).arg(0);
+            call.arg("0:0").arg(0).arg(0).arg("").arg("").arg(0).arg(0);
             continue;
         };
         let hours: Vec<_> = snapshot.unstored_hours().collect();
@@ -254,6 +257,12 @@ pub(super) async fn settle(
             .arg(snapshot.sequence)
             .arg(i32::from(settlement.stored))
             .arg(optional_ms(settlement.expiry))
+            .arg(
+                settlement
+                    .told
+                    .map(|told| told.to_string())
+                    .unwrap_or_default(),
+            )
             .arg(hours.len())
             .arg(drops.len());
         for hour in hours {
@@ -396,6 +405,14 @@ pub(super) fn parse_meters(text: &str) -> Vec<MeterId> {
     text.split_whitespace()
         .filter_map(|meter| meter.parse().ok())
         .collect()
+}
+
+/// What was told, as counters hold it; nothing where nothing was.
+fn told_text(told: &Told) -> String {
+    if *told == Told::default() {
+        return String::new();
+    }
+    told.to_string()
 }
 
 fn optional_ms(instant: Option<DateTime<Utc>>) -> String {

@@ -6,6 +6,7 @@ use super::ids::{MeterId, OrganizationId};
 use super::period::Period;
 use super::policy::{Policy, Rule};
 use super::quantity::Count;
+use super::threshold::Thresholds;
 
 /// Which count: one organization, one meter, one period.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -65,6 +66,8 @@ pub struct Snapshot {
     pub hours: Vec<Hour>,
     /// The start of the oldest hour that was not stored yet, if any was not.
     pub oldest_unstored: Option<DateTime<Utc>>,
+    /// What it remembers of its thresholds.
+    pub thresholds: Thresholds,
 }
 
 /// What was counted in one hour of a period.

@@ -29,5 +29,6 @@ pub mod precondition;
 pub mod quantity;
 pub mod retention;
 pub mod standing;
+pub mod threshold;
 pub mod verification;
 pub mod webhook;

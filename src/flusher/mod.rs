@@ -2,11 +2,12 @@
 //!
 //! A flush reads dirty counters, stores their absolute snapshots, and settles in Redis what Postgres
 //! then holds. It may die between any two of these: the next flush repeats it without harm. Several
-//! instances share the shards by short leases, for economy only. [`Flusher::run`] loops;
+//! instances share the shards by short leases, for economy only. What a snapshot crosses is told with it. [`Flusher::run`] loops;
 //! [`Flusher::flush_once`] does the work, made of [`Flusher::read`], [`Flusher::store`] and
 //! [`Flusher::settle`].
 
 mod lists;
+mod news;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,7 +25,9 @@ use crate::domain::counter::{CounterId, Snapshot};
 use crate::domain::ids::OrganizationId;
 use crate::domain::retention;
 use crate::metrics::{Metrics, Worker};
-use crate::store::{self, Store, usage};
+use crate::policies::{self, Policies};
+use crate::store::usage::{self, AllNews};
+use crate::store::{self, Store};
 use lists::Lists;
 
 /// How many counters one transaction stores at most.
@@ -49,6 +52,8 @@ pub struct Flusher {
     /// How long after its end a period takes late events.
     late: chrono::Duration,
     metrics: Metrics,
+    /// Asked for the thresholds of what may have crossed one.
+    policies: Policies,
     lists: Lists,
 }
 
@@ -58,6 +63,8 @@ pub struct Batch {
     link: Arc<Link>,
     /// What was read.
     pub snapshots: Vec<Snapshot>,
+    /// What is to be told of them.
+    news: AllNews,
     /// What is to be stored and is not there; somebody has removed it by hand.
     missing: Vec<CounterId>,
     /// Whether a shard gave all that it was asked for, so that it may have more.
@@ -95,6 +102,9 @@ pub enum Error {
     /// Postgres.
     #[error(transparent)]
     Store(#[from] store::Error),
+    /// Learning a policy.
+    #[error(transparent)]
+    Policies(#[from] policies::Error),
 }
 
 impl Flusher {
@@ -102,6 +112,7 @@ impl Flusher {
     pub fn new(
         counters: Counters,
         store: Store,
+        policies: Policies,
         clock: Clock,
         interval: Duration,
         late: chrono::Duration,
@@ -115,6 +126,7 @@ impl Flusher {
             interval,
             late,
             metrics,
+            policies,
             lists,
         }
     }
@@ -223,6 +235,7 @@ impl Flusher {
         dirty.sort_unstable();
         let mut batch = Batch {
             snapshots: Vec::with_capacity(dirty.len()),
+            news: AllNews::new(),
             missing: Vec::new(),
             full,
             read_at,
@@ -235,6 +248,7 @@ impl Flusher {
                 None => batch.missing.push(counter),
             }
         }
+        batch.news = self.news(&batch.link, &batch.snapshots).await?;
         Ok(batch)
     }
 
@@ -246,7 +260,8 @@ impl Flusher {
             .flat_map(Snapshot::unstored_hours)
             .map(|hour| hour.start);
         usage::ensure_partitions(&self.store, hours).await?;
-        let stored = usage::store(&self.store, &batch.snapshots, self.clock.now()).await?;
+        let stored =
+            usage::store(&self.store, &batch.snapshots, &batch.news, self.clock.now()).await?;
         let snapshots = batch.snapshots.iter();
         self.lists
             .note(snapshots.map(|snapshot| &snapshot.counter.organization));
@@ -257,21 +272,25 @@ impl Flusher {
     pub async fn settle(&self, batch: &Batch, stored: &[bool]) -> Result<usize, Error> {
         let drop_hours_before = retention::oldest_hour(self.clock.now(), self.late);
         let mut by_shard: HashMap<Shard, Vec<Settlement<'_>>> = HashMap::new();
-        let read = batch
-            .snapshots
-            .iter()
-            .zip(stored)
-            .map(|(snapshot, stored)| Settlement {
-                counter: &snapshot.counter,
-                snapshot: Some(snapshot),
-                stored: *stored,
-                expiry: retention::expiry(snapshot.stamp.end, self.late),
-                drop_hours_before,
-            });
+        let read =
+            batch
+                .snapshots
+                .iter()
+                .zip(stored)
+                .enumerate()
+                .map(|(position, (snapshot, stored))| Settlement {
+                    counter: &snapshot.counter,
+                    snapshot: Some(snapshot),
+                    stored: *stored,
+                    told: batch.news.get(&position).map(|news| news.told),
+                    expiry: retention::expiry(snapshot.stamp.end, self.late),
+                    drop_hours_before,
+                });
         let missing = batch.missing.iter().map(|counter| Settlement {
             counter,
             snapshot: None,
             stored: false,
+            told: None,
             expiry: None,
             drop_hours_before,
         });

@@ -28,6 +28,7 @@ use crate::domain::period::Period;
 use crate::domain::policy::{Policy, Rule};
 use crate::domain::quantity::Count;
 use crate::domain::retention::EARLY;
+use crate::domain::threshold::crossed;
 use crate::metrics::{self, Metrics};
 use crate::opening::{self, Opened, Opener};
 use crate::policies::{self, Moment, Policies, Resolved};
@@ -94,6 +95,19 @@ pub struct Decided {
     pub replayed: bool,
     /// The state of each meter after the decision, in the order of the demands.
     pub meters: Vec<MeterUsage>,
+    /// What was decided by, as far as this instance knew.
+    policy: Arc<Resolved>,
+}
+
+impl Decided {
+    /// The percentages of a meter's limit that one granted call has crossed.
+    pub fn crossed(&self, usage: &MeterUsage) -> Vec<u16> {
+        let Some(limit) = self.policy.limits.get(&usage.meter) else {
+            return Vec::new();
+        };
+        let before = usage.used.saturating_less(usage.demand.amount);
+        crossed(before, usage.used, usage.rule.limit, &limit.warn_at)
+    }
 }
 
 /// One meter of an organization, as a decision or a reading saw it.
@@ -301,7 +315,7 @@ impl Metering {
                 if answer.readings.iter().any(newer) {
                     self.policies.forget(organization);
                 }
-                Ok(Conclusion::Decided(decided(request, &answer)))
+                Ok(Conclusion::Decided(decided(request, policy, &answer)))
             }
             Outcome::Some { granted, reading } => {
                 if reading.stamp.version > policy.version {
@@ -314,7 +328,7 @@ impl Metering {
                 };
                 Ok(Conclusion::Decided(Decided {
                     times_granted: granted,
-                    ..decided(request, &answer)
+                    ..decided(request, policy, &answer)
                 }))
             }
             Outcome::KeyReused => Err(Error::KeyReused),
@@ -499,10 +513,11 @@ fn unheard_of(request: &Request, asked: &Asked) -> Decided {
         times_granted: u32::from(granted),
         replayed: false,
         meters,
+        policy: Arc::clone(&asked.policy),
     }
 }
 
-fn decided(request: &Request, answer: &Answer) -> Decided {
+fn decided(request: &Request, policy: &Arc<Resolved>, answer: &Answer) -> Decided {
     let meters = request
         .demands
         .iter()
@@ -523,5 +538,6 @@ fn decided(request: &Request, answer: &Answer) -> Decided {
         times_granted: u32::from(answer.granted),
         replayed: answer.replayed,
         meters: meters.collect(),
+        policy: Arc::clone(policy),
     }
 }

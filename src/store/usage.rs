@@ -4,27 +4,34 @@
 //! or out of order is harmless, and one of before the organization's deletion overwrites nothing of after it. Rows are
 //! locked in key order. Hours are written only together with an accepted parent.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::PoisonError;
 
 use chrono::{DateTime, Datelike, Utc};
 use sqlx::{AssertSqlSafe, FromRow, PgConnection};
 
 use super::organizations::{nonsense, parse};
-use super::{Error, Store, deletions, resets, signed, unsigned};
+use super::{Error, Store, deletions, events, resets, signed, unsigned};
 use crate::domain::counter::{CounterId, Hour, Snapshot, Stamp};
+use crate::domain::event::Event;
 use crate::domain::ids::{METERS_MAX, MeterId, OrganizationId};
 use crate::domain::policy::{Enforcement, Rule};
 use crate::domain::quantity::Count;
+use crate::domain::threshold::{News, Thresholds, Told};
 
-/// Stores snapshots. For each, in order: whether Postgres now holds exactly that one.
+/// What is to be told of snapshots, by their place among those that are stored together.
+pub type AllNews = BTreeMap<usize, News>;
+
+/// Stores snapshots, and records what is to be told of them. For each, in order: whether Postgres now holds exactly
+/// that one. Of one that it does not hold nothing is told.
 pub async fn store(
     store: &Store,
     snapshots: &[Snapshot],
+    news: &AllNews,
     now: DateTime<Utc>,
 ) -> Result<Vec<bool>, Error> {
     let mut transaction = store.pool.begin().await?;
-    let stored = store_in(&mut transaction, snapshots, now).await?;
+    let stored = store_in(&mut transaction, snapshots, news, now).await?;
     transaction.commit().await?;
     Ok(stored)
 }
@@ -53,27 +60,11 @@ pub async fn restore(
     store_in(
         &mut transaction,
         held.map(std::slice::from_ref).unwrap_or_default(),
+        &AllNews::new(),
         now,
     )
     .await?;
     create_organizations(&mut transaction, std::iter::once(&counter.organization)).await?;
-    // A period that runs adopts the newer policy, here as in Redis; one that is over keeps its own.
-    if stamp.end.is_none_or(|end| end > now) {
-        sqlx::query(
-            "update usage_history
-             set period_end = $4, limit_units = $5, enforcement = $6, policy_version = $7
-             where organization_id = $1 and meter = $2 and period_start = $3 and policy_version < $7 and closed_at is null",
-        )
-        .bind(counter.organization.as_str())
-        .bind(counter.meter.as_str())
-        .bind(counter.start)
-        .bind(stamp.end)
-        .bind(stamp.rule.limit.map(|limit| signed(limit.get())))
-        .bind(stamp.rule.enforcement.as_str())
-        .bind(signed(stamp.version))
-        .execute(&mut *transaction)
-        .await?;
-    }
     let row: RestoredRow = sqlx::query_as(
         "insert into usage_history (organization_id, meter, period_start, period_end, used, denied, refunded, limit_units,
                                     enforcement, policy_version, epoch, seq, stored_at)
@@ -81,7 +72,7 @@ pub async fn restore(
          on conflict on constraint usage_history_pkey
          do update set epoch = greatest(usage_history.epoch, excluded.epoch)
          returning organization_id, meter, period_start, period_end, used, denied, refunded, limit_units, enforcement,
-                   policy_version, epoch, seq, closed_at, xmax = 0 as inserted",
+                   policy_version, epoch, seq, closed_at, told, xmax = 0 as inserted",
     )
     .bind(counter.organization.as_str())
     .bind(counter.meter.as_str())
@@ -102,6 +93,12 @@ pub async fn restore(
         return Err(Error::OlderPolicy);
     }
     deletions::refuse_former(&mut transaction, &counter.organization, stamp.version).await?;
+    let inserted = row.inserted;
+    let mut snapshot = row.snapshot.snapshot()?;
+    // A period that runs adopts the newer policy, here as in Redis; one that is over keeps its own.
+    if runs && !snapshot.stamp.closed && snapshot.stamp.version < stamp.version {
+        adopt(&mut transaction, &mut snapshot, stamp).await?;
+    }
     let hours: Vec<(DateTime<Utc>, i64, i64, i64)> = sqlx::query_as(
         "select hour, used, denied, refunded from usage_hourly
          where organization_id = $1 and meter = $2 and period_start = $3 and hour >= $4
@@ -115,12 +112,11 @@ pub async fn restore(
     .await?;
     let meters = meters_beside(&mut transaction, counter, now).await?;
     // Dropping the transaction takes the row back that was just inserted for one meter too many.
-    if row.inserted && meters.len() > METERS_MAX {
+    if inserted && meters.len() > METERS_MAX {
         return Err(Error::TooManyMeters);
     }
     transaction.commit().await?;
 
-    let mut snapshot = row.snapshot.snapshot()?;
     // A period that is closed or over keeps the limit that it ended with.
     let over = |stamp: &Stamp| stamp.end.is_some_and(|end| end <= now);
     snapshot.stamp = if snapshot.stamp.closed || (over(&snapshot.stamp) && over(stamp)) {
@@ -159,6 +155,37 @@ async fn meters_beside(
     .fetch_all(connection)
     .await?;
     meters.iter().map(|(meter,)| parse(meter)).collect()
+}
+
+/// Puts a row under a newer policy. Where that has another limit, what it does not cross may be told again.
+async fn adopt(
+    connection: &mut PgConnection,
+    snapshot: &mut Snapshot,
+    stamp: &Stamp,
+) -> Result<(), Error> {
+    if snapshot.stamp.rule != stamp.rule {
+        let told = snapshot.thresholds.told;
+        let (limit, denied) = (stamp.rule.limit, snapshot.denied);
+        snapshot.thresholds.told = told.under(limit, snapshot.used, stamp.version, denied);
+    }
+    let counter = &snapshot.counter;
+    sqlx::query(
+        "update usage_history
+         set period_end = $4, limit_units = $5, enforcement = $6, policy_version = $7, told = $8
+         where organization_id = $1 and meter = $2 and period_start = $3",
+    )
+    .bind(counter.organization.as_str())
+    .bind(counter.meter.as_str())
+    .bind(counter.start)
+    .bind(stamp.end)
+    .bind(stamp.rule.limit.map(|limit| signed(limit.get())))
+    .bind(stamp.rule.enforcement.as_str())
+    .bind(signed(stamp.version))
+    .bind(told_text(snapshot.thresholds.told))
+    .execute(connection)
+    .await?;
+    snapshot.stamp.end = stamp.end;
+    Ok(())
 }
 
 /// The newest snapshots of an organization's periods that run, without hours.
@@ -256,6 +283,9 @@ struct HistoryRow {
     epoch: i64,
     seq: i64,
     closed_at: Option<DateTime<Utc>>,
+    /// Read only where a counter is restored.
+    #[sqlx(default)]
+    told: Option<String>,
 }
 
 /// The row of a counter that is being restored.
@@ -295,8 +325,17 @@ impl HistoryRow {
             sequence: unsigned(self.seq),
             hours: Vec::new(),
             oldest_unstored: None,
+            thresholds: Thresholds {
+                told: self.told.as_deref().map_or(Ok(Told::default()), parse)?,
+                ..Thresholds::default()
+            },
         })
     }
+}
+
+/// What was told, as rows hold it.
+fn told_text(told: Told) -> Option<String> {
+    (told != Told::default()).then(|| told.to_string())
 }
 
 async fn create_organizations(
@@ -324,6 +363,7 @@ async fn create_organizations(
 async fn store_in(
     connection: &mut PgConnection,
     snapshots: &[Snapshot],
+    news: &AllNews,
     now: DateTime<Utc>,
 ) -> Result<Vec<bool>, Error> {
     if snapshots.is_empty() {
@@ -336,7 +376,7 @@ async fn store_in(
             .map(|snapshot| &snapshot.counter.organization),
     )
     .await?;
-    let (mut accepted, begun) = upsert(connection, snapshots, now).await?;
+    let (mut accepted, begun) = upsert(connection, snapshots, news, now).await?;
     deletions::take_out(connection, snapshots, &mut accepted).await?;
     let (taken, refused): (Vec<_>, Vec<_>) = snapshots
         .iter()
@@ -348,11 +388,19 @@ async fn store_in(
     resets::end_lazily(connection, &begun, now).await?;
     let refused: Vec<&Snapshot> = refused.into_iter().map(|(snapshot, _)| snapshot).collect();
     let equal = held_already(connection, &refused).await?;
-    Ok(snapshots
+    let stored: Vec<bool> = snapshots
         .iter()
         .zip(accepted)
         .map(|(snapshot, accepted)| accepted || equal.contains(&snapshot.counter))
-        .collect())
+        .collect();
+    // Also of what an earlier flush has stored, because it may have been somebody who tells nothing.
+    let told: Vec<Event> = news
+        .iter()
+        .filter(|(position, _)| stored.get(**position) == Some(&true))
+        .flat_map(|(_, news)| news.events.iter().cloned())
+        .collect();
+    events::record(connection, &told, now).await?;
+    Ok(stored)
 }
 
 /// Writes the snapshots that are newer than what stands. For each, in order: whether it was; and those of which there
@@ -360,25 +408,34 @@ async fn store_in(
 async fn upsert<'a>(
     connection: &mut PgConnection,
     snapshots: &'a [Snapshot],
+    news: &AllNews,
     now: DateTime<Utc>,
 ) -> Result<(Vec<bool>, Vec<&'a CounterId>), Error> {
     let column = |of: fn(&Snapshot) -> i64| snapshots.iter().map(of).collect::<Vec<_>>();
+    let told: Vec<Option<String>> = snapshots
+        .iter()
+        .enumerate()
+        .map(|(position, snapshot)| {
+            let news = news.get(&position);
+            told_text(news.map_or(snapshot.thresholds.told, |news| news.told))
+        })
+        .collect();
     let rows: Vec<(String, String, DateTime<Utc>, bool)> = sqlx::query_as(
         "insert into usage_history (organization_id, meter, period_start, period_end, used, denied, refunded, limit_units,
-                                    enforcement, policy_version, epoch, seq, closed_at, plan_id, stored_at)
-         select new.*, coalesce(plan_id, (select settings ->> 'planId' from defaults)), $14
+                                    enforcement, policy_version, epoch, seq, closed_at, told, plan_id, stored_at)
+         select new.*, coalesce(plan_id, (select settings ->> 'planId' from defaults)), $15
          from unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::bigint[], $6::bigint[],
                      $7::bigint[], $8::bigint[], $9::text[], $10::bigint[], $11::bigint[], $12::bigint[],
-                     $13::timestamptz[])
+                     $13::timestamptz[], $14::text[])
               as new (organization_id, meter, period_start, period_end, used, denied, refunded, limit_units,
-                      enforcement, policy_version, epoch, seq, closed_at)
+                      enforcement, policy_version, epoch, seq, closed_at, told)
          join organizations on id = organization_id
          order by organization_id collate \"C\", meter collate \"C\", period_start
          on conflict on constraint usage_history_pkey do update set
              period_end = excluded.period_end, used = excluded.used, denied = excluded.denied,
              refunded = excluded.refunded, limit_units = excluded.limit_units, enforcement = excluded.enforcement,
              policy_version = excluded.policy_version, epoch = excluded.epoch, seq = excluded.seq,
-             closed_at = excluded.closed_at, stored_at = excluded.stored_at,
+             closed_at = excluded.closed_at, told = excluded.told, stored_at = excluded.stored_at,
              -- A period that is over keeps the plan that it ended with.
              plan_id = case when excluded.period_end <= excluded.stored_at
                             then coalesce(usage_history.plan_id, excluded.plan_id) else excluded.plan_id end
@@ -399,6 +456,7 @@ async fn upsert<'a>(
     .bind(column(|it| signed(it.stamp.generation)))
     .bind(column(|it| signed(it.sequence)))
     .bind(snapshots.iter().map(|it| it.stamp.end.filter(|_| it.stamp.closed)).collect::<Vec<_>>())
+    .bind(told)
     .bind(now)
     .fetch_all(connection)
     .await?;

@@ -40,7 +40,7 @@ const INTERVAL: Duration = Duration::from_millis(500);
 const BATCH: u32 = 32;
 
 /// How long whoever has taken deliveries has for them: longer than any of them takes.
-const LEASE: TimeDelta = TimeDelta::seconds(30);
+const LEASE: TimeDelta = TimeDelta::seconds(15);
 
 /// How long the secret before the present one still signs.
 const OVERLAP: TimeDelta = TimeDelta::hours(24);

@@ -45,7 +45,7 @@ pub use forgetful::Forgetful;
 pub use issuer::*;
 pub use plugin_client::PluginClient;
 pub use process::Process;
-pub use receiver::{Example, Receiver};
+pub use receiver::{Example, Received, Receiver};
 pub use shortcuts::{commit_reset, key_of};
 pub use slow::{Slow, settings_of};
 
@@ -290,6 +290,21 @@ impl Http {
 
     pub async fn post(&self, path: &str, body: Value) -> Answer {
         self.send(Method::POST, path, &[], Some(body)).await
+    }
+
+    /// A POST to whom may be gone; none if there is no answer.
+    pub async fn try_post(&self, path: &str, body: Value) -> Option<Answer> {
+        let request = self.client.post(format!("{}{path}", self.base)).json(&body);
+        let request = request.bearer_auth(self.key.as_deref().unwrap_or_default());
+        let response = request.send().await.ok()?;
+        let (status, headers) = (response.status(), response.headers().clone());
+        let text = response.text().await.ok()?;
+        Some(Answer {
+            status,
+            headers,
+            body: serde_json::from_str(&text).unwrap_or(Value::Null),
+            text,
+        })
     }
 
     /// A POST under an idempotency key.

@@ -87,6 +87,11 @@ impl Process {
         (status.expect("it goes on").unwrap().code(), self.said)
     }
 
+    /// Kills it as a power cut would.
+    pub async fn kill(mut self) {
+        self.child.kill().await.unwrap();
+    }
+
     /// Reads one line more; false at the end.
     async fn read(&mut self) -> bool {
         let line = timeout(PATIENCE, self.stderr.next_line()).await;

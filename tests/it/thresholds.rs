@@ -1,0 +1,459 @@
+//! Thresholds: each is told once, whatever the count and the limit do, and whoever dies.
+
+use chrono::Duration;
+use reqwest::Method;
+use serde_json::{Value, json};
+use tallyman::domain::policy::{Limit, LimitOverride, Organization};
+use tallyman::domain::quantity::Count;
+use tallyman::store::{Actor, organizations};
+
+use crate::support::{Instance, World};
+
+/// What was told of an organization, oldest first: `warning 80 of 100` or `exceeded 100`.
+async fn told(service: &Instance, organization: &str) -> Vec<String> {
+    let path = format!("/v1/events?organizationId={organization}&pageSize=1000");
+    let page = service.http.get(&path).await;
+    assert_eq!(page.status, 200, "{}", page.text);
+    let mut told: Vec<String> = page.body["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|event| {
+            let (threshold, limit) = (&event["data"]["threshold"], &event["data"]["limit"]);
+            match event["type"].as_str().unwrap() {
+                "usage.warning" => Some(format!("warning {threshold} of {limit}")),
+                "usage.limit_exceeded" => Some(format!("exceeded {limit}")),
+                _ => None,
+            }
+        })
+        .collect();
+    told.reverse();
+    told
+}
+
+/// Flushes, twice to be sure, and tells what was told since the last time.
+async fn news(service: &Instance, organization: &str, known: &mut usize) -> Vec<String> {
+    service.flush().await;
+    // Events of one millisecond are in no order.
+    service.app.state.clock.advance(Duration::milliseconds(1));
+    let once = told(service, organization).await;
+    service.flush().await;
+    assert_eq!(told(service, organization).await, once, "told twice");
+    let news = once[*known..].to_vec();
+    *known = once.len();
+    news
+}
+
+async fn limit(service: &Instance, organization: &str, limit: u64) {
+    service
+        .limits(organization, json!({"api": {"limit": limit}}))
+        .await;
+}
+
+async fn refund(service: &Instance, organization: &str, amount: u64) {
+    let body = json!({"organizationId": organization, "amount": amount});
+    assert_eq!(service.http.post("/v1/refund", body).await.status, 200);
+}
+
+const NONE: [&str; 0] = [];
+
+#[tokio::test]
+async fn a_threshold_that_is_crossed_is_one_event_and_a_jump_crosses_them_all() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let known = &mut 0;
+    service.track("org_1", 799).await;
+    assert_eq!(news(&service, "org_1", known).await, NONE);
+    service.track("org_1", 1).await;
+    assert_eq!(news(&service, "org_1", known).await, ["warning 80 of 1000"]);
+    service.track("org_1", 199).await;
+    assert_eq!(news(&service, "org_1", known).await, NONE);
+    service.track("org_1", 1).await;
+    assert_eq!(
+        news(&service, "org_1", known).await,
+        ["warning 100 of 1000"]
+    );
+    service.track("org_1", 1).await;
+    assert_eq!(news(&service, "org_1", known).await, ["exceeded 1000"]);
+    service.track("org_1", 5000).await;
+    assert_eq!(news(&service, "org_1", known).await, NONE);
+
+    service.track("jump", 5000).await;
+    let all = ["warning 80 of 1000", "warning 100 of 1000", "exceeded 1000"];
+    assert_eq!(news(&service, "jump", &mut 0).await, all);
+    let page = service
+        .http
+        .get("/v1/events?organizationId=jump&type=usage.warning")
+        .await
+        .body;
+    assert_eq!(
+        page["data"][1]["data"],
+        json!({
+            "organizationId": "jump", "meter": "api", "threshold": 80, "current": 5000, "limit": 1000,
+            "periodStart": "2031-03-01T00:00:00Z", "resetDate": "2031-04-01T00:00:00Z"
+        })
+    );
+}
+
+#[tokio::test]
+async fn the_first_refusal_of_a_hard_limit_exceeds_it_although_the_count_never_reaches_it() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let known = &mut 0;
+    service
+        .limits("org_1", json!({"api": {"limit": 10, "warnAt": []}}))
+        .await;
+    assert_eq!(service.attempt("org_1", "api", 6).await.status, 200);
+    assert_eq!(service.attempt("org_1", "api", 6).await.status, 429);
+    assert_eq!(news(&service, "org_1", known).await, ["exceeded 10"]);
+    assert_eq!(service.attempt("org_1", "api", 6).await.status, 429);
+    assert_eq!(service.attempt("org_1", "api", 4).await.status, 200);
+    assert_eq!(news(&service, "org_1", known).await, NONE);
+}
+
+#[tokio::test]
+async fn hovering_around_a_threshold_raises_no_second_event() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let known = &mut 0;
+    service.track("org_1", 850).await;
+    assert_eq!(news(&service, "org_1", known).await, ["warning 80 of 1000"]);
+    for _ in 0..3 {
+        refund(&service, "org_1", 100).await;
+        assert_eq!(news(&service, "org_1", known).await, NONE);
+        service.track("org_1", 100).await;
+        assert_eq!(news(&service, "org_1", known).await, NONE);
+    }
+}
+
+#[tokio::test]
+async fn up_and_down_between_two_snapshots_is_not_missed() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let known = &mut 0;
+    service.track("org_1", 10).await;
+    assert_eq!(news(&service, "org_1", known).await, NONE);
+    service.track("org_1", 900).await;
+    refund(&service, "org_1", 850).await;
+    service.track("org_1", 10).await;
+    assert_eq!(news(&service, "org_1", known).await, ["warning 80 of 1000"]);
+    service.track("org_1", 780).await;
+    assert_eq!(news(&service, "org_1", known).await, NONE);
+}
+
+#[tokio::test]
+async fn a_limit_below_the_count_raises_at_once_and_a_raised_one_arms_what_is_no_longer_crossed() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let known = &mut 0;
+    service.track("org_1", 500).await;
+    assert_eq!(news(&service, "org_1", known).await, NONE);
+    limit(&service, "org_1", 550).await;
+    assert_eq!(news(&service, "org_1", known).await, ["warning 80 of 550"]);
+    limit(&service, "org_1", 400).await;
+    assert_eq!(
+        news(&service, "org_1", known).await,
+        ["warning 100 of 400", "exceeded 400"]
+    );
+    // Still at 83 %: only 100 % and the limit are no longer crossed.
+    limit(&service, "org_1", 600).await;
+    assert_eq!(news(&service, "org_1", known).await, NONE);
+    service.track("org_1", 101).await;
+    assert_eq!(
+        news(&service, "org_1", known).await,
+        ["warning 100 of 600", "exceeded 600"]
+    );
+    limit(&service, "org_1", 10_000).await;
+    assert_eq!(news(&service, "org_1", known).await, NONE);
+    service.track("org_1", 7400).await;
+    assert_eq!(
+        news(&service, "org_1", known).await,
+        ["warning 80 of 10000"]
+    );
+}
+
+#[tokio::test]
+async fn what_was_crossed_before_the_limit_was_raised_is_told_although_nobody_looked_meanwhile() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let known = &mut 0;
+    limit(&service, "org_1", 10).await;
+    service.track("org_1", 8).await;
+    assert_eq!(service.attempt("org_1", "api", 3).await.status, 429);
+    limit(&service, "org_1", 100).await;
+    service.track("org_1", 1).await;
+    limit(&service, "org_1", 9).await;
+    limit(&service, "org_1", 1000).await;
+    let all = [
+        "warning 80 of 10",
+        "exceeded 10",
+        "warning 80 of 9",
+        "warning 100 of 9",
+    ];
+    assert_eq!(news(&service, "org_1", known).await, all);
+    // A refusal of before counts for nothing under the limit of now.
+    service.track("org_1", 1).await;
+    assert_eq!(news(&service, "org_1", known).await, NONE);
+}
+
+/// The counter learns the limit from a call: its organization was told of it, and it was not.
+#[tokio::test]
+async fn a_limit_that_arrives_with_a_call_leaves_what_was_crossed_before_it() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let known = &mut 0;
+    limit(&service, "org_1", 10).await;
+    service.track("org_1", 9).await;
+    refund(&service, "org_1", 5).await;
+    assert_eq!(service.attempt("org_1", "api", 7).await.status, 429);
+
+    let (id, state) = ("org_1".parse().unwrap(), &service.app.state);
+    let actor = Actor {
+        name: "tests".to_owned(),
+        request_id: String::new(),
+    };
+    let now = world.clock.now();
+    let change = organizations::change(&state.store, &id, &actor, "limits.patch", now, |before| {
+        let mut after = before.organization.clone().unwrap_or_default();
+        let own = LimitOverride {
+            limit: Some(Limit(Count::try_from(100).ok())),
+            ..LimitOverride::default()
+        };
+        after.limits.insert("api".parse().unwrap(), own);
+        Ok::<Organization, ()>(after)
+    });
+    let policy = change.await.unwrap().unwrap().resolve();
+    let json = serde_json::to_string(&policy).unwrap();
+    let link = state.counters.link().await.unwrap();
+    let of_policy = (policy.version, json.as_str());
+    state
+        .counters
+        .configure(&link, &id, of_policy, now, &[])
+        .await
+        .unwrap();
+    let other = world.instance().await;
+    assert_eq!(other.count("org_1", "api", 80).await, 84);
+    let all = ["warning 80 of 10", "exceeded 10", "warning 80 of 100"];
+    assert_eq!(news(&service, "org_1", known).await, all);
+}
+
+#[tokio::test]
+async fn a_change_that_is_none_of_the_limits_raises_nothing() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let known = &mut 0;
+    service.track("org_1", 850).await;
+    assert_eq!(news(&service, "org_1", known).await, ["warning 80 of 1000"]);
+    refund(&service, "org_1", 100).await;
+    service
+        .settings("org_1", json!({"metadata": {"note": 1}}))
+        .await;
+    service.track("org_1", 100).await;
+    assert_eq!(news(&service, "org_1", known).await, NONE);
+}
+
+#[tokio::test]
+async fn a_new_period_arms_everything() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let known = &mut 0;
+    let all = ["warning 80 of 1000", "warning 100 of 1000", "exceeded 1000"];
+    service.track("org_1", 2000).await;
+    assert_eq!(news(&service, "org_1", known).await, all);
+    world.move_to("2031-04-02T00:00:00Z");
+    service.track("org_1", 2000).await;
+    assert_eq!(news(&service, "org_1", known).await, all);
+    let answer = service
+        .http
+        .send(
+            Method::POST,
+            "/v1/organizations/org_1/reset",
+            &[],
+            Some(json!({})),
+        )
+        .await;
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    assert_eq!(news(&service, "org_1", known).await, NONE);
+    world.clock.advance(Duration::seconds(1));
+    service.track("org_1", 2000).await;
+    assert_eq!(news(&service, "org_1", known).await, all);
+}
+
+#[tokio::test]
+async fn what_is_crossed_right_before_a_reset_is_told() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service.track("org_1", 900).await;
+    let answer = service
+        .http
+        .send(
+            Method::POST,
+            "/v1/organizations/org_1/reset",
+            &[],
+            Some(json!({})),
+        )
+        .await;
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    assert_eq!(
+        news(&service, "org_1", &mut 0).await,
+        ["warning 80 of 1000"]
+    );
+}
+
+#[tokio::test]
+async fn a_flush_that_dies_after_the_commit_tells_nothing_twice() {
+    let world = World::new().await;
+    let (here, there) = (world.instance().await, world.instance().await);
+    here.track("org_1", 2000).await;
+    let all: Vec<_> = tallyman::counters::Shard::all().collect();
+    // Both have read the same; neither settles.
+    let read = [
+        here.app.flusher.read(&all).await.unwrap(),
+        there.app.flusher.read(&all).await.unwrap(),
+    ];
+    assert_eq!(here.app.flusher.store(&read[0]).await.unwrap(), [true]);
+    assert_eq!(there.app.flusher.store(&read[1]).await.unwrap(), [true]);
+    let events = ["warning 80 of 1000", "warning 100 of 1000", "exceeded 1000"];
+    assert_eq!(told(&here, "org_1").await, events);
+    here.track("org_1", 1).await;
+    here.flush().await;
+    assert_eq!(told(&here, "org_1").await, events);
+}
+
+#[tokio::test]
+async fn a_snapshot_that_is_refused_tells_nothing() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service.track("org_1", 900).await;
+    let all: Vec<_> = tallyman::counters::Shard::all().collect();
+    let late = service.app.flusher.read(&all).await.unwrap();
+    // Everything is lost before it is stored, and the count begins anew.
+    world.flush_redis().await;
+    service.track("org_1", 1).await;
+    service.flush().await;
+    assert_eq!(service.app.flusher.store(&late).await.unwrap(), [false]);
+    assert_eq!(told(&service, "org_1").await, NONE);
+}
+
+#[tokio::test]
+async fn a_loss_of_redis_makes_nobody_tell_twice() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let known = &mut 0;
+    service.track("org_1", 850).await;
+    service.track("org_2", 850).await;
+    assert_eq!(news(&service, "org_1", known).await, ["warning 80 of 1000"]);
+    refund(&service, "org_1", 200).await;
+    service.flush().await;
+    world.flush_redis().await;
+    service.track("org_1", 200).await;
+    assert_eq!(news(&service, "org_1", known).await, NONE);
+    service.track("org_1", 150).await;
+    assert_eq!(
+        news(&service, "org_1", known).await,
+        ["warning 100 of 1000"]
+    );
+}
+
+/// What Redis held was never stored, and a limit changed; both come to light when the counter is restored.
+#[tokio::test]
+async fn what_a_restart_of_redis_brings_to_light_is_told() {
+    let mut world = World::new().await;
+    let service = world.instance().await;
+    for organization in ["frozen", "lowered"] {
+        service.track(organization, 500).await;
+    }
+    service.flush().await;
+    service.track("frozen", 350).await;
+    let copy = world.copy_redis().await;
+    world.restart_redis_from(&copy, &[&service]).await;
+    // Reading takes the counters up again, and counts nothing.
+    assert_eq!(service.current("frozen", "api").await, 850);
+    assert_eq!(
+        news(&service, "frozen", &mut 0).await,
+        ["warning 80 of 1000"]
+    );
+
+    world.flush_redis().await;
+    limit(&service, "lowered", 510).await;
+    let body = json!({"organizationId": "lowered"});
+    let answer = service.http.post("/v1/check", body).await;
+    assert_eq!(answer.body["current"], 500);
+    assert_eq!(
+        news(&service, "lowered", &mut 0).await,
+        ["warning 80 of 510"]
+    );
+}
+
+#[tokio::test]
+async fn an_answer_says_which_percentages_its_call_has_crossed() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service
+        .limits(
+            "org_1",
+            json!({"api": {"limit": 10, "warnAt": [50, 80, 100]}}),
+        )
+        .await;
+    let call = |path: &'static str, amount: u64| {
+        let http = service.http.clone();
+        async move {
+            let body = json!({"organizationId": "org_1", "amount": amount});
+            http.post(path, body).await.body["crossed"].clone()
+        }
+    };
+    assert_eq!(call("/v1/track", 4).await, Value::Null);
+    assert_eq!(call("/v1/check", 4).await, Value::Null);
+    assert_eq!(call("/v1/consume", 4).await, json!([50, 80]));
+    assert_eq!(call("/v1/consume", 4).await, Value::Null);
+    assert_eq!(call("/v1/refund", 3).await, Value::Null);
+    assert_eq!(call("/v1/track", 6).await, json!([80, 100]));
+
+    service
+        .limits(
+            "org_2",
+            json!({"api": {"limit": 10, "warnAt": [50, 80, 100]}}),
+        )
+        .await;
+    let items: Vec<Value> = (0..12)
+        .map(|_| json!({"op": "consume", "organizationId": "org_2"}))
+        .collect();
+    let answer = service
+        .http
+        .post("/v1/batch", json!({"items": items}))
+        .await
+        .body;
+    let crossed: Vec<&Value> = answer["results"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|it| &it["crossed"])
+        .collect();
+    for (position, crossed) in crossed.into_iter().enumerate() {
+        let expected = match position {
+            4 => json!([50]),
+            7 => json!([80]),
+            9 => json!([100]),
+            _ => Value::Null,
+        };
+        assert_eq!(*crossed, expected, "{position}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_replayed_crosses_what_the_first_answer_said() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let body = json!({"organizationId": "org_1", "amount": 800});
+    let first = service.http.post_once("/v1/track", "a", body.clone()).await;
+    assert_eq!(first.body["crossed"], json!([80]));
+    service.track("org_1", 100).await;
+    let again = service.http.post_once("/v1/track", "a", body).await;
+    assert_eq!(
+        (
+            again.body,
+            again.headers.contains_key("idempotent-replayed")
+        ),
+        (first.body, true)
+    );
+}
