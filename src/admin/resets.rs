@@ -14,7 +14,8 @@ use crate::opening;
 use crate::store::attempts::{self, Attempt, Earlier};
 use crate::store::expired::{self, Ended};
 use crate::store::resets::{self, Committed, Outcome, Wish};
-use crate::store::{self, Actor, standings, usage};
+use crate::store::usage::{self, AllNews};
+use crate::store::{self, Actor, standings};
 
 /// How often something is tried while others change the same.
 const ROUNDS_MAX: usize = 20;
@@ -166,7 +167,7 @@ impl Admin {
             .flat_map(Snapshot::unstored_hours)
             .map(|hour| hour.start);
         usage::ensure_partitions(&self.store, hours).await?;
-        usage::store(&self.store, &newer, now).await?;
+        usage::store(&self.store, &newer, &AllNews::new(), now).await?;
         Ok(())
     }
 

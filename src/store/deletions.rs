@@ -61,6 +61,8 @@ pub async fn delete<E>(
         "delete from standings where organization_id = $1",
         "delete from resets where organization_id = $1",
         "delete from attempts where scope = $1",
+        // With what is still to be delivered of them. A new life may cross the same thresholds again.
+        "delete from events where organization_id = $1",
     ] {
         sqlx::query(table)
             .bind(id.as_str())

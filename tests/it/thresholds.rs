@@ -3,6 +3,7 @@
 use chrono::Duration;
 use reqwest::Method;
 use serde_json::{Value, json};
+use tallyman::counters::PolicyText;
 use tallyman::domain::policy::{Limit, LimitOverride, Organization};
 use tallyman::domain::quantity::Count;
 use tallyman::store::{Actor, organizations};
@@ -201,7 +202,7 @@ async fn what_was_crossed_before_the_limit_was_raised_is_told_although_nobody_lo
 async fn a_limit_that_arrives_with_a_call_leaves_what_was_crossed_before_it() {
     let world = World::new().await;
     let service = world.instance().await;
-    let known = &mut 0;
+    let told_before = &mut 0;
     limit(&service, "org_1", 10).await;
     service.track("org_1", 9).await;
     refund(&service, "org_1", 5).await;
@@ -225,16 +226,17 @@ async fn a_limit_that_arrives_with_a_call_leaves_what_was_crossed_before_it() {
     let policy = change.await.unwrap().unwrap().resolve();
     let json = serde_json::to_string(&policy).unwrap();
     let link = state.counters.link().await.unwrap();
-    let of_policy = (policy.version, json.as_str());
-    state
-        .counters
-        .configure(&link, &id, of_policy, now, &[])
-        .await
-        .unwrap();
+    let text = PolicyText {
+        version: policy.version,
+        incarnation: 0,
+        json: &json,
+    };
+    let known = state.counters.configure(&link, &id, &text, now, &[]);
+    known.await.unwrap();
     let other = world.instance().await;
     assert_eq!(other.count("org_1", "api", 80).await, 84);
     let all = ["warning 80 of 10", "exceeded 10", "warning 80 of 100"];
-    assert_eq!(news(&service, "org_1", known).await, all);
+    assert_eq!(news(&service, "org_1", told_before).await, all);
 }
 
 #[tokio::test]
@@ -277,6 +279,27 @@ async fn a_new_period_arms_everything() {
     world.clock.advance(Duration::seconds(1));
     service.track("org_1", 2000).await;
     assert_eq!(news(&service, "org_1", known).await, all);
+}
+
+#[tokio::test]
+async fn whoever_begins_anew_after_a_deletion_is_told_of_anew() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service.track("org_1", 900).await;
+    assert_eq!(
+        news(&service, "org_1", &mut 0).await,
+        ["warning 80 of 1000"]
+    );
+    let path = "/v1/organizations/org_1";
+    let deleted = service.http.send(Method::DELETE, path, &[], None).await;
+    assert!(deleted.status.is_success(), "{}", deleted.text);
+    assert_eq!(told(&service, "org_1").await, NONE);
+    world.clock.advance(Duration::seconds(1));
+    service.track("org_1", 900).await;
+    assert_eq!(
+        news(&service, "org_1", &mut 0).await,
+        ["warning 80 of 1000"]
+    );
 }
 
 #[tokio::test]
