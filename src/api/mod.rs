@@ -17,6 +17,7 @@ mod keys;
 mod observe;
 mod openapi;
 mod operations;
+mod plans;
 mod problem;
 mod rate_limit;
 mod reading;
@@ -66,6 +67,12 @@ fn routes(with_metrics: bool) -> OpenApiRouter<State> {
         .routes(routes!(in_force::limits, admin::patch_limits))
         .routes(routes!(in_force::feature))
         .routes(routes!(resets::reset))
+        .routes(routes!(plans::list_plans))
+        .routes(routes!(
+            plans::get_plan,
+            plans::put_plan,
+            plans::delete_plan
+        ))
         .routes(routes!(keys::list_keys, keys::create_key))
         .routes(routes!(keys::revoke_key))
         .routes(routes!(audit::list_audit))

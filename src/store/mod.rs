@@ -11,6 +11,7 @@ mod error;
 pub mod events;
 pub mod history;
 pub mod organizations;
+pub mod plans;
 pub mod resets;
 pub mod standings;
 pub mod usage;

@@ -97,7 +97,7 @@ pub async fn commit(
     if before.organization.is_none() && before.incarnation != wish.incarnation {
         return Ok(Outcome::Deleted);
     }
-    let policy = before.resolve();
+    let policy = before.resolve(now);
     let meters = if let Some(meters) = wish.meters {
         meters.clone()
     } else {
@@ -143,7 +143,7 @@ pub async fn commit(
         organization: Some(organization),
         ..before
     };
-    let schedule = after.resolve().schedule;
+    let schedule = after.policy().schedule;
     let cut = |(meter, closed_start): (&MeterId, &DateTime<Utc>)| {
         let cut = Cut {
             closed_start: *closed_start,
@@ -288,21 +288,6 @@ impl EndedRow {
             reset_date: self.period_end,
         }))
     }
-}
-
-/// The last reset of each meter.
-pub(super) async fn of_organization(
-    connection: &mut PgConnection,
-    organization: &OrganizationId,
-) -> Result<BTreeMap<MeterId, Reset>, Error> {
-    let rows: Vec<(String, DateTime<Utc>, DateTime<Utc>)> =
-        sqlx::query_as("select meter, closed_start, at from resets where organization_id = $1")
-            .bind(organization.as_str())
-            .fetch_all(connection)
-            .await?;
-    rows.into_iter()
-        .map(|(meter, closed_start, at)| Ok((parse(&meter)?, Reset { closed_start, at })))
-        .collect()
 }
 
 async fn pending_in(
