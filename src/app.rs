@@ -65,7 +65,7 @@ impl App {
             config.defaults,
             metrics.clone(),
         );
-        if let Err(error) = policies.publish_defaults().await {
+        if let Err(error) = policies.learn().await {
             tracing::warn!(%error, "starting without Postgres");
         }
         let opener = Opener::new(counters.clone(), store.clone(), late, metrics.clone());
