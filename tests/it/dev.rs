@@ -49,12 +49,9 @@ async fn a_newcomer_sees_a_webhook_arrive_on_their_own_machine() {
     let webhook = dev.http().post("/v1/webhooks", wish).await.body;
     let test = format!("/v1/webhooks/{}/test", webhook["id"].as_str().unwrap());
     dev.http().send(Method::POST, &test, &[], None).await;
-    let arrives = receiver.until(|all| !all.is_empty());
-    let received = timeout(PATIENCE, arrives).await.expect("it arrives");
-    assert_eq!(
-        received[0].signed_by(webhook["secret"].as_str().unwrap()),
-        1
-    );
+    let waiting = receiver.until(|all| !all.is_empty());
+    let arrived = timeout(PATIENCE, waiting).await.expect("it arrives");
+    assert_eq!(arrived[0].signed_by(webhook["secret"].as_str().unwrap()), 1);
     assert_eq!(dev.interrupt().await, Some(0));
 }
 
