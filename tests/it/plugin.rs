@@ -252,6 +252,23 @@ async fn what_is_refused_is_said_in_the_plugins_way() {
         (history.status.as_u16(), history.body),
         (200, json!({"history": []}))
     );
+    let wish = json!({"name": "bound", "scopes": ["read"], "organizationId": "org_2"});
+    let bound = http.post("/v1/api-keys", wish).await;
+    let bound = http.with_key(bound.body["key"].as_str());
+    let error = "this key is bound to another organization";
+    refused(
+        &get(&bound, "get-usage?organizationId=org_1").await,
+        403,
+        error,
+    );
+}
+
+#[tokio::test]
+async fn a_wrong_field_is_named_and_changes_nothing() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let http = &service.http;
+    service.count("org_1", "api", 1).await;
     for (path, names) in [
         ("get-usage?organization=org_1", "/organization"),
         ("get-usage?organizationId=a%20b", "/organizationId"),
@@ -317,15 +334,6 @@ async fn what_is_refused_is_said_in_the_plugins_way() {
         &answer,
         415,
         "send the body as Content-Type: application/json",
-    );
-    let wish = json!({"name": "bound", "scopes": ["read"], "organizationId": "org_2"});
-    let bound = http.post("/v1/api-keys", wish).await;
-    let bound = http.with_key(bound.body["key"].as_str());
-    let error = "this key is bound to another organization";
-    refused(
-        &get(&bound, "get-usage?organizationId=org_1").await,
-        403,
-        error,
     );
     assert_eq!(service.meter("org_1", "api").await["limit"], 1000);
     assert_eq!(service.current("org_1", "api").await, 1);
