@@ -701,7 +701,7 @@ async fn of_many_deletions_at_once_exactly_one_finds_it() {
 }
 
 /// Everybody counts, flushes and reads while it is deleted again and again. No call fails; whatever is asked after a
-/// deletion was answered sees nothing of before it; and in the end Redis and Postgres agree.
+/// deletion was answered sees nothing of before it began; and in the end Redis and Postgres agree.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn counting_goes_on_while_it_is_deleted() {
     let world = World::new().await;
@@ -721,14 +721,14 @@ async fn counting_goes_on_while_it_is_deleted() {
             for round in 0..30 {
                 match task {
                     0 if round % 3 == 0 => {
+                        let before = begun.load(Ordering::SeqCst);
                         let deleted = http.delete(PATH).await;
                         assert!(
                             [200, 404].contains(&deleted.status.as_u16()),
                             "{}",
                             deleted.text
                         );
-                        // Of calls that were under way some may count afterwards, and those that begin now.
-                        let before = begun.load(Ordering::SeqCst);
+                        // Of calls before it, only those under way when it began may count afterwards.
                         let usage = http.get(&format!("{PATH}/usage")).await;
                         let current = usage.body["meters"]["api"]["current"].as_u64().unwrap_or(0);
                         let since = begun.load(Ordering::SeqCst) - before;
