@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use axum::serve::ListenerExt as _;
+use futures::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -65,7 +66,7 @@ impl App {
             config.defaults,
             metrics.clone(),
         );
-        if let Err(error) = policies.publish_defaults().await {
+        if let Err(error) = policies.learn().await {
             tracing::warn!(%error, "starting without Postgres");
         }
         let opener = Opener::new(counters.clone(), store.clone(), late, metrics.clone());
@@ -159,52 +160,36 @@ impl App {
         let workers = TaskTracker::new();
         // Two tokens: the flusher works until the last request has been answered.
         let (drained, died) = (CancellationToken::new(), CancellationToken::new());
-        let (flusher, policies) = (self.flusher.clone(), self.policies.clone());
-        let access = self.state.access.clone();
-        let (flusher_stop, policies_stop) = (drained.clone(), drained.clone());
-        let access_stop = drained.clone();
-        let (admin, admin_stop) = (self.state.admin.clone(), drained.clone());
-        let (webhooks, webhooks_stop) = (self.webhooks.clone(), drained.clone());
-        let flushing = died.clone().drop_guard();
-        workers.spawn(async move {
-            flusher.run(flusher_stop).await;
-            drop(flushing);
-        });
-        let listening = died.clone().drop_guard();
-        workers.spawn(async move {
-            policies.run(policies_stop).await;
-            drop(listening);
-        });
-        let (scheduler, scheduler_stop) = (self.scheduler.clone(), drained.clone());
-        let scheduling = died.clone().drop_guard();
-        workers.spawn(async move {
-            scheduler.run(scheduler_stop).await;
-            drop(scheduling);
-        });
-        let admitting = died.clone().drop_guard();
-        workers.spawn(async move {
-            access.run(access_stop).await;
-            drop(admitting);
-        });
-        let erasing = died.clone().drop_guard();
-        workers.spawn(async move {
-            admin.run(admin_stop).await;
-            drop(erasing);
-        });
-        let delivering = died.clone().drop_guard();
-        workers.spawn(async move {
-            webhooks.run(webhooks_stop).await;
-            drop(delivering);
-        });
+        let supervise = |work: BoxFuture<'static, ()>| {
+            let alive = died.clone().drop_guard();
+            workers.spawn(async move {
+                work.await;
+                drop(alive);
+            });
+        };
+        let (flusher, stop_flushing) = (self.flusher.clone(), drained.clone());
+        supervise(Box::pin(async move { flusher.run(stop_flushing).await }));
+        let (policies, stop_listening) = (self.policies.clone(), drained.clone());
+        supervise(Box::pin(async move {
+            Box::pin(policies.run(stop_listening)).await;
+        }));
+        let (scheduler, stop_scheduling) = (self.scheduler.clone(), drained.clone());
+        supervise(Box::pin(
+            async move { scheduler.run(stop_scheduling).await },
+        ));
+        let (access, stop_admitting) = (self.state.access.clone(), drained.clone());
+        supervise(Box::pin(async move { access.run(stop_admitting).await }));
+        let (admin, stop_erasing) = (self.state.admin.clone(), drained.clone());
+        supervise(Box::pin(async move { admin.run(stop_erasing).await }));
+        let (webhooks, stop_delivering) = (self.webhooks.clone(), drained.clone());
+        supervise(Box::pin(async move { webhooks.run(stop_delivering).await }));
         if let Some(listener) = metrics {
             let (router, stop) = (api::metrics_router(self.state.clone()), drained.clone());
-            let telling = died.clone().drop_guard();
-            workers.spawn(async move {
+            supervise(Box::pin(async move {
                 // A scrape that does not end must not delay a stop.
                 stop.run_until_cancelled(axum::serve(listener, router).into_future())
                     .await;
-                drop(telling);
-            });
+            }));
         }
         workers.close();
 

@@ -72,7 +72,7 @@ impl Admin {
                 if !presence.still_exists(before) {
                     return Err(Error::NotFound);
                 }
-                Ok(conditions.check(Some(before.resolve().version))?)
+                Ok(conditions.check(Some(before.resolve(now).version))?)
             },
         );
         let Deleted {

@@ -1,14 +1,19 @@
 //! An organization's own limits.
 
-use super::{Admin, Error, Invalid, LimitChanges, Whom};
-use crate::domain::ids::{METERS_MAX, OrganizationId};
-use crate::domain::policy::{LimitOverride, WARN_AT, WARN_AT_MAX};
+use std::collections::BTreeSet;
+
+use chrono::{DateTime, Datelike, Utc};
+
+use super::{Admin, Error, Invalid, LimitChange, LimitChanges, Whom};
+use crate::domain::ids::{METERS_MAX, MeterId, OrganizationId};
+use crate::domain::patch::Change;
+use crate::domain::policy::{LimitOverride, Organization, TemporaryLimit, WARN_AT, WARN_AT_MAX};
 use crate::domain::precondition::Preconditions;
 use crate::store::Actor;
 use crate::store::organizations::Sources;
 
 impl Admin {
-    /// Changes what is named: an override is merged into the one there is, none removes it.
+    /// Changes what is named: an override is merged into the one there is, none removes it, and what lies on top.
     /// In force for the next request of any instance.
     pub async fn patch_limits(
         &self,
@@ -17,13 +22,20 @@ impl Admin {
         conditions: &Preconditions,
         actor: &Actor,
     ) -> Result<Sources, Error> {
+        let now = self.clock.now();
         for (meter, change) in &changes {
             if let Some(change) = change {
-                check_warn_at(change).map_err(|detail| Invalid {
-                    pointer: format!("/{meter}/warnAt"),
-                    detail,
-                })?;
+                check(meter, change, now)?;
             }
+        }
+        let ends = |change: &Option<LimitChange>| {
+            change
+                .as_ref()
+                .is_none_or(|it| it.temporary != Change::Keep)
+        };
+        if changes.values().any(ends) {
+            // What has ended is noted as that, before anything takes its place.
+            self.policies.end_limits_of(organization).await?;
         }
         self.change(
             organization,
@@ -34,17 +46,11 @@ impl Admin {
             |before| {
                 let mut after = before.organization.clone().unwrap_or_default();
                 for (meter, change) in changes {
-                    match change {
-                        Some(change) => {
-                            let own = after.limits.get(&meter).cloned().unwrap_or_default();
-                            after.limits.insert(meter, own.patched(&change));
-                        }
-                        None => {
-                            after.limits.remove(&meter);
-                        }
-                    }
+                    apply(&mut after, meter, change);
                 }
-                if after.limits.len() > METERS_MAX {
+                let mut meters: BTreeSet<&MeterId> = after.limits.keys().collect();
+                meters.extend(after.temporary.keys());
+                if meters.len() > METERS_MAX {
                     let detail = format!("an organization has at most {METERS_MAX} meters");
                     return Err(Invalid {
                         pointer: String::new(),
@@ -59,8 +65,46 @@ impl Admin {
     }
 }
 
-fn check_warn_at(change: &LimitOverride) -> Result<(), String> {
-    let levels = change.warn_at.as_deref().unwrap_or_default();
+fn apply(after: &mut Organization, meter: MeterId, change: Option<LimitChange>) {
+    let Some(LimitChange { lasting, temporary }) = change else {
+        after.limits.remove(&meter);
+        after.temporary.remove(&meter);
+        return;
+    };
+    match temporary {
+        Change::Keep => {}
+        Change::Unset => {
+            after.temporary.remove(&meter);
+        }
+        Change::Set(limit) => {
+            after.temporary.insert(meter.clone(), limit);
+        }
+    }
+    if lasting != LimitOverride::default() {
+        let own = after.limits.entry(meter).or_default();
+        *own = own.patched(&lasting);
+    }
+}
+
+fn check(meter: &MeterId, change: &LimitChange, now: DateTime<Utc>) -> Result<(), Invalid> {
+    check_warn_at(change.lasting.warn_at.as_deref()).map_err(|detail| Invalid {
+        pointer: format!("/{meter}/warnAt"),
+        detail,
+    })?;
+    if let Change::Set(TemporaryLimit { until, .. }) = change.temporary
+        && (until <= now || until.year() > 9999)
+    {
+        return Err(Invalid {
+            pointer: format!("/{meter}/temporary/until"),
+            detail: "must be in the future, and before the year 10000".to_owned(),
+        });
+    }
+    Ok(())
+}
+
+/// What thresholds may be; none are the usual ones.
+pub(super) fn check_warn_at(levels: Option<&[u16]>) -> Result<(), String> {
+    let levels = levels.unwrap_or_default();
     if levels.len() > WARN_AT_MAX || !levels.iter().all(|level| WARN_AT.contains(level)) {
         return Err(format!(
             "must be at most {WARN_AT_MAX} percentages from {} to {}",

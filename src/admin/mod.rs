@@ -1,4 +1,4 @@
-//! What administrators change: organizations, their limits, their counts, and API keys; and who has changed what.
+//! What administrators change: organizations, their limits, their counts, plans, and API keys; and who has changed what.
 //!
 //! Every change is one Postgres transaction with a row in the audit log. One of a policy has a version and is
 //! then applied to Redis before the caller hears of it (rule 7 of the protocol). If Redis is away
@@ -9,6 +9,7 @@ mod deletion;
 mod keys;
 mod limits;
 mod organizations;
+mod plans;
 mod plugin;
 mod resets;
 
@@ -19,8 +20,9 @@ use crate::clock::Clock;
 use crate::counters::{self, Counters};
 use crate::domain::api_key::InvalidApiKey;
 use crate::domain::ids::{MeterId, OrganizationId};
+use crate::domain::patch::Change;
 use crate::domain::period::InvalidCalendar;
-use crate::domain::policy::{LimitOverride, Organization};
+use crate::domain::policy::{LimitOverride, Organization, TemporaryLimit};
 use crate::domain::precondition::{PreconditionFailed, Preconditions};
 use crate::metrics::Metrics;
 use crate::opening::{self, Opener};
@@ -53,8 +55,17 @@ enum Whom {
     Anybody,
 }
 
-/// Changes of limits by meter; none removes the override.
-pub type LimitChanges = BTreeMap<MeterId, Option<LimitOverride>>;
+/// Changes of limits by meter; none removes all that is the organization's own.
+pub type LimitChanges = BTreeMap<MeterId, Option<LimitChange>>;
+
+/// A change of an organization's own limit on one meter; what is absent stays.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct LimitChange {
+    /// What holds until somebody changes it.
+    pub lasting: LimitOverride,
+    /// What lies on top of it for a time; unset, that ends early.
+    pub temporary: Change<TemporaryLimit>,
+}
 
 /// Why a change did not happen.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +76,12 @@ pub enum Error {
     /// Nobody has counted or configured this organization.
     #[error("there is no such organization")]
     NotFound,
+    /// Nobody has made this plan.
+    #[error("there is no such plan")]
+    NoSuchPlan,
+    /// Others depend on its being as it is.
+    #[error("{0}")]
+    Conflict(String),
     /// It is in another state than the caller demands.
     #[error(transparent)]
     PreconditionFailed(#[from] PreconditionFailed),
@@ -93,6 +110,16 @@ pub struct Invalid {
     pub pointer: String,
     /// What is wrong with it.
     pub detail: String,
+}
+
+impl Invalid {
+    /// Postgres' jsonb cannot hold it.
+    fn unstorable(pointer: &str) -> Self {
+        Self {
+            pointer: pointer.to_owned(),
+            detail: "must not contain the character U+0000".to_owned(),
+        }
+    }
 }
 
 impl From<InvalidCalendar> for Invalid {
@@ -151,15 +178,15 @@ impl Admin {
         // The first change of all may come before the defaults were published.
         self.policies.stored(organization).await?;
         let presence = self.policies.presence(organization).await?;
+        let now = self.clock.now();
         let change = |before: &Sources| {
             let exists = presence.still_exists(before);
             if !exists && whom == Whom::Existing {
                 return Err(Error::NotFound);
             }
-            conditions.check(exists.then(|| before.resolve().version))?;
+            conditions.check(exists.then(|| before.resolve(now).version))?;
             change(before)
         };
-        let now = self.clock.now();
         let sources =
             store::organizations::change(&self.store, organization, actor, action, now, change)
                 .await??;

@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::{Admin, Error, Invalid, Whom};
 use crate::domain::ids::OrganizationId;
 use crate::domain::patch::OrganizationPatch;
-use crate::domain::policy::{Feature, Organization, OrganizationSettings};
+use crate::domain::policy::{Feature, Features, Organization, OrganizationSettings};
 use crate::domain::precondition::Preconditions;
 use crate::store::Actor;
 use crate::store::organizations::Sources;
@@ -76,24 +76,12 @@ fn with_settings(
     check_text(&settings)?;
     check_size(&settings)?;
     let (mode, calendar) = settings.calendar(&before.defaults)?;
-    if let Some(plan) = settings
-        .plan_id
-        .as_ref()
-        .filter(|plan| **plan != before.defaults.plan_id)
-    {
-        return Err(Invalid {
-            pointer: "/planId".to_owned(),
-            detail: format!("there is no plan {plan}"),
-        });
-    }
-    let schedule = before.resolve().schedule.changed(mode, calendar, now);
-    let limits = before.organization.as_ref().map(|it| it.limits.clone());
+    let schedule = before.policy().schedule.changed(mode, calendar, now);
     Ok(Organization {
         settings,
-        limits: limits.unwrap_or_default(),
         pinned: schedule.pinned,
         resets: schedule.resets,
-        version: 0,
+        ..before.organization.clone().unwrap_or_default()
     })
 }
 
@@ -125,22 +113,26 @@ fn check_size(settings: &OrganizationSettings) -> Result<(), Invalid> {
 
 /// Refuses what Postgres' jsonb cannot hold.
 fn check_text(settings: &OrganizationSettings) -> Result<(), Invalid> {
+    check_features(&settings.features)?;
     let in_metadata = settings
         .metadata
         .iter()
         .any(|(name, value)| has_null(name) || holds_null(value));
-    let in_features = settings.features.iter().any(|(name, feature)| {
+    if in_metadata {
+        return Err(Invalid::unstorable("/metadata"));
+    }
+    Ok(())
+}
+
+/// The same of features alone.
+pub(super) fn check_features(features: &Features) -> Result<(), Invalid> {
+    let in_features = features.iter().any(|(name, feature)| {
         has_null(name) || matches!(feature, Feature::Text(text) if has_null(text))
     });
-    let pointer = match (in_metadata, in_features) {
-        (true, _) => "/metadata",
-        (_, true) => "/features",
-        _ => return Ok(()),
-    };
-    Err(Invalid {
-        pointer: pointer.to_owned(),
-        detail: "must not contain the character U+0000".to_owned(),
-    })
+    if in_features {
+        return Err(Invalid::unstorable("/features"));
+    }
+    Ok(())
 }
 
 fn holds_null(value: &Value) -> bool {

@@ -39,7 +39,7 @@ impl Admin {
                 let own = after.limits.entry(MeterId::default()).or_default();
                 *own = own.patched(&change);
             }
-            let running = before.resolve().schedule;
+            let running = before.policy().schedule;
             let settings = &mut after.settings;
             settings.reset_mode = update.reset_mode.or(settings.reset_mode);
             if let Some(period) = update.reset_period {

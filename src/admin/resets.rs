@@ -243,7 +243,7 @@ impl Admin {
             let link = self.counters.link().await?;
             let sources = self.policies.stored(organization).await?;
             self.policies.apply(&link, organization, &sources).await?;
-            let policy = sources.resolve();
+            let policy = sources.resolve(now);
             for meter in &pending {
                 self.opener
                     .finish_reset(&link, &policy, organization, meter, now)

@@ -7,7 +7,7 @@ use axum::extract::State as Shared;
 use axum::response::Response;
 use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
@@ -16,12 +16,15 @@ use super::openapi::bodies::{LimitPatch, SettingsPatch};
 use super::openapi::problems::NeedsCounterStore;
 use super::problem::Error;
 use super::tagged::Tagged;
+use crate::admin;
 use crate::domain::ids::{MeterId, OrganizationId, PlanId};
-use crate::domain::patch::OrganizationPatch;
+use crate::domain::patch::{Change, OrganizationPatch};
 use crate::domain::period::{ResetMode, ResetPeriod};
 use crate::domain::policy::{
-    Feature, Features, LimitOverride, MeterLimit, OrganizationSettings, Policy,
+    Enforcement, Feature, Features, Limit, LimitOverride, MeterLimit, OrganizationSettings, Policy,
+    TemporaryLimit, named, warn_at,
 };
+use crate::domain::quantity::Count;
 use crate::state::State;
 use crate::store::organizations::Sources;
 
@@ -62,8 +65,8 @@ pub(super) struct Organization {
 }
 
 impl Organization {
-    fn of(organization_id: OrganizationId, sources: &Sources) -> Tagged<Self> {
-        let policy = sources.resolve();
+    fn of(organization_id: OrganizationId, sources: &Sources, now: DateTime<Utc>) -> Tagged<Self> {
+        let policy = sources.resolve(now);
         let calendar = &policy.schedule.calendar;
         let metadata = sources
             .organization
@@ -79,13 +82,51 @@ impl Organization {
             time_zone: calendar.time_zone(),
             metadata: metadata.unwrap_or_default(),
             version: policy.version,
+            features: policy.feature_values(),
             plan_id: policy.plan_id,
-            features: policy.features,
             limits: policy.limits,
         };
         Tagged {
             version: state.version,
             state,
+        }
+    }
+}
+
+/// What a patch changes of one meter's limit; what is absent stays.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct LimitChange {
+    /// Units that a period includes; null is unlimited, 0 is nothing.
+    #[serde(default, deserialize_with = "named")]
+    #[schema(value_type = Option<Count>)]
+    limit: Option<Limit>,
+    /// What happens beyond the limit.
+    #[serde(default)]
+    enforcement: Option<Enforcement>,
+    /// Percentages of the limit at which people are told, ascending.
+    #[serde(default)]
+    #[schema(schema_with = warn_at)]
+    warn_at: Option<Vec<u16>>,
+    /// A limit that lies on top for a time; null ends it.
+    #[serde(default)]
+    #[schema(value_type = Option<TemporaryLimit>)]
+    temporary: Change<Object<TemporaryLimit>>,
+}
+
+impl From<LimitChange> for admin::LimitChange {
+    fn from(change: LimitChange) -> Self {
+        Self {
+            lasting: LimitOverride {
+                limit: change.limit,
+                enforcement: change.enforcement,
+                warn_at: change.warn_at,
+            },
+            temporary: match change.temporary {
+                Change::Keep => Change::Keep,
+                Change::Unset => Change::Unset,
+                Change::Set(Object(limit)) => Change::Set(limit),
+            },
         }
     }
 }
@@ -150,12 +191,12 @@ pub(super) async fn get_organization(
 ) -> Result<Response, Error> {
     let id = caller.reach(&named)?;
     let sources = state.admin.organization(&id).await?;
-    Organization::of(id, &sources).unless_known(&conditions)
+    Organization::of(id, &sources, state.clock.now()).unless_known(&conditions)
 }
 
 /// Create an organization, or replace its settings
 ///
-/// All of them, limits aside; what is absent is the default. A setting that does not fit the others is 400 and named.
+/// All of them, limits aside; what is absent is the plan's, or the default. The plan must exist. A setting that does not fit the others is 400 and named.
 /// A change of the calendar keeps `periodStart` and the count, and ends the running period at the new calendar's next
 /// boundary. A 503 may have been committed, and is then applied when Redis is back; repeating it is safe.
 #[utoipa::path(
@@ -184,7 +225,7 @@ pub(super) async fn put_organization(
     let sources = admin
         .put_organization(&id, settings, &conditions, &actor)
         .await?;
-    Ok(Organization::of(id, &sources))
+    Ok(Organization::of(id, &sources, state.clock.now()))
 }
 
 /// Change settings
@@ -217,7 +258,7 @@ pub(super) async fn patch_organization(
     let sources = admin
         .patch_organization(&id, patch, &conditions, &actor)
         .await?;
-    Ok(Organization::of(id, &sources))
+    Ok(Organization::of(id, &sources, state.clock.now()))
 }
 
 /// What a deletion did.
@@ -278,8 +319,9 @@ pub(super) async fn delete_organization(
 /// Change limits
 ///
 /// Of an organization that exists, those of the meters that the body names.
-/// Fields that are absent stay as they are, or are inherited from the default plan.
-/// `null` in place of a limit removes the organization's own; what it inherits holds again.
+/// Fields that are absent stay as they are, or are inherited from the plan.
+/// `null` in place of a limit removes all that is the organization's own; what it inherits holds again.
+/// `temporary` is a limit that lies on top until an instant, and ends by itself; `null` ends it early.
 /// A limit below what was used refuses from then on; nothing that was counted is taken back.
 /// A 503 may have been committed, and is then applied when Redis is back; repeating it is safe.
 #[utoipa::path(
@@ -301,16 +343,16 @@ pub(super) async fn patch_limits(
     OrganizationPath(named): OrganizationPath,
     _: NoQuery,
     Conditions(conditions): Conditions,
-    Body(changes): Body<BTreeMap<MeterId, Option<Object<LimitOverride>>>>,
+    Body(changes): Body<BTreeMap<MeterId, Option<Object<LimitChange>>>>,
 ) -> Result<Tagged<Limits>, Error> {
     let id = caller.reach(&named)?;
     let changes = changes
         .into_iter()
-        .map(|(meter, change)| (meter, change.map(|Object(change)| change)))
+        .map(|(meter, change)| (meter, change.map(|Object(change)| change.into())))
         .collect();
     let admin = &state.admin;
     let sources = admin
         .patch_limits(&id, changes, &conditions, &actor)
         .await?;
-    Ok(Limits::of(id, sources.resolve()))
+    Ok(Limits::of(id, sources.resolve(state.clock.now())))
 }

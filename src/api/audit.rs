@@ -60,7 +60,7 @@ pub(super) struct AuditEntry {
     /// Grows.
     id: u64,
     at: DateTime<Utc>,
-    /// Who: `key:` and the id of an API key, `service` for what a start of the service changes, or a command.
+    /// Who: `key:` and the id of an API key, `system` for what the service does by itself, or a command.
     actor: String,
     /// What was changed, and how.
     action: String,

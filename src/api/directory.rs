@@ -100,7 +100,7 @@ struct Listed {
 ///
 /// Everyone who was ever counted or configured, as last stored, which is at most a flush interval ago.
 /// `warning` begins at the lowest `warnAt`; `exceeded` is above the limit, or at it where it is hard.
-/// What a changed default limit means for an organization shows here once it is counted again.
+/// What a changed plan or default limit means for an organization shows here once it is counted again.
 #[utoipa::path(
     get,
     path = "/v1/organizations",

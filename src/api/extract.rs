@@ -23,7 +23,7 @@ use super::problem::Error;
 use crate::access::User;
 use crate::domain::api_key::Scope;
 use crate::domain::history::INSTANTS;
-use crate::domain::ids::{ApiKeyId, EventId, IdempotencyKey, OrganizationId, WebhookId};
+use crate::domain::ids::{ApiKeyId, EventId, IdempotencyKey, OrganizationId, PlanId, WebhookId};
 use crate::domain::precondition::Preconditions;
 use crate::state::State;
 use crate::store::Actor;
@@ -614,6 +614,25 @@ impl IntoParams for DeliveryPath {
         let mut parameters = WebhookPath::into_params(parameter_in);
         parameters.push(in_path("delivery", "The delivery.", EventId::schema()));
         parameters
+    }
+}
+
+/// The plan that the path names.
+#[derive(Debug)]
+pub(super) struct PlanPath(pub(super) PlanId);
+
+impl FromRequestParts<State> for PlanPath {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Error> {
+        let id = id_in_path(parts, state).await;
+        id.map(Self).ok_or(Error::NotFound("there is no such plan"))
+    }
+}
+
+impl IntoParams for PlanPath {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        vec![in_path("id", "The plan.", PlanId::schema())]
     }
 }
 

@@ -17,6 +17,7 @@ mod keys;
 mod observe;
 mod openapi;
 mod operations;
+mod plans;
 mod plugin;
 mod problem;
 mod rate_limit;
@@ -69,6 +70,12 @@ fn routes(with_metrics: bool, plugin_path: &str) -> OpenApiRouter<State> {
         .routes(routes!(in_force::limits, admin::patch_limits))
         .routes(routes!(in_force::feature))
         .routes(routes!(resets::reset))
+        .routes(routes!(plans::list_plans))
+        .routes(routes!(
+            plans::get_plan,
+            plans::put_plan,
+            plans::delete_plan
+        ))
         .routes(routes!(resets::reset_expired))
         .routes(routes!(keys::list_keys, keys::create_key))
         .routes(routes!(keys::revoke_key))

@@ -292,7 +292,7 @@ pub(super) async fn get_usage(
             limit: api.and_then(|api| api.rule.limit),
             reset_date: api.map_or(period, |api| api.period).end,
         },
-        features: Some(usage.policy.features).filter(|features| !features.is_empty()),
+        features: Some(usage.policy.feature_values()).filter(|features| !features.is_empty()),
         plan_id: usage.policy.plan_id,
         reset_mode: usage.policy.schedule.mode,
         reset_period: usage.policy.schedule.calendar.reset_period(),

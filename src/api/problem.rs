@@ -37,6 +37,8 @@ pub(super) enum Error {
     MethodNotAllowed,
     /// The state is another one than `If-Match` or `If-None-Match` demands; nothing was changed.
     PreconditionFailed,
+    /// Others depend on its being as it is.
+    Conflict(String),
     /// The body is larger than any call needs.
     PayloadTooLarge,
     /// The body is not declared as JSON.
@@ -173,6 +175,7 @@ impl Error {
                 "precondition_failed",
                 "Precondition failed",
             ),
+            Self::Conflict(_) => (StatusCode::CONFLICT, "conflict", "Conflict"),
             Self::PayloadTooLarge => (
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "payload_too_large",
@@ -243,6 +246,7 @@ impl Error {
         match self {
             Self::MalformedRequest(detail)
             | Self::InvalidField { detail, .. }
+            | Self::Conflict(detail)
             | Self::TimestampOutOfRange(detail) => detail.into(),
             Self::Forbidden(detail) | Self::NotFound(detail) => (*detail).into(),
             Self::Unauthenticated => {
@@ -390,6 +394,12 @@ impl From<store::Error> for Error {
             store::Error::NewerGeneration
             | store::Error::OlderPolicy
             | store::Error::TooManyMeters => Self::Overloaded,
+            store::Error::NoSuchPlan => {
+                return Self::InvalidField {
+                    pointer: "/planId".to_owned(),
+                    detail: error.to_string(),
+                };
+            }
             store::Error::Inconsistent(_) | store::Error::Other(_) => Self::Internal,
         };
         caused(problem, &error)
@@ -439,6 +449,8 @@ impl From<admin::Error> for Error {
                 Self::InvalidField { pointer, detail }
             }
             admin::Error::NotFound => Self::NotFound("there is no such organization"),
+            admin::Error::NoSuchPlan => Self::NotFound("there is no such plan"),
+            admin::Error::Conflict(detail) => Self::Conflict(detail),
             admin::Error::PreconditionFailed(failed) => failed.into(),
             admin::Error::Counters(error) => error.into(),
             admin::Error::Store(error) => error.into(),

@@ -89,8 +89,8 @@ pub(super) async fn usage(
     let usage = usage_for(&state, &caller, &organization).await?;
     Ok(Json(Usage {
         organization_id: organization,
+        features: usage.policy.feature_values(),
         plan_id: usage.policy.plan_id,
-        features: usage.policy.features,
         reset_mode: usage.policy.schedule.mode,
         reset_period: usage.policy.schedule.calendar.reset_period(),
         meters: usage

@@ -4,6 +4,7 @@
 //! `metering`, the rule is in `lua/count.lua`. A counter that is missing here is *unknown*, never
 //! zero, and no function of this module pretends otherwise. Start reading at [`Counters`].
 
+mod announcement;
 mod batch;
 mod erasing;
 mod error;
@@ -21,6 +22,7 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use redis::{Client, IntoConnectionInfo};
 
+pub use announcement::Announcement;
 pub use erasing::Erased;
 pub use error::Error;
 pub use keys::{SHARDS, Shard};
@@ -600,19 +602,19 @@ impl Counters {
         link.run(&pipeline).await
     }
 
-    /// Tells every instance that an organization's policy has changed.
-    pub async fn announce(&self, link: &Link, organization: &OrganizationId) -> Result<(), Error> {
+    /// Tells every instance what has changed.
+    pub async fn announce(&self, link: &Link, changed: &Announcement) -> Result<(), Error> {
         let mut pipeline = redis::pipe();
         pipeline
             .cmd("PUBLISH")
             .arg(self.0.keys.announcements())
-            .arg(organization.as_str())
+            .arg(changed.to_string())
             .ignore();
         link.run(&pipeline).await
     }
 
-    /// The organizations whose policies change, until the connection breaks.
-    pub async fn announcements(&self) -> Result<BoxStream<'static, OrganizationId>, Error> {
+    /// What changes, until the connection breaks.
+    pub async fn announcements(&self) -> Result<BoxStream<'static, Announcement>, Error> {
         let mut subscription = self
             .0
             .client

@@ -123,11 +123,7 @@ id!(
 id!(
     /// What people know an API key by.
     ApiKeyName,
-    |text| std::str::from_utf8(text).is_ok_and(|text| {
-        (1..=100).contains(&text.chars().count())
-            && !text.trim().is_empty()
-            && !text.contains(char::is_control)
-    }),
+    readable,
     r"^(?=.*\S)[^\x00-\x1f\x7f-\x9f]{1,100}$",
     "auth server",
     "must be 1 to 100 characters, not all of them spaces, and none a control character"
@@ -151,6 +147,21 @@ id!(
     "must be wh_ and 32 characters of 0-9 a-f"
 );
 
+id!(
+    /// What people know a plan by.
+    PlanName,
+    readable,
+    r"^(?=.*\S)[^\x00-\x1f\x7f-\x9f]{1,100}$",
+    "Pro",
+    "must be 1 to 100 characters, not all of them spaces, and none a control character"
+);
+
+impl From<&PlanId> for PlanName {
+    fn from(id: &PlanId) -> Self {
+        Self(Arc::clone(&id.0))
+    }
+}
+
 impl MeterId {
     /// The meter of a call that names none.
     pub const DEFAULT: &'static str = "api";
@@ -165,6 +176,14 @@ impl Default for MeterId {
 
 /// The most meters that one organization may have.
 pub const METERS_MAX: usize = 32;
+
+fn readable(text: &[u8]) -> bool {
+    std::str::from_utf8(text).is_ok_and(|text| {
+        (1..=100).contains(&text.chars().count())
+            && !text.trim().is_empty()
+            && !text.contains(char::is_control)
+    })
+}
 
 fn starts_alphanumeric(text: &[u8], length_max: usize) -> bool {
     text.len() <= length_max && text.first().is_some_and(u8::is_ascii_alphanumeric)

@@ -13,6 +13,8 @@
 //! - **enforcement**: `hard` refuses what does not fit, `soft` lets it become overage.
 //! - **event**: what happened to an organization and is worth telling, recorded once.
 //! - **webhook**: somebody's URL that events are sent to; each event for each is a **delivery**.
+//! - **plan**: a named set of limits and features, shared by the organizations on it.
+//! - **feature**: one named value of a plan or an organization.
 //! - **policy**: all that decides about one organization, resolved and versioned.
 #![warn(clippy::arithmetic_side_effects)]
 
@@ -24,6 +26,7 @@ pub mod history;
 pub mod ids;
 pub mod patch;
 pub mod period;
+pub mod plan;
 pub mod policy;
 pub mod precondition;
 pub mod quantity;

@@ -1,8 +1,10 @@
 //! What an organization may use and when its periods begin: settings as people give them, and the
 //! policy that they resolve to.
 //!
-//! An organization's own setting wins over the service's default. The resolved policy carries the
-//! highest version of all that went into it, so that any change anywhere makes it newer.
+//! An organization's own setting wins over its plan's, and that over the service's default. The
+//! resolved policy carries the highest version of all that went into it, so that any change anywhere
+//! makes it newer. Versions are drawn in steps larger than [`METERS_MAX`](super::ids::METERS_MAX), so that each
+//! temporary limit that ends makes the policy newer as well, without anybody drawing a version at that instant.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -16,6 +18,7 @@ use utoipa::{PartialSchema, ToSchema};
 
 use super::ids::{MeterId, PlanId};
 use super::period::{Calendar, InvalidCalendar, Period, Reset, ResetMode, ResetPeriod, Schedule};
+use super::plan::Plan;
 use super::quantity::Count;
 
 /// What happens to a consume that does not fit.
@@ -68,8 +71,12 @@ impl Rule {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Source {
+    /// Somebody, for this organization and for a time.
+    Temporary,
     /// Somebody, for this organization.
     Organization,
+    /// Somebody, for the plan that the organization is on.
+    Plan,
     /// Nobody: it is the service's default.
     #[default]
     Default,
@@ -90,6 +97,10 @@ pub struct MeterLimit {
     #[serde(default)]
     #[schema(required)]
     pub source: Source,
+    /// When the limit that is there for a time ends; only where `source` is `temporary`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = DateTime<Utc>, required = false)]
+    pub until: Option<DateTime<Utc>>,
 }
 
 /// Where people are told, unless a limit says otherwise.
@@ -102,12 +113,13 @@ impl Default for MeterLimit {
             enforcement: Enforcement::Hard,
             warn_at: WARN_AT_DEFAULT.to_vec(),
             source: Source::Default,
+            until: None,
         }
     }
 }
 
 impl MeterLimit {
-    fn overridden(&self, own: &LimitOverride) -> Self {
+    fn overridden(&self, own: &LimitOverride, source: Source) -> Self {
         Self {
             limit: own.limit.map_or(self.limit, |Limit(limit)| limit),
             enforcement: own.enforcement.unwrap_or(self.enforcement),
@@ -115,8 +127,9 @@ impl MeterLimit {
             source: if *own == LimitOverride::default() {
                 self.source
             } else {
-                Source::Organization
+                source
             },
+            until: None,
         }
     }
 }
@@ -126,7 +139,7 @@ impl MeterLimit {
 #[serde(transparent)]
 pub struct Limit(pub Option<Count>);
 
-/// An organization's own limit on one meter; what is absent is inherited.
+/// A limit that a plan or an organization sets on one meter; what is absent is inherited.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct LimitOverride {
@@ -159,13 +172,28 @@ impl LimitOverride {
     }
 }
 
+/// A limit that lies on top of an organization's for a time, and ends by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"limit": 12000, "until": "2040-01-01T00:00:00Z"}))]
+pub struct TemporaryLimit {
+    /// Units that a period includes; null is unlimited.
+    // Without this, serde would take an absent limit for null.
+    #[serde(deserialize_with = "Limit::deserialize")]
+    #[schema(value_type = Option<Count>, required)]
+    pub limit: Limit,
+    /// The first instant at which it does not hold any more; in the future.
+    pub until: DateTime<Utc>,
+}
+
 /// The most thresholds that one limit may have.
 pub const WARN_AT_MAX: usize = 10;
 
 /// The percentages that a threshold may be at.
 pub const WARN_AT: RangeInclusive<u16> = 1..=1000;
 
-fn warn_at() -> impl Into<RefOr<Schema>> {
+/// How thresholds are described.
+pub fn warn_at() -> impl Into<RefOr<Schema>> {
     let percentage = ObjectBuilder::new()
         .schema_type(Type::Integer)
         .minimum(Some(*WARN_AT.start()))
@@ -182,7 +210,7 @@ fn warn_at() -> impl Into<RefOr<Schema>> {
 }
 
 /// Tells a field that is `null` from one that is absent.
-fn named<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+pub fn named<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
@@ -261,7 +289,7 @@ impl Defaults {
     "metadata": {"stripeCustomer": "cus_1"}
 }))]
 pub struct OrganizationSettings {
-    /// The organization's plan; the default plan is the only one.
+    /// The organization's plan, which must exist; the default plan always does.
     pub plan_id: Option<PlanId>,
     /// Its own features, by name.
     #[schema(value_type = BTreeMap<String, Feature>, example = json!({"sso": true, "seats": 5, "support": "email"}))]
@@ -309,6 +337,8 @@ pub struct Organization {
     pub settings: OrganizationSettings,
     /// Its own limits.
     pub limits: BTreeMap<MeterId, LimitOverride>,
+    /// What lies on top of them, until it has ended and that was noted.
+    pub temporary: BTreeMap<MeterId, TemporaryLimit>,
     /// The period that runs because the calendar has changed.
     pub pinned: Option<Period>,
     /// The last reset of each meter that ever had one.
@@ -317,7 +347,16 @@ pub struct Organization {
     pub version: u64,
 }
 
-/// All that decides about one organization.
+/// The value of a feature, and who set it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SetFeature {
+    /// What it was set to.
+    pub value: Feature,
+    /// Whoever did.
+    pub source: Source,
+}
+
+/// All that decides about one organization: whenever, as it is held, or at an instant ([`Policy::at`]).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Policy {
@@ -326,19 +365,26 @@ pub struct Policy {
     /// The plan that the organization is on.
     pub plan_id: PlanId,
     /// Features by name.
-    #[serde(default, skip_serializing_if = "Features::is_empty")]
-    pub features: Features,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub features: BTreeMap<String, SetFeature>,
     /// When its periods begin and end.
     pub schedule: Schedule,
     /// Limits by meter; a meter that is not named is counted without limit.
     pub limits: BTreeMap<MeterId, MeterLimit>,
+    /// What lies on top of them for a time; nothing in a policy at an instant, which has it in `limits`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub temporary: BTreeMap<MeterId, TemporaryLimit>,
+    /// How long a policy at an instant holds, where something in it ends by itself.
+    #[serde(skip)]
+    pub until: Option<DateTime<Utc>>,
 }
 
 impl Policy {
-    /// Resolves an organization, or one that nobody has set anything for, against the defaults.
+    /// Resolves an organization, or one that nobody has set anything for, over its plan, over the defaults.
     pub fn resolve(
         defaults: &Defaults,
         defaults_version: u64,
+        plan: &Plan,
         organization: Option<&Organization>,
     ) -> Self {
         let unset = Organization::default();
@@ -353,20 +399,33 @@ impl Policy {
                 Calendar::plain(period, zone),
             )
         });
-        let plan_id = settings.plan_id.as_ref().unwrap_or(&defaults.plan_id);
-        let mut limits = if *plan_id == defaults.plan_id {
+        let mut limits = if plan.id == defaults.plan_id {
             defaults.limits.clone()
         } else {
             BTreeMap::new()
         };
-        for (meter, own) in &organization.limits {
-            let inherited = limits.get(meter).cloned().unwrap_or_default();
-            limits.insert(meter.clone(), inherited.overridden(own));
+        let mut features = BTreeMap::new();
+        for (overrides, values, source) in [
+            (&plan.limits, &plan.features, Source::Plan),
+            (
+                &organization.limits,
+                &settings.features,
+                Source::Organization,
+            ),
+        ] {
+            for (meter, own) in overrides {
+                let inherited = limits.get(meter).cloned().unwrap_or_default();
+                limits.insert(meter.clone(), inherited.overridden(own, source));
+            }
+            for (name, value) in values {
+                let value = value.clone();
+                features.insert(name.clone(), SetFeature { value, source });
+            }
         }
         Self {
-            version: organization.version.max(defaults_version),
-            plan_id: plan_id.clone(),
-            features: settings.features.clone(),
+            version: organization.version.max(plan.version).max(defaults_version),
+            plan_id: plan.id.clone(),
+            features,
             schedule: Schedule {
                 mode,
                 calendar,
@@ -374,15 +433,47 @@ impl Policy {
                 resets: organization.resets.clone(),
             },
             limits,
+            temporary: organization.temporary.clone(),
+            until: None,
         }
+    }
+
+    /// What this comes to at an instant, and until the next of its temporary limits ends. Each that has ended
+    /// makes it newer by one.
+    #[must_use]
+    pub fn at(mut self, now: DateTime<Utc>) -> Self {
+        for (meter, TemporaryLimit { limit, until }) in std::mem::take(&mut self.temporary) {
+            if until <= now {
+                self.version = self.version.saturating_add(1);
+                continue;
+            }
+            let lasting = self.limits.remove(&meter).unwrap_or_default();
+            let temporary = MeterLimit {
+                limit: limit.0,
+                source: Source::Temporary,
+                until: Some(until),
+                ..lasting
+            };
+            self.limits.insert(meter, temporary);
+            self.until = Some(self.until.map_or(until, |first| first.min(until)));
+        }
+        self
     }
 
     /// The value of a feature and who set it; none if nobody did.
     pub fn feature(&self, name: &str) -> (Option<&Feature>, Source) {
         match self.features.get(name) {
-            Some(own) => (Some(own), Source::Organization),
+            Some(set) => (Some(&set.value), set.source),
             None => (None, Source::Default),
         }
+    }
+
+    /// Every feature that anybody has set.
+    pub fn feature_values(&self) -> Features {
+        let values = self.features.iter();
+        values
+            .map(|(name, set)| (name.clone(), set.value.clone()))
+            .collect()
     }
 
     /// How far a meter may go.
@@ -410,6 +501,24 @@ mod tests {
         }
     }
 
+    fn plan(id: &str, limits: &str) -> Plan {
+        Plan {
+            id: id.parse().unwrap(),
+            name: "Plan".parse().unwrap(),
+            limits: serde_json::from_str(limits).unwrap(),
+            features: Features::default(),
+            version: 5,
+        }
+    }
+
+    fn resolve(defaults: &Defaults, organization: Option<&Organization>) -> Policy {
+        let plan = Plan {
+            version: 0,
+            ..plan("free", "{}")
+        };
+        Policy::resolve(defaults, 3, &plan, organization)
+    }
+
     fn limited(units: u64) -> MeterLimit {
         MeterLimit {
             limit: Some(Count::try_from(units).unwrap()),
@@ -428,7 +537,7 @@ mod tests {
 
     #[test]
     fn an_unknown_organization_is_on_the_default_plan() {
-        let policy = Policy::resolve(&defaults(), 3, None);
+        let policy = resolve(&defaults(), None);
         assert_eq!((policy.version, policy.plan_id.as_str()), (3, "free"));
         assert_eq!(
             policy.rule(&"api".parse().unwrap()).limit,
@@ -439,21 +548,16 @@ mod tests {
     #[test]
     fn a_limit_of_zero_stays_zero_and_null_means_unlimited() {
         let api: MeterId = "api".parse().unwrap();
-        let zero = Policy::resolve(&defaults(), 3, Some(&overriding("api", r#"{"limit": 0}"#)));
+        let zero = resolve(&defaults(), Some(&overriding("api", r#"{"limit": 0}"#)));
         assert_eq!(zero.rule(&api).limit, Some(Count::ZERO));
-        let unlimited = Policy::resolve(
-            &defaults(),
-            3,
-            Some(&overriding("api", r#"{"limit": null}"#)),
-        );
+        let unlimited = resolve(&defaults(), Some(&overriding("api", r#"{"limit": null}"#)));
         assert_eq!(unlimited.rule(&api).limit, None);
     }
 
     #[test]
     fn an_override_inherits_what_it_does_not_name() {
-        let policy = Policy::resolve(
+        let policy = resolve(
             &defaults(),
-            3,
             Some(&overriding("api", r#"{"enforcement": "soft"}"#)),
         );
         let rule = policy.rule(&"api".parse().unwrap());
@@ -467,14 +571,81 @@ mod tests {
     #[test]
     fn a_limit_is_the_organizations_own_as_soon_as_it_sets_any_part_of_it() {
         let api: MeterId = "api".parse().unwrap();
-        let source =
-            |own: Option<&Organization>| Policy::resolve(&defaults(), 3, own).limits[&api].source;
+        let source = |own: Option<&Organization>| resolve(&defaults(), own).limits[&api].source;
         assert_eq!(source(None), Source::Default);
         assert_eq!(source(Some(&overriding("api", "{}"))), Source::Default);
         assert_eq!(
             source(Some(&overriding("api", r#"{"warnAt": [50]}"#))),
             Source::Organization
         );
+    }
+
+    #[test]
+    fn a_part_of_a_limit_comes_from_the_organization_else_the_plan_else_the_default() {
+        let (api, tokens) = ("api".parse().unwrap(), "tokens".parse().unwrap());
+        let own = overriding("api", r#"{"warnAt": [50]}"#);
+        let over_settings = plan("free", r#"{"api": {"enforcement": "soft"}}"#);
+        let policy = Policy::resolve(&defaults(), 3, &over_settings, Some(&own));
+        let all_three = MeterLimit {
+            enforcement: Enforcement::Soft,
+            warn_at: vec![50],
+            source: Source::Organization,
+            ..limited(1000)
+        };
+        assert_eq!(policy.limits[&api], all_three);
+        // The settings limit the default plan alone.
+        let pro = plan("pro", r#"{"tokens": {"limit": 7}}"#);
+        let policy = Policy::resolve(&defaults(), 3, &pro, Some(&own));
+        assert_eq!(policy.rule(&api).limit, None);
+        let planned = MeterLimit {
+            source: Source::Plan,
+            ..limited(7)
+        };
+        assert_eq!(policy.limits[&tokens], planned);
+        assert_eq!((policy.plan_id.as_str(), policy.version), ("pro", 7));
+        assert_eq!(Policy::resolve(&defaults(), 3, &pro, None).version, 5);
+    }
+
+    #[test]
+    fn a_temporary_limit_ends_by_the_clock_and_makes_the_policy_newer() {
+        let api: MeterId = "api".parse().unwrap();
+        let instant = |second: i64| DateTime::from_timestamp(second, 0).unwrap();
+        let mut organization = overriding("api", r#"{"limit": 5, "enforcement": "soft"}"#);
+        for (meter, limit, second) in [("api", Count::try_from(9).ok(), 20), ("tokens", None, 10)] {
+            let temporary = TemporaryLimit {
+                limit: Limit(limit),
+                until: instant(second),
+            };
+            let meter = meter.parse().unwrap();
+            organization.temporary.insert(meter, temporary);
+        }
+        let policy = resolve(&defaults(), Some(&organization));
+        let seen = |second: i64| {
+            let at = policy.clone().at(instant(second));
+            let MeterLimit { limit, source, .. } = at.limits[&api];
+            assert_eq!(at.limits[&api].enforcement, Enforcement::Soft);
+            (limit.unwrap().get(), source, at.version, at.until)
+        };
+        assert_eq!(seen(9), (9, Source::Temporary, 7, Some(instant(10))));
+        assert_eq!(seen(10), (9, Source::Temporary, 8, Some(instant(20))));
+        assert_eq!(seen(20), (5, Source::Organization, 9, None));
+        assert!(
+            policy
+                .clone()
+                .at(instant(9))
+                .limits
+                .contains_key(&"tokens".parse().unwrap())
+        );
+        assert!(
+            !policy
+                .clone()
+                .at(instant(10))
+                .limits
+                .contains_key(&"tokens".parse().unwrap())
+        );
+        // An instant's policy stays what it is.
+        let at = policy.at(instant(9));
+        assert_eq!(at.clone().at(instant(99)), at);
     }
 
     #[test]
@@ -496,7 +667,7 @@ mod tests {
 
     #[test]
     fn a_meter_that_nobody_names_is_unlimited() {
-        let policy = Policy::resolve(&defaults(), 3, None);
+        let policy = resolve(&defaults(), None);
         assert_eq!(policy.rule(&"storage".parse().unwrap()), Rule::default());
     }
 
@@ -512,17 +683,19 @@ mod tests {
             settings,
             ..Organization::default()
         };
-        let policy = Policy::resolve(&daily, 3, Some(&organization));
+        let policy = resolve(&daily, Some(&organization));
         assert_eq!(policy.schedule.calendar.reset_period(), ResetPeriod::Daily);
     }
 
     #[test]
     fn a_policy_survives_its_json() {
-        let policy = Policy::resolve(
-            &defaults(),
-            3,
-            Some(&overriding("api", r#"{"limit": null}"#)),
-        );
+        let mut organization = overriding("api", r#"{"limit": null}"#);
+        let temporary = r#"{"limit": null, "until": "2031-03-15T12:00:00.123456Z"}"#;
+        let temporary = serde_json::from_str(temporary).unwrap();
+        organization
+            .temporary
+            .insert("api".parse().unwrap(), temporary);
+        let policy = resolve(&defaults(), Some(&organization));
         let json = serde_json::to_string(&policy).unwrap();
         assert_eq!(serde_json::from_str::<Policy>(&json).unwrap(), policy);
     }

@@ -12,7 +12,7 @@ impl Metering {
             Err(error) if error.is_counter_outage() => {
                 let exists = organizations::exists(&self.store, organization).await?;
                 let sources = self.policies.stored(organization).await?;
-                Ok(exists.then(|| sources.resolve()))
+                Ok(exists.then(|| sources.resolve(self.clock.now())))
             }
             other => other,
         }
@@ -20,7 +20,8 @@ impl Metering {
 
     /// What would decide about an organization of which nothing is known here.
     pub async fn in_force_for_none(&self, organization: &OrganizationId) -> Result<Policy, Error> {
-        Ok(self.policies.stored(organization).await?.resolve())
+        let sources = self.policies.stored(organization).await?;
+        Ok(sources.resolve(self.clock.now()))
     }
 
     async fn held(&self, organization: &OrganizationId) -> Result<Option<Policy>, Error> {

@@ -39,8 +39,8 @@ impl Metering {
         &self,
         organization: &OrganizationId,
     ) -> Result<OrganizationUsage, Error> {
-        let policy = self.policies.stored(organization).await?.resolve();
         let now = self.clock.now();
+        let policy = self.policies.stored(organization).await?.resolve(now);
         let meters = named(&policy, Vec::new()).into_iter();
         Ok(OrganizationUsage {
             meters: meters
@@ -140,9 +140,9 @@ impl Metering {
         &self,
         organization: &OrganizationId,
     ) -> Result<Option<OrganizationUsage>, Error> {
-        let policy = self.policies.stored(organization).await?.resolve();
-        self.stored_meters(organization, policy, self.clock.now(), false)
-            .await
+        let now = self.clock.now();
+        let policy = self.policies.stored(organization).await?.resolve(now);
+        self.stored_meters(organization, policy, now, false).await
     }
 
     async fn stored_meters(

@@ -4,12 +4,16 @@
 //! Redis (the organization, and its running counters), then announced. What of that is lost is
 //! repaired by the sweep, and by the version in each counter's stamp: a counter that knows a newer policy
 //! than its caller decides by its own, so that what is cached may be old without doing harm.
+//!
+//! A change of a plan, or of the defaults, reaches Redis one organization at a time: whatever was resolved
+//! from an older one is out of date ([`floors`]), and is resolved anew when its organization is asked for.
+//! A temporary limit ends by the clock: what is cached holds until then, and a sweep notes the end.
 
+mod floors;
 mod former;
 mod resolved;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -18,18 +22,25 @@ use quick_cache::sync::Cache;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::counters::{self, Configured, Counters, KnownOrganization, Link, PolicyText};
+use crate::counters::{
+    self, Announcement, Configured, Counters, KnownOrganization, Link, PolicyText,
+};
 use crate::domain::counter::{CounterId, Stamp};
 use crate::domain::ids::OrganizationId;
+use crate::domain::plan::Plan;
 use crate::domain::policy::{Defaults, Policy};
 use crate::metrics::{self, Metrics, Worker};
 use crate::store::organizations::{self, Sources};
-use crate::store::{self, Store};
+use crate::store::{self, Actor, Store, plans};
 
+use floors::Floors;
 pub use resolved::{Moment, Resolved};
 
 /// How long a policy is believed without looking at Redis again. Only what never reached Redis needs this at all.
 const CACHE_LIFETIME: TimeDelta = TimeDelta::minutes(5);
+
+/// How long a policy that is out of date is made do with where Postgres cannot tell a newer one.
+const STOPGAP_LIFETIME: TimeDelta = TimeDelta::seconds(1);
 
 /// How many organizations are kept at hand, each with some 150 bytes.
 const CACHE_SIZE: usize = 1_000_000;
@@ -56,8 +67,7 @@ pub struct Policies {
     cache: Arc<Cache<OrganizationId, Cached>>,
     /// Policies by their JSON.
     shared: Arc<Cache<Box<str>, Arc<Resolved>>>,
-    /// The version of the newest defaults; a policy below it was resolved from older ones.
-    floor: Arc<AtomicU64>,
+    floors: Arc<Floors>,
     metrics: Metrics,
 }
 
@@ -65,6 +75,8 @@ pub struct Policies {
 struct Cached {
     policy: Arc<Resolved>,
     looked_up_at: DateTime<Utc>,
+    /// Whether it was out of date then, and Postgres away.
+    stopgap: bool,
 }
 
 /// What is to be seen of an organization.
@@ -125,7 +137,7 @@ impl Policies {
             defaults: Arc::new(defaults),
             cache: Arc::new(Cache::new(CACHE_SIZE)),
             shared: Arc::new(Cache::new(POLICIES_SIZE)),
-            floor: Arc::default(),
+            floors: Arc::default(),
             metrics,
         }
     }
@@ -136,12 +148,8 @@ impl Policies {
         link: &Link,
         organization: &OrganizationId,
     ) -> Result<Arc<Resolved>, Error> {
-        let floor = self.floor.load(Ordering::Acquire);
-        let age = |cached: &Cached| self.clock.now() - cached.looked_up_at;
         if let Some(cached) = self.cache.get(organization)
-            && cached.policy.version >= floor
-            // A clock that was set back must not prolong anything.
-            && (TimeDelta::zero()..CACHE_LIFETIME).contains(&age(&cached))
+            && self.still_holds(&cached)
         {
             self.metrics.cache_hit(metrics::Cache::Policies);
             return Ok(cached.policy);
@@ -157,10 +165,8 @@ impl Policies {
         link: &Link,
         organization: &OrganizationId,
     ) -> Result<Arc<Resolved>, Error> {
-        let floor = self.floor.load(Ordering::Acquire);
-        let known = self.known(link, organization).await?;
-        match known {
-            Some(policy) if policy.version >= floor => Ok(self.keep(organization, policy)),
+        match self.known(link, organization).await? {
+            Some(policy) if !self.is_outdated(&policy) => Ok(self.keep(organization, policy)),
             Some(older) => match self.load(link, organization).await {
                 // Without Postgres, the older policy still counts and still refuses.
                 Err(Error::Store(store::Error::Unavailable(_))) => {
@@ -240,11 +246,28 @@ impl Policies {
         })
     }
 
-    /// Makes this instance's settings the defaults of the service.
-    pub async fn publish_defaults(&self) -> Result<(), store::Error> {
-        let version = organizations::publish_defaults(&self.store, &self.defaults).await?;
-        self.floor.fetch_max(version, Ordering::AcqRel);
+    /// Makes this instance's settings the defaults of the service, once, and learns which plans have changed.
+    pub async fn learn(&self) -> Result<(), store::Error> {
+        if self.floors.defaults() == 0 {
+            self.publish_defaults().await?;
+        }
+        let changes = plans::versions_since(&self.store, self.floors.swept()).await?;
+        self.floors.sweep(&changes);
         Ok(())
+    }
+
+    /// Puts a plan in force that was committed in Postgres: here at once, elsewhere as soon as the others hear or
+    /// learn of it. So it needs no Redis.
+    pub async fn apply_plan(&self, plan: &Plan) {
+        self.floors.raise_plan(&plan.id, plan.version);
+        let announced = async {
+            let link = self.counters.link().await?;
+            let changed = Announcement::Plan(plan.id.clone(), plan.version);
+            self.counters.announce(&link, &changed).await
+        };
+        if let Err(error) = announced.await {
+            tracing::warn!(%error, plan = %plan.id, "a change of a plan was not announced; the sweeps find it");
+        }
     }
 
     /// Writes a policy that was committed in Postgres to Redis and to every running counter, so that
@@ -256,7 +279,7 @@ impl Policies {
         organization: &OrganizationId,
         sources: &Sources,
     ) -> Result<usize, Error> {
-        let policy = sources.resolve();
+        let policy = sources.policy();
         let json = to_json(&policy)?;
         let now = self.clock.now();
         let text = PolicyText {
@@ -264,6 +287,7 @@ impl Policies {
             incarnation: sources.incarnation,
             json: &json,
         };
+        let at_now = policy.clone().at(now);
         // First the organization alone: from now on no counter is opened under an older version, so the list
         // of meters that comes back names every counter that still has one.
         let (known, erased) = self.make_known(link, organization, &policy, &text).await?;
@@ -276,7 +300,7 @@ impl Policies {
                 .map(|meter| {
                     let period = policy.schedule.running(&meter, now);
                     // Each counter keeps its own generation.
-                    let stamp = Stamp::of(&policy, &meter, period, 0);
+                    let stamp = Stamp::of(&at_now, &meter, period, 0);
                     (
                         CounterId {
                             organization: organization.clone(),
@@ -292,21 +316,21 @@ impl Policies {
                 .await?;
         }
         self.forget(organization);
-        self.counters.announce(link, organization).await?;
+        let changed = Announcement::Organization(organization.clone());
+        self.counters.announce(link, &changed).await?;
         Ok(erased)
     }
 
-    /// Applies every change that is committed and may not have reached Redis; returns how many.
+    /// Learns which plans have changed, ends what has ended, and applies every change of an organization that is
+    /// committed and may not have reached Redis; returns how many.
     pub async fn sweep_once(&self) -> Result<usize, Error> {
-        if self.floor.load(Ordering::Acquire) == 0 {
-            self.publish_defaults().await?;
-        }
+        self.learn().await?;
+        self.end_limits().await?;
         let link = self.counters.link().await?;
         // The mark is as old as the data set that holds it, so that a rollback is repaired as well.
         let mark = self.counters.applied(&link).await?;
         let changes = organizations::changes_since(&self.store, mark, SWEEP_BATCH).await?;
-        self.floor
-            .fetch_max(changes.defaults_version, Ordering::AcqRel);
+        self.floors.raise_defaults(changes.defaults_version);
         for organization in &changes.organizations {
             let sources = self.stored(organization).await?;
             self.apply(&link, organization, &sources).await?;
@@ -317,9 +341,13 @@ impl Policies {
         Ok(changes.organizations.len())
     }
 
-    /// Sweeps, and listens to the other instances, until `stop`.
+    /// Sweeps, learns, and listens to the other instances, until `stop`.
     pub async fn run(&self, stop: CancellationToken) {
-        tokio::join!(self.sweep(&stop), self.listen(&stop));
+        tokio::join!(
+            self.sweep(&stop),
+            self.keep_learning(&stop),
+            self.listen(&stop)
+        );
     }
 
     async fn sweep(&self, stop: &CancellationToken) {
@@ -344,12 +372,27 @@ impl Policies {
         }
     }
 
+    /// Beside the sweep, which may have much to apply, so that a plan is nowhere old for longer than is promised.
+    async fn keep_learning(&self, stop: &CancellationToken) {
+        while stop
+            .run_until_cancelled(tokio::time::sleep(SWEEP_INTERVAL))
+            .await
+            .is_some()
+        {
+            // The sweep tells of it.
+            let _ = self.learn().await;
+        }
+    }
+
     async fn listen(&self, stop: &CancellationToken) {
         loop {
             let heard = async {
                 if let Ok(mut announcements) = self.counters.announcements().await {
-                    while let Some(organization) = announcements.next().await {
-                        self.forget(&organization);
+                    while let Some(announcement) = announcements.next().await {
+                        match announcement {
+                            Announcement::Organization(id) => self.forget(&id),
+                            Announcement::Plan(id, version) => self.floors.raise_plan(&id, version),
+                        }
                     }
                 }
                 tokio::time::sleep(SWEEP_INTERVAL).await;
@@ -358,6 +401,57 @@ impl Policies {
                 return;
             }
         }
+    }
+
+    async fn publish_defaults(&self) -> Result<(), store::Error> {
+        let version = organizations::publish_defaults(&self.store, &self.defaults).await?;
+        self.floors.raise_defaults(version);
+        Ok(())
+    }
+
+    /// Takes away temporary limits that have ended. They hold no longer, whether this is done or not; it makes the
+    /// end known to the audit log, and to counters that nobody calls.
+    async fn end_limits(&self) -> Result<(), store::Error> {
+        let now = self.clock.now();
+        let ended = organizations::with_ended_limits(&self.store, now, SWEEP_BATCH).await?;
+        for organization in &ended {
+            self.end_limits_of(organization).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes away those of one organization. Where another instance has done so meanwhile, nothing happens.
+    pub async fn end_limits_of(&self, organization: &OrganizationId) -> Result<(), store::Error> {
+        let now = self.clock.now();
+        let end = |before: &Sources| {
+            let mut after = before.organization.clone().ok_or(())?;
+            let held = after.temporary.len();
+            after.temporary.retain(|_, it| it.until > now);
+            (after.temporary.len() < held).then_some(after).ok_or(())
+        };
+        let actor = Actor::system();
+        // A refusal is that there is nothing to do.
+        let _ = organizations::change(&self.store, organization, &actor, "limits.end", now, end)
+            .await?;
+        Ok(())
+    }
+
+    fn still_holds(&self, cached: &Cached) -> bool {
+        let now = self.clock.now();
+        let lifetime = if cached.stopgap {
+            STOPGAP_LIFETIME
+        } else if self.is_outdated(&cached.policy) {
+            return false;
+        } else {
+            CACHE_LIFETIME
+        };
+        // A clock that was set back must not prolong anything.
+        (TimeDelta::zero()..lifetime).contains(&(now - cached.looked_up_at))
+            && cached.policy.until.is_none_or(|until| now < until)
+    }
+
+    fn is_outdated(&self, policy: &Policy) -> bool {
+        policy.version < self.floors.of(&policy.plan_id)
     }
 
     async fn known(
@@ -375,7 +469,7 @@ impl Policies {
         organization: &OrganizationId,
     ) -> Result<Arc<Resolved>, Error> {
         let sources = self.stored(organization).await?;
-        let policy = sources.resolve();
+        let policy = sources.policy();
         let json = to_json(&policy)?;
         let text = PolicyText {
             version: policy.version,
@@ -390,12 +484,14 @@ impl Policies {
         let cached = Cached {
             policy: Arc::clone(&policy),
             looked_up_at: self.clock.now(),
+            stopgap: self.is_outdated(&policy),
         };
         self.cache.insert(organization.clone(), cached);
         policy
     }
 
-    /// The policy that some JSON describes. What an older release wrote and this one cannot read is as good as absent.
+    /// The policy that some JSON describes, now. What an older release wrote and this one cannot read is as good as
+    /// absent.
     fn parse(&self, json: &str) -> Option<Arc<Resolved>> {
         self.shared
             .get(json)
@@ -403,6 +499,9 @@ impl Policies {
     }
 
     fn share(&self, json: &str, policy: Policy) -> Arc<Resolved> {
+        if !policy.temporary.is_empty() {
+            return Arc::new(Resolved::new(policy.at(self.clock.now())));
+        }
         if let Some(same) = self.shared.get(json) {
             return same;
         }

@@ -12,10 +12,20 @@ use crate::domain::ids::OrganizationId;
 /// Who is behind a change.
 #[derive(Debug, Clone)]
 pub struct Actor {
-    /// The key that was used, such as `key:3f9c…`, or the command.
+    /// The key that was used, such as `key:3f9c…`, the command, or `system`.
     pub name: String,
     /// The request that asked for it; empty where none did.
     pub request_id: String,
+}
+
+impl Actor {
+    /// The service itself, of its own accord.
+    pub fn system() -> Self {
+        Self {
+            name: "system".to_owned(),
+            request_id: String::new(),
+        }
+    }
 }
 
 /// One change.

@@ -58,6 +58,7 @@ pub async fn delete<E>(
     rows += hours.rows_affected();
     for table in [
         "delete from limits where organization_id = $1",
+        "delete from temporary_limits where organization_id = $1",
         "delete from standings where organization_id = $1",
         "delete from resets where organization_id = $1",
         "delete from attempts where scope = $1",
@@ -107,13 +108,11 @@ pub async fn delete<E>(
     });
     events::record(&mut transaction, &[deletion], now).await?;
     let keys = api_keys::revoke_bound(&mut transaction, id, actor).await?;
+    // Read back, because it is on the default plan now.
+    let sources = read(&mut transaction, id).await?.ok_or_else(no_defaults)?;
     transaction.commit().await?;
     Ok(Ok(Deleted {
-        sources: Sources {
-            organization: None,
-            incarnation: version,
-            ..before
-        },
+        sources,
         rows,
         keys,
     }))

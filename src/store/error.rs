@@ -15,6 +15,9 @@ pub enum Error {
     /// The organization has as many meters as it may have.
     #[error("the organization has as many meters as it may have")]
     TooManyMeters,
+    /// An organization cannot be on a plan that is not there.
+    #[error("there is no such plan")]
+    NoSuchPlan,
     /// A row holds something that this code never writes.
     #[error("the database holds nonsense: {0}")]
     Inconsistent(String),
@@ -32,6 +35,11 @@ impl From<sqlx::Error> for Error {
             | sqlx::Error::PoolTimedOut
             | sqlx::Error::PoolClosed
             | sqlx::Error::WorkerCrashed => Self::Unavailable(error),
+            sqlx::Error::Database(database)
+                if database.constraint() == Some("organizations_plan_fkey") =>
+            {
+                Self::NoSuchPlan
+            }
             // Connection, authorization, resources, operator intervention, and what a repetition cures.
             sqlx::Error::Database(database) => {
                 match database.code().as_deref().map(|code| code.split_at(2)) {

@@ -12,6 +12,7 @@ pub mod events;
 pub mod expired;
 pub mod history;
 pub mod organizations;
+pub mod plans;
 pub mod resets;
 pub mod standings;
 pub mod usage;

@@ -1,18 +1,21 @@
-//! Organizations, their limits, and the defaults: everything that a policy is resolved from.
+//! Organizations, their limits, and the defaults: what a policy is resolved from, beside [`plans`](super::plans).
 
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
+use serde::Deserialize;
 use sqlx::types::Json;
 use sqlx::{FromRow, PgConnection};
 
-use super::{Actor, Error, Store, audit, events, resets, signed, unsigned};
+use super::plans::{self, PlanRow};
+use super::{Actor, Error, Store, audit, events, signed, unsigned};
 use crate::domain::event::{Event, LimitsUpdate};
 use crate::domain::ids::{MeterId, OrganizationId};
 use crate::domain::period::{Period, Reset, Schedule, parse_time_zone};
+use crate::domain::plan::Plan;
 use crate::domain::policy::{
     Defaults, Enforcement, Features, Limit, LimitOverride, Organization, OrganizationSettings,
-    Policy,
+    Policy, TemporaryLimit,
 };
 use crate::domain::quantity::Count;
 
@@ -23,6 +26,8 @@ pub struct Sources {
     pub defaults: Defaults,
     /// The policy version of the defaults.
     pub defaults_version: u64,
+    /// The plan that the organization is on.
+    pub plan: Plan,
     /// What people set for this organization; none if it was never counted or configured, or deleted since.
     pub organization: Option<Organization>,
     /// The policy version of its last deletion; 0 if it never was deleted. Whatever an older policy decided is of a
@@ -31,12 +36,18 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// The policy that these come to.
-    pub fn resolve(&self) -> Policy {
+    /// The policy that these come to at an instant.
+    pub fn resolve(&self, now: DateTime<Utc>) -> Policy {
+        self.policy().at(now)
+    }
+
+    /// The policy that these come to, whenever.
+    pub fn policy(&self) -> Policy {
         Policy::resolve(
             &self.defaults,
             // A deletion is a change as well: what comes after it is newer than all that was before.
             self.defaults_version.max(self.incarnation),
+            &self.plan,
             self.organization.as_ref(),
         )
     }
@@ -108,10 +119,7 @@ pub async fn publish_defaults(store: &Store, defaults: &Defaults) -> Result<u64,
     .execute(&mut *transaction)
     .await?;
     // Nobody has asked for it but the settings that the service was started with.
-    let actor = Actor {
-        name: "service".to_owned(),
-        request_id: String::new(),
-    };
+    let actor = Actor::system();
     let before = before.map(|(defaults, _)| defaults);
     audit::record(
         &mut transaction,
@@ -122,13 +130,14 @@ pub async fn publish_defaults(store: &Store, defaults: &Defaults) -> Result<u64,
         defaults,
     )
     .await?;
+    plans::ensure(&mut transaction, &defaults.plan_id, version).await?;
     transaction.commit().await?;
     Ok(version)
 }
 
 /// Changes an organization: `change` gets what there is and returns what shall be, or refuses.
 /// The change has a new policy version and a row in the audit log, or does not happen; where it changes what limits
-/// are in force, that is an event.
+/// are in force, that is an event. A plan that is not there is [`Error::NoSuchPlan`].
 pub async fn change<E>(
     store: &Store,
     id: &OrganizationId,
@@ -150,12 +159,11 @@ pub async fn change<E>(
         describe(Some(&after)),
     );
     audit::record(&mut transaction, actor, action, Some(id), &was, &is).await?;
-    let limits_before = before.resolve().limits;
-    let after = Sources {
-        organization: Some(after),
-        ..before
-    };
-    let limits = after.resolve().limits;
+    // Read back, because its plan may be another one now.
+    let after = read(&mut transaction, id).await?.ok_or_else(no_defaults)?;
+    // A temporary limit that was there held until somebody notes its end, for whoever is told of changes.
+    let limits_before = before.resolve(DateTime::<Utc>::MIN_UTC).limits;
+    let limits = after.resolve(now).limits;
     if limits != limits_before {
         let update = Event::LimitsUpdated(LimitsUpdate {
             organization_id: id.clone(),
@@ -165,6 +173,27 @@ pub async fn change<E>(
     }
     transaction.commit().await?;
     Ok(Ok(after))
+}
+
+/// Organizations with a temporary limit that has ended without anybody having noted it, at most `count`; the oldest
+/// first.
+pub async fn with_ended_limits(
+    store: &Store,
+    now: DateTime<Utc>,
+    count: u32,
+) -> Result<Vec<OrganizationId>, Error> {
+    let rows: Vec<(String,)> = sqlx::query_as(
+        "select organization_id from temporary_limits
+         where until <= $1
+         group by organization_id
+         order by min(until), organization_id
+         limit $2",
+    )
+    .bind(now)
+    .bind(i64::from(count))
+    .fetch_all(&store.pool)
+    .await?;
+    rows.iter().map(|(id,)| parse(id)).collect()
 }
 
 /// Policy changes since a version.
@@ -207,17 +236,36 @@ pub async fn changes_since(store: &Store, version: u64, count: u32) -> Result<Ch
 
 /// What the audit log says of an organization.
 pub(super) fn describe(organization: Option<&Organization>) -> Option<serde_json::Value> {
-    organization.map(|it| serde_json::json!({"settings": it.settings, "limits": it.limits}))
+    organization.map(|it| {
+        serde_json::json!({"settings": it.settings, "limits": it.limits, "temporary": it.temporary})
+    })
 }
 
 pub(super) fn no_defaults() -> Error {
     Error::Inconsistent("no defaults were published".to_owned())
 }
 
+/// What one statement reads, and so as of one instant.
+#[derive(FromRow)]
+struct SourcesRow {
+    /// Whose.
+    asked_id: String,
+    defaults: Json<Defaults>,
+    defaults_version: i64,
+    #[sqlx(flatten)]
+    plan: PlanRow,
+    /// Whether there is an organization, and not what a deleted one has left.
+    known: bool,
+    incarnation: i64,
+    #[sqlx(flatten)]
+    organization: OrganizationRow,
+}
+
+/// Nothing but nulls and zeros where there is no organization.
 #[derive(FromRow)]
 struct OrganizationRow {
-    plan_id: Option<String>,
-    features: Json<Features>,
+    own_plan: Option<String>,
+    own_features: Json<Features>,
     reset_mode: Option<String>,
     reset_period: Option<String>,
     reset_day: Option<i16>,
@@ -227,25 +275,19 @@ struct OrganizationRow {
     metadata: Json<serde_json::Map<String, serde_json::Value>>,
     pinned_start: Option<DateTime<Utc>>,
     pinned_end: Option<DateTime<Utc>>,
-    version: i64,
-    incarnation: i64,
-    deleted_at: Option<DateTime<Utc>>,
+    own_version: i64,
+    own_limits: Json<Vec<LimitRow>>,
+    temporary: Json<BTreeMap<MeterId, TemporaryLimit>>,
+    resets: Json<BTreeMap<MeterId, Reset>>,
 }
 
-#[derive(FromRow)]
-struct NamedRow {
-    id: String,
-    #[sqlx(flatten)]
-    row: OrganizationRow,
-}
-
-#[derive(FromRow)]
+#[derive(Deserialize)]
 struct LimitRow {
-    meter: String,
+    meter: MeterId,
     limited: bool,
-    units: Option<i64>,
-    enforcement: Option<String>,
-    warn_at: Option<Vec<i16>>,
+    units: Option<Count>,
+    enforcement: Option<Enforcement>,
+    warn_at: Option<Vec<u16>>,
 }
 
 pub(super) async fn read_defaults(
@@ -263,34 +305,11 @@ pub(super) async fn schedules(
     connection: &mut PgConnection,
     ids: &[OrganizationId],
 ) -> Result<BTreeMap<OrganizationId, Schedule>, Error> {
-    let Some((defaults, defaults_version)) = read_defaults(connection).await? else {
-        return Err(no_defaults());
-    };
-    let texts: Vec<&str> = ids.iter().map(OrganizationId::as_str).collect();
-    let mut resets = resets::of_organizations(connection, &texts).await?;
-    let rows: Vec<NamedRow> = sqlx::query_as(
-        "select id, plan_id, features, reset_mode, reset_period, reset_day, reset_month, anchor, time_zone, metadata,
-                pinned_start, pinned_end, version, incarnation, deleted_at
-         from organizations
-         where id = any($1)",
-    )
-    .bind(texts)
-    .fetch_all(connection)
-    .await?;
     let mut schedules = BTreeMap::new();
-    for NamedRow { id, row } in rows {
-        let id: OrganizationId = parse(&id)?;
-        let resets = resets.remove(&id).unwrap_or_default();
-        let incarnation = unsigned(row.incarnation);
-        match organization(row, Vec::new(), resets) {
-            Ok(organization) => {
-                let sources = Sources {
-                    defaults: defaults.clone(),
-                    defaults_version,
-                    organization: Some(organization),
-                    incarnation,
-                };
-                schedules.insert(id, sources.resolve().schedule);
+    for (id, sources) in read_all(connection, ids).await? {
+        match sources {
+            Ok(sources) => {
+                schedules.insert(id, sources.policy().schedule);
             }
             Err(error) => tracing::error!(%error, org.id = %id, "an organization cannot be read"),
         }
@@ -298,55 +317,63 @@ pub(super) async fn schedules(
     Ok(schedules)
 }
 
+/// What an organization's policy comes from; none before any defaults were published.
 pub(super) async fn read(
     connection: &mut PgConnection,
     id: &OrganizationId,
 ) -> Result<Option<Sources>, Error> {
-    let Some((defaults, defaults_version)) = read_defaults(connection).await? else {
-        return Ok(None);
-    };
-    let row: Option<OrganizationRow> = sqlx::query_as(
-        "select plan_id, features, reset_mode, reset_period, reset_day, reset_month, anchor, time_zone, metadata,
-                pinned_start, pinned_end, version, incarnation, deleted_at
-         from organizations
-         where id = $1",
-    )
-    .bind(id.as_str())
-    .fetch_optional(&mut *connection)
-    .await?;
-    let incarnation = row.as_ref().map_or(0, |row| unsigned(row.incarnation));
-    let organization = match row {
-        None => None,
-        Some(row) if row.deleted_at.is_some() => None,
-        Some(row) => {
-            let limits: Vec<LimitRow> = sqlx::query_as(
-                "select meter, limited, units, enforcement, warn_at from limits where organization_id = $1",
-            )
-            .bind(id.as_str())
-            .fetch_all(&mut *connection)
-            .await?;
-            let mut resets = resets::of_organizations(connection, &[id.as_str()]).await?;
-            let resets = resets.remove(id).unwrap_or_default();
-            Some(organization(row, limits, resets)?)
-        }
-    };
-    Ok(Some(Sources {
-        defaults,
-        defaults_version,
-        organization,
-        incarnation,
-    }))
+    let mut one = read_all(connection, std::slice::from_ref(id)).await?;
+    one.pop().map(|(_, sources)| sources).transpose()
 }
 
-fn organization(
-    row: OrganizationRow,
-    limits: Vec<LimitRow>,
-    resets: BTreeMap<MeterId, Reset>,
-) -> Result<Organization, Error> {
+/// The same of several organizations; one whose settings are nonsense does not keep the others from it.
+pub(super) async fn read_all(
+    connection: &mut PgConnection,
+    ids: &[OrganizationId],
+) -> Result<Vec<(OrganizationId, Result<Sources, Error>)>, Error> {
+    let rows: Vec<SourcesRow> = sqlx::query_as(
+        "select asked_id, defaults.settings as defaults, defaults.version as defaults_version,
+                plans.id, plans.name, plans.limits, plans.features, plans.version,
+                it.id is not null and it.deleted_at is null as known, it.plan_id as own_plan, coalesce(it.features, '{}') as own_features,
+                it.reset_mode, it.reset_period, it.reset_day, it.reset_month, it.anchor, it.time_zone,
+                coalesce(it.metadata, '{}') as metadata, it.pinned_start, it.pinned_end,
+                coalesce(it.version, 0) as own_version, coalesce(it.incarnation, 0) as incarnation,
+                (select coalesce(jsonb_agg(own), '[]') from limits as own where organization_id = asked_id) as own_limits,
+                (select coalesce(jsonb_object_agg(meter, jsonb_build_object('limit', units, 'until', until)), '{}')
+                 from temporary_limits where organization_id = asked_id) as temporary,
+                (select coalesce(jsonb_object_agg(meter, jsonb_build_object('closedStart', closed_start, 'at', at)), '{}')
+                 from resets where organization_id = asked_id) as resets
+         from unnest($1::text[]) as asked (asked_id)
+         cross join defaults
+         left join organizations as it on it.id = asked_id
+         join plans on plans.id = coalesce(it.plan_id, defaults.settings->>'planId')",
+    )
+    .bind(ids.iter().map(OrganizationId::as_str).collect::<Vec<_>>())
+    .fetch_all(connection)
+    .await?;
+    rows.into_iter()
+        .map(|row| Ok((parse(&row.asked_id)?, row.sources())))
+        .collect()
+}
+
+impl SourcesRow {
+    fn sources(self) -> Result<Sources, Error> {
+        let organization = self.known.then(|| organization(self.organization));
+        Ok(Sources {
+            defaults: self.defaults.0,
+            defaults_version: unsigned(self.defaults_version),
+            plan: self.plan.plan()?,
+            organization: organization.transpose()?,
+            incarnation: unsigned(self.incarnation),
+        })
+    }
+}
+
+fn organization(row: OrganizationRow) -> Result<Organization, Error> {
     Ok(Organization {
         settings: OrganizationSettings {
-            plan_id: row.plan_id.as_deref().map(parse).transpose()?,
-            features: row.features.0,
+            plan_id: row.own_plan.as_deref().map(parse).transpose()?,
+            features: row.own_features.0,
             reset_mode: row.reset_mode.as_deref().map(parse).transpose()?,
             reset_period: row.reset_period.as_deref().map(parse).transpose()?,
             reset_day: row
@@ -368,31 +395,24 @@ fn organization(
                 .map_err(nonsense)?,
             metadata: row.metadata.0,
         },
-        limits: limits.into_iter().map(limit).collect::<Result<_, _>>()?,
+        limits: row.own_limits.0.into_iter().map(limit).collect(),
+        temporary: row.temporary.0,
         pinned: row.pinned_start.map(|start| Period {
             start,
             end: row.pinned_end,
         }),
-        resets,
-        version: unsigned(row.version),
+        resets: row.resets.0,
+        version: unsigned(row.own_version),
     })
 }
 
-fn limit(row: LimitRow) -> Result<(MeterId, LimitOverride), Error> {
-    let units = row
-        .units
-        .map(|units| Count::try_from(unsigned(units)))
-        .transpose()
-        .map_err(nonsense)?;
-    let warn_at = row
-        .warn_at
-        .map(|levels| levels.into_iter().map(i16::unsigned_abs).collect());
+fn limit(row: LimitRow) -> (MeterId, LimitOverride) {
     let limit = LimitOverride {
-        limit: row.limited.then_some(Limit(units)),
-        enforcement: row.enforcement.as_deref().and_then(Enforcement::parse),
-        warn_at,
+        limit: row.limited.then_some(Limit(row.units)),
+        enforcement: row.enforcement,
+        warn_at: row.warn_at,
     };
-    Ok((parse(&row.meter)?, limit))
+    (row.meter, limit)
 }
 
 pub(super) async fn write(
@@ -403,6 +423,7 @@ pub(super) async fn write(
     let Organization {
         settings,
         limits,
+        temporary,
         pinned,
         version,
         // Written by the reset itself alone.
@@ -448,7 +469,8 @@ pub(super) async fn write(
         .bind(id.as_str())
         .execute(&mut *connection)
         .await?;
-    write_limits(connection, id, limits).await
+    write_limits(connection, id, limits).await?;
+    write_temporary(connection, id, temporary).await
 }
 
 async fn write_limits(
@@ -477,6 +499,29 @@ async fn write_limits(
         )
         .bind(own.enforcement.map(Enforcement::as_str))
         .bind(warn_at)
+        .execute(&mut *connection)
+        .await?;
+    }
+    Ok(())
+}
+
+async fn write_temporary(
+    connection: &mut PgConnection,
+    id: &OrganizationId,
+    temporary: &BTreeMap<MeterId, TemporaryLimit>,
+) -> Result<(), Error> {
+    sqlx::query("delete from temporary_limits where organization_id = $1")
+        .bind(id.as_str())
+        .execute(&mut *connection)
+        .await?;
+    for (meter, TemporaryLimit { limit, until }) in temporary {
+        sqlx::query(
+            "insert into temporary_limits (organization_id, meter, units, until) values ($1, $2, $3, $4)",
+        )
+        .bind(id.as_str())
+        .bind(meter.as_str())
+        .bind(limit.0.map(|units| signed(units.get())))
+        .bind(until)
         .execute(&mut *connection)
         .await?;
     }

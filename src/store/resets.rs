@@ -97,7 +97,7 @@ pub async fn commit(
     if before.organization.is_none() && before.incarnation != wish.incarnation {
         return Ok(Outcome::Deleted);
     }
-    let policy = before.resolve();
+    let policy = before.resolve(now);
     let meters = if let Some(meters) = wish.meters {
         meters.clone()
     } else {
@@ -143,7 +143,7 @@ pub async fn commit(
         organization: Some(organization),
         ..before
     };
-    let schedule = after.resolve().schedule;
+    let schedule = after.policy().schedule;
     let cut = |(meter, closed_start): (&MeterId, &DateTime<Utc>)| {
         let cut = Cut {
             closed_start: *closed_start,
@@ -344,25 +344,6 @@ impl EndedRow {
             reset_date: self.period_end,
         }))
     }
-}
-
-/// The last reset of each meter of some organizations.
-pub(super) async fn of_organizations(
-    connection: &mut PgConnection,
-    organizations: &[&str],
-) -> Result<BTreeMap<OrganizationId, BTreeMap<MeterId, Reset>>, Error> {
-    let rows: Vec<(String, String, DateTime<Utc>, DateTime<Utc>)> = sqlx::query_as(
-        "select organization_id, meter, closed_start, at from resets where organization_id = any($1)",
-    )
-    .bind(organizations)
-    .fetch_all(connection)
-    .await?;
-    let mut resets: BTreeMap<OrganizationId, BTreeMap<MeterId, Reset>> = BTreeMap::new();
-    for (organization, meter, closed_start, at) in rows {
-        let of_organization = resets.entry(parse(&organization)?).or_default();
-        of_organization.insert(parse(&meter)?, Reset { closed_start, at });
-    }
-    Ok(resets)
 }
 
 async fn pending_in(

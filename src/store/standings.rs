@@ -186,7 +186,7 @@ async fn read<'a>(
     now: DateTime<Utc>,
 ) -> Result<HashMap<&'a str, Standing>, Error> {
     let snapshots = usage::running_of(connection, organizations, now).await?;
-    let warnings = own_warnings(connection, organizations).await?;
+    let warnings = lowest_warnings(connection, organizations).await?;
     let mut standings: HashMap<&str, Standing> = HashMap::new();
     let by_id: HashMap<&str, &'a str> = organizations.iter().map(|id| (*id, *id)).collect();
     for snapshot in &snapshots {
@@ -198,8 +198,8 @@ async fn read<'a>(
         let Some(id) = by_id.get(organization.as_str()) else {
             continue;
         };
-        let own = warnings.get(&(organization.to_string(), meter.to_string()));
-        let warn_at = own
+        let said = warnings.get(&(organization.to_string(), meter.to_string()));
+        let warn_at = said
             .copied()
             .unwrap_or_else(|| WARN_AT_DEFAULT.first().copied());
         let standing = standings.entry(id).or_default();
@@ -219,18 +219,31 @@ fn standing_of(snapshot: &Snapshot, warn_at: Option<u16>) -> MeterStanding {
     }
 }
 
-/// The lowest level of each limit that has levels of its own; none where it has none at all.
-async fn own_warnings(
+/// The lowest level of each limit of which the organization, or else its plan, says the levels; none where it has none
+/// at all.
+async fn lowest_warnings(
     connection: &mut PgConnection,
     organizations: &[&str],
 ) -> Result<HashMap<(String, String), Option<u16>>, Error> {
     let rows: Vec<(String, String, Option<i16>)> = sqlx::query_as(
-        "select organization_id, meter, warn_at[1] from limits
-         where organization_id = any($1) and warn_at is not null",
+        "select id, meter, lowest
+         from (
+             select organizations.id, planned.key as meter, (planned.value->'warnAt'->>0)::smallint as lowest, 0 as nearness
+             from organizations
+             cross join defaults
+             join plans on plans.id = coalesce(organizations.plan_id, defaults.settings->>'planId')
+             cross join jsonb_each(plans.limits) as planned
+             where organizations.id = any($1) and planned.value ? 'warnAt'
+             union all
+             select organization_id, meter, warn_at[1], 1 from limits
+             where organization_id = any($1) and warn_at is not null
+         ) as levels
+         order by nearness",
     )
     .bind(organizations)
     .fetch_all(connection)
     .await?;
+    // The nearer of two comes later, and stays.
     Ok(rows
         .into_iter()
         .map(|(organization, meter, lowest)| ((organization, meter), lowest.map(i16::unsigned_abs)))

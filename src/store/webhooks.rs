@@ -3,6 +3,8 @@
 //! A delivery is written in the statement that records its event. Whoever tries it moves `next_at` ahead first: that
 //! is a lease, which ends by itself, and its value tells whether what is noted afterwards is still awaited.
 
+use std::collections::BTreeSet;
+
 use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 use sqlx::types::Json;
@@ -330,7 +332,7 @@ pub async fn claim(
     until: DateTime<Utc>,
     count: u32,
 ) -> Result<Option<Claimed>, Error> {
-    let target: Option<(String, Vec<u8>, Option<Vec<u8>>, Option<DateTime<Utc>>)> = sqlx::query_as(
+    let target: Option<TargetRow> = sqlx::query_as(
         "select url, secret, previous_secret, previous_secret_until
          from webhooks
          where id = $1 and disabled_at is null",
@@ -338,10 +340,10 @@ pub async fn claim(
     .bind(id.as_str())
     .fetch_optional(&store.pool)
     .await?;
-    let Some((url, secret, previous, previous_until)) = target else {
+    let Some(target) = target else {
         return Ok(None);
     };
-    let rows: Vec<(String, i16, DateTime<Utc>, String, Json<Box<RawValue>>)> = sqlx::query_as(
+    let rows: Vec<MessageRow> = sqlx::query_as(
         "with due as (
              select event_id from webhook_deliveries
              where webhook_id = $1 and next_at <= $2
@@ -366,26 +368,14 @@ pub async fn claim(
     .bind(i64::from(count))
     .fetch_all(&store.pool)
     .await?;
-    let previous = previous.filter(|_| previous_until.is_some_and(|until| now < until));
     Ok(Some(Claimed {
-        url,
-        secrets: std::iter::once(secret)
-            .chain(previous)
-            .map(secret_of)
-            .collect::<Result<_, _>>()?,
+        secrets: target.secrets(now)?,
+        url: target.url,
         until,
         messages: rows
             .into_iter()
-            .map(|(id, attempts, at, kind, Json(data))| {
-                Ok(Message {
-                    id: parse(&id)?,
-                    at,
-                    event_type: parse(&kind)?,
-                    data,
-                    attempts: attempts.unsigned_abs(),
-                })
-            })
-            .collect::<Result<_, Error>>()?,
+            .map(MessageRow::message)
+            .collect::<Result<_, _>>()?,
     }))
 }
 
@@ -494,15 +484,56 @@ async fn lock(
     row.map(WebhookRow::shown).transpose()
 }
 
-fn words(types: &std::collections::BTreeSet<EventType>) -> Vec<&'static str> {
+fn words(types: &BTreeSet<EventType>) -> Vec<&'static str> {
     types.iter().map(|it| it.as_str()).collect()
 }
 
-fn secret_of(bytes: Vec<u8>) -> Result<Secret, Error> {
+fn secret_of(bytes: &[u8]) -> Result<Secret, Error> {
     bytes
         .try_into()
         .map(Secret)
         .map_err(|_| nonsense("a secret of a webhook"))
+}
+
+/// Where deliveries go, and what signs them.
+#[derive(FromRow)]
+struct TargetRow {
+    url: String,
+    secret: Vec<u8>,
+    previous_secret: Option<Vec<u8>>,
+    previous_secret_until: Option<DateTime<Utc>>,
+}
+
+impl TargetRow {
+    fn secrets(&self, now: DateTime<Utc>) -> Result<Vec<Secret>, Error> {
+        let overlaps = self.previous_secret_until.is_some_and(|until| now < until);
+        let previous = self.previous_secret.iter().filter(|_| overlaps);
+        std::iter::once(&self.secret)
+            .chain(previous)
+            .map(|bytes| secret_of(bytes))
+            .collect()
+    }
+}
+
+#[derive(FromRow)]
+struct MessageRow {
+    event_id: String,
+    attempts: i16,
+    at: DateTime<Utc>,
+    r#type: String,
+    data: Json<Box<RawValue>>,
+}
+
+impl MessageRow {
+    fn message(self) -> Result<Message, Error> {
+        Ok(Message {
+            id: parse(&self.event_id)?,
+            at: self.at,
+            event_type: parse(&self.r#type)?,
+            data: self.data.0,
+            attempts: self.attempts.unsigned_abs(),
+        })
+    }
 }
 
 #[derive(FromRow)]

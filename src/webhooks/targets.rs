@@ -116,17 +116,29 @@ fn is_public(address: IpAddr) -> bool {
 }
 
 fn is_public_v4(address: Ipv4Addr) -> bool {
-    !matches!(
-        address.octets(),
-        // This network, private, shared by carriers, loopback, link-local (where clouds keep their metadata).
-        [0 | 10 | 127, ..] | [100, 64..=127, ..] | [169, 254, ..] | [172, 16..=31, ..] | [192, 168, ..]
-        // For protocols, documentation and benchmarks.
-        | [192, 0, 0 | 2, _] | [192, 88, 99, _] | [198, 18 | 19, ..] | [198, 51, 100, _] | [203, 0, 113, _]
-        // Multicast, reserved, broadcast.
-        | [224..=255, ..]
-        // Where Azure keeps what other clouds keep at link-local addresses.
-        | [168, 63, 129, 16]
-    )
+    let octets = address.octets();
+    // This network, private, loopback; link-local, where clouds keep their metadata; shared by carriers.
+    let inside = matches!(
+        octets,
+        [0 | 10 | 127, ..]
+            | [172, 16..=31, ..]
+            | [192, 168, ..]
+            | [169, 254, ..]
+            | [100, 64..=127, ..]
+    );
+    // For protocols, documentation and benchmarks; multicast, reserved, broadcast.
+    let special = matches!(
+        octets,
+        [192, 0, 0 | 2, _]
+            | [192, 88, 99, _]
+            | [198, 18 | 19, ..]
+            | [198, 51, 100, _]
+            | [203, 0, 113, _]
+            | [224..=255, ..]
+    );
+    // Azure keeps there what other clouds keep at link-local addresses.
+    let metadata = octets == [168, 63, 129, 16];
+    !inside && !special && !metadata
 }
 
 fn is_public_v6(address: Ipv6Addr) -> bool {
@@ -136,12 +148,11 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
     };
     match address.segments() {
         // An IPv4 address in other clothes: mapped, translated by NAT64, tunnelled by 6to4.
-        [0, 0, 0, 0, 0, 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => {
-            embedded(high, low)
-        }
-        [0x2002, high, low, ..] => embedded(high, low),
+        [0, 0, 0, 0, 0, 0xffff, high, low]
+        | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
+        | [0x2002, high, low, ..] => embedded(high, low),
         // Teredo, other protocols, documentation.
-        [0x2001, 0..=0x1ff, ..] | [0x2001, 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => false,
+        [0x2001, 0..=0x1ff | 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => false,
         // Only these are anybody's: the rest is loopback, private, link-local, multicast, or not assigned.
         [first, ..] => (0x2000..=0x3fff).contains(&first),
     }

@@ -106,7 +106,7 @@ async fn every_change_is_told_with_who_when_what_and_from_what_to_what() {
         .unwrap();
     assert_eq!(
         (&first["actor"], &first["organizationId"]),
-        (&json!("service"), &Value::Null)
+        (&json!("system"), &Value::Null)
     );
     assert_eq!(first["after"]["planId"], "free");
 }

@@ -7,12 +7,15 @@ use std::path::Path;
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
+use reqwest::Method;
 use serde_json::{Value, json};
 use tallyman::dev::servers::{PostgresOptions, PostgresServer, RedisOptions, RedisServer};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
+
+use crate::support::{Http, Receiver};
 
 /// More than any step takes; a test that reaches it has failed.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -35,6 +38,21 @@ async fn the_next_start_finds_the_data_and_the_key() {
     assert_eq!(second.key, fs::read_to_string(&key_file).unwrap().trim());
     assert_eq!(second.consume().await["current"], 2);
     assert_eq!(second.interrupt().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_newcomer_sees_a_webhook_arrive_on_their_own_machine() {
+    let dir = TempDir::new().unwrap();
+    let dev = Dev::start(dir.path()).await;
+    let receiver = Receiver::new().await;
+    let wish = json!({"url": receiver.url});
+    let webhook = dev.http().post("/v1/webhooks", wish).await.body;
+    let test = format!("/v1/webhooks/{}/test", webhook["id"].as_str().unwrap());
+    dev.http().send(Method::POST, &test, &[], None).await;
+    let waiting = receiver.until(|all| !all.is_empty());
+    let arrived = timeout(PATIENCE, waiting).await.expect("it arrives");
+    assert_eq!(arrived[0].signed_by(webhook["secret"].as_str().unwrap()), 1);
+    assert_eq!(dev.interrupt().await, Some(0));
 }
 
 #[tokio::test]
@@ -219,20 +237,14 @@ impl Dev {
     }
 
     async fn consume(&self) -> Value {
-        let client = reqwest::Client::builder()
-            .timeout(PATIENCE)
-            .build()
-            .unwrap();
-        let request = client
-            .post(format!("{}/v1/consume", self.url))
-            .bearer_auth(&self.key);
-        let response = request
-            .json(&json!({ "organizationId": "org_123" }))
-            .send()
-            .await
-            .unwrap();
-        assert_eq!(response.status(), 200);
-        response.json().await.unwrap()
+        let body = json!({"organizationId": "org_123"});
+        let answer = self.http().post("/v1/consume", body).await;
+        assert_eq!(answer.status, 200);
+        answer.body
+    }
+
+    fn http(&self) -> Http {
+        Http::new(self.url.clone(), &self.key)
     }
 
     /// Does what a terminal's Ctrl-C does, and returns the exit code.

@@ -18,10 +18,11 @@ struct Operation {
 }
 
 impl Operation {
-    /// The path, with an organization, a key, a webhook or a feature in it.
+    /// The path, with an organization, a key, a plan, a webhook or a feature in it.
     fn path(&self) -> String {
         let id = match self.path.split('/').nth(2) {
             Some("api-keys") => "0123456789abcdef",
+            Some("plans") => "pro",
             Some("webhooks") => WEBHOOK,
             _ => "org_123",
         };
@@ -157,6 +158,8 @@ async fn furnished(world: &World) -> (Instance, Document) {
     service
         .settings("org_123", json!({"features": {"sso": true}}))
         .await;
+    let plan = json!({"limits": {"api": {"limit": 10000}}});
+    assert_eq!(service.http.put("/v1/plans/pro", plan).await.status, 200);
     service.count("org_123", "api", 5).await;
     service.flush().await;
     sqlx::query(

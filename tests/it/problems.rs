@@ -287,6 +287,26 @@ async fn a_body_must_be_declared_as_json() {
 }
 
 #[tokio::test]
+async fn what_others_depend_on_is_a_conflict() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service.settings("org_1", json!({})).await;
+    let path = "/v1/plans/free";
+    let answer = service.http.send(Method::DELETE, path, &[], None).await;
+    check(&answer, 409, "conflict");
+}
+
+#[tokio::test]
+async fn a_state_that_is_not_the_one_demanded_fails_the_precondition() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let headers = [("if-match", "\"1\"")];
+    let send = |path, body| service.http.send(Method::PUT, path, &headers, body);
+    let answer = send("/v1/plans/pro", Some(json!({}))).await;
+    check(&answer, 412, "precondition_failed");
+}
+
+#[tokio::test]
 async fn unprocessable_requests_say_which_way() {
     let world = World::new().await;
     let service = world.instance().await;

@@ -223,7 +223,7 @@ async fn a_limit_that_arrives_with_a_call_leaves_what_was_crossed_before_it() {
         after.limits.insert("api".parse().unwrap(), own);
         Ok::<Organization, ()>(after)
     });
-    let policy = change.await.unwrap().unwrap().resolve();
+    let policy = change.await.unwrap().unwrap().policy();
     let json = serde_json::to_string(&policy).unwrap();
     let link = state.counters.link().await.unwrap();
     let text = PolicyText {

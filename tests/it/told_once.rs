@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tallyman::counters::SHARDS;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 use tokio::sync::watch;
@@ -53,6 +54,15 @@ async fn every_crossing_is_told_once_and_delivered_however_often_the_service_is_
     let receiver = Receiver::new().await;
 
     let mut service = serve(&world).await;
+    // As if Redis had been there for long: then counts begin without asking Postgres what was there before.
+    let mut pipeline = redis::pipe();
+    for shard in 0..SHARDS {
+        pipeline.hset(format!("tm:{{{shard:02x}}}:gen"), "born", 0);
+    }
+    let () = pipeline
+        .query_async(&mut world.redis().await)
+        .await
+        .unwrap();
     let wish = json!({"url": receiver.url, "events": ["usage.warning", "usage.limit_exceeded"]});
     let webhook = service.http.post("/v1/webhooks", wish).await.body;
     let secret = webhook["secret"].as_str().unwrap();
@@ -96,11 +106,11 @@ async fn every_crossing_is_told_once_and_delivered_however_often_the_service_is_
         service.kill().await;
         service = serve(&world).await;
     }
-    let received = timeout(
+    let arrived = timeout(
         PATIENCE,
         receiver.until(|all| distinct(all) >= 2 * ORGANIZATIONS),
     );
-    let received = received.await.expect("it delivers");
+    let arrived = arrived.await.expect("it delivers");
     let (code, said) = service.stop().await;
     assert_eq!(code, Some(0), "{said:#?}");
 
@@ -118,7 +128,7 @@ async fn every_crossing_is_told_once_and_delivered_however_often_the_service_is_
     );
 
     let mut told: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for request in &received {
+    for request in &arrived {
         let body = request.body();
         let text = |value: &Value| value.as_str().unwrap().to_owned();
         told.entry(text(&body["data"]["organizationId"]))
@@ -126,11 +136,11 @@ async fn every_crossing_is_told_once_and_delivered_however_often_the_service_is_
             .insert(text(&body["type"]));
     }
     assert_eq!(
-        (told.len(), distinct(&received)),
+        (told.len(), distinct(&arrived)),
         (ORGANIZATIONS, 2 * ORGANIZATIONS)
     );
     assert!(told.values().all(|types| types.len() == 2));
-    assert_eq!(verified(secret, &received).await, received.len());
+    assert_eq!(verified(secret, &arrived).await, arrived.len());
 }
 
 async fn serve(world: &World) -> Process {
@@ -177,8 +187,8 @@ async fn call(
     }
 }
 
-fn distinct(received: &[Received]) -> usize {
-    received
+fn distinct(arrived: &[Received]) -> usize {
+    arrived
         .iter()
         .map(Received::id)
         .collect::<BTreeSet<_>>()
@@ -186,7 +196,7 @@ fn distinct(received: &[Received]) -> usize {
 }
 
 /// How many of these the reference library verifies.
-async fn verified(secret: &str, received: &[Received]) -> usize {
+async fn verified(secret: &str, arrived: &[Received]) -> usize {
     const PROGRAM: &str = r#"
         import { createInterface } from "node:readline";
         import { Webhook } from "standardwebhooks";
@@ -208,7 +218,7 @@ async fn verified(secret: &str, received: &[Received]) -> usize {
         .spawn()
         .unwrap();
     let mut lines = String::new();
-    for request in received {
+    for request in arrived {
         let names = ["webhook-id", "webhook-timestamp", "webhook-signature"];
         let headers: BTreeMap<&str, &str> = names.map(|name| (name, request.header(name))).into();
         lines += &json!({"headers": headers, "body": request.text}).to_string();

@@ -101,19 +101,19 @@ async fn a_delivery_is_the_event_signed_with_the_secret_that_was_shown_once() {
     happen(&service, "org_1", 10).await;
     deliver(&service).await;
     let event = get(&service, "/v1/events").await["data"][0].clone();
-    let received = receiver.received().remove(0);
-    assert_eq!(received.id(), event["id"]);
-    assert_eq!(received.header("content-type"), "application/json");
-    assert!(received.header("user-agent").starts_with("Tallyman/"));
+    let arrived = receiver.received().remove(0);
+    assert_eq!(arrived.id(), event["id"]);
+    assert_eq!(arrived.header("content-type"), "application/json");
+    assert!(arrived.header("user-agent").starts_with("Tallyman/"));
     let seconds = world.clock.now().timestamp().to_string();
-    assert_eq!(received.header("webhook-timestamp"), seconds);
+    assert_eq!(arrived.header("webhook-timestamp"), seconds);
     let expected =
         json!({"type": event["type"], "timestamp": event["timestamp"], "data": event["data"]});
-    assert_eq!(received.body(), expected);
-    assert_eq!(received.signed_by(&webhook.secret), 1);
+    assert_eq!(arrived.body(), expected);
+    assert_eq!(arrived.signed_by(&webhook.secret), 1);
 
     let other = register(&service, json!({"url": receiver.url})).await;
-    assert_eq!(received.signed_by(&other.secret), 0);
+    assert_eq!(arrived.signed_by(&other.secret), 0);
     for path in [
         "/v1/webhooks".to_owned(),
         webhook.path(""),
@@ -169,14 +169,14 @@ async fn a_delivery_that_fails_is_tried_for_a_day_with_longer_and_longer_pauses_
             "{pause}"
         );
     }
-    let received = receiver.received();
-    assert_eq!(received.len(), 9);
+    let arrived = receiver.received();
+    assert_eq!(arrived.len(), 9);
     assert!(
-        received
+        arrived
             .iter()
-            .all(|it| it.id() == received[0].id() && it.text == received[0].text)
+            .all(|it| it.id() == arrived[0].id() && it.text == arrived[0].text)
     );
-    assert!(received.iter().all(|it| it.signed_by(&webhook.secret) == 1));
+    assert!(arrived.iter().all(|it| it.signed_by(&webhook.secret) == 1));
 }
 
 #[tokio::test]
@@ -484,8 +484,8 @@ async fn a_delivery_is_sent_again_when_somebody_asks() {
         (202, &json!("pending"))
     );
     assert_eq!(deliver(&service).await, (1, 0));
-    let received = receiver.received();
-    assert_eq!((received.len(), received[1].id()), (2, event.as_str()));
+    let arrived = receiver.received();
+    assert_eq!((arrived.len(), arrived[1].id()), (2, event.as_str()));
     let unknown = webhook.path("/deliveries/evt_01a207e5f2407000a3f0c2d9e8b7a695/redeliver");
     assert_eq!(
         service
@@ -514,10 +514,10 @@ async fn a_test_reaches_one_webhook_whatever_it_wants() {
         (202, &json!("webhook.test"))
     );
     assert_eq!(deliver(&service).await, (1, 0));
-    let received = &tested.received()[0];
-    assert_eq!(received.body()["type"], "webhook.test");
-    assert_eq!(received.body()["data"], json!({"webhookId": webhook.id}));
-    assert_eq!(received.signed_by(&webhook.secret), 1);
+    let arrived = &tested.received()[0];
+    assert_eq!(arrived.body()["type"], "webhook.test");
+    assert_eq!(arrived.body()["data"], json!({"webhookId": webhook.id}));
+    assert_eq!(arrived.signed_by(&webhook.secret), 1);
     assert_eq!(other.received().len(), 0);
 }
 
@@ -543,11 +543,11 @@ async fn after_a_rotation_both_secrets_verify_for_a_day() {
             .send(Method::POST, &webhook.path("/test"), &[], None)
             .await;
         assert_eq!(deliver(&service).await, (1, 0));
-        let received = receiver.received().pop().unwrap();
+        let arrived = receiver.received().pop().unwrap();
         assert_eq!(
             (
-                received.signed_by(secret),
-                received.signed_by(&webhook.secret)
+                arrived.signed_by(secret),
+                arrived.signed_by(&webhook.secret)
             ),
             (1, old)
         );

@@ -7,9 +7,10 @@ use utoipa::openapi::schema::{
 use utoipa::openapi::{Object, Ref, RefOr};
 use utoipa::{PartialSchema, ToSchema};
 
+use crate::api::admin::LimitChange;
 use crate::api::counting::Charges;
 use crate::domain::ids::{METERS_MAX, MeterId};
-use crate::domain::policy::{Feature, LimitOverride, OrganizationSettings};
+use crate::domain::policy::{Feature, OrganizationSettings};
 
 type Schemas = Vec<(String, RefOr<Schema>)>;
 
@@ -117,10 +118,12 @@ impl PartialSchema for LimitPatch {
     fn schema() -> RefOr<Schema> {
         let change = OneOfBuilder::new()
             .item(ObjectBuilder::new().schema_type(Type::Null))
-            .item(Ref::from_schema_name(LimitOverride::name()));
+            .item(Ref::from_schema_name(LimitChange::name()));
         ObjectBuilder::new()
             .schema_type(SchemaType::new(Type::Object))
-            .description(Some("By meter; null removes the organization's own limit."))
+            .description(Some(
+                "By meter; null removes all that is the organization's own.",
+            ))
             .property_names(Some(MeterId::schema()))
             .additional_properties(Some(RefOr::T(Schema::OneOf(change.build()))))
             .max_properties(Some(METERS_MAX))
@@ -128,6 +131,8 @@ impl PartialSchema for LimitPatch {
                 json!({"tokens": {"limit": 1500, "enforcement": "hard", "warnAt": [80, 100]}}),
                 json!({"api": {"enforcement": "soft"}}),
                 json!({"api": {"limit": null}}),
+                json!({"api": {"temporary": {"limit": 12000, "until": "2040-01-01T00:00:00Z"}}}),
+                json!({"api": {"temporary": null}}),
                 json!({"api": null}),
             ])
             .into()
@@ -136,8 +141,8 @@ impl PartialSchema for LimitPatch {
 
 impl ToSchema for LimitPatch {
     fn schemas(schemas: &mut Schemas) {
-        schemas.push((LimitOverride::name().into_owned(), LimitOverride::schema()));
-        LimitOverride::schemas(schemas);
+        schemas.push((LimitChange::name().into_owned(), LimitChange::schema()));
+        LimitChange::schemas(schemas);
     }
 }
 

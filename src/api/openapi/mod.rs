@@ -45,6 +45,7 @@ pub(super) fn outline() -> utoipa::openapi::OpenApi {
         (name = "Webhooks", description = "Who is told of events, signed after the Standard Webhooks specification, and what became of it."),
         (name = "Organizations", description = "Who is counted, by which calendar, up to which limits."),
         (name = "Better Auth", description = PLUGIN),
+        (name = "Plans", description = "Limits and features that organizations share."),
         (name = "API keys", description = "Who may call."),
         (name = "Audit", description = "Who has changed what."),
         (name = "Operations", description = "For whoever runs or explores the service; without a key."),

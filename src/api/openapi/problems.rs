@@ -84,6 +84,12 @@ problems!(
 );
 
 problems!(
+    /// A plan is in use.
+    MayBeInUse,
+    [Error::Conflict("3 organizations are on this plan".to_owned())]
+);
+
+problems!(
     /// The state may change under the call for too long.
     MayBeOverloaded,
     [Error::Overloaded]

@@ -74,8 +74,6 @@ impl World {
 
     /// A world with other settings than the usual ones.
     pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
-        // As the program does when it starts.
-        let _ = rustls::crypto::ring::default_provider().install_default();
         // Set RUST_LOG-like filters here when a test needs to be watched.
         telemetry::start(&LogConfig {
             filter: "off".to_owned(),
@@ -258,6 +256,8 @@ impl Answer {
 
 impl Http {
     pub fn new(base: String, key: &str) -> Self {
+        // As the program does when it starts.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::builder()
             .timeout(Duration::from_mins(1))
             // Nobody here speaks TLS, and reading the machine's certificates takes its time.
