@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use sqlx::PgPool;
 use tallyman::counters::SHARDS;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
@@ -35,22 +36,7 @@ const PATIENCE: Duration = Duration::from_mins(5);
 async fn every_crossing_is_told_once_and_delivered_however_often_the_service_is_killed() {
     let world = World::new().await;
     let postgres = world.postgres().await;
-    // Each may use 10, is warned at 8 alone, and takes 3 at a time: the third call warns, the fourth is refused.
-    sqlx::query(
-        "with made as (
-             insert into organizations (id, version)
-             select 'org_' || number, 1 from generate_series(1, $1) as number
-             returning id
-         ), standing as (
-             insert into standings (organization_id) select id from made
-         )
-         insert into limits (organization_id, meter, limited, units, enforcement, warn_at)
-         select id, 'api', true, 10, 'hard', '{80}' from made",
-    )
-    .bind(i32::try_from(ORGANIZATIONS).unwrap())
-    .execute(&postgres)
-    .await
-    .unwrap();
+    make_organizations(&postgres).await;
     let receiver = Receiver::new().await;
 
     let mut service = serve(&world).await;
@@ -141,6 +127,25 @@ async fn every_crossing_is_told_once_and_delivered_however_often_the_service_is_
     );
     assert!(told.values().all(|types| types.len() == 2));
     assert_eq!(verified(secret, &arrived).await, arrived.len());
+}
+
+/// Each may use 10, is warned at 8 alone, and takes 3 at a time: the third call warns, the fourth is refused.
+async fn make_organizations(postgres: &PgPool) {
+    sqlx::query(
+        "with made as (
+             insert into organizations (id, version)
+             select 'org_' || number, 1 from generate_series(1, $1) as number
+             returning id
+         ), standing as (
+             insert into standings (organization_id) select id from made
+         )
+         insert into limits (organization_id, meter, limited, units, enforcement, warn_at)
+         select id, 'api', true, 10, 'hard', '{80}' from made",
+    )
+    .bind(i32::try_from(ORGANIZATIONS).unwrap())
+    .execute(postgres)
+    .await
+    .unwrap();
 }
 
 async fn serve(world: &World) -> Process {
