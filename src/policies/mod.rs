@@ -343,8 +343,9 @@ impl Policies {
 
     /// Sweeps, learns, and listens to the other instances, until `stop`.
     pub async fn run(&self, stop: CancellationToken) {
+        // In a box, because it is large, and whoever runs this would have to hold it.
         tokio::join!(
-            self.sweep(&stop),
+            Box::pin(self.sweep(&stop)),
             self.keep_learning(&stop),
             self.listen(&stop)
         );
