@@ -170,9 +170,7 @@ impl App {
         let (flusher, stop_flushing) = (self.flusher.clone(), drained.clone());
         supervise(Box::pin(async move { flusher.run(stop_flushing).await }));
         let (policies, stop_listening) = (self.policies.clone(), drained.clone());
-        supervise(Box::pin(async move {
-            Box::pin(policies.run(stop_listening)).await;
-        }));
+        supervise(Box::pin(async move { policies.run(stop_listening).await }));
         let (scheduler, stop_scheduling) = (self.scheduler.clone(), drained.clone());
         supervise(Box::pin(
             async move { scheduler.run(stop_scheduling).await },
