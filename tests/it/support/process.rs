@@ -4,8 +4,9 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use tallyman::config::Servers;
-use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
-use tokio::process::{Child, ChildStderr, Command};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::timeout;
 
 use super::{Http, World};
@@ -21,7 +22,8 @@ pub struct Process {
     /// Every line so far.
     pub said: Vec<String>,
     child: Child,
-    stderr: Lines<BufReader<ChildStderr>>,
+    /// What it says, read as it is said: a program that nobody listens to stops at a full pipe.
+    lines: UnboundedReceiver<String>,
 }
 
 impl Process {
@@ -40,13 +42,20 @@ impl Process {
             .kill_on_drop(true)
             .spawn()
             .unwrap();
-        let stderr = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut stderr = BufReader::new(child.stderr.take().unwrap()).lines();
+        let (said, lines) = unbounded_channel();
+        tokio::spawn(async move {
+            while let Some(line) = stderr.next_line().await.unwrap() {
+                // Nobody may be left to hear it.
+                let _ = said.send(line);
+            }
+        });
         let mut process = Self {
             http: Http::new(String::new(), &world.key),
             address: String::new(),
             said: Vec::new(),
             child,
-            stderr,
+            lines,
         };
         let address = process.url_after("listening on ").await;
         process.http = Http::new(format!("http://{address}"), &world.key);
@@ -94,10 +103,10 @@ impl Process {
 
     /// Reads one line more; false at the end.
     async fn read(&mut self) -> bool {
-        let line = timeout(PATIENCE, self.stderr.next_line()).await;
+        let line = timeout(PATIENCE, self.lines.recv()).await;
         let line = line.unwrap_or_else(|_| panic!("silence after {:#?}", self.said));
         let before = self.said.len();
-        self.said.extend(line.unwrap());
+        self.said.extend(line);
         self.said.len() > before
     }
 }
