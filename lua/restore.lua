@@ -19,8 +19,9 @@ ARGV
   [8] refunded
   [9] sequence              of the row
   [10] told                 of its thresholds, see `domain::threshold`; '' if nothing was
-  [11] expiry               ms since the epoch once clean, or ''
-  [12] dirty since          ms since the epoch where something may not have been told yet, or ''
+  [11] adjusted             `a`: the last adjustment that the count contains, or ''
+  [12] expiry               ms since the epoch once clean, or ''
+  [13] dirty since          ms since the epoch where something may not have been told yet, or ''
   then for each hour: its start in ms, used, denied, refunded
 
 Returns one of
@@ -57,7 +58,7 @@ for meter in string.gmatch(ARGV[3], '%S+') do
   end
 end
 local fields = {'u', ARGV[6], 'd', ARGV[7], 'r', ARGV[8], 's', ARGV[9], 'p', ARGV[5]}
-local clean = ARGV[12] == ''
+local clean = ARGV[13] == ''
 if clean then
   fields[#fields + 1] = 'f'
   fields[#fields + 1] = ARGV[9]
@@ -66,7 +67,11 @@ if ARGV[10] ~= '' then
   fields[#fields + 1] = 't'
   fields[#fields + 1] = ARGV[10]
 end
-for i = 13, #ARGV, 4 do
+if ARGV[11] ~= '' then
+  fields[#fields + 1] = 'a'
+  fields[#fields + 1] = ARGV[11]
+end
+for i = 14, #ARGV, 4 do
   fields[#fields + 1] = 'h' .. ARGV[i]
   fields[#fields + 1] = ARGV[i + 1]
   if ARGV[i + 2] ~= '0' then
@@ -86,11 +91,11 @@ for i = 1, #fields, 4000 do
   redis.call('HSET', KEYS[4], unpack(fields, i, math.min(i + 3999, #fields)))
 end
 if not clean then
-  redis.call('ZADD', KEYS[3], ARGV[12], KEYS[4])
+  redis.call('ZADD', KEYS[3], ARGV[13], KEYS[4])
   return 'restored'
 end
 redis.call('ZREM', KEYS[3], KEYS[4])
-if ARGV[11] ~= '' then
-  redis.call('PEXPIREAT', KEYS[4], ARGV[11])
+if ARGV[12] ~= '' then
+  redis.call('PEXPIREAT', KEYS[4], ARGV[12])
 end
 return 'restored'

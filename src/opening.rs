@@ -8,12 +8,14 @@ use std::sync::Arc;
 use chrono::{DateTime, Duration, Utc};
 use tokio::sync::Mutex;
 
-use crate::counters::{self, Counters, Link, Next, Opening, SHARDS, Shard};
+use crate::counters::{self, Correction, Counters, Link, Next, Opening, SHARDS, Shard};
 use crate::domain::counter::{CounterId, Snapshot, Stamp};
 use crate::domain::ids::{MeterId, OrganizationId};
+use crate::domain::period::{Period, hour};
 use crate::domain::policy::Policy;
 use crate::domain::retention;
 use crate::metrics::Metrics;
+use crate::store::adjustments::Pending;
 use crate::store::usage::{self, AllNews};
 use crate::store::{self, Store};
 
@@ -220,6 +222,84 @@ impl Opener {
         Err(Error::Contended)
     }
 
+    /// Brings the counter of a period into the present data set.
+    pub async fn ready(
+        &self,
+        link: &Link,
+        policy: &Policy,
+        counter: &CounterId,
+        now: DateTime<Utc>,
+    ) -> Result<Opened, Error> {
+        let shard = Shard::of(&counter.organization);
+        let schedule = &policy.schedule;
+        let period = Period {
+            start: counter.start,
+            end: schedule.period_of(&counter.meter, counter.start, now).end,
+        };
+        for _ in 0..ROUNDS_MAX {
+            let Some(generation) = link.generation(shard) else {
+                self.number(link, shard).await?;
+                continue;
+            };
+            let stamp = Stamp::of(policy, &counter.meter, period, generation);
+            match self.open(link, policy, counter, &stamp, now).await? {
+                Opened::Again => {}
+                opened => return Ok(opened),
+            }
+        }
+        Err(Error::Contended)
+    }
+
+    /// Applies an adjustment to its counter, and stores what that holds then. Doing it twice is harmless.
+    pub async fn adjust(
+        &self,
+        link: &Link,
+        policy: &Policy,
+        adjustment: &Pending,
+        now: DateTime<Utc>,
+    ) -> Result<Opened, Error> {
+        let counter = &adjustment.counter;
+        let shard = Shard::of(&counter.organization);
+        // Not in an hour that the counter may have dropped, however long this took.
+        let at = now
+            .checked_sub_signed(self.late)
+            .map_or(adjustment.at, |oldest| adjustment.at.max(oldest));
+        let (hour, _) = hour(policy.schedule.calendar.time_zone(), at);
+        for _ in 0..ROUNDS_MAX {
+            let Some(generation) = link.generation(shard) else {
+                self.number(link, shard).await?;
+                continue;
+            };
+            let correction = Correction {
+                id: adjustment.id,
+                counter,
+                generation,
+                policy_version: policy.version,
+                amount: adjustment.amount,
+                hour,
+            };
+            match self.counters.adjust(link, &correction, now).await? {
+                Opening::Ready => {
+                    let read = self.counters.read(link, std::slice::from_ref(counter));
+                    self.store(read.await?.into_iter().flatten().collect(), now)
+                        .await?;
+                    return Ok(Opened::Ready);
+                }
+                Opening::Policy => return Ok(Opened::OlderPolicy),
+                Opening::Generation => {
+                    self.counters.identify(link, &[shard]).await?;
+                }
+                _ => {
+                    let opened = self.ready(link, policy, counter, now).await?;
+                    if opened == Opened::OlderPolicy {
+                        return Ok(opened);
+                    }
+                }
+            }
+        }
+        Err(Error::Contended)
+    }
+
     async fn store(&self, snapshots: Vec<Snapshot>, now: DateTime<Utc>) -> Result<(), Error> {
         let hours = snapshots
             .iter()
@@ -271,7 +351,9 @@ impl Opener {
                 &restored.snapshot,
                 &restored.meters,
                 stamp.version,
-                retention::expiry(restored.snapshot.stamp.end, self.late),
+                // Not at once, where an adjustment comes to a period that is long over.
+                retention::expiry(restored.snapshot.stamp.end, self.late)
+                    .map(|expiry| expiry.max(now + Duration::hours(1))),
             )
             .await?;
         tracing::debug!(org.id = %counter.organization, meter = %counter.meter, ?opening, "restored a counter");

@@ -1,4 +1,4 @@
-//! Ends what is over in scheduled mode on time, and finishes resets that were cut short.
+//! Ends what is over in scheduled mode on time, and finishes resets and adjustments that were cut short.
 //!
 //! [`Scheduler::run`] loops; [`Scheduler::sweep_once`] does the work. Any number of instances may do it at once.
 
@@ -35,9 +35,10 @@ impl Scheduler {
         }
     }
 
-    /// Finishes resets that were cut short, and ends periods that are over; returns of how many organizations.
+    /// Finishes resets and adjustments that were cut short, and ends periods that are over; returns of how many organizations.
     pub async fn sweep_once(&self) -> Result<usize, admin::Error> {
         self.admin.finish_resets_once().await?;
+        self.admin.finish_adjustments_once().await?;
         self.admin.forget_attempts(self.idempotency).await?;
         if !self.ends_periods {
             return Ok(0);

@@ -4,6 +4,7 @@
 //! then applied to Redis before the caller hears of it (rule 7 of the protocol). If Redis is away
 //! after the commit, the sweep of `policies` applies it.
 
+mod adjustments;
 mod audit;
 mod deletion;
 mod keys;
@@ -30,6 +31,7 @@ use crate::policies::{self, Policies};
 use crate::store::organizations::Sources;
 use crate::store::{self, Actor, Store};
 
+pub use adjustments::Adjustment;
 pub use deletion::Deletion;
 pub use plugin::PluginUpdate;
 pub use resets::{Expired, MeterReset, Reset};

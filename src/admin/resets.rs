@@ -208,7 +208,10 @@ impl Admin {
                     return self.told(organization, &committed, replayed).await;
                 }
                 Outcome::Deleted => return Err(Error::NotFound),
-                Outcome::Unfinished => self.finish_pending(organization).await?,
+                Outcome::Unfinished => {
+                    self.finish_adjustment(organization).await?;
+                    self.finish_pending(organization).await?;
+                }
                 Outcome::KeyReused => return Err(Error::KeyReused),
                 Outcome::TooManyMeters(meter) => {
                     return Err(opening::Error::TooManyMeters(meter).into());

@@ -121,7 +121,7 @@ enum Fill {
 #[schema(as = History, example = json!({
     "data": [{
         "organizationId": "org_123", "meter": "api", "start": "2026-11-22T00:00:00Z", "end": "2026-11-23T00:00:00Z",
-        "used": 40, "refunded": 2, "denied": 1, "limit": null, "planId": null, "resetType": null, "open": false,
+        "used": 40, "refunded": 2, "adjusted": 0, "denied": 1, "limit": null, "planId": null, "resetType": null, "open": false,
         "final": false
     }],
     "nextCursor": null
@@ -145,10 +145,12 @@ struct Row {
     /// Null while a period does not end by itself.
     #[schema(required)]
     end: Option<DateTime<Utc>>,
-    /// What remains after refunds; an hour or a day may be negative.
+    /// What remains after refunds and corrections; an hour or a day may be negative.
     used: i64,
-    /// Units given back; `used + refunded` is the gross.
+    /// Units given back; `used + refunded - adjusted` is the gross.
     refunded: u64,
+    /// What corrections have changed `used` by.
+    adjusted: i64,
     /// Calls refused.
     denied: u64,
     /// Units that the period included; null for hours and days, and where it was unlimited.
@@ -166,13 +168,14 @@ struct Row {
     r#final: bool,
 }
 
-const COLUMNS: [&str; 12] = [
+const COLUMNS: [&str; 13] = [
     "organizationId",
     "meter",
     "start",
     "end",
     "used",
     "refunded",
+    "adjusted",
     "denied",
     "limit",
     "planId",
@@ -447,6 +450,7 @@ fn row(entry: Entry, name_organization: bool) -> Row {
         end: row.end,
         used: row.used,
         refunded: row.refunded,
+        adjusted: row.adjusted,
         denied: row.denied,
         limit: row.limit,
         plan_id: row.plan,

@@ -3,6 +3,7 @@
 //! Handlers translate; they decide nothing. Permission is a type in a handler's signature
 //! ([`extract`]): one that takes none of `Ingest`, `Refund`, `Read` and `Administrator` is public.
 
+mod adjustments;
 mod admin;
 mod audit;
 mod batch;
@@ -77,6 +78,7 @@ fn routes(with_metrics: bool, plugin_path: &str) -> OpenApiRouter<State> {
             plans::delete_plan
         ))
         .routes(routes!(resets::reset_expired))
+        .routes(routes!(adjustments::adjust))
         .routes(routes!(keys::list_keys, keys::create_key))
         .routes(routes!(keys::revoke_key))
         .routes(routes!(audit::list_audit))

@@ -185,7 +185,8 @@ impl ResetResult {
     }
 }
 
-fn check_reason(reason: &str) -> Result<(), Error> {
+/// Refuses a reason that nobody could read.
+pub(super) fn check_reason(reason: &str) -> Result<(), Error> {
     let length = reason.chars().count();
     if (1..=REASON_MAX).contains(&length) && !reason.contains('\0') {
         return Ok(());
@@ -197,7 +198,7 @@ fn check_reason(reason: &str) -> Result<(), Error> {
 }
 
 /// An attempt under a key of the organization, or of the caller.
-fn attempt(scope: String, key: IdempotencyKey, payload: &str) -> Attempt {
+pub(super) fn attempt(scope: String, key: IdempotencyKey, payload: &str) -> Attempt {
     Attempt {
         scope,
         key,
@@ -205,7 +206,8 @@ fn attempt(scope: String, key: IdempotencyKey, payload: &str) -> Attempt {
     }
 }
 
-fn told(answer: impl IntoResponse, replayed: bool) -> Response {
+/// An answer, and whether it is a repeated one.
+pub(super) fn told(answer: impl IntoResponse, replayed: bool) -> Response {
     let mut response = answer.into_response();
     if replayed {
         let replayed = HeaderValue::from_static("true");

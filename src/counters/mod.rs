@@ -188,6 +188,23 @@ pub struct Next<'a> {
     pub expiry: Option<DateTime<Utc>>,
 }
 
+/// An adjustment as its counter takes it.
+#[derive(Debug, Clone, Copy)]
+pub struct Correction<'a> {
+    /// Names it; grows from one adjustment of a counter to the next.
+    pub id: u64,
+    /// Which counter.
+    pub counter: &'a CounterId,
+    /// The data set that the caller believes in.
+    pub generation: u64,
+    /// The policy version that the caller resolved before it saw that the adjustment is pending.
+    pub policy_version: u64,
+    /// Units to add, or below 0 to give back.
+    pub amount: i64,
+    /// The start of the hour that it is counted in.
+    pub hour: DateTime<Utc>,
+}
+
 /// What Redis knows of an organization.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KnownOrganization {
@@ -332,6 +349,16 @@ impl Counters {
         margin_ms: i64,
     ) -> Result<Opening, Error> {
         scripts::close(link, &self.0.keys, next, now, margin_ms).await
+    }
+
+    /// Applies an adjustment to its counter, and notes that there; doing it twice is harmless.
+    pub async fn adjust(
+        &self,
+        link: &Link,
+        correction: &Correction<'_>,
+        now: DateTime<Utc>,
+    ) -> Result<Opening, Error> {
+        scripts::adjust(link, &self.0.keys, correction, now).await
     }
 
     /// Writes a counter that Postgres has moved to the generation in the snapshot's stamp.
@@ -727,6 +754,10 @@ fn parse_snapshot(counter: &CounterId, hash: &HashMap<String, String>) -> Option
         sequence: number("s")?,
         hours,
         oldest_unstored: hash.get("o").and_then(|ms| instant(ms)),
+        adjusted: match hash.get("a") {
+            Some(text) => Some(text.parse().ok()?),
+            None => None,
+        },
         thresholds: Thresholds {
             told: hash
                 .get("t")

@@ -12,7 +12,7 @@ use super::batch::Batch;
 use super::error::Error;
 use super::keys::{Keys, Shard};
 use super::link::Link;
-use super::{Configured, KeyChanges, Next, PolicyText, Settlement, Unnumbered};
+use super::{Configured, Correction, KeyChanges, Next, PolicyText, Settlement, Unnumbered};
 use crate::domain::counter::{CounterId, Snapshot, Stamp};
 use crate::domain::ids::{METERS_MAX, MeterId, OrganizationId};
 use crate::domain::threshold::Told;
@@ -29,6 +29,7 @@ const COUNT_SOURCE: &str = source!("count.lua");
 static OPEN: LazyLock<Script> = LazyLock::new(|| Script::new(source!("open.lua")));
 static RESTORE: LazyLock<Script> = LazyLock::new(|| Script::new(source!("restore.lua")));
 static CLOSE: LazyLock<Script> = LazyLock::new(|| Script::new(source!("close.lua")));
+static ADJUST: LazyLock<Script> = LazyLock::new(|| Script::new(source!("adjust.lua")));
 static SETTLE: LazyLock<Script> = LazyLock::new(|| Script::new(source!("settle.lua")));
 static CONFIGURE: LazyLock<Script> = LazyLock::new(|| Script::new(source!("configure.lua")));
 static ERASE: LazyLock<Script> = LazyLock::new(|| Script::new(source!("erase.lua")));
@@ -43,10 +44,10 @@ const RECEIPT_LIFETIME_MS: u64 = 3_600_000;
 /// Where `mirror.lua` keeps its revision; no id of a key looks like this.
 pub(super) const MIRROR_REVISION: &str = "revision";
 
-/// What `open.lua`, `restore.lua` and `close.lua` say of a counter.
+/// What `open.lua`, `restore.lua`, `close.lua` and `adjust.lua` say of a counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Opening {
-    /// The counter stands, in the generation that the caller named.
+    /// The counter stands, in the generation that the caller named, with what the caller wanted of it.
     Ready,
     /// The shard has another generation, or none.
     Generation,
@@ -65,7 +66,7 @@ pub enum Opening {
 impl Opening {
     fn parse(word: &str) -> Result<Self, Error> {
         match word {
-            "opened" | "restored" | "exists" | "closed" => Ok(Self::Ready),
+            "opened" | "restored" | "exists" | "closed" | "adjusted" => Ok(Self::Ready),
             "generation" => Ok(Self::Generation),
             "policy" => Ok(Self::Policy),
             "restore" => Ok(Self::Restore),
@@ -174,6 +175,12 @@ pub(super) async fn restore(
         .arg(snapshot.refunded)
         .arg(snapshot.sequence)
         .arg(told_text(&snapshot.thresholds.told))
+        .arg(
+            snapshot
+                .adjusted
+                .map(|adjusted| adjusted.to_string())
+                .unwrap_or_default(),
+        )
         .arg(optional_ms(expiry))
         .arg(optional_ms(dirty_since));
     for hour in &snapshot.hours {
@@ -224,6 +231,30 @@ pub(super) async fn close(
         .arg(margin_ms)
         .arg(optional_ms(*expiry));
     let word: String = link.invoke(metrics::Script::Close, &call).await?;
+    Opening::parse(&word)
+}
+
+/// Calls `adjust.lua`: applies an adjustment to its counter, once.
+pub(super) async fn adjust(
+    link: &Link,
+    keys: &Keys,
+    correction: &Correction<'_>,
+    now: DateTime<Utc>,
+) -> Result<Opening, Error> {
+    let organization = &correction.counter.organization;
+    let shard = Shard::of(organization);
+    let mut call = ADJUST.prepare_invoke();
+    call.key(keys.generation(shard))
+        .key(keys.organization(organization))
+        .key(keys.dirty(shard))
+        .key(keys.counter(correction.counter))
+        .arg(now.timestamp_millis())
+        .arg(correction.generation)
+        .arg(correction.policy_version)
+        .arg(correction.id)
+        .arg(correction.amount)
+        .arg(correction.hour.timestamp_millis());
+    let word: String = link.invoke(metrics::Script::Adjust, &call).await?;
     Opening::parse(&word)
 }
 

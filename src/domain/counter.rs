@@ -1,5 +1,8 @@
 //! A count, wherever it is held: its name, what it was decided by, and what it holds.
 
+use std::fmt;
+use std::str::FromStr;
+
 use chrono::{DateTime, Utc};
 
 use super::ids::{MeterId, OrganizationId};
@@ -68,6 +71,8 @@ pub struct Snapshot {
     pub oldest_unstored: Option<DateTime<Utc>>,
     /// What it remembers of its thresholds.
     pub thresholds: Thresholds,
+    /// The last adjustment that it contains, if any.
+    pub adjusted: Option<Adjusted>,
 }
 
 /// What was counted in one hour of a period.
@@ -81,6 +86,51 @@ pub struct Hour {
     pub denied: u64,
     /// Units given back.
     pub refunded: u64,
+}
+
+/// An adjustment that a count contains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Adjusted {
+    /// Names it; a count contains every one of its adjustments up to this.
+    pub id: u64,
+    /// What the count changed by.
+    pub applied: i64,
+    /// The count right afterwards.
+    pub used: Count,
+    /// The hour that it is counted in.
+    pub hour: DateTime<Utc>,
+}
+
+/// `id:applied:used:hour`, such as `7:-100:401:1795341600000`, as the script writes it.
+impl fmt::Display for Adjusted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (id, applied, used) = (self.id, self.applied, self.used.get());
+        write!(f, "{id}:{applied}:{used}:{}", self.hour.timestamp_millis())
+    }
+}
+
+/// What nobody has written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("says nothing of an adjustment")]
+pub struct Unreadable;
+
+impl FromStr for Adjusted {
+    type Err = Unreadable;
+
+    fn from_str(text: &str) -> Result<Self, Unreadable> {
+        let parts: Vec<&str> = text.split(':').collect();
+        let [id, applied, used, hour] = parts[..] else {
+            return Err(Unreadable);
+        };
+        let used: u64 = used.parse().map_err(|_| Unreadable)?;
+        let hour = hour.parse().ok().and_then(DateTime::from_timestamp_millis);
+        Ok(Self {
+            id: id.parse().map_err(|_| Unreadable)?,
+            applied: applied.parse().map_err(|_| Unreadable)?,
+            used: Count::try_from(used).map_err(|_| Unreadable)?,
+            hour: hour.ok_or(Unreadable)?,
+        })
+    }
 }
 
 impl Snapshot {

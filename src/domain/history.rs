@@ -81,11 +81,13 @@ pub struct Row {
     pub position: Position,
     /// The first instant that no longer counts; none while a period does not end by itself.
     pub end: Option<DateTime<Utc>>,
-    /// Units counted, less those given back; an hour or a day in which more was given back than
+    /// Units counted, less those given back, and corrected; an hour or a day in which more was given back than
     /// counted is negative.
     pub used: i64,
-    /// Units given back; `used + refunded` is the gross.
+    /// Units given back; `used + refunded - adjusted` is the gross.
     pub refunded: u64,
+    /// What corrections have changed `used` by.
+    pub adjusted: i64,
     /// Calls refused.
     pub denied: u64,
     /// Units that the period included; none for hours and days, which no limit applies to.
@@ -106,6 +108,7 @@ impl Row {
             end: Some(end),
             used: 0,
             refunded: 0,
+            adjusted: 0,
             denied: 0,
             limit: None,
             plan: None,

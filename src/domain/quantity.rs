@@ -116,6 +116,85 @@ impl From<Amount> for u64 {
     }
 }
 
+/// Units that a correction adds to a count or, below 0, gives back: never 0, and at most [`AMOUNT_MAX`] either way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "Signed")]
+pub struct Correction(i64);
+
+impl Correction {
+    /// The number of units.
+    pub fn get(self) -> i64 {
+        self.0
+    }
+}
+
+impl TryFrom<Signed> for Correction {
+    type Error = InvalidQuantity;
+
+    fn try_from(Signed(units): Signed) -> Result<Self, InvalidQuantity> {
+        if (1..=AMOUNT_MAX).contains(&units.unsigned_abs()) {
+            Ok(Self(units))
+        } else {
+            Err(InvalidQuantity(
+                "must be an integer from -10^12 to 10^12, and not 0",
+            ))
+        }
+    }
+}
+
+impl PartialSchema for Correction {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(SchemaType::new(Type::Integer))
+            .format(Some(SchemaFormat::KnownFormat(KnownFormat::Int64)))
+            .minimum(Some(-1_000_000_000_000_i64))
+            .maximum(Some(AMOUNT_MAX))
+            .into()
+    }
+}
+
+impl ToSchema for Correction {}
+
+/// A [`Whole`] number or the negative of one.
+struct Signed(i64);
+
+impl<'de> Deserialize<'de> for Signed {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_i64(SignedVisitor)
+    }
+}
+
+struct SignedVisitor;
+
+impl Visitor<'_> for SignedVisitor {
+    type Value = Signed;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an integer")
+    }
+
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<Signed, E> {
+        Ok(Signed(number))
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<Signed, E> {
+        Ok(Signed(i64::try_from(number).unwrap_or(i64::MAX)))
+    }
+
+    fn visit_f64<E: de::Error>(self, number: f64) -> Result<Signed, E> {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_precision_loss,
+            reason = "whole, and between numbers where doubles are exact"
+        )]
+        if number.fract() == 0.0 && number.abs() <= COUNT_MAX as f64 {
+            Ok(Signed(number as i64))
+        } else {
+            Err(E::invalid_value(Unexpected::Float(number), &self))
+        }
+    }
+}
+
 /// A whole number, also where it is written as `3.0`: to JSON Schema, and to languages whose numbers are
 /// doubles, that is the same number.
 struct Whole(u64);

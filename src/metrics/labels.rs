@@ -54,6 +54,8 @@ label!(
         Restore = "restore",
         /// `close.lua`
         Close = "close",
+        /// `adjust.lua`
+        Adjust = "adjust",
         /// `settle.lua`
         Settle = "settle",
         /// `configure.lua`
@@ -76,7 +78,7 @@ label!(
         PolicySweep = "policy_sweep",
         /// Changes of API keys are brought to Redis.
         KeySweep = "key_sweep",
-        /// Periods that are over are ended, and resets finished.
+        /// Periods that are over are ended, and resets and adjustments finished.
         Scheduler = "scheduler",
         /// What deleted organizations have left is erased.
         Erase = "erase",

@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 use sqlx::types::Json;
-use sqlx::{FromRow, Postgres, QueryBuilder, Transaction};
+use sqlx::{FromRow, PgConnection, Postgres, QueryBuilder};
 
 use super::organizations::parse;
 use super::{Error, Store, signed, unsigned};
@@ -138,7 +138,7 @@ impl Row {
 
 /// Adds one row.
 pub(super) async fn record(
-    transaction: &mut Transaction<'static, Postgres>,
+    connection: &mut PgConnection,
     actor: &Actor,
     action: &str,
     organization: Option<&OrganizationId>,
@@ -160,7 +160,7 @@ pub(super) async fn record(
     .bind(json(serde_json::to_value(before))?)
     .bind(json(serde_json::to_value(after))?)
     .bind(&actor.request_id)
-    .execute(&mut **transaction)
+    .execute(connection)
     .await?;
     Ok(())
 }

@@ -61,6 +61,7 @@ pub async fn delete<E>(
         "delete from temporary_limits where organization_id = $1",
         "delete from standings where organization_id = $1",
         "delete from resets where organization_id = $1",
+        "delete from adjustments where organization_id = $1",
         "delete from attempts where scope = $1",
         // With what is still to be delivered of them. A new life may cross the same thresholds again.
         "delete from events where organization_id = $1",

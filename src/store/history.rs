@@ -59,7 +59,10 @@ const ZONE: &str = "coalesce(o.time_zone, (select settings ->> 'timeZone' from d
 pub async fn periods(store: &Store, page: &Page<'_>) -> Result<Vec<Row>, Error> {
     let mut sql = QueryBuilder::new(
         "select period_start as start, period_end as ends, organization_id, meter, used, refunded, denied, limit_units,
-                plan_id, reset_type, closed_at is not null as closed, null as zone
+                plan_id, reset_type, closed_at is not null as closed, null as zone,
+                (select coalesce(sum(applied), 0)::bigint from adjustments as a
+                 where (a.organization_id, a.meter, a.period_start)
+                     = (usage_history.organization_id, usage_history.meter, usage_history.period_start)) as adjusted
          from usage_history
          where ",
     );
@@ -86,7 +89,9 @@ pub async fn hours(store: &Store, page: &Page<'_>) -> Result<Vec<Row>, Error> {
     page.push_order(&mut sql, "hour", "organization_id", "meter");
     sql.push(format_args!(
         ") select hour as start, null::timestamptz as ends, organization_id, meter, used, refunded, denied,
-                  null::bigint as limit_units, null as plan_id, null as reset_type, false as closed, {ZONE} as zone
+                  null::bigint as limit_units, null as plan_id, null as reset_type, false as closed, {ZONE} as zone,
+                  (select coalesce(sum(applied), 0)::bigint from adjustments as a
+                   where (a.organization_id, a.meter, a.hour) = (page.organization_id, page.meter, page.hour)) as adjusted
            from page left join organizations o on o.id = organization_id"
     ));
     // The join may have shuffled what the page had in order.
@@ -127,7 +132,10 @@ pub async fn days(
     sql.push(
         "select day.start, day.ends, h.organization_id, h.meter, sum(h.used)::bigint as used,
                 sum(h.refunded)::bigint as refunded, sum(h.denied)::bigint as denied, null::bigint as limit_units,
-                null as plan_id, null as reset_type, false as closed, null as zone
+                null as plan_id, null as reset_type, false as closed, null as zone,
+                (select coalesce(sum(applied), 0)::bigint from adjustments as a
+                 where (a.organization_id, a.meter) = (h.organization_id, h.meter)
+                   and a.hour >= day.start and a.hour < day.ends) as adjusted
          from unnest(",
     );
     sql.push_bind(
@@ -337,6 +345,7 @@ struct HistoryRow {
     used: i64,
     refunded: i64,
     denied: i64,
+    adjusted: i64,
     limit_units: Option<i64>,
     plan_id: Option<String>,
     reset_type: Option<String>,
@@ -370,6 +379,7 @@ impl HistoryRow {
             used: self.used,
             refunded: unsigned(self.refunded),
             denied: unsigned(self.denied),
+            adjusted: self.adjusted,
             limit: limit.transpose().map_err(nonsense)?,
             plan: self.plan_id.as_deref().map(parse).transpose()?,
             reset_type: self.reset_type.as_deref().map(parse).transpose()?,

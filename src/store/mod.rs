@@ -3,6 +3,7 @@
 //! Postgres holds the newest absolute snapshot of every count, and everything that people set. It is
 //! not on the hot path: it is asked for what Redis does not know. Every statement is run by a test.
 
+pub mod adjustments;
 pub mod api_keys;
 pub mod attempts;
 pub mod audit;
@@ -81,14 +82,20 @@ impl Store {
         Ok(number.unsigned_abs())
     }
 
-    /// Begins a transaction that changes policies, and draws its version. All such transactions are
-    /// serialized, so that versions become visible in their order.
-    async fn begin_policy_change(&self) -> Result<(Transaction<'static, Postgres>, u64), Error> {
+    /// Begins a transaction that no change of a policy runs beside.
+    async fn begin_change(&self) -> Result<Transaction<'static, Postgres>, Error> {
         let mut transaction = self.pool.begin().await?;
         // The key of the lock is arbitrary; it only has to be the same in every instance.
         sqlx::query("select pg_advisory_xact_lock(7302814)")
             .execute(&mut *transaction)
             .await?;
+        Ok(transaction)
+    }
+
+    /// Begins a transaction that changes policies, and draws its version. All such transactions are
+    /// serialized, so that versions become visible in their order.
+    async fn begin_policy_change(&self) -> Result<(Transaction<'static, Postgres>, u64), Error> {
+        let mut transaction = self.begin_change().await?;
         let (version,): (i64,) = sqlx::query_as("select nextval('policy_version')")
             .fetch_one(&mut *transaction)
             .await?;

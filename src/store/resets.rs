@@ -11,7 +11,7 @@ use sqlx::{FromRow, PgConnection};
 
 use super::attempts::{self, Attempt, Earlier};
 use super::organizations::{self, parse};
-use super::{Actor, Error, Store, audit, events, unsigned};
+use super::{Actor, Error, Store, adjustments, audit, events, unsigned};
 use crate::domain::counter::{CounterId, Snapshot};
 use crate::domain::event::{self, Event};
 use crate::domain::ids::{METERS_MAX, MeterId, OrganizationId};
@@ -65,7 +65,7 @@ pub enum Outcome {
     },
     /// The organization was deleted meanwhile; nothing was done.
     Deleted,
-    /// An earlier reset of one of the meters has not been finished; nothing was done.
+    /// An earlier reset of one of the meters, or an adjustment, has not been finished; nothing was done.
     Unfinished,
     /// The idempotency key was used for another payload.
     KeyReused,
@@ -114,7 +114,10 @@ pub async fn commit(
     {
         return Ok(Outcome::TooManyMeters(one_more.clone()));
     }
-    if !pending_in(&mut transaction, id).await?.is_disjoint(&meters) {
+    // An adjustment that is pending must find its counter open.
+    if !pending_in(&mut transaction, id).await?.is_disjoint(&meters)
+        || adjustments::is_pending(&mut transaction, id).await?
+    {
         return Ok(Outcome::Unfinished);
     }
 
@@ -346,7 +349,8 @@ impl EndedRow {
     }
 }
 
-async fn pending_in(
+/// The same, within a transaction.
+pub(super) async fn pending_in(
     connection: &mut PgConnection,
     organization: &OrganizationId,
 ) -> Result<BTreeSet<MeterId>, Error> {

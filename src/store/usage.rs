@@ -11,7 +11,7 @@ use chrono::{DateTime, Datelike, Utc};
 use sqlx::{AssertSqlSafe, FromRow, PgConnection};
 
 use super::organizations::{nonsense, parse};
-use super::{Error, Store, deletions, events, resets, signed, unsigned};
+use super::{Error, Store, adjustments, deletions, events, resets, signed, unsigned};
 use crate::domain::counter::{CounterId, Hour, Snapshot, Stamp};
 use crate::domain::event::Event;
 use crate::domain::ids::{METERS_MAX, MeterId, OrganizationId};
@@ -72,7 +72,7 @@ pub async fn restore(
          on conflict on constraint usage_history_pkey
          do update set epoch = greatest(usage_history.epoch, excluded.epoch)
          returning organization_id, meter, period_start, period_end, used, denied, refunded, limit_units, enforcement,
-                   policy_version, epoch, seq, closed_at, told, xmax = 0 as inserted",
+                   policy_version, epoch, seq, closed_at, told, adjusted, xmax = 0 as inserted",
     )
     .bind(counter.organization.as_str())
     .bind(counter.meter.as_str())
@@ -286,6 +286,9 @@ struct HistoryRow {
     /// Read only where a counter is restored.
     #[sqlx(default)]
     told: Option<String>,
+    /// The same.
+    #[sqlx(default)]
+    adjusted: Option<String>,
 }
 
 /// The row of a counter that is being restored.
@@ -325,6 +328,7 @@ impl HistoryRow {
             sequence: unsigned(self.seq),
             hours: Vec::new(),
             oldest_unstored: None,
+            adjusted: self.adjusted.as_deref().map(parse).transpose()?,
             thresholds: Thresholds {
                 told: self.told.as_deref().map_or(Ok(Told::default()), parse)?,
                 ..Thresholds::default()
@@ -338,7 +342,8 @@ fn told_text(told: Told) -> Option<String> {
     (told != Told::default()).then(|| told.to_string())
 }
 
-async fn create_organizations(
+/// Sees to it that each of these has a row.
+pub(super) async fn create_organizations(
     connection: &mut PgConnection,
     organizations: impl Iterator<Item = &OrganizationId>,
 ) -> Result<(), Error> {
@@ -384,6 +389,7 @@ async fn store_in(
         .partition(|(_, accepted)| **accepted);
     let taken: Vec<&Snapshot> = taken.into_iter().map(|(snapshot, _)| snapshot).collect();
     store_hours(connection, taken.iter().copied()).await?;
+    adjustments::finish(connection, &taken).await?;
     resets::close(connection, &taken, now).await?;
     resets::end_lazily(connection, &begun, now).await?;
     let refused: Vec<&Snapshot> = refused.into_iter().map(|(snapshot, _)| snapshot).collect();
@@ -422,20 +428,21 @@ async fn upsert<'a>(
         .collect();
     let rows: Vec<(String, String, DateTime<Utc>, bool)> = sqlx::query_as(
         "insert into usage_history (organization_id, meter, period_start, period_end, used, denied, refunded, limit_units,
-                                    enforcement, policy_version, epoch, seq, closed_at, told, plan_id, stored_at)
-         select new.*, coalesce(plan_id, (select settings ->> 'planId' from defaults)), $15
+                                    enforcement, policy_version, epoch, seq, closed_at, told, adjusted, plan_id, stored_at)
+         select new.*, coalesce(plan_id, (select settings ->> 'planId' from defaults)), $16
          from unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::bigint[], $6::bigint[],
                      $7::bigint[], $8::bigint[], $9::text[], $10::bigint[], $11::bigint[], $12::bigint[],
-                     $13::timestamptz[], $14::text[])
+                     $13::timestamptz[], $14::text[], $15::text[])
               as new (organization_id, meter, period_start, period_end, used, denied, refunded, limit_units,
-                      enforcement, policy_version, epoch, seq, closed_at, told)
+                      enforcement, policy_version, epoch, seq, closed_at, told, adjusted)
          join organizations on id = organization_id
          order by organization_id collate \"C\", meter collate \"C\", period_start
          on conflict on constraint usage_history_pkey do update set
              period_end = excluded.period_end, used = excluded.used, denied = excluded.denied,
              refunded = excluded.refunded, limit_units = excluded.limit_units, enforcement = excluded.enforcement,
              policy_version = excluded.policy_version, epoch = excluded.epoch, seq = excluded.seq,
-             closed_at = excluded.closed_at, told = excluded.told, stored_at = excluded.stored_at,
+             closed_at = excluded.closed_at, told = excluded.told, adjusted = excluded.adjusted,
+             stored_at = excluded.stored_at,
              -- A period that is over keeps the plan that it ended with.
              plan_id = case when excluded.period_end <= excluded.stored_at
                             then coalesce(usage_history.plan_id, excluded.plan_id) else excluded.plan_id end
@@ -457,6 +464,7 @@ async fn upsert<'a>(
     .bind(column(|it| signed(it.sequence)))
     .bind(snapshots.iter().map(|it| it.stamp.end.filter(|_| it.stamp.closed)).collect::<Vec<_>>())
     .bind(told)
+    .bind(snapshots.iter().map(|it| it.adjusted.map(|it| it.to_string())).collect::<Vec<_>>())
     .bind(now)
     .fetch_all(connection)
     .await?;

@@ -169,6 +169,7 @@ async fn a_row_tells_use_refunds_and_refusals_apart() {
     {
       "data": [
         {
+          "adjusted": 0,
           "denied": 2,
           "end": "2031-03-15T13:00:00Z",
           "final": false,
@@ -182,6 +183,7 @@ async fn a_row_tells_use_refunds_and_refusals_apart() {
           "used": 900
         },
         {
+          "adjusted": 0,
           "denied": 0,
           "end": "2031-03-15T14:00:00Z",
           "final": false,
@@ -203,6 +205,7 @@ async fn a_row_tells_use_refunds_and_refusals_apart() {
     {
       "data": [
         {
+          "adjusted": 0,
           "denied": 2,
           "end": "2031-04-01T00:00:00Z",
           "final": false,
@@ -555,7 +558,7 @@ async fn csv_and_ndjson_hold_what_json_holds() {
     let csv = accepting(&service, empty, "text/csv, application/json;q=0.5").await;
     assert_eq!(
         csv.text,
-        "meter,start,end,used,refunded,denied,limit,planId,resetType,open,final\r\n"
+        "meter,start,end,used,refunded,adjusted,denied,limit,planId,resetType,open,final\r\n"
     );
     assert_eq!(
         accepting(&service, empty, "application/x-ndjson")

@@ -9,6 +9,7 @@
 )]
 #![expect(unreachable_pub, reason = "this is no library")]
 
+mod adjustments;
 mod audit;
 mod batch;
 mod bench;

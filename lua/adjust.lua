@@ -1,0 +1,74 @@
+#!lua
+--[[
+Applies an adjustment that is committed in Postgres to its counter, once.
+
+KEYS
+  [1] the shard's generation
+  [2] the organization
+  [3] the shard's dirty index
+  [4] the counter
+
+ARGV
+  [1] now                   ms since the epoch
+  [2] generation            that the caller believes in
+  [3] policy version        that the caller resolved before it saw that the adjustment is pending
+  [4] id                    of the adjustment; grows from one adjustment of a counter to the next
+  [5] amount                units to add, or below 0 to give back
+  [6] hour                  ms, start of the hour that it is counted in
+
+Returns one of
+  'adjusted'                it is done, now or before
+  'generation'              the data set has another generation, or none
+  'policy'                  Redis knows no policy of the organization, or a newer one
+  'restore'                 the counter is missing or of another generation: it must be opened first
+
+Invariants
+  An adjustment is applied only where the counter's last one is older, and leaves its id in the same step.
+  A count never falls below 0 nor passes 2^53 - 1; what was applied is the difference.
+  No adjustment of before the organization's deletion reaches a counter of after it: the policy is newer then.
+  `s` grows with every write; a counter whose `s` differs from its `f` is in the dirty index and has no expiry.
+  What is given back leaves in the counter what a flush needs to tell what was crossed.
+]]
+local COUNT_MAX = 9007199254740991
+local now, generation, version, id = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local amount, hour = tonumber(ARGV[5]), ARGV[6]
+
+if redis.call('HGET', KEYS[1], 'number') ~= generation then
+  return 'generation'
+end
+local known = redis.call('HGET', KEYS[2], 'v')
+if not known or tonumber(known) > version then
+  return 'policy'
+end
+local values = redis.call('HMGET', KEYS[4], 'u', 's', 'f', 'o', 'p', 'a', 'm', 'h' .. hour)
+local used, sequence = tonumber(values[1]), tonumber(values[2])
+if not used or string.match(values[5], '^%d+') ~= generation then
+  return 'restore'
+end
+if values[6] and tonumber(string.match(values[6], '^%d+')) >= id then
+  return 'adjusted'
+end
+
+local adjusted = math.min(math.max(used + amount, 0), COUNT_MAX)
+local applied = adjusted - used
+local clean = sequence == (tonumber(values[3]) or 0)
+local fields = {
+  'u', adjusted,
+  's', sequence + 1,
+  'h' .. hour, (tonumber(values[8]) or 0) + applied,
+  'a', string.format('%.0f:%.0f:%.0f:%s', id, applied, adjusted, hour),
+}
+if clean or not values[4] or tonumber(hour) < tonumber(values[4]) then
+  fields[#fields + 1] = 'o'
+  fields[#fields + 1] = hour
+end
+if applied < 0 then
+  fields[#fields + 1] = 'm'
+  fields[#fields + 1] = math.max(tonumber(values[7]) or 0, used)
+end
+redis.call('HSET', KEYS[4], unpack(fields))
+if clean then
+  redis.call('ZADD', KEYS[3], now, KEYS[4])
+  redis.call('PERSIST', KEYS[4])
+end
+return 'adjusted'

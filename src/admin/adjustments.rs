@@ -1,0 +1,106 @@
+//! Corrections of counts.
+
+use super::{Admin, Error};
+use crate::domain::counter::CounterId;
+use crate::domain::ids::OrganizationId;
+use crate::opening;
+use crate::store::Actor;
+use crate::store::adjustments::{self, Finished, Outcome, Wish};
+
+/// How often something is tried while others change the same.
+const ROUNDS_MAX: usize = 20;
+
+/// How many organizations one sweep finishes at most.
+const UNFINISHED_MAX: u32 = 1000;
+
+/// What an adjustment did.
+#[derive(Debug, Clone)]
+pub struct Adjustment {
+    /// Whether this is what an earlier attempt was told.
+    pub replayed: bool,
+    /// What came of it.
+    pub finished: Finished,
+}
+
+impl Admin {
+    /// Adds units to the running count of a meter, or gives some back.
+    pub async fn adjust(&self, wish: &Wish<'_>, actor: &Actor) -> Result<Adjustment, Error> {
+        let organization = wish.organization;
+        let presence = self.policies.presence(organization).await?;
+        if !presence.exists() {
+            return Err(Error::NotFound);
+        }
+        for _ in 0..ROUNDS_MAX {
+            let now = self.clock.now();
+            // Before the commit: while Redis is away, or where there is one meter too many, nothing should be half done.
+            let link = self.counters.link().await?;
+            let sources = self.policies.stored(organization).await?;
+            let policy = sources.resolve(now);
+            let period = policy.schedule.running(wish.meter, now);
+            let counter = CounterId {
+                organization: organization.clone(),
+                meter: wish.meter.clone(),
+                start: period.start,
+            };
+            let ready = self.opener.ready(&link, &policy, &counter, now).await?;
+            if ready == opening::Opened::OlderPolicy {
+                self.policies.apply(&link, organization, &sources).await?;
+                continue;
+            }
+            let exists = |sources: &_| presence.still_exists(sources);
+            match adjustments::commit(&self.store, wish, actor, now, exists).await? {
+                Outcome::Committed { id, replayed } => {
+                    self.finish_adjustment(organization).await?;
+                    // Gone only together with its organization.
+                    let finished = adjustments::finished(&self.store, id).await?;
+                    let finished = finished.ok_or(Error::NotFound)?;
+                    return Ok(Adjustment { replayed, finished });
+                }
+                Outcome::Deleted => return Err(Error::NotFound),
+                Outcome::Unfinished => {
+                    self.finish_pending(organization).await?;
+                    self.finish_adjustment(organization).await?;
+                }
+                Outcome::KeyReused => return Err(Error::KeyReused),
+            }
+        }
+        Err(opening::Error::Contended.into())
+    }
+
+    /// Finishes every adjustment that is committed and may not have reached Redis; returns how many. One that cannot be
+    /// finished keeps nothing else from it.
+    pub async fn finish_adjustments_once(&self) -> Result<usize, Error> {
+        let mut finished = 0;
+        for organization in adjustments::unfinished(&self.store, UNFINISHED_MAX).await? {
+            match self.finish_adjustment(&organization).await {
+                Ok(()) => finished += 1,
+                Err(error) => {
+                    tracing::debug!(%error, org.id = %organization, "an adjustment cannot be finished");
+                }
+            }
+        }
+        Ok(finished)
+    }
+
+    /// Applies the pending adjustment of an organization, if there is one.
+    pub(super) async fn finish_adjustment(
+        &self,
+        organization: &OrganizationId,
+    ) -> Result<(), Error> {
+        for _ in 0..ROUNDS_MAX {
+            let now = self.clock.now();
+            let link = self.counters.link().await?;
+            // Before the adjustment: one that a deletion has taken with it must not be applied by a newer policy.
+            let sources = self.policies.stored(organization).await?;
+            let Some(pending) = adjustments::pending(&self.store, organization).await? else {
+                return Ok(());
+            };
+            let policy = sources.resolve(now);
+            let opened = self.opener.adjust(&link, &policy, &pending, now).await?;
+            if opened == opening::Opened::OlderPolicy {
+                self.policies.apply(&link, organization, &sources).await?;
+            }
+        }
+        Err(opening::Error::Contended.into())
+    }
+}

@@ -1,0 +1,489 @@
+//! Adjustments: what is added and given back, and that each happens once, whatever dies in between.
+
+use chrono::Duration;
+use serde_json::{Value, json};
+use tallyman::counters::{Correction, Counters, Opening, Shard};
+use tallyman::store::adjustments::{self, Outcome, Pending, Wish};
+use tallyman::store::{Actor, Store};
+
+use crate::support::{Answer, Instance, World, at_once, instant, row, settings_of};
+
+const PATH: &str = "/v1/organizations/org_1/adjust";
+const MONTH: &str = "2031-03-01T00:00:00Z";
+const NEXT_MONTH: &str = "2031-04-01T00:00:00Z";
+
+impl Instance {
+    async fn adjust(&self, amount: i64) -> Answer {
+        let body = json!({"amount": amount, "reason": "goodwill"});
+        let answer = self.http.post(PATH, body).await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        answer
+    }
+
+    /// How many adjustments the sweep finishes.
+    async fn finish_adjustments(&self) -> usize {
+        let admin = &self.app.state.admin;
+        admin.finish_adjustments_once().await.unwrap()
+    }
+
+    async fn history_of(&self, granularity: &str) -> Vec<Value> {
+        let path = format!("/v1/organizations/org_1/history?granularity={granularity}");
+        let answer = self.http.get(&path).await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        answer.body["data"].as_array().unwrap().clone()
+    }
+}
+
+/// What was done to counts, as the audit log tells it.
+async fn audited(world: &World) -> Vec<String> {
+    world
+        .select(
+            "select actor || ' ' || before::text || ' ' || after::text from audit_log
+             where action = 'organization.adjust' order by id",
+        )
+        .await
+}
+
+/// An adjustment that is committed and not known to Redis: its process has died in between.
+async fn commit(world: &World, amount: i64) -> Pending {
+    let store = Store::new(&world.database_url, 1).unwrap();
+    let (organization, meter) = ("org_1".parse().unwrap(), "api".parse().unwrap());
+    let wish = Wish {
+        organization: &organization,
+        meter: &meter,
+        amount,
+        reason: "goodwill",
+        attempt: None,
+    };
+    let actor = Actor {
+        name: "tests".to_owned(),
+        request_id: String::new(),
+    };
+    let now = world.clock.now();
+    let outcome = adjustments::commit(&store, &wish, &actor, now, |_| true).await;
+    assert!(matches!(outcome, Ok(Outcome::Committed { .. })));
+    let pending = adjustments::pending(&store, &organization).await.unwrap();
+    pending.unwrap()
+}
+
+/// The same, and Redis has applied it: its process has died before it was stored.
+async fn commit_and_apply(world: &World, amount: i64) {
+    let pending = commit(world, amount).await;
+    let counters = Counters::new(settings_of(world), world.clock.clone(), world.metrics()).unwrap();
+    let link = counters.link().await.unwrap();
+    let correction = Correction {
+        id: pending.id,
+        counter: &pending.counter,
+        generation: link
+            .generation(Shard::of(&pending.counter.organization))
+            .unwrap(),
+        policy_version: 1 << 50,
+        amount,
+        hour: instant("2031-03-15T12:00:00Z"),
+    };
+    let applied = counters.adjust(&link, &correction, world.clock.now()).await;
+    assert_eq!(applied.unwrap(), Opening::Ready);
+}
+
+#[tokio::test]
+async fn units_are_added_and_given_back() {
+    let world = World::new().await;
+    let instance = world.instance().await;
+    instance.count("org_1", "api", 501).await;
+    let answer = instance.adjust(-100).await;
+    assert_eq!(
+        answer.body,
+        json!({
+            "organizationId": "org_1", "meter": "api", "amount": -100, "applied": -100, "current": 401, "limit": 1000,
+            "periodStart": MONTH, "resetDate": NEXT_MONTH
+        })
+    );
+    assert_eq!(instance.adjust(7).await.body["current"], 408);
+    assert_eq!(instance.count("org_1", "api", 1).await, 409);
+    let audited = audited(&world).await;
+    assert_eq!(audited.len(), 2, "{audited:?}");
+    for part in [
+        r#""current": 501"#,
+        r#""current": 401"#,
+        r#""reason": "goodwill""#,
+        r#""applied": -100"#,
+    ] {
+        assert!(audited[0].contains(part), "{part} in {audited:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_meter_that_was_never_counted_can_be_adjusted() {
+    let world = World::new().await;
+    let instance = world.instance().await;
+    instance.count("org_1", "api", 5).await;
+    let body = json!({"meter": "tokens", "amount": 3, "reason": "carried over"});
+    let answer = instance.http.post(PATH, body).await;
+    assert_eq!(answer.body["current"], 3, "{}", answer.text);
+    assert_eq!(instance.count("org_1", "tokens", 1).await, 4);
+    assert_eq!(instance.current("org_1", "api").await, 5);
+}
+
+#[tokio::test]
+async fn what_is_given_back_stops_at_zero() {
+    let world = World::new().await;
+    let instance = world.instance().await;
+    instance.count("org_1", "api", 5).await;
+    let answer = instance.adjust(-100).await;
+    assert_eq!(answer.body["applied"], -5, "{}", answer.text);
+    assert_eq!(answer.body["current"], 0);
+    let answer = instance.adjust(-1).await;
+    assert_eq!(answer.body["applied"], 0, "{}", answer.text);
+    assert_eq!(audited(&world).await.len(), 2);
+}
+
+#[tokio::test]
+async fn what_is_added_may_pass_the_limit() {
+    let world = World::new().await;
+    let instance = world.instance().await;
+    instance.count("org_1", "api", 999).await;
+    let answer = instance.adjust(500).await;
+    assert_eq!(answer.body["current"], 1499, "{}", answer.text);
+    assert_eq!(instance.attempt("org_1", "api", 1).await.status, 429);
+    instance.adjust(-500).await;
+    assert_eq!(instance.attempt("org_1", "api", 1).await.status, 200);
+    instance.flush().await;
+    let told = world
+        .select("select type from events where type = 'usage.limit_exceeded'")
+        .await;
+    assert_eq!(told.len(), 1, "{told:?}");
+}
+
+#[tokio::test]
+async fn a_repeated_adjustment_is_answered_as_the_first_and_adjusts_nothing() {
+    let world = World::new().await;
+    let instance = world.instance().await;
+    instance.count("org_1", "api", 10).await;
+    let body = json!({"amount": -4, "reason": "a"});
+    let first = instance.http.post_once(PATH, "once", body.clone()).await;
+    assert_eq!(first.status, 200, "{}", first.text);
+    instance.count("org_1", "api", 1).await;
+    instance
+        .limits("org_1", json!({"api": {"limit": 50}}))
+        .await;
+    let again = instance.http.post_once(PATH, "once", body).await;
+    assert_eq!(again.body, first.body);
+    assert_eq!(first.header("idempotent-replayed"), "");
+    assert_eq!(again.header("idempotent-replayed"), "true");
+    assert_eq!(instance.current("org_1", "api").await, 7);
+    for other in [
+        json!({"amount": -5, "reason": "a"}),
+        json!({"amount": -4, "reason": "b"}),
+        json!({"amount": -4, "reason": "a", "meter": "tokens"}),
+    ] {
+        let other = instance.http.post_once(PATH, "once", other).await;
+        assert_eq!(other.status, 422, "{}", other.text);
+        assert_eq!(other.code(), "idempotency_key_reused");
+    }
+}
+
+#[tokio::test]
+async fn adjustments_at_once_under_one_key_adjust_once() {
+    let world = World::new().await;
+    let instances = [world.instance().await, world.instance().await];
+    instances[0].count("org_1", "api", 10).await;
+    let answers = at_once(8, |call| {
+        let http = instances[call % 2].http.clone();
+        async move {
+            let body = json!({"amount": 5, "reason": "a"});
+            http.post_once(PATH, "once", body).await
+        }
+    })
+    .await;
+    for answer in &answers {
+        assert_eq!(answer.body["current"], 15, "{}", answer.text);
+    }
+    assert_eq!(instances[0].current("org_1", "api").await, 15);
+    assert_eq!(audited(&world).await.len(), 1);
+}
+
+#[tokio::test]
+async fn an_adjustment_that_makes_no_sense_is_refused_and_changes_nothing() {
+    let world = World::new().await;
+    let instance = world.instance().await;
+    let good = json!({"amount": 1, "reason": "a"});
+    let answer = instance.http.post(PATH, good.clone()).await;
+    assert_eq!((answer.status.as_u16(), answer.code()), (404, "not_found"));
+    instance.count("org_1", "api", 7).await;
+    for (body, pointer) in [
+        (json!({"amount": 0, "reason": "a"}), "/amount"),
+        (
+            json!({"amount": 1_000_000_000_001_i64, "reason": "a"}),
+            "/amount",
+        ),
+        (
+            json!({"amount": -1_000_000_000_001_i64, "reason": "a"}),
+            "/amount",
+        ),
+        (json!({"amount": 1.5, "reason": "a"}), "/amount"),
+        (json!({"amount": "1", "reason": "a"}), "/amount"),
+        (json!({"amount": 1, "reason": ""}), "/reason"),
+        (json!({"amount": 1, "reason": "\u{0}"}), "/reason"),
+        (json!({"amount": 1, "reason": "x".repeat(501)}), "/reason"),
+        (
+            json!({"meter": "API", "amount": 1, "reason": "a"}),
+            "/meter",
+        ),
+        (json!({"units": 1, "reason": "a"}), "/units"),
+    ] {
+        let answer = instance.http.post(PATH, body).await;
+        assert_eq!(answer.status, 400, "{}", answer.text);
+        assert_eq!(answer.body["errors"][0]["pointer"], pointer);
+    }
+    for (missing, named) in [
+        (json!({"reason": "a"}), "amount"),
+        (json!({"amount": 1}), "reason"),
+    ] {
+        let answer = instance.http.post(PATH, missing).await;
+        assert_eq!(answer.status, 400, "{}", answer.text);
+        assert!(answer.text.contains(named), "{}", answer.text);
+    }
+    let ingest = world.key_with(&["ingest", "refund", "read", "reset"]).await;
+    let http = instance.http.with_key(Some(&ingest));
+    assert_eq!(http.post(PATH, good).await.code(), "forbidden");
+    assert_eq!(instance.current("org_1", "api").await, 7);
+    assert_eq!(audited(&world).await.len(), 0);
+}
+
+#[tokio::test]
+async fn history_tells_adjustments_apart_from_the_gross() {
+    let world = World::new().await;
+    let instance = world.instance().await;
+    instance.count("org_1", "api", 10).await;
+    instance.adjust(-3).await;
+    world.clock.advance(Duration::hours(1));
+    instance.adjust(5).await;
+    instance.adjust(-1).await;
+    let refund = json!({"organizationId": "org_1", "amount": 2});
+    assert_eq!(instance.http.post("/v1/refund", refund).await.status, 200);
+    instance.flush().await;
+    let told = |rows: Vec<Value>| -> Vec<(i64, i64, i64)> {
+        let number = |row: &Value, field: &str| row[field].as_i64().unwrap();
+        let told = rows.iter().map(|row| {
+            let (used, refunded) = (number(row, "used"), number(row, "refunded"));
+            (used, refunded, number(row, "adjusted"))
+        });
+        told.collect()
+    };
+    assert_eq!(
+        told(instance.history_of("hour").await),
+        [(7, 0, -3), (2, 2, 4)]
+    );
+    assert_eq!(told(instance.history_of("day").await), [(9, 2, 1)]);
+    assert_eq!(told(instance.history_of("period").await), [(9, 2, 1)]);
+}
+
+/// Whatever was done when the process died: the sweep finishes it, and a second one finds nothing to do.
+#[tokio::test]
+async fn an_adjustment_that_was_cut_short_is_finished_once_by_the_sweep() {
+    for applied in [false, true] {
+        let world = World::new().await;
+        let instance = world.instance().await;
+        instance.count("org_1", "api", 10).await;
+        if applied {
+            commit_and_apply(&world, -4).await;
+        } else {
+            commit(&world, -4).await;
+        }
+        instance.count("org_1", "api", 1).await;
+        assert_eq!(instance.finish_adjustments().await, 1);
+        assert_eq!(instance.finish_adjustments().await, 0);
+        assert_eq!(instance.current("org_1", "api").await, 7);
+        instance.flush().await;
+        let stored = row(&world.postgres().await, "org_1").await;
+        assert_eq!((stored.used, stored.hours_used), (7, 7));
+        let audited = audited(&world).await;
+        assert_eq!(audited.len(), 1, "{audited:?}");
+        assert!(audited[0].starts_with("tests "), "{audited:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_adjustment_that_was_cut_short_is_finished_once_by_the_next_call() {
+    for applied in [false, true] {
+        let world = World::new().await;
+        let instance = world.instance().await;
+        instance.count("org_1", "api", 10).await;
+        if applied {
+            commit_and_apply(&world, -4).await;
+        } else {
+            commit(&world, -4).await;
+        }
+        let answer = instance.adjust(1).await;
+        assert_eq!(answer.body["current"], 7, "{}", answer.text);
+        assert_eq!(instance.finish_adjustments().await, 0);
+        assert_eq!(audited(&world).await.len(), 2);
+    }
+}
+
+#[tokio::test]
+async fn an_adjustment_that_redis_has_applied_is_finished_by_any_flush() {
+    let world = World::new().await;
+    let instance = world.instance().await;
+    instance.count("org_1", "api", 10).await;
+    commit_and_apply(&world, -4).await;
+    instance.flush().await;
+    assert_eq!(audited(&world).await.len(), 1);
+    assert_eq!(instance.finish_adjustments().await, 0);
+    assert_eq!(instance.current("org_1", "api").await, 6);
+}
+
+#[tokio::test]
+async fn a_loss_of_redis_neither_loses_nor_doubles_an_adjustment() {
+    for step in ["committed", "applied", "stored"] {
+        let world = World::new().await;
+        let instance = world.instance().await;
+        instance.count("org_1", "api", 10).await;
+        instance.flush().await;
+        match step {
+            "committed" => {
+                commit(&world, -4).await;
+            }
+            "applied" => commit_and_apply(&world, -4).await,
+            _ => {
+                instance.adjust(-4).await;
+            }
+        }
+        world.flush_redis().await;
+        instance.finish_adjustments().await;
+        assert_eq!(instance.current("org_1", "api").await, 6, "{step}");
+        world.flush_redis().await;
+        assert_eq!(instance.count("org_1", "api", 1).await, 7, "{step}");
+        instance.adjust(2).await;
+        assert_eq!(instance.count("org_1", "api", 1).await, 10, "{step}");
+        instance.flush().await;
+        let stored = row(&world.postgres().await, "org_1").await;
+        assert_eq!((stored.used, stored.hours_used), (10, 10), "{step}");
+        assert_eq!(audited(&world).await.len(), 2, "{step}");
+    }
+}
+
+#[tokio::test]
+async fn an_older_copy_of_redis_neither_loses_nor_doubles_an_adjustment() {
+    for stored in [false, true] {
+        let mut world = World::new().await;
+        let instance = world.instance().await;
+        instance.count("org_1", "api", 10).await;
+        instance.flush().await;
+        let copy = world.copy_redis().await;
+        if stored {
+            instance.adjust(-4).await;
+        } else {
+            commit_and_apply(&world, -4).await;
+        }
+        world.restart_redis_from(&copy, &[&instance]).await;
+        instance.finish_adjustments().await;
+        assert_eq!(instance.count("org_1", "api", 1).await, 7);
+        assert_eq!(audited(&world).await.len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn an_adjustment_that_redis_cannot_hear_of_is_a_503_and_not_committed() {
+    let mut world = World::new().await;
+    let instance = world.instance().await;
+    instance.count("org_1", "api", 5).await;
+    instance.flush().await;
+    world.kill_redis().await;
+    let body = json!({"amount": 1, "reason": "a"});
+    let answer = instance.http.post(PATH, body).await;
+    assert_eq!(answer.code(), "counter_store_unavailable");
+    let committed = world.select("select count(*)::text from adjustments").await;
+    assert_eq!(committed, ["0"]);
+}
+
+/// However long it took: it counts where it was meant to.
+#[tokio::test]
+async fn an_adjustment_that_waited_until_its_period_was_long_over_is_counted_in_it() {
+    let world = World::new().await;
+    let instance = world.instance().await;
+    instance.count("org_1", "api", 10).await;
+    instance.flush().await;
+    commit(&world, -4).await;
+    world.flush_redis().await;
+    world.clock.advance(Duration::days(90));
+    assert_eq!(instance.finish_adjustments().await, 1);
+    let stored = row(&world.postgres().await, "org_1").await;
+    assert_eq!((stored.used, stored.hours_used), (6, 6));
+    assert_eq!(instance.count("org_1", "api", 1).await, 1);
+}
+
+#[tokio::test]
+async fn a_reset_waits_for_the_adjustment_of_what_it_closes() {
+    let world = World::new().await;
+    let instance = world.instance().await;
+    instance.count("org_1", "api", 10).await;
+    commit(&world, -4).await;
+    world.clock.advance(Duration::hours(1));
+    let path = "/v1/organizations/org_1/reset";
+    let answer = instance.http.post(path, json!({})).await;
+    assert_eq!(answer.body["meters"]["api"]["previousCount"], 6);
+    assert_eq!(instance.adjust(2).await.body["current"], 2);
+}
+
+#[tokio::test]
+async fn a_deletion_takes_an_adjustment_along_that_has_not_reached_the_count() {
+    let world = World::new().await;
+    let instance = world.instance().await;
+    instance.count("org_1", "api", 10).await;
+    instance.flush().await;
+    commit(&world, 4).await;
+    let deleted = instance.http.delete("/v1/organizations/org_1").await;
+    assert_eq!(deleted.status, 200, "{}", deleted.text);
+    assert_eq!(instance.count("org_1", "api", 1).await, 1);
+    assert_eq!(instance.finish_adjustments().await, 0);
+    assert_eq!(instance.adjust(2).await.body["current"], 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_sum_is_exact_while_calls_count_and_flushes_run() {
+    let world = World::new().await;
+    let instances = [world.instance().await, world.instance().await];
+    instances[0]
+        .limits("org_1", json!({"api": {"limit": 1_000_000}}))
+        .await;
+    instances[0].count("org_1", "api", 1000).await;
+    let applied = at_once(12, |task| {
+        let http = instances[task % 2].http.clone();
+        let flusher = instances[task % 2].app.flusher.clone();
+        async move {
+            let mut sum = 0;
+            for round in 0..10 {
+                let answer = match task {
+                    0 => {
+                        flusher.flush_all().await.unwrap();
+                        continue;
+                    }
+                    1..4 => {
+                        let amount = if round % 2 == 0 { 7 } else { -3 };
+                        let body = json!({"amount": amount, "reason": "a"});
+                        let answer = http.post(PATH, body).await;
+                        assert_eq!(answer.body["applied"], amount, "{}", answer.text);
+                        sum += amount;
+                        answer
+                    }
+                    _ => {
+                        sum += 1;
+                        let body = json!({"organizationId": "org_1"});
+                        http.post("/v1/consume", body).await
+                    }
+                };
+                assert_eq!(answer.status, 200, "{}", answer.text);
+            }
+            sum
+        }
+    })
+    .await;
+    let expected = 1000 + applied.iter().sum::<i64>();
+    let current = instances[0].current("org_1", "api").await;
+    assert_eq!(i64::try_from(current).unwrap(), expected);
+    instances[0].flush().await;
+    let stored = row(&world.postgres().await, "org_1").await;
+    assert_eq!((stored.used, stored.hours_used), (expected, expected));
+    assert_eq!(audited(&world).await.len(), 30);
+}
