@@ -135,26 +135,35 @@ pub async fn pending(
     store: &Store,
     organization: &OrganizationId,
 ) -> Result<Option<Pending>, Error> {
-    let row: Option<(i64, String, DateTime<Utc>, i64, DateTime<Utc>)> = sqlx::query_as(
+    let row: Option<PendingRow> = sqlx::query_as(
         "select id, meter, period_start, amount, at from adjustments
          where organization_id = $1 and applied is null",
     )
     .bind(organization.as_str())
     .fetch_optional(&store.pool)
     .await?;
-    row.map(|(id, meter, start, amount, at)| {
+    row.map(|row| {
         Ok(Pending {
-            id: unsigned(id),
+            id: unsigned(row.id),
             counter: CounterId {
                 organization: organization.clone(),
-                meter: parse(&meter)?,
-                start,
+                meter: parse(&row.meter)?,
+                start: row.period_start,
             },
-            amount,
-            at,
+            amount: row.amount,
+            at: row.at,
         })
     })
     .transpose()
+}
+
+#[derive(FromRow)]
+struct PendingRow {
+    id: i64,
+    meter: String,
+    period_start: DateTime<Utc>,
+    amount: i64,
+    at: DateTime<Utc>,
 }
 
 /// Organizations with a pending adjustment, at most `count`.
