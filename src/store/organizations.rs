@@ -1,4 +1,4 @@
-//! Organizations, their limits, and the defaults: what a policy is resolved from, beside [`plans`](super::plans).
+//! Organizations, their limits, and the defaults: what a policy is resolved from, beside [`plans`].
 
 use std::collections::BTreeMap;
 
