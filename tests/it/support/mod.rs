@@ -22,6 +22,7 @@ use std::time::Duration;
 pub use auth_server::AuthServer;
 pub use behind::*;
 use chrono::{DateTime, Utc};
+use redis::AsyncConnectionConfig;
 use redis::aio::MultiplexedConnection;
 use reqwest::header::{HeaderMap, HeaderValue};
 use reqwest::{Method, StatusCode};
@@ -164,9 +165,13 @@ impl World {
 
     /// A connection to Redis, for looking behind the scenes and for sabotage.
     pub async fn redis(&self) -> MultiplexedConnection {
+        // The library's half a second is less than a busy machine may need for `SAVE`.
+        let patient = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(Duration::from_mins(1)))
+            .set_response_timeout(Some(Duration::from_mins(1)));
         redis::Client::open(self.redis_url.as_str())
             .unwrap()
-            .get_multiplexed_async_connection()
+            .get_multiplexed_async_connection_with_config(&patient)
             .await
             .unwrap()
     }
