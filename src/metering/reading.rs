@@ -155,7 +155,7 @@ impl Metering {
         if !organizations::exists(&self.store, organization).await? {
             return Ok(None);
         }
-        let mut snapshots = usage::running(&self.store, organization, now).await?;
+        let mut snapshots = usage::unfinished(&self.store, organization, now).await?;
         snapshots
             .retain(|it| it.counter.start == policy.schedule.running(&it.counter.meter, now).start);
         let counted = snapshots

@@ -185,7 +185,7 @@ async fn read<'a>(
     organizations: &[&'a str],
     now: DateTime<Utc>,
 ) -> Result<HashMap<&'a str, Standing>, Error> {
-    let snapshots = usage::running_of(connection, organizations, now).await?;
+    let snapshots = usage::unfinished_of(connection, organizations, now).await?;
     let warnings = lowest_warnings(connection, organizations).await?;
     let mut standings: HashMap<&str, Standing> = HashMap::new();
     let by_id: HashMap<&str, &'a str> = organizations.iter().map(|id| (*id, *id)).collect();

@@ -188,18 +188,21 @@ async fn adopt(
     Ok(())
 }
 
-/// The newest snapshots of an organization's periods that run, without hours.
-pub async fn running(
+/// The newest snapshots of an organization's periods that are not over, without hours.
+///
+/// Where another instance's clock was ahead when it reset a meter, the period that runs begins after `now`: which of a
+/// meter's periods runs, the policy says.
+pub async fn unfinished(
     store: &Store,
     organization: &OrganizationId,
     now: DateTime<Utc>,
 ) -> Result<Vec<Snapshot>, Error> {
     let mut connection = store.pool.acquire().await?;
-    running_of(&mut connection, &[organization.as_str()], now).await
+    unfinished_of(&mut connection, &[organization.as_str()], now).await
 }
 
 /// The same of several organizations, in their order.
-pub(super) async fn running_of(
+pub(super) async fn unfinished_of(
     connection: &mut PgConnection,
     organizations: &[&str],
     now: DateTime<Utc>,
@@ -208,7 +211,7 @@ pub(super) async fn running_of(
         "select organization_id, meter, period_start, period_end, used, denied, refunded, limit_units, enforcement,
                 policy_version, epoch, seq, closed_at
          from usage_history
-         where organization_id = any($1) and period_start <= $2 and (period_end is null or period_end > $2)
+         where organization_id = any($1) and (period_end is null or period_end > $2)
          order by organization_id, meter, period_start",
     )
     .bind(organizations)

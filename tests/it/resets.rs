@@ -499,6 +499,21 @@ async fn an_instance_whose_clock_lags_counts_in_the_period_that_a_reset_began() 
 }
 
 #[tokio::test]
+async fn an_instance_whose_clock_lags_tells_after_a_loss_what_the_period_holds_that_a_reset_began()
+{
+    let world = World::new().await;
+    let instance = world.instance().await;
+    let behind = tallyman::clock::Clock::manual(world.clock.now() - Duration::seconds(2));
+    let lagging = world.instance_at(behind).await;
+    instance.count("org_1", "api", 5).await;
+    instance.reset("org_1", json!({})).await;
+    instance.count("org_1", "api", 7).await;
+    instance.flush().await;
+    world.flush_redis().await;
+    assert_eq!(lagging.current("org_1", "api").await, 7);
+}
+
+#[tokio::test]
 async fn a_reset_that_redis_cannot_hear_of_is_a_503_and_not_committed() {
     let mut world = World::new().await;
     let instance = world.instance().await;
