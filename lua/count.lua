@@ -346,7 +346,8 @@ for c = 1, counter_count do
   if changed[c] then
     local key, hour = KEYS[2 * c + 2], first_hour[c]
     local clean = sequence[c] == stored[c]
-    local lowers = clean or not oldest[c] or (lowest[c] ~= oldest[c] and tonumber(lowest[c]) < tonumber(oldest[c]))
+    local lowers = lowest[c] ~= oldest[c]
+      and (clean or not oldest[c] or tonumber(lowest[c]) < tonumber(oldest[c]))
     if lowers or restamped[c] or memory_told[c] or next_hour[hour] or not hour_touched[hour] then
       local fields = {'u', used[c], 's', sequence[c] + 1}
       if lowers then

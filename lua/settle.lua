@@ -89,7 +89,6 @@ for i = 3, #KEYS do
   elseif sequence == read then
     redis.call('HSET', key, 'f', read)
     redis.call('ZREM', KEYS[1], key)
-    redis.call('HDEL', key, 'o')
     note_told(key, told)
     drop(key, drops, a - 1, nil)
     if expiry ~= '' then

@@ -14,7 +14,6 @@ mod link;
 mod scripts;
 mod stamp;
 
-use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use chrono::{DateTime, Utc};
@@ -215,6 +214,9 @@ pub struct KnownOrganization {
     /// The policy version of the last deletion that Redis knows of; 0 if it knows of none.
     pub incarnation: u64,
 }
+
+/// How many counters are read at once, so that calls that count never wait for long behind it.
+const READ_MAX: usize = 100;
 
 /// A policy as Redis gets to know it.
 #[derive(Debug, Clone, Copy)]
@@ -428,26 +430,11 @@ impl Counters {
         link: &Link,
         counters: &[CounterId],
     ) -> Result<Vec<Option<Snapshot>>, Error> {
-        let hashes = self.hashes(link, counters).await?;
-        let snapshots = counters.iter().zip(hashes);
-        snapshots
-            .map(|(counter, hash)| held(counter, &hash))
-            .collect()
-    }
-
-    async fn hashes(
-        &self,
-        link: &Link,
-        counters: &[CounterId],
-    ) -> Result<Vec<HashMap<String, String>>, Error> {
-        if counters.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut pipeline = redis::pipe();
-        for counter in counters {
-            pipeline.cmd("HGETALL").arg(self.0.keys.counter(counter));
-        }
-        link.run(&pipeline).await
+        let counted = self.read_settled(link, counters).await?;
+        Ok(counted
+            .into_iter()
+            .map(|counted| counted.map(|counted| counted.snapshot))
+            .collect())
     }
 
     /// The same, each with the sequence that is believed to be stored.
@@ -456,15 +443,18 @@ impl Counters {
         link: &Link,
         counters: &[CounterId],
     ) -> Result<Vec<Option<Counted>>, Error> {
-        let hashes = self.hashes(link, counters).await?;
-        let counted = counters.iter().zip(hashes).map(|(counter, hash)| {
-            let settled = hash.get("f").map_or(Ok(0), |text| text.parse());
-            let snapshot = held(counter, &hash)?;
-            let settled =
-                settled.map_err(|_| Error::Inconsistent(format!("the counter {counter:?}")))?;
-            Ok(snapshot.map(|snapshot| Counted { snapshot, settled }))
-        });
-        counted.collect()
+        let mut all = Vec::with_capacity(counters.len());
+        for some in counters.chunks(READ_MAX) {
+            let mut pipeline = redis::pipe();
+            for counter in some {
+                pipeline.cmd("HGETALL").arg(self.0.keys.counter(counter));
+            }
+            let hashes: Vec<Hash> = link.run(&pipeline).await?;
+            for (counter, hash) in some.iter().zip(&hashes) {
+                all.push(held(counter, hash)?);
+            }
+        }
+        Ok(all)
     }
 
     /// What Redis knows of an organization, if it knows its policy.
@@ -705,71 +695,85 @@ impl Inner {
     }
 }
 
+/// The fields of a counter and their values.
+type Hash = Vec<(String, String)>;
+
 /// The counter that a hash holds; none if there is no hash.
-fn held(counter: &CounterId, hash: &HashMap<String, String>) -> Result<Option<Snapshot>, Error> {
+fn held(counter: &CounterId, hash: &Hash) -> Result<Option<Counted>, Error> {
     if hash.is_empty() {
         return Ok(None);
     }
-    let parsed = parse_snapshot(counter, hash);
+    let parsed = parse_counter(counter, hash);
     parsed
         .map(Some)
         .ok_or_else(|| Error::Inconsistent(format!("the counter {counter:?} holds {hash:?}")))
 }
 
-fn parse_snapshot(counter: &CounterId, hash: &HashMap<String, String>) -> Option<Snapshot> {
-    let number = |field: &str| {
-        hash.get(field)
-            .map_or(Some(0), |text| text.parse::<u64>().ok())
-    };
-    let instant = |ms: &str| DateTime::from_timestamp_millis(ms.parse().ok()?);
-    let mut hours: HashMap<DateTime<Utc>, Hour> = HashMap::new();
-    for (field, number) in hash {
-        let (kind, start) = field.split_at_checked(1)?;
-        if start.is_empty() {
-            continue;
-        }
-        let start = instant(start)?;
-        let empty = Hour {
-            start,
-            used: 0,
-            denied: 0,
-            refunded: 0,
-        };
-        let hour = hours.entry(start).or_insert(empty);
-        match kind {
-            "h" => hour.used = number.parse().ok()?,
-            "x" => hour.denied = number.parse().ok()?,
-            "r" => hour.refunded = number.parse().ok()?,
-            _ => return None,
+fn parse_counter(counter: &CounterId, hash: &Hash) -> Option<Counted> {
+    let (mut used, mut stamp, mut settled) = (None, None, 0);
+    let (mut denied, mut refunded, mut sequence, mut peak) = (0, 0, 0, 0_u64);
+    let (mut oldest_unstored, mut adjusted, mut told, mut past) = (None, None, None, Vec::new());
+    // A few, nearly always in order, so that a list is searched faster than a table.
+    let mut hours: Vec<Hour> = Vec::new();
+    for (field, text) in hash {
+        match field.as_str() {
+            "u" => used = Some(Count::try_from(text.parse::<u64>().ok()?).ok()?),
+            "p" => stamp = Some(Stamp::parse(text)?),
+            "f" => settled = text.parse().ok()?,
+            "d" => denied = text.parse().ok()?,
+            "r" => refunded = text.parse().ok()?,
+            "s" => sequence = text.parse().ok()?,
+            "m" => peak = text.parse().ok()?,
+            "o" => oldest_unstored = Some(instant(text)?),
+            "a" => adjusted = Some(text.parse().ok()?),
+            "t" => told = Some(text.parse().ok()?),
+            "v" => {
+                let words = text.split_whitespace().map(|word| word.parse().ok());
+                past = words.collect::<Option<_>>()?;
+            }
+            _ => {
+                let (kind, start) = field.split_at_checked(1)?;
+                let start = instant(start)?;
+                let place = hours.iter().rposition(|hour| hour.start == start);
+                let place = place.unwrap_or(hours.len());
+                if place == hours.len() {
+                    hours.push(Hour {
+                        start,
+                        used: 0,
+                        denied: 0,
+                        refunded: 0,
+                    });
+                }
+                let hour = hours.get_mut(place)?;
+                match kind {
+                    "h" => hour.used = text.parse().ok()?,
+                    "x" => hour.denied = text.parse().ok()?,
+                    "r" => hour.refunded = text.parse().ok()?,
+                    _ => return None,
+                }
+            }
         }
     }
-    let mut hours: Vec<Hour> = hours.into_values().collect();
     hours.sort_unstable_by_key(|hour| hour.start);
-    Some(Snapshot {
+    let snapshot = Snapshot {
         counter: counter.clone(),
-        stamp: Stamp::parse(hash.get("p")?)?,
-        used: Count::try_from(hash.get("u")?.parse::<u64>().ok()?).ok()?,
-        denied: number("d")?,
-        refunded: number("r")?,
-        sequence: number("s")?,
+        stamp: stamp?,
+        used: used?,
+        denied,
+        refunded,
+        sequence,
         hours,
-        oldest_unstored: hash.get("o").and_then(|ms| instant(ms)),
-        adjusted: match hash.get("a") {
-            Some(text) => Some(text.parse().ok()?),
-            None => None,
-        },
+        oldest_unstored,
+        adjusted,
         thresholds: Thresholds {
-            told: hash
-                .get("t")
-                .map_or(Some(Told::default()), |text| text.parse().ok())?,
-            peak: Count::try_from(number("m")?).ok()?,
-            past: match hash.get("v") {
-                Some(text) => text
-                    .split_whitespace()
-                    .map(|past| past.parse().ok())
-                    .collect::<Option<_>>()?,
-                None => Vec::new(),
-            },
+            told: told.unwrap_or_default(),
+            peak: Count::try_from(peak).ok()?,
+            past,
         },
-    })
+    };
+    Some(Counted { snapshot, settled })
+}
+
+fn instant(ms: &str) -> Option<DateTime<Utc>> {
+    DateTime::from_timestamp_millis(ms.parse().ok()?)
 }

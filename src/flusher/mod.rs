@@ -36,11 +36,18 @@ const BATCH_MAX: usize = 5000;
 /// How many parts of the shards are flushed side by side, so that Redis is read while Postgres writes.
 const LANES: usize = 2;
 
-/// How many counters one script settles at most, so that Redis is never blocked for long.
-const SETTLE_MAX: usize = 200;
+/// How many counters one script settles at most, so that calls that count never wait for long behind it.
+const SETTLE_MAX: usize = 64;
 
-/// How many such calls are under way at once, so that calls that count are never behind many of them.
-const SETTLING_MAX: usize = 4;
+/// How many such calls are under way at once.
+const SETTLING_MAX: usize = 2;
+
+/// After a flush it rests for so many times as long as that took, because a flush takes from counting what it needs: the
+/// more there is to store, the rarer and the cheaper for each call that was counted.
+const REST: u32 = 9;
+
+/// It never rests for longer, because a loss of Redis loses what was not stored.
+const REST_MAX: Duration = Duration::from_secs(30);
 
 /// The handle on flushing.
 #[derive(Debug, Clone)]
@@ -138,11 +145,13 @@ impl Flusher {
 
     async fn keep_flushing(&self, stop: &CancellationToken) {
         let mut failing_since: Option<Instant> = None;
+        let mut rest = self.interval;
         loop {
             let stopping = stop
-                .run_until_cancelled(tokio::time::sleep(self.interval))
+                .run_until_cancelled(tokio::time::sleep(rest))
                 .await
                 .is_none();
+            let begun = Instant::now();
             let flushed = if stopping {
                 self.metrics.timed(Worker::Flush, self.flush_all()).await
             } else {
@@ -173,6 +182,7 @@ impl Flusher {
             if stopping {
                 return;
             }
+            rest = (begun.elapsed() * REST).min(REST_MAX).max(self.interval);
         }
     }
 
