@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
@@ -118,13 +119,18 @@ impl Lane {
         let mut waiting = Waiting::default();
         let mut arrived = Vec::new();
         loop {
-            if waiting.is_empty() || !queue.is_empty() {
-                queue.recv_many(&mut arrived, QUEUE_MAX).await;
-                arrived.drain(..).for_each(|call| waiting.push(call));
-            }
             if waiting.is_empty() {
-                return;
+                queue.recv_many(&mut arrived, QUEUE_MAX).await;
+                if arrived.is_empty() {
+                    return;
+                }
             }
+            // Whatever else is ready to run goes first, so that a request that has arrived by now is in this batch.
+            yield_now().await;
+            while let Ok(call) = queue.try_recv() {
+                arrived.push(call);
+            }
+            arrived.drain(..).for_each(|call| waiting.push(call));
             let calls = waiting.next_batch();
             self.execute(calls).await;
         }
