@@ -231,6 +231,37 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_caller_that_goes_away_takes_no_other_along() {
+        let groups = Numbers::default();
+        let gate = Arc::new(Semaphore::new(0));
+        let ask = |number| {
+            let gate = Arc::clone(&gate);
+            groups.ask(
+                number,
+                number,
+                |_| false,
+                move |wishes| {
+                    let gate = Arc::clone(&gate);
+                    async move {
+                        gate.acquire().await.unwrap().forget();
+                        Ok(wishes)
+                    }
+                },
+            )
+        };
+        // Each has been asked for when it goes away; the first sees to the groups.
+        let mut going = Vec::from([Box::pin(ask(1)), Box::pin(ask(2))]);
+        for asked in &mut going {
+            assert!(asked.as_mut().now_or_never().is_none());
+        }
+        let mut staying = Box::pin(ask(3));
+        assert!(staying.as_mut().now_or_never().is_none());
+        drop(going);
+        gate.add_permits(2);
+        assert_eq!(staying.await, Some(Ok(3)));
+    }
+
+    #[tokio::test]
     async fn a_defect_leaves_nobody_waiting() {
         let (answers, _) = ask_all(vec![1, 99]).await;
         assert_eq!(answers, [None, None]);

@@ -103,14 +103,6 @@ pub async fn publish_defaults(store: &Store, defaults: &Defaults) -> Result<u64,
     {
         return Ok(*version);
     }
-    if before
-        .as_ref()
-        .is_some_and(|(current, _)| !current.same_calendar(defaults))
-    {
-        sqlx::query("update organizations set due_at = '-infinity' where deleted_at is null")
-            .execute(&mut *transaction)
-            .await?;
-    }
     sqlx::query(
         "insert into defaults (settings, version) values ($1, $2)
          on conflict (singleton) do update set settings = excluded.settings, version = excluded.version",
@@ -119,6 +111,15 @@ pub async fn publish_defaults(store: &Store, defaults: &Defaults) -> Result<u64,
     .bind(signed(version))
     .execute(&mut *transaction)
     .await?;
+    // Behind the defaults, whose row organizations that are new hold until they can be seen here.
+    if before
+        .as_ref()
+        .is_some_and(|(current, _)| !current.same_calendar(defaults))
+    {
+        sqlx::query("update organizations set due_at = '-infinity' where deleted_at is null")
+            .execute(&mut *transaction)
+            .await?;
+    }
     // Nobody has asked for it but the settings that the service was started with.
     let actor = Actor::system();
     let before = before.map(|(defaults, _)| defaults);

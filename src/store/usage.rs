@@ -382,7 +382,7 @@ pub async fn ensure_partitions(
     }
     let mut transaction = store.pool.begin().await?;
     // Two instances that create the same table at once would fail on each other.
-    sqlx::query("select pg_advisory_xact_lock(7302815)")
+    sqlx::query("select pg_advisory_xact_lock(7302817)")
         .execute(&mut *transaction)
         .await?;
     for (year, month) in &missing {
@@ -483,7 +483,8 @@ fn told_text(told: Told) -> Option<String> {
     (told != Told::default()).then(|| told.to_string())
 }
 
-/// Sees to it that each of these has a row.
+/// Sees to it that each of these has a row. One that is new has the mode of the defaults, so that the scheduler need not
+/// look at it in another than scheduled mode.
 pub(super) async fn create_organizations(
     connection: &mut PgConnection,
     organizations: impl Iterator<Item = &OrganizationId>,
@@ -491,8 +492,11 @@ pub(super) async fn create_organizations(
     let ids: Vec<&str> = organizations.map(OrganizationId::as_str).collect();
     sqlx::query(
         "with created as (
-             insert into organizations (id)
-             select distinct id from unnest($1::text[]) as named (id)
+             insert into organizations (id, due_at)
+             -- Whoever publishes other defaults waits for the lock, and then sees these rows.
+             select id, case when (select settings ->> 'resetMode' from defaults for share) in ('lazy', 'manual')
+                             then timestamptz 'infinity' else '-infinity' end
+             from (select distinct id from unnest($1::text[]) as named (id)) as named
              where not exists (select from organizations where organizations.id = named.id)
              order by id
              on conflict do nothing

@@ -1,6 +1,10 @@
 //! Counters that Redis does not know, many at once: they are opened in groups, and each on its own account.
 
 use serde_json::{Value, json};
+use tallyman::domain::counter::{CounterId, Stamp};
+use tallyman::domain::policy::Rule;
+use tallyman::store::usage::{self, Move};
+use tallyman::store::{self, Store};
 
 use crate::support::{Answer, Instance, World, at_once, counter_key, instant, rows};
 
@@ -222,4 +226,112 @@ async fn of_meters_that_come_together_as_many_are_opened_as_there_is_room_for() 
         .await;
     assert_eq!(stored.len(), 32);
     assert_eq!(stored[31], "m31");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn policies_that_change_under_groups_lose_no_count_and_are_in_force() {
+    let world = World::new().await;
+    let services = [world.instance().await, world.instance().await];
+    let callers = services.each_ref().map(|it| it.http.clone());
+    let all = json!({"items": items(0..300)});
+    at_once(6, |task| {
+        let (http, all) = (callers[task % 2].clone(), all.clone());
+        async move {
+            if task == 0 {
+                for organization in (0..300).step_by(20) {
+                    let path = format!("/v1/organizations/org_{organization:04}/limits");
+                    let limits = json!({"api": {"limit": 7}});
+                    assert_eq!(http.patch(&path, limits).await.status, 200);
+                }
+            } else {
+                let answer = http.post("/v1/batch", all).await;
+                assert_eq!(answer.body["counted"], 300, "{}", answer.text);
+            }
+        }
+    })
+    .await;
+    let answer = send(&services[1], &items(0..300)).await;
+    for (organization, result) in answer.body["results"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .enumerate()
+    {
+        let limit = if organization % 20 == 0 { 7 } else { 1000 };
+        assert_eq!(
+            (&result["current"], &result["limit"]),
+            (&json!(6), &json!(limit))
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_deleted_organization_among_many_begins_anew_and_the_others_go_on() {
+    let world = World::new().await;
+    let services = [world.instance().await, world.instance().await];
+    send(&services[0], &items(0..40)).await;
+    send(&services[1], &items(0..40)).await;
+    services[0].flush().await;
+    let deleted = services[0].http.delete("/v1/organizations/org_0007").await;
+    assert_eq!(deleted.status, 200, "{}", deleted.text);
+    world.flush_redis().await;
+    // This one has cached the policy of the former life.
+    let answer = send(&services[1], &items(0..40)).await;
+    for (organization, result) in answer.body["results"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .enumerate()
+    {
+        let expected = if organization == 7 { 1 } else { 3 };
+        assert_eq!(result["current"], expected, "{organization}");
+    }
+}
+
+#[tokio::test]
+async fn where_postgres_refuses_one_of_a_group_it_moves_none() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    send(&service, &items(0..3)).await;
+    service.flush().await;
+    let path = "/v1/organizations/org_0001";
+    assert_eq!(service.http.delete(path).await.status, 200);
+    let store = Store::new(&world.database_url, 1).unwrap();
+    let (start, now) = (instant(PERIOD), world.clock.now());
+    let counters: Vec<CounterId> = ["org_0000", "org_0001", "org_0002", "org_0003"]
+        .map(|organization| CounterId {
+            organization: organization.parse().unwrap(),
+            meter: "api".parse().unwrap(),
+            start,
+        })
+        .into();
+    // Of the policy before the deletion.
+    let stamp = Stamp {
+        generation: 1_000_000,
+        version: 1,
+        rule: Rule::default(),
+        end: Some(instant("2031-04-01T00:00:00Z")),
+        closed: false,
+    };
+    let moves: Vec<Move<'_>> = counters
+        .iter()
+        .map(|counter| Move {
+            counter,
+            held: None,
+            stamp: &stamp,
+        })
+        .collect();
+    let refused = usage::restore(&store, &moves, start, now).await;
+    assert!(matches!(refused, Err(store::Error::OlderPolicy)));
+    let rows = "select organization_id || ' ' || (epoch = 1000000) from usage_history order by 1";
+    assert_eq!(
+        world.select(rows).await,
+        ["org_0000 false", "org_0002 false"]
+    );
+    let others = [moves[0], moves[2], moves[3]];
+    let restored = usage::restore(&store, &others, start, now).await.unwrap();
+    let used: Vec<u64> = restored.iter().map(|it| it.snapshot.used.get()).collect();
+    assert_eq!(used, [1, 1, 0]);
+    let moved = ["org_0000 true", "org_0002 true", "org_0003 true"];
+    assert_eq!(world.select(rows).await, moved);
 }
