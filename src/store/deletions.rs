@@ -341,8 +341,17 @@ async fn delete_reachable(
     id: &OrganizationId,
     reach: DateTime<Utc>,
 ) -> Result<u64, Error> {
+    // Locked in key order, as by whoever stores or restores several of them.
     let deleted = sqlx::query(
-        "delete from usage_history where organization_id = $1 and (period_end is null or period_end >= $2)",
+        "with reachable as (
+             select meter, period_start from usage_history
+             where organization_id = $1 and (period_end is null or period_end >= $2)
+             order by meter, period_start
+             for update
+         )
+         delete from usage_history using reachable
+         where usage_history.organization_id = $1 and usage_history.meter = reachable.meter
+             and usage_history.period_start = reachable.period_start",
     )
     .bind(id.as_str())
     .bind(reach)

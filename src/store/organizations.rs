@@ -349,7 +349,8 @@ pub(super) async fn read_all(
          from unnest($1::text[]) with ordinality as asked (asked_id, place)
          -- The only row, which a planner without statistics would take for a thousand.
          cross join (select settings, version from defaults limit 1) as defaults
-         left join organizations as it on it.id = asked_id
+         -- With a limit, so that it stays a look into the index, for each, however small the table was once.
+         left join lateral (select * from organizations where id = asked_id limit 1) as it on true
          join plans on plans.id = coalesce(it.plan_id, defaults.settings->>'planId')
          order by place",
     )

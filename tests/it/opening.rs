@@ -234,13 +234,16 @@ async fn policies_that_change_under_groups_lose_no_count_and_are_in_force() {
     let services = [world.instance().await, world.instance().await];
     let callers = services.each_ref().map(|it| it.http.clone());
     let all = json!({"items": items(0..300)});
+    send(&services[0], &items(0..300)).await;
+    services[0].flush().await;
+    world.flush_redis().await;
     at_once(6, |task| {
         let (http, all) = (callers[task % 2].clone(), all.clone());
         async move {
             if task == 0 {
                 for organization in (0..300).step_by(20) {
                     let path = format!("/v1/organizations/org_{organization:04}/limits");
-                    let limits = json!({"api": {"limit": 7}});
+                    let limits = json!({"api": {"limit": 70}});
                     assert_eq!(http.patch(&path, limits).await.status, 200);
                 }
             } else {
@@ -257,10 +260,10 @@ async fn policies_that_change_under_groups_lose_no_count_and_are_in_force() {
         .iter()
         .enumerate()
     {
-        let limit = if organization % 20 == 0 { 7 } else { 1000 };
+        let limit = if organization % 20 == 0 { 70 } else { 1000 };
         assert_eq!(
             (&result["current"], &result["limit"]),
-            (&json!(6), &json!(limit))
+            (&json!(7), &json!(limit))
         );
     }
 }
