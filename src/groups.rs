@@ -99,8 +99,8 @@ where
             while let Some(mut group) = groups.pop() {
                 let wishes = group.iter().map(|(wish, _)| wish.clone()).collect();
                 // A panic must not leave the next callers waiting for ever.
-                let seen_to = AssertUnwindSafe(see_to(wishes)).catch_unwind().await;
-                match seen_to {
+                let outcome = AssertUnwindSafe(see_to(wishes)).catch_unwind().await;
+                match outcome {
                     Ok(Ok(answers)) => {
                         for ((_, askers), answer) in group.into_iter().zip(answers) {
                             tell(askers, &Ok(answer));
@@ -112,9 +112,9 @@ where
                     }
                     Ok(Err(error)) => {
                         let refused = Err(error);
-                        group
-                            .into_iter()
-                            .for_each(|(_, askers)| tell(askers, &refused));
+                        for (_, askers) in group {
+                            tell(askers, &refused);
+                        }
                     }
                     Err(_) => {}
                 }

@@ -436,7 +436,7 @@ impl Opener {
         usage::ensure_partitions(&self.store, hours.map(|hour| hour.start)).await?;
         let hours_from = retention::oldest_hour(now, self.late);
         let restored = usage::restore(&self.store, &moves, hours_from, now).await?;
-        let moved: Vec<Moved<'_>> = moves
+        let to_write: Vec<Moved<'_>> = moves
             .iter()
             .zip(&restored)
             .map(|(it, restored)| Moved {
@@ -449,9 +449,9 @@ impl Opener {
                     .map(|expiry| expiry.max(now + Duration::hours(1))),
             })
             .collect();
-        let written = self.counters.restore(link, &moved).await?;
-        for ((place, moved), opening) in places.into_iter().zip(&moved).zip(written) {
-            let counter = &moved.snapshot.counter;
+        let answers = self.counters.restore(link, &to_write).await?;
+        for ((place, written), opening) in places.into_iter().zip(&to_write).zip(answers) {
+            let counter = &written.snapshot.counter;
             tracing::debug!(org.id = %counter.organization, meter = %counter.meter, ?opening, "restored a counter");
             *place = opening;
         }

@@ -95,13 +95,13 @@ async fn restore_in(
     let held: Vec<Snapshot> = moves.iter().filter_map(|it| it.held).cloned().collect();
     store_in(connection, &held, &AllNews::new(), now).await?;
     create_organizations(connection, moves.iter().map(|it| &it.counter.organization)).await?;
-    let moved = move_rows(connection, moves, now).await?;
+    let found = move_rows(connection, moves, now).await?;
     let decided = moves
         .iter()
         .map(|it| (&it.counter.organization, it.stamp.version));
     deletions::refuse_former(connection, &decided.collect::<Vec<_>>()).await?;
     let running = running_meters(connection, moves, now).await?;
-    let stood: Vec<&CounterId> = moved
+    let stood: Vec<&CounterId> = found
         .iter()
         .filter(|(_, it)| !it.inserted)
         .map(|(counter, _)| counter)
@@ -110,14 +110,14 @@ async fn restore_in(
 
     let stamps: HashMap<&CounterId, &Stamp> =
         moves.iter().map(|it| (it.counter, it.stamp)).collect();
-    let (mut restored, mut adopted) = (HashMap::with_capacity(moved.len()), Vec::new());
+    let (mut restored, mut adopted) = (HashMap::with_capacity(found.len()), Vec::new());
     for (
         counter,
         Moved {
             mut snapshot,
             inserted,
         },
-    ) in moved
+    ) in found
     {
         let Some(stamp) = stamps.get(&counter) else {
             continue;
@@ -191,14 +191,14 @@ async fn move_rows(
     .bind(now)
     .fetch_all(connection)
     .await?;
-    let mut moved = HashMap::with_capacity(rows.len());
+    let mut found = HashMap::with_capacity(rows.len());
     for row in rows {
         let snapshot = row.snapshot.snapshot()?;
         let inserted = row.inserted;
-        moved.insert(snapshot.counter.clone(), Moved { snapshot, inserted });
+        found.insert(snapshot.counter.clone(), Moved { snapshot, inserted });
     }
     for Move { counter, stamp, .. } in moves {
-        let stands = moved.get(*counter).ok_or_else(|| nonsense("no row"))?;
+        let stands = found.get(*counter).ok_or_else(|| nonsense("no row"))?;
         let stands = &stands.snapshot.stamp;
         if stands.generation > stamp.generation {
             return Err(Error::NewerGeneration);
@@ -207,7 +207,7 @@ async fn move_rows(
             return Err(Error::OlderPolicy);
         }
     }
-    Ok(moved)
+    Ok(found)
 }
 
 /// By organization, every meter that has a count in a period that runs.

@@ -335,6 +335,6 @@ async fn where_postgres_refuses_one_of_a_group_it_moves_none() {
     let restored = usage::restore(&store, &others, start, now).await.unwrap();
     let used: Vec<u64> = restored.iter().map(|it| it.snapshot.used.get()).collect();
     assert_eq!(used, [1, 1, 0]);
-    let moved = ["org_0000 true", "org_0002 true", "org_0003 true"];
-    assert_eq!(world.select(rows).await, moved);
+    let expected = ["org_0000 true", "org_0002 true", "org_0003 true"];
+    assert_eq!(world.select(rows).await, expected);
 }
