@@ -179,6 +179,8 @@ impl Opener {
             Err(Error::Store(store::Error::TooManyMeters)) => Opening::TooManyMeters,
             other => other?,
         };
+        // Here and not in the group, so that it carries the id of the request.
+        tracing::debug!(org.id = %counter.organization, meter = %counter.meter, ?opening, "saw to an unknown counter");
         match opening {
             Opening::Ready => Ok(Opened::Ready),
             Opening::Policy => Ok(Opened::OlderPolicy),
@@ -450,9 +452,7 @@ impl Opener {
             })
             .collect();
         let answers = self.counters.restore(link, &to_write).await?;
-        for ((place, written), opening) in places.into_iter().zip(&to_write).zip(answers) {
-            let counter = &written.snapshot.counter;
-            tracing::debug!(org.id = %counter.organization, meter = %counter.meter, ?opening, "restored a counter");
+        for (place, opening) in places.into_iter().zip(answers) {
             *place = opening;
         }
         Ok(openings)
