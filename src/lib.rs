@@ -5,7 +5,7 @@
 //! | floor | modules | what they hold |
 //! |---|---|---|
 //! | 0 | [`domain`] | the rules, pure |
-//! | 1 | [`clock`], [`config`], [`metrics`] | the only readers of wall time and of the environment; what is measured |
+//! | 1 | [`clock`], [`config`], [`groups`], [`metrics`] | the only readers of wall time and of the environment; how callers share round trips; what is measured |
 //! | 2 | [`counters`], [`store`] | the only code that speaks Redis, and SQL |
 //! | 3 | [`policies`], [`access`], [`opening`] | what is in force, who may call, and counters that Redis does not know |
 //! | 4 | [`metering`], [`history`], [`flusher`], [`admin`], [`webhooks`], [`verifier`] | use cases and workers |
@@ -26,6 +26,7 @@ pub mod counters;
 pub mod dev;
 pub mod domain;
 pub mod flusher;
+pub mod groups;
 pub mod history;
 pub mod metering;
 pub mod metrics;

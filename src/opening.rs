@@ -1,27 +1,34 @@
 //! Brings counters that Redis does not know into its present data set: opened at zero where nothing can have
 //! been counted, restored from Postgres, or begun where a reset closed the one before.
 //!
-//! Counts nothing and decides nothing about policies: where Redis knows a newer one, the caller learns it.
+//! What concurrent calls need opened travels in groups ([`groups`](crate::groups)), so that a thousand counters cost a
+//! handful of round trips. Counts nothing and decides nothing about policies: where Redis knows a newer one, the caller
+//! learns it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use chrono::{DateTime, Duration, Utc};
 use tokio::sync::Mutex;
 
-use crate::counters::{self, Correction, Counters, Link, Next, Opening, SHARDS, Shard};
+use crate::counters::{self, Correction, Counters, Link, Missing, Moved, Next, Opening, Shard};
 use crate::domain::counter::{CounterId, Snapshot, Stamp};
 use crate::domain::ids::{MeterId, OrganizationId};
-use crate::domain::period::{Period, hour};
+use crate::domain::period::{Period, Reset, hour};
 use crate::domain::policy::Policy;
 use crate::domain::retention;
+use crate::groups::Groups;
 use crate::metrics::Metrics;
 use crate::store::adjustments::Pending;
-use crate::store::usage::{self, AllNews};
+use crate::store::usage::{self, AllNews, Move};
 use crate::store::{self, Store};
 
 /// By so much a data set must be older than a period for a missing counter of that period to be zero:
 /// [`EARLY`](retention::EARLY), and a minute by which the clocks of instances may differ.
 const MARGIN: Duration = Duration::minutes(6);
+
+/// Each half of the shards has its groups, so that one is with Redis while the other is with Postgres.
+const HALVES: usize = 2;
 
 /// How often something is tried with what the last attempt taught, before it is given up.
 const ROUNDS_MAX: usize = 20;
@@ -33,19 +40,41 @@ pub struct Opener {
     store: Store,
     /// How long after its end a period takes late events.
     late: Duration,
-    locks: Arc<Locks>,
+    /// Callers that want the same counter share one opening, under the stamp of the first.
+    groups: [Groups<CounterId, Wish, Opening, Error>; HALVES],
+    /// Held while a number is drawn, so that one instance draws one at a time. For economy only.
+    numbering: Arc<Mutex<()>>,
     metrics: Metrics,
 }
 
-/// Keep one instance from asking Postgres the same thing many times at once. For economy only.
-#[derive(Debug)]
-struct Locks {
-    numbering: Mutex<()>,
-    by_shard: Box<[Mutex<()>]>,
+/// A counter that is to be brought into the generation of its stamp.
+#[derive(Debug, Clone)]
+struct Wish {
+    counter: CounterId,
+    stamp: Stamp,
+    /// The reset at which its period begins, if one does.
+    begins_at: Option<Reset>,
+    /// When it was asked for.
+    now: DateTime<Utc>,
+}
+
+impl Wish {
+    /// The counter that the reset closes, and what decides about it.
+    fn closed(&self, reset: Reset) -> (CounterId, Stamp) {
+        let counter = CounterId {
+            start: reset.closed_start,
+            ..self.counter.clone()
+        };
+        let stamp = Stamp {
+            end: Some(reset.at),
+            ..self.stamp
+        };
+        (counter, stamp)
+    }
 }
 
 /// Why a counter could not be brought into the data set.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     /// Redis.
     #[error(transparent)]
@@ -59,6 +88,17 @@ pub enum Error {
     /// The state kept changing under the call.
     #[error("the counters kept changing under the call")]
     Contended,
+}
+
+impl Error {
+    /// Whether one of several counters may be to blame, so that the others may fare better without it.
+    fn may_be_of_one(&self) -> bool {
+        match self {
+            Self::Counters(error) => error.may_be_of_one(),
+            Self::Store(error) => error.may_be_of_one(),
+            Self::TooManyMeters(_) | Self::Contended => false,
+        }
+    }
 }
 
 /// How far an opening came.
@@ -75,22 +115,19 @@ pub enum Opened {
 impl Opener {
     /// A handle on these.
     pub fn new(counters: Counters, store: Store, late: Duration, metrics: Metrics) -> Self {
-        let locks = Locks {
-            numbering: Mutex::default(),
-            by_shard: (0..SHARDS).map(|_| Mutex::default()).collect(),
-        };
         Self {
             counters,
             store,
             late,
-            locks: Arc::new(locks),
+            groups: Default::default(),
+            numbering: Arc::default(),
             metrics,
         }
     }
 
     /// Sees to it that the data set of a shard has a number.
     pub async fn number(&self, link: &Link, shard: Shard) -> Result<(), Error> {
-        let _one_at_a_time = self.locks.numbering.lock().await;
+        let _one_at_a_time = self.numbering.lock().await;
         if link.generation(shard).is_some() {
             return Ok(());
         }
@@ -111,68 +148,44 @@ impl Opener {
     /// learns what keeps it from it. `policy` is what the stamp was made by.
     pub async fn open(
         &self,
-        link: &Link,
         policy: &Policy,
         counter: &CounterId,
         stamp: &Stamp,
         now: DateTime<Utc>,
     ) -> Result<Opened, Error> {
-        let shard = Shard::of(&counter.organization);
-        let _one_at_a_time = match self.locks.by_shard.get(shard.index()) {
-            Some(lock) => lock.lock().await,
-            None => return Err(Error::Contended),
+        let reset = policy.schedule.resets.get(&counter.meter);
+        let wish = Wish {
+            counter: counter.clone(),
+            stamp: *stamp,
+            begins_at: reset.filter(|it| it.at == counter.start).copied(),
+            now,
         };
-        let (margin, expiry) = (
-            MARGIN.num_milliseconds(),
-            retention::expiry(stamp.end, self.late),
-        );
-        let begins_at_a_reset = policy
-            .schedule
-            .resets
-            .get(&counter.meter)
-            .filter(|reset| reset.at == counter.start);
-        // A period that begins at a reset is never opened by itself: the one before must be closed in the same step.
-        let opening = match begins_at_a_reset {
-            Some(reset) => {
-                let next = Next {
-                    counter,
-                    reset: *reset,
-                    stamp,
-                    expiry,
-                };
-                self.counters.close(link, &next, now, margin).await?
+        let half = Shard::of(&counter.organization).index() % HALVES;
+        let groups = self.groups.get(half).ok_or(Error::Contended)?;
+        let opener = self.clone();
+        let opening = groups.ask(counter.clone(), wish, Error::may_be_of_one, move |wishes| {
+            let opener = opener.clone();
+            async move { opener.open_all(&wishes).await }
+        });
+        // What is refused is refused to a group of one; the halves of a larger one were tried apart.
+        let opening = match opening.await.ok_or(counters::Error::Overloaded)? {
+            Err(Error::Store(store::Error::NewerGeneration)) => {
+                let shard = Shard::of(&counter.organization);
+                let link = self.counters.link().await?;
+                self.counters.identify(&link, &[shard]).await?;
+                Opening::Generation
             }
-            None => {
-                self.counters
-                    .open(link, counter, stamp, now, margin, expiry)
-                    .await?
-            }
+            Err(Error::Store(store::Error::OlderPolicy)) => Opening::Policy,
+            Err(Error::Store(store::Error::TooManyMeters)) => Opening::TooManyMeters,
+            other => other?,
         };
-        let opening = match (opening, begins_at_a_reset) {
-            (Opening::Restore, _) => self.restore(link, counter, stamp, now).await?,
-            (Opening::RestoreClosed, Some(reset)) => {
-                let closed = CounterId {
-                    start: reset.closed_start,
-                    ..counter.clone()
-                };
-                let stamp = Stamp {
-                    end: Some(reset.at),
-                    ..*stamp
-                };
-                match self.restore(link, &closed, &stamp, now).await? {
-                    Opening::Ready => Opening::Changed,
-                    other => other,
-                }
-            }
-            (other, _) => other,
-        };
+        // Here and not in the group, so that it carries the id of the request.
+        tracing::debug!(org.id = %counter.organization, meter = %counter.meter, ?opening, "saw to an unknown counter");
         match opening {
             Opening::Ready => Ok(Opened::Ready),
-            Opening::Changed | Opening::Restore | Opening::RestoreClosed => Ok(Opened::Again),
             Opening::Policy => Ok(Opened::OlderPolicy),
             Opening::TooManyMeters => Err(Error::TooManyMeters(counter.meter.clone())),
-            Opening::Generation => {
-                self.counters.identify(link, &[shard]).await?;
+            Opening::Changed | Opening::Restore | Opening::RestoreClosed | Opening::Generation => {
                 Ok(Opened::Again)
             }
         }
@@ -205,7 +218,7 @@ impl Opener {
             };
             let stamp = Stamp::of(policy, meter, begun, generation);
             let opened = self
-                .open(link, policy, &counter_since(begun.start), &stamp, now)
+                .open(policy, &counter_since(begun.start), &stamp, now)
                 .await?;
             match opened {
                 Opened::Again => {}
@@ -242,7 +255,7 @@ impl Opener {
                 continue;
             };
             let stamp = Stamp::of(policy, &counter.meter, period, generation);
-            match self.open(link, policy, counter, &stamp, now).await? {
+            match self.open(policy, counter, &stamp, now).await? {
                 Opened::Again => {}
                 opened => return Ok(opened),
             }
@@ -311,52 +324,137 @@ impl Opener {
         Ok(())
     }
 
-    async fn restore(
+    /// Brings different counters into the generations of their stamps; says how far each came.
+    async fn open_all(&self, wishes: &[Wish]) -> Result<Vec<Opening>, Error> {
+        let Some(now) = wishes.iter().map(|wish| wish.now).max() else {
+            return Ok(Vec::new());
+        };
+        let link = self.counters.link().await?;
+        let mut openings = self.begin_all(&link, wishes, now).await?;
+        // What Postgres must be asked for; of a counter that begins at a reset, first the one before.
+        let (mut unknown, mut places) = (Vec::new(), Vec::new());
+        for (wish, opening) in wishes.iter().zip(&mut openings) {
+            unknown.push(match (*opening, wish.begins_at) {
+                (Opening::Restore, _) => (wish.counter.clone(), wish.stamp),
+                (Opening::RestoreClosed, Some(reset)) => wish.closed(reset),
+                _ => continue,
+            });
+            places.push(opening);
+        }
+        let restored = self.restore_all(&link, &unknown, now).await?;
+        for (place, restored) in places.into_iter().zip(restored) {
+            *place = match (*place, restored) {
+                // That was the one before.
+                (Opening::RestoreClosed, Opening::Ready) => Opening::Changed,
+                (_, restored) => restored,
+            };
+        }
+        let outdated: BTreeSet<Shard> = wishes
+            .iter()
+            .zip(&openings)
+            .filter(|(_, opening)| **opening == Opening::Generation)
+            .map(|(wish, _)| Shard::of(&wish.counter.organization))
+            .collect();
+        if !outdated.is_empty() {
+            let outdated: Vec<Shard> = outdated.into_iter().collect();
+            self.counters.identify(&link, &outdated).await?;
+        }
+        Ok(openings)
+    }
+
+    /// What Redis can do by itself. A period that begins at a reset is never opened by itself: the one before must
+    /// be closed in the same step.
+    async fn begin_all(
         &self,
         link: &Link,
-        counter: &CounterId,
-        stamp: &Stamp,
+        wishes: &[Wish],
         now: DateTime<Utc>,
-    ) -> Result<Opening, Error> {
-        let held: Option<Snapshot> = self
-            .counters
-            .read(link, std::slice::from_ref(counter))
-            .await?
-            .into_iter()
-            .next()
-            .flatten();
-        if held
-            .as_ref()
-            .is_some_and(|held| held.stamp.generation == stamp.generation)
-        {
-            return Ok(Opening::Ready);
+    ) -> Result<Vec<Opening>, Error> {
+        let (mut missing, mut next) = (Vec::with_capacity(wishes.len()), Vec::new());
+        for wish in wishes {
+            let (counter, stamp) = (&wish.counter, &wish.stamp);
+            let expiry = retention::expiry(stamp.end, self.late);
+            match wish.begins_at {
+                Some(reset) => next.push(Next {
+                    counter,
+                    reset,
+                    stamp,
+                    expiry,
+                }),
+                None => missing.push(Missing {
+                    counter,
+                    stamp,
+                    expiry,
+                }),
+            }
         }
-        if let Some(held) = &held {
-            usage::ensure_partitions(&self.store, held.hours.iter().map(|hour| hour.start)).await?;
+        let margin = MARGIN.num_milliseconds();
+        let opened = self.counters.open(link, &missing, now, margin).await?;
+        let closed = self.counters.close(link, &next, now, margin).await?;
+        let (mut opened, mut closed) = (opened.into_iter(), closed.into_iter());
+        let openings = wishes.iter().filter_map(|wish| match wish.begins_at {
+            Some(_) => closed.next(),
+            None => opened.next(),
+        });
+        Ok(openings.collect())
+    }
+
+    /// Has Postgres move counters, and writes what it holds of them.
+    async fn restore_all(
+        &self,
+        link: &Link,
+        unknown: &[(CounterId, Stamp)],
+        now: DateTime<Utc>,
+    ) -> Result<Vec<Opening>, Error> {
+        let counters: Vec<CounterId> = unknown.iter().map(|(it, _)| it.clone()).collect();
+        let held = self.counters.read(link, &counters).await?;
+        // What somebody else has brought back meanwhile is ready.
+        let mut openings = vec![Opening::Ready; unknown.len()];
+        let (mut places, mut moves, mut named) = (Vec::new(), Vec::new(), BTreeSet::new());
+        for ((opening, (counter, stamp)), held) in openings.iter_mut().zip(unknown).zip(&held) {
+            if held
+                .as_ref()
+                .is_some_and(|held| held.stamp.generation == stamp.generation)
+            {
+                continue;
+            }
+            if !named.insert(counter) {
+                // Late events want it, and so does the reset that closes it.
+                *opening = Opening::Changed;
+                continue;
+            }
+            places.push(opening);
+            let held = held.as_ref();
+            moves.push(Move {
+                counter,
+                held,
+                stamp,
+            });
         }
+        if moves.is_empty() {
+            return Ok(openings);
+        }
+        let hours = held.iter().flatten().flat_map(|held| &held.hours);
+        usage::ensure_partitions(&self.store, hours.map(|hour| hour.start)).await?;
         let hours_from = retention::oldest_hour(now, self.late);
-        let restored =
-            usage::restore(&self.store, counter, held.as_ref(), stamp, hours_from, now).await;
-        let restored = match restored {
-            Err(store::Error::NewerGeneration) => return Ok(Opening::Generation),
-            Err(store::Error::OlderPolicy) => return Ok(Opening::Policy),
-            Err(store::Error::TooManyMeters) => return Ok(Opening::TooManyMeters),
-            other => other?,
-        };
-        let opening = self
-            .counters
-            .restore(
-                link,
-                held.as_ref(),
-                &restored.snapshot,
-                &restored.meters,
-                stamp.version,
+        let restored = usage::restore(&self.store, &moves, hours_from, now).await?;
+        let to_write: Vec<Moved<'_>> = moves
+            .iter()
+            .zip(&restored)
+            .map(|(it, restored)| Moved {
+                held: it.held,
+                snapshot: &restored.snapshot,
+                meters: &restored.meters,
+                policy_version: it.stamp.version,
                 // Not at once, where an adjustment comes to a period that is long over.
-                retention::expiry(restored.snapshot.stamp.end, self.late)
+                expiry: retention::expiry(restored.snapshot.stamp.end, self.late)
                     .map(|expiry| expiry.max(now + Duration::hours(1))),
-            )
-            .await?;
-        tracing::debug!(org.id = %counter.organization, meter = %counter.meter, ?opening, "restored a counter");
-        Ok(opening)
+            })
+            .collect();
+        let answers = self.counters.restore(link, &to_write).await?;
+        for (place, opening) in places.into_iter().zip(answers) {
+            *place = opening;
+        }
+        Ok(openings)
     }
 }

@@ -162,7 +162,7 @@ impl Verifier {
             if meters.is_empty() {
                 continue;
             }
-            let policy = self.policies.get(&link, organization).await?;
+            let policy = self.policies.get(organization).await?;
             counters.extend(meters.into_iter().map(|meter| CounterId {
                 organization: organization.clone(),
                 start: policy.schedule.running(&meter, now).start,

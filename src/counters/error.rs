@@ -23,6 +23,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether one of several keys may be to blame, so that the others may fare better without it.
+    pub fn may_be_of_one(&self) -> bool {
+        matches!(self, Self::Inconsistent(_))
+    }
+
     /// Whether the connection that produced this must be replaced.
     pub(super) fn breaks_connection(&self) -> bool {
         matches!(self, Self::Unknown(_))

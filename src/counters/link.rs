@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use redis::aio::MultiplexedConnection;
 use redis::{
     AsyncConnectionConfig, Client, Cmd, ErrorKind, FromRedisValue, Pipeline, PushInfo, PushKind,
-    ScriptInvocation, ServerErrorKind,
+    RedisResult, ScriptInvocation, ServerErrorKind,
 };
 use tokio::sync::mpsc::unbounded_channel;
 
@@ -121,15 +121,40 @@ impl Link {
     ) -> Result<T, Error> {
         let mut connection = self.connection.clone();
         let mut reply = call.query_async(&mut connection).await;
-        if matches!(&reply, Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript))
-        {
-            let mut load = redis::cmd("SCRIPT");
-            load.arg("LOAD").arg(source);
-            reply = match load.exec_async(&mut connection).await {
+        if is_without_script(&reply) {
+            reply = match load(source).exec_async(&mut connection).await {
                 Ok(()) => call.query_async(&mut connection).await,
                 Err(error) => Err(error),
             };
         }
+        self.noting(reply)
+    }
+
+    /// The same for several calls of one script, in one round trip. An error of one of them is an error of all, although
+    /// the others were executed.
+    pub(super) async fn evaluate_all<T: FromRedisValue>(
+        &self,
+        name: Script,
+        calls: Vec<Cmd>,
+        source: &str,
+    ) -> Result<Vec<T>, Error> {
+        if calls.is_empty() {
+            return Ok(Vec::new());
+        }
+        let begun = Instant::now();
+        let mut pipeline = redis::pipe();
+        for call in calls {
+            pipeline.add_command(call);
+        }
+        let mut connection = self.connection.clone();
+        let mut reply = pipeline.query_async(&mut connection).await;
+        if is_without_script(&reply) {
+            reply = match load(source).exec_async(&mut connection).await {
+                Ok(()) => pipeline.query_async(&mut connection).await,
+                Err(error) => Err(error),
+            };
+        }
+        self.metrics.script_answered(name, begun.elapsed());
         self.noting(reply)
     }
 
@@ -138,7 +163,7 @@ impl Link {
         self.broken.store(true, Ordering::Release);
     }
 
-    fn noting<T>(&self, reply: Result<T, redis::RedisError>) -> Result<T, Error> {
+    fn noting<T>(&self, reply: RedisResult<T>) -> Result<T, Error> {
         reply.map_err(|error| {
             let error = Error::from(error);
             if error.breaks_connection() {
@@ -191,4 +216,14 @@ impl Link {
         }
         Ok(fact("run_id").to_owned())
     }
+}
+
+fn is_without_script<T>(reply: &RedisResult<T>) -> bool {
+    matches!(reply, Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript))
+}
+
+fn load(source: &str) -> Cmd {
+    let mut load = redis::cmd("SCRIPT");
+    load.arg("LOAD").arg(source);
+    load
 }

@@ -174,6 +174,41 @@ pub struct Settlement<'a> {
     pub drop_hours_before: DateTime<Utc>,
 }
 
+/// A counter that is to be opened.
+#[derive(Debug, Clone, Copy)]
+pub struct Missing<'a> {
+    /// Which counter.
+    pub counter: &'a CounterId,
+    /// What decides, in the generation that the caller believes in.
+    pub stamp: &'a Stamp,
+    /// When it may disappear while nothing is counted.
+    pub expiry: Option<DateTime<Utc>>,
+}
+
+/// A counter that Postgres has moved to the generation in the snapshot's stamp.
+#[derive(Debug, Clone, Copy)]
+pub struct Moved<'a> {
+    /// The old content, which was stored first.
+    pub held: Option<&'a Snapshot>,
+    /// What Postgres holds now.
+    pub snapshot: &'a Snapshot,
+    /// Every meter that Postgres knows of the organization.
+    pub meters: &'a [MeterId],
+    /// Of the policy that the caller resolved.
+    pub policy_version: u64,
+    /// When it may disappear once it is clean.
+    pub expiry: Option<DateTime<Utc>>,
+}
+
+impl Moved<'_> {
+    /// Whether it may have crossed what was not told where it was, or not under this limit.
+    fn may_have_news(&self) -> bool {
+        let told = &self.snapshot.thresholds.told;
+        let moved = self.held.is_some() || told.since == self.snapshot.stamp.version;
+        moved && self.snapshot.may_have_news()
+    }
+}
+
 /// A counter that begins at a reset.
 #[derive(Debug, Clone, Copy)]
 pub struct Next<'a> {
@@ -227,6 +262,17 @@ pub struct PolicyText<'a> {
     pub incarnation: u64,
     /// The resolved policy as JSON.
     pub json: &'a str,
+}
+
+/// A policy that is to be made known.
+#[derive(Debug, Clone, Copy)]
+pub struct Configuration<'a> {
+    /// Whose.
+    pub organization: &'a OrganizationId,
+    /// What Redis shall know.
+    pub policy: PolicyText<'a>,
+    /// Counters that it shall reach, each with what decides then; they keep their generations.
+    pub running: &'a [(CounterId, Stamp)],
 }
 
 /// What came of making a policy known.
@@ -329,27 +375,25 @@ impl Counters {
         self.1.count(link, operations).await
     }
 
-    /// Starts a missing counter at zero, if it is certain that nothing was counted in its period.
+    /// Starts missing counters at zero, each if it is certain that nothing was counted in its period.
     pub async fn open(
         &self,
         link: &Link,
-        counter: &CounterId,
-        stamp: &Stamp,
+        missing: &[Missing<'_>],
         now: DateTime<Utc>,
         margin_ms: i64,
-        expiry: Option<DateTime<Utc>>,
-    ) -> Result<Opening, Error> {
-        scripts::open(link, &self.0.keys, counter, stamp, now, margin_ms, expiry).await
+    ) -> Result<Vec<Opening>, Error> {
+        scripts::open(link, &self.0.keys, missing, now, margin_ms).await
     }
 
-    /// Closes the counter that a reset ended, and begins the next; doing it twice is harmless.
+    /// Closes counters that resets ended, and begins the next of each; doing it twice is harmless.
     pub async fn close(
         &self,
         link: &Link,
-        next: &Next<'_>,
+        next: &[Next<'_>],
         now: DateTime<Utc>,
         margin_ms: i64,
-    ) -> Result<Opening, Error> {
+    ) -> Result<Vec<Opening>, Error> {
         scripts::close(link, &self.0.keys, next, now, margin_ms).await
     }
 
@@ -363,30 +407,9 @@ impl Counters {
         scripts::adjust(link, &self.0.keys, correction, now).await
     }
 
-    /// Writes a counter that Postgres has moved to the generation in the snapshot's stamp.
-    pub async fn restore(
-        &self,
-        link: &Link,
-        held: Option<&Snapshot>,
-        snapshot: &Snapshot,
-        meters: &[MeterId],
-        policy_version: u64,
-        expiry: Option<DateTime<Utc>>,
-    ) -> Result<Opening, Error> {
-        // What it has crossed may not have been told where it was, or not under this limit.
-        let told = &snapshot.thresholds.told;
-        let moved = held.is_some() || told.since == snapshot.stamp.version;
-        let dirty_since = (moved && snapshot.may_have_news()).then(|| self.0.clock.now());
-        scripts::restore(
-            link,
-            &self.0.keys,
-            held,
-            snapshot,
-            (policy_version, meters),
-            expiry,
-            dirty_since,
-        )
-        .await
+    /// Writes counters that Postgres has moved.
+    pub async fn restore(&self, link: &Link, moved: &[Moved<'_>]) -> Result<Vec<Opening>, Error> {
+        scripts::restore(link, &self.0.keys, moved, self.0.clock.now()).await
     }
 
     /// Notes what Postgres holds of some counters of one shard.
@@ -400,28 +423,27 @@ impl Counters {
         scripts::settle(link, &self.0.keys, shard, settlements, read_at).await
     }
 
-    /// Makes a policy known to Redis and to running counters.
+    /// Makes policies known to Redis and to running counters; what came of each, in order.
     pub async fn configure(
         &self,
         link: &Link,
-        organization: &OrganizationId,
-        policy: &PolicyText<'_>,
+        policies: &[Configuration<'_>],
         now: DateTime<Utc>,
-        running: &[(CounterId, Stamp)],
-    ) -> Result<Configured, Error> {
-        let keys = &self.0.keys;
-        scripts::configure(link, keys, organization, policy, false, now, running).await
+    ) -> Result<Vec<Configured>, Error> {
+        scripts::configure(link, &self.0.keys, policies, false, now).await
     }
 
     /// Makes the policy of a new life known, after what calls could reach of the former one was erased.
     pub async fn begin_anew(
         &self,
         link: &Link,
-        organization: &OrganizationId,
-        policy: &PolicyText<'_>,
+        policy: &Configuration<'_>,
         now: DateTime<Utc>,
     ) -> Result<Configured, Error> {
-        scripts::configure(link, &self.0.keys, organization, policy, true, now, &[]).await
+        let policy = std::slice::from_ref(policy);
+        let configured = scripts::configure(link, &self.0.keys, policy, true, now).await?;
+        let configured = configured.into_iter().next();
+        configured.ok_or_else(|| Error::Inconsistent("a script did not answer".to_owned()))
     }
 
     /// Reads counters; none where one is missing.
@@ -457,26 +479,41 @@ impl Counters {
         Ok(all)
     }
 
-    /// What Redis knows of an organization, if it knows its policy.
+    /// What Redis knows of some organizations; none where it does not know the policy.
+    pub async fn organizations(
+        &self,
+        link: &Link,
+        organizations: &[&OrganizationId],
+    ) -> Result<Vec<Option<KnownOrganization>>, Error> {
+        let mut pipeline = redis::pipe();
+        for organization in organizations {
+            pipeline
+                .cmd("HMGET")
+                .arg(self.0.keys.organization(organization))
+                .arg("p")
+                .arg("m")
+                .arg("i");
+        }
+        let replies: Vec<(Option<String>, Option<String>, Option<u64>)> =
+            link.run(&pipeline).await?;
+        let known = replies.into_iter().map(|(policy, meters, incarnation)| {
+            Some(KnownOrganization {
+                policy: policy?,
+                meters: meters.map(|meters| scripts::parse_meters(&meters)),
+                incarnation: incarnation.unwrap_or(0),
+            })
+        });
+        Ok(known.collect())
+    }
+
+    /// The same of one organization.
     pub async fn organization(
         &self,
         link: &Link,
         organization: &OrganizationId,
     ) -> Result<Option<KnownOrganization>, Error> {
-        let mut pipeline = redis::pipe();
-        pipeline
-            .cmd("HMGET")
-            .arg(self.0.keys.organization(organization))
-            .arg("p")
-            .arg("m")
-            .arg("i");
-        let ((policy, meters, incarnation),): ((Option<String>, Option<String>, Option<u64>),) =
-            link.run(&pipeline).await?;
-        Ok(policy.map(|policy| KnownOrganization {
-            policy,
-            meters: meters.map(|meters| scripts::parse_meters(&meters)),
-            incarnation: incarnation.unwrap_or(0),
-        }))
+        let known = self.organizations(link, &[organization]).await?;
+        Ok(known.into_iter().next().flatten())
     }
 
     /// The shards that have counters to be stored, with how many and since when the oldest waits.

@@ -2,7 +2,6 @@
 //! argument position; the scripts' own comments say what each does and keeps true.
 
 use std::sync::LazyLock;
-use std::time::Instant;
 
 use chrono::{DateTime, Utc};
 use redis::Script;
@@ -12,9 +11,11 @@ use super::batch::Batch;
 use super::error::Error;
 use super::keys::{Keys, Shard};
 use super::link::Link;
-use super::{Configured, Correction, KeyChanges, Next, PolicyText, Settlement, Unnumbered};
-use crate::domain::counter::{CounterId, Snapshot, Stamp};
-use crate::domain::ids::{METERS_MAX, MeterId, OrganizationId};
+use super::{
+    Configuration, Configured, Correction, KeyChanges, Missing, Moved, Next, Settlement, Unnumbered,
+};
+use crate::domain::counter::CounterId;
+use crate::domain::ids::{METERS_MAX, MeterId};
 use crate::domain::threshold::Told;
 use crate::metrics::{self, Opened};
 
@@ -26,12 +27,16 @@ macro_rules! source {
 
 static COUNT: LazyLock<Script> = LazyLock::new(|| Script::new(COUNT_SOURCE));
 const COUNT_SOURCE: &str = source!("count.lua");
-static OPEN: LazyLock<Script> = LazyLock::new(|| Script::new(source!("open.lua")));
-static RESTORE: LazyLock<Script> = LazyLock::new(|| Script::new(source!("restore.lua")));
-static CLOSE: LazyLock<Script> = LazyLock::new(|| Script::new(source!("close.lua")));
+static OPEN: LazyLock<Script> = LazyLock::new(|| Script::new(OPEN_SOURCE));
+const OPEN_SOURCE: &str = source!("open.lua");
+static RESTORE: LazyLock<Script> = LazyLock::new(|| Script::new(RESTORE_SOURCE));
+const RESTORE_SOURCE: &str = source!("restore.lua");
+static CLOSE: LazyLock<Script> = LazyLock::new(|| Script::new(CLOSE_SOURCE));
+const CLOSE_SOURCE: &str = source!("close.lua");
 static ADJUST: LazyLock<Script> = LazyLock::new(|| Script::new(source!("adjust.lua")));
 static SETTLE: LazyLock<Script> = LazyLock::new(|| Script::new(source!("settle.lua")));
-static CONFIGURE: LazyLock<Script> = LazyLock::new(|| Script::new(source!("configure.lua")));
+static CONFIGURE: LazyLock<Script> = LazyLock::new(|| Script::new(CONFIGURE_SOURCE));
+const CONFIGURE_SOURCE: &str = source!("configure.lua");
 static ERASE: LazyLock<Script> = LazyLock::new(|| Script::new(source!("erase.lua")));
 static MIRROR: LazyLock<Script> = LazyLock::new(|| Script::new(source!("mirror.lua")));
 static GENERATION: LazyLock<Script> = LazyLock::new(|| Script::new(GENERATION_SOURCE));
@@ -114,124 +119,132 @@ pub(super) async fn count(
     link.evaluate(&call, COUNT_SOURCE).await
 }
 
-/// Calls `open.lua`: starts a missing counter at zero, if that is certain.
+/// Calls `open.lua` for several counters: starts each that is missing at zero, if that is certain.
 pub(super) async fn open(
     link: &Link,
     keys: &Keys,
-    counter: &CounterId,
-    stamp: &Stamp,
+    missing: &[Missing<'_>],
     now: DateTime<Utc>,
     margin_ms: i64,
-    expiry: Option<DateTime<Utc>>,
-) -> Result<Opening, Error> {
-    let mut call = OPEN.prepare_invoke();
-    call.key(keys.generation(Shard::of(&counter.organization)))
-        .key(keys.organization(&counter.organization))
-        .key(keys.counter(counter))
-        .arg(now.timestamp_millis())
-        .arg(stamp.generation)
-        .arg(stamp.version)
-        .arg(counter.meter.as_str())
-        .arg(stamp.to_string())
-        .arg(counter.start.timestamp_millis())
-        .arg(margin_ms)
-        .arg(optional_ms(expiry))
-        .arg(METERS_MAX);
-    let word: String = link.invoke(metrics::Script::Open, &call).await?;
-    if word == "opened" {
+) -> Result<Vec<Opening>, Error> {
+    let calls = missing.iter().map(|it| {
+        let (counter, stamp) = (it.counter, it.stamp);
+        let mut call = redis::cmd("EVALSHA");
+        call.arg(OPEN.get_hash())
+            .arg(3)
+            .arg(keys.generation(Shard::of(&counter.organization)))
+            .arg(keys.organization(&counter.organization))
+            .arg(keys.counter(counter))
+            .arg(now.timestamp_millis())
+            .arg(stamp.generation)
+            .arg(stamp.version)
+            .arg(counter.meter.as_str())
+            .arg(stamp.to_string())
+            .arg(counter.start.timestamp_millis())
+            .arg(margin_ms)
+            .arg(optional_ms(it.expiry))
+            .arg(METERS_MAX);
+        call
+    });
+    let words: Vec<String> = link
+        .evaluate_all(metrics::Script::Open, calls.collect(), OPEN_SOURCE)
+        .await?;
+    for _ in words.iter().filter(|word| *word == "opened") {
         link.metrics.counter_opened(Opened::AtZero);
     }
-    Opening::parse(&word)
+    words.iter().map(|word| Opening::parse(word)).collect()
 }
 
-/// Calls `restore.lua`: writes what Postgres holds. `held` is the old content that was stored first.
+/// Calls `restore.lua` for several counters: writes what Postgres holds of each. `now` is since when those are dirty
+/// that may have something to be told.
 pub(super) async fn restore(
     link: &Link,
     keys: &Keys,
-    held: Option<&Snapshot>,
-    snapshot: &Snapshot,
-    (policy_version, meters): (u64, &[MeterId]),
-    expiry: Option<DateTime<Utc>>,
-    dirty_since: Option<DateTime<Utc>>,
-) -> Result<Opening, Error> {
-    let counter = &snapshot.counter;
-    let shard = Shard::of(&counter.organization);
-    let meters: Vec<&str> = meters.iter().map(MeterId::as_str).collect();
-    let mut call = RESTORE.prepare_invoke();
-    call.key(keys.generation(shard))
-        .key(keys.organization(&counter.organization))
-        .key(keys.dirty(shard))
-        .key(keys.counter(counter))
-        .arg(snapshot.stamp.generation)
-        .arg(policy_version)
-        .arg(meters.join(" "))
-        .arg(
-            held.map(|held| format!("{} {}", held.sequence, held.stamp))
-                .unwrap_or_default(),
-        )
-        .arg(snapshot.stamp.to_string())
-        .arg(snapshot.used.get())
-        .arg(snapshot.denied)
-        .arg(snapshot.refunded)
-        .arg(snapshot.sequence)
-        .arg(told_text(&snapshot.thresholds.told))
-        .arg(
-            snapshot
-                .adjusted
-                .map(|adjusted| adjusted.to_string())
-                .unwrap_or_default(),
-        )
-        .arg(optional_ms(expiry))
-        .arg(optional_ms(dirty_since));
-    for hour in &snapshot.hours {
-        call.arg(hour.start.timestamp_millis())
-            .arg(hour.used)
-            .arg(hour.denied)
-            .arg(hour.refunded);
-    }
-    let word: String = link.invoke(metrics::Script::Restore, &call).await?;
-    if word == "restored" {
+    moved: &[Moved<'_>],
+    now: DateTime<Utc>,
+) -> Result<Vec<Opening>, Error> {
+    let calls = moved.iter().map(|it| {
+        let snapshot = it.snapshot;
+        let counter = &snapshot.counter;
+        let shard = Shard::of(&counter.organization);
+        let meters: Vec<&str> = it.meters.iter().map(MeterId::as_str).collect();
+        let held = it.held.map(|it| format!("{} {}", it.sequence, it.stamp));
+        let adjusted = snapshot.adjusted.map(|it| it.to_string());
+        let mut call = redis::cmd("EVALSHA");
+        call.arg(RESTORE.get_hash())
+            .arg(4)
+            .arg(keys.generation(shard))
+            .arg(keys.organization(&counter.organization))
+            .arg(keys.dirty(shard))
+            .arg(keys.counter(counter))
+            .arg(snapshot.stamp.generation)
+            .arg(it.policy_version)
+            .arg(meters.join(" "))
+            .arg(held.unwrap_or_default())
+            .arg(snapshot.stamp.to_string())
+            .arg(snapshot.used.get())
+            .arg(snapshot.denied)
+            .arg(snapshot.refunded)
+            .arg(snapshot.sequence)
+            .arg(told_text(&snapshot.thresholds.told))
+            .arg(adjusted.unwrap_or_default())
+            .arg(optional_ms(it.expiry))
+            .arg(optional_ms(it.may_have_news().then_some(now)));
+        for hour in &snapshot.hours {
+            call.arg(hour.start.timestamp_millis())
+                .arg(hour.used)
+                .arg(hour.denied)
+                .arg(hour.refunded);
+        }
+        call
+    });
+    let words: Vec<String> = link
+        .evaluate_all(metrics::Script::Restore, calls.collect(), RESTORE_SOURCE)
+        .await?;
+    for _ in words.iter().filter(|word| *word == "restored") {
         link.metrics.counter_opened(Opened::FromPostgres);
     }
-    Opening::parse(&word)
+    words.iter().map(|word| Opening::parse(word)).collect()
 }
 
-/// Calls `close.lua`: closes the counter that a reset ended, and begins the next.
+/// Calls `close.lua` for several resets: closes the counter that each ended, and begins the next.
 pub(super) async fn close(
     link: &Link,
     keys: &Keys,
-    next: &Next<'_>,
+    next: &[Next<'_>],
     now: DateTime<Utc>,
     margin_ms: i64,
-) -> Result<Opening, Error> {
-    let Next {
-        counter,
-        reset,
-        stamp,
-        expiry,
-    } = next;
-    let closed = CounterId {
-        start: reset.closed_start,
-        ..(*counter).clone()
-    };
-    let shard = Shard::of(&counter.organization);
-    let mut call = CLOSE.prepare_invoke();
-    call.key(keys.generation(shard))
-        .key(keys.organization(&counter.organization))
-        .key(keys.dirty(shard))
-        .key(keys.counter(&closed))
-        .key(keys.counter(counter))
-        .arg(now.timestamp_millis())
-        .arg(stamp.generation)
-        .arg(stamp.version)
-        .arg(counter.meter.as_str())
-        .arg(stamp.to_string())
-        .arg(reset.closed_start.timestamp_millis())
-        .arg(reset.at.timestamp_millis())
-        .arg(margin_ms)
-        .arg(optional_ms(*expiry));
-    let word: String = link.invoke(metrics::Script::Close, &call).await?;
-    Opening::parse(&word)
+) -> Result<Vec<Opening>, Error> {
+    let calls = next.iter().map(|it| {
+        let (counter, stamp, reset) = (it.counter, it.stamp, it.reset);
+        let closed = CounterId {
+            start: reset.closed_start,
+            ..counter.clone()
+        };
+        let shard = Shard::of(&counter.organization);
+        let mut call = redis::cmd("EVALSHA");
+        call.arg(CLOSE.get_hash())
+            .arg(5)
+            .arg(keys.generation(shard))
+            .arg(keys.organization(&counter.organization))
+            .arg(keys.dirty(shard))
+            .arg(keys.counter(&closed))
+            .arg(keys.counter(counter))
+            .arg(now.timestamp_millis())
+            .arg(stamp.generation)
+            .arg(stamp.version)
+            .arg(counter.meter.as_str())
+            .arg(stamp.to_string())
+            .arg(reset.closed_start.timestamp_millis())
+            .arg(reset.at.timestamp_millis())
+            .arg(margin_ms)
+            .arg(optional_ms(it.expiry));
+        call
+    });
+    let words: Vec<String> = link
+        .evaluate_all(metrics::Script::Close, calls.collect(), CLOSE_SOURCE)
+        .await?;
+    words.iter().map(|word| Opening::parse(word)).collect()
 }
 
 /// Calls `adjust.lua`: applies an adjustment to its counter, once.
@@ -309,41 +322,55 @@ pub(super) async fn settle(
     link.invoke(metrics::Script::Settle, &call).await
 }
 
-/// Calls `configure.lua`: makes a policy known to Redis and to the named running counters. `erased` says that
-/// nothing is left of a life before the policy's incarnation.
+/// Calls `configure.lua` for several organizations: makes the policy of each known to Redis and to the named running
+/// counters. `erased` says that nothing is left of a life before the policy's incarnation.
 pub(super) async fn configure(
     link: &Link,
     keys: &Keys,
-    organization: &OrganizationId,
-    policy: &PolicyText<'_>,
+    policies: &[Configuration<'_>],
     erased: bool,
     now: DateTime<Utc>,
-    running: &[(CounterId, Stamp)],
-) -> Result<Configured, Error> {
-    let mut call = CONFIGURE.prepare_invoke();
-    call.key(keys.organization(organization))
-        .key(keys.dirty(Shard::of(organization)))
-        .key(keys.generation(Shard::of(organization)))
-        .arg(policy.version)
-        .arg(policy.json)
-        .arg(now.timestamp_millis())
-        .arg(UNCOUNTED_LIFETIME_MS)
-        .arg(policy.incarnation)
-        .arg(i32::from(erased));
-    for (counter, stamp) in running {
-        call.key(keys.counter(counter))
-            .arg(stamp.without_generation());
-    }
-    let (word, meters, former): (String, String, Option<String>) =
-        link.invoke(metrics::Script::Configure, &call).await?;
-    let meters = parse_meters(&meters);
-    if let Some(policy) = former {
-        return Ok(Configured::Former { policy, meters });
-    }
-    let version = word.parse().map_err(|_| {
-        Error::Inconsistent(format!("a script answered {word:?} in place of a version"))
-    })?;
-    Ok(Configured::Known { version, meters })
+) -> Result<Vec<Configured>, Error> {
+    let calls = policies.iter().map(|it| {
+        let shard = Shard::of(it.organization);
+        let mut call = redis::cmd("EVALSHA");
+        call.arg(CONFIGURE.get_hash())
+            .arg(it.running.len().saturating_add(3))
+            .arg(keys.organization(it.organization))
+            .arg(keys.dirty(shard))
+            .arg(keys.generation(shard));
+        for (counter, _) in it.running {
+            call.arg(keys.counter(counter));
+        }
+        call.arg(it.policy.version)
+            .arg(it.policy.json)
+            .arg(now.timestamp_millis())
+            .arg(UNCOUNTED_LIFETIME_MS)
+            .arg(it.policy.incarnation)
+            .arg(i32::from(erased));
+        for (_, stamp) in it.running {
+            call.arg(stamp.without_generation());
+        }
+        call
+    });
+    let replies: Vec<(String, String, Option<String>)> = link
+        .evaluate_all(
+            metrics::Script::Configure,
+            calls.collect(),
+            CONFIGURE_SOURCE,
+        )
+        .await?;
+    let configured = replies.into_iter().map(|(word, meters, former)| {
+        let meters = parse_meters(&meters);
+        if let Some(policy) = former {
+            return Ok(Configured::Former { policy, meters });
+        }
+        let version = word.parse().map_err(|_| {
+            Error::Inconsistent(format!("a script answered {word:?} in place of a version"))
+        })?;
+        Ok(Configured::Known { version, meters })
+    });
+    configured.collect()
 }
 
 /// Calls `erase.lua`: erases what is of a life before `incarnation`; returns how many counters and how many
@@ -394,17 +421,9 @@ pub(super) async fn identify(
     now: DateTime<Utc>,
     trust_restart: bool,
 ) -> Result<Vec<Unnumbered>, Error> {
-    // Nothing repairs a script that is missing inside a pipeline, so it is loaded first.
-    let mut pipeline = redis::pipe();
-    pipeline
-        .cmd("SCRIPT")
-        .arg("LOAD")
-        .arg(GENERATION_SOURCE)
-        .ignore();
-    for Unnumbered { shard, name } in shards {
-        pipeline
-            .cmd("EVALSHA")
-            .arg(GENERATION.get_hash())
+    let calls = shards.iter().map(|Unnumbered { shard, name }| {
+        let mut call = redis::cmd("EVALSHA");
+        call.arg(GENERATION.get_hash())
             .arg(1)
             .arg(keys.generation(*shard))
             .arg(&link.run_id)
@@ -413,11 +432,15 @@ pub(super) async fn identify(
             .arg(i32::from(trust_restart))
             .arg(number.map_or("", |_| name.as_str()))
             .arg(number.map(|number| number.to_string()).unwrap_or_default());
-    }
-    let begun = Instant::now();
-    let replies: Vec<(String, String)> = link.run(&pipeline).await?;
-    link.metrics
-        .script_answered(metrics::Script::Generation, begun.elapsed());
+        call
+    });
+    let replies: Vec<(String, String)> = link
+        .evaluate_all(
+            metrics::Script::Generation,
+            calls.collect(),
+            GENERATION_SOURCE,
+        )
+        .await?;
     let mut unnumbered = Vec::new();
     for (Unnumbered { shard, .. }, (name, number)) in shards.iter().zip(replies) {
         link.set_generation(*shard, number.parse().ok());

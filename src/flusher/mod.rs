@@ -258,7 +258,7 @@ impl Flusher {
                 None => batch.missing.push(counter),
             }
         }
-        batch.news = self.news(&batch.link, &batch.snapshots).await?;
+        batch.news = self.news(&batch.snapshots).await?;
         Ok(batch)
     }
 

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 
 use super::{Error, Flusher};
-use crate::counters::Link;
 use crate::domain::counter::Snapshot;
 use crate::domain::threshold::News;
 use crate::policies::{Policies, Resolved};
@@ -16,11 +15,11 @@ const LOOKING_MAX: usize = 64;
 
 impl Flusher {
     /// What is to be told of snapshots, by their places. Only what may have crossed something costs more than a glance.
-    pub(super) async fn news(&self, link: &Link, snapshots: &[Snapshot]) -> Result<AllNews, Error> {
+    pub(super) async fn news(&self, snapshots: &[Snapshot]) -> Result<AllNews, Error> {
         let mut looking = Vec::new();
         for (position, snapshot) in snapshots.iter().enumerate() {
             if snapshot.may_have_news() {
-                looking.push(self.news_of(link, position, snapshot));
+                looking.push(self.news_of(position, snapshot));
             }
         }
         let found: Vec<Option<(usize, News)>> = stream::iter(looking)
@@ -32,11 +31,10 @@ impl Flusher {
 
     async fn news_of(
         &self,
-        link: &Link,
         position: usize,
         snapshot: &Snapshot,
     ) -> Result<Option<(usize, News)>, Error> {
-        let policy = policy_of(&self.policies, link, snapshot).await?;
+        let policy = policy_of(&self.policies, snapshot).await?;
         let limit = policy.limits.get(&snapshot.counter.meter);
         let warn_at = limit.map_or(&[][..], |limit| &limit.warn_at);
         Ok(snapshot.news(warn_at).map(|news| (position, news)))
@@ -44,17 +42,11 @@ impl Flusher {
 }
 
 /// The policy of a counter, not older than the one that last decided about it.
-async fn policy_of(
-    policies: &Policies,
-    link: &Link,
-    snapshot: &Snapshot,
-) -> Result<Arc<Resolved>, Error> {
+async fn policy_of(policies: &Policies, snapshot: &Snapshot) -> Result<Arc<Resolved>, Error> {
     let organization = &snapshot.counter.organization;
-    let at_hand = policies.get(link, organization).await?;
+    let at_hand = policies.get(organization).await?;
     if at_hand.version >= snapshot.stamp.version {
         return Ok(at_hand);
     }
-    Ok(policies
-        .refresh(link, organization, at_hand.version)
-        .await?)
+    Ok(policies.refresh(organization, at_hand.version).await?)
 }

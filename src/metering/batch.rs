@@ -2,17 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use futures::StreamExt as _;
 use futures::stream::{self, FuturesUnordered};
+use futures::{FutureExt as _, StreamExt as _};
 
 use super::{Asked, Conclusion, Course, Decided, Error, Metering, ROUNDS_MAX, Request, uncounted};
-use crate::counters::{Link, Outcome, Shard};
+use crate::counters::{Outcome, Shard};
+use crate::groups::GROUP_MAX;
 
 /// How many operations travel together at most.
 const TOGETHER_MAX: usize = 128;
 
-/// How many counters are opened or restored at the same time.
-const OPENINGS_MAX: usize = 16;
+/// How many requests find out at the same time what nobody knew: enough for the groups to be full.
+const FINDING_OUT_MAX: usize = 2 * GROUP_MAX;
 
 /// A request that is not decided yet.
 struct Pending {
@@ -75,11 +76,14 @@ impl Metering {
             }
         };
         let mut by_shard: BTreeMap<usize, Vec<(Pending, Asked)>> = BTreeMap::new();
-        for it in pending {
-            let Some(request) = requests.get(it.place) else {
-                continue;
-            };
-            match self.ask(&link, request, it.course).await {
+        let asking = pending.into_iter().filter_map(|it| {
+            let request = requests.get(it.place)?;
+            let asked = self.ask(&link, request, it.course);
+            Some(asked.map(move |asked| (request, it, asked)))
+        });
+        let mut asking = stream::iter(asking).buffered(FINDING_OUT_MAX);
+        while let Some((request, it, asked)) = asking.next().await {
+            match asked {
                 Ok(Some(asked)) => {
                     let shard = Shard::of(&request.organization).index();
                     by_shard.entry(shard).or_default().push((it, asked));
@@ -113,8 +117,8 @@ impl Metering {
             }
         }
         let mut concluded = stream::iter(concluding)
-            .map(|((it, asked), outcome)| self.settle(&link, requests, it, asked, outcome))
-            .buffer_unordered(OPENINGS_MAX);
+            .map(|((it, asked), outcome)| self.settle(requests, it, asked, outcome))
+            .buffer_unordered(FINDING_OUT_MAX);
         while let Some((it, conclusion)) = concluded.next().await {
             match conclusion {
                 Ok(Conclusion::Decided(decided)) => done.push((it.place, Ok(decided))),
@@ -128,14 +132,13 @@ impl Metering {
 
     async fn settle(
         &self,
-        link: &Link,
         requests: &[Request],
         it: Pending,
         asked: Asked,
         outcome: Outcome,
     ) -> (Pending, Result<Conclusion, Error>) {
         let conclusion = match requests.get(it.place) {
-            Some(request) => self.conclude(link, request, &asked, outcome).await,
+            Some(request) => self.conclude(request, &asked, outcome).await,
             None => Err(Error::Contended),
         };
         (it, conclusion)

@@ -32,7 +32,7 @@ impl Metering {
             return Ok(None);
         }
         // A change is in Redis before whoever made it hears of it; other instances' caches hear later.
-        let policy = self.policies.fresh(&link, organization).await?;
+        let policy = self.policies.fresh(organization).await?;
         Ok(Some(Policy::clone(&policy)))
     }
 }

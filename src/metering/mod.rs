@@ -12,6 +12,7 @@ mod reading;
 use std::sync::Arc;
 
 use chrono::{DateTime, Duration, Utc};
+use futures::future::try_join_all;
 use xxhash_rust::xxh3::xxh3_64;
 
 pub use directory::{Entry, Page};
@@ -34,8 +35,8 @@ use crate::opening::{self, Opened, Opener};
 use crate::policies::{self, Moment, Policies, Resolved};
 use crate::store::{self, Store};
 
-/// How often a call is repeated with what the last attempt taught, before it gives up. Each round
-/// resolves one thing; an organization with every meter missing and a newer policy needs this many.
+/// How often a call is repeated with what the last attempt taught, before it gives up. More than a few rounds are
+/// needed only where policies or data sets keep changing.
 const ROUNDS_MAX: usize = 80;
 
 /// The handle on counting; clones share everything.
@@ -246,7 +247,7 @@ impl Metering {
                 continue;
             };
             let outcome = outcomes.into_iter().next().ok_or(Error::Contended)?;
-            match self.conclude(&link, request, &asked, outcome).await? {
+            match self.conclude(request, &asked, outcome).await? {
                 Conclusion::Decided(decided) => return Ok(decided),
                 Conclusion::Again(next) => course = next,
             }
@@ -285,7 +286,7 @@ impl Metering {
             Box::pin(self.opener.number(link, shard)).await?;
             return Ok(None);
         };
-        let policy = self.policies.get(link, &request.organization).await?;
+        let policy = self.policies.get(&request.organization).await?;
         let now = self.clock.now();
         let at = self.time_of(request, now)?;
         let counts_at = if course.own_period_closed { now } else { at };
@@ -302,7 +303,6 @@ impl Metering {
     /// What an outcome means for its request; where Redis did not know something, that is seen to first.
     async fn conclude(
         &self,
-        link: &Link,
         request: &Request,
         asked: &Asked,
         outcome: Outcome,
@@ -348,15 +348,11 @@ impl Metering {
                 Ok(Conclusion::Decided(decided))
             }
             Outcome::Missing(position) | Outcome::Frozen(position) => {
-                if let Some(demand) = request.demands.get(position) {
-                    let Charge { counter, stamp, .. } = asked.charge(organization, demand);
-                    Box::pin(self.open(link, policy, &counter, &stamp, asked.now)).await?;
-                }
+                Box::pin(self.open_from(position, request, asked)).await?;
                 Ok(Conclusion::Again(Course::default()))
             }
             Outcome::Closed(_) => {
-                let newest =
-                    Box::pin(self.policies.refresh(link, organization, policy.version)).await?;
+                let newest = Box::pin(self.policies.refresh(organization, policy.version)).await?;
                 Ok(Conclusion::Again(Course {
                     own_period_closed: request.timestamp.is_some()
                         && newest.version == policy.version,
@@ -365,21 +361,35 @@ impl Metering {
         }
     }
 
+    /// Opens the counters of a request from the first on that the script found unknown: it names one, and those
+    /// behind it may be unknown as well.
+    async fn open_from(
+        &self,
+        position: usize,
+        request: &Request,
+        asked: &Asked,
+    ) -> Result<(), Error> {
+        let unknown = request.demands.iter().skip(position).map(|demand| async {
+            let Charge { counter, stamp, .. } = asked.charge(&request.organization, demand);
+            self.open(&asked.policy, &counter, &stamp, asked.now).await
+        });
+        try_join_all(unknown).await?;
+        Ok(())
+    }
+
     /// Brings one counter into the present generation, or learns what keeps it from it (a newer
     /// policy, another generation). Either way the caller looks again.
     async fn open(
         &self,
-        link: &Link,
         policy: &Policy,
         counter: &CounterId,
         stamp: &Stamp,
         now: DateTime<Utc>,
     ) -> Result<(), Error> {
-        let opened = self.opener.open(link, policy, counter, stamp, now).await?;
+        let opened = self.opener.open(policy, counter, stamp, now).await?;
         if opened == Opened::OlderPolicy {
-            self.policies
-                .refresh(link, &counter.organization, stamp.version)
-                .await?;
+            let organization = &counter.organization;
+            self.policies.refresh(organization, stamp.version).await?;
         }
         Ok(())
     }

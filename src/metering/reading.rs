@@ -1,6 +1,7 @@
 //! What an organization has used: exact now, from Redis, or as last stored where Redis is away.
 
 use chrono::{DateTime, Utc};
+use futures::future::try_join_all;
 
 use super::{Error, MeterUsage, Metering, ROUNDS_MAX};
 use crate::counters::{Link, Shard};
@@ -62,16 +63,12 @@ impl Metering {
                 self.opener.number(&link, shard).await?;
                 continue;
             };
-            let mut policy = self.policies.get(&link, organization).await?;
+            let mut policy = self.policies.get(organization).await?;
             let known = self.counters.organization(&link, organization).await?;
             // Where nothing was counted yet, no counter tells that the policy at hand is out of date.
             policy = match &known {
                 Some(known) => self.policies.newer(organization, policy, known),
-                None => {
-                    self.policies
-                        .refresh(&link, organization, policy.version)
-                        .await?
-                }
+                None => self.policies.refresh(organization, policy.version).await?,
             };
             let now = self.clock.now();
             let Some(counted) = known.and_then(|known| known.meters) else {
@@ -120,20 +117,22 @@ impl Metering {
             })
             .collect();
         let snapshots = self.counters.read(link, &counters).await?;
-        let mut current = Vec::with_capacity(counters.len());
-        for (counter, snapshot) in counters.iter().zip(snapshots) {
-            if let Some(snapshot) = snapshot.filter(|it| it.stamp.generation == generation) {
-                current.push(Some(snapshot));
-            } else {
+        let current = counters
+            .iter()
+            .zip(snapshots)
+            .map(async |(counter, snapshot)| {
+                if let Some(snapshot) = snapshot.filter(|it| it.stamp.generation == generation) {
+                    return Ok(Some(Some(snapshot)));
+                }
                 let period = policy.schedule.running(&counter.meter, now);
                 let stamp = Stamp::of(policy, &counter.meter, period, generation);
-                match self.open(link, policy, counter, &stamp, now).await {
-                    Err(Error::TooManyMeters(_)) => current.push(None),
-                    other => other?,
+                match self.open(policy, counter, &stamp, now).await {
+                    Err(Error::TooManyMeters(_)) => Ok(Some(None)),
+                    Err(error) => Err(error),
+                    Ok(()) => Ok(None),
                 }
-            }
-        }
-        Ok((current.len() == counters.len()).then_some(current))
+            });
+        Ok(try_join_all(current).await?.into_iter().collect())
     }
 
     async fn stored_usage(

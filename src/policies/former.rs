@@ -8,10 +8,10 @@ use std::collections::BTreeSet;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::{Error, Policies};
-use crate::counters::{Configured, Link, PolicyText};
+use super::{Error, Policies, Written};
+use crate::counters::{Configured, Link};
 use crate::domain::counter::CounterId;
-use crate::domain::ids::OrganizationId;
+use crate::domain::ids::MeterId;
 use crate::domain::period::Schedule;
 use crate::domain::policy::Policy;
 use crate::domain::retention::EARLY;
@@ -22,34 +22,48 @@ impl Policies {
         now - self.late - TimeDelta::days(1)
     }
 
-    /// Makes a policy known to Redis; returns what Redis then knows, and how many counters were erased for it.
+    /// Makes policies known to Redis; returns what Redis then knows of each, and how many counters were erased for it.
     pub(super) async fn make_known(
         &self,
         link: &Link,
-        organization: &OrganizationId,
-        policy: &Policy,
-        text: &PolicyText<'_>,
+        policies: &[Written<'_>],
+    ) -> Result<Vec<(Configured, usize)>, Error> {
+        let now = self.clock.now();
+        let configurations: Vec<_> = policies.iter().map(|it| it.configuration(&[])).collect();
+        let configured = self.counters.configure(link, &configurations, now).await?;
+        let mut known = Vec::with_capacity(configured.len());
+        for (written, configured) in policies.iter().zip(configured) {
+            known.push(match configured {
+                Configured::Former { policy, meters } => {
+                    self.begin_anew(link, written, &policy, &meters).await?
+                }
+                Configured::Known { .. } => (configured, 0),
+            });
+        }
+        Ok(known)
+    }
+
+    /// Erases what calls could reach of a former life, and makes the policy of the new one known.
+    async fn begin_anew(
+        &self,
+        link: &Link,
+        written: &Written<'_>,
+        former: &str,
+        meters: &[MeterId],
     ) -> Result<(Configured, usize), Error> {
         let now = self.clock.now();
-        let counters = &self.counters;
-        let configured = counters
-            .configure(link, organization, text, now, &[])
-            .await?;
-        let Configured::Former {
-            policy: former,
-            meters,
-        } = configured
-        else {
-            return Ok((configured, 0));
-        };
+        let organization = written.organization;
         // What another release wrote and this one cannot read says nothing about its periods.
-        let former: Option<Policy> = serde_json::from_str(&former).ok();
+        let former: Option<Policy> = serde_json::from_str(former).ok();
         let (from, to) = (now - self.late, now + EARLY);
-        let schedules = former.iter().chain([policy]).map(|it| &it.schedule);
+        let schedules = former
+            .iter()
+            .chain([&written.policy])
+            .map(|it| &it.schedule);
         let mut reachable = BTreeSet::new();
         for schedule in schedules {
             let regular = starts(schedule, from, to);
-            for meter in &meters {
+            for meter in meters {
                 let resets = schedule.resets.get(meter).into_iter();
                 let reset = resets.flat_map(|reset| [reset.closed_start, reset.at]);
                 reachable.extend(regular.iter().copied().chain(reset).map(|start| CounterId {
@@ -60,10 +74,12 @@ impl Policies {
             }
         }
         let reachable: Vec<CounterId> = reachable.into_iter().collect();
-        let erased = counters
-            .erase(link, organization, text.incarnation, &reachable)
+        let erased = self
+            .counters
+            .erase(link, organization, written.incarnation, &reachable)
             .await?;
-        let anew = counters.begin_anew(link, organization, text, now).await?;
+        let configuration = written.configuration(&[]);
+        let anew = self.counters.begin_anew(link, &configuration, now).await?;
         Ok((anew, erased))
     }
 }

@@ -23,12 +23,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::counters::{
-    self, Announcement, Configured, Counters, KnownOrganization, Link, PolicyText,
+    self, Announcement, Configuration, Configured, Counters, KnownOrganization, Link, PolicyText,
 };
 use crate::domain::counter::{CounterId, Stamp};
 use crate::domain::ids::OrganizationId;
 use crate::domain::plan::Plan;
 use crate::domain::policy::{Defaults, Policy};
+use crate::groups::Groups;
 use crate::metrics::{self, Metrics, Worker};
 use crate::store::organizations::{self, Sources};
 use crate::store::{self, Actor, Store, plans};
@@ -68,7 +69,52 @@ pub struct Policies {
     /// Policies by their JSON.
     shared: Arc<Cache<Box<str>, Arc<Resolved>>>,
     floors: Arc<Floors>,
+    look_ups: Groups<LookUp, LookUp, Found, Error>,
     metrics: Metrics,
+}
+
+/// What somebody wants to know past the cache.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct LookUp {
+    organization: OrganizationId,
+    /// The version that did not do, if Redis was seen to know another.
+    newer_than: Option<u64>,
+}
+
+type Found = Result<Arc<Resolved>, Error>;
+
+/// A policy as Postgres has it, written down for Redis.
+struct Written<'a> {
+    organization: &'a OrganizationId,
+    policy: Policy,
+    incarnation: u64,
+    json: String,
+}
+
+impl<'a> Written<'a> {
+    fn of(organization: &'a OrganizationId, sources: &Sources) -> Result<Self, Error> {
+        let policy = sources.policy();
+        let json = serde_json::to_string(&policy)
+            .map_err(|error| store::Error::Inconsistent(error.to_string()))?;
+        Ok(Self {
+            organization,
+            policy,
+            incarnation: sources.incarnation,
+            json,
+        })
+    }
+
+    fn configuration<'b>(&'b self, running: &'b [(CounterId, Stamp)]) -> Configuration<'b> {
+        Configuration {
+            organization: self.organization,
+            policy: PolicyText {
+                version: self.policy.version,
+                incarnation: self.incarnation,
+                json: &self.json,
+            },
+            running,
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -109,7 +155,7 @@ impl Presence {
 }
 
 /// Why a policy cannot be told or applied.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     /// Redis.
     #[error(transparent)]
@@ -117,6 +163,16 @@ pub enum Error {
     /// Postgres.
     #[error(transparent)]
     Store(#[from] store::Error),
+}
+
+impl Error {
+    /// Whether one of several organizations may be to blame, so that the others may fare better without it.
+    fn may_be_of_one(&self) -> bool {
+        match self {
+            Self::Counters(error) => error.may_be_of_one(),
+            Self::Store(error) => error.may_be_of_one(),
+        }
+    }
 }
 
 impl Policies {
@@ -138,16 +194,13 @@ impl Policies {
             cache: Arc::new(Cache::new(CACHE_SIZE)),
             shared: Arc::new(Cache::new(POLICIES_SIZE)),
             floors: Arc::default(),
+            look_ups: Groups::default(),
             metrics,
         }
     }
 
     /// The policy of an organization: from the cache, else from Redis, else from Postgres.
-    pub async fn get(
-        &self,
-        link: &Link,
-        organization: &OrganizationId,
-    ) -> Result<Arc<Resolved>, Error> {
+    pub async fn get(&self, organization: &OrganizationId) -> Result<Arc<Resolved>, Error> {
         if let Some(cached) = self.cache.get(organization)
             && self.still_holds(&cached)
         {
@@ -156,40 +209,22 @@ impl Policies {
         }
         self.metrics.cache_missed(metrics::Cache::Policies);
         // In a box, so that a call whose policy is at hand does not carry this about.
-        Box::pin(self.fresh(link, organization)).await
+        Box::pin(self.fresh(organization)).await
     }
 
     /// The policy of an organization past the cache: from Redis, else from Postgres.
-    pub async fn fresh(
-        &self,
-        link: &Link,
-        organization: &OrganizationId,
-    ) -> Result<Arc<Resolved>, Error> {
-        match self.known(link, organization).await? {
-            Some(policy) if !self.is_outdated(&policy) => Ok(self.keep(organization, policy)),
-            Some(older) => match self.load(link, organization).await {
-                // Without Postgres, the older policy still counts and still refuses.
-                Err(Error::Store(store::Error::Unavailable(_))) => {
-                    Ok(self.keep(organization, older))
-                }
-                other => other,
-            },
-            None => self.load(link, organization).await,
-        }
+    pub async fn fresh(&self, organization: &OrganizationId) -> Result<Arc<Resolved>, Error> {
+        self.look_up(organization, None).await
     }
 
     /// Looks for a policy newer than `than`: in Redis first, then in Postgres.
     pub async fn refresh(
         &self,
-        link: &Link,
         organization: &OrganizationId,
         than: u64,
     ) -> Result<Arc<Resolved>, Error> {
         self.metrics.policy_refreshed();
-        match self.known(link, organization).await? {
-            Some(policy) if policy.version > than => Ok(self.keep(organization, policy)),
-            _ => self.load(link, organization).await,
-        }
+        self.look_up(organization, Some(than)).await
     }
 
     /// The newer of a policy at hand and of what Redis has just been seen to hold.
@@ -236,14 +271,21 @@ impl Policies {
 
     /// What Postgres has of an organization, without Redis.
     pub async fn stored(&self, organization: &OrganizationId) -> Result<Sources, Error> {
-        if let Some(sources) = organizations::sources(&self.store, organization).await? {
-            return Ok(sources);
+        let sources = self.stored_all(&[organization]).await?;
+        sources.into_iter().next().ok_or_else(no_defaults)
+    }
+
+    /// The same of some organizations, in their order.
+    async fn stored_all(&self, organizations: &[&OrganizationId]) -> Result<Vec<Sources>, Error> {
+        let mut sources = organizations::sources(&self.store, organizations).await?;
+        if sources.is_empty() && !organizations.is_empty() {
+            self.publish_defaults().await?;
+            sources = organizations::sources(&self.store, organizations).await?;
         }
-        self.publish_defaults().await?;
-        let sources = organizations::sources(&self.store, organization).await?;
-        sources.ok_or_else(|| {
-            store::Error::Inconsistent("the defaults have disappeared".to_owned()).into()
-        })
+        if sources.len() < organizations.len() {
+            return Err(no_defaults());
+        }
+        Ok(sources)
     }
 
     /// Makes this instance's settings the defaults of the service, once, and learns which plans have changed.
@@ -279,19 +321,17 @@ impl Policies {
         organization: &OrganizationId,
         sources: &Sources,
     ) -> Result<usize, Error> {
-        let policy = sources.policy();
-        let json = to_json(&policy)?;
+        let written = Written::of(organization, sources)?;
+        let policy = &written.policy;
         let now = self.clock.now();
-        let text = PolicyText {
-            version: policy.version,
-            incarnation: sources.incarnation,
-            json: &json,
-        };
         let at_now = policy.clone().at(now);
         // First the organization alone: from now on no counter is opened under an older version, so the list
         // of meters that comes back names every counter that still has one.
-        let (known, erased) = self.make_known(link, organization, &policy, &text).await?;
-        if let Configured::Known { version, meters } = known
+        let made_known = self
+            .make_known(link, std::slice::from_ref(&written))
+            .await?;
+        let erased = made_known.iter().map(|(_, erased)| erased).sum();
+        if let Some((Configured::Known { version, meters }, _)) = made_known.into_iter().next()
             && version == policy.version
             && !meters.is_empty()
         {
@@ -312,7 +352,7 @@ impl Policies {
                 })
                 .collect();
             self.counters
-                .configure(link, organization, &text, now, &running)
+                .configure(link, &[written.configuration(&running)], now)
                 .await?;
         }
         self.forget(organization);
@@ -455,30 +495,71 @@ impl Policies {
         policy.version < self.floors.of(&policy.plan_id)
     }
 
-    async fn known(
-        &self,
-        link: &Link,
-        organization: &OrganizationId,
-    ) -> Result<Option<Arc<Resolved>>, Error> {
-        let known = self.counters.organization(link, organization).await?;
-        Ok(known.and_then(|known| self.parse(&known.policy)))
+    async fn look_up(&self, organization: &OrganizationId, newer_than: Option<u64>) -> Found {
+        let wish = LookUp {
+            organization: organization.clone(),
+            newer_than,
+        };
+        let policies = self.clone();
+        let found = self
+            .look_ups
+            .ask(wish.clone(), wish, Error::may_be_of_one, move |wishes| {
+                let policies = policies.clone();
+                async move { policies.look_up_all(&wishes).await }
+            });
+        found.await.ok_or(counters::Error::Overloaded)??
     }
 
+    async fn look_up_all(&self, wishes: &[LookUp]) -> Result<Vec<Found>, Error> {
+        let link = self.counters.link().await?;
+        let organizations: Vec<_> = wishes.iter().map(|it| &it.organization).collect();
+        let known = self.counters.organizations(&link, &organizations).await?;
+        let (mut held, mut left) = (Vec::with_capacity(wishes.len()), Vec::new());
+        for (wish, known) in wishes.iter().zip(known) {
+            let known = known.and_then(|known| self.parse(&known.policy));
+            let does = known.as_ref().is_some_and(|it| match wish.newer_than {
+                Some(version) => it.version > version,
+                None => !self.is_outdated(it),
+            });
+            if !does {
+                left.push(&wish.organization);
+            }
+            held.push((does, known));
+        }
+        let mut loaded = match self.load(&link, &left).await {
+            Err(error @ Error::Store(store::Error::Unavailable(_))) => Err(error),
+            other => Ok(other?.into_iter()),
+        };
+        let found = wishes.iter().zip(held).map(|(wish, (does, held))| {
+            let policy = match (&mut loaded, held) {
+                (_, Some(held)) if does => held,
+                (Ok(loaded), _) => loaded.next().ok_or_else(no_defaults)?,
+                // Without Postgres, an older policy still counts and still refuses.
+                (Err(_), Some(older)) if wish.newer_than.is_none() => older,
+                (Err(error), _) => return Err(error.clone()),
+            };
+            Ok(self.keep(&wish.organization, policy))
+        });
+        Ok(found.collect())
+    }
+
+    /// Makes policies known to Redis as Postgres has them.
     async fn load(
         &self,
         link: &Link,
-        organization: &OrganizationId,
-    ) -> Result<Arc<Resolved>, Error> {
-        let sources = self.stored(organization).await?;
-        let policy = sources.policy();
-        let json = to_json(&policy)?;
-        let text = PolicyText {
-            version: policy.version,
-            incarnation: sources.incarnation,
-            json: &json,
-        };
-        self.make_known(link, organization, &policy, &text).await?;
-        Ok(self.keep(organization, self.share(&json, policy)))
+        organizations: &[&OrganizationId],
+    ) -> Result<Vec<Arc<Resolved>>, Error> {
+        if organizations.is_empty() {
+            return Ok(Vec::new());
+        }
+        let sources = self.stored_all(organizations).await?;
+        let written = organizations.iter().zip(&sources);
+        let written: Vec<Written<'_>> = written
+            .map(|(organization, sources)| Written::of(organization, sources))
+            .collect::<Result<_, _>>()?;
+        self.make_known(link, &written).await?;
+        let written = written.into_iter();
+        Ok(written.map(|it| self.share(&it.json, it.policy)).collect())
     }
 
     fn keep(&self, organization: &OrganizationId, policy: Arc<Resolved>) -> Arc<Resolved> {
@@ -512,7 +593,6 @@ impl Policies {
     }
 }
 
-fn to_json(policy: &Policy) -> Result<String, Error> {
-    serde_json::to_string(policy)
-        .map_err(|error| store::Error::Inconsistent(error.to_string()).into())
+fn no_defaults() -> Error {
+    store::Error::Inconsistent("the defaults have disappeared".to_owned()).into()
 }

@@ -276,21 +276,26 @@ pub(super) async fn take_out(
     bring_to_life(connection, &alive).await
 }
 
-/// Refuses what a policy older than the organization's deletion has decided; otherwise the organization has come
-/// back to life. Asked behind the statement that wrote its row, as [`take_out`] is.
+/// Refuses what a policy older than its organization's deletion has decided; otherwise the organizations have come
+/// back to life. `decided` has each with the version of the policy. Asked behind the statement that wrote their rows, as
+/// [`take_out`] is.
 pub(super) async fn refuse_former(
     connection: &mut PgConnection,
-    id: &OrganizationId,
-    version: u64,
+    decided: &[(&OrganizationId, u64)],
 ) -> Result<(), Error> {
-    match incarnations(connection, &[id.as_str()])
-        .await?
-        .get(id.as_str())
-    {
-        None => Ok(()),
-        Some(incarnation) if version < *incarnation => Err(Error::OlderPolicy),
-        Some(_) => bring_to_life(connection, &[id.as_str()]).await,
+    let organizations: Vec<&str> = decided.iter().map(|(id, _)| id.as_str()).collect();
+    let incarnations = incarnations(connection, &organizations).await?;
+    if incarnations.is_empty() {
+        return Ok(());
     }
+    let is_former = |(id, version): &(&OrganizationId, u64)| {
+        incarnations.get(id.as_str()).is_some_and(|it| version < it)
+    };
+    if decided.iter().any(is_former) {
+        return Err(Error::OlderPolicy);
+    }
+    let alive: Vec<&str> = incarnations.keys().map(String::as_str).collect();
+    bring_to_life(connection, &alive).await
 }
 
 /// Those of these organizations that were ever deleted, and when by version.
@@ -336,8 +341,17 @@ async fn delete_reachable(
     id: &OrganizationId,
     reach: DateTime<Utc>,
 ) -> Result<u64, Error> {
+    // Locked in key order, as by whoever stores or restores several of them.
     let deleted = sqlx::query(
-        "delete from usage_history where organization_id = $1 and (period_end is null or period_end >= $2)",
+        "with reachable as (
+             select meter, period_start from usage_history
+             where organization_id = $1 and (period_end is null or period_end >= $2)
+             order by meter, period_start
+             for update
+         )
+         delete from usage_history using reachable
+         where usage_history.organization_id = $1 and usage_history.meter = reachable.meter
+             and usage_history.period_start = reachable.period_start",
     )
     .bind(id.as_str())
     .bind(reach)

@@ -1,11 +1,13 @@
 //! What can go wrong with Postgres, by what a caller can do about it.
 
+use std::sync::Arc;
+
 /// A statement that has no result.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     /// Postgres cannot be reached or is too busy; trying again later is safe.
     #[error("the database is unavailable: {0}")]
-    Unavailable(#[source] sqlx::Error),
+    Unavailable(#[source] Arc<sqlx::Error>),
     /// The caller knew an older generation than the one that the row has moved to.
     #[error("the count has moved to a newer generation")]
     NewerGeneration,
@@ -23,7 +25,14 @@ pub enum Error {
     Inconsistent(String),
     /// Anything else; a defect.
     #[error(transparent)]
-    Other(sqlx::Error),
+    Other(Arc<sqlx::Error>),
+}
+
+impl Error {
+    /// Whether one of several rows may be to blame, so that the others may fare better without it.
+    pub fn may_be_of_one(&self) -> bool {
+        !matches!(self, Self::Unavailable(_))
+    }
 }
 
 impl From<sqlx::Error> for Error {
@@ -34,7 +43,7 @@ impl From<sqlx::Error> for Error {
             | sqlx::Error::Protocol(_)
             | sqlx::Error::PoolTimedOut
             | sqlx::Error::PoolClosed
-            | sqlx::Error::WorkerCrashed => Self::Unavailable(error),
+            | sqlx::Error::WorkerCrashed => Self::Unavailable(Arc::new(error)),
             sqlx::Error::Database(database)
                 if database.constraint() == Some("organizations_plan_fkey") =>
             {
@@ -44,15 +53,15 @@ impl From<sqlx::Error> for Error {
             sqlx::Error::Database(database) => {
                 match database.code().as_deref().map(|code| code.split_at(2)) {
                     Some(("08" | "28" | "3D" | "40" | "53" | "57", _) | ("25", "006")) => {
-                        Self::Unavailable(error)
+                        Self::Unavailable(Arc::new(error))
                     }
-                    _ => Self::Other(error),
+                    _ => Self::Other(Arc::new(error)),
                 }
             }
             sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => {
                 Self::Inconsistent(error.to_string())
             }
-            _ => Self::Other(error),
+            _ => Self::Other(Arc::new(error)),
         }
     }
 }

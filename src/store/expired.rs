@@ -1,7 +1,7 @@
 //! Scheduled resets: periods that are over and nobody has ended yet.
 //!
 //! Every organization has an instant at which it is *due* to be looked at: the end of its period in scheduled
-//! mode, never in another, and at once when it is new or its calendar has changed. So a look for what is due costs
+//! mode, never in another, and at once when it is new in that mode or its calendar has changed. So a look for what is due costs
 //! what is due, however many organizations there are.
 
 use std::collections::BTreeMap;

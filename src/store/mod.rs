@@ -45,6 +45,13 @@ impl Store {
         let pool = PgPoolOptions::new()
             .max_connections(connections_max)
             .acquire_timeout(Duration::from_secs(5))
+            // No statement here is worth being compiled, which takes longer than each of them should.
+            .after_connect(|connection, _| {
+                Box::pin(async move {
+                    sqlx::query("set jit = off").execute(connection).await?;
+                    Ok(())
+                })
+            })
             .connect_lazy_with(options.application_name("tallyman"));
         Ok(Self {
             pool,

@@ -230,7 +230,8 @@ async fn lowest_warnings(
          from (
              select organizations.id, planned.key as meter, (planned.value->'warnAt'->>0)::smallint as lowest, 0 as nearness
              from organizations
-             cross join defaults
+             -- The only row, which a planner without statistics would take for a thousand.
+             cross join (select settings from defaults limit 1) as defaults
              join plans on plans.id = coalesce(organizations.plan_id, defaults.settings->>'planId')
              cross join jsonb_each(plans.limits) as planned
              where organizations.id = any($1) and planned.value ? 'warnAt'

@@ -36,6 +36,17 @@ pub async fn store(
     Ok(stored)
 }
 
+/// A count that is to be moved to another data set.
+#[derive(Debug, Clone, Copy)]
+pub struct Move<'a> {
+    /// Which counter.
+    pub counter: &'a CounterId,
+    /// What the old data set holds, if anything is left of it.
+    pub held: Option<&'a Snapshot>,
+    /// What decides, in the generation that the count is moved to.
+    pub stamp: &'a Stamp,
+}
+
 /// What a counter is restored from.
 #[derive(Debug, Clone)]
 pub struct Restored {
@@ -45,146 +56,273 @@ pub struct Restored {
     pub meters: Vec<MeterId>,
 }
 
-/// Moves a count to the generation of `stamp`, and to its policy if that is newer: stores what the old
-/// data set holds, if anything is left of it, moves the row or inserts it, and reads it. From then on nothing of an older
-/// generation is accepted. Hours from `hours_from` on are read.
+/// Moves different counts to the generations of their stamps, and to their policies where those are newer: stores what
+/// is held of each, moves the row or inserts it, and reads it. From then on nothing of an older generation is
+/// accepted. Hours from `hours_from` on are read. Where one of them is refused, none is restored.
+///
+/// What is held is moved in one transaction and what is not in another, so that each locks its rows in key order.
 pub async fn restore(
     store: &Store,
-    counter: &CounterId,
-    held: Option<&Snapshot>,
-    stamp: &Stamp,
+    moves: &[Move<'_>],
     hours_from: DateTime<Utc>,
     now: DateTime<Utc>,
-) -> Result<Restored, Error> {
-    let mut transaction = store.pool.begin().await?;
-    store_in(
-        &mut transaction,
-        held.map(std::slice::from_ref).unwrap_or_default(),
-        &AllNews::new(),
-        now,
-    )
-    .await?;
-    create_organizations(&mut transaction, std::iter::once(&counter.organization)).await?;
-    let row: RestoredRow = sqlx::query_as(
+) -> Result<Vec<Restored>, Error> {
+    let mut restored = HashMap::with_capacity(moves.len());
+    let (held, rest): (Vec<Move<'_>>, Vec<_>) = moves.iter().partition(|it| it.held.is_some());
+    for part in [held, rest] {
+        if !part.is_empty() {
+            let mut transaction = store.pool.begin().await?;
+            restored.extend(restore_in(&mut transaction, &part, hours_from, now).await?);
+            transaction.commit().await?;
+        }
+    }
+    moves
+        .iter()
+        .map(|it| {
+            restored
+                .remove(it.counter)
+                .ok_or_else(|| nonsense("no row"))
+        })
+        .collect()
+}
+
+async fn restore_in(
+    connection: &mut PgConnection,
+    moves: &[Move<'_>],
+    hours_from: DateTime<Utc>,
+    now: DateTime<Utc>,
+) -> Result<HashMap<CounterId, Restored>, Error> {
+    let held: Vec<Snapshot> = moves.iter().filter_map(|it| it.held).cloned().collect();
+    store_in(connection, &held, &AllNews::new(), now).await?;
+    create_organizations(connection, moves.iter().map(|it| &it.counter.organization)).await?;
+    let found = move_rows(connection, moves, now).await?;
+    let decided = moves
+        .iter()
+        .map(|it| (&it.counter.organization, it.stamp.version));
+    deletions::refuse_former(connection, &decided.collect::<Vec<_>>()).await?;
+    let running = running_meters(connection, moves, now).await?;
+    let stood: Vec<&CounterId> = found
+        .iter()
+        .filter(|(_, it)| !it.inserted)
+        .map(|(counter, _)| counter)
+        .collect();
+    let mut hours = hours_of(connection, &stood, hours_from).await?;
+
+    let stamps: HashMap<&CounterId, &Stamp> =
+        moves.iter().map(|it| (it.counter, it.stamp)).collect();
+    let (mut restored, mut adopted) = (HashMap::with_capacity(found.len()), Vec::new());
+    for (
+        counter,
+        Moved {
+            mut snapshot,
+            inserted,
+        },
+    ) in found
+    {
+        let Some(stamp) = stamps.get(&counter) else {
+            continue;
+        };
+        let mut meters = running
+            .get(counter.organization.as_str())
+            .cloned()
+            .unwrap_or_default();
+        meters.insert(counter.meter.clone());
+        // Dropping the transaction takes the row back that was just inserted for one meter too many.
+        if inserted && meters.len() > METERS_MAX {
+            return Err(Error::TooManyMeters);
+        }
+        // A period that runs adopts the newer policy, here as in Redis; one that is over keeps its own.
+        let held = snapshot.stamp;
+        if stamp.end.is_none_or(|end| end > now) && !held.closed && held.version < stamp.version {
+            adopt(&mut snapshot, stamp);
+            adopted.push(snapshot.clone());
+        }
+        // A period that is closed or over keeps the limit that it ended with.
+        let over = |stamp: &Stamp| stamp.end.is_some_and(|end| end <= now);
+        let ended = snapshot.stamp.closed || (over(&snapshot.stamp) && over(stamp));
+        snapshot.stamp = Stamp {
+            generation: stamp.generation,
+            ..if ended { snapshot.stamp } else { **stamp }
+        };
+        snapshot.hours = hours.remove(&counter).unwrap_or_default();
+        let meters = meters.into_iter().collect();
+        restored.insert(counter, Restored { snapshot, meters });
+    }
+    write_adopted(connection, &adopted).await?;
+    Ok(restored)
+}
+
+/// The row of a counter that is being restored.
+struct Moved {
+    snapshot: Snapshot,
+    /// Whether there was none before.
+    inserted: bool,
+}
+
+/// Moves or inserts the row of each count. Refuses all where one has moved further, or has seen a newer policy.
+async fn move_rows(
+    connection: &mut PgConnection,
+    moves: &[Move<'_>],
+    now: DateTime<Utc>,
+) -> Result<HashMap<CounterId, Moved>, Error> {
+    let stamps = moves.iter().map(|it| it.stamp);
+    let rows: Vec<RestoredRow> = sqlx::query_as(
         "insert into usage_history (organization_id, meter, period_start, period_end, used, denied, refunded, limit_units,
                                     enforcement, policy_version, epoch, seq, stored_at)
-         values ($1, $2, $3, $4, 0, 0, 0, $5, $6, $7, $8, 0, $9)
+         select organization_id, meter, period_start, period_end, 0, 0, 0, limit_units, enforcement, policy_version,
+                epoch, 0, $9
+         from unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::bigint[], $6::text[],
+                     $7::bigint[], $8::bigint[])
+              as new (organization_id, meter, period_start, period_end, limit_units, enforcement, policy_version, epoch)
+         order by organization_id collate \"C\", meter collate \"C\", period_start
          on conflict on constraint usage_history_pkey
          do update set epoch = greatest(usage_history.epoch, excluded.epoch)
          returning organization_id, meter, period_start, period_end, used, denied, refunded, limit_units, enforcement,
                    policy_version, epoch, seq, closed_at, told, adjusted, xmax = 0 as inserted",
     )
-    .bind(counter.organization.as_str())
-    .bind(counter.meter.as_str())
-    .bind(counter.start)
-    .bind(stamp.end)
-    .bind(stamp.rule.limit.map(|limit| signed(limit.get())))
-    .bind(stamp.rule.enforcement.as_str())
-    .bind(signed(stamp.version))
-    .bind(signed(stamp.generation))
+    .bind(moves.iter().map(|it| it.counter.organization.as_str()).collect::<Vec<_>>())
+    .bind(moves.iter().map(|it| it.counter.meter.as_str()).collect::<Vec<_>>())
+    .bind(moves.iter().map(|it| it.counter.start).collect::<Vec<_>>())
+    .bind(stamps.clone().map(|it| it.end).collect::<Vec<_>>())
+    .bind(stamps.clone().map(|it| it.rule.limit.map(|limit| signed(limit.get()))).collect::<Vec<_>>())
+    .bind(stamps.clone().map(|it| it.rule.enforcement.as_str()).collect::<Vec<_>>())
+    .bind(stamps.clone().map(|it| signed(it.version)).collect::<Vec<_>>())
+    .bind(stamps.map(|it| signed(it.generation)).collect::<Vec<_>>())
     .bind(now)
-    .fetch_one(&mut *transaction)
+    .fetch_all(connection)
     .await?;
-    if unsigned(row.snapshot.epoch) > stamp.generation {
-        return Err(Error::NewerGeneration);
+    let mut found = HashMap::with_capacity(rows.len());
+    for row in rows {
+        let snapshot = row.snapshot.snapshot()?;
+        let inserted = row.inserted;
+        found.insert(snapshot.counter.clone(), Moved { snapshot, inserted });
     }
-    let runs = stamp.end.is_none_or(|end| end > now);
-    if runs && unsigned(row.snapshot.policy_version) > stamp.version {
-        return Err(Error::OlderPolicy);
-    }
-    deletions::refuse_former(&mut transaction, &counter.organization, stamp.version).await?;
-    let inserted = row.inserted;
-    let mut snapshot = row.snapshot.snapshot()?;
-    // A period that runs adopts the newer policy, here as in Redis; one that is over keeps its own.
-    if runs && !snapshot.stamp.closed && snapshot.stamp.version < stamp.version {
-        adopt(&mut transaction, &mut snapshot, stamp).await?;
-    }
-    let hours: Vec<(DateTime<Utc>, i64, i64, i64)> = sqlx::query_as(
-        "select hour, used, denied, refunded from usage_hourly
-         where organization_id = $1 and meter = $2 and period_start = $3 and hour >= $4
-         order by hour",
-    )
-    .bind(counter.organization.as_str())
-    .bind(counter.meter.as_str())
-    .bind(counter.start)
-    .bind(hours_from)
-    .fetch_all(&mut *transaction)
-    .await?;
-    let meters = meters_beside(&mut transaction, counter, now).await?;
-    // Dropping the transaction takes the row back that was just inserted for one meter too many.
-    if inserted && meters.len() > METERS_MAX {
-        return Err(Error::TooManyMeters);
-    }
-    transaction.commit().await?;
-
-    // A period that is closed or over keeps the limit that it ended with.
-    let over = |stamp: &Stamp| stamp.end.is_some_and(|end| end <= now);
-    snapshot.stamp = if snapshot.stamp.closed || (over(&snapshot.stamp) && over(stamp)) {
-        Stamp {
-            generation: stamp.generation,
-            ..snapshot.stamp
+    for Move { counter, stamp, .. } in moves {
+        let stands = found.get(*counter).ok_or_else(|| nonsense("no row"))?;
+        let stands = &stands.snapshot.stamp;
+        if stands.generation > stamp.generation {
+            return Err(Error::NewerGeneration);
         }
-    } else {
-        *stamp
-    };
-    snapshot.hours = hours
-        .into_iter()
-        .map(|(start, used, denied, refunded)| Hour {
+        if stamp.end.is_none_or(|end| end > now) && stands.version > stamp.version {
+            return Err(Error::OlderPolicy);
+        }
+    }
+    Ok(found)
+}
+
+/// By organization, every meter that has a count in a period that runs.
+async fn running_meters(
+    connection: &mut PgConnection,
+    moves: &[Move<'_>],
+    now: DateTime<Utc>,
+) -> Result<HashMap<String, BTreeSet<MeterId>>, Error> {
+    let organizations: BTreeSet<&OrganizationId> =
+        moves.iter().map(|it| &it.counter.organization).collect();
+    let rows: Vec<(String, String)> = sqlx::query_as(
+        "select organization_id, meter
+         from unnest($1::text[]) as asked (id)
+         cross join lateral (
+             -- With an order, so that it stays a look into the index, for each, whatever statistics say.
+             select organization_id, meter from usage_history
+             where organization_id = id and (period_end is null or period_end > $2)
+             order by meter
+         ) as running",
+    )
+    .bind(organizations.iter().map(|it| it.as_str()).collect::<Vec<_>>())
+    .bind(now)
+    .fetch_all(connection)
+    .await?;
+    let mut meters: HashMap<String, BTreeSet<MeterId>> = HashMap::new();
+    for (organization, meter) in rows {
+        meters
+            .entry(organization)
+            .or_default()
+            .insert(parse(&meter)?);
+    }
+    Ok(meters)
+}
+
+/// The hours of counts from `hours_from` on, in their order.
+async fn hours_of(
+    connection: &mut PgConnection,
+    counters: &[&CounterId],
+    hours_from: DateTime<Utc>,
+) -> Result<HashMap<CounterId, Vec<Hour>>, Error> {
+    if counters.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let rows: Vec<(i64, DateTime<Utc>, i64, i64, i64)> = sqlx::query_as(
+        "select position, hour, used, denied, refunded
+         from unnest($1::text[], $2::text[], $3::timestamptz[])
+              with ordinality as moved (organization_id, meter, period_start, position)
+         cross join lateral (
+             select hour, used, denied, refunded from usage_hourly
+             where usage_hourly.organization_id = moved.organization_id and usage_hourly.meter = moved.meter
+                 and usage_hourly.period_start = moved.period_start and hour >= $4
+             order by hour
+         ) as hours",
+    )
+    .bind(counters.iter().map(|it| it.organization.as_str()).collect::<Vec<_>>())
+    .bind(counters.iter().map(|it| it.meter.as_str()).collect::<Vec<_>>())
+    .bind(counters.iter().map(|it| it.start).collect::<Vec<_>>())
+    .bind(hours_from)
+    .fetch_all(connection)
+    .await?;
+    let mut hours: HashMap<CounterId, Vec<Hour>> = HashMap::new();
+    for (position, start, used, denied, refunded) in rows {
+        let Some(counter) = named(counters, position) else {
+            continue;
+        };
+        hours.entry((*counter).clone()).or_default().push(Hour {
             start,
             used,
             denied: unsigned(denied),
             refunded: unsigned(refunded),
-        })
-        .collect();
-    Ok(Restored { snapshot, meters })
+        });
+    }
+    Ok(hours)
 }
 
-/// Every meter of a counter's organization that has a count in a period that runs, and the counter's own.
-async fn meters_beside(
-    connection: &mut PgConnection,
-    counter: &CounterId,
-    now: DateTime<Utc>,
-) -> Result<Vec<MeterId>, Error> {
-    let meters: Vec<(String,)> = sqlx::query_as(
-        "select distinct meter from usage_history
-         where organization_id = $1 and (period_end is null or period_end > $2 or meter = $3)",
-    )
-    .bind(counter.organization.as_str())
-    .bind(now)
-    .bind(counter.meter.as_str())
-    .fetch_all(connection)
-    .await?;
-    meters.iter().map(|(meter,)| parse(meter)).collect()
+/// What stands at a place as `with ordinality` counts them.
+fn named<T>(all: &[T], position: i64) -> Option<&T> {
+    all.get(usize::try_from(position).ok()?.checked_sub(1)?)
 }
 
-/// Puts a row under a newer policy. Where that has another limit, what it does not cross may be told again.
-async fn adopt(
-    connection: &mut PgConnection,
-    snapshot: &mut Snapshot,
-    stamp: &Stamp,
-) -> Result<(), Error> {
+/// Puts a count under a newer policy. Where that has another limit, what it does not cross may be told again.
+fn adopt(snapshot: &mut Snapshot, stamp: &Stamp) {
     if snapshot.stamp.rule != stamp.rule {
         let told = snapshot.thresholds.told;
         let (limit, denied) = (stamp.rule.limit, snapshot.denied);
         snapshot.thresholds.told = told.under(limit, snapshot.used, stamp.version, denied);
     }
-    let counter = &snapshot.counter;
+    snapshot.stamp = *stamp;
+}
+
+/// Puts rows under the newer policies of their counts.
+async fn write_adopted(connection: &mut PgConnection, adopted: &[Snapshot]) -> Result<(), Error> {
+    if adopted.is_empty() {
+        return Ok(());
+    }
     sqlx::query(
-        "update usage_history
-         set period_end = $4, limit_units = $5, enforcement = $6, policy_version = $7, told = $8
-         where organization_id = $1 and meter = $2 and period_start = $3",
+        "update usage_history as old
+         set period_end = new.period_end, limit_units = new.limit_units, enforcement = new.enforcement,
+             policy_version = new.policy_version, told = new.told
+         from unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::bigint[], $6::text[],
+                     $7::bigint[], $8::text[])
+              as new (organization_id, meter, period_start, period_end, limit_units, enforcement, policy_version, told)
+         where old.organization_id = new.organization_id and old.meter = new.meter
+             and old.period_start = new.period_start",
     )
-    .bind(counter.organization.as_str())
-    .bind(counter.meter.as_str())
-    .bind(counter.start)
-    .bind(stamp.end)
-    .bind(stamp.rule.limit.map(|limit| signed(limit.get())))
-    .bind(stamp.rule.enforcement.as_str())
-    .bind(signed(stamp.version))
-    .bind(told_text(snapshot.thresholds.told))
+    .bind(adopted.iter().map(|it| it.counter.organization.as_str()).collect::<Vec<_>>())
+    .bind(adopted.iter().map(|it| it.counter.meter.as_str()).collect::<Vec<_>>())
+    .bind(adopted.iter().map(|it| it.counter.start).collect::<Vec<_>>())
+    .bind(adopted.iter().map(|it| it.stamp.end).collect::<Vec<_>>())
+    .bind(adopted.iter().map(|it| it.stamp.rule.limit.map(|limit| signed(limit.get()))).collect::<Vec<_>>())
+    .bind(adopted.iter().map(|it| it.stamp.rule.enforcement.as_str()).collect::<Vec<_>>())
+    .bind(adopted.iter().map(|it| signed(it.stamp.version)).collect::<Vec<_>>())
+    .bind(adopted.iter().map(|it| told_text(it.thresholds.told)).collect::<Vec<_>>())
     .execute(connection)
     .await?;
-    snapshot.stamp.end = stamp.end;
     Ok(())
 }
 
@@ -244,7 +382,7 @@ pub async fn ensure_partitions(
     }
     let mut transaction = store.pool.begin().await?;
     // Two instances that create the same table at once would fail on each other.
-    sqlx::query("select pg_advisory_xact_lock(7302815)")
+    sqlx::query("select pg_advisory_xact_lock(7302817)")
         .execute(&mut *transaction)
         .await?;
     for (year, month) in &missing {
@@ -345,7 +483,8 @@ fn told_text(told: Told) -> Option<String> {
     (told != Told::default()).then(|| told.to_string())
 }
 
-/// Sees to it that each of these has a row.
+/// Sees to it that each of these has a row. One that is new has the mode of the defaults, so that the scheduler need not
+/// look at it in another than scheduled mode.
 pub(super) async fn create_organizations(
     connection: &mut PgConnection,
     organizations: impl Iterator<Item = &OrganizationId>,
@@ -353,9 +492,13 @@ pub(super) async fn create_organizations(
     let ids: Vec<&str> = organizations.map(OrganizationId::as_str).collect();
     sqlx::query(
         "with created as (
-             insert into organizations (id)
-             select distinct id from unnest($1::text[]) as named (id)
-             where not exists (select from organizations where organizations.id = named.id)
+             insert into organizations (id, due_at)
+             -- Whoever publishes other defaults waits for the lock, and then sees these rows.
+             select id, case when (select settings ->> 'resetMode' from defaults for share) in ('lazy', 'manual')
+                             then timestamptz 'infinity' else '-infinity' end
+             from (select distinct id from unnest($1::text[]) as named (id)) as named
+             -- With an offset, so that it stays a look into the index, for each, however small the table was once.
+             where not exists (select from organizations where organizations.id = named.id offset 0)
              order by id
              on conflict do nothing
              returning id
@@ -547,7 +690,7 @@ async fn held_already(
     .await?;
     Ok(rows
         .iter()
-        .filter_map(|(position,)| snapshots.get(usize::try_from(*position).ok()?.checked_sub(1)?))
+        .filter_map(|(position,)| named(snapshots, *position))
         .map(|snapshot| snapshot.counter.clone())
         .collect())
 }

@@ -119,12 +119,11 @@ async fn a_user_is_named_in_the_line_and_no_token_is_logged_at_any_level() {
 async fn what_happens_inside_a_request_carries_its_id() {
     let world = World::new().await;
     let mut service = serve(&world, "info,tallyman=debug").await;
-    // The data set is younger than the period, so that the first count asks Postgres.
     let body = json!({"organizationId": "org_1"});
     let answer = service.http.post("/v1/track", body).await;
     assert_eq!(answer.status, 200, "{}", answer.text);
     let line = service
-        .line(|line| line.contains("restored a counter"))
+        .line(|line| line.contains("saw to an unknown counter"))
         .await;
     let line: Value = serde_json::from_str(&line).unwrap();
     assert_eq!(line["span"]["request_id"], answer.header("x-request-id"));

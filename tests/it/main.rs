@@ -39,6 +39,7 @@ mod logs;
 mod metrics;
 mod model;
 mod openapi;
+mod opening;
 mod patching;
 mod periods;
 mod plans;

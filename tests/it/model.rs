@@ -8,8 +8,8 @@ use proptest::prelude::*;
 use proptest::sample::subsequence;
 use proptest::test_runner::{Config as ProptestConfig, TestCaseError, TestRunner};
 use tallyman::counters::{
-    Answer, Attempt, Charge, Configured, Counters, Link, Opening, Operation, Outcome, PolicyText,
-    Reading, Settings, Shard,
+    Answer, Attempt, Charge, Configuration, Configured, Counters, Link, Missing, Opening,
+    Operation, Outcome, PolicyText, Reading, Settings, Shard,
 };
 use tallyman::domain::counter::{CounterId, Snapshot, Stamp};
 use tallyman::domain::decision::{self, Decision, Demand, decide};
@@ -72,27 +72,32 @@ impl Bench {
 
     /// Makes version 1 of a policy known.
     async fn configure(&self, organization: &OrganizationId) {
+        let configuration = Configuration {
+            organization,
+            policy: policy_text(1, "{}"),
+            running: &[],
+        };
         let configured = self
             .counters
-            .configure(
-                &self.link,
-                organization,
-                &policy_text(1, "{}"),
-                self.now(),
-                &[],
-            )
+            .configure(&self.link, &[configuration], self.now())
             .await
             .unwrap();
-        assert!(matches!(configured, Configured::Known { version: 1, .. }));
+        assert!(matches!(
+            configured[..],
+            [Configured::Known { version: 1, .. }]
+        ));
     }
 
-    async fn open(&self, counter: &CounterId, stamp: &Stamp) {
-        let opening = self
+    async fn open(&self, counter: &CounterId, stamp: &Stamp) -> Opening {
+        let missing = [Missing {
+            counter,
+            stamp,
+            expiry: None,
+        }];
+        let opened = self
             .counters
-            .open(&self.link, counter, stamp, self.now(), MARGIN_MS, None)
-            .await
-            .unwrap();
-        assert_eq!(opening, Opening::Ready);
+            .open(&self.link, &missing, self.now(), MARGIN_MS);
+        opened.await.unwrap()[0]
     }
 
     async fn count(&self, operations: Vec<Operation>) -> Vec<Outcome> {
@@ -453,7 +458,7 @@ async fn agrees(bench: &Bench, number: usize, case: &Case) -> Result<(), TestCas
         let id = counter(organization, METERS[position % METERS.len()]);
         bench.configure(organization).await;
         let first = stamp(case.rules[position][0], 1);
-        bench.open(&id, &first).await;
+        assert_eq!(bench.open(&id, &first).await, Opening::Ready);
         bench.place(&id, "u", &initial.to_string()).await;
         ids.push(id);
         model.held.push(Held {
@@ -565,7 +570,7 @@ async fn standing(bench: &Bench) -> (OrganizationId, Vec<CounterId>, Stamp) {
         .map(|meter| counter(&organization, meter))
         .collect();
     for id in &ids {
-        bench.open(id, &stamp(rule, 2)).await;
+        assert_eq!(bench.open(id, &stamp(rule, 2)).await, Opening::Ready);
         bench.place(id, "u", "5").await;
     }
     (organization, ids, stamp(rule, 2))
@@ -722,10 +727,7 @@ async fn a_counter_is_opened_only_where_nothing_can_have_been_counted() {
             start: instant(start),
             ..counter(&organization, "api")
         };
-        let opening = bench
-            .counters
-            .open(&bench.link, &id, &stamp, bench.now(), MARGIN_MS, None);
-        opening.await.unwrap()
+        bench.open(&id, &stamp).await
     };
     // No policy is known, then only an older one than the caller has, then a newer one.
     assert_eq!(open(START, held).await, Opening::Policy);
@@ -782,15 +784,22 @@ async fn an_older_policy_never_replaces_a_newer_one() {
         };
         let running = [(ids[0].clone(), stamp)];
         let policy = format!("policy {version}");
-        let text = policy_text(version, &policy);
+        let configuration = Configuration {
+            organization: &organization,
+            policy: policy_text(version, &policy),
+            running: &running,
+        };
         let configured = bench
             .counters
-            .configure(&bench.link, &organization, &text, bench.now(), &running)
-            .await;
-        let Configured::Known {
-            version: known,
-            meters,
-        } = configured.unwrap()
+            .configure(&bench.link, &[configuration], bench.now())
+            .await
+            .unwrap();
+        let [
+            Configured::Known {
+                version: known,
+                meters,
+            },
+        ] = &configured[..]
         else {
             panic!("nobody was deleted")
         };
@@ -802,7 +811,7 @@ async fn an_older_policy_never_replaces_a_newer_one() {
             .unwrap();
         let snapshot = bench.snapshot(&ids[0]).await.unwrap();
         assert_eq!(meters.len(), 2);
-        (known, organization.policy, snapshot.stamp)
+        (*known, organization.policy, snapshot.stamp)
     };
     let (known, policy, stamp) = configure(5, 50).await;
     assert_eq!((known, policy.as_str()), (5, "policy 5"));

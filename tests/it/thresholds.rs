@@ -3,7 +3,7 @@
 use chrono::Duration;
 use reqwest::Method;
 use serde_json::{Value, json};
-use tallyman::counters::PolicyText;
+use tallyman::counters::{Configuration, PolicyText};
 use tallyman::domain::policy::{Limit, LimitOverride, Organization};
 use tallyman::domain::quantity::Count;
 use tallyman::store::{Actor, organizations};
@@ -226,12 +226,16 @@ async fn a_limit_that_arrives_with_a_call_leaves_what_was_crossed_before_it() {
     let policy = change.await.unwrap().unwrap().policy();
     let json = serde_json::to_string(&policy).unwrap();
     let link = state.counters.link().await.unwrap();
-    let text = PolicyText {
-        version: policy.version,
-        incarnation: 0,
-        json: &json,
-    };
-    let known = state.counters.configure(&link, &id, &text, now, &[]);
+    let configuration = [Configuration {
+        organization: &id,
+        policy: PolicyText {
+            version: policy.version,
+            incarnation: 0,
+            json: &json,
+        },
+        running: &[],
+    }];
+    let known = state.counters.configure(&link, &configuration, now);
     known.await.unwrap();
     let other = world.instance().await;
     assert_eq!(other.count("org_1", "api", 80).await, 84);

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use tallyman::counters::{Counters, Link, Opening, Settings};
+use tallyman::counters::{Counters, Link, Moved, Opening, Settings};
 use tallyman::domain::counter::{CounterId, Stamp};
-use tallyman::store::{self, Store, usage};
+use tallyman::store::usage::{self, Move};
+use tallyman::store::{self, Store};
 
 use super::{World, instant};
 
@@ -42,20 +43,26 @@ impl Slow {
     /// The first half: Postgres moves the count to the generation of the stamp.
     pub async fn moved(&self, stamp: &Stamp) -> Result<usage::Restored, store::Error> {
         let (from, now) = (self.counter.start, self.counter.start);
-        usage::restore(&self.store, &self.counter, None, stamp, from, now).await
+        let moves = [Move {
+            counter: &self.counter,
+            held: None,
+            stamp,
+        }];
+        let restored = usage::restore(&self.store, &moves, from, now).await?;
+        Ok(restored.into_iter().next().unwrap())
     }
 
     /// The second half: Redis takes what Postgres holds.
     pub async fn written(&self, moved: &usage::Restored, policy_version: u64) -> Opening {
-        let written = self.counters.restore(
-            &self.link,
-            None,
-            &moved.snapshot,
-            &moved.meters,
+        let moved = Moved {
+            held: None,
+            snapshot: &moved.snapshot,
+            meters: &moved.meters,
             policy_version,
-            None,
-        );
-        written.await.unwrap()
+            expiry: None,
+        };
+        let written = self.counters.restore(&self.link, &[moved]).await;
+        written.unwrap()[0]
     }
 }
 
