@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use axum::Json;
+use axum::body::Bytes;
 use axum::extract::{FromRequest, Request as HttpRequest, State as Shared};
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
@@ -25,8 +26,8 @@ use crate::state::State;
 /// The most items of one batch.
 const ITEMS_MAX: usize = 10_000;
 
-/// After so many items, other requests have their turn.
-const ITEMS_AT_ONCE: usize = 500;
+/// The smallest body that is dealt with aside, bytes: below, that costs more than it spares the others.
+const LARGE: usize = 16 * 1024;
 
 /// What the answer shall say.
 #[derive(Debug, Default, Deserialize, IntoParams)]
@@ -49,9 +50,12 @@ enum Results {
     None,
 }
 
-/// The items, as far as they could be read.
+/// The items as they came.
 #[derive(Debug)]
-pub(super) struct Items(Vec<Result<Item, Error>>);
+pub(super) struct Items {
+    media_type: MediaType,
+    body: Bytes,
+}
 
 /// A track or a consume, with the fields that it takes alone.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -167,14 +171,10 @@ pub(super) async fn batch(
     Ingest(caller): Ingest,
     Idempotency(key): Idempotency,
     Query(wish): Query<Wish>,
-    Items(items): Items,
+    items: Items,
 ) -> Result<Response, Error> {
-    let mut plan = Plan::default();
-    for (index, item) in items.into_iter().enumerate() {
-        breathe(index).await;
-        let asked = item.and_then(|item| request(&caller, key.as_ref(), index, item));
-        plan.add(asked);
-    }
+    let large = items.body.len() >= LARGE;
+    let plan = aside(large, move || Plan::of(&caller, key.as_ref(), &items)).await??;
     let decided = state.metering.decide_all(&plan.requests).await?;
     let decided: Vec<Result<Decided, Error>> = decided
         .into_iter()
@@ -185,24 +185,23 @@ pub(super) async fn batch(
         let requests = causes.count();
         tracing::warn!(error, requests, "items of a batch could not be decided");
     }
-    let mut summary = plan.summary(&decided);
     let now = state.clock.now();
-    if wish.results != Results::None {
-        for (index, part) in plan.parts.iter().enumerate() {
-            breathe(index).await;
-            let answer = plan.answer(part, &decided);
-            if wish.results == Results::All || !answer.as_ref().is_ok_and(Answer::is_counted) {
-                summary.results.push(describe(index, answer, now));
-            }
-        }
-    }
-    Ok(Json(summary).into_response())
+    aside(large, move || {
+        Json(plan.summary(&decided, wish.results, now)).into_response()
+    })
+    .await
 }
 
-/// A large batch must not keep the requests waiting that share its thread.
-async fn breathe(index: usize) {
-    if index % ITEMS_AT_ONCE == ITEMS_AT_ONCE - 1 {
-        tokio::task::yield_now().await;
+/// Does work that takes long for many items; then on another thread, so that it keeps no other request waiting.
+async fn aside<T: Send + 'static>(
+    large: bool,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Error> {
+    if large {
+        let done = tokio::task::spawn_blocking(work).await;
+        done.map_err(|_| Error::panicked())
+    } else {
+        Ok(work())
     }
 }
 
@@ -247,8 +246,8 @@ struct Plan {
     requests: Vec<Request>,
     /// For each item in order, where its answer will be.
     parts: Vec<Result<Part, Error>>,
-    /// The last request that charges a counter.
-    last: HashMap<(OrganizationId, MeterId), usize>,
+    /// The last request that charges each counter of an organization.
+    last: HashMap<OrganizationId, Vec<(MeterId, usize)>>,
 }
 
 /// One of the equal calls that a request stands for.
@@ -267,6 +266,14 @@ struct Answer<'a> {
 }
 
 impl Plan {
+    fn of(caller: &Caller, key: Option<&IdempotencyKey>, items: &Items) -> Result<Self, Error> {
+        let mut plan = Self::default();
+        for (index, item) in items.read()?.into_iter().enumerate() {
+            plan.add(item.and_then(|item| request(caller, key, index, item)));
+        }
+        Ok(plan)
+    }
+
     fn add(&mut self, asked: Result<(Request, bool), Error>) {
         let part = asked.map(|(request, several)| {
             let (request, nth) = self.place(request);
@@ -281,29 +288,39 @@ impl Plan {
 
     fn place(&mut self, request: Request) -> (usize, u32) {
         let new = self.requests.len();
-        let mut last = None;
-        for (meter, _) in &request.demands {
-            let counter = (request.organization.clone(), meter.clone());
-            last = self.last.insert(counter, new);
+        if !self.last.contains_key(&request.organization) {
+            self.last.insert(request.organization.clone(), Vec::new());
         }
-        if let Some(place) = last
-            && let Some(same) = self.requests.get_mut(place)
+        let Some(last) = self.last.get_mut(&request.organization) else {
+            return (new, 0);
+        };
+        // One that extends another charges a single counter.
+        if let [(meter, _)] = request.demands.as_slice()
+            && let Some((_, place)) = last.iter().find(|(charged, _)| charged == meter)
+            && let Some(same) = self.requests.get_mut(*place)
             && same.extends_to(&request)
         {
             let nth = same.times;
             same.times = nth.saturating_add(1);
-            for (meter, _) in &request.demands {
-                let counter = (request.organization.clone(), meter.clone());
-                self.last.insert(counter, place);
+            return (*place, nth);
+        }
+        for (meter, _) in &request.demands {
+            match last.iter_mut().find(|(charged, _)| charged == meter) {
+                Some((_, place)) => *place = new,
+                None => last.push((meter.clone(), new)),
             }
-            return (place, nth);
         }
         self.requests.push(request);
         (new, 0)
     }
 
-    /// How many items came to what, without their results.
-    fn summary(&self, decided: &[Result<Decided, Error>]) -> Summary {
+    /// What the items came to.
+    fn summary(
+        &self,
+        decided: &[Result<Decided, Error>],
+        wanted: Results,
+        now: DateTime<Utc>,
+    ) -> Summary {
         let mut summary = Summary::default();
         for part in &self.parts {
             summary.failed += u64::from(part.is_err());
@@ -321,6 +338,14 @@ impl Plan {
                     }
                 }
                 Err(_) => summary.failed += times,
+            }
+        }
+        if wanted != Results::None {
+            for (index, part) in self.parts.iter().enumerate() {
+                let answer = self.answer(part, decided);
+                if wanted == Results::All || !answer.as_ref().is_ok_and(Answer::is_counted) {
+                    summary.results.push(describe(index, answer, now));
+                }
             }
         }
         summary
@@ -406,16 +431,24 @@ impl FromRequest<State> for Items {
     async fn from_request(request: HttpRequest, state: &State) -> Result<Self, Error> {
         let media_type = MediaType::of(&request);
         let body = read(request, state).await?;
-        let items: Vec<_> = match media_type {
+        Ok(Self { media_type, body })
+    }
+}
+
+impl Items {
+    /// Each of them, as far as it can be read.
+    fn read(&self) -> Result<Vec<Result<Item, Error>>, Error> {
+        let body = &self.body;
+        let items: Vec<_> = match self.media_type {
             MediaType::Json => {
-                match serde_json::from_slice::<Object<ItemList<Object<Item>>>>(&body) {
+                match serde_json::from_slice::<Object<ItemList<Object<Item>>>>(body) {
                     Ok(Object(list)) => list
                         .items
                         .into_iter()
                         .map(|Object(item)| Ok(item))
                         .collect(),
                     // One of them is wrong, and the others shall be counted all the same.
-                    Err(_) => from_json::<ItemList<&RawValue>>(&body)?
+                    Err(_) => from_json::<ItemList<&RawValue>>(body)?
                         .items
                         .into_iter()
                         .map(|item| from_json(item.get().as_bytes()))
@@ -435,6 +468,6 @@ impl FromRequest<State> for Items {
                 detail: format!("a batch has at most {ITEMS_MAX} items"),
             });
         }
-        Ok(Self(items))
+        Ok(items)
     }
 }

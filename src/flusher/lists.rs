@@ -6,19 +6,26 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
+use super::rest_after;
 use crate::clock::Clock;
 use crate::domain::ids::OrganizationId;
 use crate::store::{self, Store, standings};
 
-/// Between two rounds; a list lags behind what is stored by as much.
+/// Between two rounds; a list lags behind what is stored by as much, and by more where many have changed.
 const INTERVAL: Duration = Duration::from_secs(2);
 
 /// How many organizations one transaction looks through or takes off at most.
 const BATCH_MAX: u32 = 2000;
+
+/// How many it looks through beside calls that count, so that it keeps them waiting for short.
+const BESIDE_MAX: usize = 500;
+
+/// How many organizations a round looks through on its walk through all of them.
+const WALK: u32 = 200;
 
 /// The lists; clones share what is due.
 #[derive(Debug, Clone)]
@@ -50,17 +57,19 @@ impl Lists {
 
     /// Brings the lists up to date with all that was noted.
     pub(super) async fn refresh(&self) -> Result<(), store::Error> {
-        loop {
-            let some = self.take(BATCH_MAX as usize);
-            if some.is_empty() {
-                return Ok(());
-            }
-            let refreshed = standings::refresh(&self.store, &some, self.clock.now()).await;
-            if refreshed.is_err() {
-                self.note(some.iter());
-                return refreshed;
-            }
+        while self.refresh_some(BATCH_MAX as usize).await? {}
+        Ok(())
+    }
+
+    /// Brings them up to date with some of that; whether there is more.
+    async fn refresh_some(&self, count: usize) -> Result<bool, store::Error> {
+        let some = self.take(count);
+        let refreshed = standings::refresh(&self.store, &some, self.clock.now()).await;
+        if let Err(error) = refreshed {
+            self.note(some.iter());
+            return Err(error);
         }
+        Ok(some.len() == count)
     }
 
     /// Takes organizations whose period is over off the lists that they were full in; returns how many.
@@ -74,31 +83,40 @@ impl Lists {
         &self,
         after: Option<&OrganizationId>,
     ) -> Result<Option<OrganizationId>, store::Error> {
-        let mut some = standings::some_after(&self.store, after, BATCH_MAX).await?;
+        let mut some = standings::some_after(&self.store, after, WALK).await?;
         standings::refresh(&self.store, &some, self.clock.now()).await?;
         Ok(some.pop())
     }
 
     /// Does all of it every now and then, until `stop`.
     pub(super) async fn run(&self, stop: &CancellationToken) {
-        let mut reached = None;
+        let (mut reached, mut rest) = (None, INTERVAL);
         while stop
-            .run_until_cancelled(tokio::time::sleep(INTERVAL))
+            .run_until_cancelled(tokio::time::sleep(rest))
             .await
             .is_some()
         {
+            let begun = Instant::now();
+            let more = self.round(&mut reached).await;
+            rest = rest_after(begun.elapsed());
+            if !matches!(more, Ok(true)) {
+                rest = rest.max(INTERVAL);
+            }
             // Nothing depends on it but the lists, and the flush reports an outage.
-            if let Err(error) = self.round(&mut reached).await {
+            if let Err(error) = more {
                 tracing::debug!(%error, "the lists of organizations could not be brought up to date");
             }
         }
     }
 
-    async fn round(&self, reached: &mut Option<OrganizationId>) -> Result<(), store::Error> {
-        self.refresh().await?;
+    /// Whether there is more to be brought up to date, before anything else is looked at.
+    async fn round(&self, reached: &mut Option<OrganizationId>) -> Result<bool, store::Error> {
+        if self.refresh_some(BESIDE_MAX).await? {
+            return Ok(true);
+        }
         while self.age_once().await? >= u64::from(BATCH_MAX) {}
         *reached = self.repair_once(reached.as_ref()).await?;
-        Ok(())
+        Ok(false)
     }
 
     fn take(&self, count: usize) -> Vec<OrganizationId> {

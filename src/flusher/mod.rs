@@ -33,7 +33,14 @@ use lists::Lists;
 /// How many counters one transaction stores at most.
 const BATCH_MAX: usize = 5000;
 
-/// How many parts of the shards are flushed side by side, so that Redis is read while Postgres writes.
+/// How many one transaction stores at least where there are as many, while calls count beside it: each is short, and
+/// keeps them waiting for short.
+const BATCH_MIN: usize = 500;
+
+/// Into so many transactions what is dirty is divided then, unless they would be too small or too large.
+const BATCHES: usize = 20;
+
+/// How many parts of the shards are flushed side by side when everything is stored at once, so that Redis is read while Postgres writes.
 const LANES: usize = 2;
 
 /// How many counters one script settles at most, so that calls that count never wait for long behind it.
@@ -42,11 +49,11 @@ const SETTLE_MAX: usize = 64;
 /// How many such calls are under way at once.
 const SETTLING_MAX: usize = 2;
 
-/// After a flush it rests for so many times as long as that took, because a flush takes from counting what it needs: the
-/// more there is to store, the rarer and the cheaper for each call that was counted.
+/// After some work it rests for so many times as long as that took, because work beside them takes from calls that count
+/// what it needs. The more there is to store, the rarer and the cheaper for each call.
 const REST: u32 = 9;
 
-/// It never rests for longer, because a loss of Redis loses what was not stored.
+/// A flush never rests for longer altogether, because a loss of Redis loses what was not stored.
 const REST_MAX: Duration = Duration::from_secs(30);
 
 /// The handle on flushing.
@@ -100,6 +107,11 @@ impl Report {
     }
 }
 
+/// How long to rest after work that took so long.
+fn rest_after(took: Duration) -> Duration {
+    (took * REST).min(REST_MAX)
+}
+
 /// Why a flush ended early. What it had settled stays so; the rest is flushed again.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -151,14 +163,18 @@ impl Flusher {
                 .run_until_cancelled(tokio::time::sleep(rest))
                 .await
                 .is_none();
-            let begun = Instant::now();
             let flushed = if stopping {
-                self.metrics.timed(Worker::Flush, self.flush_all()).await
+                let flush = self.metrics.timed(Worker::Flush, self.flush_all());
+                Some(flush.await.map(|report| (report, Duration::ZERO)))
             } else {
-                self.metrics.timed(Worker::Flush, self.flush_once()).await
+                // A flush may be left at any point, and a rest of its own must not delay a stop.
+                let flush = self.metrics.timed(Worker::Flush, self.flush_beside());
+                stop.run_until_cancelled(flush).await
             };
+            let Some(flushed) = flushed else { continue };
             match flushed {
-                Ok(report) => {
+                Ok((report, took)) => {
+                    rest = rest_after(took).max(self.interval);
                     if let Some(since) = failing_since.take() {
                         tracing::info!(
                             outage.seconds = since.elapsed().as_secs(),
@@ -182,7 +198,6 @@ impl Flusher {
             if stopping {
                 return;
             }
-            rest = (begun.elapsed() * REST).min(REST_MAX).max(self.interval);
         }
     }
 
@@ -202,6 +217,11 @@ impl Flusher {
 
     /// Flushes the shards that nobody else has at the moment.
     pub async fn flush_once(&self) -> Result<Report, Error> {
+        Ok(self.flush_beside().await?.0)
+    }
+
+    /// The same; tells as well how long its last transaction took, after which there was no rest.
+    async fn flush_beside(&self) -> Result<(Report, Duration), Error> {
         let link = self.counters.link().await?;
         // Before Postgres is needed, so that the lag is told while it is away.
         let mut shards = self.backlog(&link).await?;
@@ -217,9 +237,11 @@ impl Flusher {
                 .as_u128()
                 .rotate_left(u32::try_from(shard.index()).unwrap_or(0))
         });
+        let dirty: usize = shards.iter().map(|(_, dirty, _)| dirty).sum();
+        let together = (dirty / BATCHES).clamp(BATCH_MIN, BATCH_MAX);
         let shards: Vec<Shard> = shards.into_iter().map(|(shard, ..)| shard).collect();
         let mine = self.counters.lease(&link, &shards, lease_ms.max(1)).await?;
-        self.flush(&mine).await
+        self.flush(&mine, together, true).await
     }
 
     /// Flushes every shard, whoever has it, and brings the lists up to date.
@@ -228,17 +250,26 @@ impl Flusher {
         let shards = self.backlog(&link).await?;
         self.ensure_partitions().await?;
         let shards: Vec<Shard> = shards.into_iter().map(|(shard, ..)| shard).collect();
-        let report = self.flush(&shards).await?;
+        let mut lanes = Vec::new();
+        for lane in shards.chunks(shards.len().div_ceil(LANES).max(1)) {
+            lanes.push(self.flush(lane, BATCH_MAX, false));
+        }
+        let reports = try_join_all(lanes).await?.into_iter();
+        let report = reports.fold(Report::default(), |sum, (report, _)| sum.plus(report));
         self.lists.refresh().await?;
         Ok(report)
     }
 
     /// Reads what has waited longest to be stored in these shards.
     pub async fn read(&self, shards: &[Shard]) -> Result<Batch, Error> {
+        self.read_some(shards, BATCH_MAX).await
+    }
+
+    async fn read_some(&self, shards: &[Shard], count: usize) -> Result<Batch, Error> {
         let link = self.counters.link().await?;
         // Before the reading, so that nothing that changes later is taken for older.
         let read_at = self.clock.now();
-        let share = BATCH_MAX.div_ceil(shards.len().max(1));
+        let share = count.div_ceil(shards.len().max(1));
         let waiting = self.counters.dirty(&link, shards, share).await?;
         let full = waiting.iter().any(|counters| counters.len() >= share);
         let mut dirty: Vec<CounterId> = waiting.into_iter().flatten().collect();
@@ -322,23 +353,22 @@ impl Flusher {
         Ok(clean.into_iter().sum())
     }
 
-    async fn flush(&self, shards: &[Shard]) -> Result<Report, Error> {
-        let mut lanes = Vec::new();
-        for lane in shards.chunks(shards.len().div_ceil(LANES).max(1)) {
-            lanes.push(self.flush_lane(lane));
-        }
-        let reports = try_join_all(lanes).await?;
-        Ok(reports.into_iter().fold(Report::default(), Report::plus))
-    }
-
-    async fn flush_lane(&self, shards: &[Shard]) -> Result<Report, Error> {
+    /// Flushes shards, so many counters `together`; with rests where calls count `beside` it.
+    async fn flush(
+        &self,
+        shards: &[Shard],
+        together: usize,
+        beside: bool,
+    ) -> Result<(Report, Duration), Error> {
+        let mut rested = Duration::ZERO;
         let mut report = Report::default();
         // What was dirty when the flush began; what gets dirty meanwhile is for the next one.
         let begun = self.clock.now();
         loop {
-            let batch = self.read(shards).await?;
+            let started = Instant::now();
+            let batch = self.read_some(shards, together).await?;
             if batch.snapshots.is_empty() && batch.missing.is_empty() {
-                return Ok(report);
+                return Ok((report, started.elapsed()));
             }
             let stored = self.store(&batch).await?;
             report.read += batch.snapshots.len();
@@ -346,16 +376,22 @@ impl Flusher {
             self.metrics.rows_stored(accepted);
             report.stored += accepted;
             report.clean += self.settle(&batch, &stored).await?;
+            let took = started.elapsed();
             // The dates are those of other clocks: alone they could keep a flush going for ever.
             if !batch.full {
-                return Ok(report);
+                return Ok((report, took));
             }
             let waiting = self.backlog(&batch.link).await?;
             if !waiting
                 .iter()
                 .any(|(shard, _, since)| shards.contains(shard) && *since < begun)
             {
-                return Ok(report);
+                return Ok((report, took));
+            }
+            if beside {
+                let rest = rest_after(took).min(REST_MAX.saturating_sub(rested));
+                tokio::time::sleep(rest).await;
+                rested += rest;
             }
         }
     }
