@@ -111,7 +111,7 @@ pub(super) async fn list_audit(
     _: Administrator,
     Query(page): Query<Wanted>,
 ) -> Result<Json<AuditLog>, Error> {
-    let size = page.page_size.unwrap_or_default().get();
+    let size = page.page_size.unwrap_or_default();
     let filter = Filter {
         organization: page.organization_id,
         actor: page.actor,
@@ -119,11 +119,11 @@ pub(super) async fn list_audit(
         from: page.from,
         to: page.to,
     };
-    // One more than is shown tells whether there are more.
-    let mut entries = state.admin.audit(&filter, page.cursor, size + 1).await?;
-    let more = entries.len() > size as usize;
-    entries.truncate(size as usize);
-    let last = entries.last().filter(|_| more);
+    let mut entries = state
+        .admin
+        .audit(&filter, page.cursor, size.and_one())
+        .await?;
+    let last = size.cut(&mut entries);
     Ok(Json(AuditLog {
         next_cursor: last.map(|entry| entry.id.to_string()),
         data: entries.into_iter().map(AuditEntry::from).collect(),

@@ -106,20 +106,17 @@ pub(super) async fn list_events(
     if organization.is_none() {
         caller.reach_all()?;
     }
-    let size = wanted.page_size.unwrap_or_default().get();
+    let size = wanted.page_size.unwrap_or_default();
     let listing = Listing {
         event_type: wanted.r#type,
         organization,
         from: wanted.from,
         to: wanted.to,
         before: wanted.cursor,
-        // One more than is shown tells whether there are more.
-        count: size + 1,
+        count: size.and_one(),
     };
     let mut recorded = state.history.events(&listing).await?;
-    let more = recorded.len() > size as usize;
-    recorded.truncate(size as usize);
-    let last = recorded.last().filter(|_| more);
+    let last = size.cut(&mut recorded);
     Ok(Json(Events {
         next_cursor: last.map(|it| it.id.clone()),
         data: recorded.into_iter().map(Event::from).collect(),

@@ -395,6 +395,18 @@ impl PageSize {
     pub(super) fn get(self) -> u32 {
         self.0
     }
+
+    /// One more than is shown tells whether there are more.
+    pub(super) fn and_one(self) -> u32 {
+        self.0 + 1
+    }
+
+    /// Cuts that one off; returns the last of the page where there are more behind it.
+    pub(super) fn cut<T>(self, found: &mut Vec<T>) -> Option<&T> {
+        let more = found.len() > self.0 as usize;
+        found.truncate(self.0 as usize);
+        found.last().filter(|_| more)
+    }
 }
 
 impl Default for PageSize {

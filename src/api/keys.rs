@@ -69,12 +69,12 @@ pub(super) async fn list_keys(
     _: Administrator,
     Query(page): Query<Page>,
 ) -> Result<Json<Keys>, Error> {
-    let size = page.page_size.unwrap_or_default().get();
-    // One more than is shown tells whether there are more.
-    let mut data = state.admin.keys(page.cursor.as_ref(), size + 1).await?;
-    let more = data.len() > size as usize;
-    data.truncate(size as usize);
-    let last = data.last().filter(|_| more);
+    let size = page.page_size.unwrap_or_default();
+    let mut data = state
+        .admin
+        .keys(page.cursor.as_ref(), size.and_one())
+        .await?;
+    let last = size.cut(&mut data);
     Ok(Json(Keys {
         next_cursor: last.map(|key| key.id.clone()),
         data,

@@ -30,7 +30,6 @@ mod webhooks;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::middleware;
 use axum::response::IntoResponse;
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -39,6 +38,7 @@ use utoipa_axum::routes;
 
 use crate::config::PLUGIN_PATH;
 use crate::state::State;
+use observe::Observe;
 use problem::Error;
 
 pub use operations::metrics_router;
@@ -130,10 +130,7 @@ pub fn router(state: State) -> Router {
         // As one layer, because the router puts every layer of its own into a box, for every request.
         .layer(
             ServiceBuilder::new()
-                .layer(middleware::from_fn_with_state(
-                    state.clone(),
-                    observe::observe,
-                ))
+                .layer(Observe::layer(state.metrics.clone()))
                 .option_layer(cors)
                 .layer(CatchPanicLayer::custom(|_| {
                     Error::panicked().into_response()

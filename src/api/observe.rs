@@ -3,14 +3,18 @@
 //! Never a path, a query, a body or a header as it came, because each may hold a secret; the route
 //! that matched, and the id of a key that was accepted.
 
+use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use axum::extract::{MatchedPath, Request, State as Shared};
-use axum::http::{HeaderName, HeaderValue, Method};
-use axum::middleware::Next;
-use axum::response::Response;
+use axum::extract::{MatchedPath, Request};
+use axum::http::{HeaderName, HeaderValue, Method, Response};
+use pin_project_lite::pin_project;
+use tower::{Layer, Service};
 use tracing::Instrument as _;
+use tracing::instrument::Instrumented;
 use uuid::Uuid;
 
 use super::extract::REQUEST_ID;
@@ -18,7 +22,6 @@ use super::problem::Reason;
 use crate::access;
 use crate::domain::ids::ApiKeyId;
 use crate::metrics::Metrics;
-use crate::state::State;
 use crate::store::api_keys;
 
 /// Where lines and spans of requests are filtered by.
@@ -58,35 +61,89 @@ impl CallerSlot {
     }
 }
 
-/// Names a request, and tells of it when it is answered or its caller has gone away.
-pub(super) async fn observe(
-    Shared(state): Shared<State>,
-    mut request: Request,
-    next: Next,
-) -> Response {
-    const NAME: HeaderName = HeaderName::from_static(REQUEST_ID);
-    let id = request_id(request.headers().get(NAME));
-    request.headers_mut().insert(NAME, id.clone());
-    let caller = CallerSlot::default();
-    request.extensions_mut().insert(caller.clone());
-    let mut line = Line {
-        metrics: state.metrics.clone(),
-        begun: Instant::now(),
-        method: request.method().clone(),
-        route: request.extensions().get().cloned(),
-        id: id.clone(),
-        caller,
-        told: false,
-    };
-    let span = if line.is_counting() {
-        tracing::debug_span!(target: TARGET, "request", request_id = line.id())
-    } else {
-        tracing::info_span!(target: TARGET, "request", request_id = line.id())
-    };
-    let mut response = next.run(request).instrument(span).await;
-    line.answered(&response);
-    response.headers_mut().insert(NAME, id);
-    response
+const NAME: HeaderName = HeaderName::from_static(REQUEST_ID);
+
+/// Names requests, and tells of each when it is answered or its caller has gone away. A service of our own, because
+/// axum's middleware from functions puts two boxes around every request.
+#[derive(Debug, Clone)]
+pub(super) struct Observe<S> {
+    metrics: Metrics,
+    inner: S,
+}
+
+impl<S> Observe<S> {
+    /// The layer.
+    pub(super) fn layer(metrics: Metrics) -> impl Layer<S, Service = Self> + Clone {
+        tower::layer::layer_fn(move |inner| Self {
+            metrics: metrics.clone(),
+            inner,
+        })
+    }
+}
+
+impl<S, B> Service<Request> for Observe<S>
+where
+    S: Service<Request, Response = Response<B>, Error = Infallible>,
+{
+    type Response = Response<B>;
+    type Error = Infallible;
+    type Future = Observed<S::Future>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: Request) -> Self::Future {
+        let id = request_id(request.headers().get(NAME));
+        request.headers_mut().insert(NAME, id.clone());
+        let caller = CallerSlot::default();
+        request.extensions_mut().insert(caller.clone());
+        let line = Line {
+            metrics: self.metrics.clone(),
+            begun: Instant::now(),
+            method: request.method().clone(),
+            route: request.extensions().get().cloned(),
+            id,
+            caller,
+            told: false,
+        };
+        let span = if line.is_counting() {
+            tracing::debug_span!(target: TARGET, "request", request_id = line.id())
+        } else {
+            tracing::info_span!(target: TARGET, "request", request_id = line.id())
+        };
+        Observed {
+            answer: span
+                .in_scope(|| self.inner.call(request))
+                .instrument(span.clone()),
+            line,
+        }
+    }
+}
+
+pin_project! {
+    /// A request on its way.
+    pub(super) struct Observed<F> {
+        #[pin]
+        answer: Instrumented<F>,
+        line: Line,
+    }
+}
+
+impl<F, B> Future for Observed<F>
+where
+    F: Future<Output = Result<Response<B>, Infallible>>,
+{
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        let observed = self.project();
+        let Ok(mut response) = ready!(observed.answer.poll(context));
+        observed.line.answered(&response);
+        let id = observed.line.id.clone();
+        response.headers_mut().insert(NAME, id);
+        Poll::Ready(Ok(response))
+    }
 }
 
 /// The caller's id, if it may be repeated in headers and logs, or a new one.
@@ -128,7 +185,7 @@ impl Line {
         COUNTING.contains(&self.route())
     }
 
-    fn answered(&mut self, response: &Response) {
+    fn answered<B>(&mut self, response: &Response<B>) {
         let status = response.status().as_u16();
         let took = self.measure(Some(status));
         let reason = response.extensions().get::<Reason>();

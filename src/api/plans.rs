@@ -122,12 +122,12 @@ pub(super) async fn list_plans(
     _: Administrator,
     Query(page): Query<Page>,
 ) -> Result<Json<Plans>, Error> {
-    let size = page.page_size.unwrap_or_default().get();
-    // One more than is shown tells whether there are more.
-    let mut plans = state.admin.plans(page.cursor.as_ref(), size + 1).await?;
-    let more = plans.len() > size as usize;
-    plans.truncate(size as usize);
-    let last = plans.last().filter(|_| more);
+    let size = page.page_size.unwrap_or_default();
+    let mut plans = state
+        .admin
+        .plans(page.cursor.as_ref(), size.and_one())
+        .await?;
+    let last = size.cut(&mut plans);
     Ok(Json(Plans {
         next_cursor: last.map(|plan| plan.id.clone()),
         data: plans.into_iter().map(Plan::from).collect(),

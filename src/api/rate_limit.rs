@@ -1,6 +1,8 @@
 //! `RateLimit-Policy` and `RateLimit`: what may be used and what is left of it, for clients that know
 //! nothing else of this service (draft-ietf-httpapi-ratelimit-headers-11).
 
+use std::fmt::Write as _;
+
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use chrono::{DateTime, Duration, Utc};
 
@@ -15,35 +17,31 @@ const INTEGER_MAX: u64 = 999_999_999_999_999;
 
 /// One member for each meter that has a limit; no header where none has.
 pub(super) fn describe(meters: &[MeterUsage], now: DateTime<Utc>, headers: &mut HeaderMap) {
-    let (mut policies, mut limits) = (Vec::new(), Vec::new());
+    let (mut policies, mut limits) = (String::new(), String::new());
     for usage in meters {
         let (Some(limit), Some(remaining)) = (usage.rule.limit, usage.remaining()) else {
             continue;
         };
-        // No character of a meter's name means anything inside a quoted string.
+        if !policies.is_empty() {
+            policies.push_str(", ");
+            limits.push_str(", ");
+        }
+        // No character of a meter's name means anything inside a quoted string. Writing to memory does not fail.
         let meter = &usage.meter;
         let (quota, left) = (integer(limit), integer(remaining));
-        let (policy, available) = match usage.period.end {
-            Some(end) => {
-                let window = seconds(end - usage.period.start).max(1);
-                let wait = seconds(end - now);
-                (
-                    format!("\"{meter}\";q={quota};w={window}"),
-                    format!("\"{meter}\";r={left};t={wait}"),
-                )
-            }
-            // Without an end there is no window, and nothing to wait for.
-            None => (
-                format!("\"{meter}\";q={quota}"),
-                format!("\"{meter}\";r={left}"),
-            ),
-        };
-        policies.push(policy);
-        limits.push(available);
+        let _ = write!(policies, "\"{meter}\";q={quota}");
+        let _ = write!(limits, "\"{meter}\";r={left}");
+        // Without an end there is no window, and nothing to wait for.
+        if let Some(end) = usage.period.end {
+            let window = seconds(end - usage.period.start).max(1);
+            let wait = seconds(end - now);
+            let _ = write!(policies, ";w={window}");
+            let _ = write!(limits, ";t={wait}");
+        }
     }
     for (name, members) in [(POLICY, policies), (LIMIT, limits)] {
-        if let Ok(value) = HeaderValue::try_from(members.join(", "))
-            && !members.is_empty()
+        if !members.is_empty()
+            && let Ok(value) = HeaderValue::try_from(members)
         {
             headers.insert(name, value);
         }

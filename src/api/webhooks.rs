@@ -128,12 +128,12 @@ pub(super) async fn list_webhooks(
     _: Administrator,
     Query(page): Query<Page>,
 ) -> Result<Json<Webhooks>, Error> {
-    let size = page.page_size.unwrap_or_default().get();
-    // One more than is shown tells whether there are more.
-    let mut data = state.webhooks.list(page.cursor.as_ref(), size + 1).await?;
-    let more = data.len() > size as usize;
-    data.truncate(size as usize);
-    let last = data.last().filter(|_| more);
+    let size = page.page_size.unwrap_or_default();
+    let mut data = state
+        .webhooks
+        .list(page.cursor.as_ref(), size.and_one())
+        .await?;
+    let last = size.cut(&mut data);
     Ok(Json(Webhooks {
         next_cursor: last.map(|webhook| webhook.id.clone()),
         data,
@@ -331,16 +331,13 @@ pub(super) async fn list_deliveries(
     WebhookPath(id): WebhookPath,
     Query(wanted): Query<Wanted>,
 ) -> Result<Json<Deliveries>, Error> {
-    let size = wanted.page_size.unwrap_or_default().get();
-    // One more than is shown tells whether there are more.
+    let size = wanted.page_size.unwrap_or_default();
     let found = state
         .webhooks
-        .deliveries(&id, wanted.status, wanted.cursor.as_ref(), size + 1)
+        .deliveries(&id, wanted.status, wanted.cursor.as_ref(), size.and_one())
         .await?;
     let mut data = found.ok_or_else(no_webhook)?;
-    let more = data.len() > size as usize;
-    data.truncate(size as usize);
-    let last = data.last().filter(|_| more);
+    let last = size.cut(&mut data);
     Ok(Json(Deliveries {
         next_cursor: last.map(|delivery| delivery.id.clone()),
         data,
