@@ -88,7 +88,7 @@ pub struct Settings {
     )]
     pub database_connections: String,
 
-    /// How often counts are stored in Postgres, milliseconds
+    /// How often counts are stored in Postgres, milliseconds; less often while much changes
     #[arg(
         long,
         env = "TALLYMAN_FLUSH_INTERVAL_MS",

@@ -25,7 +25,7 @@ const BATCH_MAX: u32 = 2000;
 const BESIDE_MAX: usize = 500;
 
 /// How many organizations a round looks through on its walk through all of them.
-const WALK: u32 = 200;
+const WALK: u32 = 500;
 
 /// The lists; clones share what is due.
 #[derive(Debug, Clone)]

@@ -56,6 +56,9 @@ const REST: u32 = 9;
 /// A flush never rests for longer altogether, because a loss of Redis loses what was not stored.
 const REST_MAX: Duration = Duration::from_secs(30);
 
+/// How long the lists are brought up to date when the service stops.
+const LISTS_AT_THE_END: Duration = Duration::from_millis(500);
+
 /// The handle on flushing.
 #[derive(Debug, Clone)]
 pub struct Flusher {
@@ -164,8 +167,10 @@ impl Flusher {
                 .await
                 .is_none();
             let flushed = if stopping {
-                let flush = self.metrics.timed(Worker::Flush, self.flush_all());
-                Some(flush.await.map(|report| (report, Duration::ZERO)))
+                let stored = self.metrics.timed(Worker::Flush, self.store_all()).await;
+                // A stop does not wait for long lists; what they lack, the next walk finds.
+                let _ = tokio::time::timeout(LISTS_AT_THE_END, self.lists.refresh()).await;
+                Some(stored.map(|report| (report, Duration::ZERO)))
             } else {
                 // A flush may be left at any point, and a rest of its own must not delay a stop.
                 let flush = self.metrics.timed(Worker::Flush, self.flush_beside());
@@ -246,6 +251,12 @@ impl Flusher {
 
     /// Flushes every shard, whoever has it, and brings the lists up to date.
     pub async fn flush_all(&self) -> Result<Report, Error> {
+        let report = self.store_all().await?;
+        self.lists.refresh().await?;
+        Ok(report)
+    }
+
+    async fn store_all(&self) -> Result<Report, Error> {
         let link = self.counters.link().await?;
         let shards = self.backlog(&link).await?;
         self.ensure_partitions().await?;
@@ -255,9 +266,7 @@ impl Flusher {
             lanes.push(self.flush(lane, BATCH_MAX, false));
         }
         let reports = try_join_all(lanes).await?.into_iter();
-        let report = reports.fold(Report::default(), |sum, (report, _)| sum.plus(report));
-        self.lists.refresh().await?;
-        Ok(report)
+        Ok(reports.fold(Report::default(), |sum, (report, _)| sum.plus(report)))
     }
 
     /// Reads what has waited longest to be stored in these shards.
