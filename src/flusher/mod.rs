@@ -174,7 +174,8 @@ impl Flusher {
             } else {
                 // A flush may be left at any point, and a rest of its own must not delay a stop.
                 let flush = self.metrics.timed(Worker::Flush, self.flush_beside());
-                stop.run_until_cancelled(flush).await
+                // In a box, because it is large, and whoever runs this would have to hold it.
+                stop.run_until_cancelled(Box::pin(flush)).await
             };
             let Some(flushed) = flushed else { continue };
             match flushed {
