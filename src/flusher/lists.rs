@@ -64,6 +64,9 @@ impl Lists {
     /// Brings them up to date with some of that; whether there is more.
     async fn refresh_some(&self, count: usize) -> Result<bool, store::Error> {
         let some = self.take(count);
+        if some.is_empty() {
+            return Ok(false);
+        }
         let refreshed = standings::refresh(&self.store, &some, self.clock.now()).await;
         if let Err(error) = refreshed {
             self.note(some.iter());

@@ -40,7 +40,8 @@ const BATCH_MIN: usize = 500;
 /// Into so many transactions what is dirty is divided then, unless they would be too small or too large.
 const BATCHES: usize = 20;
 
-/// How many parts of the shards are flushed side by side when everything is stored at once, so that Redis is read while Postgres writes.
+/// How many parts of the shards are flushed side by side when everything is stored at once, so that Redis is read
+/// while Postgres writes.
 const LANES: usize = 2;
 
 /// How many counters one script settles at most, so that calls that count never wait for long behind it.
@@ -178,9 +179,11 @@ impl Flusher {
                 stop.run_until_cancelled(Box::pin(flush)).await
             };
             let Some(flushed) = flushed else { continue };
+            // After a failure the next attempt waits for no more than that.
+            rest = self.interval;
             match flushed {
                 Ok((report, took)) => {
-                    rest = rest_after(took).max(self.interval);
+                    rest = rest.max(rest_after(took));
                     if let Some(since) = failing_since.take() {
                         tracing::info!(
                             outage.seconds = since.elapsed().as_secs(),
