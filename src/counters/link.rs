@@ -122,10 +122,8 @@ impl Link {
         let mut connection = self.connection.clone();
         let mut reply = call.query_async(&mut connection).await;
         if is_without_script(&reply) {
-            reply = match load(source).exec_async(&mut connection).await {
-                Ok(()) => call.query_async(&mut connection).await,
-                Err(error) => Err(error),
-            };
+            self.load(source).await?;
+            reply = call.query_async(&mut connection).await;
         }
         self.noting(reply)
     }
@@ -149,13 +147,17 @@ impl Link {
         let mut connection = self.connection.clone();
         let mut reply = pipeline.query_async(&mut connection).await;
         if is_without_script(&reply) {
-            reply = match load(source).exec_async(&mut connection).await {
-                Ok(()) => pipeline.query_async(&mut connection).await,
-                Err(error) => Err(error),
-            };
+            self.load(source).await?;
+            reply = pipeline.query_async(&mut connection).await;
         }
         self.metrics.script_answered(name, begun.elapsed());
         self.noting(reply)
+    }
+
+    async fn load(&self, source: &str) -> Result<(), Error> {
+        let mut load = redis::cmd("SCRIPT");
+        load.arg("LOAD").arg(source);
+        self.noting(load.exec_async(&mut self.connection.clone()).await)
     }
 
     /// Has this link replaced.
@@ -220,10 +222,4 @@ impl Link {
 
 fn is_without_script<T>(reply: &RedisResult<T>) -> bool {
     matches!(reply, Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript))
-}
-
-fn load(source: &str) -> Cmd {
-    let mut load = redis::cmd("SCRIPT");
-    load.arg("LOAD").arg(source);
-    load
 }

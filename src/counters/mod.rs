@@ -8,6 +8,7 @@ mod announcement;
 mod batch;
 mod erasing;
 mod error;
+mod hash;
 mod keys;
 mod lanes;
 mod link;
@@ -29,14 +30,15 @@ pub use link::Link;
 pub use scripts::Opening;
 
 use crate::clock::Clock;
-use crate::domain::counter::{CounterId, Hour, Snapshot, Stamp};
+use crate::domain::counter::{CounterId, Snapshot, Stamp};
 use crate::domain::decision::{self, Demand};
 use crate::domain::ids::{ApiKeyId, IdempotencyKey, MeterId, OrganizationId};
 use crate::domain::period::Reset;
 use crate::domain::quantity::Count;
-use crate::domain::threshold::{Thresholds, Told};
+use crate::domain::threshold::Told;
 use crate::domain::verification::Counted;
 use crate::metrics::Metrics;
+use hash::{Hash, held};
 use keys::Keys;
 use lanes::Lanes;
 
@@ -730,87 +732,4 @@ impl Inner {
         let trust_restart = self.settings.trust_restart;
         scripts::identify(link, &self.keys, shards, number, now, trust_restart).await
     }
-}
-
-/// The fields of a counter and their values.
-type Hash = Vec<(String, String)>;
-
-/// The counter that a hash holds; none if there is no hash.
-fn held(counter: &CounterId, hash: &Hash) -> Result<Option<Counted>, Error> {
-    if hash.is_empty() {
-        return Ok(None);
-    }
-    let parsed = parse_counter(counter, hash);
-    parsed
-        .map(Some)
-        .ok_or_else(|| Error::Inconsistent(format!("the counter {counter:?} holds {hash:?}")))
-}
-
-fn parse_counter(counter: &CounterId, hash: &Hash) -> Option<Counted> {
-    let (mut used, mut stamp, mut settled) = (None, None, 0);
-    let (mut denied, mut refunded, mut sequence, mut peak) = (0, 0, 0, 0_u64);
-    let (mut oldest_unstored, mut adjusted, mut told, mut past) = (None, None, None, Vec::new());
-    // A few, nearly always in order, so that a list is searched faster than a table.
-    let mut hours: Vec<Hour> = Vec::new();
-    for (field, text) in hash {
-        match field.as_str() {
-            "u" => used = Some(Count::try_from(text.parse::<u64>().ok()?).ok()?),
-            "p" => stamp = Some(Stamp::parse(text)?),
-            "f" => settled = text.parse().ok()?,
-            "d" => denied = text.parse().ok()?,
-            "r" => refunded = text.parse().ok()?,
-            "s" => sequence = text.parse().ok()?,
-            "m" => peak = text.parse().ok()?,
-            "o" => oldest_unstored = Some(instant(text)?),
-            "a" => adjusted = Some(text.parse().ok()?),
-            "t" => told = Some(text.parse().ok()?),
-            "v" => {
-                let words = text.split_whitespace().map(|word| word.parse().ok());
-                past = words.collect::<Option<_>>()?;
-            }
-            _ => {
-                let (kind, start) = field.split_at_checked(1)?;
-                let start = instant(start)?;
-                let place = hours.iter().rposition(|hour| hour.start == start);
-                let place = place.unwrap_or(hours.len());
-                if place == hours.len() {
-                    hours.push(Hour {
-                        start,
-                        used: 0,
-                        denied: 0,
-                        refunded: 0,
-                    });
-                }
-                let hour = hours.get_mut(place)?;
-                match kind {
-                    "h" => hour.used = text.parse().ok()?,
-                    "x" => hour.denied = text.parse().ok()?,
-                    "r" => hour.refunded = text.parse().ok()?,
-                    _ => return None,
-                }
-            }
-        }
-    }
-    hours.sort_unstable_by_key(|hour| hour.start);
-    let snapshot = Snapshot {
-        counter: counter.clone(),
-        stamp: stamp?,
-        used: used?,
-        denied,
-        refunded,
-        sequence,
-        hours,
-        oldest_unstored,
-        adjusted,
-        thresholds: Thresholds {
-            told: told.unwrap_or_default(),
-            peak: Count::try_from(peak).ok()?,
-            past,
-        },
-    };
-    Some(Counted { snapshot, settled })
-}
-
-fn instant(ms: &str) -> Option<DateTime<Utc>> {
-    DateTime::from_timestamp_millis(ms.parse().ok()?)
 }

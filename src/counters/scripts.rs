@@ -4,7 +4,7 @@
 use std::sync::LazyLock;
 
 use chrono::{DateTime, Utc};
-use redis::Script;
+use redis::{Cmd, Script};
 use uuid::Uuid;
 
 use super::batch::Batch;
@@ -146,13 +146,7 @@ pub(super) async fn open(
             .arg(METERS_MAX);
         call
     });
-    let words: Vec<String> = link
-        .evaluate_all(metrics::Script::Open, calls.collect(), OPEN_SOURCE)
-        .await?;
-    for _ in words.iter().filter(|word| *word == "opened") {
-        link.metrics.counter_opened(Opened::AtZero);
-    }
-    words.iter().map(|word| Opening::parse(word)).collect()
+    openings(link, metrics::Script::Open, calls.collect(), OPEN_SOURCE).await
 }
 
 /// Calls `restore.lua` for several counters: writes what Postgres holds of each. `now` is since when those are dirty
@@ -198,13 +192,13 @@ pub(super) async fn restore(
         }
         call
     });
-    let words: Vec<String> = link
-        .evaluate_all(metrics::Script::Restore, calls.collect(), RESTORE_SOURCE)
-        .await?;
-    for _ in words.iter().filter(|word| *word == "restored") {
-        link.metrics.counter_opened(Opened::FromPostgres);
-    }
-    words.iter().map(|word| Opening::parse(word)).collect()
+    openings(
+        link,
+        metrics::Script::Restore,
+        calls.collect(),
+        RESTORE_SOURCE,
+    )
+    .await
 }
 
 /// Calls `close.lua` for several resets: closes the counter that each ended, and begins the next.
@@ -241,9 +235,24 @@ pub(super) async fn close(
             .arg(optional_ms(it.expiry));
         call
     });
-    let words: Vec<String> = link
-        .evaluate_all(metrics::Script::Close, calls.collect(), CLOSE_SOURCE)
-        .await?;
+    openings(link, metrics::Script::Close, calls.collect(), CLOSE_SOURCE).await
+}
+
+/// Calls one of these scripts for several counters; what each was told, in order.
+async fn openings(
+    link: &Link,
+    script: metrics::Script,
+    calls: Vec<Cmd>,
+    source: &str,
+) -> Result<Vec<Opening>, Error> {
+    let words: Vec<String> = link.evaluate_all(script, calls, source).await?;
+    for word in &words {
+        match word.as_str() {
+            "opened" => link.metrics.counter_opened(Opened::AtZero),
+            "restored" => link.metrics.counter_opened(Opened::FromPostgres),
+            _ => {}
+        }
+    }
     words.iter().map(|word| Opening::parse(word)).collect()
 }
 
