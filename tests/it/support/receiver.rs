@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
@@ -15,7 +14,7 @@ use base64::engine::general_purpose::STANDARD;
 use ring::hmac;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::sync::watch;
 
@@ -175,11 +174,10 @@ impl Example {
             .kill_on_drop(true)
             .spawn()
             .unwrap();
-        while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
-            assert_eq!(child.try_wait().unwrap(), None, "{language} has ended");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        // None where it has ended.
+        let first = lines.next_line().await.unwrap();
+        assert_eq!(first.as_deref(), Some("listening"), "{language}");
         Self {
             url: format!("http://127.0.0.1:{port}/"),
             lines,
