@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use chrono::{DateTime, Duration, SubsecRound, Utc};
+use chrono::{DateTime, Duration, Utc};
 
 /// What time it is, in whole milliseconds: the system's, or one that a test moves by hand.
 #[derive(Debug, Clone)]
@@ -27,9 +28,11 @@ impl Clock {
                 clippy::disallowed_methods,
                 reason = "this is the one place that reads wall time"
             )]
-            Self::System => Utc::now().trunc_subsecs(3),
-            Self::Manual(ms) => DateTime::from_timestamp_millis(ms.load(Ordering::SeqCst))
-                .unwrap_or(DateTime::<Utc>::MAX_UTC),
+            Self::System => {
+                let since = SystemTime::now().duration_since(UNIX_EPOCH);
+                instant(i64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(i64::MAX))
+            }
+            Self::Manual(ms) => instant(ms.load(Ordering::SeqCst)),
         }
     }
 
@@ -39,4 +42,8 @@ impl Clock {
             ms.fetch_add(by.num_milliseconds(), Ordering::SeqCst);
         }
     }
+}
+
+fn instant(ms: i64) -> DateTime<Utc> {
+    DateTime::from_timestamp_millis(ms).unwrap_or(DateTime::<Utc>::MAX_UTC)
 }

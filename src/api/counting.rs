@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::extract::{Caller, Fields, Idempotency, Ingest, Named, Preference, Refund};
+use super::instant;
 use super::openapi::answers::{Checked, Counted, Refused};
 use super::openapi::bodies::{ConsumeBody, RefundBody, TrackBody};
 use super::openapi::problems::{CountingProblems, TrackProblems};
@@ -100,9 +101,11 @@ pub(super) struct MeterResult {
     crossed: Vec<u16>,
     enforcement: Enforcement,
     /// When the period began.
+    #[serde(serialize_with = "instant::required")]
     period_start: DateTime<Utc>,
     /// When the next begins; null where the period does not end by itself.
     #[schema(required)]
+    #[serde(serialize_with = "instant::optional")]
     reset_date: Option<DateTime<Utc>>,
 }
 

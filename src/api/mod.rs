@@ -14,6 +14,7 @@ mod events;
 mod extract;
 mod history;
 mod in_force;
+mod instant;
 mod keys;
 mod observe;
 mod openapi;

@@ -156,8 +156,9 @@ fn request_id(given: Option<&HeaderValue>) -> HeaderValue {
             && !access::may_hold_token(id)
     };
     given.filter(fit).cloned().unwrap_or_else(|| {
-        HeaderValue::from_str(&Uuid::now_v7().to_string())
-            .unwrap_or(HeaderValue::from_static("none"))
+        let mut buffer = Uuid::encode_buffer();
+        let id = Uuid::now_v7().hyphenated().encode_lower(&mut buffer);
+        HeaderValue::from_str(id).unwrap_or(HeaderValue::from_static("none"))
     })
 }
 

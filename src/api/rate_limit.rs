@@ -1,8 +1,6 @@
 //! `RateLimit-Policy` and `RateLimit`: what may be used and what is left of it, for clients that know
 //! nothing else of this service (draft-ietf-httpapi-ratelimit-headers-11).
 
-use std::fmt::Write as _;
-
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use chrono::{DateTime, Duration, Utc};
 
@@ -15,9 +13,12 @@ const LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 /// The largest integer that a structured field can hold (RFC 9651); larger limits read as this.
 const INTEGER_MAX: u64 = 999_999_999_999_999;
 
+/// What a header with one meter takes at most, as a rule.
+const LENGTH: usize = 64;
+
 /// One member for each meter that has a limit; no header where none has.
 pub(super) fn describe(meters: &[MeterUsage], now: DateTime<Utc>, headers: &mut HeaderMap) {
-    let (mut policies, mut limits) = (String::new(), String::new());
+    let (mut policies, mut limits) = (String::with_capacity(LENGTH), String::with_capacity(LENGTH));
     for usage in meters {
         let (Some(limit), Some(remaining)) = (usage.rule.limit, usage.remaining()) else {
             continue;
@@ -26,17 +27,20 @@ pub(super) fn describe(meters: &[MeterUsage], now: DateTime<Utc>, headers: &mut 
             policies.push_str(", ");
             limits.push_str(", ");
         }
-        // No character of a meter's name means anything inside a quoted string. Writing to memory does not fail.
-        let meter = &usage.meter;
-        let (quota, left) = (integer(limit), integer(remaining));
-        let _ = write!(policies, "\"{meter}\";q={quota}");
-        let _ = write!(limits, "\"{meter}\";r={left}");
+        // No character of a meter's name means anything inside a quoted string.
+        for (members, parameter, units) in [
+            (&mut policies, "\";q=", limit),
+            (&mut limits, "\";r=", remaining),
+        ] {
+            members.push('"');
+            members.push_str(usage.meter.as_str());
+            push(members, parameter, integer(units));
+        }
         // Without an end there is no window, and nothing to wait for.
         if let Some(end) = usage.period.end {
             let window = seconds(end - usage.period.start).max(1);
-            let wait = seconds(end - now);
-            let _ = write!(policies, ";w={window}");
-            let _ = write!(limits, ";t={wait}");
+            push(&mut policies, ";w=", window);
+            push(&mut limits, ";t=", seconds(end - now));
         }
     }
     for (name, members) in [(POLICY, policies), (LIMIT, limits)] {
@@ -46,6 +50,12 @@ pub(super) fn describe(meters: &[MeterUsage], now: DateTime<Utc>, headers: &mut 
             headers.insert(name, value);
         }
     }
+}
+
+/// Without the machinery of formatting, because every counted call has these.
+fn push(members: &mut String, parameter: &str, number: u64) {
+    members.push_str(parameter);
+    members.push_str(itoa::Buffer::new().format(number));
 }
 
 fn integer(count: Count) -> u64 {

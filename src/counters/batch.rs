@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
+use foldhash::fast::RandomState;
 use redis::Cmd;
 use rmp::{Marker, decode, encode};
 
@@ -80,7 +81,7 @@ impl Batch {
 struct Layout<'a> {
     keys: Vec<String>,
     /// Each counter's place, and its first rule.
-    counters: HashMap<&'a CounterId, (u64, usize)>,
+    counters: HashMap<&'a CounterId, (u64, usize), RandomState>,
     rules: Vec<Rule>,
     records: HashMap<String, u64>,
 }
@@ -145,7 +146,7 @@ impl<'a> Layout<'a> {
             };
             array
                 .push_text(&rule.stamp.to_string())
-                .push_text(&rule.hour.timestamp_millis().to_string());
+                .push_text(itoa::Buffer::new().format(rule.hour.timestamp_millis()));
         }
         let mut records: Vec<_> = self.records.into_iter().collect();
         records.sort_unstable_by_key(|(_, place)| *place);

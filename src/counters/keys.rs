@@ -112,13 +112,11 @@ impl Keys {
 
     pub(super) fn counter(&self, counter: &CounterId) -> String {
         let mut key = self.sharded(Shard::of(&counter.organization), "u:");
-        let _ = write!(
-            key,
-            "{}:{}:{}",
-            counter.organization,
-            counter.meter,
-            counter.start.timestamp_millis()
-        );
+        key.push_str(counter.organization.as_str());
+        key.push(':');
+        key.push_str(counter.meter.as_str());
+        key.push(':');
+        key.push_str(itoa::Buffer::new().format(counter.start.timestamp_millis()));
         key
     }
 
@@ -177,7 +175,14 @@ impl Keys {
 
     fn sharded(&self, shard: Shard, name: &str) -> String {
         let mut key = String::with_capacity(self.prefix.len().saturating_add(96));
-        let _ = write!(key, "{}{{{:02x}}}:{name}", self.prefix, shard.0);
+        // Without the machinery of formatting, because every counted call has two keys.
+        key.push_str(&self.prefix);
+        key.push('{');
+        for digit in [shard.0 >> 4, shard.0 & 0xf] {
+            key.extend(char::from_digit(digit.into(), 16));
+        }
+        key.push_str("}:");
+        key.push_str(name);
         key
     }
 }

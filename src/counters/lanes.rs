@@ -8,10 +8,11 @@
 //! operation is executed at most once, and each one that is acknowledged exactly once.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::hash::{BuildHasher as _, RandomState};
+use std::hash::BuildHasher as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, timeout};
@@ -283,7 +284,7 @@ fn refuse(calls: Vec<Call>, error: &Error) {
 /// The calls that have arrived, by shard, so that what several callers want of one counter meets in one batch.
 #[derive(Debug, Default)]
 struct Waiting {
-    by_shard: HashMap<Shard, VecDeque<Call>>,
+    by_shard: HashMap<Shard, VecDeque<Call>, RandomState>,
     /// The shards with calls; the one that has waited longest comes first.
     shards: VecDeque<Shard>,
 }
@@ -309,8 +310,8 @@ impl Waiting {
     fn next_batch(&mut self) -> Vec<Call> {
         let (mut batch, mut operations) = (Vec::new(), 0_usize);
         // By hash; a collision makes a batch one counter larger.
-        let mut counters = HashSet::new();
-        let hasher = RandomState::new();
+        let hasher = RandomState::default();
+        let mut counters = HashSet::with_hasher(RandomState::default());
         while let Some(shard) = self.shards.front() {
             let calls = self.by_shard.entry(*shard).or_default();
             while let Some(call) = calls.pop_front() {

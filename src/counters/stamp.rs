@@ -55,19 +55,24 @@ impl Stamp {
 
 impl fmt::Display for Stamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:", self.generation, self.version)?;
+        // Without the machinery of formatting, because every counted call writes one.
+        let mut number = itoa::Buffer::new();
+        f.write_str(number.format(self.generation))?;
+        f.write_str(":")?;
+        f.write_str(number.format(self.version))?;
+        f.write_str(":")?;
         if let Some(limit) = self.rule.limit {
-            write!(f, "{}", limit.get())?;
+            f.write_str(number.format(limit.get()))?;
         }
-        let letter = match (self.rule.enforcement, self.closed) {
-            (Enforcement::Hard, false) => 'h',
-            (Enforcement::Soft, false) => 's',
-            (Enforcement::Hard, true) => 'H',
-            (Enforcement::Soft, true) => 'S',
-        };
-        write!(f, ":{letter}:")?;
-        self.end
-            .map_or(Ok(()), |end| write!(f, "{}", end.timestamp_millis()))
+        f.write_str(match (self.rule.enforcement, self.closed) {
+            (Enforcement::Hard, false) => ":h:",
+            (Enforcement::Soft, false) => ":s:",
+            (Enforcement::Hard, true) => ":H:",
+            (Enforcement::Soft, true) => ":S:",
+        })?;
+        self.end.map_or(Ok(()), |end| {
+            f.write_str(number.format(end.timestamp_millis()))
+        })
     }
 }
 
