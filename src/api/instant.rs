@@ -10,6 +10,7 @@ pub(super) fn required<S: Serializer>(instant: &DateTime<Utc>, to: S) -> Result<
 }
 
 /// Writes an instant, or null.
+#[expect(clippy::ref_option, reason = "serde passes a reference to the field")]
 pub(super) fn optional<S: Serializer>(
     instant: &Option<DateTime<Utc>>,
     to: S,

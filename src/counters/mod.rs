@@ -307,6 +307,17 @@ pub struct KeyChanges<'a> {
     pub replace: bool,
 }
 
+/// A shard that has counters to be stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Backlog {
+    /// Which shard.
+    pub shard: Shard,
+    /// How many of its counters.
+    pub dirty: usize,
+    /// Since when the oldest of them waits.
+    pub since: DateTime<Utc>,
+}
+
 /// A shard whose data set has a name and no number yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unnumbered {
@@ -518,8 +529,8 @@ impl Counters {
         Ok(known.into_iter().next().flatten())
     }
 
-    /// The shards that have counters to be stored, with how many and since when the oldest waits.
-    pub async fn backlog(&self, link: &Link) -> Result<Vec<(Shard, usize, DateTime<Utc>)>, Error> {
+    /// The shards that have counters to be stored.
+    pub async fn backlog(&self, link: &Link) -> Result<Vec<Backlog>, Error> {
         let mut pipeline = redis::pipe();
         for shard in Shard::all() {
             let dirty = self.0.keys.dirty(shard);
@@ -536,7 +547,7 @@ impl Counters {
         let mut shards = Vec::new();
         for (shard, reply) in Shard::all().zip(replies.chunks(2)) {
             let [size, oldest] = reply else { continue };
-            let size: usize =
+            let dirty: usize =
                 redis::from_redis_value(size.clone()).map_err(redis::RedisError::from)?;
             let oldest: Vec<(String, f64)> =
                 redis::from_redis_value(oldest.clone()).map_err(redis::RedisError::from)?;
@@ -546,7 +557,11 @@ impl Counters {
                     reason = "scores are whole milliseconds"
                 )]
                 let since = DateTime::from_timestamp_millis(*since as i64).unwrap_or_default();
-                shards.push((shard, size, since));
+                shards.push(Backlog {
+                    shard,
+                    dirty,
+                    since,
+                });
             }
         }
         Ok(shards)
@@ -572,18 +587,17 @@ impl Counters {
         Ok(taken.map(|(shard, _)| *shard).collect())
     }
 
-    /// Of each shard the counters that have waited longest to be stored, at most `count`.
+    /// The counters that have waited longest to be stored, of each shard at most so many.
     pub async fn dirty(
         &self,
         link: &Link,
-        shards: &[Shard],
-        count: usize,
-    ) -> Result<Vec<Vec<CounterId>>, Error> {
-        if shards.is_empty() {
+        wanted: &[(Shard, usize)],
+    ) -> Result<Vec<CounterId>, Error> {
+        if wanted.is_empty() {
             return Ok(Vec::new());
         }
         let mut pipeline = redis::pipe();
-        for shard in shards {
+        for (shard, count) in wanted {
             pipeline
                 .cmd("ZRANGE")
                 .arg(self.0.keys.dirty(*shard))
@@ -595,10 +609,7 @@ impl Counters {
             let parsed = self.0.keys.parse_counter(key);
             parsed.ok_or_else(|| Error::Inconsistent(format!("the dirty index holds {key:?}")))
         };
-        members
-            .iter()
-            .map(|keys| keys.iter().map(parse).collect())
-            .collect()
+        members.iter().flatten().map(parse).collect()
     }
 
     /// The mirrored record of an API key.

@@ -9,7 +9,7 @@
 mod lists;
 mod news;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::clock::Clock;
-use crate::counters::{self, Counters, Link, Settlement, Shard};
+use crate::counters::{self, Backlog, Counters, Link, Settlement, Shard};
 use crate::domain::counter::{CounterId, Snapshot};
 use crate::domain::ids::OrganizationId;
 use crate::domain::retention;
@@ -85,8 +85,6 @@ pub struct Batch {
     news: AllNews,
     /// What is to be stored and is not there; somebody has removed it by hand.
     missing: Vec<CounterId>,
-    /// Whether a shard gave all that it was asked for, so that it may have more.
-    full: bool,
     read_at: DateTime<Utc>,
 }
 
@@ -109,6 +107,24 @@ impl Report {
             clean: self.clean + other.clean,
         }
     }
+}
+
+/// Takes so many counters from what waits: of few shards, because each of them is asked, and settled, by a call of its
+/// own.
+fn take(waiting: &mut VecDeque<Backlog>, together: usize) -> Vec<(Shard, usize)> {
+    let (mut taken, mut room) = (Vec::new(), together);
+    while let Some(first) = waiting.front_mut()
+        && room > 0
+    {
+        let some = room.min(first.dirty);
+        taken.push((first.shard, some));
+        room -= some;
+        first.dirty -= some;
+        if first.dirty == 0 {
+            waiting.pop_front();
+        }
+    }
+    taken
 }
 
 /// How long to rest after work that took so long.
@@ -233,7 +249,7 @@ impl Flusher {
     async fn flush_beside(&self) -> Result<(Report, Duration), Error> {
         let link = self.counters.link().await?;
         // Before Postgres is needed, so that the lag is told while it is away.
-        let mut shards = self.backlog(&link).await?;
+        let mut backlog = self.backlog(&link).await?;
         self.ensure_partitions().await?;
         let lease_ms = u64::try_from(self.interval.as_millis())
             .unwrap_or(u64::MAX)
@@ -241,16 +257,17 @@ impl Flusher {
             / 10;
         // In an order of its own, so that instances that start together do not fight over every shard.
         let order = Uuid::new_v4();
-        shards.sort_by_cached_key(|(shard, ..)| {
+        backlog.sort_by_cached_key(|it| {
             order
                 .as_u128()
-                .rotate_left(u32::try_from(shard.index()).unwrap_or(0))
+                .rotate_left(u32::try_from(it.shard.index()).unwrap_or(0))
         });
-        let dirty: usize = shards.iter().map(|(_, dirty, _)| dirty).sum();
+        let dirty: usize = backlog.iter().map(|it| it.dirty).sum();
         let together = (dirty / BATCHES).clamp(BATCH_MIN, BATCH_MAX);
-        let shards: Vec<Shard> = shards.into_iter().map(|(shard, ..)| shard).collect();
+        let shards: Vec<Shard> = backlog.iter().map(|it| it.shard).collect();
         let mine = self.counters.lease(&link, &shards, lease_ms.max(1)).await?;
-        self.flush(&mine, together, true).await
+        backlog.retain(|it| mine.contains(&it.shard));
+        self.flush(backlog, together, true).await
     }
 
     /// Flushes every shard, whoever has it, and brings the lists up to date.
@@ -262,12 +279,11 @@ impl Flusher {
 
     async fn store_all(&self) -> Result<Report, Error> {
         let link = self.counters.link().await?;
-        let shards = self.backlog(&link).await?;
+        let backlog = self.backlog(&link).await?;
         self.ensure_partitions().await?;
-        let shards: Vec<Shard> = shards.into_iter().map(|(shard, ..)| shard).collect();
         let mut lanes = Vec::new();
-        for lane in shards.chunks(shards.len().div_ceil(LANES).max(1)) {
-            lanes.push(self.flush(lane, BATCH_MAX, false));
+        for lane in backlog.chunks(backlog.len().div_ceil(LANES).max(1)) {
+            lanes.push(self.flush(lane.to_vec(), BATCH_MAX, false));
         }
         let reports = try_join_all(lanes).await?.into_iter();
         Ok(reports.fold(Report::default(), |sum, (report, _)| sum.plus(report)))
@@ -275,23 +291,22 @@ impl Flusher {
 
     /// Reads what has waited longest to be stored in these shards.
     pub async fn read(&self, shards: &[Shard]) -> Result<Batch, Error> {
-        self.read_some(shards, BATCH_MAX).await
+        let share = BATCH_MAX.div_ceil(shards.len().max(1));
+        let wanted: Vec<_> = shards.iter().map(|shard| (*shard, share)).collect();
+        self.read_some(&wanted).await
     }
 
-    async fn read_some(&self, shards: &[Shard], count: usize) -> Result<Batch, Error> {
+    /// The same, of each shard at most so many.
+    async fn read_some(&self, wanted: &[(Shard, usize)]) -> Result<Batch, Error> {
         let link = self.counters.link().await?;
         // Before the reading, so that nothing that changes later is taken for older.
         let read_at = self.clock.now();
-        let share = count.div_ceil(shards.len().max(1));
-        let waiting = self.counters.dirty(&link, shards, share).await?;
-        let full = waiting.iter().any(|counters| counters.len() >= share);
-        let mut dirty: Vec<CounterId> = waiting.into_iter().flatten().collect();
+        let mut dirty = self.counters.dirty(&link, wanted).await?;
         dirty.sort_unstable();
         let mut batch = Batch {
             snapshots: Vec::with_capacity(dirty.len()),
             news: AllNews::new(),
             missing: Vec::new(),
-            full,
             read_at,
             link,
         };
@@ -366,57 +381,48 @@ impl Flusher {
         Ok(clean.into_iter().sum())
     }
 
-    /// Flushes shards, so many counters `together`; with rests where calls count `beside` it.
+    /// Flushes what is dirty when it begins, so many counters `together`; with rests where calls count `beside` it.
     async fn flush(
         &self,
-        shards: &[Shard],
+        backlog: Vec<Backlog>,
         together: usize,
         beside: bool,
     ) -> Result<(Report, Duration), Error> {
-        let mut rested = Duration::ZERO;
+        let (mut rested, mut took) = (Duration::ZERO, Duration::ZERO);
         let mut report = Report::default();
-        // What was dirty when the flush began; what gets dirty meanwhile is for the next one.
-        let begun = self.clock.now();
-        loop {
-            let started = Instant::now();
-            let batch = self.read_some(shards, together).await?;
-            if batch.snapshots.is_empty() && batch.missing.is_empty() {
-                return Ok((report, started.elapsed()));
+        let mut waiting = VecDeque::from(backlog);
+        while !waiting.is_empty() {
+            if beside {
+                let rest = rest_after(took).min(REST_MAX.saturating_sub(rested));
+                tokio::time::sleep(rest).await;
+                rested += rest;
             }
+            self.tell_lag(&waiting);
+            let started = Instant::now();
+            let batch = self.read_some(&take(&mut waiting, together)).await?;
             let stored = self.store(&batch).await?;
             report.read += batch.snapshots.len();
             let accepted = stored.iter().filter(|stored| **stored).count();
             self.metrics.rows_stored(accepted);
             report.stored += accepted;
             report.clean += self.settle(&batch, &stored).await?;
-            let took = started.elapsed();
-            // The dates are those of other clocks: alone they could keep a flush going for ever.
-            if !batch.full {
-                return Ok((report, took));
-            }
-            let waiting = self.backlog(&batch.link).await?;
-            if !waiting
-                .iter()
-                .any(|(shard, _, since)| shards.contains(shard) && *since < begun)
-            {
-                return Ok((report, took));
-            }
-            if beside {
-                let rest = rest_after(took).min(REST_MAX.saturating_sub(rested));
-                tokio::time::sleep(rest).await;
-                rested += rest;
-            }
+            took = started.elapsed();
         }
+        Ok((report, took))
     }
 
     /// The shards that have counters to be stored; tells how far storing lags behind.
-    async fn backlog(&self, link: &Link) -> Result<Vec<(Shard, usize, DateTime<Utc>)>, Error> {
-        let shards = self.counters.backlog(link).await?;
-        let oldest = shards.iter().map(|(.., since)| *since).min();
+    async fn backlog(&self, link: &Link) -> Result<Vec<Backlog>, Error> {
+        let backlog = self.counters.backlog(link).await?;
+        self.tell_lag(&backlog);
+        Ok(backlog)
+    }
+
+    fn tell_lag<'a>(&self, backlog: impl IntoIterator<Item = &'a Backlog>) {
+        let oldest = backlog.into_iter().map(|it| it.since).min();
         let lag = oldest.map_or(TimeDelta::zero(), |since| self.clock.now() - since);
         // Where another clock runs ahead, a counter may seem to be of the future.
         self.metrics.flush_lags(lag.to_std().unwrap_or_default());
-        Ok(shards)
     }
 
     /// This month's partitions and the next two.

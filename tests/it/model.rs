@@ -113,8 +113,8 @@ impl Bench {
 
     async fn is_dirty(&self, counter: &CounterId) -> bool {
         let shard = Shard::of(&counter.organization);
-        let dirty = self.counters.dirty(&self.link, &[shard], 100_000).await;
-        dirty.unwrap().concat().contains(counter)
+        let dirty = self.counters.dirty(&self.link, &[(shard, 100_000)]).await;
+        dirty.unwrap().contains(counter)
     }
 
     async fn place(&self, counter: &CounterId, field: &str, value: &str) {
