@@ -82,39 +82,43 @@ if sent_before and not known then
   return nil
 end
 
--- What Redis holds. Parallel lists and not a table for each, because making tables is most of what a count costs.
+-- Tables and closures are made anew for every call, which is what a call of few operations costs most, so there are
+-- few of them: the batch and the answers of Redis are worked on in place.
 local batch = cmsgpack.unpack(ARGV[6])
 local counter_count, rule_count, operation_count = batch[1], batch[2], batch[3]
--- By counter. `used` is false where it is missing; `sequence`, `stored` and `oldest` are as Redis prints them.
-local used, sequence, stored, oldest, stamps, first_hour = {}, {}, {}, {}, {}, {}
-local changed, restamped, lowest = {}, {}, {}
-local memory_told, memory_past, memory_peak, memory_denied = {}, {}, {}, {}
--- By hour of a counter; `next_hour` is another hour of the same counter.
-local hour_start, hour_used, hour_touched, hour_denied, hour_returned, next_hour = {}, {}, {}, {}, {}, {}
-local hour_count = 0
--- By rule.
-local rule_counter, rule_cap, rule_stamp, rule_hour = {}, {}, {}, {}
-local b = 4
+-- Of a rule r: `batch[4 * r]` and the three behind. The hour is replaced by its place among `hours`.
+local CAP, OWN_STAMP, RULE_HOUR = 1, 2, 3
+-- Of each counter what HMGET answers: the count, as a number, or false where it is missing; three as Redis prints them;
+-- and in the end the place of its newest hour among `hours`. Behind that the oldest hour that changes, and whether the
+-- stamp does.
+local USED, SEQUENCE, STORED, OLDEST, STAMP, HOUR, LOWEST, RESTAMPED = 1, 2, 3, 4, 5, 6, 7, 8
+local counters = {}
+-- Of each hour of a counter: its start, the count in it, whether that changes, and the place of another hour of the
+-- same counter, or false.
+local HOUR_USED, TOUCHED, NEXT, HOUR_SIZE = 1, 2, 3, 4
+local hours, hours_end = {}, 1
 for r = 1, rule_count do
-  local c, start = batch[b], batch[b + 3]
-  local hour, newest = first_hour[c], first_hour[c]
-  while hour and hour_start[hour] ~= start do
-    hour = next_hour[hour]
+  local rule = 4 * r
+  local c, start = batch[rule], batch[rule + RULE_HOUR]
+  local counter = counters[c]
+  local hour = counter and counter[HOUR]
+  while hour and hours[hour] ~= start do
+    hour = hours[hour + NEXT]
   end
   if not hour then
-    hour_count = hour_count + 1
-    hour = hour_count
-    hour_start[hour], next_hour[hour], first_hour[c] = start, newest or false, hour
-    if newest then
-      hour_used[hour] = tonumber(redis.call('HGET', KEYS[2 * c + 2], 'h' .. start)) or 0
+    hour, hours_end = hours_end, hours_end + HOUR_SIZE
+    local newest, hour_used = false, nil
+    if counter then
+      newest, hour_used = counter[HOUR], redis.call('HGET', KEYS[2 * c + 2], 'h' .. start)
     else
-      local values = redis.call('HMGET', KEYS[2 * c + 2], 'u', 's', 'f', 'o', 'p', 'h' .. start)
-      used[c], sequence[c], stored[c] = tonumber(values[1]) or false, values[2], values[3] or '0'
-      oldest[c], stamps[c], hour_used[hour] = values[4], values[5], tonumber(values[6]) or 0
+      counter = redis.call('HMGET', KEYS[2 * c + 2], 'u', 's', 'f', 'o', 'p', 'h' .. start)
+      counter[USED], counter[STORED], hour_used = tonumber(counter[USED]) or false, counter[STORED] or '0', counter[HOUR]
+      counters[c] = counter
     end
+    hours[hour], hours[hour + HOUR_USED], hours[hour + TOUCHED] = start, tonumber(hour_used) or 0, false
+    hours[hour + NEXT], counter[HOUR] = newest, hour
   end
-  rule_counter[r], rule_cap[r], rule_stamp[r], rule_hour[r] = c, batch[b + 1], batch[b + 2], hour
-  b = b + 4
+  batch[rule + RULE_HOUR] = hour
 end
 local k = 2 * counter_count + 3
 local records = {}
@@ -122,13 +126,11 @@ for i = k, #KEYS do
   records[i - k + 1] = redis.call('GET', KEYS[i])
 end
 
-local STAMP = '^(%d+):(%d+):(%d*):(%a):(%d*)$'
-
 -- The caller's stamp and the counter's differ. Returns why nothing can be decided, if so; whether the
 -- counter takes the caller's stamp; and otherwise the cap of its own.
-local function reconcile(r)
-  local generation, version, limit, enforcement, ends = string.match(stamps[rule_counter[r]], STAMP)
-  local own_generation, own_version, _, _, own_ends = string.match(rule_stamp[r], STAMP)
+local function reconcile(stamp, own_stamp)
+  local generation, version, limit, enforcement, ends = string.match(stamp, '^(%d+):(%d+):(%d*):(%a):(%d*)$')
+  local own_generation, own_version, own_ends = string.match(own_stamp, '^(%d+):(%d+):%d*:%a:(%d*)$')
   if generation ~= own_generation then
     return FROZEN
   end
@@ -146,169 +148,58 @@ local function reconcile(r)
   return nil, false, enforcement == 'h' and tonumber(limit) or nil
 end
 
-local replies, n = {}, 0
+-- By counter, what it remembers of its thresholds, read where it is about to change, which is rare.
+local memory = {}
+-- By hour, what was refused and returned in it, where that happened.
+local refusals, returns = {}, {}
 
-local function reply(value)
-  n = n + 1
-  replies[n] = value
-end
-
-local function told(c, differs)
-  return differs and string.format('%.0f %s', used[c], stamps[c]) or used[c]
-end
-
-local function touch(c, hour)
-  local start = hour_start[hour]
-  if not changed[c] then
-    changed[c], lowest[c] = true, start
-  elseif start ~= lowest[c] and tonumber(start) < tonumber(lowest[c]) then
-    lowest[c] = start
-  end
-end
-
-local function add(c, hour, units)
-  used[c], hour_used[hour], hour_touched[hour] = used[c] + units, hour_used[hour] + units, true
-  touch(c, hour)
-end
-
--- What a counter remembers of its thresholds, read where it is about to change, which is rare.
 local function recall(c)
-  if not memory_told[c] then
+  if not memory[c] then
     local values = redis.call('HMGET', KEYS[2 * c + 2], 't', 'v', 'm', 'd')
-    memory_told[c], memory_past[c] = values[1] or '0:0:0:0', values[2] or ''
-    memory_peak[c], memory_denied[c] = tonumber(values[3]) or 0, tonumber(values[4]) or 0
+    memory[c] = {
+      told = values[1] or '0:0:0:0',
+      past = values[2] or '',
+      peak = tonumber(values[3]) or 0,
+      denied = tonumber(values[4]) or 0,
+    }
+  end
+  return memory[c]
+end
+
+local function touch(counter, hour)
+  local start, lowest = hours[hour], counter[7]
+  if not lowest or start ~= lowest and tonumber(start) < tonumber(lowest) then
+    counter[7] = start
   end
 end
 
-local function relimit(c, limit, version)
-  recall(c)
-  local denied, hour = memory_denied[c], first_hour[c]
-  while hour do
-    denied, hour = denied + (hour_denied[hour] or 0), next_hour[hour]
-  end
-  local told, since = string.match(memory_told[c], '^(%d+:%d):(%d+:%d+)$')
-  local past = string.format('%s:%s:%.0f:%.0f:%.0f ', since, limit, math.max(memory_peak[c], used[c]), denied, used[c])
-  memory_told[c], memory_past[c] = string.format('%s:%s:%.0f', told, version, denied), memory_past[c] .. past
-  memory_peak[c] = 0
-end
-
-local function adopt(r)
-  local c = rule_counter[r]
-  local limit = string.match(stamps[c], '^%d+:%d+:(%d*:%a):')
-  local version, own_limit = string.match(rule_stamp[r], '^%d+:(%d+):(%d*:%a):')
+-- The counter takes the stamp of a rule.
+local function adopt(rule)
+  local c, own_stamp, hour = batch[rule], batch[rule + 2], batch[rule + 3]
+  local counter = counters[c]
+  local limit = string.match(counter[5], '^%d+:%d+:(%d*:%a):')
+  local version, own_limit = string.match(own_stamp, '^%d+:(%d+):(%d*:%a):')
   if limit ~= own_limit then
-    relimit(c, limit, version)
+    local remembered, used = recall(c), counter[1]
+    local denied, at = remembered.denied, counter[6]
+    while at do
+      denied, at = denied + (refusals[at] or 0), hours[at + 3]
+    end
+    local told, since = string.match(remembered.told, '^(%d+:%d):(%d+:%d+)$')
+    local peak = math.max(remembered.peak, used)
+    local past = string.format('%s:%s:%.0f:%.0f:%.0f ', since, limit, peak, denied, used)
+    remembered.told = string.format('%s:%s:%.0f', told, version, denied)
+    remembered.past, remembered.peak = remembered.past .. past, 0
   end
-  stamps[c], restamped[c] = rule_stamp[r], true
-  touch(c, rule_hour[r])
+  counter[5], counter[8] = own_stamp, true
+  touch(counter, hour)
 end
 
-local function refuse(c, hour, calls)
-  hour_denied[hour] = (hour_denied[hour] or 0) + calls
-  touch(c, hour)
-end
-
--- Of each charge of the operation at hand: whether the caller's stamp is taken, or the counter's own
--- decides, whether it does not fit, and what was given back.
-local adopts, differs, refused, applied = {}, {}, {}, {}
-
--- Decides the operation whose charges begin at `b`; returns why it could not be, and of which charge.
-local function decide(kind, times, charge_count)
-  local denied, overflow = false, nil
-  for j = 1, charge_count do
-    local at = b + 3 * (j - 1)
-    local r = batch[at]
-    local c, cap = rule_counter[r], rule_cap[r]
-    adopts[j], differs[j], refused[j], applied[j] = false, false, false, 0
-    if not used[c] then
-      return MISSING, j
-    end
-    if stamps[c] ~= rule_stamp[r] then
-      local reason, own_cap
-      reason, adopts[j], own_cap = reconcile(r)
-      if reason then
-        return reason, j
-      end
-      if not adopts[j] then
-        differs[j], cap = true, own_cap
-      end
-    end
-    if kind == TRACK or kind == REFUND then
-      cap = nil
-    end
-    if times > 1 then
-      local amount, hour = batch[at + 1], rule_hour[r]
-      local granted = math.max(0, math.min(times, math.floor(((cap or COUNT_MAX) - used[c]) / amount)))
-      if adopts[j] and (granted > 0 or cap) then
-        adopt(r)
-      end
-      if granted > 0 then
-        add(c, hour, granted * amount)
-      end
-      if cap and granted < times then
-        refuse(c, hour, times - granted)
-      end
-      reply(SOME)
-      reply(granted)
-      reply(told(c, differs[j]))
-      return nil
-    end
-    if cap and used[c] + batch[at + 2] > cap then
-      refused[j], denied = true, true
-    elseif kind ~= REFUND and used[c] + batch[at + 1] > COUNT_MAX then
-      overflow = overflow or j
-    end
-  end
-  if overflow and not denied then
-    return OVERFLOW, overflow
-  end
-
-  reply(denied and DENIED or GRANTED)
-  for j = 1, charge_count do
-    local at = b + 3 * (j - 1)
-    local r, amount = batch[at], batch[at + 1]
-    local c, hour = rule_counter[r], rule_hour[r]
-    if kind ~= CHECK then
-      if adopts[j] then
-        adopt(r)
-      end
-      if refused[j] then
-        refuse(c, hour, 1)
-      elseif kind == REFUND then
-        applied[j] = math.min(amount, used[c])
-        if applied[j] > 0 then
-          recall(c)
-          memory_peak[c] = math.max(memory_peak[c], used[c])
-          hour_returned[hour] = (hour_returned[hour] or 0) + applied[j]
-          add(c, hour, -applied[j])
-        end
-      elseif not denied and amount > 0 then
-        add(c, hour, amount)
-      end
-    end
-    reply(told(c, differs[j]))
-  end
-  if kind == REFUND then
-    for j = 1, charge_count do
-      reply(applied[j])
-    end
-  end
-  return nil
-end
-
--- The answer of the operation at hand, as its idempotency record keeps it.
-local function recorded(status, charge_count)
-  local parts = {status}
-  for j = 1, charge_count do
-    local r = batch[b + 3 * (j - 1)]
-    local c = rule_counter[r]
-    local start = string.match(KEYS[2 * c + 2], '%d+$')
-    local stamp = differs[j] and stamps[c] or rule_stamp[r]
-    parts[j + 1] = string.format('%s %.0f %s %.0f', start, used[c], stamp, applied[j])
-  end
-  return table.concat(parts, '|')
-end
-
+local b = 4 * rule_count + 4
+-- How a charge stands, once that is known, in place of its need: decided by the caller's stamp, which the counter has,
+-- or is to take; or by the counter's own. A refused one has `REFUSED` more.
+local SAME, ADOPTS, DIFFERS, REFUSED = 0, 1, 2, 4
+local replies, n = {}, 0
 local answered = {}
 for _ = 1, operation_count do
   local kind, times, record, fingerprint, before = batch[b], batch[b + 1], batch[b + 2], nil, nil
@@ -317,80 +208,197 @@ for _ = 1, operation_count do
     fingerprint, before = batch[b], records[record]
     b = b + 1
   end
-  local charge_count = batch[b]
-  b = b + 1
+  -- A charge is its rule, its amount and its need.
+  local charge_count, first = batch[b], b + 1
+  local last = b + 3 * charge_count - 2
+  b = last + 3
   if before then
     local separator = string.find(before, '|', 1, true)
     if string.sub(before, 1, separator - 1) == fingerprint then
-      reply(REPLAYED)
-      reply(string.sub(before, separator + 1))
+      replies[n + 1], replies[n + 2] = REPLAYED, string.sub(before, separator + 1)
+      n = n + 2
     else
-      reply(REUSED)
+      n = n + 1
+      replies[n] = REUSED
     end
   else
-    local began = n
-    local reason, charge = decide(kind, times, charge_count)
+    local reason, at_fault, denied, overflow, cap = nil, nil, false, nil, nil
+    for at = first, last, 3 do
+      local rule, standing = 4 * batch[at], SAME
+      local counter = counters[batch[rule]]
+      local used = counter[USED]
+      cap = batch[rule + CAP]
+      if not used then
+        reason, at_fault = MISSING, at
+        break
+      end
+      if counter[STAMP] ~= batch[rule + OWN_STAMP] then
+        local adopts, own_cap
+        reason, adopts, own_cap = reconcile(counter[STAMP], batch[rule + OWN_STAMP])
+        if reason then
+          at_fault = at
+          break
+        end
+        if adopts then
+          standing = ADOPTS
+        else
+          standing, cap = DIFFERS, own_cap
+        end
+      end
+      if kind == TRACK or kind == REFUND then
+        cap = nil
+      end
+      if times == 1 then
+        if cap and used + batch[at + 2] > cap then
+          standing, denied = standing + REFUSED, true
+        elseif kind ~= REFUND and used + batch[at + 1] > COUNT_MAX then
+          overflow = overflow or at
+        end
+      end
+      batch[at + 2] = standing
+    end
+    if overflow and not denied and not reason then
+      reason, at_fault = OVERFLOW, overflow
+    end
+
     if reason then
-      reply(reason)
-      reply(charge)
-    elseif record > 0 then
-      records[record] = fingerprint .. '|' .. recorded(replies[began + 1], charge_count)
-      answered[#answered + 1] = record
+      replies[n + 1], replies[n + 2] = reason, (at_fault - first) / 3 + 1
+      n = n + 2
+    elseif times > 1 then
+      local rule, amount, standing = 4 * batch[first], batch[first + 1], batch[first + 2]
+      local counter, hour = counters[batch[rule]], batch[rule + RULE_HOUR]
+      local granted = math.max(0, math.min(times, math.floor(((cap or COUNT_MAX) - counter[USED]) / amount)))
+      if standing == ADOPTS and (granted > 0 or cap) then
+        adopt(rule)
+      end
+      if granted > 0 then
+        local units = granted * amount
+        counter[USED], hours[hour + HOUR_USED] = counter[USED] + units, hours[hour + HOUR_USED] + units
+        hours[hour + TOUCHED] = true
+        touch(counter, hour)
+      end
+      if cap and granted < times then
+        refusals[hour] = (refusals[hour] or 0) + times - granted
+        touch(counter, hour)
+      end
+      local told = counter[USED]
+      if standing == DIFFERS then
+        told = string.format('%.0f %s', told, counter[STAMP])
+      end
+      replies[n + 1], replies[n + 2], replies[n + 3] = SOME, granted, told
+      n = n + 3
+    else
+      n = n + 1
+      replies[n] = denied and DENIED or GRANTED
+      local began = n
+      for at = first, last, 3 do
+        local rule, amount, standing = 4 * batch[at], batch[at + 1], batch[at + 2]
+        local c, hour = batch[rule], batch[rule + RULE_HOUR]
+        local counter = counters[c]
+        local differs = standing % REFUSED == DIFFERS
+        if kind ~= CHECK then
+          if standing % REFUSED == ADOPTS then
+            adopt(rule)
+          end
+          local units = 0
+          if standing >= REFUSED then
+            refusals[hour] = (refusals[hour] or 0) + 1
+            touch(counter, hour)
+          elseif kind == REFUND then
+            units = -math.min(amount, counter[USED])
+            batch[at + 1] = -units
+            if units < 0 then
+              local remembered = recall(c)
+              remembered.peak = math.max(remembered.peak, counter[USED])
+              returns[hour] = (returns[hour] or 0) - units
+            end
+          elseif not denied then
+            units = amount
+          end
+          if units ~= 0 then
+            counter[USED], hours[hour + HOUR_USED] = counter[USED] + units, hours[hour + HOUR_USED] + units
+            hours[hour + TOUCHED] = true
+            touch(counter, hour)
+          end
+        end
+        n = n + 1
+        replies[n] = differs and string.format('%.0f %s', counter[USED], counter[STAMP]) or counter[USED]
+      end
+      if kind == REFUND then
+        for at = first, last, 3 do
+          n = n + 1
+          replies[n] = batch[at + 1]
+        end
+      end
+      if record > 0 then
+        -- The answer, as its idempotency record keeps it.
+        local parts = {replies[began]}
+        for at = first, last, 3 do
+          local rule = 4 * batch[at]
+          local c = batch[rule]
+          local stamp = batch[at + 2] % REFUSED == DIFFERS and counters[c][STAMP] or batch[rule + OWN_STAMP]
+          local start, applied = string.match(KEYS[2 * c + 2], '%d+$'), kind == REFUND and batch[at + 1] or 0
+          parts[#parts + 1] = string.format('%s %.0f %s %.0f', start, counters[c][USED], stamp, applied)
+        end
+        records[record] = fingerprint .. '|' .. table.concat(parts, '|')
+        answered[#answered + 1] = record
+      end
     end
   end
-  b = b + 3 * charge_count
 end
 
 -- All is decided; from here on only writes.
 for c = 1, counter_count do
-  if changed[c] then
-    local key, hour = KEYS[2 * c + 2], first_hour[c]
-    local clean = sequence[c] == stored[c]
-    local lowers = lowest[c] ~= oldest[c]
-      and (clean or not oldest[c] or tonumber(lowest[c]) < tonumber(oldest[c]))
-    if lowers or restamped[c] or memory_told[c] or next_hour[hour] or not hour_touched[hour] then
-      local fields = {'u', used[c], 's', sequence[c] + 1}
+  local counter = counters[c]
+  local lowest = counter[LOWEST]
+  if lowest then
+    local key, hour, used, oldest = KEYS[2 * c + 2], counter[HOUR], counter[USED], counter[OLDEST]
+    local clean = counter[SEQUENCE] == counter[STORED]
+    local lowers = lowest ~= oldest and (clean or not oldest or tonumber(lowest) < tonumber(oldest))
+    local remembered = memory[c]
+    if lowers or counter[RESTAMPED] or remembered or hours[hour + NEXT] or not hours[hour + TOUCHED] then
+      local fields = {'u', used, 's', counter[SEQUENCE] + 1}
       if lowers then
         fields[#fields + 1] = 'o'
-        fields[#fields + 1] = lowest[c]
+        fields[#fields + 1] = lowest
       end
-      if restamped[c] then
+      if counter[RESTAMPED] then
         fields[#fields + 1] = 'p'
-        fields[#fields + 1] = stamps[c]
+        fields[#fields + 1] = counter[STAMP]
       end
-      if memory_told[c] then
+      if remembered then
         fields[#fields + 1] = 'm'
-        fields[#fields + 1] = memory_peak[c]
-        if memory_past[c] ~= '' then
+        fields[#fields + 1] = remembered.peak
+        if remembered.past ~= '' then
           fields[#fields + 1] = 't'
-          fields[#fields + 1] = memory_told[c]
+          fields[#fields + 1] = remembered.told
           fields[#fields + 1] = 'v'
-          fields[#fields + 1] = memory_past[c]
+          fields[#fields + 1] = remembered.past
         end
       end
-      while hour do
-        if hour_touched[hour] then
-          fields[#fields + 1] = 'h' .. hour_start[hour]
-          fields[#fields + 1] = hour_used[hour]
+      local at = hour
+      while at do
+        if hours[at + TOUCHED] then
+          fields[#fields + 1] = 'h' .. hours[at]
+          fields[#fields + 1] = hours[at + HOUR_USED]
         end
-        hour = next_hour[hour]
+        at = hours[at + NEXT]
       end
       redis.call('HSET', key, unpack(fields))
     else
       -- The usual case, without a table.
-      redis.call('HSET', key, 'u', used[c], 's', sequence[c] + 1, 'h' .. hour_start[hour], hour_used[hour])
+      redis.call('HSET', key, 'u', used, 's', counter[SEQUENCE] + 1, 'h' .. hours[hour], hours[hour + HOUR_USED])
     end
-    hour = first_hour[c]
     while hour do
-      if hour_denied[hour] then
-        redis.call('HINCRBY', key, 'd', hour_denied[hour])
-        redis.call('HINCRBY', key, 'x' .. hour_start[hour], hour_denied[hour])
+      if refusals[hour] then
+        redis.call('HINCRBY', key, 'd', refusals[hour])
+        redis.call('HINCRBY', key, 'x' .. hours[hour], refusals[hour])
       end
-      if hour_returned[hour] then
-        redis.call('HINCRBY', key, 'r', hour_returned[hour])
-        redis.call('HINCRBY', key, 'r' .. hour_start[hour], hour_returned[hour])
+      if returns[hour] then
+        redis.call('HINCRBY', key, 'r', returns[hour])
+        redis.call('HINCRBY', key, 'r' .. hours[hour], returns[hour])
       end
-      hour = next_hour[hour]
+      hour = hours[hour + NEXT]
     end
     if clean then
       redis.call('ZADD', KEYS[2 * c + 1], now, key)
