@@ -8,9 +8,9 @@ use std::collections::HashMap;
 use chrono::{DateTime, Utc};
 use foldhash::fast::RandomState;
 use redis::Cmd;
-use rmp::{Marker, decode, encode};
 
 use super::keys::{Keys, Shard};
+use super::packed::{Array, Items};
 use super::{Answer, Charge, Operation, Outcome, Reading};
 use crate::domain::counter::{CounterId, Stamp};
 use crate::domain::decision;
@@ -159,44 +159,6 @@ impl<'a> Layout<'a> {
     }
 }
 
-/// A `MessagePack` array while it grows. Writing to memory does not fail, hence the results that nobody reads.
-#[derive(Debug, Default)]
-struct Array {
-    length: u32,
-    items: Vec<u8>,
-}
-
-impl Array {
-    fn push(&mut self, number: impl Into<u64>) -> &mut Self {
-        let _ = encode::write_uint(&mut self.items, number.into());
-        self.grown()
-    }
-
-    fn push_text(&mut self, text: &str) -> &mut Self {
-        let _ = encode::write_str(&mut self.items, text);
-        self.grown()
-    }
-
-    fn push_nothing(&mut self) -> &mut Self {
-        let _ = encode::write_nil(&mut self.items);
-        self.grown()
-    }
-
-    fn grown(&mut self) -> &mut Self {
-        self.length = self.length.saturating_add(1);
-        self
-    }
-
-    fn followed_by(&self, other: &Self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(self.items.len() + other.items.len() + size_of::<u64>());
-        let length = self.length.saturating_add(other.length);
-        let _ = encode::write_array_len(&mut bytes, length);
-        bytes.extend_from_slice(&self.items);
-        bytes.extend_from_slice(&other.items);
-        bytes
-    }
-}
-
 /// Lengths are those of lists in memory.
 fn size(length: usize) -> u64 {
     u64::try_from(length).unwrap_or(u64::MAX)
@@ -216,12 +178,12 @@ pub(super) fn outcomes<'a>(
     operations: impl ExactSizeIterator<Item = &'a Operation>,
     answer: &[u8],
 ) -> Option<Vec<Outcome>> {
-    let mut items = Items(answer);
-    decode::read_array_len(&mut items.0).ok()?;
+    let mut items = Items::new(answer);
+    items.length()?;
     let outcomes: Option<Vec<_>> = operations
         .map(|operation| outcome(operation, &mut items))
         .collect();
-    outcomes.filter(|_| items.0.is_empty())
+    outcomes.filter(|_| items.is_empty())
 }
 
 fn outcome(operation: &Operation, items: &mut Items<'_>) -> Option<Outcome> {
@@ -239,7 +201,7 @@ fn outcome(operation: &Operation, items: &mut Items<'_>) -> Option<Outcome> {
         7 => Outcome::Overflow(items.position()?),
         8 => {
             let granted = u32::try_from(items.number()?).ok()?;
-            let reading = items.reading(operation.charges.first()?)?;
+            let reading = reading(items, operation.charges.first()?)?;
             Outcome::Some { granted, reading }
         }
         _ => return None,
@@ -248,7 +210,10 @@ fn outcome(operation: &Operation, items: &mut Items<'_>) -> Option<Outcome> {
 
 /// The counts of a decision, and behind them, for a refund, what was given back of each.
 fn readings(operation: &Operation, items: &mut Items<'_>) -> Option<Vec<Reading>> {
-    let counts = operation.charges.iter().map(|charge| items.reading(charge));
+    let counts = operation
+        .charges
+        .iter()
+        .map(|charge| reading(items, charge));
     let mut readings: Vec<Reading> = counts.collect::<Option<_>>()?;
     if operation.kind == decision::Operation::Refund {
         for reading in &mut readings {
@@ -278,39 +243,18 @@ fn replayed(record: &str) -> Option<Answer> {
     })
 }
 
-/// What is left of an answer.
-struct Items<'a>(&'a [u8]);
-
-impl<'a> Items<'a> {
-    fn number(&mut self) -> Option<u64> {
-        decode::read_int(&mut self.0).ok()
-    }
-
-    fn position(&mut self) -> Option<usize> {
-        usize::try_from(self.number()?).ok()?.checked_sub(1)
-    }
-
-    fn text(&mut self) -> Option<&'a str> {
-        let (text, rest) = decode::read_str_from_slice(self.0).ok()?;
-        self.0 = rest;
-        Some(text)
-    }
-
-    /// A count, or `count stamp` where the counter's own stamp decided.
-    fn reading(&mut self, charge: &Charge) -> Option<Reading> {
-        let marker = Marker::from_u8(*self.0.first()?);
-        let (used, stamp) = match marker {
-            Marker::FixStr(_) | Marker::Str8 | Marker::Str16 | Marker::Str32 => {
-                let (used, stamp) = self.text()?.split_once(' ')?;
-                (used.parse().ok()?, Stamp::parse(stamp)?)
-            }
-            _ => (self.number()?, charge.stamp),
-        };
-        Some(Reading {
-            start: charge.counter.start,
-            used: Count::try_from(used).ok()?,
-            stamp,
-            given_back: 0,
-        })
-    }
+/// A count, or `count stamp` where the counter's own stamp decided.
+fn reading(items: &mut Items<'_>, charge: &Charge) -> Option<Reading> {
+    let (used, stamp) = if items.is_text() {
+        let (used, stamp) = items.text()?.split_once(' ')?;
+        (used.parse().ok()?, Stamp::parse(stamp)?)
+    } else {
+        (items.number()?, charge.stamp)
+    };
+    Some(Reading {
+        start: charge.counter.start,
+        used: Count::try_from(used).ok()?,
+        stamp,
+        given_back: 0,
+    })
 }

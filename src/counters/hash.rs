@@ -3,33 +3,42 @@
 use chrono::{DateTime, Utc};
 
 use super::error::Error;
+use super::packed::Items;
 use crate::domain::counter::{CounterId, Hour, Snapshot, Stamp};
 use crate::domain::quantity::Count;
 use crate::domain::threshold::Thresholds;
 use crate::domain::verification::Counted;
 
-/// The fields of a counter and their values.
-pub(super) type Hash = Vec<(String, String)>;
-
-/// The counter that a hash holds; none if there is no hash.
-pub(super) fn held(counter: &CounterId, hash: &Hash) -> Result<Option<Counted>, Error> {
-    if hash.is_empty() {
-        return Ok(None);
-    }
-    let parsed = parse_counter(counter, hash);
-    parsed
-        .map(Some)
-        .ok_or_else(|| Error::Inconsistent(format!("the counter {counter:?} holds {hash:?}")))
+/// Reads what `read.lua` answered: each counter, or none where there is no hash.
+pub(super) fn held<'a>(
+    counters: impl Iterator<Item = &'a CounterId>,
+    answer: &[u8],
+) -> Result<Vec<Option<Counted>>, Error> {
+    let mut items = Items::new(answer);
+    // As many as were asked for.
+    let _ = items.length();
+    let one = |counter| {
+        let parsed = match items.length() {
+            Some(0) => return Ok(None),
+            Some(length) => parse_counter(counter, length / 2, &mut items),
+            None => None,
+        };
+        parsed
+            .map(Some)
+            .ok_or_else(|| Error::Inconsistent(format!("what is held of the counter {counter:?}")))
+    };
+    counters.map(one).collect()
 }
 
-fn parse_counter(counter: &CounterId, hash: &Hash) -> Option<Counted> {
+fn parse_counter(counter: &CounterId, fields: u32, items: &mut Items<'_>) -> Option<Counted> {
     let (mut used, mut stamp, mut settled) = (None, None, 0);
     let (mut denied, mut refunded, mut sequence, mut peak) = (0, 0, 0, 0_u64);
     let (mut oldest_unstored, mut adjusted, mut told, mut past) = (None, None, None, Vec::new());
     // A few, nearly always in order, so that a list is searched faster than a table.
     let mut hours: Vec<Hour> = Vec::new();
-    for (field, text) in hash {
-        match field.as_str() {
+    for _ in 0..fields {
+        let (field, text) = (items.text()?, items.text()?);
+        match field {
             "u" => used = Some(Count::try_from(text.parse::<u64>().ok()?).ok()?),
             "p" => stamp = Some(Stamp::parse(text)?),
             "f" => settled = text.parse().ok()?,

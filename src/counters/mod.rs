@@ -12,6 +12,7 @@ mod hash;
 mod keys;
 mod lanes;
 mod link;
+mod packed;
 mod scripts;
 mod stamp;
 
@@ -38,7 +39,6 @@ use crate::domain::quantity::Count;
 use crate::domain::threshold::Told;
 use crate::domain::verification::Counted;
 use crate::metrics::Metrics;
-use hash::{Hash, held};
 use keys::Keys;
 use lanes::Lanes;
 
@@ -253,7 +253,7 @@ pub struct KnownOrganization {
 }
 
 /// How many counters are read at once, so that calls that count never wait for long behind it.
-const READ_MAX: usize = 100;
+const READ_MAX: usize = 250;
 
 /// A policy as Redis gets to know it.
 #[derive(Debug, Clone, Copy)]
@@ -478,15 +478,20 @@ impl Counters {
         link: &Link,
         counters: &[CounterId],
     ) -> Result<Vec<Option<Counted>>, Error> {
-        let mut all = Vec::with_capacity(counters.len());
-        for some in counters.chunks(READ_MAX) {
-            let mut pipeline = redis::pipe();
-            for counter in some {
-                pipeline.cmd("HGETALL").arg(self.0.keys.counter(counter));
-            }
-            let hashes: Vec<Hash> = link.run(&pipeline).await?;
-            for (counter, hash) in some.iter().zip(&hashes) {
-                all.push(held(counter, hash)?);
+        // One call reads counters of one shard.
+        let mut asked: Vec<(Shard, usize, &CounterId)> = counters
+            .iter()
+            .enumerate()
+            .map(|(place, counter)| (Shard::of(&counter.organization), place, counter))
+            .collect();
+        asked.sort_unstable_by_key(|(shard, place, _)| (*shard, *place));
+        let mut all: Vec<Option<Counted>> = counters.iter().map(|_| None).collect();
+        for some in asked.chunks(READ_MAX) {
+            let found = scripts::read(link, &self.0.keys, some).await?;
+            for ((_, place, _), counted) in some.iter().zip(found) {
+                if let Some(slot) = all.get_mut(*place) {
+                    *slot = counted;
+                }
             }
         }
         Ok(all)

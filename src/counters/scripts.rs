@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::batch::Batch;
 use super::error::Error;
+use super::hash;
 use super::keys::{Keys, Shard};
 use super::link::Link;
 use super::{
@@ -17,6 +18,7 @@ use super::{
 use crate::domain::counter::CounterId;
 use crate::domain::ids::{METERS_MAX, MeterId};
 use crate::domain::threshold::Told;
+use crate::domain::verification::Counted;
 use crate::metrics::{self, Opened};
 
 macro_rules! source {
@@ -27,6 +29,8 @@ macro_rules! source {
 
 static COUNT: LazyLock<Script> = LazyLock::new(|| Script::new(COUNT_SOURCE));
 const COUNT_SOURCE: &str = source!("count.lua");
+static READ: LazyLock<Script> = LazyLock::new(|| Script::new(READ_SOURCE));
+const READ_SOURCE: &str = source!("read.lua");
 static OPEN: LazyLock<Script> = LazyLock::new(|| Script::new(OPEN_SOURCE));
 const OPEN_SOURCE: &str = source!("open.lua");
 static RESTORE: LazyLock<Script> = LazyLock::new(|| Script::new(RESTORE_SOURCE));
@@ -117,6 +121,34 @@ pub(super) async fn count(
         .arg(i32::from(sending.again))
         .arg(sending.batch.body());
     link.evaluate(&call, COUNT_SOURCE).await
+}
+
+/// Calls `read.lua` for counters that are in the order of their shards; each as it is held, in that order.
+pub(super) async fn read(
+    link: &Link,
+    keys: &Keys,
+    counters: &[(Shard, usize, &CounterId)],
+) -> Result<Vec<Option<Counted>>, Error> {
+    let by_shard = || counters.chunk_by(|(one, ..), (other, ..)| one == other);
+    let calls = by_shard().map(|some| {
+        let mut call = redis::cmd("EVALSHA");
+        call.arg(READ.get_hash()).arg(some.len());
+        for (.., counter) in some {
+            call.arg(keys.counter(counter));
+        }
+        call
+    });
+    let answers: Vec<Vec<u8>> = link
+        .evaluate_all(metrics::Script::Read, calls.collect(), READ_SOURCE)
+        .await?;
+    let mut all = Vec::with_capacity(counters.len());
+    for (some, answer) in by_shard().zip(&answers) {
+        all.extend(hash::held(
+            some.iter().map(|(.., counter)| *counter),
+            answer,
+        )?);
+    }
+    Ok(all)
 }
 
 /// Calls `open.lua` for several counters: starts each that is missing at zero, if that is certain.

@@ -45,7 +45,7 @@ const BATCHES: usize = 20;
 const LANES: usize = 2;
 
 /// How many counters one script settles at most, so that calls that count never wait for long behind it.
-const SETTLE_MAX: usize = 64;
+const SETTLE_MAX: usize = 128;
 
 /// How many such calls are under way at once.
 const SETTLING_MAX: usize = 2;
@@ -58,7 +58,7 @@ const REST: u32 = 9;
 const REST_MAX: Duration = Duration::from_secs(30);
 
 /// How long the lists are brought up to date when the service stops.
-const LISTS_AT_THE_END: Duration = Duration::from_millis(500);
+const LISTS_AT_THE_END: Duration = Duration::from_millis(100);
 
 /// The handle on flushing.
 #[derive(Debug, Clone)]

@@ -48,6 +48,8 @@ label!(
     pub Script as "script" {
         /// `count.lua`
         Count = "count",
+        /// `read.lua`, for several shards at once.
+        Read = "read",
         /// `open.lua`
         Open = "open",
         /// `restore.lua`

@@ -1,0 +1,83 @@
+//! Arrays of `MessagePack`, as scripts take and return them: one value instead of many, because each of many is parsed and
+//! allocated by the library.
+
+use rmp::{Marker, decode, encode};
+
+/// A `MessagePack` array while it grows. Writing to memory does not fail, hence the results that nobody reads.
+#[derive(Debug, Default)]
+pub(super) struct Array {
+    length: u32,
+    items: Vec<u8>,
+}
+
+impl Array {
+    pub(super) fn push(&mut self, number: impl Into<u64>) -> &mut Self {
+        let _ = encode::write_uint(&mut self.items, number.into());
+        self.grown()
+    }
+
+    pub(super) fn push_text(&mut self, text: &str) -> &mut Self {
+        let _ = encode::write_str(&mut self.items, text);
+        self.grown()
+    }
+
+    pub(super) fn push_nothing(&mut self) -> &mut Self {
+        let _ = encode::write_nil(&mut self.items);
+        self.grown()
+    }
+
+    fn grown(&mut self) -> &mut Self {
+        self.length = self.length.saturating_add(1);
+        self
+    }
+
+    pub(super) fn followed_by(&self, other: &Self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.items.len() + other.items.len() + size_of::<u64>());
+        let length = self.length.saturating_add(other.length);
+        let _ = encode::write_array_len(&mut bytes, length);
+        bytes.extend_from_slice(&self.items);
+        bytes.extend_from_slice(&other.items);
+        bytes
+    }
+}
+
+/// What is left of an array's items.
+#[derive(Debug)]
+pub(super) struct Items<'a>(&'a [u8]);
+
+impl<'a> Items<'a> {
+    pub(super) fn new(packed: &'a [u8]) -> Self {
+        Self(packed)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// How many items the array has that begins here.
+    pub(super) fn length(&mut self) -> Option<u32> {
+        decode::read_array_len(&mut self.0).ok()
+    }
+
+    pub(super) fn is_text(&self) -> bool {
+        let marker = self.0.first().map(|byte| Marker::from_u8(*byte));
+        matches!(
+            marker,
+            Some(Marker::FixStr(_) | Marker::Str8 | Marker::Str16 | Marker::Str32)
+        )
+    }
+
+    pub(super) fn number(&mut self) -> Option<u64> {
+        decode::read_int(&mut self.0).ok()
+    }
+
+    pub(super) fn position(&mut self) -> Option<usize> {
+        usize::try_from(self.number()?).ok()?.checked_sub(1)
+    }
+
+    pub(super) fn text(&mut self) -> Option<&'a str> {
+        let (text, rest) = decode::read_str_from_slice(self.0).ok()?;
+        self.0 = rest;
+        Some(text)
+    }
+}
