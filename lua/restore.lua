@@ -57,7 +57,15 @@ for meter in string.gmatch(ARGV[3], '%S+') do
     meters = meters .. meter .. ' '
   end
 end
-local fields = {'u', ARGV[6], 'd', ARGV[7], 'r', ARGV[8], 's', ARGV[9], 'p', ARGV[5]}
+local fields = {'u', ARGV[6], 's', ARGV[9], 'p', ARGV[5]}
+if ARGV[7] ~= '0' then
+  fields[#fields + 1] = 'd'
+  fields[#fields + 1] = ARGV[7]
+end
+if ARGV[8] ~= '0' then
+  fields[#fields + 1] = 'r'
+  fields[#fields + 1] = ARGV[8]
+end
 local clean = ARGV[13] == ''
 if clean then
   fields[#fields + 1] = 'f'

@@ -100,6 +100,11 @@ impl Keys {
         key
     }
 
+    /// The policies that organizations of a shard have in common.
+    pub(super) fn policies(&self, shard: Shard) -> String {
+        self.sharded(shard, "policies")
+    }
+
     pub(super) fn idempotency(
         &self,
         organization: &OrganizationId,

@@ -16,6 +16,7 @@ mod packed;
 mod scripts;
 mod stamp;
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use chrono::{DateTime, Utc};
@@ -244,7 +245,7 @@ pub struct Correction<'a> {
 /// What Redis knows of an organization.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KnownOrganization {
-    /// The resolved policy as JSON.
+    /// The resolved policy: its version, a space, and its JSON.
     pub policy: String,
     /// Every meter counted in this data set; none if nothing was counted in it.
     pub meters: Option<Vec<MeterId>>,
@@ -262,7 +263,7 @@ pub struct PolicyText<'a> {
     pub version: u64,
     /// The policy version of the organization's last deletion; 0 if it never was deleted.
     pub incarnation: u64,
-    /// The resolved policy as JSON.
+    /// The resolved policy as JSON, without its version, so that all who have the same share it.
     pub json: &'a str,
 }
 
@@ -289,7 +290,7 @@ pub enum Configured {
     },
     /// What Redis holds is of a life before the organization's deletion, and must be erased first.
     Former {
-        /// The policy of that life as JSON.
+        /// The policy of that life: its version, a space, and its JSON.
         policy: String,
         /// Every meter counted in it in this data set.
         meters: Vec<MeterId>,
@@ -396,7 +397,11 @@ impl Counters {
         now: DateTime<Utc>,
         margin_ms: i64,
     ) -> Result<Vec<Opening>, Error> {
-        scripts::open(link, &self.0.keys, missing, now, margin_ms).await
+        let opened = scripts::open(link, &self.0.keys, missing, now, margin_ms).await?;
+        let organizations = missing.iter().map(|it| &it.counter.organization);
+        self.share_policies(link, organizations.zip(&opened))
+            .await?;
+        Ok(opened)
     }
 
     /// Closes counters that resets ended, and begins the next of each; doing it twice is harmless.
@@ -407,7 +412,11 @@ impl Counters {
         now: DateTime<Utc>,
         margin_ms: i64,
     ) -> Result<Vec<Opening>, Error> {
-        scripts::close(link, &self.0.keys, next, now, margin_ms).await
+        let closed = scripts::close(link, &self.0.keys, next, now, margin_ms).await?;
+        let organizations = next.iter().map(|it| &it.counter.organization);
+        self.share_policies(link, organizations.zip(&closed))
+            .await?;
+        Ok(closed)
     }
 
     /// Applies an adjustment to its counter, and notes that there; doing it twice is harmless.
@@ -422,7 +431,22 @@ impl Counters {
 
     /// Writes counters that Postgres has moved.
     pub async fn restore(&self, link: &Link, moved: &[Moved<'_>]) -> Result<Vec<Opening>, Error> {
-        scripts::restore(link, &self.0.keys, moved, self.0.clock.now()).await
+        let restored = scripts::restore(link, &self.0.keys, moved, self.0.clock.now()).await?;
+        let organizations = moved.iter().map(|it| &it.snapshot.counter.organization);
+        self.share_policies(link, organizations.zip(&restored))
+            .await?;
+        Ok(restored)
+    }
+
+    /// Has organizations share their policies of which a counter stands now.
+    async fn share_policies<'a>(
+        &self,
+        link: &Link,
+        opened: impl Iterator<Item = (&'a OrganizationId, &Opening)>,
+    ) -> Result<(), Error> {
+        let counted = opened.filter(|(_, opening)| **opening == Opening::Ready);
+        let counted: BTreeSet<_> = counted.map(|(organization, _)| organization).collect();
+        scripts::share(link, &self.0.keys, counted.into_iter()).await
     }
 
     /// Notes what Postgres holds of some counters of one shard.
@@ -443,7 +467,14 @@ impl Counters {
         policies: &[Configuration<'_>],
         now: DateTime<Utc>,
     ) -> Result<Vec<Configured>, Error> {
-        scripts::configure(link, &self.0.keys, policies, false, now).await
+        let configured = scripts::configure(link, &self.0.keys, policies, false, now).await?;
+        let known = policies.iter().zip(&configured);
+        let counted = known.filter_map(|(policy, configured)| match configured {
+            Configured::Known { meters, .. } if !meters.is_empty() => Some(policy.organization),
+            _ => None,
+        });
+        scripts::share(link, &self.0.keys, counted).await?;
+        Ok(configured)
     }
 
     /// Makes the policy of a new life known, after what calls could reach of the former one was erased.
@@ -503,25 +534,7 @@ impl Counters {
         link: &Link,
         organizations: &[&OrganizationId],
     ) -> Result<Vec<Option<KnownOrganization>>, Error> {
-        let mut pipeline = redis::pipe();
-        for organization in organizations {
-            pipeline
-                .cmd("HMGET")
-                .arg(self.0.keys.organization(organization))
-                .arg("p")
-                .arg("m")
-                .arg("i");
-        }
-        let replies: Vec<(Option<String>, Option<String>, Option<u64>)> =
-            link.run(&pipeline).await?;
-        let known = replies.into_iter().map(|(policy, meters, incarnation)| {
-            Some(KnownOrganization {
-                policy: policy?,
-                meters: meters.map(|meters| scripts::parse_meters(&meters)),
-                incarnation: incarnation.unwrap_or(0),
-            })
-        });
-        Ok(known.collect())
+        scripts::known(link, &self.0.keys, organizations).await
     }
 
     /// The same of one organization.

@@ -13,10 +13,11 @@ use super::hash;
 use super::keys::{Keys, Shard};
 use super::link::Link;
 use super::{
-    Configuration, Configured, Correction, KeyChanges, Missing, Moved, Next, Settlement, Unnumbered,
+    Configuration, Configured, Correction, KeyChanges, KnownOrganization, Missing, Moved, Next,
+    Settlement, Unnumbered,
 };
 use crate::domain::counter::CounterId;
-use crate::domain::ids::{METERS_MAX, MeterId};
+use crate::domain::ids::{METERS_MAX, MeterId, OrganizationId};
 use crate::domain::threshold::Told;
 use crate::domain::verification::Counted;
 use crate::metrics::{self, Opened};
@@ -41,6 +42,10 @@ static ADJUST: LazyLock<Script> = LazyLock::new(|| Script::new(source!("adjust.l
 static SETTLE: LazyLock<Script> = LazyLock::new(|| Script::new(source!("settle.lua")));
 static CONFIGURE: LazyLock<Script> = LazyLock::new(|| Script::new(CONFIGURE_SOURCE));
 const CONFIGURE_SOURCE: &str = source!("configure.lua");
+static SHARE: LazyLock<Script> = LazyLock::new(|| Script::new(SHARE_SOURCE));
+const SHARE_SOURCE: &str = source!("share.lua");
+static POLICY: LazyLock<Script> = LazyLock::new(|| Script::new(POLICY_SOURCE));
+const POLICY_SOURCE: &str = source!("policy.lua");
 static ERASE: LazyLock<Script> = LazyLock::new(|| Script::new(source!("erase.lua")));
 static MIRROR: LazyLock<Script> = LazyLock::new(|| Script::new(source!("mirror.lua")));
 static GENERATION: LazyLock<Script> = LazyLock::new(|| Script::new(GENERATION_SOURCE));
@@ -376,10 +381,11 @@ pub(super) async fn configure(
         let shard = Shard::of(it.organization);
         let mut call = redis::cmd("EVALSHA");
         call.arg(CONFIGURE.get_hash())
-            .arg(it.running.len().saturating_add(3))
+            .arg(it.running.len().saturating_add(4))
             .arg(keys.organization(it.organization))
             .arg(keys.dirty(shard))
-            .arg(keys.generation(shard));
+            .arg(keys.generation(shard))
+            .arg(keys.policies(shard));
         for (counter, _) in it.running {
             call.arg(keys.counter(counter));
         }
@@ -412,6 +418,53 @@ pub(super) async fn configure(
         Ok(Configured::Known { version, meters })
     });
     configured.collect()
+}
+
+/// Calls `share.lua` for several organizations: makes the policy of each one with those of its shard that read the same.
+pub(super) async fn share(
+    link: &Link,
+    keys: &Keys,
+    organizations: impl Iterator<Item = &OrganizationId>,
+) -> Result<(), Error> {
+    let calls = organizations.map(|organization| {
+        let mut call = redis::cmd("EVALSHA");
+        call.arg(SHARE.get_hash())
+            .arg(2)
+            .arg(keys.organization(organization))
+            .arg(keys.policies(Shard::of(organization)));
+        call
+    });
+    let _: Vec<u8> = link
+        .evaluate_all(metrics::Script::Share, calls.collect(), SHARE_SOURCE)
+        .await?;
+    Ok(())
+}
+
+/// Calls `policy.lua` for several organizations: what is known of each; none where the policy is not.
+pub(super) async fn known(
+    link: &Link,
+    keys: &Keys,
+    organizations: &[&OrganizationId],
+) -> Result<Vec<Option<KnownOrganization>>, Error> {
+    let calls = organizations.iter().map(|organization| {
+        let mut call = redis::cmd("EVALSHA");
+        call.arg(POLICY.get_hash())
+            .arg(2)
+            .arg(keys.organization(organization))
+            .arg(keys.policies(Shard::of(organization)));
+        call
+    });
+    let answers: Vec<(Option<String>, Option<String>, Option<u64>)> = link
+        .evaluate_all(metrics::Script::Policy, calls.collect(), POLICY_SOURCE)
+        .await?;
+    let known = answers.into_iter().map(|(policy, meters, incarnation)| {
+        Some(KnownOrganization {
+            policy: policy?,
+            meters: meters.map(|meters| parse_meters(&meters)),
+            incarnation: incarnation.unwrap_or(0),
+        })
+    });
+    Ok(known.collect())
 }
 
 /// Calls `erase.lua`: erases what is of a life before `incarnation`; returns how many counters and how many

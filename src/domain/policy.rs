@@ -360,7 +360,9 @@ pub struct SetFeature {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Policy {
-    /// Grows with every change to anything that the policy came from.
+    /// Grows with every change to anything that the policy came from. Kept beside the JSON, so that the same policy reads
+    /// the same.
+    #[serde(skip)]
     pub version: u64,
     /// The plan that the organization is on.
     pub plan_id: PlanId,

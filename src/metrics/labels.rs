@@ -62,6 +62,10 @@ label!(
         Settle = "settle",
         /// `configure.lua`
         Configure = "configure",
+        /// `share.lua`, for several organizations at once.
+        Share = "share",
+        /// `policy.lua`, for several organizations at once.
+        Policy = "policy",
         /// `erase.lua`
         Erase = "erase",
         /// `mirror.lua`

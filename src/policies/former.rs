@@ -8,12 +8,11 @@ use std::collections::BTreeSet;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::{Error, Policies, Written};
+use super::{Error, Policies, Written, held};
 use crate::counters::{Configured, Link};
 use crate::domain::counter::CounterId;
 use crate::domain::ids::MeterId;
 use crate::domain::period::Schedule;
-use crate::domain::policy::Policy;
 use crate::domain::retention::EARLY;
 
 impl Policies {
@@ -53,8 +52,8 @@ impl Policies {
     ) -> Result<(Configured, usize), Error> {
         let now = self.clock.now();
         let organization = written.organization;
-        // What another release wrote and this one cannot read says nothing about its periods.
-        let former: Option<Policy> = serde_json::from_str(former).ok();
+        // What cannot be read says nothing about its periods.
+        let former = held(former);
         let (from, to) = (now - self.late, now + EARLY);
         let schedules = former
             .iter()

@@ -66,7 +66,7 @@ pub struct Policies {
     /// What this instance was started with.
     defaults: Arc<Defaults>,
     cache: Arc<Cache<OrganizationId, Cached>>,
-    /// Policies by their JSON.
+    /// Policies by their version and JSON, as Redis has them.
     shared: Arc<Cache<Box<str>, Arc<Resolved>>>,
     floors: Arc<Floors>,
     look_ups: Groups<LookUp, LookUp, Found, Error>,
@@ -559,7 +559,11 @@ impl Policies {
             .collect::<Result<_, _>>()?;
         self.make_known(link, &written).await?;
         let written = written.into_iter();
-        Ok(written.map(|it| self.share(&it.json, it.policy)).collect())
+        let shared = written.map(|it| {
+            let text = format!("{} {}", it.policy.version, it.json);
+            self.share(&text, it.policy)
+        });
+        Ok(shared.collect())
     }
 
     fn keep(&self, organization: &OrganizationId, policy: Arc<Resolved>) -> Arc<Resolved> {
@@ -572,25 +576,34 @@ impl Policies {
         policy
     }
 
-    /// The policy that some JSON describes, now. What an older release wrote and this one cannot read is as good as
-    /// absent.
-    fn parse(&self, json: &str) -> Option<Arc<Resolved>> {
+    /// The policy that a text of Redis describes, now.
+    fn parse(&self, text: &str) -> Option<Arc<Resolved>> {
         self.shared
-            .get(json)
-            .or_else(|| Some(self.share(json, serde_json::from_str(json).ok()?)))
+            .get(text)
+            .or_else(|| Some(self.share(text, held(text)?)))
     }
 
-    fn share(&self, json: &str, policy: Policy) -> Arc<Resolved> {
+    fn share(&self, text: &str, policy: Policy) -> Arc<Resolved> {
         if !policy.temporary.is_empty() {
             return Arc::new(Resolved::new(policy.at(self.clock.now())));
         }
-        if let Some(same) = self.shared.get(json) {
+        if let Some(same) = self.shared.get(text) {
             return same;
         }
         let resolved = Arc::new(Resolved::new(policy));
-        self.shared.insert(json.into(), Arc::clone(&resolved));
+        self.shared.insert(text.into(), Arc::clone(&resolved));
         resolved
     }
+}
+
+/// The policy that a text of Redis holds: its version, a space, and its JSON. What another release wrote and this one
+/// cannot read is as good as absent.
+fn held(text: &str) -> Option<Policy> {
+    let (version, json) = text.split_once(' ')?;
+    Some(Policy {
+        version: version.parse().ok()?,
+        ..serde_json::from_str(json).ok()?
+    })
 }
 
 fn no_defaults() -> Error {

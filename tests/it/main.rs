@@ -51,6 +51,7 @@ mod receivers;
 mod resets;
 mod restoring;
 mod scheduled;
+mod shared_policies;
 mod support;
 mod temporary;
 mod thresholds;

@@ -814,12 +814,15 @@ async fn an_older_policy_never_replaces_a_newer_one() {
         (*known, organization.policy, snapshot.stamp)
     };
     let (known, policy, stamp) = configure(5, 50).await;
-    assert_eq!((known, policy.as_str()), (5, "policy 5"));
+    assert_eq!((known, policy.as_str()), (5, "5 policy 5"));
     assert_eq!((stamp.generation, stamp.version), (1, 5));
     assert_eq!(stamp.rule.limit.unwrap().get(), 50);
     assert!(bench.is_dirty(&ids[0]).await);
     let (known, policy, unchanged) = configure(4, 40).await;
-    assert_eq!((known, policy.as_str(), unchanged), (5, "policy 5", stamp));
+    assert_eq!(
+        (known, policy.as_str(), unchanged),
+        (5, "5 policy 5", stamp)
+    );
     // The count is what it was.
     assert_eq!(bench.snapshot(&ids[0]).await.unwrap().used.get(), 5);
 }

@@ -1,0 +1,141 @@
+//! A policy that many organizations have is held once in each shard, for as long as one of them refers to it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::json;
+use tallyman::config::Servers;
+use tallyman::counters::Shard;
+
+use crate::support::{World, shard, sharded};
+
+/// The shared policies of all shards, and how many organizations refer to each.
+async fn shared(world: &World) -> Vec<(String, u64)> {
+    let mut all = Vec::new();
+    for shard in Shard::all() {
+        let key = format!("tm:{{{:02x}}}:policies", shard.index());
+        let held: BTreeMap<String, String> = world.redis_command(&["HGETALL", &key]).await;
+        for (name, text) in held.iter().filter(|(name, _)| !name.contains(':')) {
+            let references = held[&format!("{name}:organizations")].parse().unwrap();
+            all.push((text.clone(), references));
+        }
+        assert_eq!(held.len() % 2, 0, "{held:?}");
+    }
+    all
+}
+
+async fn encoding(world: &World, organization: &str) -> String {
+    let key = sharded(organization, &format!("o:{organization}"));
+    world.redis_command(&["OBJECT", "ENCODING", &key]).await
+}
+
+/// Names of organizations that are in one shard.
+fn neighbours<const N: usize>() -> [String; N] {
+    let names = (0..).map(|number| format!("org_{number}"));
+    let mut near = names.filter(|name| shard(name) == shard("org_0"));
+    std::array::from_fn(|_| near.next().unwrap())
+}
+
+#[tokio::test]
+async fn organizations_on_one_plan_hold_its_text_once_in_each_shard() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let names: Vec<String> = (0..200).map(|number| format!("org_{number}")).collect();
+    for name in &names {
+        service.track(name, 1).await;
+    }
+    // One that somebody has set something for has a version of its own, and the same text.
+    service
+        .settings("org_7", json!({"metadata": {"name": "Seven"}}))
+        .await;
+    let shards: BTreeSet<usize> = names.iter().map(|name| shard(name).index()).collect();
+    let held = shared(&world).await;
+    let references: u64 = held.iter().map(|(_, references)| references).sum();
+    let texts: BTreeSet<&String> = held.iter().map(|(text, _)| text).collect();
+    assert_eq!((held.len(), references), (shards.len(), 200));
+    assert_eq!(texts.len(), 1, "{texts:?}");
+    for name in &names {
+        assert_eq!(encoding(&world, name).await, "listpack");
+    }
+}
+
+#[tokio::test]
+async fn a_text_goes_with_the_last_organization_that_refers_to_it() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let [one, other] = neighbours();
+    service.track(&one, 1).await;
+    service.track(&other, 1).await;
+    let common = shared(&world).await;
+    assert_eq!(common.len(), 1);
+    assert_eq!(common[0].1, 2);
+    service.limits(&one, json!({"api": {"limit": 20}})).await;
+    service.limits(&one, json!({"api": {"limit": 30}})).await;
+    let mut apart = shared(&world).await;
+    apart.sort_by_key(|(text, _)| text != &common[0].0);
+    assert_eq!(apart.len(), 2);
+    assert_eq!(apart[0], (common[0].0.clone(), 1));
+    assert!(apart[1].0.contains("\"limit\":30"), "{apart:?}");
+    assert_eq!(apart[1].1, 1);
+    assert_eq!(encoding(&world, &one).await, "listpack");
+    for name in [&one, &other] {
+        let path = format!("/v1/organizations/{name}");
+        let deleted = service.http.delete(&path).await;
+        assert_eq!(deleted.status, 200, "{}", deleted.text);
+    }
+    assert_eq!(shared(&world).await, []);
+    // Whoever comes back shares again.
+    service.track(&one, 1).await;
+    assert_eq!(shared(&world).await, [(common[0].0.clone(), 1)]);
+}
+
+#[tokio::test]
+async fn an_organization_that_was_only_asked_for_shares_nothing_and_expires() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let asked = service
+        .http
+        .post("/v1/check", json!({"organizationId": "org_1"}))
+        .await;
+    assert_eq!(asked.status, 200, "{}", asked.text);
+    assert_eq!(shared(&world).await, []);
+    let key = sharded("org_1", "o:org_1");
+    let ttl: i64 = world.redis_command(&["TTL", &key]).await;
+    assert!(ttl > 0, "{ttl}");
+}
+
+#[tokio::test]
+async fn an_instance_that_starts_without_postgres_enforces_what_is_shared() {
+    let world = World::new().await;
+    let here = world.instance().await;
+    let [one, other] = neighbours();
+    here.track(&one, 1).await;
+    here.track(&other, 1).await;
+    here.limits(&one, json!({"api": {"limit": 5}})).await;
+    here.limits(&other, json!({"api": {"limit": 7}})).await;
+    here.app.state.access.sweep_once().await.unwrap();
+    let servers = Servers {
+        database_url: "postgres://nobody@127.0.0.1:1/nowhere".to_owned(),
+        ..world.servers()
+    };
+    let cut_off = world.instance_with(servers).await;
+    for (name, limit) in [(&one, 5), (&other, 7)] {
+        let granted = cut_off.attempt(name, "api", limit - 1).await;
+        assert_eq!(granted.body["limit"], limit, "{}", granted.text);
+        assert_eq!(cut_off.attempt(name, "api", 1).await.status, 429);
+    }
+}
+
+#[tokio::test]
+async fn a_policy_that_another_release_wrote_is_written_anew() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service.track("org_1", 1).await;
+    let key = sharded("org_1", "o:org_1");
+    let () = world
+        .redis_command(&["HSET", &key, "p", "{\"version\":1}"])
+        .await;
+    let anew = world.instance().await;
+    assert_eq!(anew.track("org_1", 1).await, 2);
+    let held: String = world.redis_command(&["HGET", &key, "p"]).await;
+    assert!(!held.contains('{'), "{held}");
+}
