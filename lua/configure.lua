@@ -54,9 +54,9 @@ if known and (tonumber(organization[3]) or 0) < incarnation then
   redis.call('HDEL', KEYS[1], 'm')
   organization[2], known = nil, nil
 end
--- What another release wrote is written anew.
+-- What another release wrote is written anew, unless it is newer.
 local readable = string.find(organization[4] or '', '^%d+ ')
-if not known or known < version or not readable then
+if not known or known < version or known == version and not readable then
   redis.call('HSET', KEYS[1], 'v', ARGV[1], 'p', ARGV[1] .. ' ' .. ARGV[2])
   if shared and redis.call('HINCRBY', KEYS[4], shared .. ':organizations', -1) <= 0 then
     redis.call('HDEL', KEYS[4], shared, shared .. ':organizations')

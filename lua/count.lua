@@ -83,12 +83,13 @@ if sent_before and not known then
 end
 
 -- Tables and closures are made anew for every call, which is what a call of few operations costs most, so there are
--- few of them: the batch and the answers of Redis are worked on in place.
+-- few of them: the batch and the answers of Redis are worked on in place, and functions have the numbers of fields in
+-- place of their names, each of which a closure would have to hold.
 local batch = cmsgpack.unpack(ARGV[6])
 local counter_count, rule_count, operation_count = batch[1], batch[2], batch[3]
 -- Of a rule r: `batch[4 * r]` and the three behind. The hour is replaced by its place among `hours`.
 local CAP, OWN_STAMP, RULE_HOUR = 1, 2, 3
--- Of each counter what HMGET answers: the count, as a number, or false where it is missing; three as Redis prints them;
+-- Of each counter what HMGET answers: the count, as a number, or false where it is missing; four as Redis prints them;
 -- and in the end the place of its newest hour among `hours`. Behind that the oldest hour that changes, and whether the
 -- stamp does.
 local USED, SEQUENCE, STORED, OLDEST, STAMP, HOUR, LOWEST, RESTAMPED = 1, 2, 3, 4, 5, 6, 7, 8

@@ -690,7 +690,7 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_survives_its_json() {
+    fn a_policy_survives_its_json_which_has_no_version() {
         let mut organization = overriding("api", r#"{"limit": null}"#);
         let temporary = r#"{"limit": null, "until": "2031-03-15T12:00:00.123456Z"}"#;
         let temporary = serde_json::from_str(temporary).unwrap();
@@ -699,6 +699,15 @@ mod tests {
             .insert("api".parse().unwrap(), temporary);
         let policy = resolve(&defaults(), Some(&organization));
         let json = serde_json::to_string(&policy).unwrap();
-        assert_eq!(serde_json::from_str::<Policy>(&json).unwrap(), policy);
+        let read = Policy {
+            version: policy.version,
+            ..serde_json::from_str(&json).unwrap()
+        };
+        assert_eq!(read, policy);
+        let newer = Policy {
+            version: policy.version + 1,
+            ..policy
+        };
+        assert_eq!(serde_json::to_string(&newer).unwrap(), json);
     }
 }
