@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=no-writes
 --[[
 Reads what is known of an organization, with its policy in full.
 

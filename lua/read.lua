@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=no-writes
 --[[
 Reads counters of one shard, as they are.
 

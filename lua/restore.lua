@@ -58,38 +58,29 @@ for meter in string.gmatch(ARGV[3], '%S+') do
   end
 end
 local fields = {'u', ARGV[6], 's', ARGV[9], 'p', ARGV[5]}
-if ARGV[7] ~= '0' then
-  fields[#fields + 1] = 'd'
-  fields[#fields + 1] = ARGV[7]
+
+-- What is nothing takes no room.
+local function put(field, value)
+  if value ~= '0' and value ~= '' then
+    fields[#fields + 1] = field
+    fields[#fields + 1] = value
+  end
 end
-if ARGV[8] ~= '0' then
-  fields[#fields + 1] = 'r'
-  fields[#fields + 1] = ARGV[8]
-end
+
+put('d', ARGV[7])
+put('r', ARGV[8])
 local clean = ARGV[13] == ''
 if clean then
   fields[#fields + 1] = 'f'
   fields[#fields + 1] = ARGV[9]
 end
-if ARGV[10] ~= '' then
-  fields[#fields + 1] = 't'
-  fields[#fields + 1] = ARGV[10]
-end
-if ARGV[11] ~= '' then
-  fields[#fields + 1] = 'a'
-  fields[#fields + 1] = ARGV[11]
-end
+put('t', ARGV[10])
+put('a', ARGV[11])
 for i = 14, #ARGV, 4 do
   fields[#fields + 1] = 'h' .. ARGV[i]
   fields[#fields + 1] = ARGV[i + 1]
-  if ARGV[i + 2] ~= '0' then
-    fields[#fields + 1] = 'x' .. ARGV[i]
-    fields[#fields + 1] = ARGV[i + 2]
-  end
-  if ARGV[i + 3] ~= '0' then
-    fields[#fields + 1] = 'r' .. ARGV[i]
-    fields[#fields + 1] = ARGV[i + 3]
-  end
+  put('x' .. ARGV[i], ARGV[i + 2])
+  put('r' .. ARGV[i], ARGV[i + 3])
 end
 redis.call('HSET', KEYS[2], 'm', meters)
 redis.call('PERSIST', KEYS[2])

@@ -426,14 +426,7 @@ pub(super) async fn share(
     keys: &Keys,
     organizations: impl Iterator<Item = &OrganizationId>,
 ) -> Result<(), Error> {
-    let calls = organizations.map(|organization| {
-        let mut call = redis::cmd("EVALSHA");
-        call.arg(SHARE.get_hash())
-            .arg(2)
-            .arg(keys.organization(organization))
-            .arg(keys.policies(Shard::of(organization)));
-        call
-    });
+    let calls = organizations.map(|it| policy_call(&SHARE, keys, it));
     let _: Vec<u8> = link
         .evaluate_all(metrics::Script::Share, calls.collect(), SHARE_SOURCE)
         .await?;
@@ -446,14 +439,9 @@ pub(super) async fn known(
     keys: &Keys,
     organizations: &[&OrganizationId],
 ) -> Result<Vec<Option<KnownOrganization>>, Error> {
-    let calls = organizations.iter().map(|organization| {
-        let mut call = redis::cmd("EVALSHA");
-        call.arg(POLICY.get_hash())
-            .arg(2)
-            .arg(keys.organization(organization))
-            .arg(keys.policies(Shard::of(organization)));
-        call
-    });
+    let calls = organizations
+        .iter()
+        .map(|it| policy_call(&POLICY, keys, it));
     let answers: Vec<(Option<String>, Option<String>, Option<u64>)> = link
         .evaluate_all(metrics::Script::Policy, calls.collect(), POLICY_SOURCE)
         .await?;
@@ -465,6 +453,16 @@ pub(super) async fn known(
         })
     });
     Ok(known.collect())
+}
+
+/// A call of a script whose keys are an organization and the policies that its shard shares.
+fn policy_call(script: &Script, keys: &Keys, organization: &OrganizationId) -> Cmd {
+    let mut call = redis::cmd("EVALSHA");
+    call.arg(script.get_hash())
+        .arg(2)
+        .arg(keys.organization(organization))
+        .arg(keys.policies(Shard::of(organization)));
+    call
 }
 
 /// Calls `erase.lua`: erases what is of a life before `incarnation`; returns how many counters and how many

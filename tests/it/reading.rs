@@ -3,7 +3,7 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::World;
+use crate::support::{World, row, shard};
 
 #[tokio::test]
 async fn usage_is_exact_before_any_flush() {
@@ -215,4 +215,23 @@ async fn readiness_tells_which_server_is_away_and_stays_ready() {
         .store(true, std::sync::atomic::Ordering::SeqCst);
     assert_eq!(service.http.get("/readyz").await.status, 503);
     assert_eq!(service.http.get("/healthz").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_redis_without_room_is_read_and_flushed_from() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service.limits("org_1", json!({"api": {"limit": 70}})).await;
+    service.track("org_1", 7).await;
+    let () = world
+        .redis_command(&["CONFIG", "SET", "maxmemory", "1"])
+        .await;
+    assert_eq!(service.current("org_1", "api").await, 7);
+    // Past what this instance has learned: the policy as Redis holds it.
+    let limits = service.http.get("/v1/organizations/org_1/limits").await;
+    assert_eq!(limits.body["limits"]["api"]["limit"], 70, "{}", limits.text);
+    let flusher = &service.app.flusher;
+    let batch = flusher.read(&[shard("org_1")]).await.unwrap();
+    assert_eq!(flusher.store(&batch).await.unwrap(), [true]);
+    assert_eq!(row(&world.postgres().await, "org_1").await.used, 7);
 }
