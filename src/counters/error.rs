@@ -36,8 +36,12 @@ impl Error {
 
 impl From<RedisError> for Error {
     fn from(error: RedisError) -> Self {
-        let text = error.to_string();
-        match error.kind() {
+        let (text, kind) = (error.to_string(), error.kind());
+        // Of a pipeline each of its errors has a code, and the whole has none.
+        let answers = error.into_server_errors();
+        let code = answers.as_deref().and_then(|answers| answers.first());
+        let code = code.map(|(_, answer)| answer.code());
+        match kind {
             ErrorKind::Server(
                 ServerErrorKind::BusyLoading
                 | ServerErrorKind::MasterDown
@@ -51,10 +55,7 @@ impl From<RedisError> for Error {
             | ErrorKind::AuthenticationFailed => Self::Unavailable(text),
             // Refused before the script began: out of memory, snapshotting failed, another script is stuck.
             ErrorKind::Extension
-                if matches!(
-                    error.code(),
-                    Some("OOM" | "MISCONF" | "BUSY" | "NOREPLICAS")
-                ) =>
+                if matches!(code, Some("OOM" | "MISCONF" | "BUSY" | "NOREPLICAS")) =>
             {
                 Self::Unavailable(text)
             }

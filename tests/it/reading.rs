@@ -218,7 +218,7 @@ async fn readiness_tells_which_server_is_away_and_stays_ready() {
 }
 
 #[tokio::test]
-async fn a_redis_without_room_is_read_and_flushed_from() {
+async fn a_redis_without_room_is_read_and_flushed_from_and_counts_again_when_it_has_some() {
     let world = World::new().await;
     let service = world.instance().await;
     service.limits("org_1", json!({"api": {"limit": 70}})).await;
@@ -234,4 +234,13 @@ async fn a_redis_without_room_is_read_and_flushed_from() {
     let batch = flusher.read(&[shard("org_1")]).await.unwrap();
     assert_eq!(flusher.store(&batch).await.unwrap(), [true]);
     assert_eq!(row(&world.postgres().await, "org_1").await.used, 7);
+    // What would be written there is refused as in any outage, also of whom it has never met.
+    for organization in ["org_1", "org_2"] {
+        assert_eq!(service.attempt(organization, "api", 1).await.status, 503);
+    }
+    let () = world
+        .redis_command(&["CONFIG", "SET", "maxmemory", "0"])
+        .await;
+    assert_eq!(service.track("org_1", 1).await, 8);
+    assert_eq!(service.track("org_2", 1).await, 1);
 }
