@@ -7,8 +7,10 @@ use axum::body::Bytes;
 use axum::extract::{FromRequest, Request as HttpRequest, State as Shared};
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
+use foldhash::fast::RandomState;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use tracing::Span;
 use utoipa::{IntoParams, ToSchema};
 
 use super::counting::{self, Charges, UsageResult};
@@ -17,10 +19,10 @@ use super::extract::{
 };
 use super::openapi::problems::NeedsCounterStore;
 use super::problem::{Error, Problem};
-use crate::domain::decision::Operation;
+use crate::domain::decision::{self, Operation};
 use crate::domain::ids::{IdempotencyKey, MeterId, OrganizationId};
 use crate::domain::quantity::Amount;
-use crate::metering::{Decided, Request};
+use crate::metering::{Decided, MeterUsage, Request};
 use crate::state::State;
 
 /// The most items of one batch.
@@ -176,17 +178,18 @@ pub(super) async fn batch(
     let large = items.body.len() >= LARGE;
     let plan = aside(large, move || Plan::of(&caller, key.as_ref(), &items)).await??;
     let decided = state.metering.decide_all(&plan.requests).await?;
-    let decided: Vec<Result<Decided, Error>> = decided
-        .into_iter()
-        .map(|decided| decided.map_err(Error::from))
-        .collect();
-    let causes = decided.iter().filter_map(|it| it.as_ref().err()?.cause());
-    if let Some(error) = causes.clone().next() {
-        let requests = causes.count();
-        tracing::warn!(error, requests, "items of a batch could not be decided");
-    }
     let now = state.clock.now();
+    let span = Span::current();
     aside(large, move || {
+        let decided: Vec<Result<Decided, Error>> = decided
+            .into_iter()
+            .map(|decided| decided.map_err(Error::from))
+            .collect();
+        let causes = decided.iter().filter_map(|it| it.as_ref().err()?.cause());
+        if let Some(error) = causes.clone().next() {
+            let requests = causes.count();
+            tracing::warn!(parent: &span, error, requests, "items of a batch could not be decided");
+        }
         Json(plan.summary(&decided, wish.results, now)).into_response()
     })
     .await
@@ -246,8 +249,8 @@ struct Plan {
     requests: Vec<Request>,
     /// For each item in order, where its answer will be.
     parts: Vec<Result<Part, Error>>,
-    /// The last request that charges each counter of an organization.
-    last: HashMap<OrganizationId, Vec<(MeterId, usize)>>,
+    /// The last request that charges each counter.
+    last: HashMap<(OrganizationId, MeterId), usize, RandomState>,
 }
 
 /// One of the equal calls that a request stands for.
@@ -288,27 +291,18 @@ impl Plan {
 
     fn place(&mut self, request: Request) -> (usize, u32) {
         let new = self.requests.len();
-        if !self.last.contains_key(&request.organization) {
-            self.last.insert(request.organization.clone(), Vec::new());
-        }
-        let Some(last) = self.last.get_mut(&request.organization) else {
-            return (new, 0);
-        };
-        // One that extends another charges a single counter.
-        if let [(meter, _)] = request.demands.as_slice()
-            && let Some((_, place)) = last.iter().find(|(charged, _)| charged == meter)
-            && let Some(same) = self.requests.get_mut(*place)
-            && same.extends_to(&request)
-        {
-            let nth = same.times;
-            same.times = nth.saturating_add(1);
-            return (*place, nth);
-        }
         for (meter, _) in &request.demands {
-            match last.iter_mut().find(|(charged, _)| charged == meter) {
-                Some((_, place)) => *place = new,
-                None => last.push((meter.clone(), new)),
+            let counter = (request.organization.clone(), meter.clone());
+            let last = self.last.entry(counter).or_insert(new);
+            // One that extends another charges a single counter.
+            if let Some(same) = self.requests.get_mut(*last)
+                && same.extends_to(&request)
+            {
+                let nth = same.times;
+                same.times = nth.saturating_add(1);
+                return (*last, nth);
             }
+            *last = new;
         }
         self.requests.push(request);
         (new, 0)
@@ -342,8 +336,8 @@ impl Plan {
         }
         if wanted != Results::None {
             for (index, part) in self.parts.iter().enumerate() {
-                let answer = self.answer(part, decided);
-                if wanted == Results::All || !answer.as_ref().is_ok_and(Answer::is_counted) {
+                if wanted == Results::All || !is_counted(part, decided) {
+                    let answer = self.answer(part, decided);
                     summary.results.push(describe(index, answer, now));
                 }
             }
@@ -373,36 +367,33 @@ impl Plan {
     }
 }
 
+/// Whether an item was counted, now or by an earlier attempt.
+fn is_counted(part: &Result<Part, Error>, decided: &[Result<Decided, Error>]) -> bool {
+    let Ok(part) = part else { return false };
+    let decided = decided.get(part.request).and_then(|it| it.as_ref().ok());
+    decided.is_some_and(|decided| part.nth < decided.times_granted)
+}
+
 /// Whether what was not granted was refused by a limit. Otherwise the counter would have passed its ceiling.
 fn can_refuse(request: &Request, decided: &Decided) -> bool {
-    request.times == 1
-        || request.kind == Operation::Consume
-            && decided
-                .meters
-                .iter()
-                .any(|usage| usage.rule.cap().is_some())
+    let refuses = |usage: &MeterUsage| usage.rule.refuses(request.kind);
+    request.times == 1 || decided.meters.iter().any(refuses)
 }
 
 /// Narrows what became of several equal calls down to one of them: each was as good as counted after the other.
 fn one_of_several(request: &Request, decided: &mut Decided, nth: u32) -> Result<(), Error> {
-    let granted = decided.times_granted;
-    decided.granted = nth < granted;
+    let share = decision::share(decided.times_granted, nth, 1);
+    decided.granted = share.granted > 0;
     if !decided.granted && !can_refuse(request, decided) {
         let meters = decided.meters.iter().map(|usage| usage.meter.to_string());
         return Err(Error::CounterOverflow(meters.collect()));
     }
-    let later = u64::from(granted.saturating_sub(nth).saturating_sub(1));
     for usage in &mut decided.meters {
+        let later = u64::from(share.granted_later);
         let units = usage.demand.amount.saturating_mul(later);
         usage.used = usage.used.saturating_less(units);
     }
     Ok(())
-}
-
-impl Answer<'_> {
-    fn is_counted(&self) -> bool {
-        self.decided.granted
-    }
 }
 
 fn describe(index: usize, answer: Result<Answer<'_>, Error>, now: DateTime<Utc>) -> ItemResult {
@@ -410,7 +401,7 @@ fn describe(index: usize, answer: Result<Answer<'_>, Error>, now: DateTime<Utc>)
     let body = match answer {
         Ok(answer) => {
             let usage = counting::result(answer.request, &answer.decided, answer.several);
-            if answer.is_counted() {
+            if answer.decided.granted {
                 ItemBody::Counted { status: 200, usage }
             } else {
                 ItemBody::Refused(counting::refusal(&answer.decided, usage, now).into_problem())

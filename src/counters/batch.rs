@@ -1,7 +1,8 @@
 //! One call of `count.lua`: what it is asked, and what it answers.
 //!
 //! Charges on one counter share its keys, and those that one stamp decides in one hour share a rule, so
-//! that a counter is read and written once however many operations charge it.
+//! that a counter is read and written once however many operations charge it. Equal operations that follow each other
+//! on a counter are one for the script.
 
 use std::collections::HashMap;
 
@@ -23,39 +24,94 @@ pub(super) struct Batch {
     keys: Vec<String>,
     /// The `MessagePack` array.
     body: Vec<u8>,
+    asked: Vec<Asked>,
+    parts: Vec<Part>,
+}
+
+/// What the script is asked: an operation, or several equal ones as one that stands for them.
+#[derive(Debug)]
+struct Asked {
+    /// The place of the first of them.
+    operation: usize,
+    times: u32,
+    /// The place of its first charge's rule among those of all charges.
+    rules: usize,
+}
+
+/// Where the outcome of an operation will be.
+#[derive(Debug)]
+struct Part {
+    asked: usize,
+    /// How many equal ones come before.
+    before: u32,
 }
 
 impl Batch {
     /// Puts operations into that form.
-    pub(super) fn new<'a>(
-        keys: &Keys,
-        operations: impl ExactSizeIterator<Item = &'a Operation>,
-    ) -> Self {
+    pub(super) fn new(keys: &Keys, operations: &[&Operation]) -> Self {
         let mut layout = Layout::default();
-        let count = operations.len();
-        let mut asked = Array::default();
-        for operation in operations {
-            asked.push(kind(operation.kind)).push(operation.times);
+        let mut asked: Vec<Asked> = Vec::with_capacity(operations.len());
+        let mut parts = Vec::with_capacity(operations.len());
+        // The place of each charge's rule, from 1.
+        let mut rules: Vec<u64> = Vec::with_capacity(operations.len());
+        for (place, operation) in operations.iter().enumerate() {
+            let own = rules.len();
+            for charge in &operation.charges {
+                rules.push(layout.rule(keys, charge));
+            }
+            let equal = layout.asked_last(&operation.charges).filter(|last| {
+                asked.get(*last).is_some_and(|last| {
+                    rules.get(last.rules) == rules.get(own)
+                        && operations
+                            .get(last.operation)
+                            .is_some_and(|first| extends(first, operation))
+                })
+            });
+            if let Some((equal, first)) = equal.and_then(|at| Some((at, asked.get_mut(at)?))) {
+                parts.push(Part {
+                    asked: equal,
+                    before: first.times,
+                });
+                first.times = first.times.saturating_add(operation.times);
+                rules.truncate(own);
+            } else {
+                layout.ask(&operation.charges, asked.len());
+                parts.push(Part {
+                    asked: asked.len(),
+                    before: 0,
+                });
+                asked.push(Asked {
+                    operation: place,
+                    times: operation.times,
+                    rules: own,
+                });
+            }
+        }
+        let mut body = Array::default();
+        for it in &asked {
+            let Some(operation) = operations.get(it.operation) else {
+                continue;
+            };
+            body.push(kind(operation.kind)).push(it.times);
             match &operation.attempt {
                 Some(attempt) => {
                     let record = keys.idempotency(&operation.organization, &attempt.key);
-                    asked
-                        .push(layout.record(record))
+                    body.push(layout.record(record))
                         .push_text(&attempt.fingerprint);
                 }
                 None => {
-                    asked.push(0_u8);
+                    body.push(0_u8);
                 }
             }
-            asked.push(size(operation.charges.len()));
-            for charge in &operation.charges {
-                asked
-                    .push(layout.rule(keys, charge))
+            body.push(size(operation.charges.len()));
+            let rules = rules.get(it.rules..).unwrap_or_default();
+            for (charge, rule) in operation.charges.iter().zip(rules) {
+                body.push(*rule)
                     .push(charge.demand.amount)
                     .push(charge.demand.need);
             }
         }
-        layout.finish(count, &asked)
+        layout.finish(asked, parts, &body)
     }
 
     /// How many keys it names.
@@ -74,16 +130,95 @@ impl Batch {
     pub(super) fn body(&self) -> &[u8] {
         &self.body
     }
+
+    /// Reads what `count.lua` answered: one outcome for each operation, in order. None if it is something else.
+    pub(super) fn outcomes(
+        &self,
+        operations: &[&Operation],
+        answer: &[u8],
+    ) -> Option<Vec<Outcome>> {
+        let mut items = Items::new(answer);
+        items.length()?;
+        let mut outcomes = Vec::with_capacity(self.asked.len());
+        for asked in &self.asked {
+            let operation = operations.get(asked.operation)?;
+            outcomes.push(Some(outcome(operation, asked.times, &mut items)?));
+        }
+        if !items.is_empty() {
+            return None;
+        }
+        let parts = self.parts.iter().zip(operations);
+        parts
+            .map(|(part, operation)| {
+                let of_all = outcomes.get_mut(part.asked)?;
+                if self.asked.get(part.asked)?.times == operation.times {
+                    of_all.take()
+                } else {
+                    Some(part_of(of_all.as_ref()?, operation, part.before))
+                }
+            })
+            .collect()
+    }
+}
+
+/// Whether an operation wants just what the one before it wants of the same counter, so that they can be decided
+/// together.
+fn extends(first: &Operation, operation: &Operation) -> bool {
+    let plain = |operation: &Operation| match operation.charges.as_slice() {
+        [charge] if operation.attempt.is_none() && operation.kind.can_stand_for_several() => {
+            charge.demand.alone()
+        }
+        _ => None,
+    };
+    first.kind == operation.kind && plain(first).is_some() && plain(first) == plain(operation)
+}
+
+/// What became of one of several equal operations, by what became of all of them.
+fn part_of(all: &Outcome, operation: &Operation, before: u32) -> Outcome {
+    let (Outcome::Some { granted, reading }, [charge]) = (all, operation.charges.as_slice()) else {
+        return all.clone();
+    };
+    let share = decision::share(*granted, before, operation.times);
+    let units = charge
+        .demand
+        .amount
+        .saturating_mul(u64::from(share.granted_later));
+    let reading = Reading {
+        used: reading.used.saturating_less(units),
+        ..*reading
+    };
+    if operation.times > 1 {
+        Outcome::Some {
+            granted: share.granted,
+            reading,
+        }
+    } else if share.granted == 0 && !reading.stamp.rule.refuses(operation.kind) {
+        Outcome::Overflow(0)
+    } else {
+        Outcome::Answered(Answer {
+            granted: share.granted > 0,
+            replayed: false,
+            readings: vec![reading],
+        })
+    }
 }
 
 /// Which counters and rules a batch needs, each of them once.
 #[derive(Debug, Default)]
 struct Layout<'a> {
     keys: Vec<String>,
-    /// Each counter's place, and its first rule.
-    counters: HashMap<&'a CounterId, (u64, usize), RandomState>,
+    counters: HashMap<&'a CounterId, Counter, RandomState>,
     rules: Vec<Rule>,
     records: HashMap<String, u64>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Counter {
+    /// Its place, from 1.
+    place: u64,
+    first_rule: usize,
+    /// The place of what was last asked of it.
+    asked_last: Option<usize>,
 }
 
 #[derive(Debug)]
@@ -100,7 +235,15 @@ impl<'a> Layout<'a> {
     fn rule(&mut self, keys: &Keys, charge: &'a Charge) -> u64 {
         let new = self.rules.len();
         let place = size(self.counters.len()).saturating_add(1);
-        let (counter, first) = *self.counters.entry(&charge.counter).or_insert((place, new));
+        let Counter {
+            place: counter,
+            first_rule: first,
+            ..
+        } = *self.counters.entry(&charge.counter).or_insert(Counter {
+            place,
+            first_rule: new,
+            asked_last: None,
+        });
         if first == new {
             let shard = Shard::of(&charge.counter.organization);
             self.keys.push(keys.dirty(shard));
@@ -126,18 +269,33 @@ impl<'a> Layout<'a> {
         size(new).saturating_add(1)
     }
 
+    /// The place of what was last asked of the only counter of these charges.
+    fn asked_last(&self, charges: &[Charge]) -> Option<usize> {
+        let [charge] = charges else { return None };
+        self.counters.get(&charge.counter)?.asked_last
+    }
+
+    /// Notes what is asked of the counters of these charges.
+    fn ask(&mut self, charges: &[Charge], asked: usize) {
+        for charge in charges {
+            if let Some(counter) = self.counters.get_mut(&charge.counter) {
+                counter.asked_last = Some(asked);
+            }
+        }
+    }
+
     /// The place of an idempotency record, from 1.
     fn record(&mut self, key: String) -> u64 {
         let place = size(self.records.len()).saturating_add(1);
         *self.records.entry(key).or_insert(place)
     }
 
-    fn finish(self, operations: usize, asked: &Array) -> Batch {
+    fn finish(self, asked: Vec<Asked>, parts: Vec<Part>, body: &Array) -> Batch {
         let mut array = Array::default();
         array
             .push(size(self.counters.len()))
             .push(size(self.rules.len()))
-            .push(size(operations));
+            .push(size(asked.len()));
         for rule in &self.rules {
             array.push(rule.counter);
             match rule.stamp.rule.cap() {
@@ -154,7 +312,9 @@ impl<'a> Layout<'a> {
         keys.extend(records.into_iter().map(|(key, _)| key));
         Batch {
             keys,
-            body: array.followed_by(asked),
+            body: array.followed_by(body),
+            asked,
+            parts,
         }
     }
 }
@@ -173,20 +333,8 @@ fn kind(operation: decision::Operation) -> u8 {
     }
 }
 
-/// Reads what `count.lua` answered: one outcome for each operation, in order. None if it is something else.
-pub(super) fn outcomes<'a>(
-    operations: impl ExactSizeIterator<Item = &'a Operation>,
-    answer: &[u8],
-) -> Option<Vec<Outcome>> {
-    let mut items = Items::new(answer);
-    items.length()?;
-    let outcomes: Option<Vec<_>> = operations
-        .map(|operation| outcome(operation, &mut items))
-        .collect();
-    outcomes.filter(|_| items.is_empty())
-}
-
-fn outcome(operation: &Operation, items: &mut Items<'_>) -> Option<Outcome> {
+/// What became of an operation, or of so many equal ones.
+fn outcome(operation: &Operation, times: u32, items: &mut Items<'_>) -> Option<Outcome> {
     Some(match items.number()? {
         status @ (0 | 1) => Outcome::Answered(Answer {
             granted: status == 0,
@@ -199,7 +347,7 @@ fn outcome(operation: &Operation, items: &mut Items<'_>) -> Option<Outcome> {
         5 => Outcome::Frozen(items.position()?),
         6 => Outcome::Closed(items.position()?),
         7 => Outcome::Overflow(items.position()?),
-        8 => {
+        8 if times > 1 => {
             let granted = u32::try_from(items.number()?).ok()?;
             let reading = reading(items, operation.charges.first()?)?;
             Outcome::Some { granted, reading }

@@ -18,7 +18,7 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
-use super::batch::{self, Batch};
+use super::batch::Batch;
 use super::error::Error;
 use super::keys::Shard;
 use super::link::Link;
@@ -154,13 +154,14 @@ impl Lane {
         if calls.is_empty() {
             return;
         }
-        let operations = Operations(&calls);
-        let batch = Batch::new(&self.inner.keys, operations.iter());
+        let operations: Vec<&Operation> = calls.iter().flat_map(|it| &it.operations).collect();
+        let batch = Batch::new(&self.inner.keys, &operations);
         let charges = operations.iter().map(|it| it.charges.len()).sum();
         link.metrics.count_called(calls.len(), charges);
         let answer = self.send_until_answered(&link, &batch).await;
         let outcomes = answer.and_then(|answer| {
-            batch::outcomes(operations.iter(), &answer)
+            batch
+                .outcomes(&operations, &answer)
                 .ok_or_else(|| Error::Inconsistent("count.lua answered something else".to_owned()))
         });
         match outcomes {
@@ -193,7 +194,7 @@ impl Lane {
             .is_some_and(|known| Arc::ptr_eq(known, &link));
         if !prepared {
             self.number = self.number.saturating_add(1);
-            let nothing = Batch::new(&self.inner.keys, [].iter());
+            let nothing = Batch::new(&self.inner.keys, &[]);
             self.send(&link, &nothing, false).await?;
             self.receipt = Some(Arc::clone(&link));
         }
@@ -262,16 +263,6 @@ impl Lane {
         });
         link.metrics.script_answered(Script::Count, begun.elapsed());
         answer
-    }
-}
-
-/// The operations of several calls, in order.
-struct Operations<'a>(&'a [Call]);
-
-impl<'a> Operations<'a> {
-    fn iter(&self) -> impl ExactSizeIterator<Item = &'a Operation> + use<'a> {
-        let all: Vec<&Operation> = self.0.iter().flat_map(|call| &call.operations).collect();
-        all.into_iter()
     }
 }
 

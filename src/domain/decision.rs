@@ -25,6 +25,11 @@ impl Operation {
     pub fn respects_limits(self) -> bool {
         matches!(self, Self::Consume | Self::Check)
     }
+
+    /// Whether one of these can stand for several equal ones.
+    pub fn can_stand_for_several(self) -> bool {
+        matches!(self, Self::Track | Self::Consume)
+    }
 }
 
 /// What one operation wants of one counter.
@@ -34,6 +39,13 @@ pub struct Demand {
     pub amount: u64,
     /// Units that must fit: the amount, and what is required beyond it.
     pub need: u64,
+}
+
+impl Demand {
+    /// The amount, if that is all that is wanted.
+    pub fn alone(&self) -> Option<u64> {
+        (self.amount == self.need && self.amount > 0).then_some(self.amount)
+    }
 }
 
 /// What became of an operation as a whole: all its charges, or none.
@@ -79,7 +91,31 @@ pub fn decide(operation: Operation, charges: &[(Rule, Count, Demand)]) -> Decisi
     Decision::Granted(counts)
 }
 
+/// What some of several equal operations were granted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    /// How many of them were.
+    pub granted: u32,
+    /// How many that come behind them were.
+    pub granted_later: u32,
+}
+
+/// Of equal operations of which the first so many were `granted`: the share of the `times` that come behind `before`
+/// others.
+pub fn share(granted: u32, before: u32, times: u32) -> Share {
+    let left = granted.saturating_sub(before);
+    Share {
+        granted: left.min(times),
+        granted_later: left.saturating_sub(times),
+    }
+}
+
 impl Rule {
+    /// Whether this can refuse an operation at all.
+    pub fn refuses(&self, operation: Operation) -> bool {
+        operation.respects_limits() && self.cap().is_some()
+    }
+
     /// Whether `need` more units are within what this rule grants at all.
     pub fn fits(&self, used: Count, need: u64) -> bool {
         match self.cap() {
@@ -181,6 +217,20 @@ mod tests {
             decide(Operation::Track, &[(unlimited, count(COUNT_MAX), one(1))]),
             Decision::Overflow(0)
         );
+    }
+
+    #[test]
+    fn of_equal_operations_the_first_are_granted() {
+        let shares =
+            |granted| [(0, 1), (1, 2), (3, 4)].map(|(before, times)| share(granted, before, times));
+        let of = |granted, granted_later| Share {
+            granted,
+            granted_later,
+        };
+        assert_eq!(shares(0), [of(0, 0), of(0, 0), of(0, 0)]);
+        assert_eq!(shares(2), [of(1, 1), of(1, 0), of(0, 0)]);
+        assert_eq!(shares(5), [of(1, 4), of(2, 2), of(2, 0)]);
+        assert_eq!(shares(7), [of(1, 6), of(2, 4), of(4, 0)]);
     }
 
     #[test]

@@ -73,12 +73,15 @@ impl Request {
     /// Whether another request wants just the same of the same single counter, so that this one can stand for
     /// both.
     pub fn extends_to(&self, other: &Self) -> bool {
-        let single =
-            |demands: &[(MeterId, Demand)]| matches!(demands, [(_, one)] if one.amount == one.need);
+        let alone = |it: &Self| match it.demands.as_slice() {
+            [(_, demand)] => demand.alone(),
+            _ => None,
+        };
         self.attempt.is_none()
             && other.attempt.is_none()
-            && single(&self.demands)
             && self.kind == other.kind
+            && self.kind.can_stand_for_several()
+            && alone(self).is_some()
             && self.organization == other.organization
             && self.demands == other.demands
             && self.timestamp == other.timestamp
@@ -148,7 +151,7 @@ impl MeterUsage {
 }
 
 /// Why there is no decision.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     /// Redis.
     #[error(transparent)]
@@ -238,18 +241,27 @@ impl Metering {
         let mut course = Course::default();
         for _ in 0..ROUNDS_MAX {
             let link = self.counters.link().await?;
-            let Some(asked) = self.ask(&link, request, course).await? else {
+            let shard = Shard::of(&request.organization);
+            let Some(generation) = self.generation(&link, shard).await? else {
                 continue;
             };
+            let policy = self.policies.get(&request.organization).await?;
+            let asked = self.ask(generation, policy, request, course)?;
             let operation = asked.operation(request);
             let outcomes = self.counters.count(&link, vec![operation]).await;
             let Some(outcomes) = outcomes.map_err(|error| uncounted(request, error))? else {
                 continue;
             };
             let outcome = outcomes.into_iter().next().ok_or(Error::Contended)?;
-            match self.conclude(request, &asked, outcome).await? {
+            match self.conclude(request, &asked, outcome)? {
                 Conclusion::Decided(decided) => return Ok(decided),
-                Conclusion::Again(next) => course = next,
+                // In a box, so that a call that is simply decided, which is nearly every one, does not carry this about.
+                Conclusion::Unclear(unclear) => {
+                    match Box::pin(self.clear_up(request, &asked, unclear)).await? {
+                        ClearedUp::Decided(decided) => return Ok(decided),
+                        ClearedUp::Again(next) => course = next,
+                    }
+                }
             }
         }
         Err(Error::Contended)
@@ -274,88 +286,100 @@ impl Metering {
         }
     }
 
-    /// What to ask of the counters for a request, by what is known now; none if the shard had no number yet.
-    async fn ask(
+    /// The generation of a shard; none if it had no number yet, and the link is to be asked for again.
+    async fn generation(&self, link: &Link, shard: Shard) -> Result<Option<u64>, Error> {
+        let generation = link.generation(shard);
+        if generation.is_none() {
+            Box::pin(self.opener.number(link, shard)).await?;
+        }
+        Ok(generation)
+    }
+
+    /// What to ask of the counters for a request, by what is known now.
+    fn ask(
         &self,
-        link: &Link,
+        generation: u64,
+        policy: Arc<Resolved>,
         request: &Request,
         course: Course,
-    ) -> Result<Option<Asked>, Error> {
-        let shard = Shard::of(&request.organization);
-        let Some(generation) = link.generation(shard) else {
-            Box::pin(self.opener.number(link, shard)).await?;
-            return Ok(None);
-        };
-        let policy = self.policies.get(&request.organization).await?;
+    ) -> Result<Asked, Error> {
         let now = self.clock.now();
         let at = self.time_of(request, now)?;
         let counts_at = if course.own_period_closed { now } else { at };
-        Ok(Some(Asked {
+        Ok(Asked {
             moment: policy.moment(counts_at),
             policy,
             generation,
             now,
             at,
             counts_at,
-        }))
+        })
     }
 
-    /// What an outcome means for its request; where Redis did not know something, that is seen to first.
-    async fn conclude(
+    /// What an outcome means for its request.
+    fn conclude(
         &self,
         request: &Request,
         asked: &Asked,
         outcome: Outcome,
     ) -> Result<Conclusion, Error> {
-        let organization = &request.organization;
         let policy = &asked.policy;
-        match outcome {
-            Outcome::Answered(answer) => {
-                let newer = |reading: &Reading| reading.stamp.version > policy.version;
-                if answer.readings.iter().any(newer) {
-                    self.policies.forget(organization);
-                }
-                Ok(Conclusion::Decided(decided(request, policy, &answer)))
-            }
+        let (times_granted, answer) = match outcome {
+            Outcome::Answered(answer) => (u32::from(answer.granted), answer),
             Outcome::Some { granted, reading } => {
-                if reading.stamp.version > policy.version {
-                    self.policies.forget(organization);
-                }
                 let answer = Answer {
                     granted: granted == request.times,
                     replayed: false,
                     readings: vec![reading],
                 };
-                Ok(Conclusion::Decided(Decided {
-                    times_granted: granted,
-                    ..decided(request, policy, &answer)
-                }))
+                (granted, answer)
             }
-            Outcome::KeyReused => Err(Error::KeyReused),
+            Outcome::KeyReused => return Err(Error::KeyReused),
             Outcome::Overflow(position) => {
-                let meter = request
-                    .demands
-                    .get(position)
-                    .map(|(meter, _)| meter.clone());
-                Err(meter.map_or(Error::Contended, Error::Overflow))
+                let demand = request.demands.get(position);
+                let meter = demand.map(|(meter, _)| meter.clone());
+                return Err(meter.map_or(Error::Contended, Error::Overflow));
             }
-            // In boxes, so that a call that is simply decided, which is nearly every one, does not carry these about.
-            Outcome::Missing(_)
+            Outcome::Missing(position) => {
+                return Ok(Conclusion::Unclear(Unclear::Missing(position)));
+            }
+            Outcome::Frozen(position) => return Ok(Conclusion::Unclear(Unclear::Frozen(position))),
+            Outcome::Closed(_) => return Ok(Conclusion::Unclear(Unclear::Closed)),
+        };
+        let newer = |reading: &Reading| reading.stamp.version > policy.version;
+        if answer.readings.iter().any(newer) {
+            self.policies.forget(&request.organization);
+        }
+        Ok(Conclusion::Decided(Decided {
+            times_granted,
+            ..decided(request, policy, &answer)
+        }))
+    }
+
+    /// Sees to what Redis did not know.
+    async fn clear_up(
+        &self,
+        request: &Request,
+        asked: &Asked,
+        unclear: Unclear,
+    ) -> Result<ClearedUp, Error> {
+        let organization = &request.organization;
+        match unclear {
+            Unclear::Missing(_)
                 if request.kind == decision::Operation::Check
-                    && !Box::pin(self.policies.exists(organization)).await? =>
+                    && !self.policies.exists(organization).await? =>
             {
-                let decided = unheard_of(request, asked);
-                Ok(Conclusion::Decided(decided))
+                Ok(ClearedUp::Decided(unheard_of(request, asked)))
             }
-            Outcome::Missing(position) | Outcome::Frozen(position) => {
-                Box::pin(self.open_from(position, request, asked)).await?;
-                Ok(Conclusion::Again(Course::default()))
+            Unclear::Missing(position) | Unclear::Frozen(position) => {
+                self.open_from(position, request, asked).await?;
+                Ok(ClearedUp::Again(Course::default()))
             }
-            Outcome::Closed(_) => {
-                let newest = Box::pin(self.policies.refresh(organization, policy.version)).await?;
-                Ok(Conclusion::Again(Course {
-                    own_period_closed: request.timestamp.is_some()
-                        && newest.version == policy.version,
+            Unclear::Closed => {
+                let version = asked.policy.version;
+                let newest = self.policies.refresh(organization, version).await?;
+                Ok(ClearedUp::Again(Course {
+                    own_period_closed: request.timestamp.is_some() && newest.version == version,
                 }))
             }
         }
@@ -446,7 +470,22 @@ struct Asked {
     moment: Moment,
 }
 
+/// What an outcome means.
 enum Conclusion {
+    Decided(Decided),
+    Unclear(Unclear),
+}
+
+/// What kept a request from being decided; see [`Outcome`].
+#[derive(Debug, Clone, Copy)]
+enum Unclear {
+    Missing(usize),
+    Frozen(usize),
+    Closed,
+}
+
+/// What came of clearing that up.
+enum ClearedUp {
     Decided(Decided),
     /// Another round may find what this one did not.
     Again(Course),

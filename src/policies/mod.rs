@@ -201,15 +201,23 @@ impl Policies {
 
     /// The policy of an organization: from the cache, else from Redis, else from Postgres.
     pub async fn get(&self, organization: &OrganizationId) -> Result<Arc<Resolved>, Error> {
+        match self.at_hand(organization) {
+            Some(policy) => Ok(policy),
+            // In a box, so that a call whose policy is at hand does not carry this about.
+            None => Box::pin(self.fresh(organization)).await,
+        }
+    }
+
+    /// The policy of an organization, if it is in the cache.
+    pub fn at_hand(&self, organization: &OrganizationId) -> Option<Arc<Resolved>> {
         if let Some(cached) = self.cache.get(organization)
             && self.still_holds(&cached)
         {
             self.metrics.cache_hit(metrics::Cache::Policies);
-            return Ok(cached.policy);
+            return Some(cached.policy);
         }
         self.metrics.cache_missed(metrics::Cache::Policies);
-        // In a box, so that a call whose policy is at hand does not carry this about.
-        Box::pin(self.fresh(organization)).await
+        None
     }
 
     /// The policy of an organization past the cache: from Redis, else from Postgres.
