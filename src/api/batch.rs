@@ -270,8 +270,12 @@ struct Answer<'a> {
 
 impl Plan {
     fn of(caller: &Caller, key: Option<&IdempotencyKey>, items: &Items) -> Result<Self, Error> {
-        let mut plan = Self::default();
-        for (index, item) in items.read()?.into_iter().enumerate() {
+        let items = items.read()?;
+        let mut plan = Self {
+            parts: Vec::with_capacity(items.len()),
+            ..Self::default()
+        };
+        for (index, item) in items.into_iter().enumerate() {
             plan.add(item.and_then(|item| request(caller, key, index, item)));
         }
         Ok(plan)
@@ -432,18 +436,18 @@ impl Items {
         let body = &self.body;
         let items: Vec<_> = match self.media_type {
             MediaType::Json => {
-                match serde_json::from_slice::<Object<ItemList<Object<Item>>>>(body) {
-                    Ok(Object(list)) => list
-                        .items
-                        .into_iter()
-                        .map(|Object(item)| Ok(item))
-                        .collect(),
+                // Looked through once for what is no text, instead of each string by itself.
+                let text = std::str::from_utf8(body).ok();
+                let whole = text.and_then(|text| serde_json::from_str(text).ok());
+                if let Some(Object(ItemList { items })) = whole {
+                    items.into_iter().map(|Object(item)| Ok(item)).collect()
+                } else {
                     // One of them is wrong, and the others shall be counted all the same.
-                    Err(_) => from_json::<ItemList<&RawValue>>(body)?
+                    from_json::<ItemList<&RawValue>>(body)?
                         .items
                         .into_iter()
                         .map(|item| from_json(item.get().as_bytes()))
-                        .collect(),
+                        .collect()
                 }
             }
             MediaType::NdJson => body

@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use foldhash::fast::RandomState;
 use redis::Cmd;
 
-use super::keys::{Keys, Shard};
+use super::keys::{KeyList, Keys, Shard};
 use super::packed::{Array, Items};
 use super::{Answer, Charge, Operation, Outcome, Reading};
 use crate::domain::counter::{CounterId, Stamp};
@@ -21,7 +21,7 @@ use crate::domain::quantity::Count;
 #[derive(Debug)]
 pub(super) struct Batch {
     /// Of each counter the shard's dirty index and its own; then the idempotency records.
-    keys: Vec<String>,
+    keys: KeyList,
     /// The `MessagePack` array.
     body: Vec<u8>,
     asked: Vec<Asked>,
@@ -52,19 +52,20 @@ impl Batch {
         let mut layout = Layout::default();
         let mut asked: Vec<Asked> = Vec::with_capacity(operations.len());
         let mut parts = Vec::with_capacity(operations.len());
-        // The place of each charge's rule, from 1.
-        let mut rules: Vec<u64> = Vec::with_capacity(operations.len());
+        // The place of each charge's rule.
+        let mut rules = Vec::with_capacity(operations.len());
         for (place, operation) in operations.iter().enumerate() {
             let own = rules.len();
             for charge in &operation.charges {
                 rules.push(layout.rule(keys, charge));
             }
-            let equal = layout.asked_last(&operation.charges).filter(|last| {
-                asked.get(*last).is_some_and(|last| {
-                    rules.get(last.rules) == rules.get(own)
-                        && operations
-                            .get(last.operation)
-                            .is_some_and(|first| extends(first, operation))
+            let charged = rules.get(own..).unwrap_or_default();
+            let equal = layout.asked_last(charged).filter(|last| {
+                let last = asked.get(*last);
+                last.is_some_and(|last| {
+                    let first = operations.get(last.operation);
+                    rules.get(last.rules) == charged.first()
+                        && first.is_some_and(|first| extends(first, operation))
                 })
             });
             if let Some((equal, first)) = equal.and_then(|at| Some((at, asked.get_mut(at)?))) {
@@ -75,7 +76,7 @@ impl Batch {
                 first.times = first.times.saturating_add(operation.times);
                 rules.truncate(own);
             } else {
-                layout.ask(&operation.charges, asked.len());
+                layout.ask(charged, asked.len());
                 parts.push(Part {
                     asked: asked.len(),
                     before: 0,
@@ -96,7 +97,7 @@ impl Batch {
             match &operation.attempt {
                 Some(attempt) => {
                     let record = keys.idempotency(&operation.organization, &attempt.key);
-                    body.push(layout.record(record))
+                    body.push(nth(layout.record(record)))
                         .push_text(&attempt.fingerprint);
                 }
                 None => {
@@ -106,7 +107,7 @@ impl Batch {
             body.push(size(operation.charges.len()));
             let rules = rules.get(it.rules..).unwrap_or_default();
             for (charge, rule) in operation.charges.iter().zip(rules) {
-                body.push(*rule)
+                body.push(nth(*rule))
                     .push(charge.demand.amount)
                     .push(charge.demand.need);
             }
@@ -119,9 +120,14 @@ impl Batch {
         self.keys.len()
     }
 
+    /// How many bytes its keys and its body have together.
+    pub(super) fn size(&self) -> usize {
+        self.keys.size().saturating_add(self.body.len())
+    }
+
     /// Adds the keys to a command.
     pub(super) fn write_keys(&self, command: &mut Cmd) {
-        for key in &self.keys {
+        for key in self.keys.iter() {
             command.arg(key);
         }
     }
@@ -206,24 +212,18 @@ fn part_of(all: &Outcome, operation: &Operation, before: u32) -> Outcome {
 /// Which counters and rules a batch needs, each of them once.
 #[derive(Debug, Default)]
 struct Layout<'a> {
-    keys: Vec<String>,
-    counters: HashMap<&'a CounterId, Counter, RandomState>,
+    keys: KeyList,
+    /// The place of each counter's first rule.
+    counters: HashMap<&'a CounterId, usize, RandomState>,
+    /// By counter, the place of what was last asked of it.
+    last: Vec<Option<usize>>,
     rules: Vec<Rule>,
-    records: HashMap<String, u64>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Counter {
-    /// Its place, from 1.
-    place: u64,
-    first_rule: usize,
-    /// The place of what was last asked of it.
-    asked_last: Option<usize>,
+    records: HashMap<String, usize>,
 }
 
 #[derive(Debug)]
 struct Rule {
-    counter: u64,
+    counter: usize,
     stamp: Stamp,
     hour: DateTime<Utc>,
     /// Another rule of the same counter.
@@ -231,34 +231,27 @@ struct Rule {
 }
 
 impl<'a> Layout<'a> {
-    /// The place of a charge's rule, from 1.
-    fn rule(&mut self, keys: &Keys, charge: &'a Charge) -> u64 {
+    /// The place of a charge's rule.
+    fn rule(&mut self, keys: &Keys, charge: &'a Charge) -> usize {
         let new = self.rules.len();
-        let place = size(self.counters.len()).saturating_add(1);
-        let Counter {
-            place: counter,
-            first_rule: first,
-            ..
-        } = *self.counters.entry(&charge.counter).or_insert(Counter {
-            place,
-            first_rule: new,
-            asked_last: None,
-        });
-        if first == new {
-            let shard = Shard::of(&charge.counter.organization);
-            self.keys.push(keys.dirty(shard));
-            self.keys.push(keys.counter(&charge.counter));
-        }
-        let mut last = None;
+        let first = *self.counters.entry(&charge.counter).or_insert(new);
+        let (mut counter, mut last) = (self.last.len(), None);
         let mut next = Some(first);
         while let Some((at, rule)) = next.and_then(|at| Some((at, self.rules.get(at)?))) {
             if rule.stamp == charge.stamp && rule.hour == charge.hour {
-                return size(at).saturating_add(1);
+                return at;
             }
+            counter = rule.counter;
             (last, next) = (Some(at), rule.next);
         }
         if let Some(last) = last.and_then(|last| self.rules.get_mut(last)) {
             last.next = Some(new);
+        } else {
+            let shard = Shard::of(&charge.counter.organization);
+            self.keys.push(|key| keys.write_dirty(shard, key));
+            self.keys
+                .push(|key| keys.write_counter(shard, &charge.counter, key));
+            self.last.push(None);
         }
         self.rules.push(Rule {
             counter,
@@ -266,50 +259,59 @@ impl<'a> Layout<'a> {
             hour: charge.hour,
             next: None,
         });
-        size(new).saturating_add(1)
+        new
     }
 
-    /// The place of what was last asked of the only counter of these charges.
-    fn asked_last(&self, charges: &[Charge]) -> Option<usize> {
-        let [charge] = charges else { return None };
-        self.counters.get(&charge.counter)?.asked_last
+    /// The place of what was last asked of the counter of this rule, if it is only one.
+    fn asked_last(&self, rules: &[usize]) -> Option<usize> {
+        let [rule] = rules else { return None };
+        *self.last.get(self.rules.get(*rule)?.counter)?
     }
 
-    /// Notes what is asked of the counters of these charges.
-    fn ask(&mut self, charges: &[Charge], asked: usize) {
-        for charge in charges {
-            if let Some(counter) = self.counters.get_mut(&charge.counter) {
-                counter.asked_last = Some(asked);
+    /// Notes what is asked of the counters of these rules.
+    fn ask(&mut self, rules: &[usize], asked: usize) {
+        for rule in rules {
+            let counter = self.rules.get(*rule).map(|rule| rule.counter);
+            if let Some(last) = counter.and_then(|counter| self.last.get_mut(counter)) {
+                *last = Some(asked);
             }
         }
     }
 
-    /// The place of an idempotency record, from 1.
-    fn record(&mut self, key: String) -> u64 {
-        let place = size(self.records.len()).saturating_add(1);
+    /// The place of an idempotency record.
+    fn record(&mut self, key: String) -> usize {
+        let place = self.records.len();
         *self.records.entry(key).or_insert(place)
     }
 
     fn finish(self, asked: Vec<Asked>, parts: Vec<Part>, body: &Array) -> Batch {
         let mut array = Array::default();
         array
-            .push(size(self.counters.len()))
+            .push(size(self.last.len()))
             .push(size(self.rules.len()))
             .push(size(asked.len()));
+        // Nearly all of a batch have the same.
+        let mut stamp: Option<(Stamp, String)> = None;
         for rule in &self.rules {
-            array.push(rule.counter);
+            array.push(nth(rule.counter));
             match rule.stamp.rule.cap() {
                 Some(cap) => array.push(cap.get()),
                 None => array.push_nothing(),
             };
+            let (_, text) = match stamp.take().filter(|(stamp, _)| *stamp == rule.stamp) {
+                Some(same) => stamp.insert(same),
+                None => stamp.insert((rule.stamp, rule.stamp.to_string())),
+            };
             array
-                .push_text(&rule.stamp.to_string())
+                .push_text(text)
                 .push_text(itoa::Buffer::new().format(rule.hour.timestamp_millis()));
         }
         let mut records: Vec<_> = self.records.into_iter().collect();
         records.sort_unstable_by_key(|(_, place)| *place);
         let mut keys = self.keys;
-        keys.extend(records.into_iter().map(|(key, _)| key));
+        for (record, _) in &records {
+            keys.push(|key| key.push_str(record));
+        }
         Batch {
             keys,
             body: array.followed_by(body),
@@ -317,6 +319,11 @@ impl<'a> Layout<'a> {
             parts,
         }
     }
+}
+
+/// A place as Lua counts them, from 1.
+fn nth(place: usize) -> u64 {
+    size(place).saturating_add(1)
 }
 
 /// Lengths are those of lists in memory.

@@ -44,6 +44,37 @@ impl Shard {
     }
 }
 
+/// Keys in one piece of memory, because a batch has hundreds.
+#[derive(Debug, Default)]
+pub(super) struct KeyList {
+    text: String,
+    /// Where each of them ends.
+    ends: Vec<usize>,
+}
+
+impl KeyList {
+    /// Adds the key that is written behind what is there.
+    pub(super) fn push(&mut self, write: impl FnOnce(&mut String)) {
+        write(&mut self.text);
+        self.ends.push(self.text.len());
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// How long they are together.
+    pub(super) fn size(&self) -> usize {
+        self.text.len()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &str> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        let ranges = starts.zip(&self.ends);
+        ranges.filter_map(|(start, end)| self.text.get(start..*end))
+    }
+}
+
 /// Makes keys under one prefix.
 #[derive(Debug, Clone)]
 pub(super) struct Keys {
@@ -84,6 +115,11 @@ impl Keys {
         self.sharded(shard, "dirty")
     }
 
+    /// Writes the same behind what is there.
+    pub(super) fn write_dirty(&self, shard: Shard, key: &mut String) {
+        self.write_sharded(shard, "dirty", key);
+    }
+
     pub(super) fn lease(&self, shard: Shard) -> String {
         self.sharded(shard, "lease")
     }
@@ -116,13 +152,19 @@ impl Keys {
     }
 
     pub(super) fn counter(&self, counter: &CounterId) -> String {
-        let mut key = self.sharded(Shard::of(&counter.organization), "u:");
+        let mut key = String::with_capacity(96);
+        self.write_counter(Shard::of(&counter.organization), counter, &mut key);
+        key
+    }
+
+    /// Writes the same behind what is there; the shard is that of its organization.
+    pub(super) fn write_counter(&self, shard: Shard, counter: &CounterId, key: &mut String) {
+        self.write_sharded(shard, "u:", key);
         key.push_str(counter.organization.as_str());
         key.push(':');
         key.push_str(counter.meter.as_str());
         key.push(':');
         key.push_str(itoa::Buffer::new().format(counter.start.timestamp_millis()));
-        key
     }
 
     /// The inverse of [`Keys::counter`]; none for anything that it does not produce.
@@ -179,7 +221,12 @@ impl Keys {
     }
 
     fn sharded(&self, shard: Shard, name: &str) -> String {
-        let mut key = String::with_capacity(self.prefix.len().saturating_add(96));
+        let mut key = String::with_capacity(96);
+        self.write_sharded(shard, name, &mut key);
+        key
+    }
+
+    fn write_sharded(&self, shard: Shard, name: &str, key: &mut String) {
         // Without the machinery of formatting, because every counted call has two keys.
         key.push_str(&self.prefix);
         key.push('{');
@@ -188,7 +235,6 @@ impl Keys {
         }
         key.push_str("}:");
         key.push_str(name);
-        key
     }
 }
 

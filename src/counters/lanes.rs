@@ -154,7 +154,8 @@ impl Lane {
         if calls.is_empty() {
             return;
         }
-        let operations: Vec<&Operation> = calls.iter().flat_map(|it| &it.operations).collect();
+        let mut operations: Vec<&Operation> = Vec::with_capacity(OPERATIONS_MAX);
+        operations.extend(calls.iter().flat_map(|it| &it.operations));
         let batch = Batch::new(&self.inner.keys, &operations);
         let charges = operations.iter().map(|it| it.charges.len()).sum();
         link.metrics.count_called(calls.len(), charges);

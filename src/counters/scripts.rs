@@ -103,7 +103,7 @@ pub(super) struct Sending<'a> {
     pub(super) batch: &'a Batch,
 }
 
-/// Calls `count.lua`; [`batch::outcomes`](super::batch::outcomes) reads the answer. None if nobody can say
+/// Calls `count.lua`; [`Batch::outcomes`] reads the answer. None if nobody can say
 /// what became of a batch that was sent before.
 pub(super) async fn count(
     link: &Link,
@@ -112,19 +112,26 @@ pub(super) async fn count(
     now: DateTime<Utc>,
     record_lifetime_ms: u64,
 ) -> Result<Option<Vec<u8>>, Error> {
+    /// Those that every call has.
+    const ARGUMENTS: usize = 11;
     // Put together by hand, because an invocation of the library's copies every key and argument once more.
-    let mut call = redis::cmd("EVALSHA");
-    call.arg(COUNT.get_hash())
-        .arg(sending.batch.key_count().saturating_add(2))
+    let batch = sending.batch;
+    let mut call = Cmd::with_capacity(
+        batch.key_count().saturating_add(ARGUMENTS),
+        batch.size().saturating_add(ARGUMENTS * 64),
+    );
+    call.arg("EVALSHA")
+        .arg(COUNT.get_hash())
+        .arg(batch.key_count().saturating_add(2))
         .arg(keys.receipt(sending.lane))
         .arg(keys.generation(Shard::OF_RECEIPTS));
-    sending.batch.write_keys(&mut call);
+    batch.write_keys(&mut call);
     call.arg(now.timestamp_millis())
         .arg(record_lifetime_ms)
         .arg(RECEIPT_LIFETIME_MS)
         .arg(sending.number)
         .arg(i32::from(sending.again))
-        .arg(sending.batch.body());
+        .arg(batch.body());
     link.evaluate(&call, COUNT_SOURCE).await
 }
 

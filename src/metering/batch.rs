@@ -147,10 +147,11 @@ impl<'a> OfShard<'a> {
     ) -> Vec<Pending<'a>> {
         let (metering, finding_out) = (self.metering, self.finding_out);
         let mut asking = Vec::with_capacity(pending.len());
-        for (it, policy) in self.with_policies(pending).await {
-            let asked =
-                policy.and_then(|policy| metering.ask(generation, policy, it.request, it.course));
-            match asked {
+        let pending = self.with_policies(pending).await;
+        let now = metering.clock.now();
+        for (it, policy) in pending {
+            let ask = |policy| metering.ask(generation, policy, now, it.request, it.course);
+            match policy.and_then(ask) {
                 Ok(asked) => asking.push((it, asked)),
                 Err(error) => self.decided.push((it.place, Err(error))),
             }
@@ -205,9 +206,10 @@ impl<'a> OfShard<'a> {
         pending: Vec<Pending<'a>>,
     ) -> Vec<(Pending<'a>, Result<Arc<Resolved>, Error>)> {
         let policies = &self.metering.policies;
+        let now = self.metering.clock.now();
         let (mut found, mut unknown) = (Vec::with_capacity(pending.len()), Vec::new());
         for it in pending {
-            match policies.at_hand(&it.request.organization) {
+            match policies.at_hand(&it.request.organization, now) {
                 Some(policy) => found.push((it, Ok(policy))),
                 None => unknown.push(it),
             }

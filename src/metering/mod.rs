@@ -246,7 +246,7 @@ impl Metering {
                 continue;
             };
             let policy = self.policies.get(&request.organization).await?;
-            let asked = self.ask(generation, policy, request, course)?;
+            let asked = self.ask(generation, policy, self.clock.now(), request, course)?;
             let operation = asked.operation(request);
             let outcomes = self.counters.count(&link, vec![operation]).await;
             let Some(outcomes) = outcomes.map_err(|error| uncounted(request, error))? else {
@@ -300,10 +300,10 @@ impl Metering {
         &self,
         generation: u64,
         policy: Arc<Resolved>,
+        now: DateTime<Utc>,
         request: &Request,
         course: Course,
     ) -> Result<Asked, Error> {
-        let now = self.clock.now();
         let at = self.time_of(request, now)?;
         let counts_at = if course.own_period_closed { now } else { at };
         Ok(Asked {

@@ -120,8 +120,11 @@ impl<'a> Written<'a> {
 #[derive(Debug, Clone)]
 struct Cached {
     policy: Arc<Resolved>,
-    looked_up_at: DateTime<Utc>,
-    /// Whether it was out of date then, and Postgres away.
+    /// When it was looked up.
+    since: DateTime<Utc>,
+    /// When it is to be looked up again.
+    until: DateTime<Utc>,
+    /// Whether it was out of date when it was looked up, and Postgres away.
     stopgap: bool,
 }
 
@@ -201,17 +204,21 @@ impl Policies {
 
     /// The policy of an organization: from the cache, else from Redis, else from Postgres.
     pub async fn get(&self, organization: &OrganizationId) -> Result<Arc<Resolved>, Error> {
-        match self.at_hand(organization) {
+        match self.at_hand(organization, self.clock.now()) {
             Some(policy) => Ok(policy),
             // In a box, so that a call whose policy is at hand does not carry this about.
             None => Box::pin(self.fresh(organization)).await,
         }
     }
 
-    /// The policy of an organization, if it is in the cache.
-    pub fn at_hand(&self, organization: &OrganizationId) -> Option<Arc<Resolved>> {
+    /// The policy of an organization, if it is in the cache and holds `now`.
+    pub fn at_hand(
+        &self,
+        organization: &OrganizationId,
+        now: DateTime<Utc>,
+    ) -> Option<Arc<Resolved>> {
         if let Some(cached) = self.cache.get(organization)
-            && self.still_holds(&cached)
+            && self.holds(&cached, now)
         {
             self.metrics.cache_hit(metrics::Cache::Policies);
             return Some(cached.policy);
@@ -485,18 +492,10 @@ impl Policies {
         Ok(())
     }
 
-    fn still_holds(&self, cached: &Cached) -> bool {
-        let now = self.clock.now();
-        let lifetime = if cached.stopgap {
-            STOPGAP_LIFETIME
-        } else if self.is_outdated(&cached.policy) {
-            return false;
-        } else {
-            CACHE_LIFETIME
-        };
+    fn holds(&self, cached: &Cached, now: DateTime<Utc>) -> bool {
         // A clock that was set back must not prolong anything.
-        (TimeDelta::zero()..lifetime).contains(&(now - cached.looked_up_at))
-            && cached.policy.until.is_none_or(|until| now < until)
+        (cached.since..cached.until).contains(&now)
+            && (cached.stopgap || !self.is_outdated(&cached.policy))
     }
 
     fn is_outdated(&self, policy: &Policy) -> bool {
@@ -575,10 +574,19 @@ impl Policies {
     }
 
     fn keep(&self, organization: &OrganizationId, policy: Arc<Resolved>) -> Arc<Resolved> {
+        let since = self.clock.now();
+        let stopgap = self.is_outdated(&policy);
+        let lifetime = if stopgap {
+            STOPGAP_LIFETIME
+        } else {
+            CACHE_LIFETIME
+        };
+        let until = since + lifetime;
         let cached = Cached {
+            until: policy.until.map_or(until, |ends| ends.min(until)),
             policy: Arc::clone(&policy),
-            looked_up_at: self.clock.now(),
-            stopgap: self.is_outdated(&policy),
+            since,
+            stopgap,
         };
         self.cache.insert(organization.clone(), cached);
         policy

@@ -255,7 +255,15 @@ fn cases() -> impl Strategy<Value = Case> {
             .collect();
         (Just(initial), rules)
     });
-    let batches = prop::collection::vec(prop::collection::vec(calls(), 1..8), 1..8);
+    // Equal ones that follow each other are one for the script.
+    let repeated = (calls(), prop_oneof![2 => Just(1), 1 => 2..5_usize]);
+    let batch = prop::collection::vec(repeated, 1..8).prop_map(|calls| {
+        let calls = calls.into_iter();
+        calls
+            .flat_map(|(call, copies)| std::iter::repeat_n(call, copies))
+            .collect()
+    });
+    let batches = prop::collection::vec(batch, 1..8);
     (counters, batches).prop_map(|((initial, rules), batches)| Case {
         initial,
         rules,
