@@ -253,8 +253,8 @@ pub struct KnownOrganization {
     pub incarnation: u64,
 }
 
-/// How many counters are read at once, so that calls that count never wait for long behind it.
-const READ_MAX: usize = 250;
+/// How many counters are read in one round trip, so that calls that count never wait for long behind it.
+pub const READ_MAX: usize = 250;
 
 /// A policy as Redis gets to know it.
 #[derive(Debug, Clone, Copy)]
@@ -509,6 +509,16 @@ impl Counters {
         link: &Link,
         counters: &[CounterId],
     ) -> Result<Vec<Option<Counted>>, Error> {
+        self.read_by(link, counters, READ_MAX).await
+    }
+
+    /// The same, so many of them in one round trip, for which Redis does nothing else.
+    pub async fn read_by(
+        &self,
+        link: &Link,
+        counters: &[CounterId],
+        together: usize,
+    ) -> Result<Vec<Option<Counted>>, Error> {
         // One call reads counters of one shard.
         let mut asked: Vec<(Shard, usize, &CounterId)> = counters
             .iter()
@@ -517,7 +527,7 @@ impl Counters {
             .collect();
         asked.sort_unstable_by_key(|(shard, place, _)| (*shard, *place));
         let mut all: Vec<Option<Counted>> = counters.iter().map(|_| None).collect();
-        for some in asked.chunks(READ_MAX) {
+        for some in asked.chunks(together.max(1)) {
             let found = scripts::read(link, &self.0.keys, some).await?;
             for ((_, place, _), counted) in some.iter().zip(found) {
                 if let Some(slot) = all.get_mut(*place) {

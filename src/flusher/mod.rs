@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::clock::Clock;
-use crate::counters::{self, Backlog, Counters, Link, Settlement, Shard};
+use crate::counters::{self, Backlog, Counters, Link, READ_MAX, Settlement, Shard};
 use crate::domain::counter::{CounterId, Snapshot};
 use crate::domain::ids::OrganizationId;
 use crate::domain::retention;
@@ -42,13 +42,32 @@ const BATCHES: usize = 20;
 
 /// How many parts of the shards are flushed side by side when everything is stored at once, so that Redis is read
 /// while Postgres writes.
-const LANES: usize = 2;
+const LANES: usize = 3;
 
-/// How many counters one script settles at most, so that calls that count never wait for long behind it.
-const SETTLE_MAX: usize = 128;
+/// In what steps Redis is read and settled.
+#[derive(Debug)]
+struct Steps {
+    /// How many counters are read in one round trip.
+    read: usize,
+    /// How many one script settles at most.
+    settled: usize,
+    /// How many such calls are under way at once.
+    settling: usize,
+}
 
-/// How many such calls are under way at once.
-const SETTLING_MAX: usize = 2;
+/// While calls count beside it, none of which shall wait for long.
+const BESIDE: Steps = Steps {
+    read: READ_MAX,
+    settled: 128,
+    settling: 2,
+};
+
+/// When everything is stored at once.
+const AT_ONCE: Steps = Steps {
+    read: 1000,
+    settled: 400,
+    settling: 4,
+};
 
 /// After some work it rests for so many times as long as that took, because work beside them takes from calls that count
 /// what it needs. The more there is to store, the rarer and the cheaper for each call.
@@ -79,6 +98,7 @@ pub struct Flusher {
 #[derive(Debug)]
 pub struct Batch {
     link: Arc<Link>,
+    steps: &'static Steps,
     /// What was read.
     pub snapshots: Vec<Snapshot>,
     /// What is to be told of them.
@@ -293,11 +313,15 @@ impl Flusher {
     pub async fn read(&self, shards: &[Shard]) -> Result<Batch, Error> {
         let share = BATCH_MAX.div_ceil(shards.len().max(1));
         let wanted: Vec<_> = shards.iter().map(|shard| (*shard, share)).collect();
-        self.read_some(&wanted).await
+        self.read_some(&wanted, &BESIDE).await
     }
 
     /// The same, of each shard at most so many.
-    async fn read_some(&self, wanted: &[(Shard, usize)]) -> Result<Batch, Error> {
+    async fn read_some(
+        &self,
+        wanted: &[(Shard, usize)],
+        steps: &'static Steps,
+    ) -> Result<Batch, Error> {
         let link = self.counters.link().await?;
         // Before the reading, so that nothing that changes later is taken for older.
         let read_at = self.clock.now();
@@ -309,11 +333,15 @@ impl Flusher {
             missing: Vec::new(),
             read_at,
             link,
+            steps,
         };
-        let read = self.counters.read(&batch.link, &dirty).await?;
-        for (counter, snapshot) in dirty.into_iter().zip(read) {
-            match snapshot {
-                Some(snapshot) => batch.snapshots.push(snapshot),
+        let read = self
+            .counters
+            .read_by(&batch.link, &dirty, steps.read)
+            .await?;
+        for (counter, counted) in dirty.into_iter().zip(read) {
+            match counted {
+                Some(counted) => batch.snapshots.push(counted.snapshot),
                 None => batch.missing.push(counter),
             }
         }
@@ -369,13 +397,13 @@ impl Flusher {
         }
         let mut calls = Vec::new();
         for (shard, settlements) in &by_shard {
-            for some in settlements.chunks(SETTLE_MAX) {
+            for some in settlements.chunks(batch.steps.settled) {
                 let (counters, link) = (&self.counters, &batch.link);
                 calls.push(counters.settle(link, *shard, some, batch.read_at));
             }
         }
         let clean: Vec<usize> = stream::iter(calls)
-            .buffer_unordered(SETTLING_MAX)
+            .buffer_unordered(batch.steps.settling)
             .try_collect()
             .await?;
         Ok(clean.into_iter().sum())
@@ -388,6 +416,7 @@ impl Flusher {
         together: usize,
         beside: bool,
     ) -> Result<(Report, Duration), Error> {
+        let steps = if beside { &BESIDE } else { &AT_ONCE };
         let (mut rested, mut took) = (Duration::ZERO, Duration::ZERO);
         let mut report = Report::default();
         let mut waiting = VecDeque::from(backlog);
@@ -399,7 +428,8 @@ impl Flusher {
             }
             self.tell_lag(&waiting);
             let started = Instant::now();
-            let batch = self.read_some(&take(&mut waiting, together)).await?;
+            let some = take(&mut waiting, together);
+            let batch = self.read_some(&some, steps).await?;
             let stored = self.store(&batch).await?;
             report.read += batch.snapshots.len();
             let accepted = stored.iter().filter(|stored| **stored).count();
