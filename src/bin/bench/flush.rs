@@ -52,6 +52,7 @@ pub(crate) async fn store(stage: &Stage, counters: u32) -> Result<Duration> {
         until: Until::Requests(u64::from(counters.div_ceil(items))),
     };
     let sent = load::run(&load, None).await?.flawless("filling")?.items;
+    stage.redis_has_rewritten().await?;
     let took = service.stop().await?;
     let stored = stored_units(&mut postgres).await? - before;
     if u64::try_from(stored)? != sent {

@@ -169,13 +169,31 @@ impl Stage {
 
     /// Bytes that Redis has allocated.
     pub(crate) async fn redis_memory(&self) -> Result<u64> {
+        let memory = self.redis_info("memory").await?;
+        memory.get("used_memory").context("INFO lacks used_memory")
+    }
+
+    /// Waits while Redis rewrites its append-only file: for some seconds where there are a million counters, in which
+    /// it takes a core, so that what is measured would depend on when it began.
+    pub(crate) async fn redis_has_rewritten(&self) -> Result<()> {
+        loop {
+            let persistence = self.redis_info("persistence").await?;
+            let under_way = ["aof_rewrite_scheduled", "aof_rewrite_in_progress"];
+            if under_way
+                .iter()
+                .all(|fact| persistence.get::<u8>(fact) == Some(0))
+            {
+                return Ok(());
+            }
+            sleep(POLL_INTERVAL).await;
+        }
+    }
+
+    async fn redis_info(&self, section: &str) -> Result<redis::InfoDict> {
         let client = redis::Client::open(self.redis_url())?;
         let mut connection = client.get_multiplexed_async_connection().await?;
-        let info: redis::InfoDict = redis::cmd("INFO")
-            .arg("memory")
-            .query_async(&mut connection)
-            .await?;
-        info.get("used_memory").context("INFO lacks used_memory")
+        let mut info = redis::cmd("INFO");
+        Ok(info.arg(section).query_async(&mut connection).await?)
     }
 }
 

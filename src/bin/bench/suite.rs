@@ -217,6 +217,7 @@ pub(crate) async fn scale(stage: &Stage, options: &Options) -> Result<Figures> {
         all.warm_up = Duration::ZERO;
         all.until = Until::Requests(u64::from(organizations));
         load::run(&all, None).await?.flawless("asking all")?;
+        stage.redis_has_rewritten().await?;
         let mut load = single(&service, options, Op::Consume, false);
         load.organizations = organizations;
         let speed = load::run(&load, None)
