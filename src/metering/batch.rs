@@ -11,7 +11,8 @@ use tokio::sync::Semaphore;
 use tokio::task::yield_now;
 
 use super::{
-    Asked, ClearedUp, Conclusion, Course, Decided, Error, Metering, ROUNDS_MAX, Request, uncounted,
+    Asked, ClearedUp, Conclusion, Course, Decided, Error, Metering, ROUNDS_MAX, Request, Unclear,
+    uncounted,
 };
 use crate::counters::{Link, Shard};
 use crate::groups::GROUP_MAX;
@@ -34,13 +35,21 @@ struct Pending<'a> {
     course: Course,
 }
 
-/// Requests of one shard.
-struct OfShard<'a> {
+/// One round of the requests of one shard.
+struct Round<'a> {
     metering: &'a Metering,
-    shard: Shard,
     /// One permit for each request that finds something out.
     finding_out: &'a Semaphore,
+    found: Found,
+}
+
+/// What rounds have come to, by the places of requests.
+#[derive(Default)]
+struct Found {
     decided: Vec<(usize, Result<Decided, Error>)>,
+    unclear: Vec<(usize, Asked, Unclear)>,
+    /// Those that need another round.
+    again: Vec<(usize, Course)>,
 }
 
 impl Metering {
@@ -53,16 +62,44 @@ impl Metering {
     ) -> Result<Vec<Result<Decided, Error>>, Error> {
         // Before anything else, so that an outage is one error and not thousands.
         self.counters.link().await?;
-        let mut by_shard: BTreeMap<Shard, Vec<usize>> = BTreeMap::new();
-        for (place, request) in requests.iter().enumerate() {
-            let shard = Shard::of(&request.organization);
-            by_shard.entry(shard).or_default().push(place);
+        let mut results: Vec<Option<Result<Decided, Error>>> =
+            requests.iter().map(|_| None).collect();
+        let mut pending: Vec<(usize, Course)> = (0..requests.len())
+            .map(|place| (place, Course::default()))
+            .collect();
+        for _ in 0..ROUNDS_MAX {
+            if pending.is_empty() {
+                break;
+            }
+            let found = self.round(requests, pending).await;
+            for (place, result) in found.decided {
+                if let Some((request, slot)) = requests.get(place).zip(results.get_mut(place)) {
+                    self.note(request, &result);
+                    *slot = Some(result);
+                }
+            }
+            pending = found.again;
+        }
+        let results = results.into_iter();
+        Ok(results
+            .map(|result| result.unwrap_or(Err(Error::Contended)))
+            .collect())
+    }
+
+    /// Asks the counters once for each request, and finds out what they did not know, of all of them together.
+    async fn round(&self, requests: &[Request], pending: Vec<(usize, Course)>) -> Found {
+        let mut by_shard: BTreeMap<Shard, Vec<(usize, Course)>> = BTreeMap::new();
+        for (place, course) in pending {
+            if let Some(request) = requests.get(place) {
+                let shard = Shard::of(&request.organization);
+                by_shard.entry(shard).or_default().push((place, course));
+            }
         }
         let finding_out = Semaphore::new(FINDING_OUT_MAX);
         let (shards, mut turn) = (by_shard.len().max(1), 0_usize);
-        let deciding = stream::iter(by_shard)
-            .then(|(shard, places)| {
-                turn = turn.saturating_add(places.len());
+        let rounds = stream::iter(by_shard)
+            .then(|(shard, pending)| {
+                turn = turn.saturating_add(pending.len());
                 let over = turn >= TURN;
                 turn = if over { 0 } else { turn };
                 async move {
@@ -70,82 +107,80 @@ impl Metering {
                     if over {
                         yield_now().await;
                     }
-                    (shard, places)
+                    (shard, pending)
                 }
             })
-            .map(|(shard, places)| {
-                let of_shard = OfShard {
+            .map(|(shard, pending)| {
+                let round = Round {
                     metering: self,
-                    shard,
                     finding_out: &finding_out,
-                    decided: Vec::with_capacity(places.len()),
+                    found: Found::default(),
                 };
-                let pending = places.into_iter().filter_map(|place| {
+                let pending = pending.into_iter().filter_map(|(place, course)| {
                     Some(Pending {
                         place,
                         request: requests.get(place)?,
-                        course: Course::default(),
+                        course,
                     })
                 });
-                of_shard.decide(pending.collect())
+                round.of_shard(shard, pending.collect())
             })
             .buffer_unordered(shards);
-        let mut deciding = pin!(deciding);
-        let mut results: Vec<Option<Result<Decided, Error>>> =
-            requests.iter().map(|_| None).collect();
-        while let Some(decided) = deciding.next().await {
-            for (place, result) in decided {
-                if let Some((request, slot)) = requests.get(place).zip(results.get_mut(place)) {
-                    self.note(request, &result);
-                    *slot = Some(result);
-                }
+        let mut rounds = pin!(rounds);
+        let mut all = Found::default();
+        while let Some(found) = rounds.next().await {
+            all.decided.extend(found.decided);
+            all.unclear.extend(found.unclear);
+            all.again.extend(found.again);
+        }
+        let unclear = std::mem::take(&mut all.unclear);
+        let clearing_up = stream::iter(unclear).map(|(place, asked, why)| async move {
+            let cleared_up = match requests.get(place) {
+                Some(request) => self.clear_up(request, &asked, why).await,
+                None => Err(Error::Contended),
+            };
+            (place, cleared_up)
+        });
+        let mut clearing_up = pin!(clearing_up.buffer_unordered(FINDING_OUT_MAX));
+        while let Some((place, cleared_up)) = clearing_up.next().await {
+            match cleared_up {
+                Ok(ClearedUp::Decided(decided)) => all.decided.push((place, Ok(decided))),
+                Ok(ClearedUp::Again(course)) => all.again.push((place, course)),
+                Err(error) => all.decided.push((place, Err(error))),
             }
         }
-        let results = results.into_iter();
-        Ok(results
-            .map(|result| result.unwrap_or(Err(Error::Contended)))
-            .collect())
+        all.again.sort_unstable_by_key(|(place, _)| *place);
+        all
     }
 }
 
-impl<'a> OfShard<'a> {
-    async fn decide(
-        mut self,
-        mut pending: Vec<Pending<'a>>,
-    ) -> Vec<(usize, Result<Decided, Error>)> {
-        for _ in 0..ROUNDS_MAX {
-            if pending.is_empty() {
-                break;
+impl<'a> Round<'a> {
+    async fn of_shard(mut self, shard: Shard, pending: Vec<Pending<'a>>) -> Found {
+        match self.present(shard).await {
+            Ok(Some((link, generation))) => self.ask(&link, generation, pending).await,
+            Ok(None) => self.again(pending),
+            Err(error) => {
+                let failed = |it: Pending<'_>| (it.place, Err(error.clone()));
+                self.found.decided.extend(pending.into_iter().map(failed));
             }
-            pending = match self.present().await {
-                Ok(Some((link, generation))) => self.round(&link, generation, pending).await,
-                Ok(None) => pending,
-                Err(error) => {
-                    let failed = |it: Pending<'_>| (it.place, Err(error.clone()));
-                    self.decided.extend(pending.into_iter().map(failed));
-                    break;
-                }
-            };
         }
-        // Those that no round has decided have no result.
-        self.decided
+        self.found
     }
 
     /// The link and the shard's generation; none if it had none yet, and is to be asked again.
-    async fn present(&self) -> Result<Option<(Arc<Link>, u64)>, Error> {
+    async fn present(&self, shard: Shard) -> Result<Option<(Arc<Link>, u64)>, Error> {
         let link = self.metering.counters.link().await?;
-        let generation = self.metering.generation(&link, self.shard).await?;
+        let generation = self.metering.generation(&link, shard).await?;
         Ok(generation.map(|generation| (link, generation)))
     }
 
-    /// Returns those that need another round.
-    async fn round(
-        &mut self,
-        link: &Arc<Link>,
-        generation: u64,
-        pending: Vec<Pending<'a>>,
-    ) -> Vec<Pending<'a>> {
-        let (metering, finding_out) = (self.metering, self.finding_out);
+    fn again<'b>(&mut self, pending: impl IntoIterator<Item = Pending<'b>>) {
+        let pending = pending.into_iter().map(|it| (it.place, it.course));
+        self.found.again.extend(pending);
+    }
+
+    async fn ask(&mut self, link: &Arc<Link>, generation: u64, pending: Vec<Pending<'a>>) {
+        let metering = self.metering;
         let mut asking = Vec::with_capacity(pending.len());
         let pending = self.with_policies(pending).await;
         let now = metering.clock.now();
@@ -153,51 +188,38 @@ impl<'a> OfShard<'a> {
             let ask = |policy| metering.ask(generation, policy, now, it.request, it.course);
             match policy.and_then(ask) {
                 Ok(asked) => asking.push((it, asked)),
-                Err(error) => self.decided.push((it.place, Err(error))),
+                Err(error) => self.found.decided.push((it.place, Err(error))),
             }
         }
+        self.found.decided.reserve(asking.len());
         let calls = in_parts(asking).into_iter().map(|part| async {
             let operations = part.iter().map(|(it, asked)| asked.operation(it.request));
             let outcomes = metering.counters.count(link, operations.collect()).await;
             (part, outcomes)
         });
-        let (mut unclear, mut again) = (Vec::new(), Vec::new());
         for (part, outcomes) in join_all(calls).await {
             match outcomes {
                 Ok(Some(outcomes)) => {
                     for ((it, asked), outcome) in part.into_iter().zip(outcomes) {
+                        let Found {
+                            decided, unclear, ..
+                        } = &mut self.found;
                         match metering.conclude(it.request, &asked, outcome) {
-                            Ok(Conclusion::Decided(decided)) => {
-                                self.decided.push((it.place, Ok(decided)));
-                            }
-                            Ok(Conclusion::Unclear(why)) => unclear.push((it, asked, why)),
-                            Err(error) => self.decided.push((it.place, Err(error))),
+                            Ok(Conclusion::Decided(it_is)) => decided.push((it.place, Ok(it_is))),
+                            Ok(Conclusion::Unclear(why)) => unclear.push((it.place, asked, why)),
+                            Err(error) => decided.push((it.place, Err(error))),
                         }
                     }
                 }
-                Ok(None) => again.extend(part.into_iter().map(|(it, _)| it)),
+                Ok(None) => self.again(part.into_iter().map(|(it, _)| it)),
                 Err(error) => {
                     let failed = |(it, _): (Pending<'_>, Asked)| {
                         (it.place, Err(uncounted(it.request, error.clone())))
                     };
-                    self.decided.extend(part.into_iter().map(failed));
+                    self.found.decided.extend(part.into_iter().map(failed));
                 }
             }
         }
-        let clearing_up = unclear.into_iter().map(|(it, asked, why)| async move {
-            let _permit = finding_out.acquire().await;
-            let cleared_up = metering.clear_up(it.request, &asked, why).await;
-            (it, cleared_up)
-        });
-        for (it, cleared_up) in join_all(clearing_up).await {
-            match cleared_up {
-                Ok(ClearedUp::Decided(decided)) => self.decided.push((it.place, Ok(decided))),
-                Ok(ClearedUp::Again(course)) => again.push(Pending { course, ..it }),
-                Err(error) => self.decided.push((it.place, Err(error))),
-            }
-        }
-        again.sort_unstable_by_key(|it| it.place);
-        again
     }
 
     /// Each with the policy of its organization, in their order.
