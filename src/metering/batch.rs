@@ -43,7 +43,7 @@ struct Round<'a> {
     found: Found,
 }
 
-/// What rounds have come to, by the places of requests.
+/// What that has come to, by the places of requests.
 #[derive(Default)]
 struct Found {
     decided: Vec<(usize, Result<Decided, Error>)>,
@@ -71,14 +71,7 @@ impl Metering {
             if pending.is_empty() {
                 break;
             }
-            let found = self.round(requests, pending).await;
-            for (place, result) in found.decided {
-                if let Some((request, slot)) = requests.get(place).zip(results.get_mut(place)) {
-                    self.note(request, &result);
-                    *slot = Some(result);
-                }
-            }
-            pending = found.again;
+            pending = self.round(requests, pending, &mut results).await;
         }
         let results = results.into_iter();
         Ok(results
@@ -87,7 +80,13 @@ impl Metering {
     }
 
     /// Asks the counters once for each request, and finds out what they did not know, of all of them together.
-    async fn round(&self, requests: &[Request], pending: Vec<(usize, Course)>) -> Found {
+    /// Returns those that need another round.
+    async fn round(
+        &self,
+        requests: &[Request],
+        pending: Vec<(usize, Course)>,
+        results: &mut [Option<Result<Decided, Error>>],
+    ) -> Vec<(usize, Course)> {
         let mut by_shard: BTreeMap<Shard, Vec<(usize, Course)>> = BTreeMap::new();
         for (place, course) in pending {
             if let Some(request) = requests.get(place) {
@@ -127,13 +126,20 @@ impl Metering {
             })
             .buffer_unordered(shards);
         let mut rounds = pin!(rounds);
-        let mut all = Found::default();
+        let mut decide = |place: usize, result| {
+            if let Some((request, slot)) = requests.get(place).zip(results.get_mut(place)) {
+                self.note(request, &result);
+                *slot = Some(result);
+            }
+        };
+        let (mut unclear, mut again) = (Vec::new(), Vec::new());
         while let Some(found) = rounds.next().await {
-            all.decided.extend(found.decided);
-            all.unclear.extend(found.unclear);
-            all.again.extend(found.again);
+            for (place, result) in found.decided {
+                decide(place, result);
+            }
+            unclear.extend(found.unclear);
+            again.extend(found.again);
         }
-        let unclear = std::mem::take(&mut all.unclear);
         let clearing_up = stream::iter(unclear).map(|(place, asked, why)| async move {
             let cleared_up = match requests.get(place) {
                 Some(request) => self.clear_up(request, &asked, why).await,
@@ -144,13 +150,13 @@ impl Metering {
         let mut clearing_up = pin!(clearing_up.buffer_unordered(FINDING_OUT_MAX));
         while let Some((place, cleared_up)) = clearing_up.next().await {
             match cleared_up {
-                Ok(ClearedUp::Decided(decided)) => all.decided.push((place, Ok(decided))),
-                Ok(ClearedUp::Again(course)) => all.again.push((place, course)),
-                Err(error) => all.decided.push((place, Err(error))),
+                Ok(ClearedUp::Decided(decided)) => decide(place, Ok(decided)),
+                Ok(ClearedUp::Again(course)) => again.push((place, course)),
+                Err(error) => decide(place, Err(error)),
             }
         }
-        all.again.sort_unstable_by_key(|(place, _)| *place);
-        all
+        again.sort_unstable_by_key(|(place, _)| *place);
+        again
     }
 }
 
