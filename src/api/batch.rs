@@ -393,9 +393,7 @@ fn one_of_several(request: &Request, decided: &mut Decided, nth: u32) -> Result<
         return Err(Error::CounterOverflow(meters.collect()));
     }
     for usage in &mut decided.meters {
-        let later = u64::from(share.granted_later);
-        let units = usage.demand.amount.saturating_mul(later);
-        usage.used = usage.used.saturating_less(units);
+        usage.used = share.used(usage.used, usage.demand.amount);
     }
     Ok(())
 }

@@ -60,20 +60,18 @@ impl Batch {
                 rules.push(layout.rule(keys, charge));
             }
             let charged = rules.get(own..).unwrap_or_default();
-            let equal = layout.asked_last(charged).filter(|last| {
-                let last = asked.get(*last);
-                last.is_some_and(|last| {
-                    let first = operations.get(last.operation);
-                    rules.get(last.rules) == charged.first()
-                        && first.is_some_and(|first| extends(first, operation))
-                })
+            let equal = layout.asked_last(charged).and_then(|at| {
+                let last = asked.get_mut(at)?;
+                let same = rules.get(last.rules) == charged.first()
+                    && extends(operations.get(last.operation)?, operation);
+                same.then_some((at, last))
             });
-            if let Some((equal, first)) = equal.and_then(|at| Some((at, asked.get_mut(at)?))) {
+            if let Some((at, last)) = equal {
                 parts.push(Part {
-                    asked: equal,
-                    before: first.times,
+                    asked: at,
+                    before: last.times,
                 });
-                first.times = first.times.saturating_add(operation.times);
+                last.times = last.times.saturating_add(operation.times);
                 rules.truncate(own);
             } else {
                 layout.ask(charged, asked.len());
@@ -170,13 +168,15 @@ impl Batch {
 /// Whether an operation wants just what the one before it wants of the same counter, so that they can be decided
 /// together.
 fn extends(first: &Operation, operation: &Operation) -> bool {
-    let plain = |operation: &Operation| match operation.charges.as_slice() {
-        [charge] if operation.attempt.is_none() && operation.kind.can_stand_for_several() => {
-            charge.demand.alone()
-        }
-        _ => None,
+    let demand = |it: &Operation| it.charges.first().map(|charge| charge.demand);
+    let plain = |it: &Operation| {
+        let demands = it.charges.iter().map(|charge| charge.demand);
+        it.kind.can_stand_for_several(it.attempt.is_some(), demands)
     };
-    first.kind == operation.kind && plain(first).is_some() && plain(first) == plain(operation)
+    plain(first)
+        && plain(operation)
+        && first.kind == operation.kind
+        && demand(first) == demand(operation)
 }
 
 /// What became of one of several equal operations, by what became of all of them.
@@ -185,12 +185,8 @@ fn part_of(all: &Outcome, operation: &Operation, before: u32) -> Outcome {
         return all.clone();
     };
     let share = decision::share(*granted, before, operation.times);
-    let units = charge
-        .demand
-        .amount
-        .saturating_mul(u64::from(share.granted_later));
     let reading = Reading {
-        used: reading.used.saturating_less(units),
+        used: share.used(reading.used, charge.demand.amount),
         ..*reading
     };
     if operation.times > 1 {

@@ -44,6 +44,13 @@ impl Shard {
     }
 }
 
+/// A key by itself, with room for most.
+fn written(write: impl FnOnce(&mut String)) -> String {
+    let mut key = String::with_capacity(96);
+    write(&mut key);
+    key
+}
+
 /// Keys in one piece of memory, because a batch has hundreds.
 #[derive(Debug, Default)]
 pub(super) struct KeyList {
@@ -112,7 +119,7 @@ impl Keys {
     }
 
     pub(super) fn dirty(&self, shard: Shard) -> String {
-        self.sharded(shard, "dirty")
+        written(|key| self.write_dirty(shard, key))
     }
 
     /// Writes the same behind what is there.
@@ -152,9 +159,7 @@ impl Keys {
     }
 
     pub(super) fn counter(&self, counter: &CounterId) -> String {
-        let mut key = String::with_capacity(96);
-        self.write_counter(Shard::of(&counter.organization), counter, &mut key);
-        key
+        written(|key| self.write_counter(Shard::of(&counter.organization), counter, key))
     }
 
     /// Writes the same behind what is there; the shard is that of its organization.
@@ -221,9 +226,7 @@ impl Keys {
     }
 
     fn sharded(&self, shard: Shard, name: &str) -> String {
-        let mut key = String::with_capacity(96);
-        self.write_sharded(shard, name, &mut key);
-        key
+        written(|key| self.write_sharded(shard, name, key))
     }
 
     fn write_sharded(&self, shard: Shard, name: &str, key: &mut String) {

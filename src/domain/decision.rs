@@ -26,9 +26,19 @@ impl Operation {
         matches!(self, Self::Consume | Self::Check)
     }
 
-    /// Whether one of these can stand for several equal ones.
-    pub fn can_stand_for_several(self) -> bool {
+    /// Whether one of these can stand for several equal ones: a track or a consume without an idempotency key that
+    /// wants units of a single counter, and nothing beyond.
+    pub fn can_stand_for_several(
+        self,
+        has_key: bool,
+        demands: impl IntoIterator<Item = Demand>,
+    ) -> bool {
+        let mut demands = demands.into_iter();
+        let alone = |demand: Demand| demand.amount == demand.need && demand.amount > 0;
         matches!(self, Self::Track | Self::Consume)
+            && !has_key
+            && demands.next().is_some_and(alone)
+            && demands.next().is_none()
     }
 }
 
@@ -39,13 +49,6 @@ pub struct Demand {
     pub amount: u64,
     /// Units that must fit: the amount, and what is required beyond it.
     pub need: u64,
-}
-
-impl Demand {
-    /// The amount, if that is all that is wanted.
-    pub fn alone(&self) -> Option<u64> {
-        (self.amount == self.need && self.amount > 0).then_some(self.amount)
-    }
 }
 
 /// What became of an operation as a whole: all its charges, or none.
@@ -98,6 +101,13 @@ pub struct Share {
     pub granted: u32,
     /// How many that come behind them were.
     pub granted_later: u32,
+}
+
+impl Share {
+    /// The count after these, where all together have left `used`, and each that was granted is of `amount` units.
+    pub fn used(&self, used: Count, amount: u64) -> Count {
+        used.saturating_less(amount.saturating_mul(u64::from(self.granted_later)))
+    }
 }
 
 /// Of equal operations of which the first so many were `granted`: the share of the `times` that come behind `before`

@@ -73,15 +73,13 @@ impl Request {
     /// Whether another request wants just the same of the same single counter, so that this one can stand for
     /// both.
     pub fn extends_to(&self, other: &Self) -> bool {
-        let alone = |it: &Self| match it.demands.as_slice() {
-            [(_, demand)] => demand.alone(),
-            _ => None,
+        let plain = |it: &Self| {
+            let demands = it.demands.iter().map(|(_, demand)| *demand);
+            it.kind.can_stand_for_several(it.attempt.is_some(), demands)
         };
-        self.attempt.is_none()
-            && other.attempt.is_none()
+        plain(self)
+            && plain(other)
             && self.kind == other.kind
-            && self.kind.can_stand_for_several()
-            && alone(self).is_some()
             && self.organization == other.organization
             && self.demands == other.demands
             && self.timestamp == other.timestamp
