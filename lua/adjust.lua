@@ -26,12 +26,13 @@ Invariants
   An adjustment is applied only where the counter's last one is older, and leaves its id in the same step.
   A count never falls below 0 nor passes 2^53 - 1; what was applied is the difference.
   No adjustment of before the organization's deletion reaches a counter of after it: the policy is newer then.
-  `s` grows with every write; a counter whose `s` differs from its `f` is in the dirty index and has no expiry.
+  `sequence` grows with every write; a counter of which it differs from what is `stored` is in the dirty index and has
+  no expiry.
   What is given back leaves in the counter what a flush needs to tell what was crossed.
 ]]
 local COUNT_MAX = 9007199254740991
 local now, generation, version, id = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local amount, hour = tonumber(ARGV[5]), ARGV[6]
+local amount, hour = tonumber(ARGV[5]), tonumber(ARGV[6])
 
 if redis.call('HGET', KEYS[1], 'number') ~= generation then
   return 'generation'
@@ -40,35 +41,31 @@ local known = redis.call('HGET', KEYS[2], 'v')
 if not known or tonumber(known) > version then
   return 'policy'
 end
-local values = redis.call('HMGET', KEYS[4], 'u', 's', 'f', 'o', 'p', 'a', 'm', 'h' .. hour)
-local used, sequence = tonumber(values[1]), tonumber(values[2])
-if not used or string.match(values[5], '^%d+') ~= generation then
+local held = redis.call('GET', KEYS[4])
+local counter = held and unpack_counter(held)
+if not counter or string.match(counter.stamp, '^%d+') ~= generation then
   return 'restore'
 end
-if values[6] and tonumber(string.match(values[6], '^%d+')) >= id then
+if counter.adjusted ~= '' and tonumber(string.match(counter.adjusted, '^%d+')) >= id then
   return 'adjusted'
 end
 
+local used = counter.used
 local adjusted = math.min(math.max(used + amount, 0), COUNT_MAX)
 local applied = adjusted - used
-local clean = sequence == (tonumber(values[3]) or 0)
-local fields = {
-  'u', adjusted,
-  's', sequence + 1,
-  'h' .. hour, (tonumber(values[8]) or 0) + applied,
-  'a', string.format('%.0f:%.0f:%.0f:%s', id, applied, adjusted, hour),
-}
-if clean or not values[4] or tonumber(hour) < tonumber(values[4]) then
-  fields[#fields + 1] = 'o'
-  fields[#fields + 1] = hour
+local clean = counter.sequence == counter.stored
+local h = place_of_hour(counter.hours, hour)
+counter.hours[h + 1] = counter.hours[h + 1] + applied
+counter.used, counter.sequence = adjusted, counter.sequence + 1
+counter.adjusted = string.format('%.0f:%.0f:%.0f:%.0f', id, applied, adjusted, hour)
+if clean or not counter.oldest or hour < counter.oldest then
+  counter.oldest = hour
 end
 if applied < 0 then
-  fields[#fields + 1] = 'm'
-  fields[#fields + 1] = math.max(tonumber(values[7]) or 0, used)
+  counter.peak = math.max(counter.peak, used)
 end
-redis.call('HSET', KEYS[4], unpack(fields))
+redis.call('SET', KEYS[4], pack_counter(counter))
 if clean then
   redis.call('ZADD', KEYS[3], now, KEYS[4])
-  redis.call('PERSIST', KEYS[4])
 end
 return 'adjusted'

@@ -49,24 +49,21 @@ end
 local function knows_all_since(instant)
   return tonumber(current[2]) + margin < instant
 end
-local old = redis.call('HMGET', KEYS[4], 's', 'f', 'p')
-local held_generation, limit, enforcement = string.match(old[3] or stamp, '^(%d+):%d+:(%d*):(%a)')
-if old[3] and held_generation ~= generation or not old[3] and not knows_all_since(start) then
+local held, begun = redis.call('GET', KEYS[4]), redis.call('GET', KEYS[5])
+local old = held and unpack_counter(held) or new_counter(stamp)
+local held_generation, limit, enforcement = string.match(old.stamp, '^(%d+):%d+:(%d*):(%a)')
+if held and held_generation ~= generation or not held and not knows_all_since(start) then
   return 'restore_closed'
 end
-local begun = redis.call('HGET', KEYS[5], 'p')
-local stands = begun and string.match(begun, '^%d+') == generation
+local stands = begun and string.match(unpack_counter(begun).stamp, '^%d+') == generation
 
-if not string.find(enforcement, '%u') or not old[3] then
-  local sequence = tonumber(old[1]) or 0
-  local closed = table.concat({generation, version, limit, string.upper(enforcement), reset}, ':')
-  redis.call('HSET', KEYS[4], 's', sequence + 1, 'p', closed)
-  if not old[3] then
-    redis.call('HSET', KEYS[4], 'u', 0)
-  end
-  if sequence == (tonumber(old[2]) or 0) then
+if not string.find(enforcement, '%u') or not held then
+  local clean = old.sequence == old.stored
+  old.sequence = old.sequence + 1
+  old.stamp = table.concat({generation, version, limit, string.upper(enforcement), reset}, ':')
+  redis.call('SET', KEYS[4], pack_counter(old))
+  if clean then
     redis.call('ZADD', KEYS[3], now, KEYS[4])
-    redis.call('PERSIST', KEYS[4])
   end
 end
 if stands then
@@ -80,7 +77,7 @@ if not string.find(meters, ' ' .. meter .. ' ', 1, true) then
   redis.call('HSET', KEYS[2], 'm', meters .. meter .. ' ')
   redis.call('PERSIST', KEYS[2])
 end
-redis.call('HSET', KEYS[5], 'u', 0, 's', 0, 'p', stamp)
+redis.call('SET', KEYS[5], pack_counter(new_counter(stamp)))
 if expiry ~= '' then
   redis.call('PEXPIREAT', KEYS[5], expiry)
 end

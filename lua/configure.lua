@@ -71,23 +71,25 @@ if not known or known < version or known == version and not readable then
 end
 local current = redis.call('HGET', KEYS[3], 'number')
 for i = 5, #KEYS do
-  local values = redis.call('HMGET', KEYS[i], 's', 'f', 'p')
-  if values[1] then
-    local generation, held, limit, enforcement, ends = string.match(values[3], '^(%d+):(%d+):(%d*):(%a):(%d*)$')
+  local held = redis.call('GET', KEYS[i])
+  local counter = held and unpack_counter(held)
+  if counter then
+    local generation, known_version, limit, enforcement, ends =
+      string.match(counter.stamp, '^(%d+):(%d+):(%d*):(%a):(%d*)$')
     local running = ends == '' or now < tonumber(ends)
-    if generation == current and not string.find(enforcement, '%u') and running and tonumber(held) < version then
+    if generation == current and not string.find(enforcement, '%u') and running and tonumber(known_version) < version then
       if limit .. ':' .. enforcement ~= string.match(ARGV[i + 2], '^%d+:(%d*:%a):') then
-        local memory = redis.call('HMGET', KEYS[i], 't', 'v', 'm', 'u', 'd')
-        local told, since = string.match(memory[1] or '0:0:0:0', '^(%d+:%d):(%d+:%d+)$')
-        local peak, used, denied = tonumber(memory[3]) or 0, tonumber(memory[4]), memory[5] or '0'
-        local past = string.format('%s:%s:%s:%.0f:%s:%.0f ', since, limit, enforcement, math.max(peak, used), denied, used)
-        redis.call('HSET', KEYS[i], 't', told .. ':' .. ARGV[1] .. ':' .. denied, 'v', (memory[2] or '') .. past)
-        redis.call('HDEL', KEYS[i], 'm')
+        local told, since = string.match(counter.told, '^(%d+:%d):(%d+:%d+)$')
+        local peak, used, denied = counter.peak, counter.used, counter.denied
+        local past = string.format('%s:%s:%s:%.0f:%.0f:%.0f ', since, limit, enforcement, math.max(peak, used), denied, used)
+        counter.told, counter.past = string.format('%s:%s:%.0f', told, ARGV[1], denied), counter.past .. past
+        counter.peak = 0
       end
-      redis.call('HSET', KEYS[i], 's', tonumber(values[1]) + 1, 'p', generation .. ':' .. ARGV[i + 2])
-      if tonumber(values[1]) == (tonumber(values[2]) or 0) then
+      local clean = counter.sequence == counter.stored
+      counter.sequence, counter.stamp = counter.sequence + 1, generation .. ':' .. ARGV[i + 2]
+      redis.call('SET', KEYS[i], pack_counter(counter))
+      if clean then
         redis.call('ZADD', KEYS[2], now, KEYS[i])
-        redis.call('PERSIST', KEYS[i])
       end
     end
   end

@@ -6,9 +6,8 @@ The rule is that of `domain::decision::decide`. A batch that is sent again is ex
 KEYS
   [1] the lane's receipt
   [2] the data set of the shard that holds the receipt
-  then for each counter:
-    the shard's dirty index
-    the counter
+  then the counters
+  then the dirty indexes of their shards
   then the idempotency records that operations name
 
 ARGV
@@ -23,18 +22,20 @@ ARGV
       counter                       its place among the counters, from 1
       cap                           count beyond which this stamp refuses, or nil if it never does
       stamp                         'generation:version:limit:enforcement:end', see `counters::stamp`
-      hour                          ms as text, start of the hour that the units belong to
+      hour                          ms, start of the hour that the units belong to
     then for each operation:
       kind                          0 track, 1 consume, 2 check, 3 refund
       times                         how many equal ones this stands for; more than 1 only for a single
                                     charge without an idempotency record, of a track or a consume
-      record                        place of its idempotency record among those in KEYS, from 1; or 0
+      record                        place of its idempotency record in KEYS, or 0
       fingerprint of the payload    only where there is a record
       number of charges             of distinct counters
       then for each charge:
         rule                        its place among the rules, from 1
         amount                      units counted if granted, or given back; 0 where a meter is only required
         need                        units that must fit, at least the amount
+    then for each counter:
+      index                         place of its dirty index in KEYS
 
 Returns a MessagePack array without inner arrays, with these for each operation:
   0, used…       granted; each counter's count now; behind them, for a refund, what was given back of each
@@ -54,10 +55,10 @@ Invariants
   Everything is read and decided before the first write, because an error does not roll back.
   A number is executed once: its receipt is written in the same step, under the data set's name.
   Nothing is created here but the receipt: a counter that is missing stays missing.
-  A counter is in the dirty index, and has no expiry, whenever its `s` differs from its `f`.
+  A counter is in the dirty index, and has no expiry, whenever its `sequence` differs from what is `stored` of it.
   Only final answers (granted, denied) become idempotency records.
   A count never falls below 0: a refund gives back what is there, at most.
-  `s` grows with every write. A newer policy version is never replaced by an older one.
+  `sequence` grows with every write. A newer policy version is never replaced by an older one.
   What a refund takes away, and a limit that ends, leave in the counter what a flush needs to tell what was crossed.
 ]]
 local COUNT_MAX = 9007199254740991
@@ -89,11 +90,22 @@ local batch = cmsgpack.unpack(ARGV[6])
 local counter_count, rule_count, operation_count = batch[1], batch[2], batch[3]
 -- Of a rule r: `batch[4 * r]` and the three behind. The hour is replaced by its place among `hours`.
 local CAP, OWN_STAMP, RULE_HOUR = 1, 2, 3
--- Of each counter what HMGET answers: the count, as a number, or false where it is missing; four as Redis prints them;
--- and in the end the place of its newest hour among `hours`. Behind that the oldest hour that changes, and whether the
--- stamp does.
-local USED, SEQUENCE, STORED, OLDEST, STAMP, HOUR, LOWEST, RESTAMPED = 1, 2, 3, 4, 5, 6, 7, 8
+-- Of each counter what its value begins with, the count false where it is missing; the place of its newest hour of the
+-- batch among `hours`; the oldest hour that changes; whether the stamp does; where the rest of its value begins; and all
+-- that it says as a table, once that is needed.
+local USED, SEQUENCE, STORED, OLDEST, STAMP, REFUSALS, START, START_USED, START_DENIED = 1, 2, 3, 4, 5, 6, 7, 8, 9
+local HOUR, LOWEST, RESTAMPED, REST, ALL = 10, 11, 12, 13, 14
+-- A lane's first batch has no operation, and is there for its receipt.
+local held = counter_count > 0 and redis.call('MGET', unpack(KEYS, 3, counter_count + 2))
 local counters = {}
+
+-- What a counter says, read where that is needed, which is rare.
+local function all_of(c)
+  local counter = counters[c]
+  counter[ALL] = counter[ALL] or unpack_counter(held[c])
+  return counter[ALL]
+end
+
 -- Of each hour of a counter: its start, the count in it, whether that changes, and the place of another hour of the
 -- same counter, or false.
 local HOUR_USED, TOUCHED, NEXT, HOUR_SIZE = 1, 2, 3, 4
@@ -102,30 +114,42 @@ for r = 1, rule_count do
   local rule = 4 * r
   local c, start = batch[rule], batch[rule + RULE_HOUR]
   local counter = counters[c]
-  local hour = counter and counter[HOUR]
+  if not counter then
+    local value = held[c]
+    if value then
+      local rest, used, sequence, stored, oldest, stamp, denied, newest, newest_used, newest_denied =
+        cmsgpack.unpack_limit(value, HEAD)
+      counter = {used, sequence, stored, oldest, stamp, denied, newest, newest_used, newest_denied, false, false, false,
+        rest, false}
+    else
+      counter = {false}
+    end
+    counters[c] = counter
+  end
+  local hour = counter[HOUR]
   while hour and hours[hour] ~= start do
     hour = hours[hour + NEXT]
   end
   if not hour then
     hour, hours_end = hours_end, hours_end + HOUR_SIZE
-    local newest, hour_used = false, nil
-    if counter then
-      newest, hour_used = counter[HOUR], redis.call('HGET', KEYS[2 * c + 2], 'h' .. start)
-    else
-      counter = redis.call('HMGET', KEYS[2 * c + 2], 'u', 's', 'f', 'o', 'p', 'h' .. start)
-      counter[USED], counter[STORED], hour_used = tonumber(counter[USED]) or false, counter[STORED] or '0', counter[HOUR]
-      counters[c] = counter
+    local hour_used = 0
+    if counter[START] == start then
+      hour_used = counter[START_USED]
+    elseif counter[START] and counter[START] > start then
+      local all = all_of(c).hours
+      for h = 1, #all, 4 do
+        if all[h] == start then
+          hour_used = all[h + 1]
+        end
+      end
     end
-    hours[hour], hours[hour + HOUR_USED], hours[hour + TOUCHED] = start, tonumber(hour_used) or 0, false
-    hours[hour + NEXT], counter[HOUR] = newest, hour
+    hours[hour], hours[hour + HOUR_USED], hours[hour + TOUCHED] = start, hour_used, false
+    hours[hour + NEXT], counter[HOUR] = counter[HOUR] or false, hour
   end
   batch[rule + RULE_HOUR] = hour
 end
-local k = 2 * counter_count + 3
+-- By its place in KEYS, what an idempotency record holds, or false where there is none.
 local records = {}
-for i = k, #KEYS do
-  records[i - k + 1] = redis.call('GET', KEYS[i])
-end
 
 -- The caller's stamp and the counter's differ. Returns why nothing can be decided, if so; whether the
 -- counter takes the caller's stamp; and otherwise the cap of its own.
@@ -149,28 +173,13 @@ local function reconcile(stamp, own_stamp)
   return nil, false, enforcement == 'h' and tonumber(limit) or nil
 end
 
--- By counter, what it remembers of its thresholds, read where it is about to change, which is rare.
-local memory = {}
 -- By hour, what was refused and returned in it, where that happened.
 local refusals, returns = {}, {}
 
-local function recall(c)
-  if not memory[c] then
-    local values = redis.call('HMGET', KEYS[2 * c + 2], 't', 'v', 'm', 'd')
-    memory[c] = {
-      told = values[1] or '0:0:0:0',
-      past = values[2] or '',
-      peak = tonumber(values[3]) or 0,
-      denied = tonumber(values[4]) or 0,
-    }
-  end
-  return memory[c]
-end
-
 local function touch(counter, hour)
-  local start, lowest = hours[hour], counter[7]
-  if not lowest or start ~= lowest and tonumber(start) < tonumber(lowest) then
-    counter[7] = start
+  local start, lowest = hours[hour], counter[11]
+  if not lowest or start < lowest then
+    counter[11] = start
   end
 end
 
@@ -181,18 +190,18 @@ local function adopt(rule)
   local limit = string.match(counter[5], '^%d+:%d+:(%d*:%a):')
   local version, own_limit = string.match(own_stamp, '^%d+:(%d+):(%d*:%a):')
   if limit ~= own_limit then
-    local remembered, used = recall(c), counter[1]
-    local denied, at = remembered.denied, counter[6]
+    local all, used = all_of(c), counter[1]
+    local denied, at = all.denied, counter[10]
     while at do
       denied, at = denied + (refusals[at] or 0), hours[at + 3]
     end
-    local told, since = string.match(remembered.told, '^(%d+:%d):(%d+:%d+)$')
-    local peak = math.max(remembered.peak, used)
+    local told, since = string.match(all.told, '^(%d+:%d):(%d+:%d+)$')
+    local peak = math.max(all.peak, used)
     local past = string.format('%s:%s:%.0f:%.0f:%.0f ', since, limit, peak, denied, used)
-    remembered.told = string.format('%s:%s:%.0f', told, version, denied)
-    remembered.past, remembered.peak = remembered.past .. past, 0
+    all.told = string.format('%s:%s:%.0f', told, version, denied)
+    all.past, all.peak = all.past .. past, 0
   end
-  counter[5], counter[8] = own_stamp, true
+  counter[5], counter[12] = own_stamp, true
   touch(counter, hour)
 end
 
@@ -206,6 +215,9 @@ for _ = 1, operation_count do
   local kind, times, record, fingerprint, before = batch[b], batch[b + 1], batch[b + 2], nil, nil
   b = b + 3
   if record > 0 then
+    if records[record] == nil then
+      records[record] = redis.call('GET', KEYS[record])
+    end
     fingerprint, before = batch[b], records[record]
     b = b + 1
   end
@@ -309,8 +321,8 @@ for _ = 1, operation_count do
             units = -math.min(amount, counter[USED])
             batch[at + 1] = -units
             if units < 0 then
-              local remembered = recall(c)
-              remembered.peak = math.max(remembered.peak, counter[USED])
+              local all = all_of(c)
+              all.peak = math.max(all.peak, counter[USED])
               returns[hour] = (returns[hour] or 0) - units
             end
           elseif not denied then
@@ -338,7 +350,7 @@ for _ = 1, operation_count do
           local rule = 4 * batch[at]
           local c = batch[rule]
           local stamp = batch[at + 2] % REFUSED == DIFFERS and counters[c][STAMP] or batch[rule + OWN_STAMP]
-          local start, applied = string.match(KEYS[2 * c + 2], '%d+$'), kind == REFUND and batch[at + 1] or 0
+          local start, applied = string.match(KEYS[c + 2], '%d+$'), kind == REFUND and batch[at + 1] or 0
           parts[#parts + 1] = string.format('%s %.0f %s %.0f', start, counters[c][USED], stamp, applied)
         end
         records[record] = fingerprint .. '|' .. table.concat(parts, '|')
@@ -349,66 +361,59 @@ for _ = 1, operation_count do
 end
 
 -- All is decided; from here on only writes.
+local writes, w = {}, 0
+-- By dirty index, the counters that enter it, each behind its score.
+local entering = {}
 for c = 1, counter_count do
   local counter = counters[c]
-  local lowest = counter[LOWEST]
+  local lowest, hour = counter[LOWEST], counter[HOUR]
   if lowest then
-    local key, hour, used, oldest = KEYS[2 * c + 2], counter[HOUR], counter[USED], counter[OLDEST]
-    local clean = counter[SEQUENCE] == counter[STORED]
-    local lowers = lowest ~= oldest and (clean or not oldest or tonumber(lowest) < tonumber(oldest))
-    local remembered = memory[c]
-    if lowers or counter[RESTAMPED] or remembered or hours[hour + NEXT] or not hours[hour + TOUCHED] then
-      local fields = {'u', used, 's', counter[SEQUENCE] + 1}
-      if lowers then
-        fields[#fields + 1] = 'o'
-        fields[#fields + 1] = lowest
-      end
-      if counter[RESTAMPED] then
-        fields[#fields + 1] = 'p'
-        fields[#fields + 1] = counter[STAMP]
-      end
-      if remembered then
-        fields[#fields + 1] = 'm'
-        fields[#fields + 1] = remembered.peak
-        if remembered.past ~= '' then
-          fields[#fields + 1] = 't'
-          fields[#fields + 1] = remembered.told
-          fields[#fields + 1] = 'v'
-          fields[#fields + 1] = remembered.past
-        end
-      end
-      local at = hour
-      while at do
-        if hours[at + TOUCHED] then
-          fields[#fields + 1] = 'h' .. hours[at]
-          fields[#fields + 1] = hours[at + HOUR_USED]
-        end
-        at = hours[at + NEXT]
-      end
-      redis.call('HSET', key, unpack(fields))
-    else
+    local oldest = counter[OLDEST]
+    if counter[SEQUENCE] == counter[STORED] then
+      local index = batch[b + c - 1]
+      local entries = entering[index] or {}
+      entries[#entries + 1] = now
+      entries[#entries + 1] = KEYS[c + 2]
+      entering[index], oldest = entries, lowest
+    elseif not oldest or lowest < oldest then
+      oldest = lowest
+    end
+    writes[w + 1], w = KEYS[c + 2], w + 2
+    local refused, start = refusals[hour] or 0, counter[START]
+    if not counter[ALL] and not hours[hour + NEXT]
+      and (hours[hour] == start or not start and (hours[hour + TOUCHED] or refused > 0)) then
       -- The usual case, without a table.
-      redis.call('HSET', key, 'u', used, 's', counter[SEQUENCE] + 1, 'h' .. hours[hour], hours[hour + HOUR_USED])
-    end
-    while hour do
-      if refusals[hour] then
-        redis.call('HINCRBY', key, 'd', refusals[hour])
-        redis.call('HINCRBY', key, 'x' .. hours[hour], refusals[hour])
+      writes[w] = cmsgpack.pack(counter[USED], counter[SEQUENCE] + 1, counter[STORED], oldest, counter[STAMP],
+        counter[REFUSALS] + refused, hours[hour], hours[hour + HOUR_USED], counter[START_DENIED] + refused)
+      if counter[REST] > 0 then
+        writes[w] = writes[w] .. string.sub(held[c], counter[REST] + 1)
       end
-      if returns[hour] then
-        redis.call('HINCRBY', key, 'r', returns[hour])
-        redis.call('HINCRBY', key, 'r' .. hours[hour], returns[hour])
+    else
+      local all = all_of(c)
+      all.used, all.sequence, all.oldest, all.stamp = counter[USED], counter[SEQUENCE] + 1, oldest, counter[STAMP]
+      while hour do
+        refused = refusals[hour] or 0
+        if hours[hour + TOUCHED] or refused > 0 then
+          local of, returned = all.hours, returns[hour] or 0
+          local h = place_of_hour(of, hours[hour])
+          of[h + 1], of[h + 2], of[h + 3] = hours[hour + HOUR_USED], of[h + 2] + refused, of[h + 3] + returned
+          all.denied, all.refunded = all.denied + refused, all.refunded + returned
+        end
+        hour = hours[hour + NEXT]
       end
-      hour = hours[hour + NEXT]
-    end
-    if clean then
-      redis.call('ZADD', KEYS[2 * c + 1], now, key)
-      redis.call('PERSIST', key)
+      writes[w] = pack_counter(all)
     end
   end
 end
+if w > 0 then
+  -- Which takes away an expiry.
+  redis.call('MSET', unpack(writes))
+end
+for index, entries in pairs(entering) do
+  redis.call('ZADD', KEYS[index], unpack(entries))
+end
 for i = 1, #answered do
-  redis.call('SET', KEYS[k + answered[i] - 1], records[answered[i]], 'PX', record_lifetime)
+  redis.call('SET', KEYS[answered[i]], records[answered[i]], 'PX', record_lifetime)
 end
 local packed = cmsgpack.pack(replies)
 redis.call('SET', KEYS[1], string.format('%s|%.0f|', name, number) .. packed, 'PX', receipt_lifetime)

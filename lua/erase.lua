@@ -21,8 +21,8 @@ local incarnation, counter_count = tonumber(ARGV[1]), tonumber(ARGV[2])
 local counters, records = 0, 0
 for i = 2, #KEYS do
   if i <= counter_count + 1 then
-    local stamp = redis.call('HGET', KEYS[i], 'p')
-    if stamp and tonumber(string.match(stamp, '^%d+:(%d+):')) < incarnation then
+    local held = redis.call('GET', KEYS[i])
+    if held and tonumber(string.match(unpack_counter(held).stamp, '^%d+:(%d+):')) < incarnation then
       redis.call('DEL', KEYS[i])
       redis.call('ZREM', KEYS[1], KEYS[i])
       counters = counters + 1

@@ -41,9 +41,9 @@ local organization = redis.call('HMGET', KEYS[2], 'v', 'm')
 if not organization[1] or tonumber(organization[1]) > version then
   return 'policy'
 end
-local held = redis.call('HGET', KEYS[3], 'p')
+local held = redis.call('GET', KEYS[3])
 if held then
-  return string.match(held, '^%d+') == generation and 'exists' or 'restore'
+  return string.match(unpack_counter(held).stamp, '^%d+') == generation and 'exists' or 'restore'
 end
 local ends = string.match(stamp, '%d*$')
 if now < start or (ends ~= '' and now >= tonumber(ends)) or tonumber(current[2]) + margin >= start then
@@ -59,7 +59,7 @@ if not string.find(meters, ' ' .. meter .. ' ', 1, true) then
   redis.call('HSET', KEYS[2], 'm', meters .. meter .. ' ')
   redis.call('PERSIST', KEYS[2])
 end
-redis.call('HSET', KEYS[3], 'u', 0, 's', 0, 'p', stamp)
+redis.call('SET', KEYS[3], pack_counter(new_counter(stamp)))
 if expiry ~= '' then
   redis.call('PEXPIREAT', KEYS[3], expiry)
 end

@@ -12,17 +12,18 @@ ARGV
   [1] generation            that the row was moved to
   [2] policy version        that the caller resolved
   [3] meters                every meter that Postgres knows of the organization, separated by spaces
-  [4] held                  the `s` and `p` that were stored before the move, joined by a space; '' if there was none
+  [4] held                  the sequence and the stamp that were stored before the move, joined by a space; '' if there
+                            was none
   [5] stamp
   [6] used
   [7] denied
   [8] refunded
   [9] sequence              of the row
   [10] told                 of its thresholds, see `domain::threshold`; '' if nothing was
-  [11] adjusted             `a`: the last adjustment that the count contains, or ''
+  [11] adjusted             the last adjustment that the count contains, or ''
   [12] expiry               ms since the epoch once clean, or ''
   [13] dirty since          ms since the epoch where something may not have been told yet, or ''
-  then for each hour: its start in ms, used, denied, refunded
+  then for each hour, ascending: its start in ms, used, denied, refunded
 
 Returns one of
   'restored'
@@ -43,11 +44,12 @@ local organization = redis.call('HMGET', KEYS[2], 'v', 'm')
 if not organization[1] or tonumber(organization[1]) > tonumber(ARGV[2]) then
   return 'policy'
 end
-local held = redis.call('HMGET', KEYS[4], 's', 'p')
-if held[2] and string.match(held[2], '^%d+') == generation then
+local held = redis.call('GET', KEYS[4])
+local old = held and unpack_counter(held)
+if old and string.match(old.stamp, '^%d+') == generation then
   return 'exists'
 end
-if ARGV[4] ~= (held[2] and held[1] .. ' ' .. held[2] or '') then
+if ARGV[4] ~= (old and string.format('%.0f %s', old.sequence, old.stamp) or '') then
   return 'changed'
 end
 
@@ -57,38 +59,25 @@ for meter in string.gmatch(ARGV[3], '%S+') do
     meters = meters .. meter .. ' '
   end
 end
-local fields = {'u', ARGV[6], 's', ARGV[9], 'p', ARGV[5]}
-
--- What is nothing takes no room.
-local function put(field, value)
-  if value ~= '0' and value ~= '' then
-    fields[#fields + 1] = field
-    fields[#fields + 1] = value
-  end
-end
-
-put('d', ARGV[7])
-put('r', ARGV[8])
 local clean = ARGV[13] == ''
+local counter = new_counter(ARGV[5])
+counter.used, counter.denied, counter.refunded = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+counter.sequence = tonumber(ARGV[9])
 if clean then
-  fields[#fields + 1] = 'f'
-  fields[#fields + 1] = ARGV[9]
+  counter.stored = counter.sequence
 end
-put('t', ARGV[10])
-put('a', ARGV[11])
-for i = 14, #ARGV, 4 do
-  fields[#fields + 1] = 'h' .. ARGV[i]
-  fields[#fields + 1] = ARGV[i + 1]
-  put('x' .. ARGV[i], ARGV[i + 2])
-  put('r' .. ARGV[i], ARGV[i + 3])
+if ARGV[10] ~= '' then
+  counter.told = ARGV[10]
+end
+counter.adjusted = ARGV[11]
+for i = #ARGV - 3, 14, -4 do
+  for field = i, i + 3 do
+    counter.hours[#counter.hours + 1] = tonumber(ARGV[field])
+  end
 end
 redis.call('HSET', KEYS[2], 'm', meters)
 redis.call('PERSIST', KEYS[2])
-redis.call('DEL', KEYS[4])
--- A counter has at most a few thousand hours; unpack takes about 8000 values.
-for i = 1, #fields, 4000 do
-  redis.call('HSET', KEYS[4], unpack(fields, i, math.min(i + 3999, #fields)))
-end
+redis.call('SET', KEYS[4], pack_counter(counter))
 if not clean then
   redis.call('ZADD', KEYS[3], ARGV[13], KEYS[4])
   return 'restored'

@@ -22,7 +22,7 @@ ARGV
 Returns the number of counters that are clean now.
 
 Invariants
-  A counter is clean only where Postgres holds exactly the generation and sequence that the hash has now,
+  A counter is clean only where Postgres holds exactly the generation and sequence that the counter has now,
   or something newer of a counter that is frozen in an older generation and has nothing to add to it.
   Nothing is settled of a counter that has another policy version by now: its sequence may be that of a new life
   of the organization, whose counts Postgres does not hold. If it is only a newer limit, the next flush settles it.
@@ -35,85 +35,104 @@ local read_at = ARGV[1]
 local current = redis.call('HGET', KEYS[2], 'number')
 
 -- The oldest hour that differs from what was stored, among those from the first stored one on.
-local function oldest_unstored(key, stored, first)
+local function oldest_unstored(hours, stored, first)
   local oldest
-  local values = redis.call('HGETALL', key)
-  for i = 1, #values, 2 do
-    local field, hour = string.match(values[i], '^([hxr])(%d+)$')
-    if field and stored[values[i]] ~= values[i + 1] and tonumber(hour) >= first then
-      oldest = math.min(oldest or tonumber(hour), tonumber(hour))
+  for h = 1, #hours, 4 do
+    local start = hours[h]
+    local it = stored[start]
+    if start >= first
+      and (not it or it[1] ~= hours[h + 1] or it[2] ~= hours[h + 2] or it[3] ~= hours[h + 3]) then
+      oldest = start
     end
   end
   return oldest
 end
 
 -- Drops the hours in ARGV[from] to ARGV[to] that are stored: all that begin before the oldest unstored one.
-local function drop(key, from, to, oldest)
-  local fields = {}
-  for h = from, to do
-    if not oldest or tonumber(ARGV[h]) < oldest then
-      fields[#fields + 1] = 'h' .. ARGV[h]
-      fields[#fields + 1] = 'x' .. ARGV[h]
-      fields[#fields + 1] = 'r' .. ARGV[h]
+local function drop(counter, from, to, oldest)
+  local dropped, left = {}, {}
+  for a = from, to do
+    local start = tonumber(ARGV[a])
+    dropped[start] = not oldest or start < oldest
+  end
+  local hours = counter.hours
+  for h = 1, #hours do
+    if not dropped[hours[h - (h - 1) % 4]] then
+      left[#left + 1] = hours[h]
     end
   end
-  -- There may be thousands after a long outage; unpack takes about 8000 values.
-  for i = 1, #fields, 4000 do
-    redis.call('HDEL', key, unpack(fields, i, math.min(i + 3999, #fields)))
-  end
+  counter.hours = left
 end
 
-local function note_told(key, told)
+local function note_told(counter, told)
   local since = '^%d+:%d:(%d+):'
-  if told ~= '' and string.match(told, since) == string.match(redis.call('HGET', key, 't') or '0:0:0:0', since) then
-    redis.call('HSET', key, 't', told)
-    redis.call('HDEL', key, 'v')
+  if told ~= '' and string.match(told, since) == string.match(counter.told, since) then
+    counter.told, counter.past = told, ''
   end
 end
 
+local held = redis.call('MGET', unpack(KEYS, 3))
+-- Counters that leave the index; and those that have moved on, each behind its score.
+local leaving, moved_on = {}, {}
 local clean, a = 0, 2
 for i = 3, #KEYS do
-  local key, stamp, read, stored, expiry = KEYS[i], ARGV[a], tonumber(ARGV[a + 1]), ARGV[a + 2] == '1', ARGV[a + 3]
-  local told, hours = ARGV[a + 4], a + 7
+  local key, value, stamp, read, was_stored = KEYS[i], held[i - 2], ARGV[a], tonumber(ARGV[a + 1]), ARGV[a + 2] == '1'
+  local expiry, told, hours = ARGV[a + 3], ARGV[a + 4], a + 7
   local drops = hours + tonumber(ARGV[a + 5]) * 4
   a = drops + tonumber(ARGV[a + 6])
 
-  local values = redis.call('HMGET', key, 's', 'f', 'p', 'o')
-  local sequence = tonumber(values[1])
+  local rest, used, sequence, stored, oldest, own_stamp, denied, start, hour_used, hour_denied
+  if value then
+    rest, used, sequence, stored, oldest, own_stamp, denied, start, hour_used, hour_denied =
+      cmsgpack.unpack_limit(value, HEAD)
+  end
   -- Left behind by a rollback: nothing changes it any more, and Postgres holds something newer.
-  local superseded = not stored and sequence == read and string.match(stamp, '^%d+') ~= current
-  if not sequence then
-    redis.call('ZREM', KEYS[1], key)
-  elseif string.match(values[3], '^%d+:%d+') ~= stamp or not (stored or superseded) then
+  local superseded = not was_stored and sequence == read and string.match(stamp, '^%d+') ~= current
+  if not value then
+    leaving[#leaving + 1] = key
+  elseif string.match(own_stamp, '^%d+:%d+') ~= stamp or not (was_stored or superseded) then
     redis.call('ZADD', KEYS[1], 'XX', read_at, key)
   elseif sequence == read then
-    redis.call('HSET', key, 'f', read)
-    redis.call('ZREM', KEYS[1], key)
-    note_told(key, told)
-    drop(key, drops, a - 1, nil)
-    if expiry ~= '' then
-      redis.call('PEXPIREAT', key, expiry)
+    if told == '' and drops == a then
+      -- The usual case, without a table.
+      value = cmsgpack.pack(used, sequence, read, nil, own_stamp, denied, start, hour_used, hour_denied)
+        .. (rest > 0 and string.sub(value, rest + 1) or '')
+    else
+      local counter = unpack_counter(value)
+      counter.stored, counter.oldest = read, nil
+      note_told(counter, told)
+      drop(counter, drops, a - 1, nil)
+      value = pack_counter(counter)
     end
+    if expiry ~= '' then
+      redis.call('SET', key, value, 'PXAT', expiry)
+    else
+      redis.call('SET', key, value)
+    end
+    leaving[#leaving + 1] = key
     clean = clean + 1
-  elseif (tonumber(values[2]) or 0) < read then
-    redis.call('HSET', key, 'f', read)
-    redis.call('ZADD', KEYS[1], read_at, key)
-    note_told(key, told)
-    local first, noted = tonumber(ARGV[hours]), tonumber(values[4])
-    if hours < drops and noted and noted >= first then
+  elseif stored < read then
+    local counter = unpack_counter(value)
+    counter.stored = read
+    note_told(counter, told)
+    local first = tonumber(ARGV[hours])
+    if hours < drops and oldest and oldest >= first then
       local sent = {}
       for h = hours, drops - 1, 4 do
-        sent['h' .. ARGV[h]] = ARGV[h + 1]
-        sent['x' .. ARGV[h]] = ARGV[h + 2]
-        sent['r' .. ARGV[h]] = ARGV[h + 3]
+        sent[tonumber(ARGV[h])] = {tonumber(ARGV[h + 1]), tonumber(ARGV[h + 2]), tonumber(ARGV[h + 3])}
       end
-      local oldest = oldest_unstored(key, sent, first)
-      if oldest then
-        redis.call('HSET', key, 'o', oldest)
-        noted = oldest
-      end
+      counter.oldest = oldest_unstored(counter.hours, sent, first) or oldest
     end
-    drop(key, drops, a - 1, noted)
+    drop(counter, drops, a - 1, counter.oldest)
+    redis.call('SET', key, pack_counter(counter))
+    moved_on[#moved_on + 1] = read_at
+    moved_on[#moved_on + 1] = key
   end
+end
+if #leaving > 0 then
+  redis.call('ZREM', KEYS[1], unpack(leaving))
+end
+if #moved_on > 0 then
+  redis.call('ZADD', KEYS[1], unpack(moved_on))
 end
 return clean

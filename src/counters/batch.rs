@@ -17,11 +17,14 @@ use crate::domain::counter::{CounterId, Stamp};
 use crate::domain::decision;
 use crate::domain::quantity::Count;
 
+/// How many keys a call has before those of its batch: the lane's receipt, and the data set that holds it.
+pub(super) const LANE_KEYS: usize = 2;
+
 /// Operations in the form that `count.lua` takes, to be sent any number of times.
 #[derive(Debug)]
 pub(super) struct Batch {
-    /// Of each counter the shard's dirty index and its own; then the idempotency records.
-    keys: KeyList,
+    /// Of the counters, of the dirty indexes of their shards, and of the idempotency records.
+    keys: [KeyList; 3],
     /// The `MessagePack` array.
     body: Vec<u8>,
     asked: Vec<Asked>,
@@ -95,7 +98,7 @@ impl Batch {
             match &operation.attempt {
                 Some(attempt) => {
                     let record = keys.idempotency(&operation.organization, &attempt.key);
-                    body.push(nth(layout.record(record)))
+                    body.push(layout.record(record))
                         .push_text(&attempt.fingerprint);
                 }
                 None => {
@@ -110,22 +113,23 @@ impl Batch {
                     .push(charge.demand.need);
             }
         }
-        layout.finish(asked, parts, &body)
+        layout.finish(asked, parts, body)
     }
 
     /// How many keys it names.
     pub(super) fn key_count(&self) -> usize {
-        self.keys.len()
+        self.keys.iter().map(KeyList::len).sum()
     }
 
     /// How many bytes its keys and its body have together.
     pub(super) fn size(&self) -> usize {
-        self.keys.size().saturating_add(self.body.len())
+        let keys: usize = self.keys.iter().map(KeyList::size).sum();
+        keys.saturating_add(self.body.len())
     }
 
     /// Adds the keys to a command.
     pub(super) fn write_keys(&self, command: &mut Cmd) {
-        for key in self.keys.iter() {
+        for key in self.keys.iter().flat_map(KeyList::iter) {
             command.arg(key);
         }
     }
@@ -211,10 +215,17 @@ struct Layout<'a> {
     keys: KeyList,
     /// The place of each counter's first rule.
     counters: HashMap<&'a CounterId, usize, RandomState>,
+    indexes: KeyList,
+    /// The place of each shard's dirty index among these.
+    shards: HashMap<Shard, usize, RandomState>,
+    /// By counter, the same.
+    index: Vec<usize>,
     /// By counter, the place of what was last asked of it.
     last: Vec<Option<usize>>,
     rules: Vec<Rule>,
-    records: HashMap<String, usize>,
+    records: KeyList,
+    /// The place of each idempotency record among these.
+    attempts: HashMap<String, usize>,
 }
 
 #[derive(Debug)]
@@ -244,9 +255,13 @@ impl<'a> Layout<'a> {
             last.next = Some(new);
         } else {
             let shard = Shard::of(&charge.counter.organization);
-            self.keys.push(|key| keys.write_dirty(shard, key));
             self.keys
                 .push(|key| keys.write_counter(shard, &charge.counter, key));
+            let index = *self.shards.entry(shard).or_insert_with(|| {
+                self.indexes.push(|key| keys.write_dirty(shard, key));
+                self.indexes.len() - 1
+            });
+            self.index.push(index);
             self.last.push(None);
         }
         self.rules.push(Rule {
@@ -274,13 +289,22 @@ impl<'a> Layout<'a> {
         }
     }
 
-    /// The place of an idempotency record.
-    fn record(&mut self, key: String) -> usize {
-        let place = self.records.len();
-        *self.records.entry(key).or_insert(place)
+    /// The place of an idempotency record in KEYS, once every counter has its own.
+    fn record(&mut self, key: String) -> u64 {
+        let before = LANE_KEYS + self.keys.len() + self.indexes.len();
+        let records = &mut self.records;
+        let place = *self.attempts.entry(key).or_insert_with_key(|key| {
+            records.push(|text| text.push_str(key));
+            records.len() - 1
+        });
+        nth(before + place)
     }
 
-    fn finish(self, asked: Vec<Asked>, parts: Vec<Part>, body: &Array) -> Batch {
+    fn finish(self, asked: Vec<Asked>, parts: Vec<Part>, mut body: Array) -> Batch {
+        let before = LANE_KEYS + self.keys.len();
+        for index in &self.index {
+            body.push(nth(before + index));
+        }
         let mut array = Array::default();
         array
             .push(size(self.last.len()))
@@ -300,17 +324,11 @@ impl<'a> Layout<'a> {
             };
             array
                 .push_text(text)
-                .push_text(itoa::Buffer::new().format(rule.hour.timestamp_millis()));
-        }
-        let mut records: Vec<_> = self.records.into_iter().collect();
-        records.sort_unstable_by_key(|(_, place)| *place);
-        let mut keys = self.keys;
-        for (record, _) in &records {
-            keys.push(|key| key.push_str(record));
+                .push_signed(rule.hour.timestamp_millis());
         }
         Batch {
-            keys,
-            body: array.followed_by(body),
+            keys: [self.keys, self.indexes, self.records],
+            body: array.followed_by(&body),
             asked,
             parts,
         }

@@ -17,7 +17,7 @@ use crate::domain::ids::{IdempotencyKey, OrganizationId};
 pub const SHARDS: u16 = 256;
 
 /// What the layout key must hold.
-pub(super) const LAYOUT: &str = "1 xxh3_64 256";
+pub(super) const LAYOUT: &str = "2 xxh3_64 256";
 
 /// One of the [`SHARDS`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

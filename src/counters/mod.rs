@@ -8,13 +8,13 @@ mod announcement;
 mod batch;
 mod erasing;
 mod error;
-mod hash;
 mod keys;
 mod lanes;
 mod link;
 mod packed;
 mod scripts;
 mod stamp;
+mod value;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -519,21 +519,9 @@ impl Counters {
         counters: &[CounterId],
         together: usize,
     ) -> Result<Vec<Option<Counted>>, Error> {
-        // One call reads counters of one shard.
-        let mut asked: Vec<(Shard, usize, &CounterId)> = counters
-            .iter()
-            .enumerate()
-            .map(|(place, counter)| (Shard::of(&counter.organization), place, counter))
-            .collect();
-        asked.sort_unstable_by_key(|(shard, place, _)| (*shard, *place));
-        let mut all: Vec<Option<Counted>> = counters.iter().map(|_| None).collect();
-        for some in asked.chunks(together.max(1)) {
-            let found = scripts::read(link, &self.0.keys, some).await?;
-            for ((_, place, _), counted) in some.iter().zip(found) {
-                if let Some(slot) = all.get_mut(*place) {
-                    *slot = counted;
-                }
-            }
+        let mut all = Vec::with_capacity(counters.len());
+        for some in counters.chunks(together.max(1)) {
+            all.extend(scripts::read(link, &self.0.keys, some).await?);
         }
         Ok(all)
     }

@@ -1,4 +1,4 @@
-//! Arrays of `MessagePack`, as scripts take and return them: one value instead of many, because each of many is parsed and
+//! `MessagePack`, as scripts take, return and store it: one value instead of many, because each of many is parsed and
 //! allocated by the library.
 
 use rmp::{Marker, decode, encode};
@@ -13,6 +13,11 @@ pub(super) struct Array {
 impl Array {
     pub(super) fn push(&mut self, number: impl Into<u64>) -> &mut Self {
         let _ = encode::write_uint(&mut self.items, number.into());
+        self.grown()
+    }
+
+    pub(super) fn push_signed(&mut self, number: i64) -> &mut Self {
+        let _ = encode::write_sint(&mut self.items, number);
         self.grown()
     }
 
@@ -41,7 +46,7 @@ impl Array {
     }
 }
 
-/// What is left of an array's items.
+/// What is left of a sequence of items.
 #[derive(Debug)]
 pub(super) struct Items<'a>(&'a [u8]);
 
@@ -69,6 +74,16 @@ impl<'a> Items<'a> {
 
     pub(super) fn number(&mut self) -> Option<u64> {
         decode::read_int(&mut self.0).ok()
+    }
+
+    pub(super) fn signed(&mut self) -> Option<i64> {
+        decode::read_int(&mut self.0).ok()
+    }
+
+    /// Whether the next item is nothing, which is skipped then.
+    pub(super) fn nothing(&mut self) -> bool {
+        decode::read_nil(&mut self.0.get(..1).unwrap_or_default()).is_ok()
+            && self.0.split_off_first().is_some()
     }
 
     pub(super) fn position(&mut self) -> Option<usize> {

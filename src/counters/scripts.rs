@@ -7,11 +7,11 @@ use chrono::{DateTime, Utc};
 use redis::{Cmd, Script};
 use uuid::Uuid;
 
-use super::batch::Batch;
+use super::batch::{Batch, LANE_KEYS};
 use super::error::Error;
-use super::hash;
 use super::keys::{Keys, Shard};
 use super::link::Link;
+use super::value;
 use super::{
     Configuration, Configured, Correction, KeyChanges, KnownOrganization, Missing, Moved, Next,
     Settlement, Unnumbered,
@@ -28,28 +28,47 @@ macro_rules! source {
     };
 }
 
-static COUNT: LazyLock<Script> = LazyLock::new(|| Script::new(COUNT_SOURCE));
-const COUNT_SOURCE: &str = source!("count.lua");
-static READ: LazyLock<Script> = LazyLock::new(|| Script::new(READ_SOURCE));
-const READ_SOURCE: &str = source!("read.lua");
-static OPEN: LazyLock<Script> = LazyLock::new(|| Script::new(OPEN_SOURCE));
-const OPEN_SOURCE: &str = source!("open.lua");
-static RESTORE: LazyLock<Script> = LazyLock::new(|| Script::new(RESTORE_SOURCE));
-const RESTORE_SOURCE: &str = source!("restore.lua");
-static CLOSE: LazyLock<Script> = LazyLock::new(|| Script::new(CLOSE_SOURCE));
-const CLOSE_SOURCE: &str = source!("close.lua");
-static ADJUST: LazyLock<Script> = LazyLock::new(|| Script::new(source!("adjust.lua")));
-static SETTLE: LazyLock<Script> = LazyLock::new(|| Script::new(source!("settle.lua")));
-static CONFIGURE: LazyLock<Script> = LazyLock::new(|| Script::new(CONFIGURE_SOURCE));
-const CONFIGURE_SOURCE: &str = source!("configure.lua");
-static SHARE: LazyLock<Script> = LazyLock::new(|| Script::new(SHARE_SOURCE));
-const SHARE_SOURCE: &str = source!("share.lua");
-static POLICY: LazyLock<Script> = LazyLock::new(|| Script::new(POLICY_SOURCE));
-const POLICY_SOURCE: &str = source!("policy.lua");
-static ERASE: LazyLock<Script> = LazyLock::new(|| Script::new(source!("erase.lua")));
-static MIRROR: LazyLock<Script> = LazyLock::new(|| Script::new(source!("mirror.lua")));
-static GENERATION: LazyLock<Script> = LazyLock::new(|| Script::new(GENERATION_SOURCE));
-const GENERATION_SOURCE: &str = source!("generation.lua");
+/// A script, and its text for a Redis that does not have it.
+struct Lua {
+    script: Script,
+    text: String,
+}
+
+impl Lua {
+    fn new(text: &str) -> Self {
+        Self {
+            script: Script::new(text),
+            text: text.to_owned(),
+        }
+    }
+
+    /// One that reads or writes counters.
+    fn of_counters(text: &str) -> Self {
+        let counter = source!("counter.lua");
+        let (opening, rest) = text.split_once('\n').unwrap_or_default();
+        Self::new(&format!("{opening}\n{counter}{rest}"))
+    }
+
+    /// The beginning of a call.
+    fn call(&self, key_count: usize) -> Cmd {
+        let mut call = redis::cmd("EVALSHA");
+        call.arg(self.script.get_hash()).arg(key_count);
+        call
+    }
+}
+
+static COUNT: LazyLock<Lua> = LazyLock::new(|| Lua::of_counters(source!("count.lua")));
+static OPEN: LazyLock<Lua> = LazyLock::new(|| Lua::of_counters(source!("open.lua")));
+static RESTORE: LazyLock<Lua> = LazyLock::new(|| Lua::of_counters(source!("restore.lua")));
+static CLOSE: LazyLock<Lua> = LazyLock::new(|| Lua::of_counters(source!("close.lua")));
+static ADJUST: LazyLock<Lua> = LazyLock::new(|| Lua::of_counters(source!("adjust.lua")));
+static SETTLE: LazyLock<Lua> = LazyLock::new(|| Lua::of_counters(source!("settle.lua")));
+static CONFIGURE: LazyLock<Lua> = LazyLock::new(|| Lua::of_counters(source!("configure.lua")));
+static SHARE: LazyLock<Lua> = LazyLock::new(|| Lua::new(source!("share.lua")));
+static POLICY: LazyLock<Lua> = LazyLock::new(|| Lua::new(source!("policy.lua")));
+static ERASE: LazyLock<Lua> = LazyLock::new(|| Lua::of_counters(source!("erase.lua")));
+static MIRROR: LazyLock<Lua> = LazyLock::new(|| Lua::new(source!("mirror.lua")));
+static GENERATION: LazyLock<Lua> = LazyLock::new(|| Lua::new(source!("generation.lua")));
 
 /// How long Redis remembers the policy of an organization of which nothing was counted.
 const UNCOUNTED_LIFETIME_MS: u64 = 3_600_000;
@@ -121,8 +140,8 @@ pub(super) async fn count(
         batch.size().saturating_add(ARGUMENTS * 64),
     );
     call.arg("EVALSHA")
-        .arg(COUNT.get_hash())
-        .arg(batch.key_count().saturating_add(2))
+        .arg(COUNT.script.get_hash())
+        .arg(batch.key_count().saturating_add(LANE_KEYS))
         .arg(keys.receipt(sending.lane))
         .arg(keys.generation(Shard::OF_RECEIPTS));
     batch.write_keys(&mut call);
@@ -132,35 +151,32 @@ pub(super) async fn count(
         .arg(sending.number)
         .arg(i32::from(sending.again))
         .arg(batch.body());
-    link.evaluate(&call, COUNT_SOURCE).await
+    link.evaluate(&call, &COUNT.text).await
 }
 
-/// Calls `read.lua` for counters that are in the order of their shards; each as it is held, in that order.
+/// Reads counters in one command, each as it is held, in that order.
 pub(super) async fn read(
     link: &Link,
     keys: &Keys,
-    counters: &[(Shard, usize, &CounterId)],
+    counters: &[CounterId],
 ) -> Result<Vec<Option<Counted>>, Error> {
-    let by_shard = || counters.chunk_by(|(one, ..), (other, ..)| one == other);
-    let calls = by_shard().map(|some| {
-        let mut call = redis::cmd("EVALSHA");
-        call.arg(READ.get_hash()).arg(some.len());
-        for (.., counter) in some {
-            call.arg(keys.counter(counter));
-        }
-        call
-    });
-    let answers: Vec<Vec<u8>> = link
-        .evaluate_all(metrics::Script::Read, calls.collect(), READ_SOURCE)
-        .await?;
-    let mut all = Vec::with_capacity(counters.len());
-    for (some, answer) in by_shard().zip(&answers) {
-        all.extend(hash::held(
-            some.iter().map(|(.., counter)| *counter),
-            answer,
-        )?);
+    if counters.is_empty() {
+        return Ok(Vec::new());
     }
-    Ok(all)
+    let mut pipeline = redis::pipe();
+    pipeline.cmd("MGET");
+    for counter in counters {
+        pipeline.arg(keys.counter(counter));
+    }
+    let (values,): (Vec<Option<Vec<u8>>>,) = link.run(&pipeline).await?;
+    let parse = |(counter, value): (&CounterId, Option<Vec<u8>>)| {
+        let Some(value) = value else { return Ok(None) };
+        let unreadable = || format!("what is held of the counter {counter:?}");
+        value::parse(counter, &value)
+            .map(Some)
+            .ok_or_else(|| Error::Inconsistent(unreadable()))
+    };
+    counters.iter().zip(values).map(parse).collect()
 }
 
 /// Calls `open.lua` for several counters: starts each that is missing at zero, if that is certain.
@@ -173,10 +189,8 @@ pub(super) async fn open(
 ) -> Result<Vec<Opening>, Error> {
     let calls = missing.iter().map(|it| {
         let (counter, stamp) = (it.counter, it.stamp);
-        let mut call = redis::cmd("EVALSHA");
-        call.arg(OPEN.get_hash())
-            .arg(3)
-            .arg(keys.generation(Shard::of(&counter.organization)))
+        let mut call = OPEN.call(3);
+        call.arg(keys.generation(Shard::of(&counter.organization)))
             .arg(keys.organization(&counter.organization))
             .arg(keys.counter(counter))
             .arg(now.timestamp_millis())
@@ -190,7 +204,7 @@ pub(super) async fn open(
             .arg(METERS_MAX);
         call
     });
-    openings(link, metrics::Script::Open, calls.collect(), OPEN_SOURCE).await
+    openings(link, metrics::Script::Open, calls.collect(), &OPEN.text).await
 }
 
 /// Calls `restore.lua` for several counters: writes what Postgres holds of each. `now` is since when those are dirty
@@ -208,10 +222,8 @@ pub(super) async fn restore(
         let meters: Vec<&str> = it.meters.iter().map(MeterId::as_str).collect();
         let held = it.held.map(|it| format!("{} {}", it.sequence, it.stamp));
         let adjusted = snapshot.adjusted.map(|it| it.to_string());
-        let mut call = redis::cmd("EVALSHA");
-        call.arg(RESTORE.get_hash())
-            .arg(4)
-            .arg(keys.generation(shard))
+        let mut call = RESTORE.call(4);
+        call.arg(keys.generation(shard))
             .arg(keys.organization(&counter.organization))
             .arg(keys.dirty(shard))
             .arg(keys.counter(counter))
@@ -240,7 +252,7 @@ pub(super) async fn restore(
         link,
         metrics::Script::Restore,
         calls.collect(),
-        RESTORE_SOURCE,
+        &RESTORE.text,
     )
     .await
 }
@@ -260,10 +272,8 @@ pub(super) async fn close(
             ..counter.clone()
         };
         let shard = Shard::of(&counter.organization);
-        let mut call = redis::cmd("EVALSHA");
-        call.arg(CLOSE.get_hash())
-            .arg(5)
-            .arg(keys.generation(shard))
+        let mut call = CLOSE.call(5);
+        call.arg(keys.generation(shard))
             .arg(keys.organization(&counter.organization))
             .arg(keys.dirty(shard))
             .arg(keys.counter(&closed))
@@ -279,7 +289,7 @@ pub(super) async fn close(
             .arg(optional_ms(it.expiry));
         call
     });
-    openings(link, metrics::Script::Close, calls.collect(), CLOSE_SOURCE).await
+    openings(link, metrics::Script::Close, calls.collect(), &CLOSE.text).await
 }
 
 /// Calls one of these scripts for several counters; what each was told, in order.
@@ -309,7 +319,7 @@ pub(super) async fn adjust(
 ) -> Result<Opening, Error> {
     let organization = &correction.counter.organization;
     let shard = Shard::of(organization);
-    let mut call = ADJUST.prepare_invoke();
+    let mut call = ADJUST.script.prepare_invoke();
     call.key(keys.generation(shard))
         .key(keys.organization(organization))
         .key(keys.dirty(shard))
@@ -332,7 +342,7 @@ pub(super) async fn settle(
     settlements: &[Settlement<'_>],
     read_at: DateTime<Utc>,
 ) -> Result<usize, Error> {
-    let mut call = SETTLE.prepare_invoke();
+    let mut call = SETTLE.script.prepare_invoke();
     call.key(keys.dirty(shard))
         .key(keys.generation(shard))
         .arg(read_at.timestamp_millis());
@@ -386,10 +396,8 @@ pub(super) async fn configure(
 ) -> Result<Vec<Configured>, Error> {
     let calls = policies.iter().map(|it| {
         let shard = Shard::of(it.organization);
-        let mut call = redis::cmd("EVALSHA");
-        call.arg(CONFIGURE.get_hash())
-            .arg(it.running.len().saturating_add(4))
-            .arg(keys.organization(it.organization))
+        let mut call = CONFIGURE.call(it.running.len().saturating_add(4));
+        call.arg(keys.organization(it.organization))
             .arg(keys.dirty(shard))
             .arg(keys.generation(shard))
             .arg(keys.policies(shard));
@@ -408,11 +416,7 @@ pub(super) async fn configure(
         call
     });
     let replies: Vec<(String, String, Option<String>)> = link
-        .evaluate_all(
-            metrics::Script::Configure,
-            calls.collect(),
-            CONFIGURE_SOURCE,
-        )
+        .evaluate_all(metrics::Script::Configure, calls.collect(), &CONFIGURE.text)
         .await?;
     let configured = replies.into_iter().map(|(word, meters, former)| {
         let meters = parse_meters(&meters);
@@ -435,7 +439,7 @@ pub(super) async fn share(
 ) -> Result<(), Error> {
     let calls = organizations.map(|it| policy_call(&SHARE, keys, it));
     let _: Vec<u8> = link
-        .evaluate_all(metrics::Script::Share, calls.collect(), SHARE_SOURCE)
+        .evaluate_all(metrics::Script::Share, calls.collect(), &SHARE.text)
         .await?;
     Ok(())
 }
@@ -450,7 +454,7 @@ pub(super) async fn known(
         .iter()
         .map(|it| policy_call(&POLICY, keys, it));
     let answers: Vec<(Option<String>, Option<String>, Option<u64>)> = link
-        .evaluate_all(metrics::Script::Policy, calls.collect(), POLICY_SOURCE)
+        .evaluate_all(metrics::Script::Policy, calls.collect(), &POLICY.text)
         .await?;
     let known = answers.into_iter().map(|(policy, meters, incarnation)| {
         Some(KnownOrganization {
@@ -463,11 +467,9 @@ pub(super) async fn known(
 }
 
 /// A call of a script whose keys are an organization and the policies that its shard shares.
-fn policy_call(script: &Script, keys: &Keys, organization: &OrganizationId) -> Cmd {
-    let mut call = redis::cmd("EVALSHA");
-    call.arg(script.get_hash())
-        .arg(2)
-        .arg(keys.organization(organization))
+fn policy_call(script: &Lua, keys: &Keys, organization: &OrganizationId) -> Cmd {
+    let mut call = script.call(2);
+    call.arg(keys.organization(organization))
         .arg(keys.policies(Shard::of(organization)));
     call
 }
@@ -482,7 +484,7 @@ pub(super) async fn erase(
     counters: &[&str],
     records: &[&str],
 ) -> Result<(usize, usize), Error> {
-    let mut call = ERASE.prepare_invoke();
+    let mut call = ERASE.script.prepare_invoke();
     call.key(keys.dirty(shard))
         .arg(incarnation)
         .arg(counters.len());
@@ -499,7 +501,7 @@ pub(super) async fn mirror(
     seen: u64,
     changes: &KeyChanges<'_>,
 ) -> Result<bool, Error> {
-    let mut call = MIRROR.prepare_invoke();
+    let mut call = MIRROR.script.prepare_invoke();
     call.key(keys.api_keys())
         .arg(seen)
         .arg(changes.revision)
@@ -521,10 +523,8 @@ pub(super) async fn identify(
     trust_restart: bool,
 ) -> Result<Vec<Unnumbered>, Error> {
     let calls = shards.iter().map(|Unnumbered { shard, name }| {
-        let mut call = redis::cmd("EVALSHA");
-        call.arg(GENERATION.get_hash())
-            .arg(1)
-            .arg(keys.generation(*shard))
+        let mut call = GENERATION.call(1);
+        call.arg(keys.generation(*shard))
             .arg(&link.run_id)
             .arg(Uuid::new_v4().to_string())
             .arg(now.timestamp_millis())
@@ -537,7 +537,7 @@ pub(super) async fn identify(
         .evaluate_all(
             metrics::Script::Generation,
             calls.collect(),
-            GENERATION_SOURCE,
+            &GENERATION.text,
         )
         .await?;
     let mut unnumbered = Vec::new();

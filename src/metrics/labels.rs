@@ -48,8 +48,6 @@ label!(
     pub Script as "script" {
         /// `count.lua`
         Count = "count",
-        /// `read.lua`, for several shards at once.
-        Read = "read",
         /// `open.lua`
         Open = "open",
         /// `restore.lua`

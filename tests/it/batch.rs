@@ -294,9 +294,7 @@ async fn what_would_pass_the_ceiling_of_a_counter_fails_item_by_item() {
     service.count("org_1", "tokens", 1).await;
     let key = crate::support::key_of("org_1", "tokens", "2031-03-01T00:00:00Z");
     let almost = (1_u64 << 53) - 6;
-    let _: u64 = world
-        .redis_command(&["HSET", &key, "u", &almost.to_string()])
-        .await;
+    world.place(&key, &[("used", &almost.to_string())]).await;
     let item = json!({"op": "track", "organizationId": "org_1", "meter": "tokens", "amount": 2});
     let answer = send(&service, &[item.clone(), item.clone(), item]).await;
     assert_eq!(counts(&answer), [2, 0, 1]);

@@ -63,10 +63,9 @@ async fn an_audit_finds_counts_that_were_changed_behind_its_back() {
         let (asked, world) = (Arc::clone(&asked), Arc::clone(&vandal));
         async move {
             if request.method() == "POST" && asked.fetch_add(1, Ordering::SeqCst) == 1000 {
-                for (organization, units) in [("org_0000003", "-1"), ("org_0000008", "1")] {
+                for (organization, units) in [("org_0000003", -1), ("org_0000008", 1)] {
                     let counter = counter_key(organization, instant("2031-03-01T00:00:00Z"));
-                    let command = ["HINCRBY", &counter, "u", units];
-                    let _: i64 = world.redis_command(&command).await;
+                    world.add(&counter, "used", units).await;
                 }
             }
             next.run(request).await

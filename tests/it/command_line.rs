@@ -185,7 +185,7 @@ async fn verify_ends_with_1_where_something_does_not_fit() {
     let fits = succeed(&service, &world, &["verify"]).await;
     assert_eq!(fits, "2 counters of 2 organizations, no difference\n");
     let key = key_of("org_1", "api", "2031-03-01T00:00:00Z");
-    let _: i64 = world.redis_command(&["HINCRBY", &key, "u", "1"]).await;
+    world.add(&key, "used", 1).await;
     let output = run(&service, &world.key, &["verify"]).await;
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(

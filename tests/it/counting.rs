@@ -127,19 +127,19 @@ async fn a_refused_call_is_recorded_without_being_counted() {
     for _ in 0..3 {
         service.attempt("org_1", "api", 5).await;
     }
-    let counter = world.hash("org_1", "api", MARCH).await;
+    let counter = world.held_of("org_1", "api", MARCH).await;
     let hour = crate::support::instant(crate::support::BEGINNING).timestamp_millis();
-    assert_eq!(counter["u"], "1000");
-    assert_eq!(counter["d"], "3");
-    assert_eq!(counter[&format!("h{hour}")], "1000");
-    assert_eq!(counter[&format!("x{hour}")], "3");
+    assert_eq!(counter["used"], "1000");
+    assert_eq!(counter["denied"], "3");
+    assert_eq!(counter[&format!("used@{hour}")], "1000");
+    assert_eq!(counter[&format!("denied@{hour}")], "3");
     // Nor does asking whether it would be refused.
     let body = json!({"organizationId": "org_1"});
     assert_eq!(
         service.http.post("/v1/check", body).await.body["allowed"],
         false
     );
-    assert_eq!(world.hash("org_1", "api", MARCH).await, counter);
+    assert_eq!(world.held_of("org_1", "api", MARCH).await, counter);
 }
 
 #[tokio::test]
@@ -169,9 +169,12 @@ async fn several_meters_are_charged_together_or_not_at_all() {
         assert_eq!(service.current("org_1", meter).await, count, "{meter}");
     }
     // The refusals are noted where they came from.
-    assert_eq!(world.hash("org_1", "storage", MARCH).await["d"], "2");
-    assert_eq!(world.hash("org_1", "tokens", MARCH).await["d"], "1");
-    assert!(!world.hash("org_1", "api", MARCH).await.contains_key("d"));
+    assert_eq!(
+        world.held_of("org_1", "storage", MARCH).await["denied"],
+        "2"
+    );
+    assert_eq!(world.held_of("org_1", "tokens", MARCH).await["denied"], "1");
+    assert_eq!(world.held_of("org_1", "api", MARCH).await["denied"], "0");
 }
 
 /// Two meters with different limits, named by concurrent calls of two instances.
@@ -417,7 +420,7 @@ async fn a_count_never_passes_its_ceiling_and_stays_exact_below_it() {
     service.count("org_1", "bytes", 1).await;
     let key = key_of("org_1", "bytes", MARCH);
     let almost = (COUNT_MAX - 2).to_string();
-    let _: u64 = world.redis_command(&["HSET", &key, "u", &almost]).await;
+    world.place(&key, &[("used", &almost)]).await;
     assert_eq!(service.count("org_1", "bytes", 1).await, COUNT_MAX - 1);
     for path in ["/v1/track", "/v1/consume", "/v1/check"] {
         let body = json!({"organizationId": "org_1", "meters": {"api": 1, "bytes": 2}});

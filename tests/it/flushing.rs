@@ -103,7 +103,7 @@ async fn hours_and_total_agree_when_a_counter_moves_on_between_reading_and_settl
     assert_stored(&world, "org_1", 3).await;
     let counter = world.counter("org_1", instant(PERIOD)).await;
     let oldest_unstored = instant("2031-03-15T13:00:00Z").timestamp_millis();
-    assert_eq!(counter["o"], oldest_unstored.to_string());
+    assert_eq!(counter["oldest"], oldest_unstored.to_string());
     service.flush().await;
     assert_stored(&world, "org_1", 15).await;
     let expected = [
@@ -562,7 +562,7 @@ async fn hours_that_no_event_reaches_any_more_leave_redis_once_they_are_stored()
     service.flush().await;
     assert_eq!(hours_held(&world).await, 3);
     assert_stored(&world, "org_1", 6).await;
-    assert_eq!(world.counter("org_1", start).await["u"], "6");
+    assert_eq!(world.counter("org_1", start).await["used"], "6");
 }
 
 /// A counter that changes during every flush is never clean; its hours must leave Redis all the same.
@@ -594,15 +594,14 @@ async fn a_counter_with_very_many_hours_is_stored_and_settled() {
     service.track("org_1", 1).await;
     let first = instant("2030-01-01T00:00:00Z");
     let key = counter_key("org_1", instant(PERIOD));
-    let mut command = redis::cmd("HSET");
-    command.arg(&key).arg("u").arg(5001).arg("d").arg(5000);
-    command.arg("o").arg(first.timestamp_millis());
-    for hour in 0..5000 {
-        let start = (first + Duration::hours(hour)).timestamp_millis();
-        command.arg(format!("h{start}")).arg(1);
-        command.arg(format!("x{start}")).arg(1);
-    }
-    let () = command.query_async(&mut world.redis().await).await.unwrap();
+    let oldest = first.timestamp_millis().to_string();
+    let mut fields = vec![("used", "5001"), ("denied", "5000"), ("oldest", &oldest)];
+    let starts = (0..5000).map(|hour| (first + Duration::hours(hour)).timestamp_millis());
+    let names: Vec<String> = starts
+        .flat_map(|start| ["used", "denied"].map(|name| format!("{name}@{start}")))
+        .collect();
+    fields.extend(names.iter().map(|name| (name.as_str(), "1")));
+    world.place(&key, &fields).await;
     let report = service.flush().await;
     assert_eq!((report.stored, report.clean), (1, 1));
     assert_stored(&world, "org_1", 5001).await;
@@ -649,7 +648,7 @@ async fn hours_held(world: &World) -> usize {
     let counter = world.counter("org_1", instant(PERIOD)).await;
     counter
         .keys()
-        .filter(|field| field.starts_with('h'))
+        .filter(|field| field.starts_with("used@"))
         .count()
 }
 

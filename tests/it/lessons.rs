@@ -167,8 +167,8 @@ async fn no_counter_is_zeroed_before_its_history_is_written() {
     service.count("org_1", "api", 777).await;
     world.move_to("2031-04-01T00:00:00Z");
     service.count("org_1", "api", 1).await;
-    let march = world.hash("org_1", "api", "2031-03-01T00:00:00Z").await;
-    assert_eq!(march["u"], "777");
+    let march = world.held_of("org_1", "api", "2031-03-01T00:00:00Z").await;
+    assert_eq!(march["used"], "777");
     let expiry: i64 = world
         .redis_command(&[
             "PEXPIRETIME",

@@ -120,10 +120,7 @@ impl Bench {
     async fn place(&self, counter: &CounterId, field: &str, value: &str) {
         let (organization, meter) = (counter.organization.as_str(), counter.meter.as_str());
         let key = key_of(organization, meter, START);
-        let _: u64 = self
-            .world
-            .redis_command(&["HSET", &key, field, value])
-            .await;
+        self.world.place(&key, &[(field, value)]).await;
     }
 }
 
@@ -467,7 +464,7 @@ async fn agrees(bench: &Bench, number: usize, case: &Case) -> Result<(), TestCas
         bench.configure(organization).await;
         let first = stamp(case.rules[position][0], 1);
         assert_eq!(bench.open(&id, &first).await, Opening::Ready);
-        bench.place(&id, "u", &initial.to_string()).await;
+        bench.place(&id, "used", &initial.to_string()).await;
         ids.push(id);
         model.held.push(Held {
             used: Count::try_from(*initial).unwrap(),
@@ -579,7 +576,7 @@ async fn standing(bench: &Bench) -> (OrganizationId, Vec<CounterId>, Stamp) {
         .collect();
     for id in &ids {
         assert_eq!(bench.open(id, &stamp(rule, 2)).await, Opening::Ready);
-        bench.place(id, "u", "5").await;
+        bench.place(id, "used", "5").await;
     }
     (organization, ids, stamp(rule, 2))
 }
@@ -646,7 +643,9 @@ async fn a_missing_counter_is_unknown_and_its_operation_counts_nothing_at_all() 
 async fn a_counter_of_another_generation_is_frozen() {
     let bench = Bench::new().await;
     let (_, ids, held) = standing(&bench).await;
-    bench.place(&ids[1], "p", "7:2:10:h:1935619200000").await;
+    bench
+        .place(&ids[1], "stamp", "7:2:10:h:1935619200000")
+        .await;
     refuses(&bench, &ids, held, &Outcome::Frozen(1)).await;
     // Whichever of the two is the newer.
     let other = Stamp {
@@ -661,7 +660,9 @@ async fn a_counter_of_another_generation_is_frozen() {
 async fn a_closed_counter_takes_nothing_by_any_version_of_the_policy() {
     let bench = Bench::new().await;
     let (_, ids, held) = standing(&bench).await;
-    bench.place(&ids[1], "p", "1:2:10:H:1933000000000").await;
+    bench
+        .place(&ids[1], "stamp", "1:2:10:H:1933000000000")
+        .await;
     for version in 1..=3 {
         let stamp = Stamp { version, ..held };
         let both = [ids[1].clone()];
@@ -675,12 +676,14 @@ async fn a_period_that_is_over_by_a_newer_policy_takes_nothing_from_a_caller_wit
     let bench = Bench::new().await;
     let (_, ids, held) = standing(&bench).await;
     let over = bench.now().timestamp_millis();
-    bench.place(&ids[1], "p", &format!("1:3:10:h:{over}")).await;
+    bench
+        .place(&ids[1], "stamp", &format!("1:3:10:h:{over}"))
+        .await;
     refuses(&bench, &ids, held, &Outcome::Closed(1)).await;
     // A millisecond earlier it would not have been over.
     let running = over + 1;
     bench
-        .place(&ids[1], "p", &format!("1:3:10:h:{running}"))
+        .place(&ids[1], "stamp", &format!("1:3:10:h:{running}"))
         .await;
     let operation = operation(
         &bench,
@@ -770,7 +773,7 @@ async fn a_counter_is_opened_only_where_nothing_can_have_been_counted() {
     assert_eq!(open("2031-03-15T12:06:00.001Z", held).await, Opening::Ready);
     assert_eq!(open(START, held).await, Opening::Ready);
     // Opening again leaves it alone.
-    bench.place(&id, "u", "5").await;
+    bench.place(&id, "used", "5").await;
     assert_eq!(open(START, held).await, Opening::Ready);
     assert_eq!(bench.snapshot(&id).await.unwrap().used.get(), 5);
 }

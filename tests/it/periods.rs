@@ -154,8 +154,8 @@ async fn idle_months_are_neither_merged_nor_carried_over() {
     assert_eq!(period(&service, "org_1").await, expected);
     assert_eq!(service.current("org_1", "api").await, 1);
     // What was counted in March is March's for good.
-    let march = world.hash("org_1", "api", "2031-03-01T00:00:00Z").await;
-    assert_eq!(march["u"], "900");
+    let march = world.held_of("org_1", "api", "2031-03-01T00:00:00Z").await;
+    assert_eq!(march["used"], "900");
 }
 
 #[tokio::test]
@@ -258,8 +258,9 @@ async fn each_hour_of_the_organizations_clock_is_counted_apart() {
     service.count("org_1", "api", 3).await;
     world.move_to("2031-04-10T12:30:00Z");
     service.count("org_1", "api", 4).await;
-    let counter = world.hash("org_1", "api", "2031-03-31T18:30:00Z").await;
-    let hour = |start: &str| counter[&format!("h{}", instant(start).timestamp_millis())].clone();
+    let counter = world.held_of("org_1", "api", "2031-03-31T18:30:00Z").await;
+    let hour =
+        |start: &str| counter[&format!("used@{}", instant(start).timestamp_millis())].clone();
     assert_eq!(hour("2031-04-10T11:30:00Z"), "3");
     assert_eq!(hour("2031-04-10T12:30:00Z"), "4");
 }

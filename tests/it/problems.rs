@@ -316,9 +316,7 @@ async fn unprocessable_requests_say_which_way() {
     check(&reused, 422, "idempotency_key_reused");
 
     let key = key_of("org_1", "api", "2031-03-01T00:00:00Z");
-    let _: u64 = world
-        .redis_command(&["HSET", &key, "u", "9007199254740991"])
-        .await;
+    world.place(&key, &[("used", "9007199254740991")]).await;
     let overflow = service.http.post("/v1/track", body(1)).await;
     check(&overflow, 422, "counter_overflow");
 

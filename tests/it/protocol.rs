@@ -476,18 +476,19 @@ impl History {
         // What the copy holds and Postgres does not is stored before the counter moves on.
         for ((meter, start), known) in &mut self.known {
             let counter = counter_key(meter, *start);
-            let held: BTreeMap<String, String> =
-                self.world.redis_command(&["HGETALL", &counter]).await;
-            let Some(stamp) = held.get("p") else { continue };
-            let number = |field: &str| held.get(field).map_or(0, |it| it.parse::<u64>().unwrap());
+            let held = self.world.held(&counter).await;
+            let Some(stamp) = held.get("stamp") else {
+                continue;
+            };
+            let number = |field: &str| held[field].parse::<u64>().unwrap();
             let generation: u64 = stamp.split(':').next().unwrap().parse().unwrap();
             let row = self
                 .rows
                 .iter()
                 .find(|row| row.meter == *meter && row.period_start == *start);
-            if row.is_none_or(|row| (generation, number("s")) > (u(row.epoch), u(row.seq))) {
-                known.used.least = number("u");
-                known.denied.least = number("d");
+            if row.is_none_or(|row| (generation, number("sequence")) > (u(row.epoch), u(row.seq))) {
+                known.used.least = number("used");
+                known.denied.least = number("denied");
             }
         }
         // As every instance does each second: limits that the copy does not know are put in force again.
@@ -556,16 +557,9 @@ impl History {
             assert!(counters.contains(key), "{key} is missing");
         }
         for key in counters {
-            let mut pipeline = redis::pipe();
-            pipeline
-                .cmd("HMGET")
-                .arg(&key)
-                .arg(&["s", "f"])
-                .cmd("PEXPIRETIME")
-                .arg(&key);
-            let ((sequence, stored), expiry): ((u64, Option<u64>), i64) =
-                pipeline.query_async(&mut redis).await.unwrap();
-            let dirty = sequence != stored.unwrap_or(0);
+            let held = self.world.held(&key).await;
+            let expiry: i64 = self.world.redis_command(&["PEXPIRETIME", &key]).await;
+            let dirty = held["sequence"] != held["stored"];
             assert_eq!(index.contains(&key), dirty, "{key}");
             assert_eq!(expiry == -1, dirty, "{key}");
         }

@@ -184,12 +184,12 @@ async fn reading_changes_nothing() {
     let world = World::new().await;
     let service = world.instance().await;
     service.count("org_1", "api", 1).await;
-    let before = world.hash("org_1", "api", "2031-03-01T00:00:00Z").await;
+    let before = world.held_of("org_1", "api", "2031-03-01T00:00:00Z").await;
     for _ in 0..3 {
         service.current("org_1", "api").await;
     }
     assert_eq!(
-        world.hash("org_1", "api", "2031-03-01T00:00:00Z").await,
+        world.held_of("org_1", "api", "2031-03-01T00:00:00Z").await,
         before
     );
 }

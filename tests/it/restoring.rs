@@ -267,7 +267,7 @@ async fn a_flush_from_before_the_loss_is_refused_after_it_and_settles_nothing() 
     // The same number of changes as before the loss, so that the sequences are equal.
     assert_eq!(service.track("org_1", 1).await, 6);
     let before = world.counter("org_1", instant(PERIOD)).await;
-    assert_eq!(before["s"], late.snapshots[0].sequence.to_string());
+    assert_eq!(before["sequence"], late.snapshots[0].sequence.to_string());
 
     let stored = flusher.store(&late).await.unwrap();
     assert_eq!(stored, [false]);
@@ -470,7 +470,10 @@ async fn a_counter_of_an_older_generation_is_stored_before_it_moves() {
     assert_eq!(stored, [false]);
     assert!(service.app.flusher.settle(&late, &stored).await.is_err());
     let counter = world.counter("org_1", instant(PERIOD)).await;
-    assert_eq!((&*counter["u"], &counter["s"]), ("9", &counter["f"]));
+    assert_eq!(
+        (&*counter["used"], &counter["sequence"]),
+        ("9", &counter["stored"])
+    );
 }
 
 #[tokio::test]
@@ -659,11 +662,11 @@ async fn a_restore_under_an_older_policy_or_over_an_unknown_counter_is_refused()
     assert_eq!(refused, Opening::Policy);
 
     // Something of another generation, which was not stored before the move.
-    let frozen = ["HSET", &key, "u", "9", "s", "9", "p", "0:0:1000:h:"];
-    let () = world.redis_command(&frozen).await;
+    let frozen = [("used", "9"), ("sequence", "9"), ("stamp", "0:0:1000:h:")];
+    world.place(&key, &frozen).await;
     let refused = slow.written(&moved, stamp.version).await;
     assert_eq!(refused, Opening::Changed);
-    assert_eq!(world.counter("org_1", instant(PERIOD)).await["u"], "9");
+    assert_eq!(world.counter("org_1", instant(PERIOD)).await["used"], "9");
 
     let () = world.redis_command(&["DEL", &key]).await;
     assert_eq!(slow.written(&moved, stamp.version).await, Opening::Ready);

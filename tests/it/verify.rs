@@ -107,43 +107,27 @@ async fn a_count_that_is_not_stored_yet_is_no_difference() {
 async fn whatever_does_not_fit_is_found_and_named() {
     let key = key_of("org_1", "api", MARCH);
     let hour = instant("2031-03-15T12:00:00Z").timestamp_millis();
-    let field = format!("h{hour}");
+    let field = format!("used@{hour}");
     let of =
         |part: &str| format!("update usage_history set {part} where organization_id = 'org_1'");
     let hours =
         |part: &str| format!("update usage_hourly set {part} where organization_id = 'org_1'");
     for (redis, sql, expected) in [
+        ("used", String::new(), &["hours", "snapshot"][..]),
+        ("denied", String::new(), &["hours", "snapshot"]),
+        (&field, String::new(), &["hours"]),
+        ("", of("used = used + 1"), &["storedHours", "snapshot"]),
         (
-            vec!["HINCRBY", &key, "u", "1"],
-            String::new(),
-            &["hours", "snapshot"][..],
-        ),
-        (
-            vec!["HINCRBY", &key, "d", "1"],
-            String::new(),
-            &["hours", "snapshot"],
-        ),
-        (
-            vec!["HINCRBY", &key, &field, "1"],
-            String::new(),
-            &["hours"],
-        ),
-        (vec![], of("used = used + 1"), &["storedHours", "snapshot"]),
-        (
-            vec![],
+            "",
             of("refunded = refunded + 1"),
             &["storedHours", "snapshot"],
         ),
-        (vec![], of("seq = seq + 1"), &["ahead"]),
-        (vec![], of("epoch = epoch + 1"), &["ahead"]),
-        (vec![], of("seq = seq - 1"), &["settled"]),
-        (vec![], hours("used = used - 1"), &["storedHours"]),
-        (
-            vec![],
-            "delete from usage_hourly".to_owned(),
-            &["storedHours"],
-        ),
-        (vec![], "delete from usage_history".to_owned(), &["settled"]),
+        ("", of("seq = seq + 1"), &["ahead"]),
+        ("", of("epoch = epoch + 1"), &["ahead"]),
+        ("", of("seq = seq - 1"), &["settled"]),
+        ("", hours("used = used - 1"), &["storedHours"]),
+        ("", "delete from usage_hourly".to_owned(), &["storedHours"]),
+        ("", "delete from usage_history".to_owned(), &["settled"]),
     ] {
         let world = World::new().await;
         let service = world.instance().await;
@@ -152,7 +136,7 @@ async fn whatever_does_not_fit_is_found_and_named() {
         }
         service.flush().await;
         if !redis.is_empty() {
-            let _: i64 = world.redis_command(&redis).await;
+            world.add(&key, redis, 1).await;
         }
         if !sql.is_empty() {
             sqlx::query(sqlx::AssertSqlSafe(sql.clone()))
@@ -185,7 +169,7 @@ async fn all_organizations_are_compared_page_by_page() {
     }
     service.flush().await;
     let key = key_of("org_4", "api", MARCH);
-    let _: i64 = world.redis_command(&["HINCRBY", &key, "u", "1"]).await;
+    world.add(&key, "used", 1).await;
     let (mut cursor, mut organizations, mut found) = (String::new(), Vec::new(), Vec::new());
     loop {
         let page = verify(&service, &format!("?pageSize=2{cursor}")).await;

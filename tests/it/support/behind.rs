@@ -1,6 +1,5 @@
 //! A look behind the scenes: what Postgres and Redis hold, and how to take them away.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use chrono::{DateTime, Utc};
@@ -10,7 +9,7 @@ use tallyman::config::Servers;
 use tallyman::counters::Shard;
 use tempfile::TempDir;
 
-use super::{Instance, World};
+use super::{Held, Instance, World};
 
 /// One row of `usage_history`, and what `usage_hourly` has of it.
 #[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
@@ -114,14 +113,9 @@ pub fn counter_key(organization: &str, start: DateTime<Utc>) -> String {
 }
 
 impl World {
-    /// The fields of a counter of the meter `api`; empty where Redis has none.
-    pub async fn counter(
-        &self,
-        organization: &str,
-        start: DateTime<Utc>,
-    ) -> BTreeMap<String, String> {
-        self.redis_command(&["HGETALL", &counter_key(organization, start)])
-            .await
+    /// What is held of a counter of the meter `api`; nothing where Redis has none.
+    pub async fn counter(&self, organization: &str, start: DateTime<Utc>) -> Held {
+        self.held(&counter_key(organization, start)).await
     }
 
     /// When a counter of the meter `api` disappears by itself, if it does.

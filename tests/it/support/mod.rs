@@ -7,6 +7,7 @@
 mod auth_server;
 mod behind;
 mod forgetful;
+mod held;
 mod issuer;
 mod plugin_client;
 mod postgres;
@@ -43,6 +44,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub use forgetful::Forgetful;
+pub use held::Held;
 pub use issuer::*;
 pub use plugin_client::PluginClient;
 pub use process::Process;

@@ -1,6 +1,6 @@
 //! What many tests do in the same words.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 use sqlx::Row as _;
@@ -9,7 +9,7 @@ use tallyman::domain::api_key::{NewApiKey, Scope};
 use tallyman::store::resets::{self, Outcome, Wish};
 use tallyman::store::{Actor, Store, api_keys};
 
-use super::{Answer, Instance, World, instant, sharded};
+use super::{Answer, Held, Instance, World, instant, sharded};
 
 impl World {
     /// Moves the clock to an instant, never back.
@@ -23,14 +23,8 @@ impl World {
     }
 
     /// What Redis holds of a counter.
-    pub async fn hash(
-        &self,
-        organization: &str,
-        meter: &str,
-        start: &str,
-    ) -> HashMap<String, String> {
-        let key = key_of(organization, meter, start);
-        self.redis_command(&["HGETALL", &key]).await
+    pub async fn held_of(&self, organization: &str, meter: &str, start: &str) -> Held {
+        self.held(&key_of(organization, meter, start)).await
     }
 
     /// A new key with these scopes.

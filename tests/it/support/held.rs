@@ -1,0 +1,128 @@
+//! What Redis holds of a counter, by name, read and written without the service's own code.
+
+use std::collections::BTreeMap;
+
+use rmp::{decode, encode};
+
+use super::World;
+
+/// Names and values as text; `used`, `denied` and `refunded` of an hour with `@` and its start in ms behind them.
+pub type Held = BTreeMap<String, String>;
+
+const HEAD: [&str; 6] = ["used", "sequence", "stored", "oldest", "stamp", "denied"];
+const REST: [&str; 5] = ["refunded", "peak", "told", "past", "adjusted"];
+
+impl World {
+    /// What is held under a key; nothing where there is none.
+    pub async fn held(&self, key: &str) -> Held {
+        let value: Option<Vec<u8>> = self.redis_command(&["GET", key]).await;
+        value.map_or_else(Held::new, |value| parse(&value))
+    }
+
+    /// Changes what is held under a key, behind the back of the service.
+    pub async fn place(&self, key: &str, fields: &[(&str, &str)]) {
+        let mut held = self.held(key).await;
+        for (name, value) in fields {
+            held.insert((*name).to_owned(), (*value).to_owned());
+        }
+        let mut set = redis::cmd("SET");
+        set.arg(key).arg(packed(&held)).arg("KEEPTTL");
+        let () = set.query_async(&mut self.redis().await).await.unwrap();
+    }
+
+    /// Adds to a number that is held under a key.
+    pub async fn add(&self, key: &str, field: &str, by: i64) {
+        let number: i64 = self.held(key).await[field].parse().unwrap();
+        self.place(key, &[(field, &(number + by).to_string())])
+            .await;
+    }
+}
+
+fn parse(mut value: &[u8]) -> Held {
+    let mut held = Held::new();
+    for name in HEAD {
+        held.insert(name.to_owned(), item(&mut value));
+    }
+    let (mut start, used, denied) = (item(&mut value), item(&mut value), item(&mut value));
+    let mut refunded = "0".to_owned();
+    if value.is_empty() {
+        held.extend(REST.map(|name| (name.to_owned(), String::new())));
+    } else {
+        decode::read_array_len(&mut value).unwrap();
+        for name in REST {
+            held.insert(name.to_owned(), item(&mut value));
+        }
+        refunded = item(&mut value);
+    }
+    let mut hour = [used, denied, refunded];
+    while !start.is_empty() {
+        for (name, value) in ["used", "denied", "refunded"].iter().zip(hour.clone()) {
+            held.insert(format!("{name}@{start}"), value);
+        }
+        if value.is_empty() {
+            break;
+        }
+        let gap: i64 = item(&mut value).parse().unwrap();
+        start = (start.parse::<i64>().unwrap() - gap.abs() * 1000).to_string();
+        hour = [item(&mut value), "0".to_owned(), "0".to_owned()];
+        if gap < 0 {
+            hour[1] = item(&mut value);
+            hour[2] = item(&mut value);
+        }
+    }
+    assert!(value.is_empty(), "{held:?}");
+    held
+}
+
+/// The next item as text; nothing for nil.
+fn item(value: &mut &[u8]) -> String {
+    if value[0] == 0xc0 {
+        *value = &value[1..];
+        return String::new();
+    }
+    if let Ok((text, rest)) = decode::read_str_from_slice(*value) {
+        *value = rest;
+        return text.to_owned();
+    }
+    decode::read_int::<i64, _>(value).unwrap().to_string()
+}
+
+fn packed(held: &Held) -> Vec<u8> {
+    let mut value = Vec::new();
+    let text = |name: &str| held.get(name).map_or("", String::as_str);
+    let number = |name: &str| text(name).parse::<i64>().unwrap_or(0);
+    let put = |value: &mut Vec<u8>, name: &str| match name {
+        "stamp" | "told" | "past" | "adjusted" => encode::write_str(value, text(name)).unwrap(),
+        "oldest" if text(name).is_empty() => encode::write_nil(value).unwrap(),
+        _ => {
+            encode::write_sint(value, number(name)).unwrap();
+        }
+    };
+    for name in HEAD {
+        put(&mut value, name);
+    }
+    let starts = held.keys().filter_map(|name| name.strip_prefix("used@"));
+    let mut starts: Vec<i64> = starts.map(|start| start.parse().unwrap()).collect();
+    starts.sort_unstable_by(|one, other| other.cmp(one));
+    let Some(newest) = starts.first() else {
+        encode::write_nil(&mut value).unwrap();
+        value.extend([0, 0]);
+        return value;
+    };
+    encode::write_sint(&mut value, *newest).unwrap();
+    put(&mut value, &format!("used@{newest}"));
+    put(&mut value, &format!("denied@{newest}"));
+    let length = REST.len() + 1 + 4 * (starts.len() - 1);
+    encode::write_array_len(&mut value, u32::try_from(length).unwrap()).unwrap();
+    for name in REST {
+        put(&mut value, name);
+    }
+    put(&mut value, &format!("refunded@{newest}"));
+    for (newer, start) in starts.iter().zip(&starts[1..]) {
+        encode::write_sint(&mut value, (start - newer) / 1000).unwrap();
+        for name in ["used", "denied", "refunded"] {
+            put(&mut value, &format!("{name}@{start}"));
+        }
+    }
+    value
+}
