@@ -1,7 +1,7 @@
 --[[
 What the value of a counter is; put in front of each script that reads or writes counters.
 
-A value is a sequence of MessagePack items; lua/README.md says what each of them means.
+A value is a sequence of MessagePack items; ARCHITECTURE.md says what each of them means.
   used, sequence, stored, oldest, stamp, denied
   start, used and denied of its newest hour; nil, 0, 0 where it has none
   where there is anything else, an array of all of it:

@@ -19,22 +19,40 @@ impl World {
         value.map_or_else(Held::new, |value| parse(&value))
     }
 
-    /// Changes what is held under a key, behind the back of the service.
+    /// Puts something else in place of what is held under a key, behind the back of the service.
     pub async fn place(&self, key: &str, fields: &[(&str, &str)]) {
-        let mut held = self.held(key).await;
-        for (name, value) in fields {
-            held.insert((*name).to_owned(), (*value).to_owned());
-        }
-        let mut set = redis::cmd("SET");
-        set.arg(key).arg(packed(&held)).arg("KEEPTTL");
-        let () = set.query_async(&mut self.redis().await).await.unwrap();
+        let put = |held: &mut Held| {
+            let fields = fields.iter();
+            held.extend(fields.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        };
+        self.change(key, put).await;
     }
 
     /// Adds to a number that is held under a key.
-    pub async fn add(&self, key: &str, field: &str, by: i64) {
-        let number: i64 = self.held(key).await[field].parse().unwrap();
-        self.place(key, &[(field, &(number + by).to_string())])
-            .await;
+    pub async fn add(&self, key: &str, name: &str, by: i64) {
+        let add = |held: &mut Held| {
+            let number = held[name].parse::<i64>().unwrap() + by;
+            held.insert(name.to_owned(), number.to_string());
+        };
+        self.change(key, add).await;
+    }
+
+    /// Again where the service has written meanwhile.
+    async fn change(&self, key: &str, change: impl Fn(&mut Held)) {
+        let unless_changed = "if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
+                              redis.call('SET', KEYS[1], ARGV[2], 'KEEPTTL') return 1";
+        let mut redis = self.redis().await;
+        loop {
+            let value: Option<Vec<u8>> = self.redis_command(&["GET", key]).await;
+            let mut held = value.as_deref().map_or_else(Held::new, parse);
+            change(&mut held);
+            let mut set = redis::cmd("EVAL");
+            set.arg(unless_changed).arg(1).arg(key);
+            set.arg(value.unwrap_or_default()).arg(packed(&held));
+            if set.query_async(&mut redis).await.unwrap() {
+                return;
+            }
+        }
     }
 }
 
