@@ -22,10 +22,10 @@ const INTERVAL: Duration = Duration::from_secs(2);
 const BATCH_MAX: u32 = 2000;
 
 /// How many it looks through beside calls that count, so that it keeps them waiting for short.
-const BESIDE_MAX: usize = 500;
+const BESIDE_MAX: usize = 100;
 
 /// How many organizations a round looks through on its walk through all of them.
-const WALK: u32 = 500;
+const WALK: u32 = 100;
 
 /// The lists; clones share what is due.
 #[derive(Debug, Clone)]

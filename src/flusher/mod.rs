@@ -35,10 +35,10 @@ const BATCH_MAX: usize = 5000;
 
 /// How many one transaction stores at least where there are as many, while calls count beside it: each is short, and
 /// keeps them waiting for short.
-const BATCH_MIN: usize = 500;
+const BATCH_MIN: usize = 100;
 
 /// Into so many transactions what is dirty is divided then, unless they would be too small or too large.
-const BATCHES: usize = 20;
+const BATCHES: usize = 100;
 
 /// How many parts of the shards are flushed side by side when everything is stored at once, so that Redis is read
 /// while Postgres writes.
