@@ -9,11 +9,11 @@ KEYS
 
 ARGV
   [1] the time of reading, ms since the epoch
-  then for each counter:
-    stamp                   'generation:version', the beginning of the one that was read
+  [2] what was read         a MessagePack array without inner arrays, with these for each counter:
+    stamp                   'generation:version:', the beginning of the one that was read
     sequence                that was read
-    stored                  '1' if Postgres now holds exactly that, '0' where it refused it for something newer
-    expiry                  ms since the epoch once clean, or ''
+    stored                  1 if Postgres now holds exactly that, 0 where it refused it for something newer
+    expiry                  ms since the epoch once clean, or nil
     told                    of its thresholds, see `domain::threshold`, if that was stored with it; or ''
     number of hours stored, number of hours to drop
     for each hour that was stored, ascending: its start in ms, used, denied, refunded
@@ -31,7 +31,7 @@ Invariants
   An hour leaves only when Postgres holds it as it is.
   What was told of a limit is noted only while that limit holds; with it, the limits before are forgotten.
 ]]
-local read_at = ARGV[1]
+local read_at, batch = ARGV[1], cmsgpack.unpack(ARGV[2])
 local current = redis.call('HGET', KEYS[2], 'number')
 
 -- The oldest hour that differs from what was stored, among those from the first stored one on.
@@ -48,11 +48,11 @@ local function oldest_unstored(hours, stored, first)
   return oldest
 end
 
--- Drops the hours in ARGV[from] to ARGV[to] that are stored: all that begin before the oldest unstored one.
+-- Drops the hours in batch[from] to batch[to] that are stored: all that begin before the oldest unstored one.
 local function drop(counter, from, to, oldest)
   local dropped, left = {}, {}
-  for a = from, to do
-    local start = tonumber(ARGV[a])
+  for b = from, to do
+    local start = batch[b]
     dropped[start] = not oldest or start < oldest
   end
   local hours = counter.hours
@@ -74,12 +74,12 @@ end
 local held = redis.call('MGET', unpack(KEYS, 3))
 -- Counters that leave the index; and those that have moved on, each behind its score.
 local leaving, moved_on = {}, {}
-local clean, a = 0, 2
+local clean, b = 0, 1
 for i = 3, #KEYS do
-  local key, value, stamp, read, was_stored = KEYS[i], held[i - 2], ARGV[a], tonumber(ARGV[a + 1]), ARGV[a + 2] == '1'
-  local expiry, told, hours = ARGV[a + 3], ARGV[a + 4], a + 7
-  local drops = hours + tonumber(ARGV[a + 5]) * 4
-  a = drops + tonumber(ARGV[a + 6])
+  local key, value, stamp, read, was_stored = KEYS[i], held[i - 2], batch[b], batch[b + 1], batch[b + 2] == 1
+  local expiry, told, hours = batch[b + 3], batch[b + 4], b + 7
+  local drops = hours + batch[b + 5] * 4
+  b = drops + batch[b + 6]
 
   local rest, used, sequence, stored, oldest, own_stamp, denied, start, hour_used, hour_denied
   if value then
@@ -90,10 +90,10 @@ for i = 3, #KEYS do
   local superseded = not was_stored and sequence == read and string.match(stamp, '^%d+') ~= current
   if not value then
     leaving[#leaving + 1] = key
-  elseif string.match(own_stamp, '^%d+:%d+') ~= stamp or not (was_stored or superseded) then
+  elseif string.sub(own_stamp, 1, #stamp) ~= stamp or not (was_stored or superseded) then
     redis.call('ZADD', KEYS[1], 'XX', read_at, key)
   elseif sequence == read then
-    if told == '' and drops == a then
+    if told == '' and drops == b then
       -- The usual case, without a table.
       value = cmsgpack.pack(used, sequence, read, nil, own_stamp, denied, start, hour_used, hour_denied)
         .. (rest > 0 and string.sub(value, rest + 1) or '')
@@ -101,10 +101,10 @@ for i = 3, #KEYS do
       local counter = unpack_counter(value)
       counter.stored, counter.oldest = read, nil
       note_told(counter, told)
-      drop(counter, drops, a - 1, nil)
+      drop(counter, drops, b - 1, nil)
       value = pack_counter(counter)
     end
-    if expiry ~= '' then
+    if expiry then
       redis.call('SET', key, value, 'PXAT', expiry)
     else
       redis.call('SET', key, value)
@@ -115,15 +115,15 @@ for i = 3, #KEYS do
     local counter = unpack_counter(value)
     counter.stored = read
     note_told(counter, told)
-    local first = tonumber(ARGV[hours])
+    local first = batch[hours]
     if hours < drops and oldest and oldest >= first then
       local sent = {}
       for h = hours, drops - 1, 4 do
-        sent[tonumber(ARGV[h])] = {tonumber(ARGV[h + 1]), tonumber(ARGV[h + 2]), tonumber(ARGV[h + 3])}
+        sent[batch[h]] = {batch[h + 1], batch[h + 2], batch[h + 3]}
       end
       counter.oldest = oldest_unstored(counter.hours, sent, first) or oldest
     end
-    drop(counter, drops, a - 1, counter.oldest)
+    drop(counter, drops, b - 1, counter.oldest)
     redis.call('SET', key, pack_counter(counter))
     moved_on[#moved_on + 1] = read_at
     moved_on[#moved_on + 1] = key

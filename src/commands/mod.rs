@@ -98,8 +98,15 @@ pub fn run(command: Command) -> Result<()> {
 }
 
 fn runtime(workers: usize) -> Result<Runtime> {
-    Builder::new_multi_thread()
-        .worker_threads(workers)
+    // One thread needs no scheduler that shares work among several.
+    let mut builder = match workers {
+        1 => Builder::new_current_thread(),
+        _ => Builder::new_multi_thread(),
+    };
+    if workers > 1 {
+        builder.worker_threads(workers);
+    }
+    builder
         .enable_all()
         .build()
         .context("threads cannot be started")

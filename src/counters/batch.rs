@@ -341,7 +341,7 @@ fn nth(place: usize) -> u64 {
 }
 
 /// Lengths are those of lists in memory.
-fn size(length: usize) -> u64 {
+pub(super) fn size(length: usize) -> u64 {
     u64::try_from(length).unwrap_or(u64::MAX)
 }
 

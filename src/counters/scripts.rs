@@ -7,10 +7,11 @@ use chrono::{DateTime, Utc};
 use redis::{Cmd, Script};
 use uuid::Uuid;
 
-use super::batch::{Batch, LANE_KEYS};
+use super::batch::{Batch, LANE_KEYS, size};
 use super::error::Error;
 use super::keys::{Keys, Shard};
 use super::link::Link;
+use super::packed::Array;
 use super::value;
 use super::{
     Configuration, Configured, Correction, KeyChanges, KnownOrganization, Missing, Moved, Next,
@@ -343,45 +344,46 @@ pub(super) async fn settle(
     read_at: DateTime<Utc>,
 ) -> Result<usize, Error> {
     let mut call = SETTLE.script.prepare_invoke();
-    call.key(keys.dirty(shard))
-        .key(keys.generation(shard))
-        .arg(read_at.timestamp_millis());
+    call.key(keys.dirty(shard)).key(keys.generation(shard));
+    let mut read = Array::default();
     for settlement in settlements {
         call.key(keys.counter(settlement.counter));
         let Some(snapshot) = settlement.snapshot else {
             // No counter has generation 0, so that one which has come back is left alone.
-            call.arg("0:0").arg(0).arg(0).arg("").arg("").arg(0).arg(0);
+            read.push_text("0:0:").push(0_u8).push(0_u8).push_nothing();
+            read.push_text("").push(0_u8).push(0_u8);
             continue;
         };
-        let hours: Vec<_> = snapshot.unstored_hours().collect();
-        let drops: Vec<_> = snapshot
-            .hours
-            .iter()
-            .filter(|hour| hour.start < settlement.drop_hours_before)
-            .collect();
-        let stamp = format!("{}:{}", snapshot.stamp.generation, snapshot.stamp.version);
-        call.arg(stamp)
-            .arg(snapshot.sequence)
-            .arg(i32::from(settlement.stored))
-            .arg(optional_ms(settlement.expiry))
-            .arg(
-                settlement
-                    .told
-                    .map(|told| told.to_string())
-                    .unwrap_or_default(),
-            )
-            .arg(hours.len())
-            .arg(drops.len());
-        for hour in hours {
-            call.arg(hour.start.timestamp_millis())
-                .arg(hour.used)
-                .arg(hour.denied)
-                .arg(hour.refunded);
+        let hours = || snapshot.unstored_hours();
+        let drops = || {
+            let hours = snapshot.hours.iter();
+            hours.filter(|hour| hour.start < settlement.drop_hours_before)
+        };
+        let stamp = &snapshot.stamp;
+        read.push_text(&format!("{}:{}:", stamp.generation, stamp.version))
+            .push(snapshot.sequence)
+            .push(u8::from(settlement.stored));
+        match settlement.expiry {
+            Some(expiry) => read.push_signed(expiry.timestamp_millis()),
+            None => read.push_nothing(),
+        };
+        match settlement.told {
+            Some(told) => read.push_text(&told.to_string()),
+            None => read.push_text(""),
+        };
+        read.push(size(hours().count())).push(size(drops().count()));
+        for hour in hours() {
+            read.push_signed(hour.start.timestamp_millis())
+                .push_signed(hour.used)
+                .push(hour.denied)
+                .push(hour.refunded);
         }
-        for hour in drops {
-            call.arg(hour.start.timestamp_millis());
+        for hour in drops() {
+            read.push_signed(hour.start.timestamp_millis());
         }
     }
+    call.arg(read_at.timestamp_millis())
+        .arg(Array::default().followed_by(&read));
     link.invoke(metrics::Script::Settle, &call).await
 }
 

@@ -30,8 +30,15 @@ struct Answer {
 
 /// Serves until the process ends.
 pub(crate) fn serve(listen: SocketAddr, workers: usize) -> Result<()> {
-    let runtime = Builder::new_multi_thread()
-        .worker_threads(workers)
+    // As the service does.
+    let mut builder = match workers {
+        1 => Builder::new_current_thread(),
+        _ => Builder::new_multi_thread(),
+    };
+    if workers > 1 {
+        builder.worker_threads(workers);
+    }
+    let runtime = builder
         .enable_all()
         .build()
         .context("threads cannot be started")?;
