@@ -7,8 +7,8 @@ KEYS
   [1] the lane's receipt
   [2] the data set of the shard that holds the receipt
   then the counters
-  then the dirty indexes of their shards
   then the idempotency records that operations name
+  then the dirty indexes of the counters' shards
 
 ARGV
   [1] now                           ms since the epoch
@@ -17,7 +17,7 @@ ARGV
   [4] number of the batch           a lane's batches are numbered upwards
   [5] '1' if this batch was sent before and was not answered, otherwise '0'
   [6] the batch                     a MessagePack array without inner arrays:
-    number of counters, number of rules, number of operations
+    number of counters, of idempotency records, of rules, of operations
     then for each rule:
       counter                       its place among the counters, from 1
       cap                           count beyond which this stamp refuses, or nil if it never does
@@ -27,7 +27,7 @@ ARGV
       kind                          0 track, 1 consume, 2 check, 3 refund
       times                         how many equal ones this stands for; more than 1 only for a single
                                     charge without an idempotency record, of a track or a consume
-      record                        place of its idempotency record in KEYS, or 0
+      record                        place of its idempotency record among counters and records, or 0
       fingerprint of the payload    only where there is a record
       number of charges             of distinct counters
       then for each charge:
@@ -87,8 +87,8 @@ end
 -- few of them: the batch and the answers of Redis are worked on in place, and functions have the numbers of fields in
 -- place of their names, each of which a closure would have to hold.
 local batch = cmsgpack.unpack(ARGV[6])
-local counter_count, rule_count, operation_count = batch[1], batch[2], batch[3]
--- Of a rule r: `batch[4 * r]` and the three behind. The hour is replaced by its place among `hours`.
+local counter_count, record_count, rule_count, operation_count = batch[1], batch[2], batch[3], batch[4]
+-- Of a rule r: `batch[4 * r + 1]` and the three behind. The hour is replaced by its place among `hours`.
 local CAP, OWN_STAMP, RULE_HOUR = 1, 2, 3
 -- Of each counter what its value begins with, the count false where it is missing; the place of its newest hour of the
 -- batch among `hours`; the oldest hour that changes; whether the stamp does; where the rest of its value begins; and all
@@ -96,7 +96,7 @@ local CAP, OWN_STAMP, RULE_HOUR = 1, 2, 3
 local USED, SEQUENCE, STORED, OLDEST, STAMP, REFUSALS, START, START_USED, START_DENIED = 1, 2, 3, 4, 5, 6, 7, 8, 9
 local HOUR, LOWEST, RESTAMPED, REST, ALL = 10, 11, 12, 13, 14
 -- A lane's first batch has no operation, and is there for its receipt.
-local held = counter_count > 0 and redis.call('MGET', unpack(KEYS, 3, counter_count + 2))
+local held = counter_count > 0 and redis.call('MGET', unpack(KEYS, 3, counter_count + record_count + 2))
 local counters = {}
 
 -- What a counter says, read where that is needed, which is rare.
@@ -111,7 +111,7 @@ end
 local HOUR_USED, TOUCHED, NEXT, HOUR_SIZE = 1, 2, 3, 4
 local hours, hours_end = {}, 1
 for r = 1, rule_count do
-  local rule = 4 * r
+  local rule = 4 * r + 1
   local c, start = batch[rule], batch[rule + RULE_HOUR]
   local counter = counters[c]
   if not counter then
@@ -148,8 +148,6 @@ for r = 1, rule_count do
   end
   batch[rule + RULE_HOUR] = hour
 end
--- By its place in KEYS, what an idempotency record holds, or false where there is none.
-local records = {}
 
 -- The caller's stamp and the counter's differ. Returns why nothing can be decided, if so; whether the
 -- counter takes the caller's stamp; and otherwise the cap of its own.
@@ -205,7 +203,7 @@ local function adopt(rule)
   touch(counter, hour)
 end
 
-local b = 4 * rule_count + 4
+local b = 4 * rule_count + 5
 -- How a charge stands, once that is known, in place of its need: decided by the caller's stamp, which the counter has,
 -- or is to take; or by the counter's own. A refused one has `REFUSED` more.
 local SAME, ADOPTS, DIFFERS, REFUSED = 0, 1, 2, 4
@@ -215,10 +213,7 @@ for _ = 1, operation_count do
   local kind, times, record, fingerprint, before = batch[b], batch[b + 1], batch[b + 2], nil, nil
   b = b + 3
   if record > 0 then
-    if records[record] == nil then
-      records[record] = redis.call('GET', KEYS[record])
-    end
-    fingerprint, before = batch[b], records[record]
+    fingerprint, before = batch[b], held[record]
     b = b + 1
   end
   -- A charge is its rule, its amount and its need.
@@ -237,7 +232,7 @@ for _ = 1, operation_count do
   else
     local reason, at_fault, denied, overflow, cap = nil, nil, false, nil, nil
     for at = first, last, 3 do
-      local rule, standing = 4 * batch[at], SAME
+      local rule, standing = 4 * batch[at] + 1, SAME
       local counter = counters[batch[rule]]
       local used = counter[USED]
       cap = batch[rule + CAP]
@@ -278,7 +273,7 @@ for _ = 1, operation_count do
       replies[n + 1], replies[n + 2] = reason, (at_fault - first) / 3 + 1
       n = n + 2
     elseif times > 1 then
-      local rule, amount, standing = 4 * batch[first], batch[first + 1], batch[first + 2]
+      local rule, amount, standing = 4 * batch[first] + 1, batch[first + 1], batch[first + 2]
       local counter, hour = counters[batch[rule]], batch[rule + RULE_HOUR]
       local granted = math.max(0, math.min(times, math.floor(((cap or COUNT_MAX) - counter[USED]) / amount)))
       if standing == ADOPTS and (granted > 0 or cap) then
@@ -305,7 +300,7 @@ for _ = 1, operation_count do
       replies[n] = denied and DENIED or GRANTED
       local began = n
       for at = first, last, 3 do
-        local rule, amount, standing = 4 * batch[at], batch[at + 1], batch[at + 2]
+        local rule, amount, standing = 4 * batch[at] + 1, batch[at + 1], batch[at + 2]
         local c, hour = batch[rule], batch[rule + RULE_HOUR]
         local counter = counters[c]
         local differs = standing % REFUSED == DIFFERS
@@ -347,13 +342,13 @@ for _ = 1, operation_count do
         -- The answer, as its idempotency record keeps it.
         local parts = {replies[began]}
         for at = first, last, 3 do
-          local rule = 4 * batch[at]
+          local rule = 4 * batch[at] + 1
           local c = batch[rule]
           local stamp = batch[at + 2] % REFUSED == DIFFERS and counters[c][STAMP] or batch[rule + OWN_STAMP]
           local start, applied = string.match(KEYS[c + 2], '%d+$'), kind == REFUND and batch[at + 1] or 0
           parts[#parts + 1] = string.format('%s %.0f %s %.0f', start, counters[c][USED], stamp, applied)
         end
-        records[record] = fingerprint .. '|' .. table.concat(parts, '|')
+        held[record] = fingerprint .. '|' .. table.concat(parts, '|')
         answered[#answered + 1] = record
       end
     end
@@ -413,7 +408,7 @@ for index, entries in pairs(entering) do
   redis.call('ZADD', KEYS[index], unpack(entries))
 end
 for i = 1, #answered do
-  redis.call('SET', KEYS[answered[i]], records[answered[i]], 'PX', record_lifetime)
+  redis.call('SET', KEYS[answered[i] + 2], held[answered[i]], 'PX', record_lifetime)
 end
 local packed = cmsgpack.pack(replies)
 redis.call('SET', KEYS[1], string.format('%s|%.0f|', name, number) .. packed, 'PX', receipt_lifetime)

@@ -23,7 +23,7 @@ pub(super) const LANE_KEYS: usize = 2;
 /// Operations in the form that `count.lua` takes, to be sent any number of times.
 #[derive(Debug)]
 pub(super) struct Batch {
-    /// Of the counters, of the dirty indexes of their shards, and of the idempotency records.
+    /// Of the counters, of the idempotency records, and of the dirty indexes of the counters' shards.
     keys: [KeyList; 3],
     /// The `MessagePack` array.
     body: Vec<u8>,
@@ -289,9 +289,9 @@ impl<'a> Layout<'a> {
         }
     }
 
-    /// The place of an idempotency record in KEYS, once every counter has its own.
+    /// The place of an idempotency record behind the counters, once all of these have their own.
     fn record(&mut self, key: String) -> u64 {
-        let before = LANE_KEYS + self.keys.len() + self.indexes.len();
+        let before = self.keys.len();
         let records = &mut self.records;
         let place = *self.attempts.entry(key).or_insert_with_key(|key| {
             records.push(|text| text.push_str(key));
@@ -301,13 +301,14 @@ impl<'a> Layout<'a> {
     }
 
     fn finish(self, asked: Vec<Asked>, parts: Vec<Part>, mut body: Array) -> Batch {
-        let before = LANE_KEYS + self.keys.len();
+        let before = LANE_KEYS + self.keys.len() + self.records.len();
         for index in &self.index {
             body.push(nth(before + index));
         }
         let mut array = Array::default();
         array
             .push(size(self.last.len()))
+            .push(size(self.records.len()))
             .push(size(self.rules.len()))
             .push(size(asked.len()));
         // Nearly all of a batch have the same.
@@ -327,7 +328,7 @@ impl<'a> Layout<'a> {
                 .push_signed(rule.hour.timestamp_millis());
         }
         Batch {
-            keys: [self.keys, self.indexes, self.records],
+            keys: [self.keys, self.records, self.indexes],
             body: array.followed_by(&body),
             asked,
             parts,
