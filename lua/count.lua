@@ -91,10 +91,10 @@ local counter_count, record_count, rule_count, operation_count = batch[1], batch
 -- Of a rule r: `batch[4 * r + 1]` and the three behind. The hour is replaced by its place among `hours`.
 local CAP, OWN_STAMP, RULE_HOUR = 1, 2, 3
 -- Of each counter what its value begins with, the count false where it is missing; the place of its newest hour of the
--- batch among `hours`; the oldest hour that changes; whether the stamp does; where the rest of its value begins; and all
--- that it says as a table, once that is needed.
+-- batch among `hours`; the oldest hour that changes; where the rest of its value begins; and all that it says as a table,
+-- once that is needed.
 local USED, SEQUENCE, STORED, OLDEST, STAMP, REFUSALS, START, START_USED, START_DENIED = 1, 2, 3, 4, 5, 6, 7, 8, 9
-local HOUR, LOWEST, RESTAMPED, REST, ALL = 10, 11, 12, 13, 14
+local HOUR, LOWEST, REST, ALL = 10, 11, 12, 13
 -- A lane's first batch has no operation, and is there for its receipt.
 local held = counter_count > 0 and redis.call('MGET', unpack(KEYS, 3, counter_count + record_count + 2))
 local counters = {}
@@ -119,8 +119,8 @@ for r = 1, rule_count do
     if value then
       local rest, used, sequence, stored, oldest, stamp, denied, newest, newest_used, newest_denied =
         cmsgpack.unpack_limit(value, HEAD)
-      counter = {used, sequence, stored, oldest, stamp, denied, newest, newest_used, newest_denied, false, false, false,
-        rest, false}
+      counter = {used, sequence, stored, oldest, stamp, denied, newest, newest_used, newest_denied, false, false, rest,
+        false}
     else
       counter = {false}
     end
@@ -199,7 +199,7 @@ local function adopt(rule)
     all.told = string.format('%s:%s:%.0f', told, version, denied)
     all.past, all.peak = all.past .. past, 0
   end
-  counter[5], counter[12] = own_stamp, true
+  counter[5] = own_stamp
   touch(counter, hour)
 end
 
