@@ -40,11 +40,13 @@ pub(super) fn parse(counter: &CounterId, value: &[u8]) -> Option<Counted> {
     if !items.is_empty() {
         parse_rest(&mut snapshot, &mut items)?;
     }
-    Some(Counted { snapshot, settled })
+    items.is_empty().then_some(Counted { snapshot, settled })
 }
 
 fn parse_rest(snapshot: &mut Snapshot, items: &mut Items<'_>) -> Option<()> {
-    items.length()?;
+    /// Those before the hours.
+    const FIXED: u32 = 6;
+    let mut left = items.length()?.checked_sub(FIXED)?;
     snapshot.refunded = items.number()?;
     snapshot.thresholds.peak = Count::try_from(items.number()?).ok()?;
     if let Some(told) = some(items.text()?) {
@@ -59,14 +61,14 @@ fn parse_rest(snapshot: &mut Snapshot, items: &mut Items<'_>) -> Option<()> {
     if let Some(newest) = snapshot.hours.first_mut() {
         newest.refunded = refunded;
     }
-    while !items.is_empty() {
-        let gap = items.signed()?;
-        let used = items.signed()?;
-        let (denied, refunded) = if gap < 0 {
-            (items.number()?, items.number()?)
-        } else {
-            (0, 0)
-        };
+    while left > 0 {
+        let (gap, used) = (items.signed()?, items.signed()?);
+        left = left.checked_sub(2)?;
+        let (mut denied, mut refunded) = (0, 0);
+        if gap < 0 {
+            (denied, refunded) = (items.number()?, items.number()?);
+            left = left.checked_sub(2)?;
+        }
         let gap = Duration::try_seconds(gap.checked_abs()?)?;
         snapshot.hours.push(Hour {
             start: snapshot.hours.last()?.start.checked_sub_signed(gap)?,
@@ -89,4 +91,72 @@ fn instant(items: &mut Items<'_>) -> Option<Option<DateTime<Utc>>> {
         return Some(None);
     }
     DateTime::from_timestamp_millis(items.signed()?).map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: i64 = 3_600_000;
+
+    fn counter() -> CounterId {
+        CounterId {
+            organization: "org_1".parse().unwrap(),
+            meter: "api".parse().unwrap(),
+            start: DateTime::UNIX_EPOCH,
+        }
+    }
+
+    /// What every value begins with, and what follows where there is more.
+    fn value() -> (Vec<u8>, Vec<u8>) {
+        let mut head = vec![7, 4, 3];
+        rmp::encode::write_sint(&mut head, 9 * HOUR).unwrap();
+        rmp::encode::write_str(&mut head, "3:17:1000:h:").unwrap();
+        head.push(2);
+        rmp::encode::write_sint(&mut head, 10 * HOUR).unwrap();
+        head.extend([5, 2]);
+        let mut rest = vec![0x9c, 4, 8];
+        for text in ["80:0:17:0", "", "1:-3:4:32400000"] {
+            rmp::encode::write_str(&mut rest, text).unwrap();
+        }
+        // One hour before, more given back than counted; and one two hours before that, as usual.
+        rest.extend([1, 0xd1, 0xf1, 0xf0, 0xfe, 0, 3, 0xcd, 0x1c, 0x20, 4]);
+        (head, rest)
+    }
+
+    fn hours(value: &[u8]) -> Vec<(i64, i64, u64, u64)> {
+        let hours = parse(&counter(), value).unwrap().snapshot.hours.into_iter();
+        hours
+            .map(|it| {
+                let start = it.start.timestamp_millis() / HOUR;
+                (start, it.used, it.denied, it.refunded)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn hours_are_read_by_the_gaps_between_them() {
+        let (head, rest) = value();
+        assert_eq!(hours(&head), [(10, 5, 2, 0)]);
+        let whole = [head, rest].concat();
+        assert_eq!(hours(&whole), [(7, 4, 0, 0), (9, -2, 0, 3), (10, 5, 2, 1)]);
+        let Counted { snapshot, settled } = parse(&counter(), &whole).unwrap();
+        assert_eq!((snapshot.used.get(), snapshot.sequence, settled), (7, 4, 3));
+        assert_eq!((snapshot.denied, snapshot.refunded), (2, 4));
+        assert_eq!(snapshot.thresholds.peak.get(), 8);
+        assert_eq!(snapshot.thresholds.told.percent, 80);
+        assert_eq!(snapshot.adjusted.unwrap().applied, -3);
+    }
+
+    #[test]
+    fn what_no_script_has_written_is_not_read() {
+        let (head, rest) = value();
+        let whole = [head.clone(), rest].concat();
+        for end in (0..whole.len()).filter(|end| *end != head.len()) {
+            assert!(parse(&counter(), &whole[..end]).is_none(), "{end}");
+        }
+        assert!(parse(&counter(), &[whole, vec![0]].concat()).is_none());
+        assert!(parse(&counter(), b"many").is_none());
+        assert!(parse(&counter(), b"\xc0\xc0").is_none());
+    }
 }
