@@ -66,10 +66,7 @@ counter.sequence = tonumber(ARGV[9])
 if clean then
   counter.stored = counter.sequence
 end
-if ARGV[10] ~= '' then
-  counter.told = ARGV[10]
-end
-counter.adjusted = ARGV[11]
+counter.told, counter.adjusted = ARGV[10], ARGV[11]
 for i = #ARGV - 3, 14, -4 do
   for field = i, i + 3 do
     counter.hours[#counter.hours + 1] = tonumber(ARGV[field])

@@ -103,10 +103,8 @@ fn runtime(workers: usize) -> Result<Runtime> {
         1 => Builder::new_current_thread(),
         _ => Builder::new_multi_thread(),
     };
-    if workers > 1 {
-        builder.worker_threads(workers);
-    }
     builder
+        .worker_threads(workers)
         .enable_all()
         .build()
         .context("threads cannot be started")

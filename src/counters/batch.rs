@@ -5,6 +5,7 @@
 //! on a counter are one for the script.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 
 use chrono::{DateTime, Utc};
 use foldhash::fast::RandomState;
@@ -215,17 +216,42 @@ struct Layout<'a> {
     keys: KeyList,
     /// The place of each counter's first rule.
     counters: HashMap<&'a CounterId, usize, RandomState>,
-    indexes: KeyList,
-    /// The place of each shard's dirty index among these.
-    shards: HashMap<Shard, usize, RandomState>,
-    /// By counter, the same.
+    /// The dirty index of each shard.
+    indexes: Once<Shard>,
+    /// By counter, the place of its dirty index among these.
     index: Vec<usize>,
     /// By counter, the place of what was last asked of it.
     last: Vec<Option<usize>>,
     rules: Vec<Rule>,
-    records: KeyList,
-    /// The place of each idempotency record among these.
-    attempts: HashMap<String, usize>,
+    /// The idempotency records, by their own keys.
+    records: Once<String>,
+}
+
+/// Keys of which each is there once, by what it is the key of.
+#[derive(Debug)]
+struct Once<T> {
+    keys: KeyList,
+    places: HashMap<T, usize, RandomState>,
+}
+
+impl<T> Default for Once<T> {
+    fn default() -> Self {
+        Self {
+            keys: KeyList::default(),
+            places: HashMap::default(),
+        }
+    }
+}
+
+impl<T: Eq + Hash> Once<T> {
+    /// The place of a key, which is written if it is new.
+    fn place(&mut self, of: T, write: impl FnOnce(&T, &mut String)) -> usize {
+        let keys = &mut self.keys;
+        *self.places.entry(of).or_insert_with_key(|of| {
+            keys.push(|key| write(of, key));
+            keys.len() - 1
+        })
+    }
 }
 
 #[derive(Debug)]
@@ -257,10 +283,9 @@ impl<'a> Layout<'a> {
             let shard = Shard::of(&charge.counter.organization);
             self.keys
                 .push(|key| keys.write_counter(shard, &charge.counter, key));
-            let index = *self.shards.entry(shard).or_insert_with(|| {
-                self.indexes.push(|key| keys.write_dirty(shard, key));
-                self.indexes.len() - 1
-            });
+            let index = self
+                .indexes
+                .place(shard, |shard, key| keys.write_dirty(*shard, key));
             self.index.push(index);
             self.last.push(None);
         }
@@ -291,24 +316,19 @@ impl<'a> Layout<'a> {
 
     /// The place of an idempotency record behind the counters, once all of these have their own.
     fn record(&mut self, key: String) -> u64 {
-        let before = self.keys.len();
-        let records = &mut self.records;
-        let place = *self.attempts.entry(key).or_insert_with_key(|key| {
-            records.push(|text| text.push_str(key));
-            records.len() - 1
-        });
-        nth(before + place)
+        let place = self.records.place(key, |key, text| text.push_str(key));
+        nth(self.keys.len() + place)
     }
 
     fn finish(self, asked: Vec<Asked>, parts: Vec<Part>, mut body: Array) -> Batch {
-        let before = LANE_KEYS + self.keys.len() + self.records.len();
+        let before = LANE_KEYS + self.keys.len() + self.records.keys.len();
         for index in &self.index {
             body.push(nth(before + index));
         }
         let mut array = Array::default();
         array
             .push(size(self.last.len()))
-            .push(size(self.records.len()))
+            .push(size(self.records.keys.len()))
             .push(size(self.rules.len()))
             .push(size(asked.len()));
         // Nearly all of a batch have the same.
@@ -328,7 +348,7 @@ impl<'a> Layout<'a> {
                 .push_signed(rule.hour.timestamp_millis());
         }
         Batch {
-            keys: [self.keys, self.records, self.indexes],
+            keys: [self.keys, self.records.keys, self.indexes.keys],
             body: array.followed_by(&body),
             asked,
             parts,

@@ -172,10 +172,10 @@ pub(super) async fn read(
     let (values,): (Vec<Option<Vec<u8>>>,) = link.run(&pipeline).await?;
     let parse = |(counter, value): (&CounterId, Option<Vec<u8>>)| {
         let Some(value) = value else { return Ok(None) };
-        let unreadable = || format!("what is held of the counter {counter:?}");
-        value::parse(counter, &value)
-            .map(Some)
-            .ok_or_else(|| Error::Inconsistent(unreadable()))
+        let counted = value::parse(counter, &value).ok_or_else(|| {
+            Error::Inconsistent(format!("what is held of the counter {counter:?}"))
+        })?;
+        Ok(Some(counted))
     };
     counters.iter().zip(values).map(parse).collect()
 }

@@ -35,10 +35,8 @@ pub(crate) fn serve(listen: SocketAddr, workers: usize) -> Result<()> {
         1 => Builder::new_current_thread(),
         _ => Builder::new_multi_thread(),
     };
-    if workers > 1 {
-        builder.worker_threads(workers);
-    }
     let runtime = builder
+        .worker_threads(workers)
         .enable_all()
         .build()
         .context("threads cannot be started")?;
