@@ -83,6 +83,7 @@ impl App {
             counters.clone(),
             store.clone(),
             policies.clone(),
+            opener.clone(),
             clock.clone(),
             config.flush_interval,
             late,

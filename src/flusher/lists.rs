@@ -1,8 +1,9 @@
-//! Keeps the lists of organizations up to date with what is stored.
+//! Keeps the lists of organizations, and the list that Redis has of the meters of each, up to date with what is stored.
 //!
 //! Apart from the flush itself, because a list may lag by seconds and a flush must not wait for it. What was
 //! stored is noted in memory and looked through soon after; what a crash has forgotten is found by walking
-//! through all organizations, slowly, again and again.
+//! through all organizations, slowly, again and again. The walk finds meters as well that were stored for the first
+//! time after Redis had lost them and another meter of their organization was restored.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,10 +11,14 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::rest_after;
+use super::{Error, rest_after};
 use crate::clock::Clock;
-use crate::domain::ids::OrganizationId;
-use crate::store::{self, Store, standings};
+use crate::counters::{Counters, Link};
+use crate::domain::counter::CounterId;
+use crate::domain::ids::{MeterId, OrganizationId};
+use crate::opening::Opener;
+use crate::policies::Policies;
+use crate::store::{self, Store, standings, usage};
 
 /// Between two rounds; a list lags behind what is stored by as much, and by more where many have changed.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -32,15 +37,28 @@ const WALK: u32 = 100;
 pub(super) struct Lists {
     store: Store,
     clock: Clock,
+    counters: Counters,
+    policies: Policies,
+    /// Brings back what Redis does not know of.
+    opener: Opener,
     /// Whose counts were stored since they were last looked through.
     due: Arc<Mutex<BTreeSet<OrganizationId>>>,
 }
 
 impl Lists {
-    pub(super) fn new(store: Store, clock: Clock) -> Self {
+    pub(super) fn new(
+        store: Store,
+        clock: Clock,
+        counters: Counters,
+        policies: Policies,
+        opener: Opener,
+    ) -> Self {
         Self {
             store,
             clock,
+            counters,
+            policies,
+            opener,
             due: Arc::default(),
         }
     }
@@ -76,8 +94,8 @@ impl Lists {
     }
 
     /// Takes organizations whose period is over off the lists that they were full in; returns how many.
-    pub(super) async fn age_once(&self) -> Result<u64, store::Error> {
-        standings::age(&self.store, self.clock.now(), BATCH_MAX).await
+    pub(super) async fn age_once(&self) -> Result<u64, Error> {
+        Ok(standings::age(&self.store, self.clock.now(), BATCH_MAX).await?)
     }
 
     /// Looks through some organizations, whether or not anything was stored; returns the last of them, behind which
@@ -85,10 +103,49 @@ impl Lists {
     pub(super) async fn repair_once(
         &self,
         after: Option<&OrganizationId>,
-    ) -> Result<Option<OrganizationId>, store::Error> {
+    ) -> Result<Option<OrganizationId>, Error> {
         let mut some = standings::some_after(&self.store, after, WALK).await?;
         standings::refresh(&self.store, &some, self.clock.now()).await?;
+        self.list_meters(&some).await?;
         Ok(some.pop())
+    }
+
+    /// Brings meters back that Postgres holds and that Redis does not list beside others of their organization.
+    async fn list_meters(&self, organizations: &[OrganizationId]) -> Result<(), Error> {
+        let now = self.clock.now();
+        let mut stored = usage::running_meters(&self.store, organizations, now).await?;
+        let link = self.counters.link().await?;
+        let listed = self.counters.listed_meters(&link, organizations).await?;
+        for (organization, listed) in organizations.iter().zip(listed) {
+            // Where it lists none, whoever asks is told what Postgres holds.
+            let (Some(listed), Some(stored)) = (listed, stored.remove(organization.as_str()))
+            else {
+                continue;
+            };
+            for meter in stored.iter().filter(|meter| !listed.contains(meter)) {
+                // One that cannot be brought back must not keep the walk from the others.
+                if let Err(error) = self.bring_back(&link, organization, meter).await {
+                    tracing::debug!(%error, org.id = %organization, %meter, "a meter could not be brought back");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn bring_back(
+        &self,
+        link: &Link,
+        organization: &OrganizationId,
+        meter: &MeterId,
+    ) -> Result<(), Error> {
+        let (policy, now) = (self.policies.get(organization).await?, self.clock.now());
+        let counter = CounterId {
+            organization: organization.clone(),
+            meter: meter.clone(),
+            start: policy.schedule.running(meter, now).start,
+        };
+        self.opener.ready(link, &policy, &counter, now).await?;
+        Ok(())
     }
 
     /// Does all of it every now and then, until `stop`.
@@ -113,7 +170,7 @@ impl Lists {
     }
 
     /// Whether there is more to be brought up to date, before anything else is looked at.
-    async fn round(&self, reached: &mut Option<OrganizationId>) -> Result<bool, store::Error> {
+    async fn round(&self, reached: &mut Option<OrganizationId>) -> Result<bool, Error> {
         if self.refresh_some(BESIDE_MAX).await? {
             return Ok(true);
         }

@@ -25,6 +25,7 @@ use crate::domain::counter::{CounterId, Snapshot};
 use crate::domain::ids::OrganizationId;
 use crate::domain::retention;
 use crate::metrics::{Metrics, Worker};
+use crate::opening::{self, Opener};
 use crate::policies::{self, Policies};
 use crate::store::usage::{self, AllNews};
 use crate::store::{self, Store};
@@ -164,6 +165,9 @@ pub enum Error {
     /// Learning a policy.
     #[error(transparent)]
     Policies(#[from] policies::Error),
+    /// Opening a counter.
+    #[error(transparent)]
+    Opening(#[from] opening::Error),
 }
 
 impl Flusher {
@@ -172,12 +176,19 @@ impl Flusher {
         counters: Counters,
         store: Store,
         policies: Policies,
+        opener: Opener,
         clock: Clock,
         interval: Duration,
         late: chrono::Duration,
         metrics: Metrics,
     ) -> Self {
-        let lists = Lists::new(store.clone(), clock.clone());
+        let lists = Lists::new(
+            store.clone(),
+            clock.clone(),
+            counters.clone(),
+            policies.clone(),
+            opener,
+        );
         Self {
             counters,
             store,
@@ -248,16 +259,16 @@ impl Flusher {
 
     /// Takes organizations whose period is over off the lists that they were full in; returns how many.
     pub async fn age_once(&self) -> Result<u64, Error> {
-        Ok(self.lists.age_once().await?)
+        self.lists.age_once().await
     }
 
-    /// Looks through some organizations for lists that do not show what is stored; returns the last of them, behind
-    /// which the next step goes on.
+    /// Looks through some organizations for lists, of them and of their meters, that do not show what is stored;
+    /// returns the last of them, behind which the next step goes on.
     pub async fn repair_once(
         &self,
         after: Option<&OrganizationId>,
     ) -> Result<Option<OrganizationId>, Error> {
-        Ok(self.lists.repair_once(after).await?)
+        self.lists.repair_once(after).await
     }
 
     /// Flushes the shards that nobody else has at the moment.

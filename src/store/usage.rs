@@ -100,7 +100,8 @@ async fn restore_in(
         .iter()
         .map(|it| (&it.counter.organization, it.stamp.version));
     deletions::refuse_former(connection, &decided.collect::<Vec<_>>()).await?;
-    let running = running_meters(connection, moves, now).await?;
+    let organizations = moves.iter().map(|it| &it.counter.organization);
+    let running = running_meters_of(connection, organizations, now).await?;
     let stood: Vec<&CounterId> = found
         .iter()
         .filter(|(_, it)| !it.inserted)
@@ -211,13 +212,21 @@ async fn move_rows(
 }
 
 /// By organization, every meter that has a count in a period that runs.
-async fn running_meters(
-    connection: &mut PgConnection,
-    moves: &[Move<'_>],
+pub async fn running_meters(
+    store: &Store,
+    organizations: &[OrganizationId],
     now: DateTime<Utc>,
 ) -> Result<HashMap<String, BTreeSet<MeterId>>, Error> {
-    let organizations: BTreeSet<&OrganizationId> =
-        moves.iter().map(|it| &it.counter.organization).collect();
+    let mut connection = store.pool.acquire().await?;
+    running_meters_of(&mut connection, organizations.iter(), now).await
+}
+
+async fn running_meters_of(
+    connection: &mut PgConnection,
+    organizations: impl Iterator<Item = &OrganizationId>,
+    now: DateTime<Utc>,
+) -> Result<HashMap<String, BTreeSet<MeterId>>, Error> {
+    let organizations: BTreeSet<&str> = organizations.map(OrganizationId::as_str).collect();
     let rows: Vec<(String, String)> = sqlx::query_as(
         "select organization_id, meter
          from unnest($1::text[]) as asked (id)
@@ -228,7 +237,7 @@ async fn running_meters(
              order by meter
          ) as running",
     )
-    .bind(organizations.iter().map(|it| it.as_str()).collect::<Vec<_>>())
+    .bind(organizations.into_iter().collect::<Vec<_>>())
     .bind(now)
     .fetch_all(connection)
     .await?;

@@ -192,6 +192,34 @@ async fn usage_is_never_told_as_zero_by_an_instance_that_has_not_heard_of_a_new_
     assert_eq!((current("api"), current("tokens")), (21, 140), "{answer}");
 }
 
+/// A flush has read the first counts of a meter when Redis loses them, and stores them when another meter of the
+/// organization is back already.
+#[tokio::test]
+async fn a_meter_that_is_stored_after_its_organization_came_back_is_brought_back_as_well() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service.track("org_1", 10).await;
+    service.flush().await;
+    let body = json!({"organizationId": "org_1", "meters": {"tokens": 70}});
+    assert_eq!(service.http.post("/v1/track", body).await.status, 200);
+    let flusher = &service.app.flusher;
+    let batch = flusher.read(&[shard("org_1")]).await.unwrap();
+    world.flush_redis().await;
+    assert_eq!(service.track("org_1", 1).await, 11);
+    assert_eq!(flusher.store(&batch).await.unwrap(), [true]);
+
+    flusher.repair_once(None).await.unwrap();
+    let path = "/v1/organizations/org_1/usage";
+    let answer = service.http.get(path).await.body;
+    let current = |meter: &str| answer["meters"][meter]["current"].as_u64();
+    assert_eq!(
+        (current("api"), current("tokens")),
+        (Some(11), Some(70)),
+        "{answer}"
+    );
+    assert_eq!(answer["exact"], true);
+}
+
 #[tokio::test]
 async fn without_postgres_a_missing_counter_is_unknown_and_nothing_is_counted() {
     let world = World::new().await;
