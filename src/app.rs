@@ -18,7 +18,7 @@ use crate::api;
 use crate::clock::Clock;
 use crate::config::{Config, Servers};
 use crate::counters::{self, Counters};
-use crate::flusher::Flusher;
+use crate::flusher::{self, Flusher};
 use crate::history::History;
 use crate::metering::Metering;
 use crate::metrics::Metrics;
@@ -66,9 +66,7 @@ impl App {
             config.defaults,
             metrics.clone(),
         );
-        if let Err(error) = policies.learn().await {
-            tracing::warn!(%error, "starting without Postgres");
-        }
+        learn(&policies).await;
         let opener = Opener::new(counters.clone(), store.clone(), late, metrics.clone());
         let metering = Metering::new(
             counters.clone(),
@@ -79,16 +77,16 @@ impl App {
             late,
             metrics.clone(),
         );
-        let flusher = Flusher::new(
-            counters.clone(),
-            store.clone(),
-            policies.clone(),
-            opener.clone(),
-            clock.clone(),
-            config.flush_interval,
+        let flusher = Flusher::new(flusher::Handles {
+            counters: counters.clone(),
+            store: store.clone(),
+            policies: policies.clone(),
+            opener: opener.clone(),
+            clock: clock.clone(),
+            metrics: metrics.clone(),
+            interval: config.flush_interval,
             late,
-            metrics.clone(),
-        );
+        });
         let access = Access::new(
             counters.clone(),
             store.clone(),
@@ -230,6 +228,13 @@ fn redis_settings(config: &Config, url: String) -> Result<counters::Settings> {
         trust_restart: config.trust_redis_restart,
         record_lifetime_ms: u64::try_from(config.idempotency.as_millis())?,
     })
+}
+
+/// Makes this instance's settings the defaults of the service, if Postgres can be reached; otherwise the sweep does so.
+async fn learn(policies: &Policies) {
+    if let Err(error) = policies.learn().await {
+        tracing::warn!(%error, "starting without Postgres");
+    }
 }
 
 /// A Redis that counts cannot be trusted to.

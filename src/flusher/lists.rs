@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Error, rest_after};
+use super::{Error, Handles, rest_after};
 use crate::clock::Clock;
 use crate::counters::{Counters, Link};
 use crate::domain::counter::CounterId;
@@ -46,19 +46,13 @@ pub(super) struct Lists {
 }
 
 impl Lists {
-    pub(super) fn new(
-        store: Store,
-        clock: Clock,
-        counters: Counters,
-        policies: Policies,
-        opener: Opener,
-    ) -> Self {
+    pub(super) fn new(handles: &Handles) -> Self {
         Self {
-            store,
-            clock,
-            counters,
-            policies,
-            opener,
+            store: handles.store.clone(),
+            clock: handles.clock.clone(),
+            counters: handles.counters.clone(),
+            policies: handles.policies.clone(),
+            opener: handles.opener.clone(),
             due: Arc::default(),
         }
     }

@@ -80,6 +80,27 @@ const REST_MAX: Duration = Duration::from_secs(30);
 /// How long the lists are brought up to date when the service stops.
 const LISTS_AT_THE_END: Duration = Duration::from_millis(100);
 
+/// What flushing needs.
+#[derive(Debug)]
+pub struct Handles {
+    /// What is read and settled.
+    pub counters: Counters,
+    /// Where it is stored.
+    pub store: Store,
+    /// Asked for the thresholds of what may have crossed one.
+    pub policies: Policies,
+    /// Brings back what Redis does not list.
+    pub opener: Opener,
+    /// What time it is.
+    pub clock: Clock,
+    /// What is told of it.
+    pub metrics: Metrics,
+    /// How often it flushes.
+    pub interval: Duration,
+    /// How long after its end a period takes late events.
+    pub late: chrono::Duration,
+}
+
 /// The handle on flushing.
 #[derive(Debug, Clone)]
 pub struct Flusher {
@@ -171,24 +192,19 @@ pub enum Error {
 }
 
 impl Flusher {
-    /// A handle that flushes every `interval` once it runs.
-    pub fn new(
-        counters: Counters,
-        store: Store,
-        policies: Policies,
-        opener: Opener,
-        clock: Clock,
-        interval: Duration,
-        late: chrono::Duration,
-        metrics: Metrics,
-    ) -> Self {
-        let lists = Lists::new(
-            store.clone(),
-            clock.clone(),
-            counters.clone(),
-            policies.clone(),
-            opener,
-        );
+    /// A handle that flushes every interval once it runs.
+    pub fn new(handles: Handles) -> Self {
+        let lists = Lists::new(&handles);
+        let Handles {
+            counters,
+            store,
+            policies,
+            opener: _,
+            clock,
+            metrics,
+            interval,
+            late,
+        } = handles;
         Self {
             counters,
             store,
