@@ -304,7 +304,12 @@ async fn incarnations(
     organizations: &[&str],
 ) -> Result<BTreeMap<String, u64>, Error> {
     let rows: Vec<(String, i64)> = sqlx::query_as(
-        "select id, incarnation from organizations where id = any($1) and incarnation > 0",
+        "select id, incarnation
+         from unnest($1::text[]) as named (name)
+         cross join lateral (
+             -- With an offset, so that it stays a look into the small index of those that were deleted, for each.
+             select id, incarnation from organizations where id = name and incarnation > 0 offset 0
+         ) as deleted",
     )
     .bind(organizations)
     .fetch_all(connection)

@@ -492,19 +492,27 @@ fn told_text(told: Told) -> Option<String> {
     (told != Told::default()).then(|| told.to_string())
 }
 
-/// Sees to it that each of these has a row. One that is new has the mode of the defaults, so that the scheduler need not
-/// look at it in another than scheduled mode.
+/// When an organization that is new is due, by the mode of the defaults: so the scheduler need not look at it in another
+/// than scheduled mode. Whoever publishes other defaults waits for the lock, and then sees its row.
+macro_rules! due_at {
+    () => {
+        "case when (select settings ->> 'resetMode' from defaults for share) in ('lazy', 'manual')
+              then timestamptz 'infinity' else '-infinity' end"
+    };
+}
+
+/// Sees to it that each of these has a row.
 pub(super) async fn create_organizations(
     connection: &mut PgConnection,
     organizations: impl Iterator<Item = &OrganizationId>,
 ) -> Result<(), Error> {
     let ids: Vec<&str> = organizations.map(OrganizationId::as_str).collect();
-    sqlx::query(
+    sqlx::query(concat!(
         "with created as (
              insert into organizations (id, due_at)
-             -- Whoever publishes other defaults waits for the lock, and then sees these rows.
-             select id, case when (select settings ->> 'resetMode' from defaults for share) in ('lazy', 'manual')
-                             then timestamptz 'infinity' else '-infinity' end
+             select id, ",
+        due_at!(),
+        "
              from (select distinct id from unnest($1::text[]) as named (id)) as named
              -- With an offset, so that it stays a look into the index, for each, however small the table was once.
              where not exists (select from organizations where organizations.id = named.id offset 0)
@@ -513,7 +521,7 @@ pub(super) async fn create_organizations(
              returning id
          )
          insert into standings (organization_id) select id from created",
-    )
+    ))
     .bind(ids)
     .execute(connection)
     .await?;
@@ -529,13 +537,6 @@ async fn store_in(
     if snapshots.is_empty() {
         return Ok(Vec::new());
     }
-    create_organizations(
-        connection,
-        snapshots
-            .iter()
-            .map(|snapshot| &snapshot.counter.organization),
-    )
-    .await?;
     let (mut accepted, begun) = upsert(connection, snapshots, news, now).await?;
     deletions::take_out(connection, snapshots, &mut accepted).await?;
     let (taken, refused): (Vec<_>, Vec<_>) = snapshots
@@ -564,8 +565,9 @@ async fn store_in(
     Ok(stored)
 }
 
-/// Writes the snapshots that are newer than what stands. For each, in order: whether it was; and those of which there
-/// was none before.
+/// Writes the snapshots that are newer than what stands, and creates the organizations that are missing, as
+/// [`create_organizations`] does: here, because their rows are looked up once. For each, in order: whether it was
+/// written; and those of which there was none before.
 async fn upsert<'a>(
     connection: &mut PgConnection,
     snapshots: &'a [Snapshot],
@@ -581,16 +583,38 @@ async fn upsert<'a>(
             told_text(news.map_or(snapshot.thresholds.told, |news| news.told))
         })
         .collect();
-    let rows: Vec<(String, String, DateTime<Utc>, bool)> = sqlx::query_as(
-        "insert into usage_history (organization_id, meter, period_start, period_end, used, denied, refunded, limit_units,
+    let rows: Vec<(String, String, DateTime<Utc>, bool)> = sqlx::query_as(concat!(
+        "with read as materialized (
+             select new.*, id, plan_id
+             from unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::bigint[], $6::bigint[],
+                         $7::bigint[], $8::bigint[], $9::text[], $10::bigint[], $11::bigint[], $12::bigint[],
+                         $13::timestamptz[], $14::text[], $15::text[])
+                  as new (organization_id, meter, period_start, period_end, used, denied, refunded, limit_units,
+                          enforcement, policy_version, epoch, seq, closed_at, told, adjusted)
+             -- With an offset, so that it stays a look into the index, for each, however small the table was once.
+             left join lateral (
+                 select id, plan_id from organizations where id = organization_id offset 0
+             ) as known on true
+         ), created as (
+             insert into organizations (id, due_at)
+             select organization_id, ",
+        due_at!(),
+        "
+             from (select distinct organization_id from read where id is null) as missing
+             order by organization_id
+             on conflict do nothing
+             returning id
+         ), listed as (
+             insert into standings (organization_id) select id from created returning organization_id
+         )
+         insert into usage_history (organization_id, meter, period_start, period_end, used, denied, refunded, limit_units,
                                     enforcement, policy_version, epoch, seq, closed_at, told, adjusted, plan_id, stored_at)
-         select new.*, coalesce(plan_id, (select settings ->> 'planId' from defaults)), $16
-         from unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::bigint[], $6::bigint[],
-                     $7::bigint[], $8::bigint[], $9::text[], $10::bigint[], $11::bigint[], $12::bigint[],
-                     $13::timestamptz[], $14::text[], $15::text[])
-              as new (organization_id, meter, period_start, period_end, used, denied, refunded, limit_units,
-                      enforcement, policy_version, epoch, seq, closed_at, told, adjusted)
-         join organizations on id = organization_id
+         select organization_id, meter, period_start, period_end, used, denied, refunded, limit_units, enforcement,
+                policy_version, epoch, seq, closed_at, told, adjusted,
+                coalesce(plan_id, (select settings ->> 'planId' from defaults)), $16
+         from read
+         -- Counted, so that organizations are created before rows are locked, here as everywhere.
+         cross join (select count(*) from listed) as first
          order by organization_id collate \"C\", meter collate \"C\", period_start
          on conflict on constraint usage_history_pkey do update set
              period_end = excluded.period_end, used = excluded.used, denied = excluded.denied,
@@ -604,7 +628,7 @@ async fn upsert<'a>(
          where (excluded.epoch, excluded.seq) > (usage_history.epoch, usage_history.seq)
              and excluded.policy_version >= usage_history.policy_version
          returning organization_id, meter, period_start, xmax = 0",
-    )
+    ))
     .bind(snapshots.iter().map(|it| it.counter.organization.as_str()).collect::<Vec<_>>())
     .bind(snapshots.iter().map(|it| it.counter.meter.as_str()).collect::<Vec<_>>())
     .bind(snapshots.iter().map(|it| it.counter.start).collect::<Vec<_>>())
