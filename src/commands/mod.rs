@@ -17,6 +17,10 @@ use crate::config::{Config, DatabaseSettings, ListenSettings, ServerSettings, Se
 use crate::store::Store;
 use crate::{api, dev, telemetry};
 
+/// After so many turns of tasks a thread looks for what has arrived, so that new requests are on their way to Redis while
+/// the answers to others are written. Tokio's own 61 are as many as clients often have connections.
+const EVENT_INTERVAL: u32 = 16;
+
 /// What the executable can do.
 #[derive(Debug, Subcommand)]
 #[expect(
@@ -105,6 +109,7 @@ fn runtime(workers: usize) -> Result<Runtime> {
     };
     builder
         .worker_threads(workers)
+        .event_interval(EVENT_INTERVAL)
         .enable_all()
         .build()
         .context("threads cannot be started")

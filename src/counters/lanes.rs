@@ -36,6 +36,9 @@ const COUNTERS_MAX: usize = 128;
 /// How many operations one batch holds at most.
 const OPERATIONS_MAX: usize = 512;
 
+/// Where so many calls wait, their batch goes at once: Redis works on it while the service sees to what else is ready.
+const ENOUGH: usize = 16;
+
 /// How many calls may wait for a lane; more are refused.
 const QUEUE_MAX: usize = 32_768;
 
@@ -127,7 +130,9 @@ impl Lane {
                 }
             }
             // Whatever else is ready to run goes first, so that a request that has arrived by now is in this batch.
-            yield_now().await;
+            if waiting.is_empty() && arrived.len() + queue.len() < ENOUGH {
+                yield_now().await;
+            }
             while let Ok(call) = queue.try_recv() {
                 arrived.push(call);
             }

@@ -37,6 +37,7 @@ pub(crate) fn serve(listen: SocketAddr, workers: usize) -> Result<()> {
     };
     let runtime = builder
         .worker_threads(workers)
+        .event_interval(16)
         .enable_all()
         .build()
         .context("threads cannot be started")?;
