@@ -545,25 +545,6 @@ impl Counters {
         Ok(known.into_iter().next().flatten())
     }
 
-    /// Every meter of each organization that was counted in this data set; none where nothing was.
-    pub async fn listed_meters(
-        &self,
-        link: &Link,
-        organizations: &[OrganizationId],
-    ) -> Result<Vec<Option<Vec<MeterId>>>, Error> {
-        if organizations.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut pipeline = redis::pipe();
-        for organization in organizations {
-            let key = self.0.keys.organization(organization);
-            pipeline.cmd("HGET").arg(key).arg("m");
-        }
-        let listed: Vec<Option<String>> = link.run(&pipeline).await?;
-        let parse = |meters: Option<String>| Some(scripts::parse_meters(&meters?));
-        Ok(listed.into_iter().map(parse).collect())
-    }
-
     /// The shards that have counters to be stored.
     pub async fn backlog(&self, link: &Link) -> Result<Vec<Backlog>, Error> {
         let mut pipeline = redis::pipe();

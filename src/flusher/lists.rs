@@ -109,9 +109,11 @@ impl Lists {
         let now = self.clock.now();
         let mut stored = usage::running_meters(&self.store, organizations, now).await?;
         let link = self.counters.link().await?;
-        let listed = self.counters.listed_meters(&link, organizations).await?;
-        for (organization, listed) in organizations.iter().zip(listed) {
+        let ids: Vec<&OrganizationId> = organizations.iter().collect();
+        let known = self.counters.organizations(&link, &ids).await?;
+        for (organization, known) in organizations.iter().zip(known) {
             // Where it lists none, whoever asks is told what Postgres holds.
+            let listed = known.and_then(|known| known.meters);
             let (Some(listed), Some(stored)) = (listed, stored.remove(organization.as_str()))
             else {
                 continue;

@@ -194,26 +194,15 @@ pub enum Error {
 impl Flusher {
     /// A handle that flushes every interval once it runs.
     pub fn new(handles: Handles) -> Self {
-        let lists = Lists::new(&handles);
-        let Handles {
-            counters,
-            store,
-            policies,
-            opener: _,
-            clock,
-            metrics,
-            interval,
-            late,
-        } = handles;
         Self {
-            counters,
-            store,
-            clock,
-            interval,
-            late,
-            metrics,
-            policies,
-            lists,
+            lists: Lists::new(&handles),
+            counters: handles.counters,
+            store: handles.store,
+            clock: handles.clock,
+            interval: handles.interval,
+            late: handles.late,
+            metrics: handles.metrics,
+            policies: handles.policies,
         }
     }
 
