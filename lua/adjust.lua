@@ -4,7 +4,7 @@ Applies an adjustment that is committed in Postgres to its counter, once.
 
 KEYS
   [1] the shard's generation
-  [2] the organization
+  [2] the hash that has the organization
   [3] the shard's dirty index
   [4] the counter
 
@@ -15,6 +15,7 @@ ARGV
   [4] id                    of the adjustment; grows from one adjustment of a counter to the next
   [5] amount                units to add, or below 0 to give back
   [6] hour                  ms, start of the hour that it is counted in
+  [7] organization          its id
 
 Returns one of
   'adjusted'                it is done, now or before
@@ -26,8 +27,7 @@ Invariants
   An adjustment is applied only where the counter's last one is older, and leaves its id in the same step.
   A count never falls below 0 nor passes 2^53 - 1; what was applied is the difference.
   No adjustment of before the organization's deletion reaches a counter of after it: the policy is newer then.
-  `sequence` grows with every write; a counter of which it differs from what is `stored` is in the dirty index and has
-  no expiry.
+  `sequence` grows with every write; a counter of which it differs from what is `stored` is in the dirty index.
   What is given back leaves in the counter what a flush needs to tell what was crossed.
 ]]
 local COUNT_MAX = 9007199254740991
@@ -37,8 +37,8 @@ local amount, hour = tonumber(ARGV[5]), tonumber(ARGV[6])
 if redis.call('HGET', KEYS[1], 'number') ~= generation then
   return 'generation'
 end
-local known = redis.call('HGET', KEYS[2], 'v')
-if not known or tonumber(known) > version then
+local organization = read_organization(KEYS[2], ARGV[7])
+if not organization or organization.version > version then
   return 'policy'
 end
 local held = redis.call('GET', KEYS[4])

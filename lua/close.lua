@@ -5,7 +5,7 @@ next one, in one step, so that nothing is counted in both and nothing in neither
 
 KEYS
   [1] the shard's generation
-  [2] the organization
+  [2] the hash that has the organization
   [3] the shard's dirty index
   [4] the counter that the reset closes
   [5] the counter that begins at the reset
@@ -19,7 +19,7 @@ ARGV
   [6] start                 of the period that the reset closes, ms
   [7] the reset             ms: where that period ends and the next begins
   [8] margin                ms by which the data set must be older than a period: earliest event and clock skew
-  [9] expiry                of the counter that begins, ms since the epoch while nothing is counted, or ''
+  [9] organization          its id
 
 Returns one of
   'closed'                  it is done, now or before
@@ -36,14 +36,14 @@ Invariants
   A counter that was closed here is dirty: its snapshot is what ends the period in Postgres.
 ]]
 local now, generation, version, meter, stamp = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local start, reset, margin, expiry = tonumber(ARGV[6]), ARGV[7], tonumber(ARGV[8]), ARGV[9]
+local start, reset, margin, id = tonumber(ARGV[6]), ARGV[7], tonumber(ARGV[8]), ARGV[9]
 
 local current = redis.call('HMGET', KEYS[1], 'number', 'born')
 if current[1] ~= generation then
   return 'generation'
 end
-local organization = redis.call('HMGET', KEYS[2], 'v', 'm')
-if not organization[1] or tonumber(organization[1]) > tonumber(version) then
+local organization = read_organization(KEYS[2], id)
+if not organization or organization.version > tonumber(version) then
   return 'policy'
 end
 local function knows_all_since(instant)
@@ -72,13 +72,8 @@ end
 if begun or not knows_all_since(tonumber(reset)) then
   return 'restore'
 end
-local meters = organization[2] or ' '
-if not string.find(meters, ' ' .. meter .. ' ', 1, true) then
-  redis.call('HSET', KEYS[2], 'm', meters .. meter .. ' ')
-  redis.call('PERSIST', KEYS[2])
+if list_meter(organization, meter) then
+  write_organization(KEYS[2], id, organization)
 end
 redis.call('SET', KEYS[5], pack_counter(new_counter(stamp)))
-if expiry ~= '' then
-  redis.call('PEXPIREAT', KEYS[5], expiry)
-end
 return 'closed'

@@ -3,7 +3,7 @@
 Makes a newer policy known: to the organization, and to counters of it that are running.
 
 KEYS
-  [1] the organization
+  [1] the hash that has the organization
   [2] the shard's dirty index
   [3] the shard's generation
   [4] the shard's shared policies
@@ -13,7 +13,7 @@ ARGV
   [1] policy version
   [2] the policy as JSON, without its version
   [3] now                   ms since the epoch
-  [4] ms to remember an organization of which nothing was counted
+  [4] organization          its id
   [5] incarnation           policy version of the organization's last deletion, 0 if it never was
   [6] '1' if all that calls under this policy could reach of the life before that was erased, otherwise '0'
   then for each counter: the stamp without its generation, 'version:limit:enforcement:end'
@@ -32,41 +32,31 @@ Invariants
   Counters of another generation are frozen: were their sequence to grow, it would overtake newer counts
   that Postgres may hold of them. They get the policy when they are restored.
   A counter that changes becomes dirty, so that its snapshot carries the new limit.
-  A policy stands here in full; `share.lua` makes it one with those that read the same. What the one before shared is
-  given back.
+  A policy is one with those of its shard that read the same; what the one before shared is given back.
   A limit that ends leaves in the counter what became of it, so that a flush tells what was crossed.
-  An organization of which nothing was counted in this data set is forgotten after [4], so that asking for
-  organizations that do not exist fills nothing; one with meters has no expiry.
 ]]
-local version, now, incarnation = tonumber(ARGV[1]), tonumber(ARGV[3]), tonumber(ARGV[5])
-local organization = redis.call('HMGET', KEYS[1], 'v', 'm', 'i', 'p')
-local known = tonumber(organization[1])
-local shared = string.match(organization[4] or '', '^%d+ (%x+)$')
-if known and (tonumber(organization[3]) or 0) < incarnation then
+local version, now, id, incarnation = tonumber(ARGV[1]), tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
+local organization = read_organization(KEYS[1], id)
+local known = organization and organization.version
+local meters = organization and organization.meters or ''
+if known and organization.incarnation < incarnation then
   if ARGV[6] ~= '1' then
-    redis.call('HSET', KEYS[1], 'v', math.max(known, incarnation))
-    local former = organization[4]
-    if shared then
-      former = string.match(former, '^%d+ ') .. (redis.call('HGET', KEYS[4], shared) or '')
-    end
-    return {'former', organization[2] or '', former}
+    organization.version = math.max(known, incarnation)
+    write_organization(KEYS[1], id, organization)
+    return {'former', meters, policy_text(KEYS[4], organization) or ''}
   end
-  redis.call('HDEL', KEYS[1], 'm')
-  organization[2], known = nil, nil
+  known, meters = nil, ''
 end
--- What another release wrote is written anew, unless it is newer.
-local readable = string.find(organization[4] or '', '^%d+ ')
-if not known or known < version or known == version and not readable then
-  redis.call('HSET', KEYS[1], 'v', ARGV[1], 'p', ARGV[1] .. ' ' .. ARGV[2])
-  if shared and redis.call('HINCRBY', KEYS[4], shared .. ':organizations', -1) <= 0 then
-    redis.call('HDEL', KEYS[4], shared, shared .. ':organizations')
+if not known or known < version then
+  local policy = share_policy(KEYS[4], ARGV[2])
+  if organization then
+    unshare_policy(KEYS[4], organization.policy)
+    incarnation = math.max(incarnation, organization.incarnation)
   end
-  if incarnation > 0 then
-    redis.call('HSET', KEYS[1], 'i', ARGV[5])
-  end
-  if not organization[2] then
-    redis.call('PEXPIRE', KEYS[1], ARGV[4])
-  end
+  write_organization(KEYS[1], id, {
+    version = version, own_version = version, policy = policy, meters = meters, incarnation = incarnation,
+    since = meters == '' and now or 0,
+  })
   known = version
 end
 local current = redis.call('HGET', KEYS[3], 'number')
@@ -94,4 +84,4 @@ for i = 5, #KEYS do
     end
   end
 end
-return {known, organization[2] or '', false}
+return {known, meters, false}

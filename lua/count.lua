@@ -55,7 +55,7 @@ Invariants
   Everything is read and decided before the first write, because an error does not roll back.
   A number is executed once: its receipt is written in the same step, under the data set's name.
   Nothing is created here but the receipt: a counter that is missing stays missing.
-  A counter is in the dirty index, and has no expiry, whenever its `sequence` differs from what is `stored` of it.
+  A counter is in the dirty index whenever its `sequence` differs from what is `stored` of it.
   Only final answers (granted, denied) become idempotency records.
   A count never falls below 0: a refund gives back what is there, at most.
   `sequence` grows with every write. A newer policy version is never replaced by an older one.
@@ -401,7 +401,6 @@ for c = 1, counter_count do
   end
 end
 if w > 0 then
-  -- Which takes away an expiry.
   redis.call('MSET', unpack(writes))
 end
 for index, entries in pairs(entering) do

@@ -4,7 +4,7 @@ Starts a missing counter at zero, if it is certain that nothing was ever counted
 
 KEYS
   [1] the shard's generation
-  [2] the organization
+  [2] the hash that has the organization
   [3] the counter
 
 ARGV
@@ -15,8 +15,8 @@ ARGV
   [5] stamp                 of the new counter
   [6] start                 of its period, ms
   [7] margin                ms by which the data set must be older than the period: earliest event and clock skew
-  [8] expiry                ms since the epoch while nothing is counted, or ''
-  [9] most meters an organization may have
+  [8] most meters an organization may have
+  [9] organization          its id
 
 Returns one of
   'opened'                  the counter stands at 0
@@ -31,14 +31,14 @@ Invariants
   The organization's list of meters names every meter counted in this data set.
 ]]
 local now, generation, version, meter = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), ARGV[4]
-local stamp, start, margin, expiry, meters_max = ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8], tonumber(ARGV[9])
+local stamp, start, margin, meters_max, id = ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9]
 
 local current = redis.call('HMGET', KEYS[1], 'number', 'born')
 if current[1] ~= generation then
   return 'generation'
 end
-local organization = redis.call('HMGET', KEYS[2], 'v', 'm')
-if not organization[1] or tonumber(organization[1]) > version then
+local organization = read_organization(KEYS[2], id)
+if not organization or organization.version > version then
   return 'policy'
 end
 local held = redis.call('GET', KEYS[3])
@@ -50,17 +50,12 @@ if now < start or (ends ~= '' and now >= tonumber(ends)) or tonumber(current[2])
   return 'restore'
 end
 
-local meters = organization[2] or ' '
-if not string.find(meters, ' ' .. meter .. ' ', 1, true) then
-  local _, count = string.gsub(meters, '%S+', '')
-  if count >= meters_max then
+if list_meter(organization, meter) then
+  local _, count = string.gsub(organization.meters, '%S+', '')
+  if count > meters_max then
     return 'too_many_meters'
   end
-  redis.call('HSET', KEYS[2], 'm', meters .. meter .. ' ')
-  redis.call('PERSIST', KEYS[2])
+  write_organization(KEYS[2], id, organization)
 end
 redis.call('SET', KEYS[3], pack_counter(new_counter(stamp)))
-if expiry ~= '' then
-  redis.call('PEXPIREAT', KEYS[3], expiry)
-end
 return 'opened'

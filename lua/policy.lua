@@ -3,22 +3,23 @@
 Reads what is known of an organization, with its policy in full.
 
 KEYS
-  [1] the organization
+  [1] the hash that has the organization
   [2] the shard's shared policies
 
 ARGV
-  none
+  [1] organization          its id
 
-Returns {policy, meters, incarnation}, each false where it is not known: version, space and JSON; every meter counted,
-separated by spaces; policy version of the organization's last deletion.
+Returns {policy, meters, incarnation}: version, space and JSON, false where it is not known; every meter counted, separated
+by spaces, false where nothing was; policy version of the organization's last deletion, 0 if it never was.
 
 Invariants
   Nothing is written.
 ]]
-local known = redis.call('HMGET', KEYS[1], 'p', 'm', 'i')
-local version, name = string.match(known[1] or '', '^(%d+) (%x+)$')
-if name then
-  local text = redis.call('HGET', KEYS[2], name)
-  known[1] = text and version .. ' ' .. text
+local organization = read_organization(KEYS[1], ARGV[1])
+if not organization then
+  return {false, false, 0}
 end
-return known
+return {
+  policy_text(KEYS[2], organization) or false, organization.meters ~= '' and organization.meters,
+  organization.incarnation,
+}

@@ -4,7 +4,7 @@ Writes a counter that Postgres has moved to this generation, if it is not there 
 
 KEYS
   [1] the shard's generation
-  [2] the organization
+  [2] the hash that has the organization
   [3] the shard's dirty index
   [4] the counter
 
@@ -21,8 +21,8 @@ ARGV
   [9] sequence              of the row
   [10] told                 of its thresholds, see `domain::threshold`; '' if nothing was
   [11] adjusted             the last adjustment that the count contains, or ''
-  [12] expiry               ms since the epoch once clean, or ''
-  [13] dirty since          ms since the epoch where something may not have been told yet, or ''
+  [12] dirty since          ms since the epoch where something may not have been told yet, or ''
+  [13] organization         its id
   then for each hour, ascending: its start in ms, used, denied, refunded
 
 Returns one of
@@ -40,8 +40,8 @@ local generation = ARGV[1]
 if redis.call('HGET', KEYS[1], 'number') ~= generation then
   return 'generation'
 end
-local organization = redis.call('HMGET', KEYS[2], 'v', 'm')
-if not organization[1] or tonumber(organization[1]) > tonumber(ARGV[2]) then
+local organization = read_organization(KEYS[2], ARGV[13])
+if not organization or organization.version > tonumber(ARGV[2]) then
   return 'policy'
 end
 local held = redis.call('GET', KEYS[4])
@@ -53,13 +53,10 @@ if ARGV[4] ~= (old and string.format('%.0f %s', old.sequence, old.stamp) or '') 
   return 'changed'
 end
 
-local meters = organization[2] or ' '
 for meter in string.gmatch(ARGV[3], '%S+') do
-  if not string.find(meters, ' ' .. meter .. ' ', 1, true) then
-    meters = meters .. meter .. ' '
-  end
+  list_meter(organization, meter)
 end
-local clean = ARGV[13] == ''
+local clean = ARGV[12] == ''
 local counter = new_counter(ARGV[5])
 counter.used, counter.denied, counter.refunded = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 counter.sequence = tonumber(ARGV[9])
@@ -72,15 +69,11 @@ for i = #ARGV - 3, 14, -4 do
     counter.hours[#counter.hours + 1] = tonumber(ARGV[field])
   end
 end
-redis.call('HSET', KEYS[2], 'm', meters)
-redis.call('PERSIST', KEYS[2])
+write_organization(KEYS[2], ARGV[13], organization)
 redis.call('SET', KEYS[4], pack_counter(counter))
-if not clean then
-  redis.call('ZADD', KEYS[3], ARGV[13], KEYS[4])
-  return 'restored'
-end
-redis.call('ZREM', KEYS[3], KEYS[4])
-if ARGV[12] ~= '' then
-  redis.call('PEXPIREAT', KEYS[4], ARGV[12])
+if clean then
+  redis.call('ZREM', KEYS[3], KEYS[4])
+else
+  redis.call('ZADD', KEYS[3], ARGV[12], KEYS[4])
 end
 return 'restored'

@@ -13,7 +13,6 @@ ARGV
     stamp                   'generation:version:', the beginning of the one that was read
     sequence                that was read
     stored                  1 if Postgres now holds exactly that, 0 where it refused it for something newer
-    expiry                  ms since the epoch once clean, or nil
     told                    of its thresholds, see `domain::threshold`, if that was stored with it; or ''
     number of hours stored, number of hours to drop
     for each hour that was stored, ascending: its start in ms, used, denied, refunded
@@ -27,7 +26,6 @@ Invariants
   Nothing is settled of a counter that has another policy version by now: its sequence may be that of a new life
   of the organization, whose counts Postgres does not hold. If it is only a newer limit, the next flush settles it.
   What moved on since the reading keeps its place behind everything that was dirty by then.
-  A dirty counter has no expiry.
   An hour leaves only when Postgres holds it as it is.
   What was told of a limit is noted only while that limit holds; with it, the limits before are forgotten.
 ]]
@@ -72,14 +70,14 @@ local function note_told(counter, told)
 end
 
 local held = redis.call('MGET', unpack(KEYS, 3))
--- Counters that leave the index; and those that have moved on, each behind its score.
-local leaving, moved_on = {}, {}
+-- Counters that leave the index; those that have moved on, each behind its score; and what is written.
+local leaving, moved_on, writes = {}, {}, {}
 local clean, b = 0, 1
 for i = 3, #KEYS do
   local key, value, stamp, read, was_stored = KEYS[i], held[i - 2], batch[b], batch[b + 1], batch[b + 2] == 1
-  local expiry, told, hours = batch[b + 3], batch[b + 4], b + 7
-  local drops = hours + batch[b + 5] * 4
-  b = drops + batch[b + 6]
+  local told, hours = batch[b + 3], b + 6
+  local drops = hours + batch[b + 4] * 4
+  b = drops + batch[b + 5]
 
   local rest, used, sequence, stored, oldest, own_stamp, denied, start, hour_used, hour_denied
   if value then
@@ -104,11 +102,8 @@ for i = 3, #KEYS do
       drop(counter, drops, b - 1, nil)
       value = pack_counter(counter)
     end
-    if expiry then
-      redis.call('SET', key, value, 'PXAT', expiry)
-    else
-      redis.call('SET', key, value)
-    end
+    writes[#writes + 1] = key
+    writes[#writes + 1] = value
     leaving[#leaving + 1] = key
     clean = clean + 1
   elseif stored < read then
@@ -124,10 +119,14 @@ for i = 3, #KEYS do
       counter.oldest = oldest_unstored(counter.hours, sent, first) or oldest
     end
     drop(counter, drops, b - 1, counter.oldest)
-    redis.call('SET', key, pack_counter(counter))
+    writes[#writes + 1] = key
+    writes[#writes + 1] = pack_counter(counter)
     moved_on[#moved_on + 1] = read_at
     moved_on[#moved_on + 1] = key
   end
+end
+if #writes > 0 then
+  redis.call('MSET', unpack(writes))
 end
 if #leaving > 0 then
   redis.call('ZREM', KEYS[1], unpack(leaving))

@@ -19,6 +19,7 @@ use crate::clock::Clock;
 use crate::config::{Config, Servers};
 use crate::counters::{self, Counters};
 use crate::flusher::{self, Flusher};
+use crate::forgetter::Forgetter;
 use crate::history::History;
 use crate::metering::Metering;
 use crate::metrics::Metrics;
@@ -43,6 +44,8 @@ pub struct App {
     pub webhooks: Webhooks,
     /// Ends periods on time; tests drive it by hand.
     pub scheduler: Scheduler,
+    /// Rids Redis of what is of no use any more; tests drive it by hand.
+    pub forgetter: Forgetter,
     metrics_listen: Option<SocketAddr>,
     shutdown: Duration,
 }
@@ -110,12 +113,10 @@ impl App {
             clock.clone(),
             metrics.clone(),
         );
-        let scheduler = Scheduler::new(
-            admin.clone(),
-            config.scheduler,
-            chrono::Duration::from_std(config.idempotency)?,
-            metrics.clone(),
-        );
+        let remembered = chrono::Duration::from_std(config.idempotency)?;
+        let scheduler =
+            Scheduler::new(admin.clone(), config.scheduler, remembered, metrics.clone());
+        let forgetter = Forgetter::new(counters.clone(), clock.clone(), late, metrics.clone());
         let state = State::new(Handles {
             access,
             admin,
@@ -144,6 +145,7 @@ impl App {
             policies,
             webhooks,
             scheduler,
+            forgetter,
             metrics_listen: config.metrics_listen,
             shutdown: config.shutdown,
         })
@@ -180,6 +182,10 @@ impl App {
         supervise(Box::pin(async move { admin.run(stop_erasing).await }));
         let (webhooks, stop_delivering) = (self.webhooks.clone(), drained.clone());
         supervise(Box::pin(async move { webhooks.run(stop_delivering).await }));
+        let (forgetter, stop_forgetting) = (self.forgetter.clone(), drained.clone());
+        supervise(Box::pin(
+            async move { forgetter.run(stop_forgetting).await },
+        ));
         if let Some(listener) = metrics {
             let (router, stop) = (api::metrics_router(self.state.clone()), drained.clone());
             supervise(Box::pin(async move {

@@ -8,7 +8,7 @@
 //! | 1 | [`clock`], [`config`], [`groups`], [`metrics`] | the only readers of wall time and of the environment; how callers share round trips; what is measured |
 //! | 2 | [`counters`], [`store`] | the only code that speaks Redis, and SQL |
 //! | 3 | [`policies`], [`access`], [`opening`] | what is in force, who may call, and counters that Redis does not know |
-//! | 4 | [`metering`], [`history`], [`flusher`], [`admin`], [`webhooks`], [`verifier`] | use cases and workers |
+//! | 4 | [`metering`], [`history`], [`flusher`], [`forgetter`], [`admin`], [`webhooks`], [`verifier`] | use cases and workers |
 //! | 5 | [`state`], [`scheduler`] | the handles that the HTTP faces share; what is done on time |
 //! | 6 | [`api`] | HTTP and JSON |
 //! | 7 | [`app`], [`telemetry`] | wire everything; start, supervise and stop it |
@@ -26,6 +26,7 @@ pub mod counters;
 pub mod dev;
 pub mod domain;
 pub mod flusher;
+pub mod forgetter;
 pub mod groups;
 pub mod history;
 pub mod metering;

@@ -373,19 +373,13 @@ impl Opener {
         let (mut missing, mut next) = (Vec::with_capacity(wishes.len()), Vec::new());
         for wish in wishes {
             let (counter, stamp) = (&wish.counter, &wish.stamp);
-            let expiry = retention::expiry(stamp.end, self.late);
             match wish.begins_at {
                 Some(reset) => next.push(Next {
                     counter,
                     reset,
                     stamp,
-                    expiry,
                 }),
-                None => missing.push(Missing {
-                    counter,
-                    stamp,
-                    expiry,
-                }),
+                None => missing.push(Missing { counter, stamp }),
             }
         }
         let margin = MARGIN.num_milliseconds();
@@ -446,9 +440,6 @@ impl Opener {
                 snapshot: &restored.snapshot,
                 meters: &restored.meters,
                 policy_version: it.stamp.version,
-                // Not at once, where an adjustment comes to a period that is long over.
-                expiry: retention::expiry(restored.snapshot.stamp.end, self.late)
-                    .map(|expiry| expiry.max(now + Duration::hours(1))),
             })
             .collect();
         let answers = self.counters.restore(link, &to_write).await?;

@@ -7,9 +7,6 @@ use super::{Counters, Error, Link, Shard, scripts};
 use crate::domain::counter::CounterId;
 use crate::domain::ids::OrganizationId;
 
-/// How many keys one step of a walk looks at, so that Redis is never blocked for long.
-const STEP: usize = 500;
-
 /// How many keys one script erases at most.
 const ERASE_MAX: usize = 200;
 
@@ -55,15 +52,7 @@ impl Counters {
         };
         let (mut erased, mut cursor) = (Erased::default(), 0_u64);
         loop {
-            let mut pipeline = redis::pipe();
-            pipeline
-                .cmd("SCAN")
-                .arg(cursor)
-                .arg("MATCH")
-                .arg(&pattern)
-                .arg("COUNT")
-                .arg(STEP);
-            let ((next, found),): ((u64, Vec<String>),) = link.run(&pipeline).await?;
+            let (next, found) = self.walk(link, &pattern, cursor).await?;
             let mut by_organization: BTreeMap<OrganizationId, (Vec<&str>, Vec<&str>)> =
                 BTreeMap::new();
             for key in &found {

@@ -16,8 +16,11 @@ use crate::domain::ids::{IdempotencyKey, OrganizationId};
 /// The number of shards; part of the layout, never changed on a live data set.
 pub const SHARDS: u16 = 256;
 
+/// Over so many hashes the organizations of a shard are spread, so that each stays small; part of the layout.
+const HASHES: u64 = 64;
+
 /// What the layout key must hold.
-pub(super) const LAYOUT: &str = "2 xxh3_64 256";
+pub(super) const LAYOUT: &str = "3 xxh3_64 256 64";
 
 /// One of the [`SHARDS`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -127,6 +130,11 @@ impl Keys {
         self.write_sharded(shard, "dirty", key);
     }
 
+    /// Whether somebody forgets what is of no use any more.
+    pub(super) fn forgetting(&self) -> String {
+        format!("{}forgetting", self.prefix)
+    }
+
     pub(super) fn lease(&self, shard: Shard) -> String {
         self.sharded(shard, "lease")
     }
@@ -137,10 +145,29 @@ impl Keys {
         key
     }
 
-    pub(super) fn organization(&self, organization: &OrganizationId) -> String {
-        let mut key = self.sharded(Shard::of(organization), "o:");
-        key.push_str(organization.as_str());
-        key
+    /// The hash that has what is known of an organization, in the field of its id.
+    pub(super) fn organizations(&self, organization: &OrganizationId) -> String {
+        // By other bits than the shard.
+        let hash = (xxh3_64(organization.as_str().as_bytes()) >> 8) % HASHES;
+        self.hash_of_organizations(Shard::of(organization), hash)
+    }
+
+    /// The shard of such a hash; none for any other key.
+    pub(super) fn parse_organizations(&self, key: &str) -> Option<Shard> {
+        let (shard, hash) = key
+            .strip_prefix(&self.prefix)?
+            .strip_prefix('{')?
+            .split_once("}:o:")?;
+        let shard = Shard(u8::from_str_radix(shard, 16).ok()?);
+        let hash = u64::from_str_radix(hash, 16).ok()?;
+        (*key == self.hash_of_organizations(shard, hash)).then_some(shard)
+    }
+
+    fn hash_of_organizations(&self, shard: Shard, hash: u64) -> String {
+        written(|key| {
+            self.write_sharded(shard, "o:", key);
+            let _ = write!(key, "{hash:02x}");
+        })
     }
 
     /// The policies that organizations of a shard have in common.
@@ -208,7 +235,12 @@ impl Keys {
         format!("{}{{{shard:02x}}}:[iu]:{organization}:*", self.literal())
     }
 
-    /// What matches those of all organizations.
+    /// What matches every counter, and every hash of organizations.
+    pub(super) fn pattern_of_use(&self) -> String {
+        format!("{}{{*}}:[uo]:*", self.literal())
+    }
+
+    /// What matches every counter and every idempotency record of all organizations.
     pub(super) fn pattern_of_all(&self) -> String {
         format!("{}{{*}}:[iu]:*", self.literal())
     }
@@ -280,16 +312,35 @@ mod tests {
         }
         assert_eq!(keys.parse_idempotency_owner("tm:{00}:i:org_1:a"), None);
         assert_eq!(
-            keys.parse_idempotency_owner(&keys.organization(&organization)),
+            keys.parse_idempotency_owner(&keys.organizations(&organization)),
             None
         );
+    }
+
+    #[test]
+    fn a_hash_of_organizations_tells_its_shard() {
+        let keys = Keys::new("tm:");
+        let organization: OrganizationId = "org_1".parse().unwrap();
+        let key = keys.organizations(&organization);
+        assert_eq!(
+            keys.parse_organizations(&key),
+            Some(Shard::of(&organization))
+        );
+        for other in [
+            "tm:{00}:o:0",
+            "tm:{0}:o:00",
+            "tm:{00}:u:00",
+            "tm:{00}:o:org_1",
+        ] {
+            assert_eq!(keys.parse_organizations(other), None, "{other}");
+        }
     }
 
     #[test]
     fn what_is_not_a_counter_does_not_parse() {
         let keys = Keys::new("tm:");
         let organization: OrganizationId = "org_1".parse().unwrap();
-        assert_eq!(keys.parse_counter(&keys.organization(&organization)), None);
+        assert_eq!(keys.parse_counter(&keys.organizations(&organization)), None);
         assert_eq!(keys.parse_counter("tm:{zz}:u:org_1:api:0"), None);
         assert_eq!(keys.parse_counter("other"), None);
     }

@@ -8,6 +8,7 @@ mod announcement;
 mod batch;
 mod erasing;
 mod error;
+mod forgetting;
 mod keys;
 mod lanes;
 mod link;
@@ -15,8 +16,8 @@ mod packed;
 mod scripts;
 mod stamp;
 mod value;
+mod walk;
 
-use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use chrono::{DateTime, Utc};
@@ -27,6 +28,7 @@ use redis::{Client, IntoConnectionInfo};
 pub use announcement::Announcement;
 pub use erasing::Erased;
 pub use error::Error;
+pub use forgetting::Forgotten;
 pub use keys::{SHARDS, Shard};
 pub use link::Link;
 pub use scripts::Opening;
@@ -171,8 +173,6 @@ pub struct Settlement<'a> {
     pub stored: bool,
     /// What is told of its thresholds now, if that was stored with it and is more than before.
     pub told: Option<Told>,
-    /// When the counter may disappear, once it is clean.
-    pub expiry: Option<DateTime<Utc>>,
     /// Hours that begin before this are reached by no event any more.
     pub drop_hours_before: DateTime<Utc>,
 }
@@ -184,8 +184,6 @@ pub struct Missing<'a> {
     pub counter: &'a CounterId,
     /// What decides, in the generation that the caller believes in.
     pub stamp: &'a Stamp,
-    /// When it may disappear while nothing is counted.
-    pub expiry: Option<DateTime<Utc>>,
 }
 
 /// A counter that Postgres has moved to the generation in the snapshot's stamp.
@@ -199,8 +197,6 @@ pub struct Moved<'a> {
     pub meters: &'a [MeterId],
     /// Of the policy that the caller resolved.
     pub policy_version: u64,
-    /// When it may disappear once it is clean.
-    pub expiry: Option<DateTime<Utc>>,
 }
 
 impl Moved<'_> {
@@ -221,8 +217,6 @@ pub struct Next<'a> {
     pub reset: Reset,
     /// What decides.
     pub stamp: &'a Stamp,
-    /// When it may disappear while nothing is counted.
-    pub expiry: Option<DateTime<Utc>>,
 }
 
 /// An adjustment as its counter takes it.
@@ -397,11 +391,7 @@ impl Counters {
         now: DateTime<Utc>,
         margin_ms: i64,
     ) -> Result<Vec<Opening>, Error> {
-        let opened = scripts::open(link, &self.0.keys, missing, now, margin_ms).await?;
-        let organizations = missing.iter().map(|it| &it.counter.organization);
-        self.share_policies(link, organizations.zip(&opened))
-            .await?;
-        Ok(opened)
+        scripts::open(link, &self.0.keys, missing, now, margin_ms).await
     }
 
     /// Closes counters that resets ended, and begins the next of each; doing it twice is harmless.
@@ -412,11 +402,7 @@ impl Counters {
         now: DateTime<Utc>,
         margin_ms: i64,
     ) -> Result<Vec<Opening>, Error> {
-        let closed = scripts::close(link, &self.0.keys, next, now, margin_ms).await?;
-        let organizations = next.iter().map(|it| &it.counter.organization);
-        self.share_policies(link, organizations.zip(&closed))
-            .await?;
-        Ok(closed)
+        scripts::close(link, &self.0.keys, next, now, margin_ms).await
     }
 
     /// Applies an adjustment to its counter, and notes that there; doing it twice is harmless.
@@ -431,22 +417,7 @@ impl Counters {
 
     /// Writes counters that Postgres has moved.
     pub async fn restore(&self, link: &Link, moved: &[Moved<'_>]) -> Result<Vec<Opening>, Error> {
-        let restored = scripts::restore(link, &self.0.keys, moved, self.0.clock.now()).await?;
-        let organizations = moved.iter().map(|it| &it.snapshot.counter.organization);
-        self.share_policies(link, organizations.zip(&restored))
-            .await?;
-        Ok(restored)
-    }
-
-    /// Has organizations share their policies of which a counter stands now.
-    async fn share_policies<'a>(
-        &self,
-        link: &Link,
-        opened: impl Iterator<Item = (&'a OrganizationId, &Opening)>,
-    ) -> Result<(), Error> {
-        let counted = opened.filter(|(_, opening)| **opening == Opening::Ready);
-        let counted: BTreeSet<_> = counted.map(|(organization, _)| organization).collect();
-        scripts::share(link, &self.0.keys, counted.into_iter()).await
+        scripts::restore(link, &self.0.keys, moved, self.0.clock.now()).await
     }
 
     /// Notes what Postgres holds of some counters of one shard.
@@ -467,14 +438,7 @@ impl Counters {
         policies: &[Configuration<'_>],
         now: DateTime<Utc>,
     ) -> Result<Vec<Configured>, Error> {
-        let configured = scripts::configure(link, &self.0.keys, policies, false, now).await?;
-        let known = policies.iter().zip(&configured);
-        let counted = known.filter_map(|(policy, configured)| match configured {
-            Configured::Known { meters, .. } if !meters.is_empty() => Some(policy.organization),
-            _ => None,
-        });
-        scripts::share(link, &self.0.keys, counted).await?;
-        Ok(configured)
+        scripts::configure(link, &self.0.keys, policies, false, now).await
     }
 
     /// Makes the policy of a new life known, after what calls could reach of the former one was erased.

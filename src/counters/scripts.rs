@@ -43,11 +43,26 @@ impl Lua {
         }
     }
 
+    /// One behind whose first line others are put.
+    fn with(others: &[&str], text: &str) -> Self {
+        let (opening, rest) = text.split_once('\n').unwrap_or_default();
+        Self::new(&format!("{opening}\n{}{rest}", others.concat()))
+    }
+
     /// One that reads or writes counters.
     fn of_counters(text: &str) -> Self {
-        let counter = source!("counter.lua");
-        let (opening, rest) = text.split_once('\n').unwrap_or_default();
-        Self::new(&format!("{opening}\n{counter}{rest}"))
+        Self::with(&[source!("counter.lua")], text)
+    }
+
+    /// One that reads or writes organizations.
+    fn of_organizations(text: &str) -> Self {
+        Self::with(&[source!("organization.lua")], text)
+    }
+
+    /// One that does both.
+    fn of_both(text: &str) -> Self {
+        let others = [source!("counter.lua"), source!("organization.lua")];
+        Self::with(&others, text)
     }
 
     /// The beginning of a call.
@@ -59,20 +74,21 @@ impl Lua {
 }
 
 static COUNT: LazyLock<Lua> = LazyLock::new(|| Lua::of_counters(source!("count.lua")));
-static OPEN: LazyLock<Lua> = LazyLock::new(|| Lua::of_counters(source!("open.lua")));
-static RESTORE: LazyLock<Lua> = LazyLock::new(|| Lua::of_counters(source!("restore.lua")));
-static CLOSE: LazyLock<Lua> = LazyLock::new(|| Lua::of_counters(source!("close.lua")));
-static ADJUST: LazyLock<Lua> = LazyLock::new(|| Lua::of_counters(source!("adjust.lua")));
+static OPEN: LazyLock<Lua> = LazyLock::new(|| Lua::of_both(source!("open.lua")));
+static RESTORE: LazyLock<Lua> = LazyLock::new(|| Lua::of_both(source!("restore.lua")));
+static CLOSE: LazyLock<Lua> = LazyLock::new(|| Lua::of_both(source!("close.lua")));
+static ADJUST: LazyLock<Lua> = LazyLock::new(|| Lua::of_both(source!("adjust.lua")));
 static SETTLE: LazyLock<Lua> = LazyLock::new(|| Lua::of_counters(source!("settle.lua")));
-static CONFIGURE: LazyLock<Lua> = LazyLock::new(|| Lua::of_counters(source!("configure.lua")));
-static SHARE: LazyLock<Lua> = LazyLock::new(|| Lua::new(source!("share.lua")));
-static POLICY: LazyLock<Lua> = LazyLock::new(|| Lua::new(source!("policy.lua")));
+static CONFIGURE: LazyLock<Lua> = LazyLock::new(|| Lua::of_both(source!("configure.lua")));
+static POLICY: LazyLock<Lua> = LazyLock::new(|| Lua::of_organizations(source!("policy.lua")));
 static ERASE: LazyLock<Lua> = LazyLock::new(|| Lua::of_counters(source!("erase.lua")));
+static FORGET_COUNTERS: LazyLock<Lua> =
+    LazyLock::new(|| Lua::of_counters(source!("forget_counters.lua")));
+static FORGET_ORGANIZATIONS: LazyLock<Lua> =
+    LazyLock::new(|| Lua::of_organizations(source!("forget_organizations.lua")));
 static MIRROR: LazyLock<Lua> = LazyLock::new(|| Lua::new(source!("mirror.lua")));
 static GENERATION: LazyLock<Lua> = LazyLock::new(|| Lua::new(source!("generation.lua")));
 
-/// How long Redis remembers the policy of an organization of which nothing was counted.
-const UNCOUNTED_LIFETIME_MS: u64 = 3_600_000;
 /// How long a receipt is kept after its lane's last batch: longer than any packet is on its way.
 const RECEIPT_LIFETIME_MS: u64 = 3_600_000;
 /// Where `mirror.lua` keeps its revision; no id of a key looks like this.
@@ -192,7 +208,7 @@ pub(super) async fn open(
         let (counter, stamp) = (it.counter, it.stamp);
         let mut call = OPEN.call(3);
         call.arg(keys.generation(Shard::of(&counter.organization)))
-            .arg(keys.organization(&counter.organization))
+            .arg(keys.organizations(&counter.organization))
             .arg(keys.counter(counter))
             .arg(now.timestamp_millis())
             .arg(stamp.generation)
@@ -201,8 +217,8 @@ pub(super) async fn open(
             .arg(stamp.to_string())
             .arg(counter.start.timestamp_millis())
             .arg(margin_ms)
-            .arg(optional_ms(it.expiry))
-            .arg(METERS_MAX);
+            .arg(METERS_MAX)
+            .arg(counter.organization.as_str());
         call
     });
     openings(link, metrics::Script::Open, calls.collect(), &OPEN.text).await
@@ -225,7 +241,7 @@ pub(super) async fn restore(
         let adjusted = snapshot.adjusted.map(|it| it.to_string());
         let mut call = RESTORE.call(4);
         call.arg(keys.generation(shard))
-            .arg(keys.organization(&counter.organization))
+            .arg(keys.organizations(&counter.organization))
             .arg(keys.dirty(shard))
             .arg(keys.counter(counter))
             .arg(snapshot.stamp.generation)
@@ -239,8 +255,8 @@ pub(super) async fn restore(
             .arg(snapshot.sequence)
             .arg(told_text(&snapshot.thresholds.told))
             .arg(adjusted.unwrap_or_default())
-            .arg(optional_ms(it.expiry))
-            .arg(optional_ms(it.may_have_news().then_some(now)));
+            .arg(optional_ms(it.may_have_news().then_some(now)))
+            .arg(counter.organization.as_str());
         for hour in &snapshot.hours {
             call.arg(hour.start.timestamp_millis())
                 .arg(hour.used)
@@ -275,7 +291,7 @@ pub(super) async fn close(
         let shard = Shard::of(&counter.organization);
         let mut call = CLOSE.call(5);
         call.arg(keys.generation(shard))
-            .arg(keys.organization(&counter.organization))
+            .arg(keys.organizations(&counter.organization))
             .arg(keys.dirty(shard))
             .arg(keys.counter(&closed))
             .arg(keys.counter(counter))
@@ -287,7 +303,7 @@ pub(super) async fn close(
             .arg(reset.closed_start.timestamp_millis())
             .arg(reset.at.timestamp_millis())
             .arg(margin_ms)
-            .arg(optional_ms(it.expiry));
+            .arg(counter.organization.as_str());
         call
     });
     openings(link, metrics::Script::Close, calls.collect(), &CLOSE.text).await
@@ -322,7 +338,7 @@ pub(super) async fn adjust(
     let shard = Shard::of(organization);
     let mut call = ADJUST.script.prepare_invoke();
     call.key(keys.generation(shard))
-        .key(keys.organization(organization))
+        .key(keys.organizations(organization))
         .key(keys.dirty(shard))
         .key(keys.counter(correction.counter))
         .arg(now.timestamp_millis())
@@ -330,7 +346,8 @@ pub(super) async fn adjust(
         .arg(correction.policy_version)
         .arg(correction.id)
         .arg(correction.amount)
-        .arg(correction.hour.timestamp_millis());
+        .arg(correction.hour.timestamp_millis())
+        .arg(organization.as_str());
     let word: String = link.invoke(metrics::Script::Adjust, &call).await?;
     Opening::parse(&word)
 }
@@ -350,7 +367,7 @@ pub(super) async fn settle(
         call.key(keys.counter(settlement.counter));
         let Some(snapshot) = settlement.snapshot else {
             // No counter has generation 0, so that one which has come back is left alone.
-            read.push_text("0:0:").push(0_u8).push(0_u8).push_nothing();
+            read.push_text("0:0:").push(0_u8).push(0_u8);
             read.push_text("").push(0_u8).push(0_u8);
             continue;
         };
@@ -363,10 +380,6 @@ pub(super) async fn settle(
         read.push_text(&format!("{}:{}:", stamp.generation, stamp.version))
             .push(snapshot.sequence)
             .push(u8::from(settlement.stored));
-        match settlement.expiry {
-            Some(expiry) => read.push_signed(expiry.timestamp_millis()),
-            None => read.push_nothing(),
-        };
         match settlement.told {
             Some(told) => read.push_text(&told.to_string()),
             None => read.push_text(""),
@@ -399,7 +412,7 @@ pub(super) async fn configure(
     let calls = policies.iter().map(|it| {
         let shard = Shard::of(it.organization);
         let mut call = CONFIGURE.call(it.running.len().saturating_add(4));
-        call.arg(keys.organization(it.organization))
+        call.arg(keys.organizations(it.organization))
             .arg(keys.dirty(shard))
             .arg(keys.generation(shard))
             .arg(keys.policies(shard));
@@ -409,7 +422,7 @@ pub(super) async fn configure(
         call.arg(it.policy.version)
             .arg(it.policy.json)
             .arg(now.timestamp_millis())
-            .arg(UNCOUNTED_LIFETIME_MS)
+            .arg(it.organization.as_str())
             .arg(it.policy.incarnation)
             .arg(i32::from(erased));
         for (_, stamp) in it.running {
@@ -433,47 +446,30 @@ pub(super) async fn configure(
     configured.collect()
 }
 
-/// Calls `share.lua` for several organizations: makes the policy of each one with those of its shard that read the same.
-pub(super) async fn share(
-    link: &Link,
-    keys: &Keys,
-    organizations: impl Iterator<Item = &OrganizationId>,
-) -> Result<(), Error> {
-    let calls = organizations.map(|it| policy_call(&SHARE, keys, it));
-    let _: Vec<u8> = link
-        .evaluate_all(metrics::Script::Share, calls.collect(), &SHARE.text)
-        .await?;
-    Ok(())
-}
-
 /// Calls `policy.lua` for several organizations: what is known of each; none where the policy is not.
 pub(super) async fn known(
     link: &Link,
     keys: &Keys,
     organizations: &[&OrganizationId],
 ) -> Result<Vec<Option<KnownOrganization>>, Error> {
-    let calls = organizations
-        .iter()
-        .map(|it| policy_call(&POLICY, keys, it));
-    let answers: Vec<(Option<String>, Option<String>, Option<u64>)> = link
+    let calls = organizations.iter().map(|it| {
+        let mut call = POLICY.call(2);
+        call.arg(keys.organizations(it))
+            .arg(keys.policies(Shard::of(it)))
+            .arg(it.as_str());
+        call
+    });
+    let answers: Vec<(Option<String>, Option<String>, u64)> = link
         .evaluate_all(metrics::Script::Policy, calls.collect(), &POLICY.text)
         .await?;
     let known = answers.into_iter().map(|(policy, meters, incarnation)| {
         Some(KnownOrganization {
             policy: policy?,
             meters: meters.map(|meters| parse_meters(&meters)),
-            incarnation: incarnation.unwrap_or(0),
+            incarnation,
         })
     });
     Ok(known.collect())
-}
-
-/// A call of a script whose keys are an organization and the policies that its shard shares.
-fn policy_call(script: &Lua, keys: &Keys, organization: &OrganizationId) -> Cmd {
-    let mut call = script.call(2);
-    call.arg(keys.organization(organization))
-        .arg(keys.policies(Shard::of(organization)));
-    call
 }
 
 /// Calls `erase.lua`: erases what is of a life before `incarnation`; returns how many counters and how many
@@ -494,6 +490,46 @@ pub(super) async fn erase(
         call.key(*key);
     }
     link.invoke(metrics::Script::Erase, &call).await
+}
+
+/// Calls `forget_counters.lua` for counters of one shard; returns how many were forgotten.
+pub(super) async fn forget_counters(
+    link: &Link,
+    keys: &Keys,
+    counters: &[&CounterId],
+    ended_before: DateTime<Utc>,
+) -> Result<usize, Error> {
+    let mut call = FORGET_COUNTERS.script.prepare_invoke();
+    for counter in counters {
+        call.key(keys.counter(counter));
+    }
+    call.arg(ended_before.timestamp_millis());
+    link.invoke(metrics::Script::ForgetCounters, &call).await
+}
+
+/// Calls `forget_organizations.lua` for several hashes, each with its shard; returns how many organizations were
+/// forgotten.
+pub(super) async fn forget_organizations(
+    link: &Link,
+    keys: &Keys,
+    hashes: &[(Shard, &str)],
+    written_before: DateTime<Utc>,
+) -> Result<usize, Error> {
+    let calls = hashes.iter().map(|(shard, hash)| {
+        let mut call = FORGET_ORGANIZATIONS.call(2);
+        call.arg(*hash)
+            .arg(keys.policies(*shard))
+            .arg(written_before.timestamp_millis());
+        call
+    });
+    let forgotten: Vec<usize> = link
+        .evaluate_all(
+            metrics::Script::ForgetOrganizations,
+            calls.collect(),
+            &FORGET_ORGANIZATIONS.text,
+        )
+        .await?;
+    Ok(forgotten.into_iter().sum())
 }
 
 /// Calls `mirror.lua`: takes the mirror of the API keys on, unless somebody else has.
@@ -555,7 +591,7 @@ pub(super) async fn identify(
     Ok(unnumbered)
 }
 
-/// The list of meters as the organization's hash holds it.
+/// The list of meters as scripts hold it.
 pub(super) fn parse_meters(text: &str) -> Vec<MeterId> {
     text.split_whitespace()
         .filter_map(|meter| meter.parse().ok())

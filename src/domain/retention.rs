@@ -5,11 +5,12 @@ use chrono::{DateTime, Duration, Utc};
 /// How far ahead of the clock an event may be.
 pub const EARLY: Duration = Duration::minutes(5);
 
-/// When a counter that is stored may disappear from Redis: its period is final and no event reaches
-/// it any more, with a day to spare. None while its period does not end.
-pub fn expiry(end: Option<DateTime<Utc>>, late: Duration) -> Option<DateTime<Utc>> {
-    end?.checked_add_signed(late)?
-        .checked_add_signed(Duration::days(1))
+/// A counter that is stored may disappear from Redis if its period ended before this: it is final then, and no event
+/// reaches it any more, with a day to spare.
+pub fn oldest_end(now: DateTime<Utc>, late: Duration) -> DateTime<Utc> {
+    now.checked_sub_signed(late)
+        .and_then(|instant| instant.checked_sub_signed(Duration::days(1)))
+        .unwrap_or(DateTime::<Utc>::MIN_UTC)
 }
 
 /// No event reaches an hour that begins before this; two hours to spare, because some are longer.

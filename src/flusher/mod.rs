@@ -396,7 +396,6 @@ impl Flusher {
                     snapshot: Some(snapshot),
                     stored: *stored,
                     told: batch.news.get(&position).map(|news| news.told),
-                    expiry: retention::expiry(snapshot.stamp.end, self.late),
                     drop_hours_before,
                 });
         let missing = batch.missing.iter().map(|counter| Settlement {
@@ -404,7 +403,6 @@ impl Flusher {
             snapshot: None,
             stored: false,
             told: None,
-            expiry: None,
             drop_hours_before,
         });
         for settlement in read.chain(missing) {

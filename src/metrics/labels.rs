@@ -60,12 +60,14 @@ label!(
         Settle = "settle",
         /// `configure.lua`
         Configure = "configure",
-        /// `share.lua`, for several organizations at once.
-        Share = "share",
         /// `policy.lua`, for several organizations at once.
         Policy = "policy",
         /// `erase.lua`
         Erase = "erase",
+        /// `forget_counters.lua`
+        ForgetCounters = "forget_counters",
+        /// `forget_organizations.lua`, for several hashes at once.
+        ForgetOrganizations = "forget_organizations",
         /// `mirror.lua`
         Mirror = "mirror",
         /// `generation.lua`, for all shards at once.
@@ -86,6 +88,8 @@ label!(
         Scheduler = "scheduler",
         /// What deleted organizations have left is erased.
         Erase = "erase",
+        /// Redis is rid of what is of no use any more.
+        Forget = "forget",
         /// Webhooks that something waits for are looked for.
         Deliver = "deliver",
     }

@@ -83,7 +83,7 @@ async fn mentions(postgres: &PgPool, organization: &str) -> Vec<(String, i64)> {
     found
 }
 
-/// Every key of Redis that names an organization, without its shard.
+/// Every key of Redis that names an organization, without its shard; and whether its policy is known.
 async fn keys(world: &World, organization: &str) -> Vec<String> {
     let keys: Vec<String> = world.redis_command(&["KEYS", "*"]).await;
     let names = keys
@@ -92,6 +92,8 @@ async fn keys(world: &World, organization: &str) -> Vec<String> {
     let mut names: Vec<String> = names
         .filter(|name| name.split(':').nth(1) == Some(organization))
         .collect();
+    let known = world.hash_of(organization).await;
+    names.extend(known.map(|_| "policy".to_owned()));
     names.sort();
     names
 }
@@ -143,12 +145,8 @@ async fn every_trace_is_erased_but_the_audit_log_and_the_tombstone() {
                                 metadata, pinned_start, pinned_end, deleted_at is not null, incarnation = version)::text
                      from organizations where id = 'org_1'";
     assert_eq!(world.select(tombstone).await, ["(,{},,,,,,,{},,,t,t)"]);
-    // What is left in Redis is the default policy, which expires.
-    assert_eq!(keys(&world, "org_1").await, ["o:org_1"]);
-    let ttl: i64 = world
-        .redis_command(&["TTL", &crate::support::sharded("org_1", "o:org_1")])
-        .await;
-    assert!(ttl > 0);
+    // What is left in Redis is the default policy.
+    assert_eq!(keys(&world, "org_1").await, ["policy"]);
     assert_eq!(keys(&world, "org_10").await, others);
     let kept: Vec<_> = other_rows
         .into_iter()
@@ -402,7 +400,7 @@ async fn a_deletion_that_never_reached_redis_is_applied_by_the_next_sweep() {
     assert_eq!(
         keys(&world, "org_1").await,
         [
-            "o:org_1",
+            "policy",
             &format!("u:org_1:api:{}", instant(PERIOD).timestamp_millis())
         ]
     );

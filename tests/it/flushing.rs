@@ -1,6 +1,6 @@
 //! Flushing: what was counted reaches Postgres exactly, whoever dies when and however many flush.
 
-use chrono::{Duration, Months};
+use chrono::Duration;
 use serde_json::json;
 use tallyman::app::App;
 use tallyman::flusher::{Batch, Report};
@@ -8,16 +8,11 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::{
-    Http, Instance, World, at_once, counter_key, hours, instant, row, rows, shard, sharded,
+    Http, Instance, World, assert_stored, at_once, counter_key, hours, instant, row, rows, shard,
+    sharded,
 };
 
 const PERIOD: &str = "2031-03-01T00:00:00Z";
-
-/// Asserts that Postgres holds exactly this of `org_1`, in the row and in its hours.
-async fn assert_stored(world: &World, organization: &str, used: i64) {
-    let row = row(&world.postgres().await, organization).await;
-    assert_eq!((row.used, row.hours_used), (used, used), "{row:?}");
-}
 
 /// Rounds of counting, each with a flush that stores and then dies; time passes hours meanwhile.
 #[tokio::test]
@@ -482,62 +477,6 @@ async fn instances_that_need_the_same_partition_at_once_make_it_once() {
 }
 
 #[tokio::test]
-async fn only_a_counter_that_is_stored_expires_and_only_after_its_last_late_event() {
-    let world = World::new().await;
-    let service = world.instance().await;
-    let start = instant(PERIOD);
-    let end = start.checked_add_months(Months::new(1)).unwrap();
-    // Two days for late events, and one to spare.
-    let expiry = Some(end + Duration::days(3));
-    let flusher = &service.app.flusher;
-
-    service.track("org_1", 1).await;
-    assert_eq!(world.counter_expiry("org_1", start).await, None);
-    let batch = flusher.read(&[shard("org_1")]).await.unwrap();
-    let stored = flusher.store(&batch).await.unwrap();
-    assert_eq!(world.counter_expiry("org_1", start).await, None);
-    flusher.settle(&batch, &stored).await.unwrap();
-    assert_eq!(world.counter_expiry("org_1", start).await, expiry);
-
-    service.track("org_1", 1).await;
-    assert_eq!(world.counter_expiry("org_1", start).await, None);
-    let batch = flusher.read(&[shard("org_1")]).await.unwrap();
-    service.track("org_1", 1).await;
-    let stored = flusher.store(&batch).await.unwrap();
-    flusher.settle(&batch, &stored).await.unwrap();
-    assert_eq!(world.counter_expiry("org_1", start).await, None);
-    service.flush().await;
-    assert_eq!(world.counter_expiry("org_1", start).await, expiry);
-
-    // A refusal and a new limit are changes too.
-    service.limit("org_1", 3).await;
-    assert_eq!(world.counter_expiry("org_1", start).await, None);
-    service.flush().await;
-    assert_eq!(service.consume("org_1", 1).await, (false, 3));
-    assert_eq!(world.counter_expiry("org_1", start).await, None);
-    service.flush().await;
-    assert_eq!(world.counter_expiry("org_1", start).await, expiry);
-    // A look is none.
-    let body = json!({"organizationId": "org_1"});
-    assert_eq!(service.http.post("/v1/check", body).await.status, 200);
-    assert_eq!(world.counter_expiry("org_1", start).await, expiry);
-}
-
-#[tokio::test]
-async fn a_counter_of_a_period_without_an_end_never_expires() {
-    let world = World::new().await;
-    let service = world.instance().await;
-    let settings = json!({"resetMode": "manual"});
-    let answer = service.http.put("/v1/organizations/org_1", settings).await;
-    assert_eq!(answer.status, 200, "{answer:?}");
-    service.track("org_1", 1).await;
-    service.flush().await;
-    let row = row(&world.postgres().await, "org_1").await;
-    assert_eq!((row.used, row.period_end), (1, None));
-    assert_eq!(world.counter_expiry("org_1", row.period_start).await, None);
-}
-
-#[tokio::test]
 async fn hours_that_no_event_reaches_any_more_leave_redis_once_they_are_stored() {
     let world = World::new().await;
     let service = world.instance().await;
@@ -606,12 +545,6 @@ async fn a_counter_with_very_many_hours_is_stored_and_settled() {
     assert_eq!((report.stored, report.clean), (1, 1));
     assert_stored(&world, "org_1", 5001).await;
     assert_eq!(hours_held(&world).await, 1);
-    assert!(
-        world
-            .counter_expiry("org_1", instant(PERIOD))
-            .await
-            .is_some()
-    );
 }
 
 #[tokio::test]

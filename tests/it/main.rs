@@ -26,6 +26,7 @@ mod documents;
 mod events;
 mod exactly_once;
 mod flushing;
+mod forgetting;
 mod headers;
 mod healthcheck;
 mod history;

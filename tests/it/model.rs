@@ -89,11 +89,7 @@ impl Bench {
     }
 
     async fn open(&self, counter: &CounterId, stamp: &Stamp) -> Opening {
-        let missing = [Missing {
-            counter,
-            stamp,
-            expiry: None,
-        }];
+        let missing = [Missing { counter, stamp }];
         let opened = self
             .counters
             .open(&self.link, &missing, self.now(), MARGIN_MS);

@@ -163,7 +163,11 @@ async fn one_bad_counter_does_not_fail_those_that_are_opened_with_it() {
     // One that cannot be read, one in Redis that is no counter at all, and one that has moved on.
     let unreadable = counter_key("org_0007", instant(PERIOD));
     let () = world.redis_command(&["SET", &unreadable, "many"]).await;
-    let organization = crate::support::sharded("org_0008", "o:org_0008");
+    let asked = json!({"organizationId": "org_0008"});
+    assert_eq!(service.http.post("/v1/check", asked).await.status, 200);
+    let counter = counter_key("org_0008", instant(PERIOD));
+    let () = world.redis_command(&["DEL", &counter]).await;
+    let organization = world.hash_of("org_0008").await.unwrap();
     let () = world.redis_command(&["SET", &organization, "none"]).await;
     world
         .select("insert into organizations (id) values ('org_0009') returning id")

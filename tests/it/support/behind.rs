@@ -112,22 +112,30 @@ pub fn counter_key(organization: &str, start: DateTime<Utc>) -> String {
     )
 }
 
+/// Asserts that Postgres holds so many units of the one counter of an organization, and of its hours.
+pub async fn assert_stored(world: &World, organization: &str, used: i64) {
+    let row = row(&world.postgres().await, organization).await;
+    assert_eq!((row.used, row.hours_used), (used, used), "{row:?}");
+}
+
 impl World {
     /// What is held of a counter of the meter `api`; nothing where Redis has none.
     pub async fn counter(&self, organization: &str, start: DateTime<Utc>) -> Held {
         self.held(&counter_key(organization, start)).await
     }
 
-    /// When a counter of the meter `api` disappears by itself, if it does.
-    pub async fn counter_expiry(
-        &self,
-        organization: &str,
-        start: DateTime<Utc>,
-    ) -> Option<DateTime<Utc>> {
-        let key = counter_key(organization, start);
-        let ms: i64 = self.redis_command(&["PEXPIRETIME", &key]).await;
-        assert_ne!(ms, -2, "{key} is missing");
-        (ms >= 0).then(|| DateTime::from_timestamp_millis(ms).unwrap())
+    /// The hash that has what is known of an organization, if one has.
+    pub async fn hash_of(&self, organization: &str) -> Option<String> {
+        let hashes: Vec<String> = self
+            .redis_command(&["KEYS", &sharded(organization, "o:*")])
+            .await;
+        for hash in hashes {
+            let known: bool = self.redis_command(&["HEXISTS", &hash, organization]).await;
+            if known {
+                return Some(hash);
+            }
+        }
+        None
     }
 
     /// Loses everything that Redis holds, while it runs.

@@ -59,7 +59,6 @@ impl Slow {
             snapshot: &moved.snapshot,
             meters: &moved.meters,
             policy_version,
-            expiry: None,
         };
         let written = self.counters.restore(&self.link, &[moved]).await;
         written.unwrap()[0]

@@ -1,0 +1,137 @@
+//! What Redis is rid of, and what it must keep.
+
+use chrono::Duration;
+use serde_json::json;
+use tallyman::counters::{Counters, Forgotten};
+
+use crate::support::{Instance, World, assert_stored, counter_key, instant, settings_of, shard};
+
+const PERIOD: &str = "2031-03-01T00:00:00Z";
+/// Two days after its end for late events, and one to spare.
+const OUT_OF_REACH: &str = "2031-04-04T00:00:00Z";
+
+impl Instance {
+    async fn forget(&self) -> Forgotten {
+        self.app.forgetter.forget_once().await.unwrap()
+    }
+}
+
+const ONE_COUNTER: Forgotten = Forgotten {
+    counters: 1,
+    organizations: 0,
+};
+
+async fn is_held(world: &World, organization: &str) -> bool {
+    let key = counter_key(organization, instant(PERIOD));
+    world.redis_command(&["EXISTS", &key]).await
+}
+
+#[tokio::test]
+async fn only_a_counter_that_is_stored_is_forgotten_and_only_after_its_last_late_event() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let flusher = &service.app.flusher;
+    service.count("org_1", "api", 5).await;
+    service.count("org_2", "api", 3).await;
+    let mut settled = Vec::new();
+    for organization in ["org_1", "org_2"] {
+        let batch = flusher.read(&[shard(organization)]).await.unwrap();
+        let stored = flusher.store(&batch).await.unwrap();
+        settled.push((batch, stored));
+    }
+    // Of the other, Redis does not know that it is stored.
+    let (batch, stored) = &settled[0];
+    flusher.settle(batch, stored).await.unwrap();
+    world.move_to(OUT_OF_REACH);
+    assert_eq!(service.forget().await, Forgotten::default());
+    world.clock.advance(Duration::milliseconds(1));
+    assert_eq!(service.forget().await, ONE_COUNTER);
+    assert!(!is_held(&world, "org_1").await);
+    assert!(is_held(&world, "org_2").await);
+    service.flush().await;
+    assert_eq!(service.forget().await, ONE_COUNTER);
+    assert_stored(&world, "org_1", 5).await;
+    assert_stored(&world, "org_2", 3).await;
+}
+
+#[tokio::test]
+async fn what_still_runs_is_kept_and_so_is_a_period_without_an_end() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service
+        .settings("org_1", json!({"resetMode": "manual"}))
+        .await;
+    service.count("org_1", "api", 1).await;
+    service.count("org_2", "api", 1).await;
+    service.flush().await;
+    assert_eq!(service.forget().await, Forgotten::default());
+    world.move_to("2033-01-15T00:00:00Z");
+    service.count("org_2", "api", 1).await;
+    service.flush().await;
+    assert_eq!(service.forget().await, ONE_COUNTER);
+    assert_eq!(service.count("org_1", "api", 1).await, 2);
+    assert_eq!(service.count("org_2", "api", 1).await, 2);
+}
+
+/// A rollback of Redis has left it behind, and Postgres holds something newer.
+#[tokio::test]
+async fn a_counter_of_an_older_data_set_is_forgotten_as_well() {
+    let mut world = World::new().await;
+    let service = world.instance().await;
+    service.count("org_1", "api", 5).await;
+    service.flush().await;
+    let copy = world.copy_redis().await;
+    world.restart_redis_from(&copy, &[&service]).await;
+    world.move_to("2031-04-05T00:00:00Z");
+    assert_eq!(service.forget().await, ONE_COUNTER);
+    assert_stored(&world, "org_1", 5).await;
+}
+
+#[tokio::test]
+async fn an_organization_is_forgotten_if_nothing_was_counted_in_an_hour_after_it_was_asked_for() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service.settings("org_1", json!({})).await;
+    service.count("org_2", "api", 1).await;
+    assert!(world.hash_of("org_1").await.is_some());
+    world.clock.advance(Duration::minutes(59));
+    assert_eq!(service.forget().await, Forgotten::default());
+    world.clock.advance(Duration::minutes(2));
+    let forgotten = service.forget().await;
+    assert_eq!((forgotten.counters, forgotten.organizations), (0, 1));
+    assert_eq!(world.hash_of("org_1").await, None);
+    assert!(world.hash_of("org_2").await.is_some());
+    // It is known as before as soon as it counts.
+    assert_eq!(service.count("org_1", "api", 4).await, 4);
+    world.clock.advance(Duration::days(1));
+    assert_eq!(service.forget().await, Forgotten::default());
+}
+
+#[tokio::test]
+async fn an_organization_that_is_forgotten_gives_its_policy_back() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service.settings("org_1", json!({})).await;
+    service.limits("org_1", json!({"api": {"limit": 7}})).await;
+    let policies = async || -> Vec<String> { world.redis_command(&["KEYS", "*:policies"]).await };
+    assert_eq!(policies().await.len(), 1);
+    world.clock.advance(Duration::minutes(61));
+    assert_eq!(service.forget().await.organizations, 1);
+    assert_eq!(policies().await, [""; 0]);
+    service.count("org_1", "api", 7).await;
+    let refused = service.attempt("org_1", "api", 1).await;
+    assert_eq!(refused.status, 429, "{}", refused.text);
+}
+
+#[tokio::test]
+async fn one_instance_forgets_for_all() {
+    let world = World::new().await;
+    let mut leases = Vec::new();
+    for _ in 0..3 {
+        let counters =
+            Counters::new(settings_of(&world), world.clock.clone(), world.metrics()).unwrap();
+        let link = counters.link().await.unwrap();
+        leases.push(counters.lease_forgetting(&link, 60_000).await.unwrap());
+    }
+    assert_eq!(leases, [true, false, false]);
+}
