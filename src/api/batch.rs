@@ -28,6 +28,9 @@ use crate::state::State;
 /// The most items of one batch.
 const ITEMS_MAX: usize = 10_000;
 
+/// The largest body, bytes: so many items with ids and keys of some length.
+const BODY_MAX: usize = 8 * 1024 * 1024;
+
 /// The smallest body that is dealt with aside, bytes: below, that costs more than it spares the others.
 const LARGE: usize = 16 * 1024;
 
@@ -421,9 +424,9 @@ fn describe(index: usize, answer: Result<Answer<'_>, Error>, now: DateTime<Utc>)
 impl FromRequest<State> for Items {
     type Rejection = Error;
 
-    async fn from_request(request: HttpRequest, state: &State) -> Result<Self, Error> {
+    async fn from_request(request: HttpRequest, _: &State) -> Result<Self, Error> {
         let media_type = MediaType::of(&request);
-        let body = read(request, state).await?;
+        let body = read(request, BODY_MAX).await?;
         Ok(Self { media_type, body })
     }
 }

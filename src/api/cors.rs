@@ -9,7 +9,7 @@ use axum::http::header::{
 use axum::http::{HeaderName, HeaderValue, Method};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
-use super::extract::REQUEST_ID;
+use super::observe::REQUEST_ID;
 use crate::config::Origins;
 
 /// How long a browser may remember that it may call.

@@ -10,6 +10,7 @@ use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, IF_MATCH, IF_NONE_MATCH};
 use axum::http::request::Parts;
 use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
+use http_body_util::{BodyExt as _, Collected, LengthLimitError, Limited};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -18,7 +19,7 @@ use utoipa::openapi::schema::{ObjectBuilder, Type};
 use utoipa::openapi::{RefOr, Required, Schema};
 use utoipa::{IntoParams, PartialSchema, ToSchema};
 
-use super::observe::{CallerId, CallerSlot};
+use super::observe::{CallerId, Seen};
 use super::problem::Error;
 use crate::access::User;
 use crate::domain::api_key::Scope;
@@ -29,8 +30,11 @@ use crate::state::State;
 use crate::store::Actor;
 use crate::store::api_keys::{KeyRecord, PresentedKey};
 
-/// The header that names a request, given or made.
-pub(super) const REQUEST_ID: &str = "x-request-id";
+/// The largest body that any call but a batch needs, bytes.
+const BODY_MAX: usize = 64 * 1024;
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const PREFER: HeaderName = HeaderName::from_static("prefer");
 
 /// Whose key, or whose JWT, is valid. This alone is no permission: handlers take one of the types below, which
 /// say what the caller may do, and learn through [`Caller::reach`] whom it may do it to.
@@ -95,10 +99,7 @@ impl Caller {
 
     /// How the audit log names them.
     fn actor(&self, parts: &Parts) -> Actor {
-        let request_id = parts
-            .headers
-            .get(REQUEST_ID)
-            .and_then(|value| value.to_str().ok());
+        let request_id = parts.extensions.get().map(Seen::request_id);
         Actor {
             name: match self {
                 Self::Key(key) => format!("key:{}", key.id),
@@ -152,8 +153,8 @@ impl Caller {
 
 /// Tells the log who calls.
 fn note(parts: &Parts, id: CallerId) {
-    if let Some(slot) = parts.extensions.get::<CallerSlot>() {
-        slot.fill(id);
+    if let Some(seen) = parts.extensions.get::<Seen>() {
+        seen.fill(id);
     }
 }
 
@@ -341,9 +342,9 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
 impl<T: DeserializeOwned> FromRequest<State> for Body<T> {
     type Rejection = Error;
 
-    async fn from_request(request: Request, state: &State) -> Result<Self, Error> {
+    async fn from_request(request: Request, _: &State) -> Result<Self, Error> {
         let media_type = MediaType::of(&request);
-        let text = read(request, state).await?;
+        let text = read(request, BODY_MAX).await?;
         if media_type != MediaType::Json {
             return Err(Error::UnsupportedMediaType);
         }
@@ -447,10 +448,10 @@ pub(super) struct Fields<T>(pub(super) T);
 impl<T: DeserializeOwned> FromRequest<State> for Fields<T> {
     type Rejection = Error;
 
-    async fn from_request(request: Request, state: &State) -> Result<Self, Error> {
+    async fn from_request(request: Request, _: &State) -> Result<Self, Error> {
         let json = MediaType::of(&request) == MediaType::Json;
         let query = request.uri().query().unwrap_or_default().to_owned();
-        let text = read(request, state).await?;
+        let text = read(request, BODY_MAX).await?;
         match (text.is_empty(), query.is_empty()) {
             (true, _) => from_query(&query).map(Self),
             (false, true) if json => from_json(&text).map(Self),
@@ -491,16 +492,16 @@ impl MediaType {
     }
 }
 
-pub(super) async fn read(request: Request, state: &State) -> Result<Bytes, Error> {
-    Bytes::from_request(request, state)
-        .await
-        .map_err(|rejection| {
-            if rejection.status() == axum::http::StatusCode::PAYLOAD_TOO_LARGE {
-                Error::PayloadTooLarge
-            } else {
-                Error::MalformedRequest("the body could not be read".to_owned())
-            }
-        })
+/// The body, unless it has more than `max` bytes.
+pub(super) async fn read(request: Request, max: usize) -> Result<Bytes, Error> {
+    let body = Limited::new(request.into_body(), max).collect().await;
+    body.map(Collected::to_bytes).map_err(|error| {
+        if error.is::<LengthLimitError>() {
+            Error::PayloadTooLarge
+        } else {
+            Error::MalformedRequest("the body could not be read".to_owned())
+        }
+    })
 }
 
 /// Tells a body that is not JSON from one whose field is wrong, and names the field.
@@ -742,7 +743,7 @@ impl FromRequestParts<State> for Idempotency {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, _: &State) -> Result<Self, Error> {
-        let Some(value) = parts.headers.get("idempotency-key") else {
+        let Some(value) = parts.headers.get(IDEMPOTENCY_KEY) else {
             return Ok(Self(None));
         };
         let key = value.to_str().ok().and_then(|text| text.parse().ok());
@@ -836,7 +837,7 @@ impl FromRequestParts<State> for Preference {
         // A preference that is not understood is ignored, and the first of several of one name counts.
         let first = parts
             .headers
-            .get_all("prefer")
+            .get_all(PREFER)
             .iter()
             .filter_map(|value| value.to_str().ok())
             .flat_map(|value| value.split(','))

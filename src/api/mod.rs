@@ -30,11 +30,10 @@ mod verification;
 mod webhooks;
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
 use axum::response::IntoResponse;
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
-use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt as _};
+use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::config::PLUGIN_PATH;
@@ -44,12 +43,6 @@ use problem::Error;
 
 pub use operations::metrics_router;
 
-/// The largest body that any call needs, bytes.
-const BODY_MAX: usize = 64 * 1024;
-
-/// The largest body of a batch, bytes: 10,000 items with ids and keys of some length.
-const BATCH_BODY_MAX: usize = 8 * 1024 * 1024;
-
 /// Every route, and its description. The metrics are beside the others unless they have an address of their own.
 fn routes(with_metrics: bool, plugin_path: &str) -> OpenApiRouter<State> {
     let routes = OpenApiRouter::with_openapi(openapi::outline())
@@ -57,7 +50,7 @@ fn routes(with_metrics: bool, plugin_path: &str) -> OpenApiRouter<State> {
         .routes(routes!(counting::consume))
         .routes(routes!(counting::check))
         .routes(routes!(counting::refund))
-        .routes(routes!(batch::batch).layer(DefaultBodyLimit::max(BATCH_BODY_MAX)))
+        .routes(routes!(batch::batch))
         .routes(routes!(reading::usage))
         .routes(routes!(history::of_organization))
         .routes(routes!(history::of_all))
@@ -135,8 +128,7 @@ pub fn router(state: State) -> Router {
                 .option_layer(cors)
                 .layer(CatchPanicLayer::custom(|_| {
                     Error::panicked().into_response()
-                }))
-                .layer(DefaultBodyLimit::max(BODY_MAX)),
+                })),
         )
         .with_state(state)
 }

@@ -17,7 +17,6 @@ use tracing::Instrument as _;
 use tracing::instrument::Instrumented;
 use uuid::Uuid;
 
-use super::extract::REQUEST_ID;
 use super::problem::Reason;
 use crate::access;
 use crate::domain::ids::ApiKeyId;
@@ -40,9 +39,18 @@ const COUNTING: [&str; 5] = [
     "/v1/batch",
 ];
 
-/// Who calls, once that is known; shared with the extractors by way of the request's extensions.
-#[derive(Debug, Clone, Default)]
-pub(super) struct CallerSlot(Arc<OnceLock<CallerId>>);
+/// The header that names a request, given or made.
+pub(super) const REQUEST_ID: &str = "x-request-id";
+
+/// A request's id and, once that is known, who calls; shared with the extractors by way of the request's extensions.
+#[derive(Debug, Clone)]
+pub(super) struct Seen(Arc<About>);
+
+#[derive(Debug)]
+struct About {
+    id: HeaderValue,
+    caller: OnceLock<CallerId>,
+}
 
 /// What was accepted.
 #[derive(Debug)]
@@ -53,11 +61,24 @@ pub(super) enum CallerId {
     User(Arc<str>),
 }
 
-impl CallerSlot {
+impl Seen {
     /// Notes who was accepted.
     pub(super) fn fill(&self, id: CallerId) {
         // Several extractors may ask for the caller; they find the same one.
-        let _ = self.0.set(id);
+        let _ = self.0.caller.set(id);
+    }
+
+    /// The caller's id of the request, or one of our own.
+    pub(super) fn request_id(&self) -> &str {
+        self.header().to_str().unwrap_or_default()
+    }
+
+    fn header(&self) -> &HeaderValue {
+        &self.0.id
+    }
+
+    fn caller(&self) -> Option<&CallerId> {
+        self.0.caller.get()
     }
 }
 
@@ -94,17 +115,17 @@ where
     }
 
     fn call(&mut self, mut request: Request) -> Self::Future {
-        let id = request_id(request.headers().get(NAME));
-        request.headers_mut().insert(NAME, id.clone());
-        let caller = CallerSlot::default();
-        request.extensions_mut().insert(caller.clone());
+        let seen = Seen(Arc::new(About {
+            id: request_id(request.headers().get(NAME)),
+            caller: OnceLock::new(),
+        }));
+        request.extensions_mut().insert(seen.clone());
         let line = Line {
             metrics: self.metrics.clone(),
             begun: Instant::now(),
             method: request.method().clone(),
             route: request.extensions().get().cloned(),
-            id,
-            caller,
+            seen,
             told: false,
         };
         let span = if line.is_counting() {
@@ -140,7 +161,7 @@ where
         let observed = self.project();
         let Ok(mut response) = ready!(observed.answer.poll(context));
         observed.line.answered(&response);
-        let id = observed.line.id.clone();
+        let id = observed.line.seen.header().clone();
         response.headers_mut().insert(NAME, id);
         Poll::Ready(Ok(response))
     }
@@ -168,14 +189,13 @@ struct Line {
     begun: Instant,
     method: Method,
     route: Option<MatchedPath>,
-    id: HeaderValue,
-    caller: CallerSlot,
+    seen: Seen,
     told: bool,
 }
 
 impl Line {
     fn id(&self) -> &str {
-        self.id.to_str().unwrap_or_default()
+        self.seen.request_id()
     }
 
     fn route(&self) -> &str {
@@ -224,14 +244,14 @@ impl Line {
     }
 
     fn key_id(&self) -> Option<&str> {
-        match self.caller.0.get() {
+        match self.seen.caller() {
             Some(CallerId::Key(id)) => Some(id.as_str()),
             _ => None,
         }
     }
 
     fn user_id(&self) -> Option<&str> {
-        match self.caller.0.get() {
+        match self.seen.caller() {
             Some(CallerId::User(id)) => Some(id),
             _ => None,
         }

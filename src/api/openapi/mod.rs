@@ -23,8 +23,9 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{Components, Content, Ref, RefOr, Response, ResponseBuilder};
 
 use super::counting::UsageResult;
-use super::extract::{NoQuery, REQUEST_ID};
+use super::extract::NoQuery;
 use super::history::Page;
+use super::observe::REQUEST_ID;
 use super::plugin::PluginError;
 use super::problem::{Error, Problem};
 
