@@ -252,8 +252,8 @@ struct Plan {
     requests: Vec<Request>,
     /// For each item in order, where its answer will be.
     parts: Vec<Result<Part, Error>>,
-    /// The last request that charges each counter.
-    last: HashMap<(OrganizationId, MeterId), usize, RandomState>,
+    /// By organization, the last request that charges each of its meters.
+    last: HashMap<OrganizationId, Vec<(MeterId, usize)>, RandomState>,
 }
 
 /// One of the equal calls that a request stands for.
@@ -273,14 +273,11 @@ struct Answer<'a> {
 
 impl Plan {
     fn of(caller: &Caller, key: Option<&IdempotencyKey>, items: &Items) -> Result<Self, Error> {
-        let items = items.read()?;
-        let mut plan = Self {
-            parts: Vec::with_capacity(items.len()),
-            ..Self::default()
-        };
-        for (index, item) in items.into_iter().enumerate() {
+        let mut plan = Self::default();
+        items.each(|item| {
+            let index = plan.parts.len();
             plan.add(item.and_then(|item| request(caller, key, index, item)));
-        }
+        })?;
         Ok(plan)
     }
 
@@ -298,9 +295,17 @@ impl Plan {
 
     fn place(&mut self, request: Request) -> (usize, u32) {
         let new = self.requests.len();
+        let last = if let Some(last) = self.last.get_mut(&request.organization) {
+            last
+        } else {
+            let organization = request.organization.clone();
+            self.last.entry(organization).or_default()
+        };
         for (meter, _) in &request.demands {
-            let counter = (request.organization.clone(), meter.clone());
-            let last = self.last.entry(counter).or_insert(new);
+            let Some((_, last)) = last.iter_mut().find(|(known, _)| known == meter) else {
+                last.push((meter.clone(), new));
+                continue;
+            };
             // One that extends another charges a single counter.
             if let Some(same) = self.requests.get_mut(*last)
                 && same.extends_to(&request)
@@ -421,6 +426,16 @@ fn describe(index: usize, answer: Result<Answer<'_>, Error>, now: DateTime<Utc>)
     }
 }
 
+fn refuse_too_many(items: usize) -> Result<(), Error> {
+    if items > ITEMS_MAX {
+        return Err(Error::InvalidField {
+            pointer: "/items".to_owned(),
+            detail: format!("a batch has at most {ITEMS_MAX} items"),
+        });
+    }
+    Ok(())
+}
+
 impl FromRequest<State> for Items {
     type Rejection = Error;
 
@@ -432,38 +447,35 @@ impl FromRequest<State> for Items {
 }
 
 impl Items {
-    /// Each of them, as far as it can be read.
-    fn read(&self) -> Result<Vec<Result<Item, Error>>, Error> {
+    /// Takes each of them, as far as it can be read.
+    fn each(&self, mut take: impl FnMut(Result<Item, Error>)) -> Result<(), Error> {
         let body = &self.body;
-        let items: Vec<_> = match self.media_type {
+        match self.media_type {
             MediaType::Json => {
                 // Looked through once for what is no text, instead of each string by itself.
                 let text = std::str::from_utf8(body).ok();
                 let whole = text.and_then(|text| serde_json::from_str(text).ok());
                 if let Some(Object(ItemList { items })) = whole {
-                    items.into_iter().map(|Object(item)| Ok(item)).collect()
+                    refuse_too_many(items.len())?;
+                    for Object(item) in items {
+                        take(Ok(item));
+                    }
                 } else {
                     // One of them is wrong, and the others shall be counted all the same.
-                    from_json::<ItemList<&RawValue>>(body)?
-                        .items
-                        .into_iter()
-                        .map(|item| from_json(item.get().as_bytes()))
-                        .collect()
+                    let ItemList { items } = from_json::<ItemList<&RawValue>>(body)?;
+                    refuse_too_many(items.len())?;
+                    let items = items.into_iter().map(|item| item.get().as_bytes());
+                    items.map(from_json).for_each(take);
                 }
             }
-            MediaType::NdJson => body
-                .split(|byte| *byte == b'\n')
-                .filter(|line| !line.trim_ascii().is_empty())
-                .map(from_json)
-                .collect(),
+            MediaType::NdJson => {
+                let lines = body.split(|byte| *byte == b'\n');
+                let lines = lines.filter(|line| !line.trim_ascii().is_empty());
+                refuse_too_many(lines.clone().count())?;
+                lines.map(from_json).for_each(take);
+            }
             MediaType::Other => return Err(Error::UnsupportedMediaType),
-        };
-        if items.len() > ITEMS_MAX {
-            return Err(Error::InvalidField {
-                pointer: "/items".to_owned(),
-                detail: format!("a batch has at most {ITEMS_MAX} items"),
-            });
         }
-        Ok(items)
+        Ok(())
     }
 }

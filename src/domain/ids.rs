@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -169,8 +169,9 @@ impl MeterId {
 
 impl Default for MeterId {
     fn default() -> Self {
-        static ONE: LazyLock<Arc<str>> = LazyLock::new(|| MeterId::DEFAULT.into());
-        Self(Arc::clone(&ONE))
+        // Not one for all threads, which would wait for each other to count its references.
+        thread_local!(static ONE: Arc<str> = MeterId::DEFAULT.into());
+        Self(ONE.with(Arc::clone))
     }
 }
 
