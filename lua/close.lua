@@ -31,14 +31,15 @@ Returns one of
 Invariants
   A counter begins at a reset only in a data set in which the one before it is closed.
   What is closed stays so, with the limit and the enforcement that it had, under the version of the reset.
-  Missing is unknown, never zero: only a data set older than a period can know that nothing is missing.
+  Missing is unknown, never zero: only a data set older than a period can know that nothing is missing, and only if it
+  has forgotten nothing of it.
   A counter that was missing is created closed, so that no late event finds it open.
   A counter that was closed here is dirty: its snapshot is what ends the period in Postgres.
 ]]
 local now, generation, version, meter, stamp = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local start, reset, margin, id = tonumber(ARGV[6]), ARGV[7], tonumber(ARGV[8]), ARGV[9]
 
-local current = redis.call('HMGET', KEYS[1], 'number', 'born')
+local current = redis.call('HMGET', KEYS[1], 'number', 'born', 'forgotten')
 if current[1] ~= generation then
   return 'generation'
 end
@@ -46,13 +47,14 @@ local organization = read_organization(KEYS[2], id)
 if not organization or organization.version > tonumber(version) then
   return 'policy'
 end
-local function knows_all_since(instant)
-  return tonumber(current[2]) + margin < instant
+local function knows_all(since, ends)
+  local forgotten = ends ~= '' and tonumber(ends) <= (tonumber(current[3]) or 0)
+  return tonumber(current[2]) + margin < since and not forgotten
 end
 local held, begun = redis.call('GET', KEYS[4]), redis.call('GET', KEYS[5])
 local old = held and unpack_counter(held) or new_counter(stamp)
 local held_generation, limit, enforcement = string.match(old.stamp, '^(%d+):%d+:(%d*):(%a)')
-if held and held_generation ~= generation or not held and not knows_all_since(start) then
+if held and held_generation ~= generation or not held and not knows_all(start, reset) then
   return 'restore_closed'
 end
 local stands = begun and string.match(unpack_counter(begun).stamp, '^%d+') == generation
@@ -69,7 +71,7 @@ end
 if stands then
   return 'closed'
 end
-if begun or not knows_all_since(tonumber(reset)) then
+if begun or not knows_all(tonumber(reset), string.match(stamp, '%d*$')) then
   return 'restore'
 end
 if list_meter(organization, meter) then

@@ -4,7 +4,8 @@ Forgets counters of periods that no event reaches any more, because a counter do
 take a sixth of it.
 
 KEYS
-  the counters
+  [1] the shard's generation
+  then the counters
 
 ARGV
   [1] ms since the epoch    periods that ended before that are forgotten
@@ -13,17 +14,21 @@ Returns how many were forgotten.
 
 Invariants
   Only what Postgres holds exactly is forgotten: a counter is missing afterwards, which means unknown.
+  The data set remembers in `forgotten` how late the last of them ended: none that ends by then starts at zero again,
+  not even for a caller by whose clock it still runs.
 ]]
-local forgotten = {}
-for _, key in ipairs(KEYS) do
-  local value = redis.call('GET', key)
+local ended_before, due, last_end = tonumber(ARGV[1]), {}, tonumber(redis.call('HGET', KEYS[1], 'forgotten')) or 0
+for i = 2, #KEYS do
+  local value = redis.call('GET', KEYS[i])
   local counter = value and unpack_counter(value)
   local ends = counter and tonumber(string.match(counter.stamp, '%d*$'))
-  if ends and ends < tonumber(ARGV[1]) and counter.sequence == counter.stored then
-    forgotten[#forgotten + 1] = key
+  if ends and ends < ended_before and counter.sequence == counter.stored then
+    due[#due + 1] = KEYS[i]
+    last_end = math.max(last_end, ends)
   end
 end
-if #forgotten > 0 then
-  redis.call('DEL', unpack(forgotten))
+if #due > 0 then
+  redis.call('HSET', KEYS[1], 'forgotten', string.format('%.0f', last_end))
+  redis.call('DEL', unpack(due))
 end
-return #forgotten
+return #due

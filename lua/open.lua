@@ -27,13 +27,14 @@ Returns one of
   'too_many_meters'
 
 Invariants
-  Missing is unknown, never zero: only a data set older than the period can know that nothing is missing.
+  Missing is unknown, never zero: only a data set older than the period can know that nothing is missing, and only if
+  it has forgotten nothing of it.
   The organization's list of meters names every meter counted in this data set.
 ]]
 local now, generation, version, meter = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local stamp, start, margin, meters_max, id = ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9]
 
-local current = redis.call('HMGET', KEYS[1], 'number', 'born')
+local current = redis.call('HMGET', KEYS[1], 'number', 'born', 'forgotten')
 if current[1] ~= generation then
   return 'generation'
 end
@@ -46,7 +47,8 @@ if held then
   return string.match(unpack_counter(held).stamp, '^%d+') == generation and 'exists' or 'restore'
 end
 local ends = string.match(stamp, '%d*$')
-if now < start or (ends ~= '' and now >= tonumber(ends)) or tonumber(current[2]) + margin >= start then
+local forgotten = ends ~= '' and tonumber(ends) <= (tonumber(current[3]) or 0)
+if now < start or (ends ~= '' and now >= tonumber(ends)) or tonumber(current[2]) + margin >= start or forgotten then
   return 'restore'
 end
 

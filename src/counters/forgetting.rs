@@ -67,8 +67,8 @@ impl Counters {
             }
         }
         let mut counters = 0;
-        for due in due.values() {
-            counters += scripts::forget_counters(link, keys, due, ended_before).await?;
+        for (shard, due) in &due {
+            counters += scripts::forget_counters(link, keys, *shard, due, ended_before).await?;
         }
         let forgotten = Forgotten {
             counters,

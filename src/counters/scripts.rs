@@ -496,10 +496,12 @@ pub(super) async fn erase(
 pub(super) async fn forget_counters(
     link: &Link,
     keys: &Keys,
+    shard: Shard,
     counters: &[&CounterId],
     ended_before: DateTime<Utc>,
 ) -> Result<usize, Error> {
     let mut call = FORGET_COUNTERS.script.prepare_invoke();
+    call.key(keys.generation(shard));
     for counter in counters {
         call.key(keys.counter(counter));
     }

@@ -2,6 +2,7 @@
 
 use chrono::Duration;
 use serde_json::json;
+use tallyman::clock::Clock;
 use tallyman::counters::{Counters, Forgotten};
 
 use crate::support::{Instance, World, assert_stored, counter_key, instant, settings_of, shard};
@@ -85,6 +86,41 @@ async fn a_counter_of_an_older_data_set_is_forgotten_as_well() {
     world.move_to("2031-04-05T00:00:00Z");
     assert_eq!(service.forget().await, ONE_COUNTER);
     assert_stored(&world, "org_1", 5).await;
+}
+
+/// An instance whose clock is wrong takes for long over what still runs. That is stored, and is restored.
+#[tokio::test]
+async fn what_was_forgotten_too_early_does_not_start_at_zero() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service.count("org_1", "api", 5).await;
+    service.count("org_2", "api", 7).await;
+    let reset = service
+        .http
+        .post("/v1/organizations/org_2/reset", json!({}))
+        .await;
+    assert_eq!(reset.status, 200, "{}", reset.text);
+    service.count("org_2", "api", 3).await;
+    service.flush().await;
+    let ahead = Clock::manual(world.clock.now() + Duration::days(400));
+    let forgotten = world.instance_at(ahead).await.forget().await;
+    assert_eq!(forgotten.counters, 3);
+    assert_eq!(service.count("org_1", "api", 1).await, 6);
+    assert_eq!(service.count("org_2", "api", 1).await, 4);
+
+    // Of what begins now the data set knows that nothing came before.
+    world.move_to("2031-04-01T00:00:00Z");
+    service.count("org_1", "api", 9).await;
+    service.count("org_2", "api", 8).await;
+    service.flush().await;
+    let ahead = Clock::manual(world.clock.now() + Duration::days(400));
+    let forgotten = world.instance_at(ahead).await.forget().await;
+    assert_eq!(forgotten.counters, 5);
+    assert_eq!(service.count("org_1", "api", 1).await, 10);
+    assert_eq!(service.count("org_2", "api", 1).await, 9);
+    // What was never there begins as ever.
+    world.move_to("2032-06-01T00:00:00Z");
+    assert_eq!(service.count("org_1", "api", 2).await, 2);
 }
 
 #[tokio::test]
