@@ -95,6 +95,8 @@ async fn what_was_forgotten_too_early_does_not_start_at_zero() {
     let service = world.instance().await;
     service.count("org_1", "api", 5).await;
     service.count("org_2", "api", 7).await;
+    // So that the data set is older than what begins at the reset.
+    world.clock.advance(Duration::minutes(10));
     let reset = service
         .http
         .post("/v1/organizations/org_2/reset", json!({}))
