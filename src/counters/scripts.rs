@@ -177,6 +177,16 @@ pub(super) async fn read(
     keys: &Keys,
     counters: &[CounterId],
 ) -> Result<Vec<Option<Counted>>, Error> {
+    let held = read_each(link, keys, counters).await?;
+    held.into_iter().map(Option::transpose).collect()
+}
+
+/// The same, where one that cannot be read is no matter of the others.
+pub(super) async fn read_each(
+    link: &Link,
+    keys: &Keys,
+    counters: &[CounterId],
+) -> Result<Vec<Option<Result<Counted, Error>>>, Error> {
     if counters.is_empty() {
         return Ok(Vec::new());
     }
@@ -186,14 +196,14 @@ pub(super) async fn read(
         pipeline.arg(keys.counter(counter));
     }
     let (values,): (Vec<Option<Vec<u8>>>,) = link.run(&pipeline).await?;
-    let parse = |(counter, value): (&CounterId, Option<Vec<u8>>)| {
-        let Some(value) = value else { return Ok(None) };
-        let counted = value::parse(counter, &value).ok_or_else(|| {
-            Error::Inconsistent(format!("what is held of the counter {counter:?}"))
-        })?;
-        Ok(Some(counted))
-    };
-    counters.iter().zip(values).map(parse).collect()
+    let parse =
+        |(counter, value): (&CounterId, Option<Vec<u8>>)| {
+            let counted = value::parse(counter, &value?);
+            Some(counted.ok_or_else(|| {
+                Error::Inconsistent(format!("what is held of the counter {counter:?}"))
+            }))
+        };
+    Ok(counters.iter().zip(values).map(parse).collect())
 }
 
 /// Calls `open.lua` for several counters: starts each that is missing at zero, if that is certain.

@@ -74,6 +74,21 @@ async fn what_still_runs_is_kept_and_so_is_a_period_without_an_end() {
     assert_eq!(service.count("org_2", "api", 1).await, 2);
 }
 
+#[tokio::test]
+async fn a_counter_that_cannot_be_read_stays_and_keeps_no_other() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service.count("org_1", "api", 5).await;
+    service.count("org_2", "api", 3).await;
+    service.flush().await;
+    let unreadable = counter_key("org_2", instant(PERIOD));
+    let () = world.redis_command(&["SET", &unreadable, "many"]).await;
+    world.move_to("2031-04-05T00:00:00Z");
+    assert_eq!(service.forget().await, ONE_COUNTER);
+    assert!(!is_held(&world, "org_1").await);
+    assert!(is_held(&world, "org_2").await);
+}
+
 /// A rollback of Redis has left it behind, and Postgres holds something newer.
 #[tokio::test]
 async fn a_counter_of_an_older_data_set_is_forgotten_as_well() {
