@@ -47,14 +47,11 @@ local organization = read_organization(KEYS[2], id)
 if not organization or organization.version > tonumber(version) then
   return 'policy'
 end
-local function knows_all(since, ends)
-  local forgotten = ends ~= '' and tonumber(ends) <= (tonumber(current[3]) or 0)
-  return tonumber(current[2]) + margin < since and not forgotten
-end
 local held, begun = redis.call('GET', KEYS[4]), redis.call('GET', KEYS[5])
 local old = held and unpack_counter(held) or new_counter(stamp)
 local held_generation, limit, enforcement = string.match(old.stamp, '^(%d+):%d+:(%d*):(%a)')
-if held and held_generation ~= generation or not held and not knows_all(start, reset) then
+if held and held_generation ~= generation
+  or not held and not knows_all(current[2], current[3], margin, start, reset) then
   return 'restore_closed'
 end
 local stands = begun and string.match(unpack_counter(begun).stamp, '^%d+') == generation
@@ -71,7 +68,7 @@ end
 if stands then
   return 'closed'
 end
-if begun or not knows_all(tonumber(reset), string.match(stamp, '%d*$')) then
+if begun or not knows_all(current[2], current[3], margin, tonumber(reset), string.match(stamp, '%d*$')) then
   return 'restore'
 end
 if list_meter(organization, meter) then

@@ -47,8 +47,8 @@ if held then
   return string.match(unpack_counter(held).stamp, '^%d+') == generation and 'exists' or 'restore'
 end
 local ends = string.match(stamp, '%d*$')
-local forgotten = ends ~= '' and tonumber(ends) <= (tonumber(current[3]) or 0)
-if now < start or (ends ~= '' and now >= tonumber(ends)) or tonumber(current[2]) + margin >= start or forgotten then
+local running = now >= start and (ends == '' or now < tonumber(ends))
+if not running or not knows_all(current[2], current[3], margin, start, ends) then
   return 'restore'
 end
 

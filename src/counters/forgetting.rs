@@ -21,16 +21,8 @@ pub struct Forgotten {
 impl Counters {
     /// Takes the task for `ms`; false where somebody else has it. For economy only: nothing depends on it.
     pub async fn lease_forgetting(&self, link: &Link, ms: u64) -> Result<bool, Error> {
-        let mut pipeline = redis::pipe();
-        pipeline
-            .cmd("SET")
-            .arg(self.0.keys.forgetting())
-            .arg(&link.run_id)
-            .arg("NX")
-            .arg("PX")
-            .arg(ms);
-        let (taken,): (Option<String>,) = link.run(&pipeline).await?;
-        Ok(taken.is_some())
+        let taken = self.take(link, [self.0.keys.forgetting()], ms).await?;
+        Ok(taken == [true])
     }
 
     /// One step of a walk through everything, which begins, and has ended, at 0; returns where it goes on.

@@ -154,10 +154,7 @@ impl Keys {
 
     /// The shard of such a hash; none for any other key.
     pub(super) fn parse_organizations(&self, key: &str) -> Option<Shard> {
-        let (shard, hash) = key
-            .strip_prefix(&self.prefix)?
-            .strip_prefix('{')?
-            .split_once("}:o:")?;
+        let (shard, hash) = self.split(key, "}:o:")?;
         let shard = Shard(u8::from_str_radix(shard, 16).ok()?);
         let hash = u64::from_str_radix(hash, 16).ok()?;
         (*key == self.hash_of_organizations(shard, hash)).then_some(shard)
@@ -201,10 +198,7 @@ impl Keys {
 
     /// The inverse of [`Keys::counter`]; none for anything that it does not produce.
     pub(super) fn parse_counter(&self, key: &str) -> Option<CounterId> {
-        let (shard, rest) = key
-            .strip_prefix(&self.prefix)?
-            .strip_prefix('{')?
-            .split_once("}:u:")?;
+        let (shard, rest) = self.split(key, "}:u:")?;
         let mut parts = rest.split(':');
         let (organization, meter, start) = (parts.next()?, parts.next()?, parts.next()?);
         let organization: OrganizationId = organization.parse().ok()?;
@@ -220,12 +214,16 @@ impl Keys {
 
     /// The organization of an idempotency record; none for any other key.
     pub(super) fn parse_idempotency_owner(&self, key: &str) -> Option<OrganizationId> {
-        let (shard, rest) = key
-            .strip_prefix(&self.prefix)?
-            .strip_prefix('{')?
-            .split_once("}:i:")?;
+        let (shard, rest) = self.split(key, "}:i:")?;
         let organization: OrganizationId = rest.split_once(':')?.0.parse().ok()?;
         (*shard == format!("{:02x}", Shard::of(&organization).0)).then_some(organization)
+    }
+
+    /// The text of a key's shard, and what stands behind the mark of its kind.
+    fn split<'a>(&self, key: &'a str, mark: &str) -> Option<(&'a str, &'a str)> {
+        key.strip_prefix(&self.prefix)?
+            .strip_prefix('{')?
+            .split_once(mark)
     }
 
     /// What matches every counter and every idempotency record of an organization.

@@ -552,19 +552,31 @@ impl Counters {
         if shards.is_empty() {
             return Ok(Vec::new());
         }
+        let leases = shards.iter().map(|shard| self.0.keys.lease(*shard));
+        let taken = self.take(link, leases, ms).await?;
+        let taken = shards.iter().zip(taken).filter(|(_, taken)| *taken);
+        Ok(taken.map(|(shard, _)| *shard).collect())
+    }
+
+    /// Takes leases for `ms`; of each whether nobody else has it.
+    async fn take(
+        &self,
+        link: &Link,
+        leases: impl IntoIterator<Item = String>,
+        ms: u64,
+    ) -> Result<Vec<bool>, Error> {
         let mut pipeline = redis::pipe();
-        for shard in shards {
+        for lease in leases {
             pipeline
                 .cmd("SET")
-                .arg(self.0.keys.lease(*shard))
+                .arg(lease)
                 .arg(&link.run_id)
                 .arg("NX")
                 .arg("PX")
                 .arg(ms);
         }
         let taken: Vec<Option<String>> = link.run(&pipeline).await?;
-        let taken = shards.iter().zip(taken).filter(|(_, it)| it.is_some());
-        Ok(taken.map(|(shard, _)| *shard).collect())
+        Ok(taken.iter().map(Option::is_some).collect())
     }
 
     /// The counters that have waited longest to be stored, of each shard at most so many.

@@ -65,6 +65,16 @@ impl Lua {
         Self::with(&others, text)
     }
 
+    /// One that does both, and starts counters at zero.
+    fn of_beginnings(text: &str) -> Self {
+        let others = [
+            source!("counter.lua"),
+            source!("organization.lua"),
+            source!("data_set.lua"),
+        ];
+        Self::with(&others, text)
+    }
+
     /// The beginning of a call.
     fn call(&self, key_count: usize) -> Cmd {
         let mut call = redis::cmd("EVALSHA");
@@ -74,9 +84,9 @@ impl Lua {
 }
 
 static COUNT: LazyLock<Lua> = LazyLock::new(|| Lua::of_counters(source!("count.lua")));
-static OPEN: LazyLock<Lua> = LazyLock::new(|| Lua::of_both(source!("open.lua")));
+static OPEN: LazyLock<Lua> = LazyLock::new(|| Lua::of_beginnings(source!("open.lua")));
 static RESTORE: LazyLock<Lua> = LazyLock::new(|| Lua::of_both(source!("restore.lua")));
-static CLOSE: LazyLock<Lua> = LazyLock::new(|| Lua::of_both(source!("close.lua")));
+static CLOSE: LazyLock<Lua> = LazyLock::new(|| Lua::of_beginnings(source!("close.lua")));
 static ADJUST: LazyLock<Lua> = LazyLock::new(|| Lua::of_both(source!("adjust.lua")));
 static SETTLE: LazyLock<Lua> = LazyLock::new(|| Lua::of_counters(source!("settle.lua")));
 static CONFIGURE: LazyLock<Lua> = LazyLock::new(|| Lua::of_both(source!("configure.lua")));

@@ -5,8 +5,8 @@ use chrono::{DateTime, Duration, Utc};
 /// How far ahead of the clock an event may be.
 pub const EARLY: Duration = Duration::minutes(5);
 
-/// A counter that is stored may disappear from Redis if its period ended before this: it is final then, and no event
-/// reaches it any more, with a day to spare.
+/// What ended before this is final, and no event reaches it any more, with a day to spare: a counter of it that is stored
+/// may disappear from Redis.
 pub fn oldest_end(now: DateTime<Utc>, late: Duration) -> DateTime<Utc> {
     now.checked_sub_signed(late)
         .and_then(|instant| instant.checked_sub_signed(Duration::days(1)))

@@ -13,12 +13,12 @@ use crate::counters::{Configured, Link};
 use crate::domain::counter::CounterId;
 use crate::domain::ids::MeterId;
 use crate::domain::period::Schedule;
-use crate::domain::retention::EARLY;
+use crate::domain::retention::{self, EARLY};
 
 impl Policies {
     /// No event that is still to come reaches what ended before this, with a day to spare.
     pub fn reach(&self, now: DateTime<Utc>) -> DateTime<Utc> {
-        now - self.late - TimeDelta::days(1)
+        retention::oldest_end(now, self.late)
     }
 
     /// Makes policies known to Redis; returns what Redis then knows of each, and how many counters were erased for it.
