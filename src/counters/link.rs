@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use redis::aio::MultiplexedConnection;
 use redis::{
     AsyncConnectionConfig, Client, Cmd, ErrorKind, FromRedisValue, Pipeline, PushInfo, PushKind,
-    RedisResult, ScriptInvocation, ServerErrorKind,
+    RedisResult, ServerErrorKind,
 };
 use tokio::sync::mpsc::unbounded_channel;
 
@@ -97,15 +97,17 @@ impl Link {
         self.broken.load(Ordering::Acquire)
     }
 
+    /// Calls one script once.
     pub(super) async fn invoke<T: FromRedisValue>(
         &self,
         name: Script,
-        script: &ScriptInvocation<'_>,
+        call: &Cmd,
+        source: &str,
     ) -> Result<T, Error> {
         let begun = Instant::now();
-        let reply = script.invoke_async(&mut self.connection.clone()).await;
+        let reply = self.evaluate(call, source).await;
         self.metrics.script_answered(name, begun.elapsed());
-        self.noting(reply)
+        reply
     }
 
     pub(super) async fn run<T: FromRedisValue>(&self, pipeline: &Pipeline) -> Result<T, Error> {
@@ -113,17 +115,17 @@ impl Link {
         self.noting(reply)
     }
 
-    /// Runs an `EVALSHA`, and gives the server the script first where it does not have it.
+    /// Runs an `EVALSHA`, with the script itself where the server does not have it.
     pub(super) async fn evaluate<T: FromRedisValue>(
         &self,
         call: &Cmd,
         source: &str,
     ) -> Result<T, Error> {
-        let mut connection = self.connection.clone();
-        let mut reply = call.query_async(&mut connection).await;
+        let reply = call.query_async(&mut self.connection.clone()).await;
         if is_without_script(&reply) {
-            self.load(source).await?;
-            reply = call.query_async(&mut connection).await;
+            let mut replies = self.load_and_run(std::iter::once(call), source).await?;
+            let reply = replies.pop();
+            return reply.ok_or_else(|| Error::Inconsistent("a script did not answer".to_owned()));
         }
         self.noting(reply)
     }
@@ -144,20 +146,29 @@ impl Link {
         for call in calls {
             pipeline.add_command(call);
         }
-        let mut connection = self.connection.clone();
-        let mut reply = pipeline.query_async(&mut connection).await;
-        if is_without_script(&reply) {
-            self.load(source).await?;
-            reply = pipeline.query_async(&mut connection).await;
-        }
+        let reply = pipeline.query_async(&mut self.connection.clone()).await;
+        let replies = if is_without_script(&reply) {
+            self.load_and_run(pipeline.cmd_iter(), source).await
+        } else {
+            self.noting(reply)
+        };
         self.metrics.script_answered(name, begun.elapsed());
-        self.noting(reply)
+        replies
     }
 
-    async fn load(&self, source: &str) -> Result<(), Error> {
-        let mut load = redis::cmd("SCRIPT");
-        load.arg("LOAD").arg(source);
-        self.noting(load.exec_async(&mut self.connection.clone()).await)
+    /// Gives the server a script and calls it, in one transaction, so that nobody's `SCRIPT FLUSH` comes in between.
+    async fn load_and_run<'a, T: FromRedisValue>(
+        &self,
+        calls: impl Iterator<Item = &'a Cmd>,
+        source: &str,
+    ) -> Result<Vec<T>, Error> {
+        let mut transaction = redis::pipe();
+        transaction.atomic();
+        transaction.cmd("SCRIPT").arg("LOAD").arg(source).ignore();
+        for call in calls {
+            transaction.add_command(call.clone());
+        }
+        self.run(&transaction).await
     }
 
     /// Has this link replaced.

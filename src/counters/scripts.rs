@@ -356,11 +356,11 @@ pub(super) async fn adjust(
 ) -> Result<Opening, Error> {
     let organization = &correction.counter.organization;
     let shard = Shard::of(organization);
-    let mut call = ADJUST.script.prepare_invoke();
-    call.key(keys.generation(shard))
-        .key(keys.organizations(organization))
-        .key(keys.dirty(shard))
-        .key(keys.counter(correction.counter))
+    let mut call = ADJUST.call(4);
+    call.arg(keys.generation(shard))
+        .arg(keys.organizations(organization))
+        .arg(keys.dirty(shard))
+        .arg(keys.counter(correction.counter))
         .arg(now.timestamp_millis())
         .arg(correction.generation)
         .arg(correction.policy_version)
@@ -368,7 +368,9 @@ pub(super) async fn adjust(
         .arg(correction.amount)
         .arg(correction.hour.timestamp_millis())
         .arg(organization.as_str());
-    let word: String = link.invoke(metrics::Script::Adjust, &call).await?;
+    let word: String = link
+        .invoke(metrics::Script::Adjust, &call, &ADJUST.text)
+        .await?;
     Opening::parse(&word)
 }
 
@@ -380,11 +382,11 @@ pub(super) async fn settle(
     settlements: &[Settlement<'_>],
     read_at: DateTime<Utc>,
 ) -> Result<usize, Error> {
-    let mut call = SETTLE.script.prepare_invoke();
-    call.key(keys.dirty(shard)).key(keys.generation(shard));
+    let mut call = SETTLE.call(settlements.len().saturating_add(2));
+    call.arg(keys.dirty(shard)).arg(keys.generation(shard));
     let mut read = Array::default();
     for settlement in settlements {
-        call.key(keys.counter(settlement.counter));
+        call.arg(keys.counter(settlement.counter));
         let Some(snapshot) = settlement.snapshot else {
             // No counter has generation 0, so that one which has come back is left alone.
             read.push_text("0:0:").push(0_u8).push(0_u8);
@@ -417,7 +419,8 @@ pub(super) async fn settle(
     }
     call.arg(read_at.timestamp_millis())
         .arg(Array::default().followed_by(&read));
-    link.invoke(metrics::Script::Settle, &call).await
+    link.invoke(metrics::Script::Settle, &call, &SETTLE.text)
+        .await
 }
 
 /// Calls `configure.lua` for several organizations: makes the policy of each known to Redis and to the named running
@@ -502,14 +505,15 @@ pub(super) async fn erase(
     counters: &[&str],
     records: &[&str],
 ) -> Result<(usize, usize), Error> {
-    let mut call = ERASE.script.prepare_invoke();
-    call.key(keys.dirty(shard))
-        .arg(incarnation)
-        .arg(counters.len());
-    for key in counters.iter().chain(records) {
-        call.key(*key);
+    let erased = counters.iter().chain(records);
+    let mut call = ERASE.call(erased.clone().count().saturating_add(1));
+    call.arg(keys.dirty(shard));
+    for key in erased {
+        call.arg(*key);
     }
-    link.invoke(metrics::Script::Erase, &call).await
+    call.arg(incarnation).arg(counters.len());
+    link.invoke(metrics::Script::Erase, &call, &ERASE.text)
+        .await
 }
 
 /// Calls `forget_counters.lua` for counters of one shard; returns how many were forgotten.
@@ -520,13 +524,18 @@ pub(super) async fn forget_counters(
     counters: &[&CounterId],
     ended_before: DateTime<Utc>,
 ) -> Result<usize, Error> {
-    let mut call = FORGET_COUNTERS.script.prepare_invoke();
-    call.key(keys.generation(shard));
+    let mut call = FORGET_COUNTERS.call(counters.len().saturating_add(1));
+    call.arg(keys.generation(shard));
     for counter in counters {
-        call.key(keys.counter(counter));
+        call.arg(keys.counter(counter));
     }
     call.arg(ended_before.timestamp_millis());
-    link.invoke(metrics::Script::ForgetCounters, &call).await
+    link.invoke(
+        metrics::Script::ForgetCounters,
+        &call,
+        &FORGET_COUNTERS.text,
+    )
+    .await
 }
 
 /// Calls `forget_organizations.lua` for several hashes, each with its shard; returns how many organizations were
@@ -561,15 +570,16 @@ pub(super) async fn mirror(
     seen: u64,
     changes: &KeyChanges<'_>,
 ) -> Result<bool, Error> {
-    let mut call = MIRROR.script.prepare_invoke();
-    call.key(keys.api_keys())
+    let mut call = MIRROR.call(1);
+    call.arg(keys.api_keys())
         .arg(seen)
         .arg(changes.revision)
         .arg(if changes.replace { "replace" } else { "add" });
     for (id, record) in &changes.records {
         call.arg(id.as_str()).arg(record);
     }
-    link.invoke(metrics::Script::Mirror, &call).await
+    link.invoke(metrics::Script::Mirror, &call, &MIRROR.text)
+        .await
 }
 
 /// Calls `generation.lua` for several shards at once, with a number drawn for each where there is one.
