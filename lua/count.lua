@@ -9,6 +9,7 @@ KEYS
   then the counters
   then the idempotency records that operations name
   then the dirty indexes of the counters' shards
+  then the fences: a hash by organization
 
 ARGV
   [1] now                           ms since the epoch
@@ -46,6 +47,7 @@ Returns a MessagePack array without inner arrays, with these for each operation:
   5, i           charge i: the counter is of another generation
   6, i           charge i: its period is closed, or is over by a newer policy
   7, i           charge i: the counter would pass 2^53 - 1
+  9, i           charge i: a change is on its way that decides which counters its organization has
   8, n, used     of several equal ones the first n were granted, the others not
 A count is an integer, or 'count stamp' where the counter's own stamp decided instead of the caller's.
 Returns nil instead if the batch was sent before and nobody can say what became of it, or if a later one
@@ -54,6 +56,7 @@ was executed; nothing is counted then.
 Invariants
   Everything is read and decided before the first write, because an error does not roll back.
   A number is executed once: its receipt is written in the same step, under the data set's name.
+  Nothing is decided of an organization that has a fence.
   Nothing is created here but the receipt: a counter that is missing stays missing.
   A counter is in the dirty index whenever its `sequence` differs from what is `stored` of it.
   Only final answers (granted, denied) become idempotency records.
@@ -63,7 +66,7 @@ Invariants
 ]]
 local COUNT_MAX = 9007199254740991
 local TRACK, CONSUME, CHECK, REFUND = 0, 1, 2, 3
-local GRANTED, DENIED, REPLAYED, REUSED, MISSING, FROZEN, CLOSED, OVERFLOW, SOME = 0, 1, 2, 3, 4, 5, 6, 7, 8
+local GRANTED, DENIED, REPLAYED, REUSED, MISSING, FROZEN, CLOSED, OVERFLOW, SOME, FENCED = 0, 1, 2, 3, 4, 5, 6, 7, 8, 9
 
 local now, record_lifetime, receipt_lifetime = tonumber(ARGV[1]), ARGV[2], ARGV[3]
 local number, sent_before = tonumber(ARGV[4]), ARGV[5] == '1'
@@ -171,6 +174,13 @@ local function reconcile(stamp, own_stamp)
   return nil, false, enforcement == 'h' and tonumber(limit) or nil
 end
 
+-- Nearly always there is no fence at all.
+local fences = redis.call('EXISTS', KEYS[#KEYS]) == 1 and KEYS[#KEYS]
+
+local function is_fenced(c)
+  return redis.call('HEXISTS', fences, string.match(KEYS[c + 2], '}:u:([^:]+):')) == 1
+end
+
 -- By hour, what was refused and returned in it, where that happened.
 local refusals, returns = {}, {}
 
@@ -236,6 +246,10 @@ for _ = 1, operation_count do
       local counter = counters[batch[rule]]
       local used = counter[USED]
       cap = batch[rule + CAP]
+      if fences and is_fenced(batch[rule]) then
+        reason, at_fault = FENCED, at
+        break
+      end
       if not used then
         reason, at_fault = MISSING, at
         break

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 --[[
 Erases what a deleted organization has left: counters, and idempotency records.
 
@@ -14,6 +14,7 @@ ARGV
 Returns {counters, records}: how many were erased.
 
 Invariants
+  Nothing takes more room than before.
   Only what an older policy than that of the deletion decided is erased: what was counted since stays.
   The dirty index names no counter that was erased.
 ]]

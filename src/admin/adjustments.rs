@@ -32,8 +32,7 @@ impl Admin {
         }
         for _ in 0..ROUNDS_MAX {
             let now = self.clock.now();
-            // Before the commit: while Redis is away, or where there is one meter too many, nothing should be half done.
-            let link = self.counters.link().await?;
+            let link = self.prepared(organization).await?;
             let sources = self.policies.stored(organization).await?;
             let policy = sources.resolve(now);
             let period = policy.schedule.running(wish.meter, now);
@@ -42,6 +41,7 @@ impl Admin {
                 meter: wish.meter.clone(),
                 start: period.start,
             };
+            // Before the commit: where there is one meter too many, nothing should be half done.
             let ready = self.opener.ready(&link, &policy, &counter, now).await?;
             if ready == opening::Opened::OlderPolicy {
                 self.policies.apply(&link, organization, &sources).await?;

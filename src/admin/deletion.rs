@@ -57,11 +57,11 @@ impl Admin {
         conditions: &Preconditions,
         actor: &Actor,
     ) -> Result<Deletion, Error> {
-        let link = self.counters.link().await?;
+        let link = self.prepared(organization).await?;
         self.policies.stored(organization).await?;
         let presence = self.policies.presence(organization).await?;
         let now = self.clock.now();
-        let deleted = deletions::delete(
+        let prepared = deletions::delete(
             &self.store,
             organization,
             actor,
@@ -75,15 +75,19 @@ impl Admin {
                 Ok(conditions.check(Some(before.resolve(now).version))?)
             },
         );
+        let prepared = prepared.await??;
+        let version = prepared.version;
+        self.counters.fence(&link, organization, version).await?;
         let Deleted {
             sources,
             rows,
             keys,
-        } = deleted.await??;
-        let counters = self.policies.apply(&link, organization, &sources).await?;
+        } = prepared.commit().await?;
         for key in &keys {
             self.access.forget(key);
         }
+        let counters = self.policies.apply(&link, organization, &sources).await?;
+        self.counters.unfence(&link, organization, version).await?;
         let mut deletion = Deletion {
             counters,
             history_rows: rows,

@@ -15,10 +15,11 @@ mod plugin;
 mod resets;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::access::Access;
 use crate::clock::Clock;
-use crate::counters::{self, Counters};
+use crate::counters::{self, Counters, Link};
 use crate::domain::api_key::InvalidApiKey;
 use crate::domain::ids::{MeterId, OrganizationId};
 use crate::domain::patch::Change;
@@ -28,7 +29,7 @@ use crate::domain::precondition::{PreconditionFailed, Preconditions};
 use crate::metrics::Metrics;
 use crate::opening::{self, Opener};
 use crate::policies::{self, Policies};
-use crate::store::organizations::Sources;
+use crate::store::organizations::{Changed, Sources};
 use crate::store::{self, Actor, Store};
 
 pub use adjustments::Adjustment;
@@ -164,6 +165,15 @@ impl Admin {
         }
     }
 
+    /// A link over which a change of an organization can be put in force, after what an earlier one has left to be done.
+    /// Asked for before the commit: while Redis is away or full, nothing should be half done.
+    async fn prepared(&self, organization: &OrganizationId) -> Result<Arc<Link>, Error> {
+        let link = self.counters.link().await?;
+        self.counters.writable(&link).await?;
+        self.policies.pass_fence(organization).await?;
+        Ok(link)
+    }
+
     /// Commits a change of an organization that is in the state that the caller demands, and puts it in force
     /// everywhere.
     async fn change(
@@ -175,8 +185,7 @@ impl Admin {
         action: &str,
         change: impl FnOnce(&Sources) -> Result<Organization, Error>,
     ) -> Result<Sources, Error> {
-        // Before the commit: while Redis is away, nothing should be half done if it can be helped.
-        let link = self.counters.link().await?;
+        let link = self.prepared(organization).await?;
         // The first change of all may come before the defaults were published.
         self.policies.stored(organization).await?;
         let presence = self.policies.presence(organization).await?;
@@ -189,10 +198,21 @@ impl Admin {
             conditions.check(exists.then(|| before.resolve(now).version))?;
             change(before)
         };
-        let sources =
-            store::organizations::change(&self.store, organization, actor, action, now, change)
+        let prepared =
+            store::organizations::prepare(&self.store, organization, actor, action, now, change)
                 .await??;
+        let Changed { before, after } = &prepared.outcome;
+        // Under another calendar a call may belong to another counter.
+        let fence =
+            (before.policy().schedule != after.policy().schedule).then_some(prepared.version);
+        if let Some(version) = fence {
+            self.counters.fence(&link, organization, version).await?;
+        }
+        let sources = prepared.commit().await?.after;
         self.policies.apply(&link, organization, &sources).await?;
+        if let Some(version) = fence {
+            self.counters.unfence(&link, organization, version).await?;
+        }
         // A counter whose reset is pending still counts, and is none of the running ones.
         self.finish_pending(organization).await?;
         Ok(sources)

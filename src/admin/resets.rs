@@ -185,8 +185,7 @@ impl Admin {
             return Err(Error::NotFound);
         }
         for _ in 0..ROUNDS_MAX {
-            // Before the commit: while Redis is away, nothing should be half done if it can be helped.
-            let link = self.counters.link().await?;
+            let link = self.prepared(organization).await?;
             // The first change of all may come before the defaults were published.
             self.policies.stored(organization).await?;
             let known = self.counters.organization(&link, organization).await?;

@@ -389,6 +389,7 @@ fn outcome(operation: &Operation, times: u32, items: &mut Items<'_>) -> Option<O
         5 => Outcome::Frozen(items.position()?),
         6 => Outcome::Closed(items.position()?),
         7 => Outcome::Overflow(items.position()?),
+        9 => items.position().map(|_| Outcome::Fenced)?,
         8 if times > 1 => {
             let granted = u32::try_from(items.number()?).ok()?;
             let reading = reading(items, operation.charges.first()?)?;

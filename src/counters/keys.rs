@@ -117,6 +117,16 @@ impl Keys {
         format!("{}keys", self.prefix)
     }
 
+    /// The fences, by organization. One hash for all, because nearly always there is none.
+    pub(super) fn fences(&self) -> String {
+        self.sharded(Shard::OF_RECEIPTS, "fences")
+    }
+
+    /// What is written to see whether anything can be.
+    pub(super) fn writable(&self) -> String {
+        format!("{}writable", self.prefix)
+    }
+
     pub(super) fn generation(&self, shard: Shard) -> String {
         self.sharded(shard, "gen")
     }

@@ -8,6 +8,7 @@ mod announcement;
 mod batch;
 mod erasing;
 mod error;
+mod fences;
 mod forgetting;
 mod keys;
 mod lanes;
@@ -136,6 +137,8 @@ pub enum Outcome {
     Closed(usize),
     /// This charge would pass the ceiling of its counter. Nothing was counted.
     Overflow(usize),
+    /// A change is on its way that decides which counters the organization has. Nothing was counted.
+    Fenced,
 }
 
 /// A final answer, fresh or repeated.

@@ -96,6 +96,7 @@ static FORGET_COUNTERS: LazyLock<Lua> =
     LazyLock::new(|| Lua::of_counters(source!("forget_counters.lua")));
 static FORGET_ORGANIZATIONS: LazyLock<Lua> =
     LazyLock::new(|| Lua::of_organizations(source!("forget_organizations.lua")));
+static UNFENCE: LazyLock<Lua> = LazyLock::new(|| Lua::new(source!("unfence.lua")));
 static MIRROR: LazyLock<Lua> = LazyLock::new(|| Lua::new(source!("mirror.lua")));
 static GENERATION: LazyLock<Lua> = LazyLock::new(|| Lua::new(source!("generation.lua")));
 
@@ -159,7 +160,7 @@ pub(super) async fn count(
     record_lifetime_ms: u64,
 ) -> Result<Option<Vec<u8>>, Error> {
     /// Those that every call has.
-    const ARGUMENTS: usize = 11;
+    const ARGUMENTS: usize = 12;
     // Put together by hand, because an invocation of the library's copies every key and argument once more.
     let batch = sending.batch;
     let mut call = Cmd::with_capacity(
@@ -168,11 +169,12 @@ pub(super) async fn count(
     );
     call.arg("EVALSHA")
         .arg(COUNT.script.get_hash())
-        .arg(batch.key_count().saturating_add(LANE_KEYS))
+        .arg(batch.key_count().saturating_add(LANE_KEYS + 1))
         .arg(keys.receipt(sending.lane))
         .arg(keys.generation(Shard::OF_RECEIPTS));
     batch.write_keys(&mut call);
-    call.arg(now.timestamp_millis())
+    call.arg(keys.fences())
+        .arg(now.timestamp_millis())
         .arg(record_lifetime_ms)
         .arg(RECEIPT_LIFETIME_MS)
         .arg(sending.number)
@@ -561,6 +563,23 @@ pub(super) async fn forget_organizations(
         )
         .await?;
     Ok(forgotten.into_iter().sum())
+}
+
+/// Calls `unfence.lua`: takes away the fence that stands for this version.
+pub(super) async fn unfence(
+    link: &Link,
+    keys: &Keys,
+    organization: &OrganizationId,
+    version: u64,
+) -> Result<(), Error> {
+    let mut call = UNFENCE.call(1);
+    call.arg(keys.fences())
+        .arg(organization.as_str())
+        .arg(version);
+    let _: u64 = link
+        .invoke(metrics::Script::Unfence, &call, &UNFENCE.text)
+        .await?;
+    Ok(())
 }
 
 /// Calls `mirror.lua`: takes the mirror of the API keys on, unless somebody else has.

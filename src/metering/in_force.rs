@@ -26,7 +26,7 @@ impl Metering {
 
     async fn held(&self, organization: &OrganizationId) -> Result<Option<Policy>, Error> {
         let link = self.counters.link().await?;
-        let known = self.counters.organization(&link, organization).await?;
+        let known = self.policies.known(&link, organization).await?;
         let counted = known.is_some_and(|known| known.meters.is_some());
         if !counted && !organizations::exists(&self.store, organization).await? {
             return Ok(None);

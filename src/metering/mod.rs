@@ -343,6 +343,7 @@ impl Metering {
             }
             Outcome::Frozen(position) => return Ok(Conclusion::Unclear(Unclear::Frozen(position))),
             Outcome::Closed(_) => return Ok(Conclusion::Unclear(Unclear::Closed)),
+            Outcome::Fenced => return Ok(Conclusion::Unclear(Unclear::Fenced)),
         };
         let newer = |reading: &Reading| reading.stamp.version > policy.version;
         if answer.readings.iter().any(newer) {
@@ -371,6 +372,10 @@ impl Metering {
             }
             Unclear::Missing(position) | Unclear::Frozen(position) => {
                 self.open_from(position, request, asked).await?;
+                Ok(ClearedUp::Again(Course::default()))
+            }
+            Unclear::Fenced => {
+                self.policies.pass_fence(organization).await?;
                 Ok(ClearedUp::Again(Course::default()))
             }
             Unclear::Closed => {
@@ -480,6 +485,7 @@ enum Unclear {
     Missing(usize),
     Frozen(usize),
     Closed,
+    Fenced,
 }
 
 /// What came of clearing that up.

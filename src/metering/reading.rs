@@ -64,7 +64,7 @@ impl Metering {
                 continue;
             };
             let mut policy = self.policies.get(organization).await?;
-            let known = self.counters.organization(&link, organization).await?;
+            let known = self.policies.known(&link, organization).await?;
             // Where nothing was counted yet, no counter tells that the policy at hand is out of date.
             policy = match &known {
                 Some(known) => self.policies.newer(organization, policy, known),

@@ -68,6 +68,8 @@ label!(
         ForgetCounters = "forget_counters",
         /// `forget_organizations.lua`, for several hashes at once.
         ForgetOrganizations = "forget_organizations",
+        /// `unfence.lua`
+        Unfence = "unfence",
         /// `mirror.lua`
         Mirror = "mirror",
         /// `generation.lua`, for all shards at once.

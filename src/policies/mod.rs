@@ -9,6 +9,7 @@
 //! from an older one is out of date ([`floors`]), and is resolved anew when its organization is asked for.
 //! A temporary limit ends by the clock: what is cached holds until then, and a sweep notes the end.
 
+mod fences;
 mod floors;
 mod former;
 mod resolved;
@@ -70,6 +71,8 @@ pub struct Policies {
     shared: Arc<Cache<Box<str>, Arc<Resolved>>>,
     floors: Arc<Floors>,
     look_ups: Groups<LookUp, LookUp, Found, Error>,
+    /// Of organizations that have a fence.
+    passing: Groups<OrganizationId, OrganizationId, (), Error>,
     metrics: Metrics,
 }
 
@@ -198,6 +201,7 @@ impl Policies {
             shared: Arc::new(Cache::new(POLICIES_SIZE)),
             floors: Arc::default(),
             look_ups: Groups::default(),
+            passing: Groups::default(),
             metrics,
         }
     }
@@ -275,11 +279,16 @@ impl Policies {
         };
         if !presence.stored {
             let link = self.counters.link().await?;
-            let known = self.counters.organization(&link, organization).await?;
+            let known = self.known(&link, organization).await?;
+            let (life, counted) = known.map_or((u64::MAX, false), |known| {
+                (known.incarnation, known.meters.is_some())
+            });
             // What was counted before a deletion that has not reached Redis yet is gone all the same.
-            presence.counted = known
-                .filter(|known| known.incarnation >= presence.incarnation)
-                .is_some_and(|known| known.meters.is_some());
+            presence.counted = counted && life >= presence.incarnation;
+            if life < presence.incarnation {
+                let sources = self.stored(organization).await?;
+                self.apply(&link, organization, &sources).await?;
+            }
         }
         Ok(presence)
     }
@@ -382,6 +391,12 @@ impl Policies {
         self.learn().await?;
         self.end_limits().await?;
         let link = self.counters.link().await?;
+        for organization in self.counters.fenced(&link).await? {
+            // One that cannot be passed keeps nothing else from being applied.
+            if let Err(error) = self.pass_fence(&organization).await {
+                tracing::debug!(%error, org.id = %organization, "a change cannot be finished");
+            }
+        }
         // The mark is as old as the data set that holds it, so that a rollback is repaired as well.
         let mark = self.counters.applied(&link).await?;
         let changes = organizations::changes_since(&self.store, mark, SWEEP_BATCH).await?;

@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
 use super::organizations::{Sources, describe, no_defaults, parse, read};
-use super::{Actor, Error, Store, api_keys, audit, events, signed, unsigned};
+use super::{Actor, Error, Store, Uncommitted, api_keys, audit, events, signed, unsigned};
 use crate::domain::counter::Snapshot;
 use crate::domain::event::{self, Event};
 use crate::domain::ids::{ApiKeyId, OrganizationId};
@@ -29,7 +29,7 @@ pub struct Deleted {
     pub keys: Vec<ApiKeyId>,
 }
 
-/// Deletes an organization, unless `check` refuses by what there is. Old history is left for [`erase_history`], and
+/// Deletes an organization, up to the commit, unless `check` refuses by what there is. Old history is left for [`erase_history`], and
 /// noted as due at `due_at`: all periods that ended, and all hours that began, before `reach`, which is
 /// earlier than anything that an event could reach.
 pub async fn delete<E>(
@@ -40,7 +40,7 @@ pub async fn delete<E>(
     due_at: DateTime<Utc>,
     now: DateTime<Utc>,
     check: impl FnOnce(&Sources) -> Result<(), E>,
-) -> Result<Result<Deleted, E>, Error> {
+) -> Result<Result<Uncommitted<Deleted>, E>, Error> {
     let (mut transaction, version) = store.begin_policy_change().await?;
     let before = read(&mut transaction, id).await?.ok_or_else(no_defaults)?;
     if let Err(refusal) = check(&before) {
@@ -111,11 +111,15 @@ pub async fn delete<E>(
     let keys = api_keys::revoke_bound(&mut transaction, id, actor).await?;
     // Read back, because it is on the default plan now.
     let sources = read(&mut transaction, id).await?.ok_or_else(no_defaults)?;
-    transaction.commit().await?;
-    Ok(Ok(Deleted {
+    let outcome = Deleted {
         sources,
         rows,
         keys,
+    };
+    Ok(Ok(Uncommitted {
+        transaction,
+        version,
+        outcome,
     }))
 }
 

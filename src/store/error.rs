@@ -49,12 +49,15 @@ impl From<sqlx::Error> for Error {
             {
                 Self::NoSuchPlan
             }
-            // Connection, authorization, resources, operator intervention, and what a repetition cures.
+            // Connection, authorization, resources, operator intervention, a lock that does not come, and what a
+            // repetition cures.
             sqlx::Error::Database(database) => {
                 match database.code().as_deref().map(|code| code.split_at(2)) {
-                    Some(("08" | "28" | "3D" | "40" | "53" | "57", _) | ("25", "006")) => {
-                        Self::Unavailable(Arc::new(error))
-                    }
+                    Some(
+                        ("08" | "28" | "3D" | "40" | "53" | "57", _)
+                        | ("25", "006")
+                        | ("55", "P03"),
+                    ) => Self::Unavailable(Arc::new(error)),
                     _ => Self::Other(Arc::new(error)),
                 }
             }

@@ -30,6 +30,9 @@ use sqlx::{PgPool, Postgres, Transaction};
 pub use audit::Actor;
 pub use error::Error;
 
+/// How long a call waits for a change of its organization that is being committed.
+const SETTLED_WITHIN: Duration = Duration::from_secs(3);
+
 /// The handle on the database; clones share one pool.
 #[derive(Debug, Clone)]
 pub struct Store {
@@ -99,6 +102,20 @@ impl Store {
         Ok(transaction)
     }
 
+    /// Waits for every change of a policy that is being made, at most [`SETTLED_WITHIN`], and begins a transaction that
+    /// sees what has become of it.
+    async fn begin_settled(&self) -> Result<Transaction<'static, Postgres>, Error> {
+        let mut transaction = self.pool.begin().await?;
+        sqlx::query("select set_config('lock_timeout', $1, true)")
+            .bind(format!("{}ms", SETTLED_WITHIN.as_millis()))
+            .execute(&mut *transaction)
+            .await?;
+        sqlx::query("select pg_advisory_xact_lock_shared(7302814)")
+            .execute(&mut *transaction)
+            .await?;
+        Ok(transaction)
+    }
+
     /// Begins a transaction that changes policies, and draws its version. All such transactions are
     /// serialized, so that versions become visible in their order.
     async fn begin_policy_change(&self) -> Result<(Transaction<'static, Postgres>, u64), Error> {
@@ -107,6 +124,24 @@ impl Store {
             .fetch_one(&mut *transaction)
             .await?;
         Ok((transaction, version.unsigned_abs()))
+    }
+}
+
+/// A change that is made and not committed yet; dropped, it never happens.
+#[derive(Debug)]
+pub struct Uncommitted<T> {
+    transaction: Transaction<'static, Postgres>,
+    /// The policy version that it has.
+    pub version: u64,
+    /// What comes of it.
+    pub outcome: T,
+}
+
+impl<T> Uncommitted<T> {
+    /// Commits it.
+    pub async fn commit(self) -> Result<T, Error> {
+        self.transaction.commit().await?;
+        Ok(self.outcome)
     }
 }
 

@@ -8,7 +8,7 @@ use sqlx::types::Json;
 use sqlx::{FromRow, PgConnection};
 
 use super::plans::{self, PlanRow};
-use super::{Actor, Error, Store, audit, events, signed, unsigned};
+use super::{Actor, Error, Store, Uncommitted, audit, events, signed, unsigned};
 use crate::domain::event::{Event, LimitsUpdate};
 use crate::domain::ids::{MeterId, OrganizationId};
 use crate::domain::period::{Period, Reset, Schedule, parse_time_zone};
@@ -58,6 +58,12 @@ pub async fn sources(store: &Store, ids: &[&OrganizationId]) -> Result<Vec<Sourc
     let mut connection = store.pool.acquire().await?;
     let read = read_all(&mut connection, ids).await?;
     read.into_iter().map(|(_, sources)| sources).collect()
+}
+
+/// What an organization's policy comes from, once every change that is being made is committed, or will never be.
+pub async fn settled(store: &Store, id: &OrganizationId) -> Result<Sources, Error> {
+    let mut transaction = store.begin_settled().await?;
+    read(&mut transaction, id).await?.ok_or_else(no_defaults)
 }
 
 /// What is stored of an organization.
@@ -148,6 +154,30 @@ pub async fn change<E>(
     now: DateTime<Utc>,
     change: impl FnOnce(&Sources) -> Result<Organization, E>,
 ) -> Result<Result<Sources, E>, Error> {
+    match prepare(store, id, actor, action, now, change).await? {
+        Ok(prepared) => Ok(Ok(prepared.commit().await?.after)),
+        Err(refusal) => Ok(Err(refusal)),
+    }
+}
+
+/// What a change makes of an organization.
+#[derive(Debug)]
+pub struct Changed {
+    /// What its policy came from.
+    pub before: Sources,
+    /// What it comes from now.
+    pub after: Sources,
+}
+
+/// The same, up to the commit.
+pub async fn prepare<E>(
+    store: &Store,
+    id: &OrganizationId,
+    actor: &Actor,
+    action: &str,
+    now: DateTime<Utc>,
+    change: impl FnOnce(&Sources) -> Result<Organization, E>,
+) -> Result<Result<Uncommitted<Changed>, E>, Error> {
     let (mut transaction, version) = store.begin_policy_change().await?;
     let before = read(&mut transaction, id).await?.ok_or_else(no_defaults)?;
     let mut after = match change(&before) {
@@ -173,8 +203,11 @@ pub async fn change<E>(
         });
         events::record(&mut transaction, &[update], now).await?;
     }
-    transaction.commit().await?;
-    Ok(Ok(after))
+    Ok(Ok(Uncommitted {
+        transaction,
+        version,
+        outcome: Changed { before, after },
+    }))
 }
 
 /// Organizations with a temporary limit that has ended without anybody having noted it, at most `count`; the oldest

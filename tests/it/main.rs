@@ -27,6 +27,7 @@ mod events;
 mod exactly_once;
 mod flushing;
 mod forgetting;
+mod halfway;
 mod headers;
 mod healthcheck;
 mod history;

@@ -183,7 +183,9 @@ async fn a_patch_whose_redis_dies_after_the_commit_is_applied_by_the_sweep() {
     let held = hold_changes(&postgres).await;
     let http = service.http.clone();
     // It has found Redis alive, and now waits for its turn.
-    let patching = tokio::spawn(async move { http.patch(PATH, json!({"resetDay": 25})).await });
+    let limits = format!("{PATH}/limits");
+    let change = json!({"api": {"limit": 600}});
+    let patching = tokio::spawn(async move { http.patch(&limits, change).await });
     until_waiting(&postgres).await;
     world.kill_redis().await;
     held.rollback().await.unwrap();
@@ -197,10 +199,34 @@ async fn a_patch_whose_redis_dies_after_the_commit_is_applied_by_the_sweep() {
     for service in [&service, &other] {
         let meter = service.meter("org_1", "api").await;
         assert_eq!(
-            (&meter["resetDate"], &meter["current"]),
-            (&json!("2031-03-25T00:00:00Z"), &json!(5))
+            (&meter["limit"], &meter["current"]),
+            (&json!(600), &json!(5))
         );
-        let counted = service.attempt("org_1", "api", 996).await;
-        assert_eq!(counted.body["resetDate"], "2031-03-25T00:00:00Z");
+        assert_eq!(service.attempt("org_1", "api", 596).await.status, 429);
     }
+}
+
+/// Where calls may belong to another counter afterwards, Redis must be there for the commit.
+#[tokio::test]
+async fn a_change_of_calendar_whose_redis_dies_before_the_commit_does_not_happen() {
+    let mut world = World::new().await;
+    let service = world.instance().await;
+    service.count("org_1", "api", 5).await;
+    service.flush().await;
+    world.copy_redis().await;
+    let postgres = world.postgres().await;
+    let held = hold_changes(&postgres).await;
+    let http = service.http.clone();
+    let patching = tokio::spawn(async move { http.patch(PATH, json!({"resetDay": 25})).await });
+    until_waiting(&postgres).await;
+    world.kill_redis().await;
+    held.rollback().await.unwrap();
+    assert_eq!(patching.await.unwrap().status, 503);
+    world.start_redis().await;
+    assert_eq!(service.app.policies.sweep_once().await.unwrap(), 0);
+    let meter = service.meter("org_1", "api").await;
+    assert_eq!(
+        (&meter["resetDate"], &meter["current"]),
+        (&json!("2031-04-01T00:00:00Z"), &json!(5))
+    );
 }

@@ -205,9 +205,11 @@ fn every_script_opens_with_its_contract() {
         if common.iter().any(|name| path.ends_with(name)) {
             continue;
         }
-        // What only reads must say so, or a Redis without room refuses it.
+        // What only reads, or makes room, must say so, or a Redis without room refuses it.
         let opening = if text.contains("\n  Nothing is written.\n") {
             "#!lua flags=no-writes\n--[[\n"
+        } else if text.contains("\n  Nothing takes more room than before.\n") {
+            "#!lua flags=allow-oom\n--[[\n"
         } else {
             "#!lua\n--[[\n"
         };

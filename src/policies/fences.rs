@@ -1,0 +1,60 @@
+//! What to do where an organization has a fence: find out what became of the change that it stands for, put that in
+//! force, and take the fence away.
+//!
+//! Whoever writes a fence has the lock of all changes until its change is committed, or will never be. So whoever has
+//! seen the fence first and had that lock afterwards knows which; and it does not matter who that is, nor how many.
+
+use std::sync::Arc;
+
+use super::{Error, Policies};
+use crate::counters::{self, KnownOrganization, Link};
+use crate::domain::ids::OrganizationId;
+use crate::store::organizations;
+
+impl Policies {
+    /// What Redis knows of an organization, once no change is on its way that decides which counters it has.
+    pub async fn known(
+        &self,
+        link: &Arc<Link>,
+        organization: &OrganizationId,
+    ) -> Result<Option<KnownOrganization>, Error> {
+        let known = self.counters.organization(link, organization);
+        let fence = self.counters.fence_of(link, organization);
+        let (known, fence) = futures::try_join!(known, fence)?;
+        if fence.is_none() {
+            return Ok(known);
+        }
+        self.pass_fence(organization).await?;
+        Ok(self.counters.organization(link, organization).await?)
+    }
+
+    /// Puts in force what became of the change that the fence of an organization stands for, if it has one. Callers
+    /// share one look at Postgres.
+    pub async fn pass_fence(&self, organization: &OrganizationId) -> Result<(), Error> {
+        let policies = self.clone();
+        let wish = organization.clone();
+        let passed = self
+            .passing
+            .ask(wish.clone(), wish, Error::may_be_of_one, move |wishes| {
+                let policies = policies.clone();
+                async move {
+                    for organization in &wishes {
+                        policies.pass(organization).await?;
+                    }
+                    Ok(vec![(); wishes.len()])
+                }
+            });
+        passed.await.ok_or(counters::Error::Overloaded)?
+    }
+
+    async fn pass(&self, organization: &OrganizationId) -> Result<(), Error> {
+        let link = self.counters.link().await?;
+        let Some(version) = self.counters.fence_of(&link, organization).await? else {
+            return Ok(());
+        };
+        let sources = organizations::settled(&self.store, organization).await?;
+        self.apply(&link, organization, &sources).await?;
+        self.counters.unfence(&link, organization, version).await?;
+        Ok(())
+    }
+}
