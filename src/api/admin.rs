@@ -18,11 +18,11 @@ use super::problem::Error;
 use super::tagged::Tagged;
 use crate::admin;
 use crate::domain::ids::{MeterId, OrganizationId, PlanId};
-use crate::domain::patch::{Change, OrganizationPatch};
+use crate::domain::patch::{Change, OrganizationPatch, named, not_null};
 use crate::domain::period::{ResetMode, ResetPeriod};
 use crate::domain::policy::{
     Enforcement, Feature, Features, Limit, LimitOverride, MeterLimit, OrganizationSettings, Policy,
-    TemporaryLimit, named, warn_at,
+    TemporaryLimit, warn_at,
 };
 use crate::domain::quantity::Count;
 use crate::state::State;
@@ -102,10 +102,11 @@ pub(super) struct LimitChange {
     #[schema(value_type = Option<Count>)]
     limit: Option<Limit>,
     /// What happens beyond the limit.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
     enforcement: Option<Enforcement>,
     /// Percentages of the limit at which people are told, ascending.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "not_null")]
     #[schema(schema_with = warn_at)]
     warn_at: Option<Vec<u16>>,
     /// A limit that lies on top for a time; null ends it.

@@ -21,6 +21,7 @@ use super::openapi::problems::NeedsCounterStore;
 use super::problem::{Error, Problem};
 use crate::domain::decision::{self, Operation};
 use crate::domain::ids::{IdempotencyKey, MeterId, OrganizationId};
+use crate::domain::patch::not_null;
 use crate::domain::quantity::Amount;
 use crate::metering::{Decided, MeterUsage, Request};
 use crate::state::State;
@@ -72,16 +73,28 @@ struct Item {
     #[schema(value_type = OrganizationId)]
     organization_id: Named,
     /// What is counted; `api` unless said.
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
     meter: Option<MeterId>,
     /// How many units; 1 unless said.
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
     amount: Option<Amount>,
     /// Units by meter: all of them are charged, or none.
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
     meters: Option<BTreeMap<MeterId, Amount>>,
     /// Units by meter that must fit on top, and are not charged; of a consume.
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
     require: Option<BTreeMap<MeterId, Amount>>,
     /// When it happened; of a track.
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
     timestamp: Option<DateTime<Utc>>,
     /// Makes repeating this item harmless; otherwise it is that of the batch, a slash and the item's index.
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
     idempotency_key: Option<IdempotencyKey>,
 }
 

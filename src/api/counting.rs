@@ -20,6 +20,7 @@ use super::problem::Error;
 use super::rate_limit;
 use crate::domain::decision::{Demand, Operation};
 use crate::domain::ids::{IdempotencyKey, METERS_MAX, MeterId, OrganizationId};
+use crate::domain::patch::not_null;
 use crate::domain::policy::Enforcement;
 use crate::domain::quantity::{Amount, Count};
 use crate::metering::{self, Decided, MeterUsage, Request};
@@ -37,15 +38,25 @@ pub(super) struct Charges {
     #[schema(value_type = OrganizationId)]
     pub(super) organization_id: Named,
     /// What is counted; `api` unless said.
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
     pub(super) meter: Option<MeterId>,
     /// How many units; 1 unless said.
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
     pub(super) amount: Option<Amount>,
     /// Units by meter: all of them are charged, or none.
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
     pub(super) meters: Option<BTreeMap<MeterId, Amount>>,
     /// Units by meter that must fit on top, and are not charged.
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
     pub(super) require: Option<BTreeMap<MeterId, Amount>>,
     /// When it happened: at most 48 hours ago (a setting), and 5 minutes ahead. It counts in the hour and the period that
     /// it belongs to.
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
     pub(super) timestamp: Option<DateTime<Utc>>,
 }
 

@@ -14,6 +14,7 @@ use super::openapi::problems::MayBeInUse;
 use super::problem::Error;
 use super::tagged::Tagged;
 use crate::domain::ids::{MeterId, PlanId, PlanName};
+use crate::domain::patch::not_null;
 use crate::domain::plan;
 use crate::domain::policy::{Feature, Features, LimitOverride};
 use crate::state::State;
@@ -93,6 +94,8 @@ impl Plan {
 }))]
 pub(super) struct PlanSettings {
     /// What people know it by; its id, unless said.
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
     name: Option<PlanName>,
     /// By meter. A meter that is not named is counted without limit; on the default plan, up to the limit of the
     /// service's settings.

@@ -10,8 +10,7 @@ use axum::extract::State as Shared;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
-use serde::de::Error as _;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use utoipa::openapi::RefOr;
 use utoipa::{IntoParams, IntoResponses, ToSchema};
 
@@ -23,6 +22,7 @@ use super::reading::usage_for;
 use crate::admin::PluginUpdate;
 use crate::domain::history::{Granularity, Order};
 use crate::domain::ids::{MeterId, OrganizationId, PlanId};
+use crate::domain::patch::not_null;
 use crate::domain::period::{ResetMode, ResetPeriod};
 use crate::domain::policy::{Feature, Features};
 use crate::domain::quantity::Count;
@@ -163,25 +163,15 @@ pub(super) struct PluginLimits {
     #[schema(value_type = OrganizationId)]
     organization_id: Named,
     /// The limit of the meter `api`.
-    #[serde(default, deserialize_with = "given")]
+    #[serde(default, deserialize_with = "not_null")]
     #[schema(value_type = Count)]
     api_limit: Option<Count>,
-    #[serde(default, deserialize_with = "given")]
+    #[serde(default, deserialize_with = "not_null")]
     #[schema(value_type = ResetMode)]
     reset_mode: Option<ResetMode>,
-    #[serde(default, deserialize_with = "given")]
+    #[serde(default, deserialize_with = "not_null")]
     #[schema(value_type = ResetPeriod)]
     reset_period: Option<ResetPeriod>,
-}
-
-/// Refuses null, of which nobody could say whether it is the default or no limit.
-fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
-    deserializer: D,
-) -> Result<Option<T>, D::Error> {
-    let value = Option::deserialize(deserializer)?;
-    value
-        .map(Some)
-        .ok_or_else(|| D::Error::custom("must not be null"))
 }
 
 /// It is done.

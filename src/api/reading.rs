@@ -15,6 +15,7 @@ use crate::domain::ids::{MeterId, OrganizationId, PlanId};
 use crate::domain::period::{ResetMode, ResetPeriod};
 use crate::domain::policy::{Enforcement, Feature, Features};
 use crate::domain::quantity::Count;
+use crate::domain::standing::hundredths;
 use crate::metering::{MeterUsage, OrganizationUsage};
 use crate::state::State;
 
@@ -56,7 +57,7 @@ pub(super) struct Meter {
     remaining: Option<Count>,
     /// `current - limit`, never below 0.
     overage: Count,
-    /// `current` of `limit`, to two decimals; null where the limit is null or 0.
+    /// `current` of `limit`, rounded down to two decimals; null where the limit is null or 0.
     #[schema(required)]
     percentage: Option<f64>,
     enforcement: Enforcement,
@@ -131,10 +132,8 @@ pub(super) fn meter(usage: &MeterUsage) -> Meter {
 /// Used of limit in per cent, to two decimals; none where there is no limit, or nothing is included.
 #[expect(
     clippy::cast_precision_loss,
-    reason = "counts stay below 2^53, where doubles are exact"
+    reason = "beyond 2^53 hundredths nobody counts them"
 )]
 pub(super) fn percentage(usage: &MeterUsage) -> Option<f64> {
-    let limit = usage.rule.limit.filter(|limit| *limit > Count::ZERO)?;
-    let share = usage.used.get() as f64 / limit.get() as f64;
-    Some((share * 10_000.0).round() / 100.0)
+    hundredths(usage.used, usage.rule.limit?).map(|share| share as f64 / 100.0)
 }

@@ -16,6 +16,7 @@ use super::openapi::problems::{AdministeringProblems, ExpiringProblems};
 use super::problem::Error;
 use crate::admin::Reset;
 use crate::domain::ids::{IdempotencyKey, METERS_MAX, MeterId, OrganizationId};
+use crate::domain::patch::not_null;
 use crate::domain::quantity::Count;
 use crate::state::State;
 use crate::store::attempts::Attempt;
@@ -29,10 +30,12 @@ const REASON_MAX: usize = 500;
 #[schema(example = json!({"meters": ["api"], "reason": "goodwill after the outage"}))]
 pub(super) struct ResetBody {
     /// These meters; all that have a limit or a count unless said.
-    #[schema(min_items = 1, max_items = 32)]
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(min_items = 1, max_items = 32, nullable = false)]
     meters: Option<BTreeSet<MeterId>>,
     /// For the audit log.
-    #[schema(min_length = 1, max_length = 500)]
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(min_length = 1, max_length = 500, nullable = false)]
     reason: Option<String>,
 }
 

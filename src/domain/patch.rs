@@ -5,12 +5,31 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 use super::ids::PlanId;
 use super::period::{ResetMode, ResetPeriod};
 use super::policy::{Feature, OrganizationSettings};
+
+/// Reads a field that may be left out, and refuses null in its place: of that nobody could say whether it means the
+/// same.
+pub fn not_null<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    let value = Option::deserialize(deserializer)?;
+    value
+        .map(Some)
+        .ok_or_else(|| D::Error::custom("must not be null; leave the field out instead"))
+}
+
+/// Reads a field that may be left out, and tells null in its place apart.
+pub fn named<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
 
 /// What becomes of one setting.
 #[derive(Debug, Clone, PartialEq, Default)]

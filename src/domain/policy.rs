@@ -11,12 +11,13 @@ use std::ops::RangeInclusive;
 
 use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, SchemaType, Type};
 use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use super::ids::{MeterId, PlanId};
+use super::patch::{named, not_null};
 use super::period::{Calendar, InvalidCalendar, Period, Reset, ResetMode, ResetPeriod, Schedule};
 use super::plan::Plan;
 use super::quantity::Count;
@@ -152,10 +153,19 @@ pub struct LimitOverride {
     #[schema(value_type = Option<Count>)]
     pub limit: Option<Limit>,
     /// What happens beyond the limit.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "not_null"
+    )]
+    #[schema(nullable = false)]
     pub enforcement: Option<Enforcement>,
     /// Percentages of the limit at which people are told, ascending.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "not_null"
+    )]
     #[schema(schema_with = warn_at)]
     pub warn_at: Option<Vec<u16>>,
 }
@@ -199,7 +209,7 @@ pub fn warn_at() -> impl Into<RefOr<Schema>> {
         .minimum(Some(*WARN_AT.start()))
         .maximum(Some(*WARN_AT.end()));
     ArrayBuilder::new()
-        .schema_type(SchemaType::from_iter([Type::Array, Type::Null]))
+        .schema_type(Type::Array)
         .items(percentage)
         .unique_items(true)
         .max_items(Some(WARN_AT_MAX))
@@ -207,13 +217,6 @@ pub fn warn_at() -> impl Into<RefOr<Schema>> {
             "Percentages of the limit at which people are told, ascending.",
         ))
         .examples([serde_json::json!(WARN_AT_DEFAULT)])
-}
-
-/// Tells a field that is `null` from one that is absent.
-pub fn named<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<T>, D::Error> {
-    T::deserialize(deserializer).map(Some)
 }
 
 /// The value of one feature.

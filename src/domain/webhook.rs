@@ -5,11 +5,12 @@ use std::fmt;
 use std::str::FromStr;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::event::EventType;
 use super::ids::{EventId, OrganizationId, WebhookId};
+use super::patch::{named, not_null};
 
 /// A webhook, as it is shown: all but its secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
@@ -102,6 +103,7 @@ pub struct NewWebhook {
 #[schema(example = json!({"events": null, "enabled": true}))]
 pub struct WebhookChange {
     /// `http://` or `https://`, without a user or a password.
+    #[serde(default, deserialize_with = "not_null")]
     #[schema(nullable = false)]
     pub url: Option<String>,
     /// The types that are sent; null is all.
@@ -113,15 +115,9 @@ pub struct WebhookChange {
     #[schema(value_type = Option<OrganizationId>)]
     pub organization_id: Option<Option<OrganizationId>>,
     /// Whether anything is sent. What waits when a webhook is disabled is tried again when it is enabled.
+    #[serde(default, deserialize_with = "not_null")]
     #[schema(nullable = false)]
     pub enabled: Option<bool>,
-}
-
-/// Tells a field that is `null` from one that is absent.
-fn named<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<T>, D::Error> {
-    T::deserialize(deserializer).map(Some)
 }
 
 /// Why a webhook is not made, or not changed.

@@ -82,6 +82,34 @@ async fn each_item_succeeds_or_fails_on_its_own() {
 }
 
 #[tokio::test]
+async fn null_in_place_of_a_field_of_an_item_counts_nothing() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let fields = [
+        "meter",
+        "amount",
+        "meters",
+        "require",
+        "timestamp",
+        "idempotencyKey",
+    ];
+    let items = fields.map(|field| {
+        let mut item = json!({"op": "consume", "organizationId": "org_1"});
+        item[field] = Value::Null;
+        item
+    });
+    let answer = send(&service, &items).await;
+    assert_eq!(counts(&answer), [0, 0, 6]);
+    for (index, field) in fields.iter().enumerate() {
+        let result = &answer.body["results"][index];
+        assert_eq!(result["status"], 400, "{field}");
+        assert_eq!(result["errors"][0]["pointer"], format!("/{field}"));
+    }
+    let usage = service.http.get("/v1/organizations/org_1/usage").await;
+    assert_eq!(usage.status, 404);
+}
+
+#[tokio::test]
 async fn equal_items_are_granted_one_after_the_other_until_the_limit() {
     let world = World::new().await;
     let service = world.instance().await;

@@ -100,6 +100,22 @@ impl Document {
         of_schema.chain(schema.get("example")).cloned().collect()
     }
 
+    /// The fields that a body may have, whichever of its shapes it has.
+    fn fields(&self, schema: &Value) -> BTreeSet<String> {
+        let schema = self.resolve(schema);
+        let own = schema["properties"].as_object().into_iter().flatten();
+        let shapes = schema["oneOf"].as_array().into_iter().flatten();
+        own.map(|(name, _)| name.clone())
+            .chain(shapes.flat_map(|shape| self.fields(shape)))
+            .collect()
+    }
+
+    /// Whether a value is what a schema of the document allows.
+    fn allows(&self, schema: &Value, value: &Value) -> bool {
+        let schema = json!({"allOf": [schema], "components": self.0["components"]});
+        jsonschema::draft202012::is_valid(&schema, value)
+    }
+
     /// Asserts that a value is what a schema of the document allows.
     fn assert_valid(&self, schema: &Value, value: &Value) {
         let schema = json!({"allOf": [schema], "components": self.0["components"]});
@@ -325,6 +341,38 @@ async fn every_example_of_a_request_is_accepted_and_answered_as_told() {
         }
     }
     assert!(bodies > 12 && queries > 15, "{bodies} and {queries}");
+}
+
+/// Of the fields of a body, those that its schema does not allow to be null.
+#[tokio::test]
+async fn null_in_place_of_a_field_is_refused_by_name_unless_the_schema_says_otherwise() {
+    let world = World::new().await;
+    let (service, document) = furnished(&world).await;
+    let mut refused = 0;
+    for operation in document.operations() {
+        let body = &operation.about["requestBody"]["content"]["application/json"];
+        if !body.is_object() || operation.path.ends_with("/usage-tracking/reset-expired") {
+            continue;
+        }
+        for example in document.examples(body) {
+            for field in document.fields(&body["schema"]) {
+                let mut body_with_null = example.clone();
+                body_with_null[&field] = Value::Null;
+                if document.allows(&body["schema"], &body_with_null) {
+                    continue;
+                }
+                let answer = send(&service.http, &operation, "", Some(body_with_null)).await;
+                let told = format!("{} {field}: {}", operation.path, answer.text);
+                assert_eq!(answer.status, 400, "{told}");
+                // The plugin's endpoints say it in a line.
+                let named = answer.body["errors"][0]["pointer"] == format!("/{field}")
+                    || answer.body["error"].to_string().contains(&field);
+                assert!(named, "{told}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 40, "{refused}");
 }
 
 #[tokio::test]

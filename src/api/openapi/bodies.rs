@@ -101,10 +101,9 @@ fn charges(
         .into()
 }
 
-/// A field that may not be null nor empty, as one that may be left out may.
+/// A field that may not be empty, as one that may be left out may.
 fn present(mut field: RefOr<Schema>) -> RefOr<Schema> {
     if let RefOr::T(Schema::Object(map)) = &mut field {
-        map.schema_type = SchemaType::new(Type::Object);
         map.min_properties = Some(1);
         map.max_properties = Some(METERS_MAX);
     }
