@@ -79,15 +79,23 @@ impl MeterStanding {
 
     /// Used of limit in hundredths of a per cent; boundless where nothing is included and something used.
     fn fullness(&self) -> u64 {
-        match (self.used.get(), self.limit.map(Count::get)) {
-            (0, _) | (_, None) => 0,
-            (used, Some(limit)) => u128::from(used)
-                .saturating_mul(10_000)
-                .checked_div(limit.into())
-                .and_then(|hundredths| hundredths.try_into().ok())
-                .map_or(FULLNESS_MAX, |hundredths: u64| hundredths.min(FULLNESS_MAX)),
+        match (self.used, self.limit) {
+            (Count::ZERO, _) | (_, None) => 0,
+            (used, Some(limit)) => hundredths(used, limit).unwrap_or(FULLNESS_MAX),
         }
     }
+}
+
+/// Used of limit in hundredths of a per cent, rounded down, so that nothing looks fuller than it is; none where nothing
+/// is included.
+pub fn hundredths(used: Count, limit: Count) -> Option<u64> {
+    let share = u128::from(used.get()).saturating_mul(10_000);
+    let share = share.checked_div(limit.get().into())?;
+    Some(
+        share
+            .try_into()
+            .map_or(FULLNESS_MAX, |share: u64| share.min(FULLNESS_MAX)),
+    )
 }
 
 /// The largest fullness; it fits into a signed number.

@@ -5,6 +5,35 @@ use serde_json::{Value, json};
 
 use crate::support::{World, row, shard};
 
+/// Of 100,000 just short of all, and of 80 % just short of what is warned of.
+#[tokio::test]
+async fn a_percentage_is_rounded_down_so_that_nothing_looks_fuller_than_it_is() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service
+        .limits("org_1", json!({"api": {"limit": 100_000}}))
+        .await;
+    for (amount, percentage, state) in [
+        (79_996, json!(79.99), "ok"),
+        (4, json!(80.0), "warning"),
+        (19_996, json!(99.99), "warning"),
+        (4, json!(100.0), "exceeded"),
+        (1, json!(100.0), "exceeded"),
+    ] {
+        service.count("org_1", "api", amount).await;
+        assert_eq!(
+            service.meter("org_1", "api").await["percentage"],
+            percentage
+        );
+        service.flush().await;
+        let listed = service.http.get("/v1/organizations").await.body["data"][0].clone();
+        assert_eq!(
+            (&listed["percentage"], &listed["state"]),
+            (&percentage, &json!(state))
+        );
+    }
+}
+
 #[tokio::test]
 async fn usage_is_exact_before_any_flush() {
     let world = World::new().await;
