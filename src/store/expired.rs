@@ -198,7 +198,8 @@ async fn over(
         .collect()
 }
 
-/// A period that is opened holds nothing yet, and so less than any snapshot of it.
+/// A period that is opened holds nothing yet, and so less than any snapshot of it. After one in which nothing happened
+/// none is opened: there is nothing to tell of an organization that is idle, and the next that is counted opens its own.
 async fn end_and_open(
     connection: &mut PgConnection,
     over: &[Over],
@@ -220,6 +221,7 @@ async fn end_and_open(
          select distinct on (organization_id, meter) organization_id, meter, next_start, next_end, 0, 0, 0, limit_units,
                 enforcement, policy_version, 0, 0, plan_id, $6
          from ended
+         where used <> 0 or denied <> 0 or refunded <> 0
          order by organization_id, meter, period_start desc
          on conflict do nothing",
     )

@@ -81,20 +81,52 @@ async fn in_scheduled_mode_a_period_ends_on_time_though_nobody_calls() {
     // The next one as well, though nothing was counted in it.
     world.move_to(MONTH_AFTER);
     assert_eq!(instance.end_due().await, 1);
+    let empty = period(NEXT_MONTH, 0, json!("scheduled"), false);
     assert_eq!(
         instance.told_periods("org_1").await,
-        [
-            ended,
-            period(NEXT_MONTH, 0, json!("scheduled"), false),
-            period(MONTH_AFTER, 0, Value::Null, true)
-        ]
+        [ended.clone(), empty.clone()]
     );
     assert_eq!(instance.count("org_1", "api", 3).await, 3);
     instance.flush().await;
     assert_eq!(
-        instance.told_periods("org_1").await[2],
-        period(MONTH_AFTER, 3, Value::Null, true)
+        instance.told_periods("org_1").await,
+        [ended, empty, period(MONTH_AFTER, 3, Value::Null, true)]
     );
+}
+
+#[tokio::test]
+async fn of_an_organization_that_is_idle_one_empty_period_is_told_and_no_more() {
+    let world = World::new().await;
+    let instance = world.instance().await;
+    let daily = json!({"resetMode": "scheduled", "resetPeriod": "daily"});
+    instance.settings("org_1", daily).await;
+    instance.count("org_1", "api", 5).await;
+    instance.count("org_1", "tokens", 1).await;
+    instance.flush().await;
+    let mut ended = Vec::new();
+    for day in 0..5 {
+        world.clock.advance(Duration::days(1));
+        if day < 3 {
+            instance.count("org_1", "tokens", 1).await;
+            instance.flush().await;
+        }
+        instance.end_due().await;
+        ended.push(resets(&world).await.len());
+    }
+    // Both; both, of which `api` is empty; and then `tokens` alone, until that is empty too.
+    assert_eq!(ended, [2, 4, 5, 6, 7]);
+    for _ in 0..3 {
+        world.clock.advance(Duration::days(1));
+        assert_eq!(instance.end_due().await, 0);
+    }
+    assert_eq!(resets(&world).await.len(), 7);
+    // Whoever is counted again is told of again.
+    instance.count("org_1", "api", 2).await;
+    instance.flush().await;
+    world.clock.advance(Duration::days(1));
+    assert_eq!(instance.end_due().await, 1);
+    let told = resets(&world).await;
+    assert_eq!((told.len(), &told[7]["previousCount"]), (8, &json!(2)));
 }
 
 #[tokio::test]
