@@ -25,7 +25,7 @@ Returns one of
 
 Invariants
   An adjustment is applied only where the counter's last one is older, and leaves its id in the same step.
-  A count never falls below 0 nor passes 2^53 - 1; what was applied is the difference.
+  A count never falls below 0; what was applied is the difference. Where it would pass 2^53 - 1, nothing is applied.
   No adjustment of before the organization's deletion reaches a counter of after it: the policy is newer then.
   `sequence` grows with every write; a counter of which it differs from what is `stored` is in the dirty index.
   What is given back leaves in the counter what a flush needs to tell what was crossed.
@@ -51,7 +51,10 @@ if counter.adjusted ~= '' and tonumber(string.match(counter.adjusted, '^%d+')) >
 end
 
 local used = counter.used
-local adjusted = math.min(math.max(used + amount, 0), COUNT_MAX)
+local adjusted = math.max(used + amount, 0)
+if adjusted > COUNT_MAX then
+  adjusted = used
+end
 local applied = adjusted - used
 local clean = counter.sequence == counter.stored
 local h = place_of_hour(counter.hours, hour)

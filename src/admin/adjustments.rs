@@ -1,11 +1,12 @@
 //! Corrections of counts.
 
 use super::{Admin, Error};
-use crate::domain::counter::CounterId;
+use crate::domain::counter::{CounterId, Snapshot};
 use crate::domain::ids::OrganizationId;
 use crate::opening;
 use crate::store::Actor;
 use crate::store::adjustments::{self, Finished, Outcome, Wish};
+use crate::store::attempts::{self, Earlier};
 
 /// How often something is tried while others change the same.
 const ROUNDS_MAX: usize = 20;
@@ -31,6 +32,12 @@ impl Admin {
             return Err(Error::NotFound);
         }
         for _ in 0..ROUNDS_MAX {
+            // Before all that may have become impossible since.
+            match attempts::answered(&self.store, wish.attempt).await? {
+                Earlier::Nothing => {}
+                Earlier::Other => return Err(Error::KeyReused),
+                Earlier::Answered(id) => return self.adjusted(organization, id, true).await,
+            }
             let now = self.clock.now();
             let link = self.prepared(organization).await?;
             let sources = self.policies.stored(organization).await?;
@@ -47,14 +54,16 @@ impl Admin {
                 self.policies.apply(&link, organization, &sources).await?;
                 continue;
             }
+            let held = self.counters.read(&link, &[counter]).await?;
+            let added = u64::try_from(wish.amount).unwrap_or_default();
+            let overflows = |held: Snapshot| held.used.checked_add(added).is_none();
+            if held.into_iter().flatten().any(overflows) {
+                return Err(Error::Overflow(wish.meter.clone()));
+            }
             let exists = |sources: &_| presence.still_exists(sources);
             match adjustments::commit(&self.store, wish, actor, now, exists).await? {
                 Outcome::Committed { id, replayed } => {
-                    self.finish_adjustment(organization).await?;
-                    // Gone only together with its organization.
-                    let finished = adjustments::finished(&self.store, id).await?;
-                    let finished = finished.ok_or(Error::NotFound)?;
-                    return Ok(Adjustment { replayed, finished });
+                    return self.adjusted(organization, id, replayed).await;
                 }
                 Outcome::Deleted => return Err(Error::NotFound),
                 Outcome::Unfinished => {
@@ -65,6 +74,24 @@ impl Admin {
             }
         }
         Err(opening::Error::Contended.into())
+    }
+
+    /// What came of an adjustment that is committed.
+    async fn adjusted(
+        &self,
+        organization: &OrganizationId,
+        id: u64,
+        replayed: bool,
+    ) -> Result<Adjustment, Error> {
+        self.finish_adjustment(organization).await?;
+        // Gone only together with its organization.
+        let finished = adjustments::finished(&self.store, id).await?;
+        let finished = finished.ok_or(Error::NotFound)?;
+        // Calls had brought the count so near to its ceiling meanwhile that nothing was applied.
+        if finished.amount > 0 && finished.applied == 0 {
+            return Err(Error::Overflow(finished.meter));
+        }
+        Ok(Adjustment { replayed, finished })
     }
 
     /// Finishes every adjustment that is committed and may not have reached Redis; returns how many. One that cannot be

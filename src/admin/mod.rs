@@ -103,6 +103,9 @@ pub enum Error {
     /// The idempotency key was used for another payload.
     #[error("this idempotency key was used for another request")]
     KeyReused,
+    /// The count would pass its ceiling.
+    #[error("the counter of {0} would pass 2^53 - 1")]
+    Overflow(MeterId),
 }
 
 /// A setting that does not fit the others.

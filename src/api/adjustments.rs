@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::extract::{Administrator, Fields, Idempotency, OrganizationPath};
-use super::openapi::problems::AdministeringProblems;
+use super::openapi::problems::AdjustingProblems;
 use super::problem::Error;
 use super::resets::{attempt, check_reason, told};
 use crate::admin::Adjustment;
@@ -74,7 +74,7 @@ pub(super) struct AdjustResult {
     request_body(content = AdjustBody, description = "Without a body the fields come from the query."),
     responses(
         (status = 200, description = "What was corrected; it is stored.", body = AdjustResult),
-        AdministeringProblems,
+        AdjustingProblems,
     )
 )]
 pub(super) async fn adjust(

@@ -457,6 +457,7 @@ impl From<admin::Error> for Error {
             admin::Error::Policies(error) => error.into(),
             admin::Error::Opening(error) => error.into(),
             admin::Error::KeyReused => Self::IdempotencyKeyReused,
+            admin::Error::Overflow(meter) => Self::CounterOverflow(meter.to_string()),
         }
     }
 }

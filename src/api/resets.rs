@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::extract::{Administrator, Fields, Idempotency, NoQuery, OrganizationPath, Resetting};
-use super::openapi::problems::{AdministeringProblems, ExpiringProblems};
+use super::openapi::problems::{ExpiringProblems, ResettingProblems};
 use super::problem::Error;
 use crate::admin::Reset;
 use crate::domain::ids::{IdempotencyKey, METERS_MAX, MeterId, OrganizationId};
@@ -88,7 +88,7 @@ struct MeterReset {
     responses(
         (status = 200, description = "What was closed and opened; the next request anywhere counts in the new period.",
          body = ResetResult),
-        AdministeringProblems,
+        ResettingProblems,
     )
 )]
 pub(super) async fn reset(

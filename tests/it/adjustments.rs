@@ -113,6 +113,70 @@ async fn units_are_added_and_given_back() {
 }
 
 #[tokio::test]
+async fn an_adjustment_past_the_ceiling_is_refused_and_applies_nothing() {
+    let world = World::new().await;
+    let instance = world.instance().await;
+    instance.count("org_1", "api", 5).await;
+    let almost = (1_u64 << 53) - 11;
+    let key = crate::support::key_of("org_1", "api", MONTH);
+    let hold = |used: u64| {
+        let (world, key) = (&world, key.clone());
+        async move { world.place(&key, &[("used", &used.to_string())]).await }
+    };
+    hold(almost).await;
+    let body = json!({"amount": 11, "reason": "carried over"});
+    let refused = instance.http.post_once(PATH, "k", body.clone()).await;
+    assert_eq!(
+        (refused.status.as_u16(), refused.code()),
+        (422, "counter_overflow")
+    );
+    assert!(audited(&world).await.is_empty());
+    assert_eq!(instance.adjust(10).await.body["current"], almost + 10);
+    // The key is free for what can be done.
+    hold(1).await;
+    let done = instance.http.post_once(PATH, "k", body.clone()).await;
+    assert_eq!(
+        (done.status.as_u16(), &done.body["current"]),
+        (200, &json!(12))
+    );
+
+    // Calls have brought the count there after the adjustment was committed.
+    let pending = commit(&world, 11).await;
+    hold(almost).await;
+    assert_eq!(instance.finish_adjustments().await, 1);
+    let store = Store::new(&world.database_url, 1).unwrap();
+    let finished = adjustments::finished(&store, pending.id)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!((finished.applied, finished.used.get()), (0, almost));
+    assert_eq!(instance.current("org_1", "api").await, almost);
+}
+
+/// What has become impossible since is no matter of a repetition.
+#[tokio::test]
+async fn a_repeated_adjustment_is_answered_although_its_meter_has_no_place_any_more() {
+    let world = World::new().await;
+    let instance = world.instance().await;
+    instance.count("org_1", "api", 5).await;
+    let body = json!({"amount": -1, "reason": "goodwill"});
+    let first = instance.http.post_once(PATH, "k", body.clone()).await;
+    assert_eq!(first.status, 200, "{}", first.text);
+    instance.flush().await;
+    world.move_to("2031-04-02T00:00:00Z");
+    world.flush_redis().await;
+    for number in 0..32 {
+        instance.count("org_1", &format!("m{number}"), 1).await;
+    }
+    let again = instance.http.post_once(PATH, "k", body).await;
+    assert_eq!((again.status.as_u16(), &again.body), (200, &first.body));
+    assert_eq!(again.header("idempotent-replayed"), "true");
+    let body = json!({"amount": 1, "reason": "goodwill"});
+    let fresh = instance.http.post_once(PATH, "l", body).await;
+    assert_eq!(fresh.code(), "too_many_meters");
+}
+
+#[tokio::test]
 async fn a_meter_that_was_never_counted_can_be_adjusted() {
     let world = World::new().await;
     let instance = world.instance().await;

@@ -45,7 +45,18 @@ problems!(
 );
 
 problems!(
-    /// The same, and an event that comes too late.
+    /// What can go wrong while somebody asks whether something would be counted.
+    CheckingProblems,
+    [
+        Error::IdempotencyKeyReused,
+        Error::CounterStoreUnavailable,
+        Error::DatabaseUnavailable,
+        Error::Overloaded,
+    ]
+);
+
+problems!(
+    /// The same as while something is counted, and an event that comes too late.
     TrackProblems,
     [
         Error::IdempotencyKeyReused,
@@ -60,8 +71,21 @@ problems!(
 );
 
 problems!(
-    /// What can go wrong while an administrator changes counts.
-    AdministeringProblems,
+    /// What can go wrong while an administrator corrects counts.
+    AdjustingProblems,
+    [
+        Error::IdempotencyKeyReused,
+        Error::CounterOverflow("api".to_owned()),
+        Error::TooManyMeters("tokens".to_owned()),
+        Error::CounterStoreUnavailable,
+        Error::DatabaseUnavailable,
+        Error::Overloaded,
+    ]
+);
+
+problems!(
+    /// What can go wrong while an administrator resets counts.
+    ResettingProblems,
     [
         Error::IdempotencyKeyReused,
         Error::TooManyMeters("tokens".to_owned()),
