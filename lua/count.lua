@@ -49,7 +49,8 @@ Returns a MessagePack array without inner arrays, with these for each operation:
   7, i           charge i: the counter would pass 2^53 - 1
   9, i           charge i: a change is on its way that decides which counters its organization has
   8, n, used     of several equal ones the first n were granted, the others not
-A count is an integer, or 'count stamp' where the counter's own stamp decided instead of the caller's.
+A count is an integer, or 'count stamp' where the counter's own stamp decided instead of the caller's, or 'count stamp
+first' where the first call was refused that this counter has refused at all.
 Returns nil instead if the batch was sent before and nobody can say what became of it, or if a later one
 was executed; nothing is counted then.
 
@@ -184,6 +185,15 @@ end
 -- By hour, what was refused and returned in it, where that happened.
 local refusals, returns = {}, {}
 
+-- Whether a counter has refused nothing yet.
+local function has_refused_none(counter)
+  local at = counter[10]
+  while at and not refusals[at] do
+    at = hours[at + 3]
+  end
+  return counter[6] == 0 and not at
+end
+
 local function touch(counter, hour)
   local start, lowest = hours[hour], counter[11]
   if not lowest or start < lowest then
@@ -215,8 +225,9 @@ end
 
 local b = 4 * rule_count + 5
 -- How a charge stands, once that is known, in place of its need: decided by the caller's stamp, which the counter has,
--- or is to take; or by the counter's own. A refused one has `REFUSED` more.
-local SAME, ADOPTS, DIFFERS, REFUSED = 0, 1, 2, 4
+-- or is to take; or by the counter's own. A refused one has `REFUSED` more, and `FIRST` besides if it is the first one of
+-- its counter.
+local SAME, ADOPTS, DIFFERS, REFUSED, FIRST = 0, 1, 2, 4, 8
 local replies, n = {}, 0
 local answered = {}
 for _ = 1, operation_count do
@@ -274,7 +285,11 @@ for _ = 1, operation_count do
         if cap and used + batch[at + 2] > cap then
           standing, denied = standing + REFUSED, true
         elseif kind ~= REFUND and used + batch[at + 1] > COUNT_MAX then
-          overflow = overflow or at
+          if kind == CHECK then
+            standing, denied = standing + REFUSED, true
+          else
+            overflow = overflow or at
+          end
         end
       end
       batch[at + 2] = standing
@@ -299,12 +314,16 @@ for _ = 1, operation_count do
         hours[hour + TOUCHED] = true
         touch(counter, hour)
       end
+      local refused_first = false
       if cap and granted < times then
+        refused_first = has_refused_none(counter)
         refusals[hour] = (refusals[hour] or 0) + times - granted
         touch(counter, hour)
       end
       local told = counter[USED]
-      if standing == DIFFERS then
+      if refused_first then
+        told = string.format('%.0f %s first', told, counter[STAMP])
+      elseif standing == DIFFERS then
         told = string.format('%.0f %s', told, counter[STAMP])
       end
       replies[n + 1], replies[n + 2], replies[n + 3] = SOME, granted, told
@@ -324,6 +343,9 @@ for _ = 1, operation_count do
           end
           local units = 0
           if standing >= REFUSED then
+            if has_refused_none(counter) then
+              batch[at + 2] = standing + FIRST
+            end
             refusals[hour] = (refusals[hour] or 0) + 1
             touch(counter, hour)
           elseif kind == REFUND then
@@ -344,7 +366,11 @@ for _ = 1, operation_count do
           end
         end
         n = n + 1
-        replies[n] = differs and string.format('%.0f %s', counter[USED], counter[STAMP]) or counter[USED]
+        if batch[at + 2] >= FIRST then
+          replies[n] = string.format('%.0f %s first', counter[USED], counter[STAMP])
+        else
+          replies[n] = differs and string.format('%.0f %s', counter[USED], counter[STAMP]) or counter[USED]
+        end
       end
       if kind == REFUND then
         for at = first, last, 3 do
@@ -360,7 +386,8 @@ for _ = 1, operation_count do
           local c = batch[rule]
           local stamp = batch[at + 2] % REFUSED == DIFFERS and counters[c][STAMP] or batch[rule + OWN_STAMP]
           local start, applied = string.match(KEYS[c + 2], '%d+$'), kind == REFUND and batch[at + 1] or 0
-          parts[#parts + 1] = string.format('%s %.0f %s %.0f', start, counters[c][USED], stamp, applied)
+          local first_refused = batch[at + 2] >= FIRST and ' first' or ''
+          parts[#parts + 1] = string.format('%s %.0f %s %.0f%s', start, counters[c][USED], stamp, applied, first_refused)
         end
         held[record] = fingerprint .. '|' .. table.concat(parts, '|')
         answered[#answered + 1] = record

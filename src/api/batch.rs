@@ -118,12 +118,14 @@ struct ItemList<T> {
 /// What became of a batch.
 #[derive(Debug, Default, Serialize, ToSchema)]
 struct Summary {
-    /// Items that were counted, now or by an earlier attempt.
+    /// Items that were counted.
     counted: u64,
     /// Items that a limit refused.
     denied: u64,
     /// Items that could not be decided.
     failed: u64,
+    /// Items that an earlier attempt had been answered, whatever that was; nothing was counted of them now.
+    replayed: u64,
     results: Vec<ItemResult>,
 }
 
@@ -171,7 +173,7 @@ enum ItemBody {
     )),
     responses(
         (status = 200, description = "What became of the items.", body = Summary, example = json!({
-            "counted": 1, "denied": 1, "failed": 0, "results": [
+            "counted": 1, "denied": 1, "failed": 0, "replayed": 0, "results": [
                 {"index": 0, "status": 200, "allowed": true, "organizationId": "org_123", "meter": "api", "amount": 2,
                  "current": 1000, "limit": 1000, "remaining": 0, "overage": 0, "enforcement": "hard",
                  "periodStart": "2026-11-01T00:00:00Z", "resetDate": "2026-12-01T00:00:00Z"},
@@ -179,7 +181,8 @@ enum ItemBody {
                  "detail": "the organization's limit does not allow this; nothing was counted", "code": "limit_exceeded",
                  "allowed": false, "organizationId": "org_123", "meter": "api", "amount": 2, "current": 1000,
                  "limit": 1000, "remaining": 0, "overage": 0, "enforcement": "hard",
-                 "periodStart": "2026-11-01T00:00:00Z", "resetDate": "2026-12-01T00:00:00Z", "deniedBy": ["api"]}
+                 "periodStart": "2026-11-01T00:00:00Z", "resetDate": "2026-12-01T00:00:00Z", "deniedBy": ["api"],
+                 "first": true, "retryAt": "2026-12-01T00:00:00Z"}
             ]})),
         NeedsCounterStore,
     )
@@ -347,6 +350,7 @@ impl Plan {
         for (request, decided) in self.requests.iter().zip(decided) {
             let times = u64::from(request.times);
             match decided {
+                Ok(decided) if decided.replayed => summary.replayed += times,
                 Ok(decided) => {
                     let counted = u64::from(decided.times_granted);
                     summary.counted += counted;
@@ -415,6 +419,10 @@ fn one_of_several(request: &Request, decided: &mut Decided, nth: u32) -> Result<
     }
     for usage in &mut decided.meters {
         usage.used = share.used(usage.used, usage.demand.amount);
+        // Only the one behind those that were granted.
+        if let Some(refused) = &mut usage.refused {
+            refused.first &= nth == decided.times_granted;
+        }
     }
     Ok(())
 }

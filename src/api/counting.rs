@@ -15,9 +15,9 @@ use super::extract::{Caller, Fields, Idempotency, Ingest, Named, Preference, Ref
 use super::instant;
 use super::openapi::answers::{Checked, Counted, Refused};
 use super::openapi::bodies::{ConsumeBody, RefundBody, TrackBody};
-use super::openapi::problems::{CountingProblems, TrackProblems};
+use super::openapi::problems::{CheckingProblems, CountingProblems, TrackProblems};
 use super::problem::Error;
-use super::rate_limit;
+use super::rate_limit::{self, seconds};
 use crate::domain::decision::{Demand, Operation};
 use crate::domain::ids::{IdempotencyKey, METERS_MAX, MeterId, OrganizationId};
 use crate::domain::patch::not_null;
@@ -68,9 +68,8 @@ pub(super) enum UsageResult {
     One {
         #[serde(flatten)]
         result: MeterResult,
-        /// The meters that refused, which may be ones that were only required.
-        #[serde(rename = "deniedBy", skip_serializing_if = "Vec::is_empty")]
-        denied_by: Vec<MeterId>,
+        #[serde(flatten)]
+        denial: Denial,
     },
     /// Several were named by `meters`.
     Several {
@@ -78,9 +77,31 @@ pub(super) enum UsageResult {
         #[serde(rename = "organizationId")]
         organization_id: OrganizationId,
         meters: BTreeMap<MeterId, MeterResult>,
-        #[serde(rename = "deniedBy", skip_serializing_if = "Vec::is_empty")]
-        denied_by: Vec<MeterId>,
+        #[serde(flatten)]
+        denial: Denial,
     },
+}
+
+/// What a refusal says besides; nothing where there was none.
+#[derive(Debug, Clone, Default, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Denial {
+    /// The meters that refused, which may be ones that were only required.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    denied_by: Vec<MeterId>,
+    /// True where this is the first call that one of them has refused in its period; absent otherwise, and in what a check
+    /// says. Of any number of calls that are refused at once, one has it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schema(required = false)]
+    first: bool,
+    /// The first instant at which the same call would be granted if nobody else calls; absent where waiting does not help.
+    #[serde(
+        serialize_with = "instant::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schema(nullable = false)]
+    retry_at: Option<DateTime<Utc>>,
 }
 
 /// The state of one meter after the decision.
@@ -110,6 +131,10 @@ pub(super) struct MeterResult {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false)]
     crossed: Vec<u16>,
+    /// Among several meters: true where this is the first call that this one has refused in its period.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schema(required = false)]
+    first: bool,
     enforcement: Enforcement,
     /// When the period began.
     #[serde(serialize_with = "instant::required")]
@@ -191,7 +216,7 @@ pub(super) async fn consume(
     security(("key" = ["ingest"])),
     params(Idempotency),
     request_body(content = ConsumeBody, description = FROM_THE_QUERY),
-    responses(Checked, CountingProblems)
+    responses(Checked, CheckingProblems)
 )]
 pub(super) async fn check(
     Shared(state): Shared<State>,
@@ -402,6 +427,7 @@ pub(super) fn result(request: &Request, decided: &Decided, several: bool) -> Usa
         Operation::Consume | Operation::Check => decided.granted,
     };
     let counts = matches!(request.kind, Operation::Track | Operation::Consume);
+    let first = |usage: &MeterUsage| usage.refused.is_some_and(|refused| refused.first);
     let meter_result = |usage: &MeterUsage| MeterResult {
         allowed: allowed(usage),
         organization_id: request.organization.clone(),
@@ -417,24 +443,21 @@ pub(super) fn result(request: &Request, decided: &Decided, several: bool) -> Usa
         } else {
             Vec::new()
         },
+        // Of one alone, the answer says it already.
+        first: false,
         enforcement: usage.rule.enforcement,
         period_start: usage.period.start,
         reset_date: usage.period.end,
     };
-    let denied_by = if decided.granted {
-        Vec::new()
+    let denial = if decided.granted {
+        Denial::default()
     } else {
-        decided
-            .meters
-            .iter()
-            .filter(|usage| !usage.fits())
-            .map(|usage| usage.meter.clone())
-            .collect()
+        Denial::of(decided)
     };
     match decided.meters.iter().find(|usage| usage.demand.amount > 0) {
         Some(charged) if !several => UsageResult::One {
             result: meter_result(charged),
-            denied_by,
+            denial,
         },
         _ => UsageResult::Several {
             allowed: decided.meters.iter().all(allowed),
@@ -442,32 +465,35 @@ pub(super) fn result(request: &Request, decided: &Decided, several: bool) -> Usa
             meters: decided
                 .meters
                 .iter()
-                .map(|usage| (usage.meter.clone(), meter_result(usage)))
+                .map(|usage| {
+                    let result = MeterResult {
+                        first: first(usage),
+                        ..meter_result(usage)
+                    };
+                    (usage.meter.clone(), result)
+                })
                 .collect(),
-            denied_by,
+            denial,
         },
     }
 }
 
-/// Waiting helps where every meter that refused gets a new period, and the demand fits into an empty one.
+/// A refusal as a problem.
 pub(super) fn refusal(decided: &Decided, usage: UsageResult, now: DateTime<Utc>) -> Error {
-    let retry_after_seconds = decided
-        .meters
-        .iter()
-        .filter(|usage| !usage.fits())
-        .map(|usage| {
-            let fits_when_empty = usage.rule.fits(Count::ZERO, usage.demand.need);
-            let end = usage.period.end.filter(|_| fits_when_empty)?;
-            // Rounded up: a caller that waits exactly this long must find the new period.
-            u64::try_from((end - now).num_milliseconds().max(0))
-                .ok()
-                .map(|ms| ms.div_ceil(1000))
-        })
-        .try_fold(0, |longest: u64, seconds| {
-            seconds.map(|seconds| longest.max(seconds))
-        });
     Error::LimitExceeded {
-        retry_after_seconds,
+        retry_after_seconds: decided.granted_from.map(|at| seconds(at - now)),
         usage: Box::new(usage),
+    }
+}
+
+impl Denial {
+    fn of(decided: &Decided) -> Self {
+        let refused = |usage: &MeterUsage| Some((usage.meter.clone(), usage.refused?));
+        let refused: Vec<_> = decided.meters.iter().filter_map(refused).collect();
+        Self {
+            first: refused.iter().any(|(_, refused)| refused.first),
+            denied_by: refused.into_iter().map(|(meter, _)| meter).collect(),
+            retry_at: decided.granted_from,
+        }
     }
 }

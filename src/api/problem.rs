@@ -259,7 +259,8 @@ impl Error {
             Self::PayloadTooLarge => "the body is too large".into(),
             Self::UnsupportedMediaType => "send the body as Content-Type: application/json".into(),
             Self::IdempotencyKeyReused => {
-                "this Idempotency-Key was used for another request; nothing was counted".into()
+                "this Idempotency-Key was used for another request, whose answer stands; this one was not carried out: \
+                 send it under a key of its own".into()
             }
             Self::CounterOverflow(meter) => {
                 format!("the count of {meter} would pass 2^53 - 1; nothing was counted").into()

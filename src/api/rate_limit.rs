@@ -16,13 +16,17 @@ const INTEGER_MAX: u64 = 999_999_999_999_999;
 /// What a header with one meter takes at most, as a rule.
 const LENGTH: usize = 64;
 
-/// One member for each meter that has a limit; no header where none has.
+/// One member for each meter that has a limit; no header where none has. Of a period that is over nothing is told: nobody
+/// can use what is left of it.
 pub(super) fn describe(meters: &[MeterUsage], now: DateTime<Utc>, headers: &mut HeaderMap) {
     let (mut policies, mut limits) = (String::with_capacity(LENGTH), String::with_capacity(LENGTH));
     for usage in meters {
         let (Some(limit), Some(remaining)) = (usage.rule.limit, usage.remaining()) else {
             continue;
         };
+        if usage.period.end.is_some_and(|end| end <= now) {
+            continue;
+        }
         if !policies.is_empty() {
             policies.push_str(", ");
             limits.push_str(", ");
@@ -36,11 +40,16 @@ pub(super) fn describe(meters: &[MeterUsage], now: DateTime<Utc>, headers: &mut 
             members.push_str(usage.meter.as_str());
             push(members, parameter, integer(units));
         }
-        // Without an end there is no window, and nothing to wait for.
+        // Without an end there is no window.
         if let Some(end) = usage.period.end {
-            let window = seconds(end - usage.period.start).max(1);
-            push(&mut policies, ";w=", window);
-            push(&mut limits, ";t=", seconds(end - now));
+            push(
+                &mut policies,
+                ";w=",
+                seconds(end - usage.period.start).max(1),
+            );
+        }
+        if let Some(renews_at) = usage.renews_at {
+            push(&mut limits, ";t=", seconds(renews_at - now));
         }
     }
     for (name, members) in [(POLICY, policies), (LIMIT, limits)] {
@@ -62,8 +71,8 @@ fn integer(count: Count) -> u64 {
     count.get().min(INTEGER_MAX)
 }
 
-/// Rounded up, as in `Retry-After`: a caller that waits exactly this long must find the new period.
-fn seconds(duration: Duration) -> u64 {
+/// Rounded up, in `Retry-After` too: a caller that waits exactly this long must find what it waited for.
+pub(super) fn seconds(duration: Duration) -> u64 {
     let milliseconds = u64::try_from(duration.num_milliseconds()).unwrap_or(0);
     milliseconds.div_ceil(1000).min(INTEGER_MAX)
 }

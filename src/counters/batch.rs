@@ -13,7 +13,7 @@ use redis::Cmd;
 
 use super::keys::{KeyList, Keys, Shard};
 use super::packed::{Array, Items};
-use super::{Answer, Charge, Operation, Outcome, Reading};
+use super::{Answer, Attempt, Charge, Operation, Outcome, Reading};
 use crate::domain::counter::{CounterId, Stamp};
 use crate::domain::decision;
 use crate::domain::quantity::Count;
@@ -190,8 +190,11 @@ fn part_of(all: &Outcome, operation: &Operation, before: u32) -> Outcome {
         return all.clone();
     };
     let share = decision::share(*granted, before, operation.times);
+    let refused = before..before.saturating_add(operation.times);
     let reading = Reading {
         used: share.used(reading.used, charge.demand.amount),
+        // Of all of them, the one behind those that were granted.
+        refused_first: reading.refused_first && refused.contains(granted),
         ..*reading
     };
     if operation.times > 1 {
@@ -414,7 +417,17 @@ fn readings(operation: &Operation, items: &mut Items<'_>) -> Option<Vec<Reading>
     Some(readings)
 }
 
-/// Reads an idempotency record: `status|start used stamp given-back|…`.
+/// Reads what an attempt was answered before, or that another payload came under its key: `fingerprint|record`.
+pub(super) fn answered(attempt: &Attempt, value: &str) -> Option<Outcome> {
+    let (fingerprint, record) = value.split_once('|')?;
+    Some(if fingerprint == attempt.fingerprint {
+        Outcome::Answered(replayed(record)?)
+    } else {
+        Outcome::KeyReused
+    })
+}
+
+/// Reads an idempotency record: `status|start used stamp given-back|…`, with ` first` behind what refused the first call.
 fn replayed(record: &str) -> Option<Answer> {
     let mut parts = record.split('|');
     let granted = parts.next()? == "0";
@@ -425,6 +438,7 @@ fn replayed(record: &str) -> Option<Answer> {
             used: Count::try_from(words.next()?.parse::<u64>().ok()?).ok()?,
             stamp: Stamp::parse(words.next()?)?,
             given_back: words.next()?.parse().ok()?,
+            refused_first: words.next() == Some("first"),
         })
     });
     Some(Answer {
@@ -434,18 +448,20 @@ fn replayed(record: &str) -> Option<Answer> {
     })
 }
 
-/// A count, or `count stamp` where the counter's own stamp decided.
+/// A count, or `count stamp` where the counter's own stamp decided, or `count stamp first`.
 fn reading(items: &mut Items<'_>, charge: &Charge) -> Option<Reading> {
-    let (used, stamp) = if items.is_text() {
-        let (used, stamp) = items.text()?.split_once(' ')?;
-        (used.parse().ok()?, Stamp::parse(stamp)?)
+    let (used, stamp, refused_first) = if items.is_text() {
+        let mut words = items.text()?.split(' ');
+        let (used, stamp) = (words.next()?.parse().ok()?, Stamp::parse(words.next()?)?);
+        (used, stamp, words.next() == Some("first"))
     } else {
-        (items.number()?, charge.stamp)
+        (items.number()?, charge.stamp, false)
     };
     Some(Reading {
         start: charge.counter.start,
         used: Count::try_from(used).ok()?,
         stamp,
         given_back: 0,
+        refused_first,
     })
 }

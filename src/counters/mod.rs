@@ -163,6 +163,8 @@ pub struct Reading {
     pub stamp: Stamp,
     /// What a refund gave back.
     pub given_back: u64,
+    /// Whether the first call was refused that this counter has refused.
+    pub refused_first: bool,
 }
 
 /// What Redis is to note of a counter after a flush.
@@ -384,6 +386,19 @@ impl Counters {
         operations: Vec<Operation>,
     ) -> Result<Option<Vec<Outcome>>, Error> {
         self.1.count(link, operations).await
+    }
+
+    /// What became of attempts before, without deciding anything; none of one that was not answered.
+    pub async fn answered(
+        &self,
+        link: &Link,
+        attempts: &[(&OrganizationId, &Attempt)],
+    ) -> Result<Vec<Option<Outcome>>, Error> {
+        let mut all = Vec::with_capacity(attempts.len());
+        for some in attempts.chunks(READ_MAX) {
+            all.extend(scripts::answered(link, &self.0.keys, some).await?);
+        }
+        Ok(all)
     }
 
     /// Starts missing counters at zero, each if it is certain that nothing was counted in its period.

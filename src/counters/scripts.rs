@@ -7,15 +7,15 @@ use chrono::{DateTime, Utc};
 use redis::{Cmd, Script};
 use uuid::Uuid;
 
-use super::batch::{Batch, LANE_KEYS, size};
+use super::batch::{self, Batch, LANE_KEYS, size};
 use super::error::Error;
 use super::keys::{Keys, Shard};
 use super::link::Link;
 use super::packed::Array;
 use super::value;
 use super::{
-    Configuration, Configured, Correction, KeyChanges, KnownOrganization, Missing, Moved, Next,
-    Settlement, Unnumbered,
+    Attempt, Configuration, Configured, Correction, KeyChanges, KnownOrganization, Missing, Moved,
+    Next, Outcome, Settlement, Unnumbered,
 };
 use crate::domain::counter::CounterId;
 use crate::domain::ids::{METERS_MAX, MeterId, OrganizationId};
@@ -181,6 +181,32 @@ pub(super) async fn count(
         .arg(i32::from(sending.again))
         .arg(batch.body());
     link.evaluate(&call, &COUNT.text).await
+}
+
+/// Reads in one command what attempts were answered before; none where there is no record of one.
+pub(super) async fn answered(
+    link: &Link,
+    keys: &Keys,
+    attempts: &[(&OrganizationId, &Attempt)],
+) -> Result<Vec<Option<Outcome>>, Error> {
+    if attempts.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut pipeline = redis::pipe();
+    pipeline.cmd("MGET");
+    for (organization, attempt) in attempts {
+        pipeline.arg(keys.idempotency(organization, &attempt.key));
+    }
+    let (values,): (Vec<Option<String>>,) = link.run(&pipeline).await?;
+    let parse = |((_, attempt), value): (&(_, &Attempt), Option<String>)| {
+        let Some(value) = value else { return Ok(None) };
+        let outcome = batch::answered(attempt, &value);
+        outcome.map(Some).ok_or_else(|| {
+            let key = &attempt.key;
+            Error::Inconsistent(format!("what is held of the idempotency key {key}"))
+        })
+    };
+    attempts.iter().zip(values).map(parse).collect()
 }
 
 /// Reads counters in one command, each as it is held, in that order.

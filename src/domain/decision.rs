@@ -14,7 +14,7 @@ pub enum Operation {
     Track,
     /// Count if everything fits.
     Consume,
-    /// Say what consume would say; count nothing.
+    /// Say whether consume would count; count nothing.
     Check,
     /// Give back, as far as there is something to give back.
     Refund,
@@ -51,6 +51,13 @@ pub struct Demand {
     pub need: u64,
 }
 
+impl Demand {
+    /// Whether it can be granted on top of what is used.
+    pub fn fits(self, rule: Rule, used: Count) -> bool {
+        rule.fits(used, self.need) && used.checked_add(self.amount).is_some()
+    }
+}
+
 /// What became of an operation as a whole: all its charges, or none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
@@ -63,13 +70,15 @@ pub enum Decision {
 }
 
 /// Decides one operation, given each charge's rule, current count and demand, in order.
-/// Every charge is of another counter.
+/// Every charge is of another counter. A check is denied where a consume would pass the ceiling of a counter.
 pub fn decide(operation: Operation, charges: &[(Rule, Count, Demand)]) -> Decision {
     let refused: Vec<usize> = charges
         .iter()
         .enumerate()
-        .filter(|(_, (rule, used, demand))| {
-            operation.respects_limits() && !rule.fits(*used, demand.need)
+        .filter(|(_, (rule, used, demand))| match operation {
+            Operation::Track | Operation::Refund => false,
+            Operation::Consume => !rule.fits(*used, demand.need),
+            Operation::Check => !demand.fits(*rule, *used),
         })
         .map(|(position, _)| position)
         .collect();
@@ -226,6 +235,15 @@ mod tests {
         assert_eq!(
             decide(Operation::Track, &[(unlimited, count(COUNT_MAX), one(1))]),
             Decision::Overflow(0)
+        );
+    }
+
+    #[test]
+    fn a_check_at_the_ceiling_is_denied() {
+        let charge = (Rule::default(), count(COUNT_MAX), one(1));
+        assert_eq!(
+            decide(Operation::Check, &[charge]),
+            Decision::Denied(vec![0])
         );
     }
 

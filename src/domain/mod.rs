@@ -31,6 +31,7 @@ pub mod policy;
 pub mod precondition;
 pub mod quantity;
 pub mod retention;
+pub mod retry;
 pub mod standing;
 pub mod threshold;
 pub mod verification;

@@ -120,6 +120,13 @@ impl Default for MeterLimit {
 }
 
 impl MeterLimit {
+    fn rule(&self) -> Rule {
+        Rule {
+            limit: self.limit,
+            enforcement: self.enforcement,
+        }
+    }
+
     fn overridden(&self, own: &LimitOverride, source: Source) -> Self {
         Self {
             limit: own.limit.map_or(self.limit, |Limit(limit)| limit),
@@ -379,6 +386,9 @@ pub struct Policy {
     /// What lies on top of them for a time; nothing in a policy at an instant, which has it in `limits`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub temporary: BTreeMap<MeterId, TemporaryLimit>,
+    /// In a policy at an instant, what lies below those that are in force.
+    #[serde(skip)]
+    pub lasting: BTreeMap<MeterId, MeterLimit>,
     /// How long a policy at an instant holds, where something in it ends by itself.
     #[serde(skip)]
     pub until: Option<DateTime<Utc>>,
@@ -439,6 +449,7 @@ impl Policy {
             },
             limits,
             temporary: organization.temporary.clone(),
+            lasting: BTreeMap::new(),
             until: None,
         }
     }
@@ -457,12 +468,31 @@ impl Policy {
                 limit: limit.0,
                 source: Source::Temporary,
                 until: Some(until),
-                ..lasting
+                ..lasting.clone()
             };
+            self.lasting.insert(meter.clone(), lasting);
             self.limits.insert(meter, temporary);
             self.until = Some(self.until.map_or(until, |first| first.min(until)));
         }
         self
+    }
+
+    /// How far a meter may go at an instant from that of this policy on, unless somebody changes it.
+    pub fn rule_at(&self, meter: &MeterId, at: DateTime<Utc>) -> Rule {
+        let limits = match self.limits.get(meter).and_then(|limit| limit.until) {
+            Some(until) if until <= at => &self.lasting,
+            _ => &self.limits,
+        };
+        limits.get(meter).map(MeterLimit::rule).unwrap_or_default()
+    }
+
+    /// When a temporary limit of a meter ends below which more is included.
+    pub fn relief(&self, meter: &MeterId) -> Option<DateTime<Utc>> {
+        let temporary = self.limits.get(meter)?;
+        let until = temporary.until?;
+        let included = |limit: Option<Count>| limit.map_or(u64::MAX, Count::get);
+        let lasting = self.lasting.get(meter)?;
+        (included(lasting.limit) > included(temporary.limit)).then_some(until)
     }
 
     /// The value of a feature and who set it; none if nobody did.
@@ -483,12 +513,8 @@ impl Policy {
 
     /// How far a meter may go.
     pub fn rule(&self, meter: &MeterId) -> Rule {
-        self.limits
-            .get(meter)
-            .map_or_else(Rule::default, |limit| Rule {
-                limit: limit.limit,
-                enforcement: limit.enforcement,
-            })
+        let limit = self.limits.get(meter);
+        limit.map(MeterLimit::rule).unwrap_or_default()
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::task::yield_now;
 
 use super::{
     Asked, ClearedUp, Conclusion, Course, Decided, Error, Metering, ROUNDS_MAX, Request, Unclear,
-    uncounted,
+    told_before, uncounted,
 };
 use crate::counters::{Link, Shard};
 use crate::groups::GROUP_MAX;
@@ -72,6 +72,13 @@ impl Metering {
                 break;
             }
             pending = self.round(requests, pending, &mut results).await;
+        }
+        for (request, result) in requests.iter().zip(&mut results) {
+            if let Some(Ok(refusal)) = result
+                && !refusal.granted
+            {
+                self.look_ahead(request, refusal).await;
+            }
         }
         let results = results.into_iter();
         Ok(results
@@ -190,13 +197,21 @@ impl<'a> Round<'a> {
         let mut asking = Vec::with_capacity(pending.len());
         let pending = self.with_policies(pending).await;
         let now = metering.clock.now();
+        let mut late = Vec::new();
         for (it, policy) in pending {
-            let ask = |policy| metering.ask(generation, policy, now, it.request, it.course);
-            match policy.and_then(ask) {
+            let policy = match policy {
+                Ok(policy) => policy,
+                Err(error) => {
+                    self.found.decided.push((it.place, Err(error)));
+                    continue;
+                }
+            };
+            match metering.ask(generation, Arc::clone(&policy), now, it.request, it.course) {
                 Ok(asked) => asking.push((it, asked)),
-                Err(error) => self.found.decided.push((it.place, Err(error))),
+                Err(too_late) => late.push((it, policy, too_late)),
             }
         }
+        self.repeat(link, late).await;
         self.found.decided.reserve(asking.len());
         let calls = in_parts(asking).into_iter().map(|part| async {
             let operations = part.iter().map(|(it, asked)| asked.operation(it.request));
@@ -225,6 +240,31 @@ impl<'a> Round<'a> {
                     self.found.decided.extend(part.into_iter().map(failed));
                 }
             }
+        }
+    }
+
+    /// Of requests that come too late to be decided, what earlier attempts were told.
+    async fn repeat(&mut self, link: &Link, late: Vec<(Pending<'a>, Arc<Resolved>, Error)>) {
+        let attempts = late.iter().filter_map(|(it, ..)| {
+            let attempt = it.request.attempt.as_ref()?;
+            Some((&it.request.organization, attempt))
+        });
+        let attempts: Vec<_> = attempts.collect();
+        let answered = self.metering.counters.answered(link, &attempts).await;
+        let (mut answered, failed) = match answered {
+            Ok(answered) => (answered.into_iter(), None),
+            Err(error) => (Vec::new().into_iter(), Some(error)),
+        };
+        for (it, policy, too_late) in late {
+            let result = match (&it.request.attempt, &failed) {
+                (None, _) => Err(too_late),
+                (Some(_), Some(error)) => Err(error.clone().into()),
+                (Some(_), None) => {
+                    let answered = answered.next().flatten();
+                    told_before(it.request, &policy, answered, too_late)
+                }
+            };
+            self.found.decided.push((it.place, result));
         }
     }
 

@@ -61,6 +61,8 @@ impl Metering {
                     rule: standing.rule(),
                     period: standing.period(),
                     given_back: 0,
+                    refused: None,
+                    renews_at: standing.end,
                 })
                 .collect(),
         });

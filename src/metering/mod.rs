@@ -29,6 +29,7 @@ use crate::domain::period::Period;
 use crate::domain::policy::{Policy, Rule};
 use crate::domain::quantity::Count;
 use crate::domain::retention::EARLY;
+use crate::domain::retry::{Waiting, granted_from};
 use crate::domain::threshold::crossed;
 use crate::metrics::{self, Metrics};
 use crate::opening::{self, Opened, Opener};
@@ -97,8 +98,12 @@ pub struct Decided {
     pub replayed: bool,
     /// The state of each meter after the decision, in the order of the demands.
     pub meters: Vec<MeterUsage>,
+    /// Of a refusal: from when on the same would be granted, if nobody else calls; none where waiting does not help.
+    pub granted_from: Option<DateTime<Utc>>,
     /// What was decided by, as far as this instance knew.
     policy: Arc<Resolved>,
+    /// Whether a newer policy than that has decided.
+    outdated: bool,
 }
 
 impl Decided {
@@ -127,6 +132,17 @@ pub struct MeterUsage {
     pub period: Period,
     /// What a refund gave back.
     pub given_back: u64,
+    /// How this meter has refused the demand, if it has.
+    pub refused: Option<Refused>,
+    /// When there may be more left of it, without anybody doing anything: its period ends, or a temporary limit.
+    pub renews_at: Option<DateTime<Utc>>,
+}
+
+/// How a meter has refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refused {
+    /// Whether that was the first refusal of its period.
+    pub first: bool,
 }
 
 impl MeterUsage {
@@ -140,11 +156,6 @@ impl MeterUsage {
         self.rule
             .limit
             .map_or(Count::ZERO, |limit| self.used.saturating_sub(limit))
-    }
-
-    /// Whether the demand fits on top of what was used.
-    pub fn fits(&self) -> bool {
-        self.rule.fits(self.used, self.demand.need)
     }
 }
 
@@ -230,9 +241,51 @@ impl Metering {
 
     /// Decides a request, and counts if it is granted.
     pub async fn decide(&self, request: &Request) -> Result<Decided, Error> {
-        let decided = self.find_decision(request).await;
+        let mut decided = self.find_decision(request).await;
+        if let Ok(refusal) = &mut decided
+            && !refusal.granted
+        {
+            Box::pin(self.look_ahead(request, refusal)).await;
+        }
         self.note(request, &decided);
         decided
+    }
+
+    /// Finds out when what was refused would be granted.
+    async fn look_ahead(&self, request: &Request, refusal: &mut Decided) {
+        if refusal.outdated {
+            match self.policies.get(&request.organization).await {
+                Ok(newest) => refusal.policy = newest,
+                // Better no answer than one by a policy that does not hold.
+                Err(_) => return,
+            }
+            for usage in &mut refusal.meters {
+                let relief = refusal.policy.relief(&usage.meter);
+                usage.renews_at = usage.period.end.into_iter().chain(relief).min();
+            }
+        }
+        let now = self.clock.now();
+        let schedule = &refusal.policy.schedule;
+        let runs = |usage: &MeterUsage| {
+            usage.period.contains(now)
+                && schedule.running(&usage.meter, now).start == usage.period.start
+        };
+        // What an earlier attempt was told says nothing of the periods that run now, nor of a key of its own.
+        if refusal.replayed && !refusal.meters.iter().all(runs) {
+            return;
+        }
+        let call: Vec<Waiting<'_>> = refusal
+            .meters
+            .iter()
+            .map(|usage| Waiting {
+                meter: &usage.meter,
+                demand: usage.demand,
+                used: usage.used,
+                end: usage.period.end,
+            })
+            .collect();
+        let granted_from = granted_from(&refusal.policy, &call, now);
+        refusal.granted_from = granted_from.filter(|at| !refusal.replayed || *at > now);
     }
 
     async fn find_decision(&self, request: &Request) -> Result<Decided, Error> {
@@ -244,7 +297,13 @@ impl Metering {
                 continue;
             };
             let policy = self.policies.get(&request.organization).await?;
-            let asked = self.ask(generation, policy, self.clock.now(), request, course)?;
+            let now = self.clock.now();
+            let asked = match self.ask(generation, Arc::clone(&policy), now, request, course) {
+                Ok(asked) => asked,
+                Err(too_late) => {
+                    return Box::pin(self.repeat(&link, request, &policy, too_late)).await;
+                }
+            };
             let operation = asked.operation(request);
             let outcomes = self.counters.count(&link, vec![operation]).await;
             let Some(outcomes) = outcomes.map_err(|error| uncounted(request, error))? else {
@@ -263,6 +322,23 @@ impl Metering {
             }
         }
         Err(Error::Contended)
+    }
+
+    /// What becomes of a request that comes too late to be decided.
+    async fn repeat(
+        &self,
+        link: &Link,
+        request: &Request,
+        policy: &Arc<Resolved>,
+        too_late: Error,
+    ) -> Result<Decided, Error> {
+        let Some(attempt) = &request.attempt else {
+            return Err(too_late);
+        };
+        let attempts = [(&request.organization, attempt)];
+        let answered = self.counters.answered(link, &attempts).await?;
+        let answered = answered.into_iter().next().flatten();
+        told_before(request, policy, answered, too_late)
     }
 
     fn note(&self, request: &Request, decided: &Result<Decided, Error>) {
@@ -345,13 +421,13 @@ impl Metering {
             Outcome::Closed(_) => return Ok(Conclusion::Unclear(Unclear::Closed)),
             Outcome::Fenced => return Ok(Conclusion::Unclear(Unclear::Fenced)),
         };
-        let newer = |reading: &Reading| reading.stamp.version > policy.version;
-        if answer.readings.iter().any(newer) {
+        let decided = decided(request, policy, &answer);
+        if decided.outdated {
             self.policies.forget(&request.organization);
         }
         Ok(Conclusion::Decided(Decided {
             times_granted,
-            ..decided(request, policy, &answer)
+            ..decided
         }))
     }
 
@@ -371,8 +447,13 @@ impl Metering {
                 Ok(ClearedUp::Decided(unheard_of(request, asked)))
             }
             Unclear::Missing(position) | Unclear::Frozen(position) => {
-                self.open_from(position, request, asked).await?;
-                Ok(ClearedUp::Again(Course::default()))
+                match self.open_from(position, request, asked).await {
+                    Err(Error::TooManyMeters(_)) if request.kind == decision::Operation::Check => {
+                        let decided = self.without_a_place(request, asked).await?;
+                        Ok(ClearedUp::Decided(decided))
+                    }
+                    opened => opened.map(|()| ClearedUp::Again(Course::default())),
+                }
             }
             Unclear::Fenced => {
                 self.policies.pass_fence(organization).await?;
@@ -386,6 +467,37 @@ impl Metering {
                 }))
             }
         }
+    }
+
+    /// What a check says of meters of which one is beyond those that the organization may have.
+    async fn without_a_place(&self, request: &Request, asked: &Asked) -> Result<Decided, Error> {
+        let charges = request
+            .demands
+            .iter()
+            .map(|demand| asked.charge(&request.organization, demand));
+        let counters: Vec<CounterId> = charges.map(|charge| charge.counter).collect();
+        let link = self.counters.link().await?;
+        let held = self.counters.read(&link, &counters).await?;
+        let meters = request.demands.iter().zip(held);
+        let meters = meters.map(|((meter, demand), held)| {
+            let has_place = held.is_some();
+            let usage = reading::seen(&asked.policy, meter.clone(), held, asked.now);
+            let fits = has_place && demand.fits(usage.rule, usage.used);
+            MeterUsage {
+                demand: *demand,
+                refused: (!fits).then_some(Refused { first: false }),
+                ..usage
+            }
+        });
+        Ok(Decided {
+            granted: false,
+            times_granted: 0,
+            replayed: false,
+            meters: meters.collect(),
+            granted_from: None,
+            policy: Arc::clone(&asked.policy),
+            outdated: false,
+        })
     }
 
     /// Opens the counters of a request from the first on that the script found unknown: it names one, and those
@@ -548,25 +660,39 @@ impl Asked {
 /// What a check says of an organization that was never counted nor configured: nothing is used. It
 /// leaves no trace, so that asking does not create organizations.
 fn unheard_of(request: &Request, asked: &Asked) -> Decided {
-    let meters: Vec<MeterUsage> = request
-        .demands
-        .iter()
-        .map(|(meter, demand)| MeterUsage {
-            meter: meter.clone(),
-            demand: *demand,
+    let readings = request.demands.iter().map(|demand| {
+        let charge = asked.charge(&request.organization, demand);
+        Reading {
+            start: charge.counter.start,
             used: Count::ZERO,
-            rule: asked.policy.rule(meter),
-            period: asked.period(meter),
+            stamp: charge.stamp,
             given_back: 0,
-        })
-        .collect();
-    let granted = meters.iter().all(MeterUsage::fits);
-    Decided {
-        granted,
-        times_granted: u32::from(granted),
+            refused_first: false,
+        }
+    });
+    let readings: Vec<Reading> = readings.collect();
+    let fits = |((_, demand), reading): (&(_, Demand), &Reading)| {
+        demand.fits(reading.stamp.rule, reading.used)
+    };
+    let answer = Answer {
+        granted: request.demands.iter().zip(&readings).all(fits),
         replayed: false,
-        meters,
-        policy: Arc::clone(&asked.policy),
+        readings,
+    };
+    decided(request, &asked.policy, &answer)
+}
+
+/// What becomes of a request that comes too late to be decided: what an earlier attempt was told, if there was one.
+fn told_before(
+    request: &Request,
+    policy: &Arc<Resolved>,
+    answered: Option<Outcome>,
+    too_late: Error,
+) -> Result<Decided, Error> {
+    match answered {
+        Some(Outcome::Answered(answer)) => Ok(decided(request, policy, &answer)),
+        Some(Outcome::KeyReused) => Err(Error::KeyReused),
+        _ => Err(too_late),
     }
 }
 
@@ -575,22 +701,33 @@ fn decided(request: &Request, policy: &Arc<Resolved>, answer: &Answer) -> Decide
         .demands
         .iter()
         .zip(&answer.readings)
-        .map(|((meter, demand), reading)| MeterUsage {
-            meter: meter.clone(),
-            demand: *demand,
-            used: reading.used,
-            rule: reading.stamp.rule,
-            period: Period {
-                start: reading.start,
-                end: reading.stamp.end,
-            },
-            given_back: reading.given_back,
+        .map(|((meter, demand), reading)| {
+            let (rule, end) = (reading.stamp.rule, reading.stamp.end);
+            let refused = !answer.granted && !demand.fits(rule, reading.used);
+            let first = reading.refused_first;
+            let relief = policy.relief(meter);
+            MeterUsage {
+                meter: meter.clone(),
+                demand: *demand,
+                used: reading.used,
+                rule,
+                period: Period {
+                    start: reading.start,
+                    end,
+                },
+                given_back: reading.given_back,
+                refused: refused.then_some(Refused { first }),
+                renews_at: end.into_iter().chain(relief).min(),
+            }
         });
+    let newer = |reading: &Reading| reading.stamp.version > policy.version;
     Decided {
         granted: answer.granted,
         times_granted: u32::from(answer.granted),
         replayed: answer.replayed,
         meters: meters.collect(),
+        granted_from: None,
         policy: Arc::clone(policy),
+        outdated: answer.readings.iter().any(newer),
     }
 }

@@ -190,7 +190,7 @@ fn named(policy: &Policy, mut counted: Vec<MeterId>) -> Vec<MeterId> {
     counted
 }
 
-fn seen(
+pub(super) fn seen(
     policy: &Policy,
     meter: MeterId,
     snapshot: Option<Snapshot>,
@@ -208,6 +208,8 @@ fn seen(
     }
     let used = snapshot.map_or(Count::ZERO, |snapshot| snapshot.used);
     MeterUsage {
+        renews_at: period.end.into_iter().chain(policy.relief(&meter)).min(),
+        refused: None,
         meter,
         demand: Demand { amount: 0, need: 0 },
         used,

@@ -134,6 +134,44 @@ async fn equal_items_are_granted_one_after_the_other_until_the_limit() {
     assert_eq!(stored, ["8 2"]);
 }
 
+/// Equal ones that follow each other are one for the script.
+#[tokio::test]
+async fn of_the_items_that_are_refused_the_first_of_each_meter_is_told_so() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service
+        .limits(
+            "org_1",
+            json!({"api": {"limit": 5}, "tokens": {"limit": 0}}),
+        )
+        .await;
+    let tokens = json!({"op": "consume", "organizationId": "org_1", "meter": "tokens"});
+    let mut items = vec![consume("org_1", 2); 5];
+    items.extend([
+        tokens.clone(),
+        consume("org_1", 3),
+        tokens,
+        consume("org_2", 1001),
+    ]);
+    let firsts = |answer: &Answer| -> Vec<bool> {
+        let results = answer.body["results"].as_array().unwrap().iter();
+        results.map(|it| it["first"] == true).collect()
+    };
+    let told = [false, false, true, false, false, true, false, false, true];
+    let body = json!({"items": items});
+    let answer = service.http.post_once("/v1/batch", "b", body.clone()).await;
+    assert_eq!(counts(&answer), [2, 7, 0]);
+    assert_eq!(firsts(&answer), told);
+    let again = service.http.post_once("/v1/batch", "b", body.clone()).await;
+    assert_eq!(firsts(&again), told);
+    let anew = service.http.post("/v1/batch", body).await;
+    assert_eq!(firsts(&anew), [false; 9]);
+    // Without keys too, where they are decided together.
+    let answer = send(&service, &vec![consume("org_3", 600); 4]).await;
+    assert_eq!(counts(&answer), [1, 3, 0]);
+    assert_eq!(firsts(&answer), [false, true, false, false]);
+}
+
 #[tokio::test]
 async fn the_items_of_an_organization_are_decided_in_their_order() {
     let world = World::new().await;
@@ -220,8 +258,14 @@ async fn a_repeated_batch_counts_nothing_item_by_item() {
         .post_once("/v1/batch", "b", items.clone())
         .await;
     let again = service.http.post_once("/v1/batch", "b", items).await;
-    assert_eq!(counts(&first), [3, 0, 0]);
-    assert_eq!(counts(&again), [3, 0, 0]);
+    assert_eq!(
+        (counts(&first), &first.body["replayed"]),
+        ([3, 0, 0], &json!(0))
+    );
+    assert_eq!(
+        (counts(&again), &again.body["replayed"]),
+        ([0, 0, 0], &json!(3))
+    );
     assert_eq!(results(&first), results(&again));
     for result in again.body["results"].as_array().unwrap() {
         assert_eq!(result["replayed"], true);

@@ -142,6 +142,84 @@ async fn a_refused_call_is_recorded_without_being_counted() {
     assert_eq!(world.held_of("org_1", "api", MARCH).await, counter);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_any_number_of_concurrent_refusals_exactly_one_is_told_that_it_is_the_first() {
+    let world = World::new().await;
+    let instances = [world.instance().await, world.instance().await];
+    instances[0].count("org_1", "api", 999).await;
+    let firsts: Vec<usize> = at_once(32, |task| {
+        let http = instances[task % 2].http.clone();
+        async move {
+            let mut firsts = 0;
+            for call in 0..4 {
+                let body = json!({"organizationId": "org_1", "amount": 2 + (task + call) % 3});
+                let answer = http.post("/v1/consume", body).await;
+                assert_eq!(answer.status, 429);
+                firsts += usize::from(answer.body["first"] == true);
+            }
+            firsts
+        }
+    })
+    .await;
+    assert_eq!(firsts.iter().sum::<usize>(), 1);
+    let again = instances[0].attempt("org_1", "api", 2).await;
+    assert_eq!(again.body["first"], Value::Null);
+    // A new period has a first refusal of its own.
+    world.move_to("2031-04-02T00:00:00Z");
+    let refused = instances[1].attempt("org_1", "api", 1001).await;
+    assert_eq!(refused.body["first"], true);
+    let refused = instances[0].attempt("org_1", "api", 1001).await;
+    assert_eq!(refused.body["first"], Value::Null);
+}
+
+#[tokio::test]
+async fn a_first_refusal_is_told_of_each_meter_and_repeated_with_its_key() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let limits = json!({"tokens": {"limit": 5}, "storage": {"limit": 5}});
+    service.limits("org_1", limits).await;
+    let consume = |key: &'static str, meters: Value| {
+        let body = json!({"organizationId": "org_1", "meters": meters});
+        service.http.post_once("/v1/consume", key, body)
+    };
+    // What a check says is no refusal.
+    let body = json!({"organizationId": "org_1", "meter": "tokens", "amount": 6});
+    let check = service.http.post("/v1/check", body).await.body;
+    assert_eq!(
+        (&check["allowed"], &check["first"]),
+        (&json!(false), &Value::Null)
+    );
+    let first = consume("a", json!({"tokens": 6, "storage": 1})).await;
+    assert_eq!(first.body["first"], true);
+    assert_eq!(first.body["meters"]["tokens"]["first"], true);
+    assert_eq!(first.body["meters"]["storage"]["first"], Value::Null);
+    let second = consume("b", json!({"tokens": 6, "storage": 6})).await;
+    assert_eq!(second.body["first"], true);
+    assert_eq!(second.body["meters"]["tokens"]["first"], Value::Null);
+    assert_eq!(second.body["meters"]["storage"]["first"], true);
+    let third = consume("c", json!({"tokens": 6, "storage": 6})).await;
+    assert_eq!(third.body["first"], Value::Null);
+    for (key, meters, answer) in [
+        ("a", json!({"tokens": 6, "storage": 1}), first),
+        ("b", json!({"tokens": 6, "storage": 6}), second),
+        ("c", json!({"tokens": 6, "storage": 6}), third),
+    ] {
+        let again = consume(key, meters).await;
+        assert_eq!(again.header("idempotent-replayed"), "true");
+        assert_eq!(again.body, answer.body);
+    }
+    // Of a meter that is only required too.
+    let body = json!({"organizationId": "org_1", "require": {"seats": 1}});
+    service
+        .limits("org_1", json!({"seats": {"limit": 0}}))
+        .await;
+    let required = service.http.post("/v1/consume", body).await;
+    assert_eq!(
+        (&required.body["meter"], &required.body["first"]),
+        (&json!("api"), &json!(true))
+    );
+}
+
 #[tokio::test]
 async fn several_meters_are_charged_together_or_not_at_all() {
     let world = World::new().await;
@@ -371,6 +449,49 @@ async fn an_amount_is_a_whole_number_from_one_to_a_million_million() {
 }
 
 #[tokio::test]
+async fn a_check_is_answered_also_where_a_consume_could_not_be_counted() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service.count("org_1", "tokens", 1).await;
+    let key = key_of("org_1", "tokens", MARCH);
+    world.place(&key, &[("used", &COUNT_MAX.to_string())]).await;
+    let check = |meters: Value| {
+        let body = json!({"organizationId": "org_1", "meters": meters});
+        service.http.post("/v1/check", body)
+    };
+    let full = check(json!({"tokens": 1})).await;
+    assert_eq!(full.status, 200, "{}", full.text);
+    assert_eq!(
+        (&full.body["allowed"], &full.body["deniedBy"]),
+        (&json!(false), &json!(["tokens"]))
+    );
+    assert_eq!(full.body["retryAt"], "2031-04-01T00:00:00Z");
+    assert_eq!(
+        service.attempt("org_1", "tokens", 1).await.code(),
+        "counter_overflow"
+    );
+
+    for number in 0..31 {
+        service.count("org_1", &format!("m{number}"), 1).await;
+    }
+    let beyond = check(json!({"api": 1, "m7": 1})).await;
+    assert_eq!(beyond.status, 200, "{}", beyond.text);
+    assert_eq!(
+        (&beyond.body["allowed"], &beyond.body["deniedBy"]),
+        (&json!(false), &json!(["api"]))
+    );
+    let meters = &beyond.body["meters"];
+    assert_eq!(
+        (&meters["api"]["current"], &meters["m7"]["current"]),
+        (&json!(0), &json!(1))
+    );
+    assert_eq!(
+        service.attempt("org_1", "api", 1).await.code(),
+        "too_many_meters"
+    );
+}
+
+#[tokio::test]
 async fn a_thirty_third_meter_is_refused_and_the_others_go_on() {
     let world = World::new().await;
     let service = world.instance().await;
@@ -401,7 +522,7 @@ async fn a_thirty_third_meter_is_refused_after_a_loss_of_redis_too() {
 }
 
 async fn refuses_another_meter(service: &crate::support::Instance) {
-    for path in ["/v1/track", "/v1/consume", "/v1/check"] {
+    for path in ["/v1/track", "/v1/consume"] {
         let body = json!({"organizationId": "org_1", "meter": "m32"});
         let refused = service.http.post(path, body).await;
         assert_eq!(
@@ -422,7 +543,7 @@ async fn a_count_never_passes_its_ceiling_and_stays_exact_below_it() {
     let almost = (COUNT_MAX - 2).to_string();
     world.place(&key, &[("used", &almost)]).await;
     assert_eq!(service.count("org_1", "bytes", 1).await, COUNT_MAX - 1);
-    for path in ["/v1/track", "/v1/consume", "/v1/check"] {
+    for path in ["/v1/track", "/v1/consume"] {
         let body = json!({"organizationId": "org_1", "meters": {"api": 1, "bytes": 2}});
         let refused = service.http.post(path, body).await;
         assert_eq!(

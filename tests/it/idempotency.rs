@@ -1,6 +1,7 @@
 //! `Idempotency-Key`: a repetition is told what the first attempt was told, and counts nothing.
 
-use serde_json::json;
+use chrono::Duration;
+use serde_json::{Value, json};
 
 use crate::support::{Forgetful, World, at_once, sharded};
 
@@ -247,6 +248,157 @@ async fn what_was_not_answered_is_not_remembered() {
         service.http.post_once("/v1/track", "k", other).await.status,
         200
     );
+}
+
+/// The event was counted while it was young enough; the answer got lost, and the caller asks again much later.
+#[tokio::test]
+async fn a_repetition_is_answered_although_its_event_is_too_old_by_now() {
+    let world =
+        World::with(|config| config.idempotency = std::time::Duration::from_hours(100)).await;
+    let service = world.instance().await;
+    let body = |amount: u64| json!({"organizationId": "org_1", "amount": amount, "timestamp": "2031-03-13T13:00:00Z"});
+    let item = |amount: u64, key: &str| {
+        let mut item = body(amount);
+        item["op"] = json!("track");
+        item["idempotencyKey"] = json!(key);
+        item
+    };
+    let post = |key: &'static str, amount| service.http.post_once("/v1/track", key, body(amount));
+    let first = post("a", 7).await;
+    assert_eq!(first.status, 200, "{}", first.text);
+    world.clock.advance(Duration::hours(2));
+    let again = post("a", 7).await;
+    assert_eq!((again.status.as_u16(), &again.body), (200, &first.body));
+    assert_eq!(again.header("idempotent-replayed"), "true");
+    let reused = post("a", 8).await;
+    assert_eq!(reused.code(), "idempotency_key_reused");
+    assert_eq!(post("b", 7).await.code(), "timestamp_out_of_range");
+
+    let mut keyless = item(7, "");
+    keyless.as_object_mut().unwrap().remove("idempotencyKey");
+    let items = [
+        item(7, "a"),
+        keyless,
+        item(8, "a"),
+        item(7, "b"),
+        json!({"op": "track", "organizationId": "org_1"}),
+    ];
+    let batch = service
+        .http
+        .post("/v1/batch", json!({"items": items}))
+        .await
+        .body;
+    let results: Vec<(&Value, &Value)> = batch["results"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|it| (&it["status"], &it["code"]))
+        .collect();
+    let unprocessable = json!(422);
+    assert_eq!(
+        results,
+        [
+            (&json!(200), &Value::Null),
+            (&unprocessable, &json!("timestamp_out_of_range")),
+            (&unprocessable, &json!("idempotency_key_reused")),
+            (&unprocessable, &json!("timestamp_out_of_range")),
+            (&json!(200), &Value::Null),
+        ]
+    );
+    assert_eq!(batch["results"][0]["current"], 7);
+    let summary =
+        ["counted", "denied", "failed", "replayed"].map(|name| batch[name].as_u64().unwrap());
+    assert_eq!(summary, [1, 0, 3, 1]);
+    assert_eq!(service.current("org_1", "api").await, 8);
+}
+
+/// Something was: by the first request under the key.
+#[tokio::test]
+async fn who_reuses_a_key_is_not_told_that_nothing_was_counted() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let post = |amount: u64| {
+        let body = json!({"organizationId": "org_1", "amount": amount});
+        service.http.post_once("/v1/track", "k", body)
+    };
+    post(1).await;
+    let detail = post(2).await.body["detail"].to_string();
+    assert!(!detail.contains("nothing was counted"), "{detail}");
+    assert!(detail.contains("this one was not carried out"), "{detail}");
+}
+
+#[tokio::test]
+async fn a_repeated_refusal_tells_nobody_to_wait_for_a_period_that_is_over() {
+    let world =
+        World::with(|config| config.idempotency = std::time::Duration::from_hours(100)).await;
+    let service = world.instance().await;
+    service
+        .settings("org_1", json!({"resetPeriod": "hourly"}))
+        .await;
+    world.move_to("2031-04-02T09:10:00Z");
+    service.count("org_1", "api", 1000).await;
+    let refused = || {
+        let body = json!({"organizationId": "org_1"});
+        service.http.post_once("/v1/consume", "k", body)
+    };
+    let first = refused().await;
+    assert_eq!(
+        (first.status.as_u16(), first.header("retry-after")),
+        (429, "3000")
+    );
+    assert_eq!(first.body["retryAt"], "2031-04-02T10:00:00Z");
+    world.clock.advance(Duration::minutes(20));
+    let again = refused().await;
+    assert_eq!(again.header("idempotent-replayed"), "true");
+    assert_eq!(
+        (again.header("retry-after"), &again.body),
+        ("1800", &first.body)
+    );
+    // From then on its key is all that keeps it from being granted.
+    for _ in 0..2 {
+        world.clock.advance(Duration::minutes(30));
+        let again = refused().await;
+        assert_eq!(
+            (again.status.as_u16(), again.header("idempotent-replayed")),
+            (429, "true")
+        );
+        for header in ["retry-after", "ratelimit"] {
+            assert!(!again.headers.contains_key(header), "{header}");
+        }
+        assert_eq!(again.body["retryAt"], Value::Null);
+    }
+}
+
+/// The limit was raised, or the meter reset: the same call is granted under another key.
+#[tokio::test]
+async fn a_repeated_refusal_tells_nobody_to_wait_for_what_is_possible_already() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    for organization in ["raised", "reset"] {
+        service.count(organization, "api", 1000).await;
+        let refused = || {
+            let body = json!({"organizationId": organization});
+            service.http.post_once("/v1/consume", "k", body)
+        };
+        assert!(refused().await.headers.contains_key("retry-after"));
+        if organization == "raised" {
+            service
+                .limits("raised", json!({"api": {"limit": 2000}}))
+                .await;
+        } else {
+            let answer = service
+                .http
+                .post("/v1/organizations/reset/reset", json!({}))
+                .await;
+            assert_eq!(answer.status, 200, "{}", answer.text);
+        }
+        let again = refused().await;
+        assert_eq!(
+            (again.status.as_u16(), again.header("idempotent-replayed")),
+            (429, "true")
+        );
+        assert!(!again.headers.contains_key("retry-after"), "{organization}");
+    }
 }
 
 #[tokio::test]

@@ -294,6 +294,10 @@ impl Model {
             Outcome::Answered(answer) => answer.granted,
             _ => false,
         };
+        let refused_first = outcomes.iter().any(|outcome| match outcome {
+            Outcome::Answered(answer) => answer.readings[0].refused_first,
+            _ => false,
+        });
         let held = &self.held[call.organization * METERS.len() + call.charges[0].meter];
         let stamp = if held.stamp.version > charges[0].stamp.version {
             held.stamp
@@ -307,6 +311,7 @@ impl Model {
                 used: held.used,
                 stamp,
                 given_back: 0,
+                refused_first,
             },
         }
     }
@@ -363,6 +368,7 @@ impl Model {
                 _ => 0,
             })
             .collect();
+        let mut refused_first = vec![false; positions.len()];
         if call.kind != decision::Operation::Check {
             for (place, position) in positions.iter().enumerate() {
                 let (held, charge) = (&mut self.held[*position], &charges[place]);
@@ -372,6 +378,7 @@ impl Model {
                 }
                 match &decision {
                     Decision::Denied(refused) if refused.contains(&place) => {
+                        refused_first[place] = held.denied == 0;
                         held.denied += 1;
                         held.hours.entry(charge.hour).or_default().1 += 1;
                         held.changed = true;
@@ -391,11 +398,13 @@ impl Model {
             }
         }
         let readings = counts.iter().zip(&deciding).zip(given_back);
-        let readings = readings.map(|((used, stamp), given_back)| Reading {
+        let readings = readings.zip(refused_first);
+        let readings = readings.map(|(((used, stamp), given_back), refused_first)| Reading {
             start: instant(START),
             used: *used,
             stamp: *stamp,
             given_back,
+            refused_first,
         });
         let answer = Answer {
             granted,

@@ -61,6 +61,88 @@ async fn it_lies_on_top_and_is_over_at_its_instant_on_every_instance_without_any
     }
 }
 
+/// The lasting limit, the temporary one and its end; what is used and wanted; and how long to wait for it.
+#[tokio::test]
+async fn a_refusal_says_when_the_call_would_be_granted_whichever_limit_ends_first() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let in_5_seconds = "2031-03-15T12:00:05Z";
+    let next_day = "2031-03-16T00:00:00Z";
+    let after_that = "2031-03-16T12:00:00Z";
+    for (number, (lasting, temporary, until, used, wanted, retry_at)) in [
+        (10, 0, in_5_seconds, 0, 1, Some(in_5_seconds)),
+        (10, 2, in_5_seconds, 2, 1, Some(in_5_seconds)),
+        (10, 100, "2031-03-15T12:10:00Z", 90, 50, None),
+        (10, 100, "2031-03-15T12:10:00Z", 95, 8, Some(next_day)),
+        // The temporary limit outlives the period.
+        (10, 100, after_that, 90, 50, Some(next_day)),
+        (10, 4, after_that, 4, 4, Some(next_day)),
+        (10, 4, after_that, 4, 5, Some(after_that)),
+        (10, 4, in_5_seconds, 4, 11, None),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let organization = format!("org_{number}");
+        service
+            .settings(&organization, json!({"resetPeriod": "daily"}))
+            .await;
+        let on_top =
+            json!({"api": {"limit": lasting, "temporary": {"limit": temporary, "until": until}}});
+        service.limits(&organization, on_top).await;
+        if used > 0 {
+            service.count(&organization, "api", used).await;
+        }
+        let told = format!("{lasting}, {temporary} until {until}: {wanted} on {used}");
+        let seconds =
+            retry_at.map(|at| (crate::support::instant(at) - world.clock.now()).num_seconds());
+        let refused = service.attempt(&organization, "api", wanted).await;
+        assert_eq!(refused.status, 429, "{told}");
+        assert_eq!(refused.body["retryAt"], json!(retry_at), "{told}");
+        let header = seconds.map(|it| it.to_string()).unwrap_or_default();
+        assert_eq!(refused.header("retry-after"), header, "{told}");
+        let body = json!({"organizationId": organization, "amount": wanted});
+        let check = service.http.post("/v1/check", body.clone()).await;
+        assert_eq!(check.body["retryAt"], json!(retry_at), "{told}");
+        let mut item = body;
+        item["op"] = json!("consume");
+        let batch = service
+            .http
+            .post("/v1/batch", json!({"items": [item.clone(), item]}))
+            .await;
+        for result in batch.body["results"].as_array().unwrap() {
+            assert_eq!(result["retryAt"], json!(retry_at), "{told}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_said_of_waiting_is_true() {
+    let world = World::new().await;
+    let (here, there) = (world.instance().await, world.instance().await);
+    here.limits("org_1", json!({"api": {"limit": 10}})).await;
+    here.count("org_1", "api", 5).await;
+    // Another instance has the policy of before at hand.
+    there.count("org_1", "api", 5).await;
+    here.limits("org_1", temporary(2)).await;
+    here.http
+        .post(
+            "/v1/refund",
+            json!({"organizationId": "org_1", "amount": 8}),
+        )
+        .await;
+    let refused = there.attempt("org_1", "api", 8).await;
+    assert_eq!(
+        refused.header("ratelimit"),
+        format!("\"api\";r=0;t={}", 6 * 3600)
+    );
+    assert_eq!(refused.body["retryAt"], UNTIL, "{}", refused.text);
+    world.move_to(JUST_BEFORE);
+    assert_eq!(there.attempt("org_1", "api", 8).await.status, 429);
+    world.move_to(UNTIL);
+    assert_eq!(there.attempt("org_1", "api", 8).await.status, 200);
+}
+
 #[tokio::test]
 async fn it_may_be_lower_or_none_at_all_and_leaves_the_rest_of_the_limit_alone() {
     let world = World::new().await;

@@ -123,7 +123,7 @@ fn refusal() -> Value {
         "detail": "the organization's limit does not allow this; nothing was counted", "code": "limit_exceeded",
         "allowed": false, "organizationId": "org_123", "meter": "api", "amount": 999, "current": 5, "limit": 1000,
         "remaining": 995, "overage": 0, "enforcement": "hard", "periodStart": "2026-11-01T00:00:00Z",
-        "resetDate": "2026-12-01T00:00:00Z", "deniedBy": ["api"]
+        "resetDate": "2026-12-01T00:00:00Z", "deniedBy": ["api"], "first": true, "retryAt": "2026-12-01T00:00:00Z"
     })
 }
 

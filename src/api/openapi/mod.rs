@@ -334,13 +334,13 @@ fn headers() -> BTreeMap<String, RefOr<Header>> {
         ),
         (
             "RateLimit",
-            "One member for each limited meter: `r` remaining, `t` seconds to the next period.",
+            "One member for each limited meter: `r` remaining, `t` seconds to the next period, or to the end of \
+             a temporary limit below which more is included.",
             "\"api\";r=995;t=597600",
         ),
         (
             "Retry-After",
-            "Seconds. On a 429 only where waiting helps: every meter that refused gets a new period, and what was asked for \
-             fits into an empty one.",
+            "Seconds. On a 429 until the same call would be granted if nobody else calls, and only where waiting helps.",
             "1",
         ),
         (
