@@ -79,7 +79,7 @@ impl Admin {
                 });
             }
         }
-        let expired = self.reset_expired_once().await?;
+        let expired = self.end_expired(Some(actor)).await?;
         if expired.count > 0 {
             tracing::info!(resets = expired.count, actor = %actor.name, "ended periods that were over");
         }
@@ -89,16 +89,21 @@ impl Admin {
 
     /// The same, as the scheduler does it.
     pub async fn reset_expired_once(&self) -> Result<Expired, Error> {
+        self.end_expired(None).await
+    }
+
+    async fn end_expired(&self, asked_by: Option<&Actor>) -> Result<Expired, Error> {
         let mut expired = Expired::default();
         loop {
             let now = self.clock.now();
             let due = expired::due(&self.store, now, DUE_MAX).await?;
             // What was counted last must be in the row that is final.
             self.store_counts(&due.counters, now).await?;
-            let ended = match expired::end(&self.store, &due.organizations, now).await {
+            let ended = match expired::end(&self.store, &due.organizations, asked_by, now).await {
                 Err(error @ (store::Error::Other(_) | store::Error::Inconsistent(_))) => {
                     tracing::debug!(%error, "periods are ended one by one");
-                    self.end_one_by_one(&due.organizations, now).await?
+                    self.end_one_by_one(&due.organizations, asked_by, now)
+                        .await?
                 }
                 other => other?,
             };
@@ -126,11 +131,19 @@ impl Admin {
     async fn end_one_by_one(
         &self,
         organizations: &[OrganizationId],
+        asked_by: Option<&Actor>,
         now: DateTime<Utc>,
     ) -> Result<Ended, Error> {
         let mut all = Ended::default();
         for organization in organizations {
-            match expired::end(&self.store, std::slice::from_ref(organization), now).await {
+            match expired::end(
+                &self.store,
+                std::slice::from_ref(organization),
+                asked_by,
+                now,
+            )
+            .await
+            {
                 Ok(ended) => {
                     all.looked_at += ended.looked_at;
                     all.organizations.extend(ended.organizations);

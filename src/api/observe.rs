@@ -10,6 +10,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use axum::extract::{MatchedPath, Request};
+use axum::http::header::{CACHE_CONTROL, X_CONTENT_TYPE_OPTIONS};
 use axum::http::{HeaderName, HeaderValue, Method, Response};
 use pin_project_lite::pin_project;
 use tower::{Layer, Service};
@@ -161,8 +162,13 @@ where
         let observed = self.project();
         let Ok(mut response) = ready!(observed.answer.poll(context));
         observed.line.answered(&response);
-        let id = observed.line.seen.header().clone();
-        response.headers_mut().insert(NAME, id);
+        let line = observed.line;
+        let headers = response.headers_mut();
+        headers.insert(NAME, line.seen.header().clone());
+        headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        if line.seen.caller().is_some() && matches!(line.method, Method::GET | Method::HEAD) {
+            headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        }
         Poll::Ready(Ok(response))
     }
 }

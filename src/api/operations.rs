@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::extract::State as Shared;
 use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -116,7 +116,14 @@ pub(super) async fn metrics(
 /// The same, where an address of its own keeps others out.
 async fn metrics_to_anybody(Shared(state): Shared<State>) -> Response {
     match state.metrics.to_text() {
-        Ok(text) => ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
+        Ok(text) => {
+            let headers = [
+                (CONTENT_TYPE, metrics::CONTENT_TYPE),
+                (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+                (CACHE_CONTROL, "no-store"),
+            ];
+            (headers, text).into_response()
+        }
         Err(_) => Error::Internal.into_response(),
     }
 }

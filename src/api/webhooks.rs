@@ -305,11 +305,15 @@ pub(super) async fn rotate_secret(
 )]
 pub(super) async fn test_webhook(
     Shared(state): Shared<State>,
-    _: Administrator,
+    Administrator(_, actor): Administrator,
     WebhookPath(id): WebhookPath,
     _: NoQuery,
 ) -> Result<Response, Error> {
-    let delivery = state.webhooks.test(&id).await?.ok_or_else(no_webhook)?;
+    let delivery = state
+        .webhooks
+        .test(&id, &actor)
+        .await?
+        .ok_or_else(no_webhook)?;
     Ok((StatusCode::ACCEPTED, Json(delivery)).into_response())
 }
 
@@ -363,11 +367,11 @@ pub(super) async fn list_deliveries(
 )]
 pub(super) async fn redeliver(
     Shared(state): Shared<State>,
-    _: Administrator,
+    Administrator(_, actor): Administrator,
     DeliveryPath(id, event): DeliveryPath,
     _: NoQuery,
 ) -> Result<Response, Error> {
-    let delivery = state.webhooks.redeliver(&id, &event).await?;
+    let delivery = state.webhooks.redeliver(&id, &event, &actor).await?;
     let delivery = delivery.ok_or_else(no_delivery)?;
     Ok((StatusCode::ACCEPTED, Json(delivery)).into_response())
 }

@@ -10,7 +10,7 @@ use chrono::{DateTime, Duration, Utc};
 use sqlx::{FromRow, PgConnection};
 
 use super::organizations::{self, nonsense, parse};
-use super::{Error, Store, events, unsigned};
+use super::{Actor, Error, Store, audit, events, unsigned};
 use crate::domain::counter::CounterId;
 use crate::domain::event::{self, Event};
 use crate::domain::ids::{MeterId, OrganizationId};
@@ -72,10 +72,11 @@ pub async fn due(store: &Store, now: DateTime<Utc>, count: u32) -> Result<Due, E
 }
 
 /// Ends the periods of these organizations that are over, if they are still due and nobody else is at it, and
-/// opens the next.
+/// opens the next. Where somebody has asked for it, the audit log says who.
 pub async fn end(
     store: &Store,
     organizations: &[OrganizationId],
+    asked_by: Option<&Actor>,
     now: DateTime<Utc>,
 ) -> Result<Ended, Error> {
     let mut transaction = store.pool.begin().await?;
@@ -110,9 +111,21 @@ pub async fn end(
         None => now.checked_add_signed(POSTPONED),
     });
     set_due(&mut transaction, &locked, due.collect()).await?;
-    transaction.commit().await?;
     let mut ended: Vec<OrganizationId> = over.into_iter().map(|it| it.organization).collect();
     ended.dedup();
+    if let Some(actor) = asked_by.filter(|_| !ended.is_empty()) {
+        let is = serde_json::json!({"resetCount": ended.len(), "organizations": ended});
+        audit::record(
+            &mut transaction,
+            actor,
+            "organizations.reset_expired",
+            None,
+            &(),
+            &is,
+        )
+        .await?;
+    }
+    transaction.commit().await?;
     Ok(Ended {
         looked_at: locked.len(),
         organizations: ended,

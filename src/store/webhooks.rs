@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 use sqlx::types::Json;
-use sqlx::{FromRow, Postgres, Transaction};
+use sqlx::{FromRow, PgConnection, Postgres, Transaction};
 
 use super::events::new_uuid;
 use super::organizations::{nonsense, parse};
@@ -183,28 +183,37 @@ pub async fn test(
     store: &Store,
     id: &WebhookId,
     now: DateTime<Utc>,
+    actor: &Actor,
 ) -> Result<Option<Delivery>, Error> {
+    let mut transaction = store.pool.begin().await?;
+    let Some(webhook) = lock(&mut transaction, id).await? else {
+        return Ok(None);
+    };
     let event = format!("evt_{}", new_uuid(now, 0).simple());
     let data = serde_json::json!({"webhookId": id}).to_string();
     sqlx::query(
-        "with target as (
-             select id from webhooks where id = $1 for key share
-         ), recorded as (
+        "with recorded as (
              insert into events (id, at, type, data)
-             select $2, $3, $4, $5::json from target
+             values ($2, $3, $4, $5::json)
              returning id
          )
          insert into webhook_deliveries (webhook_id, event_id, next_at)
-         select target.id, recorded.id, $3 from target cross join recorded",
+         select $1, recorded.id, $3 from recorded",
     )
     .bind(id.as_str())
     .bind(&event)
     .bind(now)
     .bind(EventType::WebhookTest.as_str())
     .bind(data)
-    .execute(&store.pool)
+    .execute(&mut *transaction)
     .await?;
-    delivery(store, id, &parse(&event)?).await
+    let event = parse(&event)?;
+    let of = webhook.organization_id.as_ref();
+    let is = serde_json::json!({"webhookId": id, "deliveryId": event});
+    audit::record(&mut transaction, actor, "webhook.test", of, &(), &is).await?;
+    let delivery = delivery(&mut transaction, id, &event).await?;
+    transaction.commit().await?;
+    Ok(delivery)
 }
 
 /// Has a delivery tried again, from the beginning, whatever became of it; none if there is none.
@@ -213,7 +222,14 @@ pub async fn redeliver(
     id: &WebhookId,
     event: &EventId,
     now: DateTime<Utc>,
+    actor: &Actor,
 ) -> Result<Option<Delivery>, Error> {
+    let mut transaction = store.pool.begin().await?;
+    let webhook = lock(&mut transaction, id).await?;
+    let before = delivery(&mut transaction, id, event).await?;
+    let (Some(webhook), Some(before)) = (webhook, before) else {
+        return Ok(None);
+    };
     sqlx::query(
         "update webhook_deliveries
          set status = 'pending', attempts = 0, next_at = $3
@@ -222,13 +238,21 @@ pub async fn redeliver(
     .bind(id.as_str())
     .bind(event.as_str())
     .bind(now)
-    .execute(&store.pool)
+    .execute(&mut *transaction)
     .await?;
-    delivery(store, id, event).await
+    let of = webhook.organization_id.as_ref();
+    let (was, is) = (
+        serde_json::json!({"status": before.status, "attempts": before.attempts}),
+        serde_json::json!({"webhookId": id, "deliveryId": event}),
+    );
+    audit::record(&mut transaction, actor, "webhook.redeliver", of, &was, &is).await?;
+    let after = delivery(&mut transaction, id, event).await?;
+    transaction.commit().await?;
+    Ok(after)
 }
 
 async fn delivery(
-    store: &Store,
+    connection: &mut PgConnection,
     id: &WebhookId,
     event: &EventId,
 ) -> Result<Option<Delivery>, Error> {
@@ -240,7 +264,7 @@ async fn delivery(
     )
     .bind(id.as_str())
     .bind(event.as_str())
-    .fetch_optional(&store.pool)
+    .fetch_optional(connection)
     .await?;
     row.map(DeliveryRow::shown).transpose()
 }
@@ -441,7 +465,7 @@ pub async fn note(
     .bind(attempts.iter().map(|it| it.error.as_deref()).collect::<Vec<_>>())
     .execute(&mut *transaction)
     .await?;
-    let disabled: Option<(Option<String>,)> = match health {
+    let disabled = match health {
         Health::Arrives => {
             sqlx::query(
                 "update webhooks set failing_since = null where id = $1 and failing_since is not null",
@@ -452,25 +476,43 @@ pub async fn note(
             None
         }
         Health::Fails | Health::Gone => {
-            sqlx::query_as(
-                "update webhooks
-                 set failing_since = coalesce(failing_since, $2),
-                     disabled_at = case when $3 or failing_since <= $4 then $2 end,
-                     disabled_reason = case when $3 then 'gone' when failing_since <= $4 then 'failing' end
-                 where id = $1 and disabled_at is null
-                 returning disabled_reason",
-            )
-            .bind(id.as_str())
-            .bind(now)
-            .bind(health == Health::Gone)
-            .bind(now - FAILING_MAX)
-            .fetch_optional(&mut *transaction)
-            .await?
+            fail(&mut transaction, id, health == Health::Gone, now).await?
         }
     };
     transaction.commit().await?;
-    let reason = disabled.and_then(|(reason,)| reason);
-    reason.as_deref().map(parse).transpose()
+    Ok(disabled)
+}
+
+/// Notes that nothing has arrived; returns why the webhook is disabled, if it is from now on.
+async fn fail(
+    transaction: &mut Transaction<'static, Postgres>,
+    id: &WebhookId,
+    gone: bool,
+    now: DateTime<Utc>,
+) -> Result<Option<DisabledReason>, Error> {
+    let Some(before) = lock(transaction, id).await?.filter(|it| it.enabled) else {
+        return Ok(None);
+    };
+    let row: WebhookRow = sqlx::query_as(
+        "update webhooks
+         set failing_since = coalesce(failing_since, $2),
+             disabled_at = case when $3 or failing_since <= $4 then $2 end,
+             disabled_reason = case when $3 then 'gone' when failing_since <= $4 then 'failing' end
+         where id = $1
+         returning *",
+    )
+    .bind(id.as_str())
+    .bind(now)
+    .bind(gone)
+    .bind(now - FAILING_MAX)
+    .fetch_one(&mut **transaction)
+    .await?;
+    let after = row.shown()?;
+    if after.disabled_reason.is_some() {
+        let (actor, of) = (Actor::system(), after.organization_id.as_ref());
+        audit::record(transaction, &actor, "webhook.disable", of, &before, &after).await?;
+    }
+    Ok(after.disabled_reason)
 }
 
 async fn lock(

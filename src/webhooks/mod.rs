@@ -161,8 +161,8 @@ impl Webhooks {
     }
 
     /// Sends an event to one webhook alone, so that people see what arrives; none if there is no such webhook.
-    pub async fn test(&self, id: &WebhookId) -> Result<Option<Delivery>, Error> {
-        Ok(webhooks::test(&self.store, id, self.clock.now()).await?)
+    pub async fn test(&self, id: &WebhookId, actor: &Actor) -> Result<Option<Delivery>, Error> {
+        Ok(webhooks::test(&self.store, id, self.clock.now(), actor).await?)
     }
 
     /// Tries a delivery again, from the beginning, whatever became of it; none if there is none.
@@ -170,8 +170,9 @@ impl Webhooks {
         &self,
         id: &WebhookId,
         event: &EventId,
+        actor: &Actor,
     ) -> Result<Option<Delivery>, Error> {
-        Ok(webhooks::redeliver(&self.store, id, event, self.clock.now()).await?)
+        Ok(webhooks::redeliver(&self.store, id, event, self.clock.now(), actor).await?)
     }
 
     /// Deliveries of a webhook, newest event first; none if there is no such webhook.

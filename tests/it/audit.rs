@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::{Instance, World, instant};
+use crate::support::{Instance, Receiver, World, instant};
 
 /// The entries that a query finds, on as many pages as it takes.
 async fn entries(service: &Instance, query: &str) -> Vec<Value> {
@@ -210,4 +210,87 @@ async fn the_database_itself_refuses_to_change_or_remove_an_entry() {
         assert_eq!(code, "23001", "{statement}");
     }
     assert_eq!(entries(&service, "").await, before);
+}
+
+#[tokio::test]
+async fn a_test_a_redelivery_and_the_end_of_a_webhook_are_told() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let receiver = Receiver::new().await;
+    let wish = json!({"url": receiver.url, "organizationId": "org_1"});
+    let webhook = service.http.post("/v1/webhooks", wish).await;
+    let path = format!("/v1/webhooks/{}", webhook.body["id"].as_str().unwrap());
+    let post = async |path: &str| service.http.send(Method::POST, path, &[], None).await;
+    let tested = post(&format!("{path}/test")).await;
+    let delivery = tested.body["id"].as_str().unwrap();
+    service.app.webhooks.deliver_once().await.unwrap();
+    receiver.answer(410);
+    let redelivery = format!("{path}/deliveries/{delivery}/redeliver");
+    assert_eq!(post(&redelivery).await.status, 202);
+    service.app.webhooks.deliver_once().await.unwrap();
+    // What was not there leaves nothing.
+    let unknown = "evt_01a207e5f2407000a3f0c2d9e8b7a695";
+    let nowhere = format!("{path}/deliveries/{unknown}/redeliver");
+    assert_eq!(post(&nowhere).await.status, 404);
+
+    let told = entries(&service, "organizationId=org_1").await;
+    assert_eq!(
+        column(&told, "action"),
+        [
+            "webhook.disable",
+            "webhook.redeliver",
+            "webhook.test",
+            "webhook.create"
+        ]
+    );
+    let [disabled, redelivered, test, _] = told.as_slice() else {
+        panic!("{told:?}")
+    };
+    assert_eq!(disabled["actor"], "system");
+    assert_eq!(
+        (
+            &disabled["before"]["enabled"],
+            &disabled["after"]["disabledReason"]
+        ),
+        (&json!(true), &json!("gone"))
+    );
+    let which = json!({"webhookId": webhook.body["id"], "deliveryId": delivery});
+    assert_eq!(
+        (&redelivered["before"], &redelivered["after"]),
+        (&json!({"status": "succeeded", "attempts": 1}), &which)
+    );
+    assert_eq!((&test["before"], &test["after"]), (&Value::Null, &which));
+    for asked in [redelivered, test] {
+        assert!(asked["actor"].as_str().unwrap().starts_with("key:"));
+    }
+}
+
+#[tokio::test]
+async fn who_ends_periods_that_are_over_is_told_once() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    for id in ["org_1", "org_2"] {
+        service
+            .settings(id, json!({"resetMode": "scheduled"}))
+            .await;
+        service.track(id, 5).await;
+    }
+    service.flush().await;
+    service.app.scheduler.sweep_once().await.unwrap();
+    world.move_to("2031-04-01T00:00:01Z");
+    let key = world.key_with(&["reset"]).await;
+    let http = service.http.with_key(Some(&key));
+    for count in [2, 0] {
+        let answer = http.post("/v1/reset-expired", json!({})).await;
+        assert_eq!(answer.body["resetCount"], count);
+    }
+    let told = entries(&service, "action=organizations.reset_expired").await;
+    assert_eq!(told.len(), 1);
+    assert_eq!(
+        (&told[0]["after"], &told[0]["actor"]),
+        (
+            &json!({"resetCount": 2, "organizations": ["org_1", "org_2"]}),
+            &json!(format!("key:{}", &key[3..19]))
+        )
+    );
 }

@@ -286,3 +286,63 @@ async fn a_query_is_as_strict_as_a_body() {
         (400, "malformed_request")
     );
 }
+
+/// Whatever is in a body, no browser takes it for something else, and no cache keeps what a credential has opened.
+#[tokio::test]
+async fn no_answer_is_sniffed_and_none_that_needs_a_credential_is_kept() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service.track("org_1", 1).await;
+    service.flush().await;
+    let tag = service.http.get("/v1/organizations/org_1").await;
+    let tag = tag.header("etag").to_owned();
+    let conditional = [("if-none-match", tag.as_str())];
+    let known = service
+        .http
+        .send(Method::GET, "/v1/organizations/org_1", &conditional, None)
+        .await;
+    assert_eq!(known.status, 304);
+    let mut private = vec![known];
+    for path in [
+        "/v1/organizations",
+        "/v1/organizations/org_1",
+        "/v1/organizations/org_2",
+        "/v1/organizations/org_1/usage",
+        "/v1/organizations/org_1/history",
+        "/v1/organizations/org_1/limits",
+        "/v1/events",
+        "/v1/audit",
+        "/v1/plans/free",
+        "/v1/plans?cursor=%20",
+        "/v1/api-keys",
+        "/v1/webhooks",
+        "/v1/verify",
+        "/metrics",
+        "/api/auth/usage-tracking/get-usage?organizationId=org_1",
+    ] {
+        private.push(service.http.get(path).await);
+    }
+    for answer in &private {
+        assert_eq!(answer.header("cache-control"), "no-store", "{answer:?}");
+    }
+    let stranger = service.http.with_key(None);
+    for path in [
+        "/v1/audit",
+        "/healthz",
+        "/readyz",
+        "/openapi.json",
+        "/docs",
+        "/nowhere",
+    ] {
+        private.push(stranger.get(path).await);
+    }
+    let tracked = json!({"organizationId": "org_1"});
+    private.push(service.http.post("/v1/track", tracked).await);
+    for answer in &private {
+        assert_eq!(
+            answer.header("x-content-type-options"),
+            "nosniff",
+            "{answer:?}"
+        );
+    }
+}

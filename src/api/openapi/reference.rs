@@ -5,7 +5,7 @@
 use std::sync::LazyLock;
 
 use askama::Template;
-use axum::http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
+use axum::http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -45,7 +45,6 @@ pub(in crate::api) async fn docs(_: NoQuery) -> Result<Response, Error> {
     let headers = [
         (CONTENT_TYPE, "text/html; charset=utf-8"),
         (CONTENT_SECURITY_POLICY, POLICY.as_str()),
-        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
     ];
     Ok((headers, page).into_response())
 }
