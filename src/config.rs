@@ -14,7 +14,7 @@ use clap::Args;
 
 use crate::domain::ids::{MeterId, PlanId};
 use crate::domain::period::{ResetMode, ResetPeriod};
-use crate::domain::policy::{Defaults, Enforcement, MeterLimit};
+use crate::domain::policy::{DefaultCalendar, Defaults, Enforcement, MeterLimit};
 use crate::domain::quantity::Count;
 
 /// Where the Better Auth plugin's client expects its endpoints.
@@ -632,9 +632,11 @@ impl Settings {
         Some(Defaults {
             plan_id: plan_id?,
             limits: BTreeMap::from([(meter?, limit)]),
-            reset_mode: reset_mode?,
-            reset_period: reset_period?,
-            time_zone: time_zone?,
+            calendar: DefaultCalendar {
+                reset_mode: reset_mode?,
+                reset_period: reset_period?,
+                time_zone: time_zone?,
+            },
         })
     }
 }

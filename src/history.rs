@@ -10,9 +10,11 @@ use chrono_tz::Tz;
 
 use crate::clock::Clock;
 use crate::domain::history::{
-    Granularity, INSTANTS, Order, Position, Row, Window, days, filled, hours,
+    Granularity, INSTANTS, Order, Position, Row, Window, filled, windows,
 };
 use crate::domain::ids::{MeterId, OrganizationId};
+use crate::domain::period::ResetPeriod;
+use crate::domain::schedule::ZoneSpan;
 use crate::policies::{self, Policies};
 use crate::store::events::{self, Recorded};
 use crate::store::history::{self, Counted, Filter, Page};
@@ -21,8 +23,8 @@ use crate::store::{self, Store};
 /// The most rows that a list may have when it is filled with zeros.
 pub const FILLED_MAX: usize = 50_000;
 
-/// The most days of all zones that one statement adds up.
-const DAYS_MAX: usize = 4096;
+/// The most hours or days of all zones that one statement adds up.
+const WINDOWS_MAX: usize = 4096;
 
 /// Longer than any day of any calendar.
 const LONG_DAY: Duration = Duration::hours(48);
@@ -149,10 +151,9 @@ impl History {
         } else {
             Vec::new()
         };
-        let found = match list.granularity {
-            Granularity::Hour => history::hours(&self.store, &page).await?,
-            Granularity::Day => self.days(list, &page).await?,
-            Granularity::Period => history::periods(&self.store, &page).await?,
+        let found = match list.granularity.windows() {
+            Some(length) => self.windows(list, length, &page).await?,
+            None => history::periods(&self.store, &page).await?,
         };
         let rows = filled(found, zeros, list.order, count);
         Ok(rows
@@ -165,18 +166,23 @@ impl History {
             .collect())
     }
 
-    /// Adds hours up to days, some days at a time: few at first, because one day of a large service
-    /// fills a page, and twice as many after each time that was not enough.
-    async fn days(&self, list: &List, page: &Page<'_>) -> Result<Vec<Row>, Error> {
-        let Some((oldest, newest)) = history::hours_counted(&self.store, &page.filter).await?
+    /// Adds slots up to hours or days, some of these at a time: of all organizations few at first, because one day of a
+    /// large service fills a page, and twice as many after each time that was not enough.
+    async fn windows(
+        &self,
+        list: &List,
+        length: ResetPeriod,
+        page: &Page<'_>,
+    ) -> Result<Vec<Row>, Error> {
+        let Some((oldest, newest)) = history::slots_counted(&self.store, &page.filter).await?
         else {
             return Ok(Vec::new());
         };
         let zones = match list.zone {
             Some(zone) => vec![zone],
-            None => history::zones(&self.store, &page.filter).await?,
+            None => history::zones(&self.store).await?,
         };
-        // There is nothing before the day of the first hour, nor after the last.
+        // There is nothing before the day of the first slot, nor after the last.
         let mut from = max(page.from, oldest - LONG_DAY);
         let mut to = min(page.to, newest + MOMENT);
         match (page.order, page.after) {
@@ -184,37 +190,46 @@ impl History {
             (Order::Desc, Some(after)) => to = min(to, after.start + MOMENT),
             (_, None) => {}
         }
-        let longest = i32::try_from(DAYS_MAX / zones.len().max(1))
-            .unwrap_or(1)
-            .max(1);
-        let (mut rows, mut span) = (Vec::new(), 1);
+        let unit = match length {
+            ResetPeriod::Hourly => Duration::hours(1),
+            _ => Duration::days(1),
+        };
+        let bound = |windows: usize| i32::try_from(windows).unwrap_or(i32::MAX).max(1);
+        let longest = bound(WINDOWS_MAX / zones.len().max(1));
+        let mut span = match &list.organizations {
+            Some(named) => min(longest, bound(page.count / named.len().max(1))),
+            None => 1,
+        };
+        let mut rows = Vec::new();
         while from < to && rows.len() < page.count {
-            let windows_of = |from, to| -> Vec<Window> {
-                zones
-                    .iter()
-                    .flat_map(|zone| days(*zone, from, to))
-                    .collect()
-            };
-            let windows = match page.order {
+            let step = unit * span;
+            let (step_from, step_to) = match page.order {
                 Order::Asc => {
-                    let until = min(to, from + Duration::days(span.into()));
-                    let windows = windows_of(from, until);
-                    from = until;
-                    windows
+                    let until = min(to, from + step);
+                    (std::mem::replace(&mut from, until), until)
                 }
                 Order::Desc => {
-                    let since = max(from, to - Duration::days(span.into()));
-                    let windows = windows_of(since, to);
-                    to = since;
-                    windows
+                    let since = max(from, to - step);
+                    (since, std::mem::replace(&mut to, since))
                 }
             };
             let rest = Page {
+                from: step_from,
+                to: step_to,
                 count: page.count - rows.len(),
                 ..*page
             };
-            rows.extend(history::days(&self.store, &rest, &windows, list.zone).await?);
-            span = min(span * 2, longest);
+            // Those that begin before the step may be cut within it, where another zone took over.
+            let windows: Vec<Window> = zones
+                .iter()
+                .flat_map(|zone| {
+                    let always = [ZoneSpan::always(*zone)];
+                    windows(length, &always, step_from - LONG_DAY, step_to).collect::<Vec<_>>()
+                })
+                .filter(|window| step_from < window.end)
+                .collect();
+            rows.extend(history::windows(&self.store, &rest, &windows, list.zone).await?);
+            span = min(span.saturating_mul(2), longest);
         }
         Ok(rows)
     }
@@ -227,37 +242,41 @@ impl History {
         now: DateTime<Utc>,
     ) -> Result<Vec<Row>, Error> {
         let to = min(list.to, now + MOMENT);
-        // Each has so many rows at least, so that a list which is far too long is known without reading it.
-        let length = match list.granularity {
-            Granularity::Hour => Duration::hours(1),
-            Granularity::Day | Granularity::Period => LONG_DAY,
+        let Some(length) = list.granularity.windows() else {
+            return Ok(Vec::new());
         };
-        let least = (to - list.from).num_hours() / length.num_hours();
+        // Each has so many rows at least, so that a list which is far too long is known without reading it.
+        let longest = match length {
+            ResetPeriod::Hourly => Duration::hours(1),
+            _ => LONG_DAY,
+        };
+        let least = (to - list.from).num_hours() / longest.num_hours();
         let most = FILLED_MAX / usize::try_from(least).unwrap_or(0).max(1);
         let counted = history::counted(&self.store, &list.filter(), most + 1).await?;
         if counted.len() > most {
             return Err(Error::TooManyRows);
         }
-        let mut windows: HashMap<Tz, Vec<Window>> = HashMap::new();
+        let spans_of = |counted: &Counted| match list.zone {
+            Some(zone) => vec![ZoneSpan::always(zone)],
+            None => counted.zones.clone(),
+        };
+        let mut by_spans: HashMap<Vec<ZoneSpan>, Vec<Window>> = HashMap::new();
         let mut total = 0;
-        for Counted { zone, .. } in &counted {
-            let zone = list.zone.unwrap_or(*zone);
-            let of_zone = windows
-                .entry(zone)
-                .or_insert_with(|| match list.granularity {
-                    Granularity::Hour => hours(zone, list.from, to).take(FILLED_MAX + 1).collect(),
-                    Granularity::Day => days(zone, list.from, to).take(FILLED_MAX + 1).collect(),
-                    Granularity::Period => Vec::new(),
-                });
-            total += of_zone.len();
+        for it in &counted {
+            let spans = spans_of(it);
+            let of_spans = by_spans.entry(spans.clone()).or_insert_with(|| {
+                windows(length, &spans, list.from, to)
+                    .take(FILLED_MAX + 1)
+                    .collect()
+            });
+            total += of_spans.len();
             if total > FILLED_MAX {
                 return Err(Error::TooManyRows);
             }
         }
         let mut zeros = Vec::new();
         for it in &counted {
-            let zone = list.zone.unwrap_or(it.zone);
-            for window in windows.get(&zone).into_iter().flatten() {
+            for window in by_spans.get(&spans_of(it)).into_iter().flatten() {
                 let position = Position {
                     start: window.start,
                     organization: it.organization.clone(),

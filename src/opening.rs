@@ -14,9 +14,10 @@ use tokio::sync::Mutex;
 use crate::counters::{self, Correction, Counters, Link, Missing, Moved, Next, Opening, Shard};
 use crate::domain::counter::{CounterId, Snapshot, Stamp};
 use crate::domain::ids::{MeterId, OrganizationId};
-use crate::domain::period::{Period, Reset, hour};
+use crate::domain::period::Period;
 use crate::domain::policy::Policy;
 use crate::domain::retention;
+use crate::domain::schedule::Reset;
 use crate::groups::Groups;
 use crate::metrics::Metrics;
 use crate::store::adjustments::Pending;
@@ -277,7 +278,7 @@ impl Opener {
         let at = now
             .checked_sub_signed(self.late)
             .map_or(adjustment.at, |oldest| adjustment.at.max(oldest));
-        let (hour, _) = hour(policy.schedule.calendar.time_zone(), at);
+        let hour = policy.schedule.slot(at).start;
         for _ in 0..ROUNDS_MAX {
             let Some(generation) = link.generation(shard) else {
                 self.number(link, shard).await?;

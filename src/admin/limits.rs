@@ -43,10 +43,10 @@ impl Admin {
             conditions,
             actor,
             "limits.patch",
-            |before| {
+            |before, _| {
                 let mut after = before.organization.clone().unwrap_or_default();
-                for (meter, change) in changes {
-                    apply(&mut after, meter, change);
+                for (meter, change) in &changes {
+                    apply(&mut after, meter, change.as_ref());
                 }
                 let mut meters: BTreeSet<&MeterId> = after.limits.keys().collect();
                 meters.extend(after.temporary.keys());
@@ -65,24 +65,24 @@ impl Admin {
     }
 }
 
-fn apply(after: &mut Organization, meter: MeterId, change: Option<LimitChange>) {
+fn apply(after: &mut Organization, meter: &MeterId, change: Option<&LimitChange>) {
     let Some(LimitChange { lasting, temporary }) = change else {
-        after.limits.remove(&meter);
-        after.temporary.remove(&meter);
+        after.limits.remove(meter);
+        after.temporary.remove(meter);
         return;
     };
     match temporary {
         Change::Keep => {}
         Change::Unset => {
-            after.temporary.remove(&meter);
+            after.temporary.remove(meter);
         }
         Change::Set(limit) => {
-            after.temporary.insert(meter.clone(), limit);
+            after.temporary.insert(meter.clone(), *limit);
         }
     }
-    if lasting != LimitOverride::default() {
-        let own = after.limits.entry(meter).or_default();
-        *own = own.patched(&lasting);
+    if *lasting != LimitOverride::default() {
+        let own = after.limits.entry(meter.clone()).or_default();
+        *own = own.patched(lasting);
     }
 }
 

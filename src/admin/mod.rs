@@ -4,6 +4,7 @@
 //! then applied to Redis before the caller hears of it (rule 7 of the protocol). If Redis is away
 //! after the commit, the sweep of `policies` applies it.
 
+mod activity;
 mod adjustments;
 mod audit;
 mod deletion;
@@ -26,6 +27,7 @@ use crate::domain::patch::Change;
 use crate::domain::period::InvalidCalendar;
 use crate::domain::policy::{LimitOverride, Organization, TemporaryLimit};
 use crate::domain::precondition::{PreconditionFailed, Preconditions};
+use crate::domain::schedule::Activity;
 use crate::metrics::Metrics;
 use crate::opening::{self, Opener};
 use crate::policies::{self, Policies};
@@ -36,6 +38,9 @@ pub use adjustments::Adjustment;
 pub use deletion::Deletion;
 pub use plugin::PluginUpdate;
 pub use resets::{Expired, MeterReset, Reset};
+
+/// How often a change is tried anew because something was counted meanwhile that it depends on.
+const ROUNDS_MAX: u32 = 5;
 
 /// The handle on administration; clones share everything.
 #[derive(Debug, Clone)]
@@ -186,12 +191,34 @@ impl Admin {
         conditions: &Preconditions,
         actor: &Actor,
         action: &str,
-        change: impl FnOnce(&Sources) -> Result<Organization, Error>,
+        change: impl Fn(&Sources, Activity) -> Result<Organization, Error>,
     ) -> Result<Sources, Error> {
+        for _ in 0..ROUNDS_MAX {
+            let changed = self
+                .try_change(organization, whom, conditions, actor, action, &change)
+                .await?;
+            if let Some(sources) = changed {
+                return Ok(sources);
+            }
+        }
+        Err(opening::Error::Contended.into())
+    }
+
+    /// The same, unless something was counted meanwhile that the change depends on.
+    async fn try_change(
+        &self,
+        organization: &OrganizationId,
+        whom: Whom,
+        conditions: &Preconditions,
+        actor: &Actor,
+        action: &str,
+        change: impl Fn(&Sources, Activity) -> Result<Organization, Error>,
+    ) -> Result<Option<Sources>, Error> {
         let link = self.prepared(organization).await?;
         // The first change of all may come before the defaults were published.
         self.policies.stored(organization).await?;
         let presence = self.policies.presence(organization).await?;
+        let activity = self.activity(&link, organization).await?;
         let now = self.clock.now();
         let change = |before: &Sources| {
             let exists = presence.still_exists(before);
@@ -199,7 +226,7 @@ impl Admin {
                 return Err(Error::NotFound);
             }
             conditions.check(exists.then(|| before.resolve(now).version))?;
-            change(before)
+            change(before, activity)
         };
         let prepared =
             store::organizations::prepare(&self.store, organization, actor, action, now, change)
@@ -210,6 +237,12 @@ impl Admin {
             (before.policy().schedule != after.policy().schedule).then_some(prepared.version);
         if let Some(version) = fence {
             self.counters.fence(&link, organization, version).await?;
+            // Nothing is counted from here on, so that this is what the new calendar begins with.
+            if self.activity(&link, organization).await? != activity {
+                drop(prepared);
+                self.counters.unfence(&link, organization, version).await?;
+                return Ok(None);
+            }
         }
         let sources = prepared.commit().await?.after;
         self.policies.apply(&link, organization, &sources).await?;
@@ -218,6 +251,6 @@ impl Admin {
         }
         // A counter whose reset is pending still counts, and is none of the running ones.
         self.finish_pending(organization).await?;
-        Ok(sources)
+        Ok(Some(sources))
     }
 }

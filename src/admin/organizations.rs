@@ -8,6 +8,7 @@ use crate::domain::ids::OrganizationId;
 use crate::domain::patch::OrganizationPatch;
 use crate::domain::policy::{Feature, Features, Organization, OrganizationSettings};
 use crate::domain::precondition::Preconditions;
+use crate::domain::schedule::Activity;
 use crate::store::Actor;
 use crate::store::organizations::Sources;
 
@@ -21,7 +22,8 @@ impl Admin {
     }
 
     /// Replaces all settings, limits aside. The running period keeps its start and its count, and ends
-    /// at the next boundary of the calendar that these settings come to.
+    /// at the next boundary of the calendar that these settings come to; one in which nothing was counted takes that
+    /// calendar at once.
     pub async fn put_organization(
         &self,
         organization: &OrganizationId,
@@ -36,7 +38,7 @@ impl Admin {
             conditions,
             actor,
             "organization.put",
-            |before| Ok(with_settings(before, settings, now)?),
+            |before, activity| Ok(with_settings(before, settings.clone(), now, activity)?),
         )
         .await
     }
@@ -57,10 +59,12 @@ impl Admin {
             conditions,
             actor,
             "organization.patch",
-            |before| {
+            |before, activity| {
                 let own = before.organization.as_ref();
-                let settings = patch.apply(&own.map(|it| it.settings.clone()).unwrap_or_default());
-                Ok(with_settings(before, settings, now)?)
+                let settings = patch
+                    .clone()
+                    .apply(&own.map(|it| it.settings.clone()).unwrap_or_default());
+                Ok(with_settings(before, settings, now, activity)?)
             },
         )
         .await
@@ -72,15 +76,13 @@ fn with_settings(
     before: &Sources,
     settings: OrganizationSettings,
     now: DateTime<Utc>,
+    activity: Activity,
 ) -> Result<Organization, Invalid> {
     check_text(&settings)?;
     check_size(&settings)?;
-    let (mode, calendar) = settings.calendar(&before.defaults)?;
-    let schedule = before.policy().schedule.changed(mode, calendar, now);
     Ok(Organization {
+        timeline: before.rescheduled(&settings, now, activity)?,
         settings,
-        pinned: schedule.pinned,
-        resets: schedule.resets,
         ..before.organization.clone().unwrap_or_default()
     })
 }

@@ -6,6 +6,7 @@ use crate::domain::period::{ResetMode, ResetPeriod};
 use crate::domain::policy::{Limit, LimitOverride};
 use crate::domain::precondition::Preconditions;
 use crate::domain::quantity::Count;
+use crate::domain::schedule::Activity;
 use crate::store::Actor;
 use crate::store::organizations::Sources;
 
@@ -29,7 +30,7 @@ impl Admin {
         actor: &Actor,
     ) -> Result<Sources, Error> {
         let now = self.clock.now();
-        let change = |before: &Sources| {
+        let change = |before: &Sources, activity: Activity| {
             let mut after = before.organization.clone().unwrap_or_default();
             if let Some(limit) = update.limit {
                 let change = LimitOverride {
@@ -44,15 +45,14 @@ impl Admin {
             settings.reset_mode = update.reset_mode.or(settings.reset_mode);
             if let Some(period) = update.reset_period {
                 // A day of the month is no day of the week.
-                if period != running.calendar.reset_period() {
+                if period != running.calendar().reset_period() {
                     (settings.reset_day, settings.reset_month) = (None, None);
                 }
                 settings.reset_period = Some(period);
             }
-            let (mode, calendar) = settings.calendar(&before.defaults).map_err(Invalid::from)?;
-            let schedule = running.changed(mode, calendar, now);
-            after.pinned = schedule.pinned;
-            after.resets = schedule.resets;
+            after.timeline = before
+                .rescheduled(settings, now, activity)
+                .map_err(Invalid::from)?;
             Ok(after)
         };
         self.change(

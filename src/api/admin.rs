@@ -67,14 +67,14 @@ pub(super) struct Organization {
 impl Organization {
     fn of(organization_id: OrganizationId, sources: &Sources, now: DateTime<Utc>) -> Tagged<Self> {
         let policy = sources.resolve(now);
-        let calendar = &policy.schedule.calendar;
+        let calendar = policy.schedule.calendar();
         let metadata = sources
             .organization
             .as_ref()
             .map(|it| it.settings.metadata.clone());
         let state = Self {
             organization_id,
-            reset_mode: policy.schedule.mode,
+            reset_mode: policy.schedule.mode(),
             reset_period: calendar.reset_period(),
             reset_day: calendar.reset_day(),
             reset_month: calendar.reset_month(),

@@ -284,8 +284,8 @@ pub(super) async fn get_usage(
         },
         features: Some(usage.policy.feature_values()).filter(|features| !features.is_empty()),
         plan_id: usage.policy.plan_id,
-        reset_mode: usage.policy.schedule.mode,
-        reset_period: usage.policy.schedule.calendar.reset_period(),
+        reset_mode: usage.policy.schedule.mode(),
+        reset_period: usage.policy.schedule.calendar().reset_period(),
     }))
 }
 

@@ -92,8 +92,8 @@ pub(super) async fn usage(
         organization_id: organization,
         features: usage.policy.feature_values(),
         plan_id: usage.policy.plan_id,
-        reset_mode: usage.policy.schedule.mode,
-        reset_period: usage.policy.schedule.calendar.reset_period(),
+        reset_mode: usage.policy.schedule.mode(),
+        reset_period: usage.policy.schedule.calendar().reset_period(),
         meters: usage
             .meters
             .iter()

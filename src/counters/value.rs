@@ -34,6 +34,7 @@ pub(super) fn parse(counter: &CounterId, value: &[u8]) -> Option<Counted> {
         sequence,
         hours: newest.into_iter().collect(),
         oldest_unstored,
+        never_stored: settled == 0,
         adjusted: None,
         thresholds: Thresholds::default(),
     };

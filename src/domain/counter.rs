@@ -69,6 +69,8 @@ pub struct Snapshot {
     pub hours: Vec<Hour>,
     /// The start of the oldest hour that was not stored yet, if any was not.
     pub oldest_unstored: Option<DateTime<Utc>>,
+    /// Whether Postgres never was seen to hold anything of it.
+    pub never_stored: bool,
     /// What it remembers of its thresholds.
     pub thresholds: Thresholds,
     /// The last adjustment that it contains, if any.

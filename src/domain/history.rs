@@ -18,6 +18,7 @@ use utoipa::ToSchema;
 use super::ids::{MeterId, OrganizationId, PlanId};
 use super::period::{Calendar, ResetMode, ResetPeriod};
 use super::quantity::Count;
+use super::schedule::ZoneSpan;
 
 /// How much time one row covers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
@@ -40,6 +41,17 @@ pub enum Order {
     Asc,
     /// The newest.
     Desc,
+}
+
+impl Granularity {
+    /// The windows of a zone that rows cover; none for periods.
+    pub fn windows(self) -> Option<ResetPeriod> {
+        match self {
+            Self::Hour => Some(ResetPeriod::Hourly),
+            Self::Day => Some(ResetPeriod::Daily),
+            Self::Period => None,
+        }
+    }
 }
 
 impl Order {
@@ -140,48 +152,48 @@ pub struct Window {
     pub end: DateTime<Utc>,
 }
 
-/// The hours of a zone that start in `[from, to)`, in order.
-pub fn hours(zone: Tz, from: DateTime<Utc>, to: DateTime<Utc>) -> impl Iterator<Item = Window> {
-    windows(ResetPeriod::Hourly, zone, from, to)
-}
-
-/// The calendar days of a zone that start in `[from, to)`, in order.
-pub fn days(zone: Tz, from: DateTime<Utc>, to: DateTime<Utc>) -> impl Iterator<Item = Window> {
-    windows(ResetPeriod::Daily, zone, from, to)
-}
-
-fn windows(
+/// The windows of this length that start in `[from, to)`, in order: hours or days of the zone that was in force then, cut
+/// where another took over.
+pub fn windows(
     length: ResetPeriod,
-    zone: Tz,
+    spans: &[ZoneSpan],
     from: DateTime<Utc>,
     to: DateTime<Utc>,
 ) -> impl Iterator<Item = Window> {
-    let calendar = Calendar::plain(length, zone);
-    let (start, end) = calendar.window(from);
-    let mut next = if start < from { end } else { start };
-    std::iter::from_fn(move || {
-        if next >= to {
-            return None;
-        }
-        let (start, end) = calendar.window(next);
-        next = end;
-        Some(Window { zone, start, end })
-    })
+    let spans = spans.iter().filter(move |it| from < it.until);
+    spans.flat_map(move |span| windows_of(length, *span, from, to))
 }
 
-/// When the hour that was counted from `start` on ended.
-///
-/// An hour that does not begin where hours of this zone do was counted when the organization had
-/// another zone; it has sixty minutes.
-pub fn hour_end(zone: Tz, start: DateTime<Utc>) -> DateTime<Utc> {
-    let (aligned, end) = Calendar::plain(ResetPeriod::Hourly, zone).window(start);
-    if aligned == start {
-        end
+fn windows_of(
+    length: ResetPeriod,
+    span: ZoneSpan,
+    from: DateTime<Utc>,
+    to: DateTime<Utc>,
+) -> impl Iterator<Item = Window> {
+    let calendar = Calendar::plain(length, span.zone);
+    let window = move |at| {
+        let (start, end) = calendar.window(at);
+        Window {
+            zone: span.zone,
+            start: start.max(span.since),
+            end: end.min(span.until),
+        }
+    };
+    let first = window(from.max(span.since));
+    // One that starts before the range belongs to the range before.
+    let mut next = if first.start < from {
+        first.end
     } else {
-        start
-            .checked_add_signed(Duration::hours(1))
-            .unwrap_or(DateTime::<Utc>::MAX_UTC)
-    }
+        first.start
+    };
+    std::iter::from_fn(move || {
+        if next >= to || next >= span.until {
+            return None;
+        }
+        let window = window(next);
+        next = window.end;
+        Some(window)
+    })
 }
 
 /// The first `count` rows of `found` and `zeros` together, in `order`. What was found is preferred to
@@ -309,6 +321,14 @@ mod tests {
         DateTime::from_timestamp_millis(millis).expect("an instant")
     }
 
+    fn hours(zone: Tz, from: DateTime<Utc>, to: DateTime<Utc>) -> Vec<Window> {
+        windows(ResetPeriod::Hourly, &[ZoneSpan::always(zone)], from, to).collect()
+    }
+
+    fn days(zone: Tz, from: DateTime<Utc>, to: DateTime<Utc>) -> Vec<Window> {
+        windows(ResetPeriod::Daily, &[ZoneSpan::always(zone)], from, to).collect()
+    }
+
     /// 2026 to 2036.
     fn instants() -> impl Strategy<Value = DateTime<Utc>> {
         (1_767_225_600_000_i64..2_082_758_400_000).prop_map(at)
@@ -359,7 +379,6 @@ mod tests {
                 let mut next = day.start;
                 for hour in hours(zone, day.start, day.end) {
                     prop_assert_eq!(hour.start, next);
-                    prop_assert_eq!(hour_end(zone, hour.start), hour.end);
                     next = hour.end;
                 }
                 prop_assert_eq!(next, day.end);
@@ -374,8 +393,8 @@ mod tests {
         ) {
             let middle = from + Duration::minutes(minutes.0);
             let to = middle + Duration::minutes(minutes.1);
-            let apart: Vec<_> = days(zone, from, middle).chain(days(zone, middle, to)).collect();
-            prop_assert_eq!(apart, days(zone, from, to).collect::<Vec<_>>());
+            let apart = [days(zone, from, middle), days(zone, middle, to)].concat();
+            prop_assert_eq!(apart, days(zone, from, to));
         }
 
         #[test]
@@ -409,24 +428,55 @@ mod tests {
     fn days_have_23_and_25_hours_when_the_clocks_change() {
         let count = |day: &str| {
             let from = utc(day);
-            let day = days(Tz::Europe__Berlin, from, from + Duration::hours(1)).next();
-            day.map(|it| hours(it.zone, it.start, it.end).count())
+            let days = days(Tz::Europe__Berlin, from, from + Duration::hours(1));
+            days.first()
+                .map(|it| hours(it.zone, it.start, it.end).len())
         };
         assert_eq!(count("2031-03-29T23:00:00Z"), Some(23));
         assert_eq!(count("2031-10-25T22:00:00Z"), Some(25));
     }
 
     #[test]
-    fn an_hour_that_was_counted_in_another_zone_has_sixty_minutes() {
-        let start = utc("2031-03-15T12:00:00Z");
+    fn hours_and_days_are_cut_where_another_zone_took_over() {
+        let change = utc("2031-03-15T15:50:00Z");
+        let spans = [
+            ZoneSpan {
+                until: change,
+                ..ZoneSpan::always(Tz::Asia__Kolkata)
+            },
+            ZoneSpan {
+                since: change,
+                ..ZoneSpan::always(Tz::UTC)
+            },
+        ];
+        let starts = |length, from: &str, to: &str| -> Vec<_> {
+            windows(length, &spans, utc(from), utc(to))
+                .map(|it| it.start.format("%dT%H:%M").to_string())
+                .collect()
+        };
         assert_eq!(
-            hour_end(Tz::Asia__Kolkata, start),
-            utc("2031-03-15T13:00:00Z")
+            starts(
+                ResetPeriod::Hourly,
+                "2031-03-15T14:00:00Z",
+                "2031-03-15T18:00:00Z"
+            ),
+            ["15T14:30", "15T15:30", "15T15:50", "15T16:00", "15T17:00"]
         );
-        // Lord Howe's clocks go back by half an hour at 15:00Z, and begin a new hour there.
         assert_eq!(
-            hour_end(Tz::Australia__Lord_Howe, utc("2031-04-05T15:00:00Z")),
-            utc("2031-04-05T15:30:00Z")
+            starts(
+                ResetPeriod::Daily,
+                "2031-03-14T18:30:00Z",
+                "2031-03-18T00:00:00Z"
+            ),
+            ["14T18:30", "15T15:50", "16T00:00", "17T00:00"]
+        );
+        assert_eq!(
+            starts(
+                ResetPeriod::Daily,
+                "2031-03-15T15:51:00Z",
+                "2031-03-16T00:00:00Z"
+            ),
+            [""; 0]
         );
     }
 

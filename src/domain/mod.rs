@@ -8,6 +8,7 @@
 //! - **organization**: the tenant being counted, under the auth server's own id.
 //! - **meter**: what is counted (`api`, `tokens`, …).
 //! - **period**: the half-open interval `[start, end)` that a count belongs to.
+//! - **slot**: an hour, or the part of one between two instants at which days begin in some zone; what history adds up.
 //! - **used** / **denied**: units counted, and calls refused, in a period.
 //! - **limit**: units that a period includes; none = unlimited, 0 = nothing.
 //! - **enforcement**: `hard` refuses what does not fit, `soft` lets it become overage.
@@ -32,6 +33,8 @@ pub mod precondition;
 pub mod quantity;
 pub mod retention;
 pub mod retry;
+pub mod schedule;
+pub mod slot;
 pub mod standing;
 pub mod threshold;
 pub mod verification;

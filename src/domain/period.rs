@@ -2,11 +2,10 @@
 //!
 //! Owns the calendar arithmetic: reset days, anchors, month ends, time zones and their clock changes. Never reads a
 //! clock and never adds a period to "now": every boundary follows from the settings alone, so however late or how often
-//! somebody asks, periods neither drift nor merge. Start with [`Schedule::period`], then [`Calendar::window`].
+//! somebody asks, periods neither drift nor merge. Start with [`Calendar::window`]; `schedule` puts calendars in a row.
 //!
 //! **Invariant:** windows tile. The window of an instant contains it, and the window of its end starts at that end.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -14,8 +13,6 @@ use chrono::{DateTime, Datelike, NaiveDate, NaiveDateTime, NaiveTime, Offset, Ti
 use chrono_tz::{GapInfo, Tz};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-
-use super::ids::MeterId;
 
 /// What ends a period.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
@@ -134,152 +131,6 @@ impl Period {
     /// Whether `at` is counted in this period.
     pub fn contains(&self, at: DateTime<Utc>) -> bool {
         self.start <= at && self.end.is_none_or(|end| at < end)
-    }
-}
-
-/// An explicit reset of one meter: it cuts the period in which it happened in two.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Reset {
-    /// When the period began that the reset closed.
-    pub closed_start: DateTime<Utc>,
-    /// Where that period ends and the next begins; later than `closed_start`.
-    pub at: DateTime<Utc>,
-}
-
-/// An organization's rule for choosing periods: a calendar, who follows it, and what deviates from it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Schedule {
-    /// What ends a period. Lazy and scheduled choose the same periods; manual ignores the calendar.
-    pub mode: ResetMode,
-    /// Where periods begin.
-    pub calendar: Calendar,
-    /// The latest period that the calendar alone would not give: it began before the calendar changed.
-    ///
-    /// Its end is a boundary of `calendar`, so that the calendar takes over without a seam. It stays after it is over:
-    /// late events still have to find the period they belong to.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pinned: Option<Period>,
-    /// The last reset of each meter that ever had one.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub resets: BTreeMap<MeterId, Reset>,
-}
-
-impl Schedule {
-    /// The period in which a meter counts what happened at `at`.
-    ///
-    /// What happened before a reset, in the period that this has cut, counts in the one that runs at `now`: the part
-    /// before the reset is closed. The same goes for a `now` that lags behind the clock which dated the reset.
-    pub fn period_of(&self, meter: &MeterId, at: DateTime<Utc>, now: DateTime<Utc>) -> Period {
-        let period = self.period(at);
-        let Some(reset) = self.resets.get(meter) else {
-            return period;
-        };
-        if !period.contains(reset.at) {
-            return period;
-        }
-        let period = if at < reset.at {
-            self.period(now.max(reset.at))
-        } else {
-            period
-        };
-        Period {
-            start: period.start.max(reset.at),
-            ..period
-        }
-    }
-
-    /// The period of a meter that runs at `now`.
-    pub fn running(&self, meter: &MeterId, now: DateTime<Utc>) -> Period {
-        self.period_of(meter, now, now)
-    }
-
-    /// The period of every meter that was never reset, which contains `at`.
-    ///
-    /// The periods of one schedule tile, whatever is pinned: the last one before the pinned period ends where that
-    /// starts, and the first one after it starts where that ends.
-    pub fn period(&self, at: DateTime<Utc>) -> Period {
-        let Some(pinned) = self.pinned else {
-            return self.unpinned(at);
-        };
-        let pinned_end = match self.mode {
-            ResetMode::Manual => None,
-            ResetMode::Lazy | ResetMode::Scheduled => pinned.end,
-        };
-        if at < pinned.start {
-            let regular = self.unpinned(at);
-            let end = regular
-                .end
-                .map_or(pinned.start, |end| end.min(pinned.start));
-            return Period {
-                end: Some(end),
-                ..regular
-            };
-        }
-        match pinned_end {
-            Some(end) if end <= at => {
-                let regular = self.unpinned(at);
-                Period {
-                    start: regular.start.max(end),
-                    ..regular
-                }
-            }
-            end => Period { end, ..pinned },
-        }
-    }
-
-    /// The schedule after a change of mode or calendar at `now`.
-    ///
-    /// The running period keeps its start, and so its count, and ends at the new calendar's next boundary; in manual
-    /// mode it no longer ends by itself. It is pinned only if the new schedule would not give that period anyway.
-    #[must_use]
-    pub fn changed(&self, mode: ResetMode, calendar: Calendar, now: DateTime<Utc>) -> Self {
-        if mode == self.mode && calendar == self.calendar {
-            // Settings are often written back as they were. That must not forget a pinned period that is over, because
-            // late events may still belong to it.
-            return self.clone();
-        }
-        // The clocks of two servers differ a little. One that lags behind the server which has just reset this
-        // organization must not bring back the period that the reset closed.
-        let now = self.pinned.map_or(now, |pinned| now.max(pinned.start));
-        let regular = Self {
-            mode,
-            calendar,
-            pinned: None,
-            resets: self.resets.clone(),
-        };
-        let next = regular.unpinned(now);
-        let running = Period {
-            start: self.period(now).start,
-            end: next.end,
-        };
-        Self {
-            pinned: (running != next).then_some(running),
-            ..regular
-        }
-    }
-
-    /// What [`Schedule::period`] is without a pinned period.
-    fn unpinned(&self, at: DateTime<Utc>) -> Period {
-        let epoch = DateTime::UNIX_EPOCH;
-        match self.mode {
-            ResetMode::Lazy | ResetMode::Scheduled => {
-                let (start, end) = self.calendar.window(at);
-                Period {
-                    start,
-                    end: Some(end),
-                }
-            }
-            ResetMode::Manual if at < epoch => Period {
-                start: DateTime::<Utc>::MIN_UTC,
-                end: Some(epoch),
-            },
-            ResetMode::Manual => Period {
-                start: epoch,
-                end: None,
-            },
-        }
     }
 }
 
@@ -827,99 +678,8 @@ mod tests {
         }
 
         #[test]
-        fn periods_tile_whatever_is_pinned(schedule in schedules(), at in instants()) {
-            let period = schedule.period(at);
-            prop_assert!(period.contains(at));
-            prop_assert_eq!(schedule.period(period.start), period);
-            prop_assert_eq!(schedule.period(period.start - MILLISECOND).end, Some(period.start));
-            if let Some(end) = period.end {
-                prop_assert_eq!(schedule.period(end - MILLISECOND), period);
-                prop_assert_eq!(schedule.period(end).start, end);
-            }
-        }
-
-        #[test]
-        fn a_change_keeps_the_start_and_ends_at_the_next_boundary(
-            before in schedules(),
-            mode in select(&ResetMode::ALL),
-            calendar in calendars(),
-            now in instants(),
-            later in instants(),
-        ) {
-            // The same settings again change nothing, not even where a pinned period ends.
-            prop_assume!((before.mode, &before.calendar) != (mode, &calendar));
-            let now = before.pinned.map_or(now, |pinned| now.max(pinned.start));
-            let after = before.changed(mode, calendar.clone(), now);
-            let running = after.period(now);
-            prop_assert_eq!(running.start, before.period(now).start);
-            let boundary = calendar.window(now).1;
-            prop_assert_eq!(running.end, (mode != ResetMode::Manual).then_some(boundary));
-            let later = after.period(later.max(now));
-            prop_assert!(later == running || Some(later.start) >= running.end);
-        }
-
-        #[test]
-        fn a_change_pins_a_period_only_where_the_calendar_would_give_another(
-            before in schedules(),
-            mode in select(&ResetMode::ALL),
-            calendar in calendars(),
-            now in instants(),
-        ) {
-            // The same settings again change nothing, not even a pin that is over.
-            prop_assume!((before.mode, &before.calendar) != (mode, &calendar));
-            let now = before.pinned.map_or(now, |pinned| now.max(pinned.start));
-            let after = before.changed(mode, calendar, now);
-            let unpinned = Schedule { pinned: None, ..after.clone() };
-            prop_assert_eq!(after.pinned.is_none(), unpinned.period(now) == after.period(now));
-        }
-
-        #[test]
-        fn the_periods_of_a_meter_tile_from_its_reset_on_and_contain_what_counts_in_them(
-            schedule in schedules(),
-            reset in instants(),
-            at in instants(),
-        ) {
-            let api = MeterId::default();
-            let cut = resetting(&schedule, &api, reset);
-            let regular = schedule.period(reset);
-            prop_assert_eq!(
-                cut.running(&api, reset),
-                Period { start: reset, ..regular },
-                "a reset does not move the end"
-            );
-            let period = cut.running(&api, at);
-            if regular.contains(at) {
-                prop_assert_eq!(period, Period { start: reset, ..regular });
-            } else {
-                prop_assert_eq!(period, schedule.period(at));
-            }
-            prop_assert_eq!(cut.running(&"tokens".parse().expect("a meter"), at), schedule.period(at));
-        }
-
-        #[test]
-        fn a_change_after_a_reset_keeps_the_start(
-            before in schedules(),
-            mode in select(&ResetMode::ALL),
-            calendar in calendars(),
-            reset in instants(),
-        ) {
-            let api = MeterId::default();
-            let reset = before.pinned.map_or(reset, |pinned| reset.max(pinned.start));
-            let after = resetting(&before, &api, reset).changed(mode, calendar, reset);
-            prop_assert_eq!(after.running(&api, reset).start, reset);
-        }
-
-        #[test]
-        fn a_schedule_survives_json(schedule in schedules()) {
-            let json = serde_json::to_string(&schedule).expect("a schedule is JSON");
-            let read: Schedule = serde_json::from_str(&json).expect("its own JSON is valid");
-            prop_assert_eq!(read, schedule);
-        }
-
-        #[test]
         fn no_instant_is_too_far_away(
             calendar in calendars(),
-            mode in select(&ResetMode::ALL),
             at in all_instants(),
         ) {
             let zone = calendar.time_zone();
@@ -929,10 +689,6 @@ mod tests {
             if let Ok(anchored) = Calendar::new(calendar.reset_period(), None, None, Some(at), zone) {
                 prop_assert!(anchored.window(at).0 <= at);
             }
-            let schedule = Schedule { mode, calendar, pinned: None, resets: BTreeMap::new() };
-            prop_assert!(schedule.period(at).contains(at));
-            let monthly = Calendar::plain(ResetPeriod::Monthly, zone);
-            prop_assert!(schedule.changed(ResetMode::Lazy, monthly, at).period(at).contains(at));
         }
     }
 
@@ -1370,209 +1126,6 @@ mod tests {
         }
     }
 
-    // --- schedules ---
-
-    #[test]
-    fn periods_come_from_the_calendar_and_not_from_the_first_call() {
-        let schedule = lazy(Calendar::plain(ResetPeriod::Monthly, Tz::UTC));
-        let february = schedule.period(utc("2025-02-01T00:00:00Z"));
-        // The first call after half a year of silence is in the period of its own month, and so is the next.
-        assert_eq!(
-            schedule.period(utc("2025-08-31T23:59:59.999Z")),
-            period("2025-08-01T00:00:00Z", "2025-09-01T00:00:00Z")
-        );
-        assert_eq!(
-            schedule.period(utc("2025-09-01T00:00:00Z")),
-            period("2025-09-01T00:00:00Z", "2025-10-01T00:00:00Z")
-        );
-        assert_eq!(schedule.period(utc("2025-02-28T23:00:00Z")), february);
-    }
-
-    #[test]
-    fn lazy_and_scheduled_choose_the_same_periods() {
-        let lazy = lazy(Calendar::plain(ResetPeriod::Weekly, Tz::Europe__Berlin));
-        let scheduled = Schedule {
-            mode: ResetMode::Scheduled,
-            ..lazy.clone()
-        };
-        let at = utc("2025-06-04T12:00:00Z");
-        assert_eq!(lazy.period(at), scheduled.period(at));
-    }
-
-    #[test]
-    fn what_happened_before_a_reset_counts_in_the_period_that_runs_unless_its_own_is_merely_over() {
-        let api = MeterId::default();
-        let monthly = lazy(Calendar::plain(ResetPeriod::Monthly, Tz::UTC));
-        let schedule = resetting(&monthly, &api, utc("2025-06-10T09:30:00Z"));
-        let now = utc("2025-06-11T00:00:00Z");
-        let running = period("2025-06-10T09:30:00Z", "2025-07-01T00:00:00Z");
-        let closed = utc("2025-06-09T00:00:00Z");
-        assert_eq!(schedule.period_of(&api, closed, now), running);
-        let over = utc("2025-05-31T23:00:00Z");
-        let may = period("2025-05-01T00:00:00Z", "2025-06-01T00:00:00Z");
-        assert_eq!(schedule.period_of(&api, over, now), may);
-        let next = utc("2025-07-02T00:00:00Z");
-        let july = period("2025-07-01T00:00:00Z", "2025-08-01T00:00:00Z");
-        assert_eq!(schedule.period_of(&api, closed, next), july);
-    }
-
-    #[test]
-    fn a_pinned_period_splits_the_one_that_it_is_in() {
-        let reset = period("2025-06-10T09:30:00Z", "2025-07-01T00:00:00Z");
-        let schedule = Schedule {
-            pinned: Some(reset),
-            ..lazy(Calendar::plain(ResetPeriod::Monthly, Tz::UTC))
-        };
-        assert_eq!(
-            schedule.period(utc("2025-06-10T09:29:59.999Z")),
-            period("2025-06-01T00:00:00Z", "2025-06-10T09:30:00Z")
-        );
-        assert_eq!(schedule.period(utc("2025-06-10T09:30:00Z")), reset);
-        assert_eq!(schedule.period(utc("2025-06-30T23:59:59Z")), reset);
-        assert_eq!(
-            schedule.period(utc("2025-07-01T00:00:00Z")),
-            period("2025-07-01T00:00:00Z", "2025-08-01T00:00:00Z")
-        );
-        assert_eq!(
-            schedule.period(utc("2025-05-20T00:00:00Z")),
-            period("2025-05-01T00:00:00Z", "2025-06-01T00:00:00Z")
-        );
-    }
-
-    /// No change makes such a schedule, but a new edition of the time zone database moves boundaries.
-    #[test]
-    fn a_period_after_a_pinned_one_starts_at_its_end_even_if_the_calendar_has_no_boundary_there() {
-        let schedule = Schedule {
-            pinned: Some(period("2025-06-10T09:30:00Z", "2025-07-01T01:00:00Z")),
-            ..lazy(Calendar::plain(ResetPeriod::Monthly, Tz::UTC))
-        };
-        assert_eq!(
-            schedule.period(utc("2025-07-01T01:00:00Z")),
-            period("2025-07-01T01:00:00Z", "2025-08-01T00:00:00Z")
-        );
-        assert_eq!(
-            schedule.period(utc("2025-08-01T00:00:00Z")),
-            period("2025-08-01T00:00:00Z", "2025-09-01T00:00:00Z")
-        );
-    }
-
-    #[test]
-    fn changing_the_calendar_keeps_the_start_and_ends_at_the_next_boundary() {
-        let before = lazy(Calendar::plain(ResetPeriod::Monthly, Tz::UTC));
-        let now = utc("2025-06-04T12:00:00Z");
-        let mid_month = Calendar::new(
-            ResetPeriod::Monthly,
-            Some(15),
-            None,
-            None,
-            Tz::Europe__Berlin,
-        )
-        .expect("the settings are valid");
-
-        let after = before.changed(ResetMode::Scheduled, mid_month, now);
-
-        let running = period("2025-06-01T00:00:00Z", "2025-06-14T22:00:00Z");
-        assert_eq!(after.pinned, Some(running));
-        assert_eq!(after.period(now), running);
-        assert_eq!(
-            after.period(utc("2025-06-14T22:00:00Z")),
-            period("2025-06-14T22:00:00Z", "2025-07-14T22:00:00Z")
-        );
-    }
-
-    #[test]
-    fn changing_the_calendar_back_and_forth_leaves_no_trace() {
-        let monthly = Calendar::plain(ResetPeriod::Monthly, Tz::UTC);
-        let before = lazy(monthly.clone());
-        let now = utc("2025-06-04T12:00:00Z");
-        let daily = before.changed(
-            ResetMode::Lazy,
-            Calendar::plain(ResetPeriod::Daily, Tz::UTC),
-            now,
-        );
-        assert_eq!(
-            daily.period(now),
-            period("2025-06-01T00:00:00Z", "2025-06-05T00:00:00Z")
-        );
-        assert_eq!(daily.changed(ResetMode::Lazy, monthly, now), before);
-    }
-
-    #[test]
-    fn a_manual_period_keeps_its_start_and_has_no_end_until_the_mode_changes() {
-        let monthly = Calendar::plain(ResetPeriod::Monthly, Tz::UTC);
-        let now = utc("2025-06-04T12:00:00Z");
-        let manual = lazy(monthly.clone()).changed(ResetMode::Manual, monthly.clone(), now);
-        let endless = Period {
-            start: utc("2025-06-01T00:00:00Z"),
-            end: None,
-        };
-        assert_eq!(manual.period(now), endless);
-        assert_eq!(manual.period(utc("2035-01-01T00:00:00Z")), endless);
-        assert_eq!(
-            manual.period(utc("2025-05-31T00:00:00Z")),
-            period("1970-01-01T00:00:00Z", "2025-06-01T00:00:00Z")
-        );
-
-        let again = manual.changed(ResetMode::Lazy, monthly, utc("2025-09-10T00:00:00Z"));
-        assert_eq!(
-            again.period(utc("2025-09-10T00:00:00Z")),
-            period("2025-06-01T00:00:00Z", "2025-10-01T00:00:00Z")
-        );
-    }
-
-    #[test]
-    fn a_manual_schedule_that_was_never_reset_has_a_single_period() {
-        let schedule = Schedule {
-            mode: ResetMode::Manual,
-            ..lazy(Calendar::plain(ResetPeriod::Daily, Tz::UTC))
-        };
-        let always = Period {
-            start: DateTime::UNIX_EPOCH,
-            end: None,
-        };
-        assert_eq!(schedule.period(utc("2025-06-04T12:00:00Z")), always);
-        assert_eq!(schedule.period(DateTime::UNIX_EPOCH), always);
-    }
-
-    #[test]
-    fn a_manual_period_does_not_end_even_if_it_was_pinned_with_an_end() {
-        let schedule = Schedule {
-            mode: ResetMode::Manual,
-            pinned: Some(period("2025-06-10T09:30:00Z", "2025-07-01T00:00:00Z")),
-            ..lazy(Calendar::plain(ResetPeriod::Monthly, Tz::UTC))
-        };
-        let endless = Period {
-            start: utc("2025-06-10T09:30:00Z"),
-            end: None,
-        };
-        assert_eq!(schedule.period(utc("2025-06-10T09:30:00Z")), endless);
-        assert_eq!(schedule.period(utc("2025-09-01T00:00:00Z")), endless);
-    }
-
-    #[test]
-    fn writing_back_the_same_settings_does_not_forget_where_late_events_belong() {
-        let monthly = Calendar::plain(ResetPeriod::Monthly, Tz::UTC);
-        let reset = period("2025-06-10T09:30:00Z", "2025-07-01T00:00:00Z");
-        let schedule = Schedule {
-            pinned: Some(reset),
-            ..lazy(monthly.clone())
-        };
-        let same = schedule.changed(ResetMode::Lazy, monthly, utc("2025-07-05T00:00:00Z"));
-        assert_eq!(same.period(utc("2025-06-20T00:00:00Z")), reset);
-    }
-
-    #[test]
-    fn a_server_whose_clock_lags_behind_a_reset_does_not_bring_back_the_closed_period() {
-        let monthly = Calendar::plain(ResetPeriod::Monthly, Tz::UTC);
-        let reset = period("2025-06-10T09:30:00Z", "2025-07-01T00:00:00Z");
-        let schedule = Schedule {
-            pinned: Some(reset),
-            ..lazy(monthly.clone())
-        };
-        let changed = schedule.changed(ResetMode::Scheduled, monthly, reset.start - MILLISECOND);
-        assert_eq!(changed.period(reset.start), reset);
-    }
-
     // --- settings ---
 
     #[test]
@@ -1655,34 +1208,6 @@ mod tests {
     }
 
     #[test]
-    fn a_schedule_is_written_in_camel_case_without_absent_settings() {
-        let schedule = Schedule {
-            mode: ResetMode::Manual,
-            calendar: Calendar::new(
-                ResetPeriod::Monthly,
-                Some(15),
-                None,
-                None,
-                Tz::Europe__Berlin,
-            )
-            .expect("the settings are valid"),
-            pinned: Some(Period {
-                start: utc("2025-06-10T09:30:00.500Z"),
-                end: None,
-            }),
-            resets: BTreeMap::new(),
-        };
-        assert_eq!(
-            json!(schedule),
-            json!({
-                "mode": "manual",
-                "calendar": {"resetPeriod": "monthly", "resetDay": 15, "timeZone": "Europe/Berlin"},
-                "pinned": {"start": "2025-06-10T09:30:00.500Z", "end": null},
-            })
-        );
-    }
-
-    #[test]
     fn a_calendar_read_from_json_is_checked_as_well() {
         let json = json!({"resetPeriod": "weekly", "resetDay": 7, "timeZone": "UTC"});
         let refused = serde_json::from_value::<Calendar>(json).expect_err("the day is invalid");
@@ -1735,31 +1260,6 @@ mod tests {
         )
     }
 
-    /// Schedules as they come about: fresh, with a pinned period, and after a change.
-    fn schedules() -> impl Strategy<Value = Schedule> {
-        let fresh = (select(&ResetMode::ALL), calendars()).prop_map(|(mode, calendar)| Schedule {
-            mode,
-            calendar,
-            pinned: None,
-            resets: BTreeMap::new(),
-        });
-        let reset = (fresh.clone(), instants()).prop_map(|(schedule, at)| Schedule {
-            pinned: Some(Period {
-                start: at,
-                ..schedule.period(at)
-            }),
-            ..schedule
-        });
-        let changed = (
-            reset.clone(),
-            select(&ResetMode::ALL),
-            calendars(),
-            instants(),
-        )
-            .prop_map(|(schedule, mode, calendar, at)| schedule.changed(mode, calendar, at));
-        prop_oneof![fresh, reset, changed]
-    }
-
     /// The windows from the one that contains the start of `span` to the last that begins in it, each checked to begin
     /// where the one before ends and to contain both of its ends.
     fn walk(
@@ -1802,35 +1302,8 @@ mod tests {
         Calendar::new(period, None, None, Some(utc(anchor)), zone).expect("an anchor is valid")
     }
 
-    fn resetting(schedule: &Schedule, meter: &MeterId, at: DateTime<Utc>) -> Schedule {
-        let reset = Reset {
-            closed_start: schedule.period(at).start,
-            at,
-        };
-        Schedule {
-            resets: BTreeMap::from([(meter.clone(), reset)]),
-            ..schedule.clone()
-        }
-    }
-
-    fn lazy(calendar: Calendar) -> Schedule {
-        Schedule {
-            mode: ResetMode::Lazy,
-            calendar,
-            pinned: None,
-            resets: BTreeMap::new(),
-        }
-    }
-
     fn window(start: &str, end: &str) -> (DateTime<Utc>, DateTime<Utc>) {
         (utc(start), utc(end))
-    }
-
-    fn period(start: &str, end: &str) -> Period {
-        Period {
-            start: utc(start),
-            end: Some(utc(end)),
-        }
     }
 
     fn utc(text: &str) -> DateTime<Utc> {

@@ -18,9 +18,10 @@ use utoipa::{PartialSchema, ToSchema};
 
 use super::ids::{MeterId, PlanId};
 use super::patch::{named, not_null};
-use super::period::{Calendar, InvalidCalendar, Period, Reset, ResetMode, ResetPeriod, Schedule};
+use super::period::{Calendar, InvalidCalendar, ResetMode, ResetPeriod};
 use super::plan::Plan;
 use super::quantity::Count;
+use super::schedule::{Activity, Reset, Schedule};
 
 /// What happens to a consume that does not fit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
@@ -275,7 +276,16 @@ pub struct Defaults {
     pub plan_id: PlanId,
     /// The limits of that plan.
     pub limits: BTreeMap<MeterId, MeterLimit>,
-    /// Who opens a new period.
+    /// The calendar of an organization that sets no part of it.
+    #[serde(flatten)]
+    pub calendar: DefaultCalendar,
+}
+
+/// The parts of a calendar that have a default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DefaultCalendar {
+    /// What ends a period.
     pub reset_mode: ResetMode,
     /// How long a period is.
     pub reset_period: ResetPeriod,
@@ -283,12 +293,28 @@ pub struct Defaults {
     pub time_zone: Tz,
 }
 
-impl Defaults {
-    /// Whether periods are the same by these and by others.
-    pub fn same_calendar(&self, other: &Self) -> bool {
-        let calendar = |it: &Self| (it.reset_mode, it.reset_period, it.time_zone);
-        calendar(self) == calendar(other)
+impl std::fmt::Display for DefaultCalendar {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{}, {}, {}",
+            self.reset_mode, self.reset_period, self.time_zone
+        )
     }
+}
+
+/// A calendar that is or was the default, and since when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DefaultSince {
+    /// When it became the default; none for the first of all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<DateTime<Utc>>,
+    /// The policy version of that change.
+    pub version: u64,
+    /// The calendar.
+    #[serde(flatten)]
+    pub calendar: DefaultCalendar,
 }
 
 /// An organization's settings as people give them; what is absent is the default.
@@ -328,7 +354,10 @@ pub struct OrganizationSettings {
 
 impl OrganizationSettings {
     /// The mode and calendar that these settings come to.
-    pub fn calendar(&self, defaults: &Defaults) -> Result<(ResetMode, Calendar), InvalidCalendar> {
+    pub fn calendar(
+        &self,
+        defaults: DefaultCalendar,
+    ) -> Result<(ResetMode, Calendar), InvalidCalendar> {
         let calendar = Calendar::new(
             self.reset_period.unwrap_or(defaults.reset_period),
             self.reset_day,
@@ -337,6 +366,34 @@ impl OrganizationSettings {
             self.time_zone.unwrap_or(defaults.time_zone),
         )?;
         Ok((self.reset_mode.unwrap_or(defaults.reset_mode), calendar))
+    }
+
+    /// The same; a default that changed under an organization's own day must not lock the organization out, so that day is
+    /// then left out.
+    fn calendar_or_plain(&self, defaults: DefaultCalendar) -> (ResetMode, Calendar) {
+        self.calendar(defaults).unwrap_or_else(|_| {
+            let zone = self.time_zone.unwrap_or(defaults.time_zone);
+            let period = self.reset_period.unwrap_or(defaults.reset_period);
+            (
+                self.reset_mode.unwrap_or(defaults.reset_mode),
+                Calendar::plain(period, zone),
+            )
+        })
+    }
+
+    /// Whether these say the same of the calendar as others do.
+    pub fn same_calendar(&self, other: &Self) -> bool {
+        let own = |it: &Self| {
+            (
+                it.reset_mode,
+                it.reset_period,
+                it.reset_day,
+                it.reset_month,
+                it.anchor,
+                it.time_zone,
+            )
+        };
+        own(self) == own(other)
     }
 }
 
@@ -349,12 +406,52 @@ pub struct Organization {
     pub limits: BTreeMap<MeterId, LimitOverride>,
     /// What lies on top of them, until it has ended and that was noted.
     pub temporary: BTreeMap<MeterId, TemporaryLimit>,
-    /// The period that runs because the calendar has changed.
-    pub pinned: Option<Period>,
+    /// Its schedule as its last own change of the calendar left it; none if it never had one of its own.
+    pub timeline: Option<Timeline>,
     /// The last reset of each meter that ever had one.
     pub resets: BTreeMap<MeterId, Reset>,
     /// The policy version of the last change to any of these.
     pub version: u64,
+}
+
+/// An organization's schedule as its last own change of the calendar left it. Changes of the defaults since then are
+/// added when it is resolved, so that they write no organization.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Timeline {
+    /// The version of the default calendar that this schedule takes into account.
+    pub defaults_version: u64,
+    /// The schedule, without resets.
+    #[serde(flatten)]
+    pub schedule: Schedule,
+}
+
+impl Organization {
+    /// The schedule of an organization, given all calendars that were the default, oldest first. Each change of the
+    /// default is a change of the calendar for whoever inherits it.
+    fn schedule(&self, defaults: &Defaults, calendars: &[DefaultSince]) -> Schedule {
+        let known = self.timeline.as_ref().map(|it| it.defaults_version);
+        let mut later = calendars
+            .iter()
+            .filter(|it| known.is_none_or(|known| known < it.version))
+            .map(|it| (it.since, self.settings.calendar_or_plain(it.calendar)));
+        let mut schedule = if let Some(timeline) = &self.timeline {
+            timeline.schedule.clone()
+        } else {
+            let (mode, calendar) = later.next().map_or_else(
+                || self.settings.calendar_or_plain(defaults.calendar),
+                |(_, first)| first,
+            );
+            Schedule::new(mode, calendar)
+        };
+        for (since, (mode, calendar)) in later {
+            let since = since.unwrap_or(DateTime::<Utc>::MIN_UTC);
+            // Nobody knows here what was counted in the running period, so its start stays.
+            schedule = schedule.changed(mode, calendar, since, Activity::Running);
+        }
+        schedule.resets.clone_from(&self.resets);
+        schedule
+    }
 }
 
 /// The value of a feature, and who set it.
@@ -395,25 +492,18 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// Resolves an organization, or one that nobody has set anything for, over its plan, over the defaults.
+    /// Resolves an organization, or one that nobody has set anything for, over its plan, over the defaults, given all
+    /// calendars that were the default, oldest first.
     pub fn resolve(
         defaults: &Defaults,
         defaults_version: u64,
+        calendars: &[DefaultSince],
         plan: &Plan,
         organization: Option<&Organization>,
     ) -> Self {
         let unset = Organization::default();
         let organization = organization.unwrap_or(&unset);
         let settings = &organization.settings;
-        // A default that changed under an organization's own day must not lock the organization out.
-        let (mode, calendar) = settings.calendar(defaults).unwrap_or_else(|_| {
-            let zone = settings.time_zone.unwrap_or(defaults.time_zone);
-            let period = settings.reset_period.unwrap_or(defaults.reset_period);
-            (
-                settings.reset_mode.unwrap_or(defaults.reset_mode),
-                Calendar::plain(period, zone),
-            )
-        });
         let mut limits = if plan.id == defaults.plan_id {
             defaults.limits.clone()
         } else {
@@ -441,12 +531,7 @@ impl Policy {
             version: organization.version.max(plan.version).max(defaults_version),
             plan_id: plan.id.clone(),
             features,
-            schedule: Schedule {
-                mode,
-                calendar,
-                pinned: organization.pinned,
-                resets: organization.resets.clone(),
-            },
+            schedule: organization.schedule(defaults, calendars),
             limits,
             temporary: organization.temporary.clone(),
             lasting: BTreeMap::new(),
@@ -526,9 +611,11 @@ mod tests {
         Defaults {
             plan_id: "free".parse().unwrap(),
             limits: BTreeMap::from([("api".parse().unwrap(), limited(1000))]),
-            reset_mode: ResetMode::Lazy,
-            reset_period: ResetPeriod::Monthly,
-            time_zone: Tz::UTC,
+            calendar: DefaultCalendar {
+                reset_mode: ResetMode::Lazy,
+                reset_period: ResetPeriod::Monthly,
+                time_zone: Tz::UTC,
+            },
         }
     }
 
@@ -547,7 +634,7 @@ mod tests {
             version: 0,
             ..plan("free", "{}")
         };
-        Policy::resolve(defaults, 3, &plan, organization)
+        Policy::resolve(defaults, 3, &[], &plan, organization)
     }
 
     fn limited(units: u64) -> MeterLimit {
@@ -616,7 +703,7 @@ mod tests {
         let (api, tokens) = ("api".parse().unwrap(), "tokens".parse().unwrap());
         let own = overriding("api", r#"{"warnAt": [50]}"#);
         let over_settings = plan("free", r#"{"api": {"enforcement": "soft"}}"#);
-        let policy = Policy::resolve(&defaults(), 3, &over_settings, Some(&own));
+        let policy = Policy::resolve(&defaults(), 3, &[], &over_settings, Some(&own));
         let all_three = MeterLimit {
             enforcement: Enforcement::Soft,
             warn_at: vec![50],
@@ -626,7 +713,7 @@ mod tests {
         assert_eq!(policy.limits[&api], all_three);
         // The settings limit the default plan alone.
         let pro = plan("pro", r#"{"tokens": {"limit": 7}}"#);
-        let policy = Policy::resolve(&defaults(), 3, &pro, Some(&own));
+        let policy = Policy::resolve(&defaults(), 3, &[], &pro, Some(&own));
         assert_eq!(policy.rule(&api).limit, None);
         let planned = MeterLimit {
             source: Source::Plan,
@@ -634,7 +721,7 @@ mod tests {
         };
         assert_eq!(policy.limits[&tokens], planned);
         assert_eq!((policy.plan_id.as_str(), policy.version), ("pro", 7));
-        assert_eq!(Policy::resolve(&defaults(), 3, &pro, None).version, 5);
+        assert_eq!(Policy::resolve(&defaults(), 3, &[], &pro, None).version, 5);
     }
 
     #[test]
@@ -705,7 +792,7 @@ mod tests {
     #[test]
     fn a_default_that_no_longer_fits_an_organizations_day_falls_back_to_the_plain_calendar() {
         let mut daily = defaults();
-        daily.reset_period = ResetPeriod::Daily;
+        daily.calendar.reset_period = ResetPeriod::Daily;
         let settings = OrganizationSettings {
             reset_day: Some(15),
             ..OrganizationSettings::default()
@@ -715,7 +802,10 @@ mod tests {
             ..Organization::default()
         };
         let policy = resolve(&daily, Some(&organization));
-        assert_eq!(policy.schedule.calendar.reset_period(), ResetPeriod::Daily);
+        assert_eq!(
+            policy.schedule.calendar().reset_period(),
+            ResetPeriod::Daily
+        );
     }
 
     #[test]

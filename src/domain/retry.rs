@@ -65,8 +65,8 @@ mod tests {
     use crate::domain::period::{ResetMode, ResetPeriod};
     use crate::domain::plan::Plan;
     use crate::domain::policy::{
-        Defaults, Enforcement, Limit, LimitOverride, Organization, OrganizationSettings,
-        TemporaryLimit,
+        DefaultCalendar, Defaults, Enforcement, Limit, LimitOverride, Organization,
+        OrganizationSettings, TemporaryLimit,
     };
     use crate::domain::quantity::COUNT_MAX;
 
@@ -122,9 +122,11 @@ mod tests {
         let defaults = Defaults {
             plan_id: "free".parse().unwrap(),
             limits: BTreeMap::new(),
-            reset_mode: mode,
-            reset_period: period,
-            time_zone: Tz::UTC,
+            calendar: DefaultCalendar {
+                reset_mode: mode,
+                reset_period: period,
+                time_zone: Tz::UTC,
+            },
         };
         let limits = meters.iter().enumerate().map(|(position, meter)| {
             let own = LimitOverride {
@@ -155,7 +157,7 @@ mod tests {
             features: BTreeMap::new(),
             version: 1,
         };
-        Policy::resolve(&defaults, 1, &plan, Some(&organization))
+        Policy::resolve(&defaults, 1, &[], &plan, Some(&organization))
     }
 
     proptest! {

@@ -306,6 +306,7 @@ mod tests {
             sequence: 1,
             hours: Vec::new(),
             oldest_unstored: None,
+            never_stored: false,
             adjusted: None,
             thresholds: Thresholds::default(),
         }

@@ -647,12 +647,12 @@ impl Asked {
         }
     }
 
-    /// The start of the hour that the units belong to: of the event, unless its own period was closed.
+    /// The start of the slot that the units belong to: of the event, unless its own period was closed.
     fn hour(&self, period: Period) -> DateTime<Utc> {
         if self.counts_at == self.at && period.start <= self.at {
-            self.moment.hour
+            self.moment.slot.start
         } else {
-            self.policy.moment(self.at.max(period.start)).hour
+            self.policy.moment(self.at.max(period.start)).slot.start
         }
     }
 }

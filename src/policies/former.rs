@@ -12,8 +12,8 @@ use super::{Error, Policies, Written, held};
 use crate::counters::{Configured, Link};
 use crate::domain::counter::CounterId;
 use crate::domain::ids::MeterId;
-use crate::domain::period::Schedule;
 use crate::domain::retention::{self, EARLY};
+use crate::domain::schedule::Schedule;
 
 impl Policies {
     /// No event that is still to come reaches what ended before this, with a day to spare.
@@ -99,20 +99,14 @@ fn starts(schedule: &Schedule, from: DateTime<Utc>, to: DateTime<Utc>) -> Vec<Da
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use chrono_tz::Tz;
 
     use super::*;
-    use crate::domain::period::{Calendar, Period, ResetMode, ResetPeriod};
+    use crate::domain::period::{Calendar, ResetMode, ResetPeriod};
+    use crate::domain::schedule::Activity;
 
-    fn schedule(period: ResetPeriod, pinned: Option<Period>) -> Schedule {
-        Schedule {
-            mode: ResetMode::Lazy,
-            calendar: Calendar::plain(period, Tz::UTC),
-            pinned,
-            resets: BTreeMap::new(),
-        }
+    fn schedule(period: ResetPeriod) -> Schedule {
+        Schedule::new(ResetMode::Lazy, Calendar::plain(period, Tz::UTC))
     }
 
     fn at(text: &str) -> DateTime<Utc> {
@@ -123,18 +117,20 @@ mod tests {
     fn every_period_that_an_event_can_reach_is_found() {
         let (from, to) = (at("2031-03-01T10:30:00Z"), at("2031-03-02T12:05:00Z"));
         let of = |schedule: &Schedule| starts(schedule, from, to);
-        assert_eq!(of(&schedule(ResetPeriod::Hourly, None)).len(), 27);
+        assert_eq!(of(&schedule(ResetPeriod::Hourly)).len(), 27);
         assert_eq!(
-            of(&schedule(ResetPeriod::Daily, None)),
+            of(&schedule(ResetPeriod::Daily)),
             [at("2031-03-02T00:00:00Z"), at("2031-03-01T00:00:00Z")]
         );
-        let pinned = Period {
-            start: at("2031-03-01T15:00:00Z"),
-            end: Some(at("2031-03-08T00:00:00Z")),
-        };
+        let changed = schedule(ResetPeriod::Daily).changed(
+            ResetMode::Lazy,
+            Calendar::plain(ResetPeriod::Weekly, Tz::UTC),
+            at("2031-03-02T11:00:00Z"),
+            Activity::Running,
+        );
         assert_eq!(
-            of(&schedule(ResetPeriod::Weekly, Some(pinned))),
-            [pinned.start, at("2031-02-24T00:00:00Z")]
+            of(&changed),
+            [at("2031-03-02T00:00:00Z"), at("2031-03-01T00:00:00Z")]
         );
     }
 }

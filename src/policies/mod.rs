@@ -95,8 +95,14 @@ struct Written<'a> {
 }
 
 impl<'a> Written<'a> {
-    fn of(organization: &'a OrganizationId, sources: &Sources) -> Result<Self, Error> {
-        let policy = sources.policy();
+    /// `reach` is the earliest instant of which any event can still come.
+    fn of(
+        organization: &'a OrganizationId,
+        sources: &Sources,
+        reach: DateTime<Utc>,
+    ) -> Result<Self, Error> {
+        let mut policy = sources.policy();
+        policy.schedule = policy.schedule.since(reach);
         let json = serde_json::to_string(&policy)
             .map_err(|error| store::Error::Inconsistent(error.to_string()))?;
         Ok(Self {
@@ -345,9 +351,9 @@ impl Policies {
         organization: &OrganizationId,
         sources: &Sources,
     ) -> Result<usize, Error> {
-        let written = Written::of(organization, sources)?;
-        let policy = &written.policy;
         let now = self.clock.now();
+        let written = Written::of(organization, sources, self.reach(now))?;
+        let policy = &written.policy;
         let at_now = policy.clone().at(now);
         // First the organization alone: from now on no counter is opened under an older version, so the list
         // of meters that comes back names every counter that still has one.
@@ -475,7 +481,8 @@ impl Policies {
     }
 
     async fn publish_defaults(&self) -> Result<(), store::Error> {
-        let version = organizations::publish_defaults(&self.store, &self.defaults).await?;
+        let now = self.clock.now();
+        let version = organizations::publish_defaults(&self.store, &self.defaults, now).await?;
         self.floors.raise_defaults(version);
         Ok(())
     }
@@ -575,9 +582,10 @@ impl Policies {
             return Ok(Vec::new());
         }
         let sources = self.stored_all(organizations).await?;
+        let reach = self.reach(self.clock.now());
         let written = organizations.iter().zip(&sources);
         let written: Vec<Written<'_>> = written
-            .map(|(organization, sources)| Written::of(organization, sources))
+            .map(|(organization, sources)| Written::of(organization, sources, reach))
             .collect::<Result<_, _>>()?;
         self.make_known(link, &written).await?;
         let written = written.into_iter();

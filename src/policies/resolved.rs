@@ -6,10 +6,11 @@ use std::sync::Arc;
 use arc_swap::ArcSwapOption;
 use chrono::{DateTime, Utc};
 
-use crate::domain::period::{Period, hour};
+use crate::domain::period::Period;
 use crate::domain::policy::Policy;
+use crate::domain::slot::Slot;
 
-/// A policy in force. Finding periods and hours in a calendar is dear, and almost every call asks for those
+/// A policy in force. Finding periods and slots in a calendar is dear, and almost every call asks for those
 /// that contain now, so the last answer is kept.
 #[derive(Debug)]
 pub struct Resolved {
@@ -17,14 +18,13 @@ pub struct Resolved {
     last: ArcSwapOption<Moment>,
 }
 
-/// An hour of a period.
+/// A part of a period.
 #[derive(Debug, Clone, Copy)]
 pub struct Moment {
     /// The period that contains it.
     pub period: Period,
-    /// When the hour begins, by the organization's wall clock.
-    pub hour: DateTime<Utc>,
-    hour_end: DateTime<Utc>,
+    /// The time slot in which usage is recorded.
+    pub slot: Slot,
 }
 
 impl Resolved {
@@ -35,19 +35,17 @@ impl Resolved {
         }
     }
 
-    /// The period and the hour that contain an instant.
+    /// The period and the slot that contain an instant.
     pub fn moment(&self, at: DateTime<Utc>) -> Moment {
         if let Some(last) = self.last.load().as_deref()
             && last.period.contains(at)
-            && (last.hour..last.hour_end).contains(&at)
+            && last.slot.contains(at)
         {
             return *last;
         }
-        let (hour, hour_end) = hour(self.schedule.calendar.time_zone(), at);
         let moment = Moment {
             period: self.schedule.period(at),
-            hour,
-            hour_end,
+            slot: self.schedule.slot(at),
         };
         self.last.store(Some(Arc::new(moment)));
         moment

@@ -74,8 +74,8 @@ pub async fn delete<E>(
     sqlx::query(
         "update organizations set
              plan_id = null, features = '{}', reset_mode = null, reset_period = null, reset_day = null,
-             reset_month = null, anchor = null, time_zone = null, metadata = '{}', pinned_start = null,
-             pinned_end = null, version = $2, incarnation = $2, created_at = now(), updated_at = now(),
+             reset_month = null, anchor = null, time_zone = null, metadata = '{}', timeline = null,
+             version = $2, incarnation = $2, created_at = now(), updated_at = now(),
              deleted_at = now(), due_at = 'infinity'
          where id = $1",
     )

@@ -14,8 +14,9 @@ use super::{Actor, Error, Store, audit, events, unsigned};
 use crate::domain::counter::CounterId;
 use crate::domain::event::{self, Event};
 use crate::domain::ids::{MeterId, OrganizationId};
-use crate::domain::period::{Period, ResetMode, Schedule};
+use crate::domain::period::{Period, ResetMode};
 use crate::domain::quantity::Count;
+use crate::domain::schedule::Schedule;
 
 /// How long one that failed is left alone.
 const POSTPONED: Duration = Duration::minutes(1);
@@ -80,6 +81,22 @@ pub async fn end(
     now: DateTime<Utc>,
 ) -> Result<Ended, Error> {
     let mut transaction = store.pool.begin().await?;
+    let ended = end_in(&mut transaction, organizations, asked_by, now).await;
+    if ended.is_ok() {
+        transaction.commit().await?;
+    } else {
+        // Whoever tries them one by one passes over rows that are locked still, so a rollback in the background is too late.
+        transaction.rollback().await?;
+    }
+    ended
+}
+
+async fn end_in(
+    transaction: &mut PgConnection,
+    organizations: &[OrganizationId],
+    asked_by: Option<&Actor>,
+    now: DateTime<Utc>,
+) -> Result<Ended, Error> {
     let ids: Vec<&str> = organizations.iter().map(OrganizationId::as_str).collect();
     let locked: Vec<(String,)> = sqlx::query_as(
         "select id from organizations
@@ -95,28 +112,26 @@ pub async fn end(
         .iter()
         .map(|(id,)| parse(id))
         .collect::<Result<_, _>>()?;
-    let known = organizations::schedules(&mut transaction, &locked).await?;
-    let scheduled: BTreeMap<&OrganizationId, &Schedule> = known
-        .iter()
-        .filter(|(_, schedule)| schedule.mode == ResetMode::Scheduled)
-        .collect();
-    let over = over(&mut transaction, &scheduled, now).await?;
+    let known = organizations::schedules(&mut *transaction, &locked).await?;
+    let running = not_ended(&mut *transaction, &known).await?;
+    follow_schedules(&mut *transaction, &running, now).await?;
+    let over = over(&running, now);
     let told = over.iter().map(Over::event);
     let told: Vec<Event> = told.collect::<Result<_, _>>()?;
-    end_and_open(&mut transaction, &over, now).await?;
-    events::record(&mut transaction, &told, now).await?;
+    end_and_open(&mut *transaction, &over, now).await?;
+    events::record(&mut *transaction, &told, now).await?;
     let due = locked.iter().map(|id| match known.get(id) {
-        Some(schedule) if schedule.mode == ResetMode::Scheduled => schedule.period(now).end,
+        Some(schedule) if schedule.mode() == ResetMode::Scheduled => schedule.period(now).end,
         Some(_) => None,
         None => now.checked_add_signed(POSTPONED),
     });
-    set_due(&mut transaction, &locked, due.collect()).await?;
+    set_due(&mut *transaction, &locked, due.collect()).await?;
     let mut ended: Vec<OrganizationId> = over.into_iter().map(|it| it.organization).collect();
     ended.dedup();
     if let Some(actor) = asked_by.filter(|_| !ended.is_empty()) {
         let is = serde_json::json!({"resetCount": ended.len(), "organizations": ended});
         audit::record(
-            &mut transaction,
+            &mut *transaction,
             actor,
             "organizations.reset_expired",
             None,
@@ -125,7 +140,6 @@ pub async fn end(
         )
         .await?;
     }
-    transaction.commit().await?;
     Ok(Ended {
         looked_at: locked.len(),
         organizations: ended,
@@ -170,45 +184,141 @@ impl Over {
     }
 }
 
+/// A row that nothing has ended, and the schedule of its organization.
+struct NotEnded<'a> {
+    organization: OrganizationId,
+    meter: MeterId,
+    row: NotEndedRow,
+    schedule: &'a Schedule,
+}
+
+impl NotEnded<'_> {
+    fn period(&self, now: DateTime<Utc>) -> Period {
+        self.schedule
+            .period_of(&self.meter, self.row.period_start, now)
+    }
+
+    /// Whether it holds nothing, and was opened for a period that a change of calendar has taken away.
+    fn is_void(&self, now: DateTime<Utc>) -> bool {
+        self.row.opened && self.period(now).start != self.row.period_start
+    }
+}
+
 #[derive(FromRow)]
-struct OverRow {
+struct NotEndedRow {
     organization_id: String,
     meter: String,
     period_start: DateTime<Utc>,
+    period_end: Option<DateTime<Utc>>,
     used: i64,
+    /// Whether the scheduler opened it and no snapshot was stored since.
+    opened: bool,
 }
 
-/// Locks the rows that nothing has ended, in the order in which a flush does, and returns those that are over: by the
-/// schedule, because a row does not know of a change of calendar before it is stored again.
-async fn over(
+/// Locks the rows that nothing has ended, in the order in which a flush does.
+async fn not_ended<'a>(
     connection: &mut PgConnection,
-    scheduled: &BTreeMap<&OrganizationId, &Schedule>,
-    now: DateTime<Utc>,
-) -> Result<Vec<Over>, Error> {
-    let rows: Vec<OverRow> = sqlx::query_as(
-        "select organization_id, meter, period_start, used from usage_history
-         where organization_id = any($1) and reset_type is null
+    schedules: &'a BTreeMap<OrganizationId, Schedule>,
+) -> Result<Vec<NotEnded<'a>>, Error> {
+    let rows: Vec<NotEndedRow> = sqlx::query_as(
+        "select organization_id, meter, period_start, period_end, used, epoch = 0 as opened from usage_history
+         where organization_id = any($1) and reset_type is null and closed_at is null
          order by organization_id, meter, period_start
          for no key update",
     )
-    .bind(scheduled.keys().map(|id| id.as_str()).collect::<Vec<_>>())
+    .bind(schedules.keys().map(OrganizationId::as_str).collect::<Vec<_>>())
     .fetch_all(connection)
     .await?;
-    let over = rows.into_iter().map(|row| {
-        let organization: OrganizationId = parse(&row.organization_id)?;
-        let meter: MeterId = parse(&row.meter)?;
-        let schedule = scheduled.get(&organization);
-        let schedule = schedule.ok_or_else(|| nonsense("a row that nobody asked for"))?;
-        Ok(Over {
-            next: schedule.running(&meter, now),
-            organization,
-            meter,
-            start: row.period_start,
-            used: row.used,
+    rows.into_iter()
+        .map(|row| {
+            let organization: OrganizationId = parse(&row.organization_id)?;
+            let schedule = schedules.get(&organization);
+            Ok(NotEnded {
+                schedule: schedule.ok_or_else(|| nonsense("a row that nobody asked for"))?,
+                meter: parse(&row.meter)?,
+                organization,
+                row,
+            })
         })
-    });
-    over.filter(|it| it.as_ref().map_or(true, |it| it.start < it.next.start))
         .collect()
+}
+
+/// Corrects the ends of rows that do not know of a change of calendar, because they were not stored since, and deletes
+/// empty ones that were opened for a period which there is no more.
+async fn follow_schedules(
+    connection: &mut PgConnection,
+    rows: &[NotEnded<'_>],
+    now: DateTime<Utc>,
+) -> Result<(), Error> {
+    let (mut corrected, mut void) = (Vec::new(), Vec::new());
+    for it in rows {
+        let period = it.period(now);
+        if it.is_void(now) {
+            void.push(it);
+        } else if period.start == it.row.period_start && period.end != it.row.period_end {
+            corrected.push((it, period.end));
+        }
+    }
+    if !corrected.is_empty() {
+        sqlx::query(
+            "update usage_history as history set period_end = corrected.period_end
+             from unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[])
+                  as corrected (organization_id, meter, period_start, period_end)
+             where (history.organization_id, history.meter, history.period_start)
+                 = (corrected.organization_id, corrected.meter, corrected.period_start)",
+        )
+        .bind(
+            corrected
+                .iter()
+                .map(|(it, _)| it.organization.as_str())
+                .collect::<Vec<_>>(),
+        )
+        .bind(
+            corrected
+                .iter()
+                .map(|(it, _)| it.meter.as_str())
+                .collect::<Vec<_>>(),
+        )
+        .bind(
+            corrected
+                .iter()
+                .map(|(it, _)| it.row.period_start)
+                .collect::<Vec<_>>(),
+        )
+        .bind(corrected.iter().map(|(_, end)| *end).collect::<Vec<_>>())
+        .execute(&mut *connection)
+        .await?;
+    }
+    if !void.is_empty() {
+        sqlx::query(
+            "delete from usage_history as history
+             using unnest($1::text[], $2::text[], $3::timestamptz[]) as void (organization_id, meter, period_start)
+             where (history.organization_id, history.meter, history.period_start)
+                 = (void.organization_id, void.meter, void.period_start)",
+        )
+        .bind(void.iter().map(|it| it.organization.as_str()).collect::<Vec<_>>())
+        .bind(void.iter().map(|it| it.meter.as_str()).collect::<Vec<_>>())
+        .bind(void.iter().map(|it| it.row.period_start).collect::<Vec<_>>())
+        .execute(connection)
+        .await?;
+    }
+    Ok(())
+}
+
+/// Those that are over in scheduled mode: by the schedule, because a row does not know of a change of calendar before it
+/// is stored again.
+fn over(rows: &[NotEnded<'_>], now: DateTime<Utc>) -> Vec<Over> {
+    let over = rows
+        .iter()
+        .filter(|it| it.schedule.mode() == ResetMode::Scheduled && !it.is_void(now))
+        .map(|it| Over {
+            next: it.schedule.running(&it.meter, now),
+            organization: it.organization.clone(),
+            meter: it.meter.clone(),
+            start: it.row.period_start,
+            used: it.row.used,
+        });
+    over.filter(|it| it.start < it.next.start).collect()
 }
 
 /// A period that is opened holds nothing yet, and so less than any snapshot of it. After one in which nothing happened

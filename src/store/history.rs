@@ -10,10 +10,11 @@ use sqlx::{FromRow, Postgres, QueryBuilder};
 
 use super::organizations::{nonsense, parse};
 use super::{Error, Store, unsigned};
-use crate::domain::history::{Order, Position, Row, Window, hour_end};
+use crate::domain::history::{Order, Position, Row, Window};
 use crate::domain::ids::{MeterId, OrganizationId};
 use crate::domain::period::parse_time_zone;
 use crate::domain::quantity::Count;
+use crate::domain::schedule::ZoneSpan;
 
 /// Whose counts, and of what.
 #[derive(Debug, Clone, Copy)]
@@ -48,18 +49,58 @@ pub struct Counted {
     pub organization: OrganizationId,
     /// Of what.
     pub meter: MeterId,
-    /// Where the organization's midnight is.
-    pub zone: Tz,
+    /// The zones that the organization has had, oldest first.
+    pub zones: Vec<ZoneSpan>,
 }
 
-/// The zone of an organization `o`. Without own settings it has the one that the service was started with.
-const ZONE: &str = "coalesce(o.time_zone, (select settings ->> 'timeZone' from defaults), 'UTC')";
+/// Defines `zoned (id, zone, since, until)`: which zones organizations of the relation `counted (id)` have had, and when,
+/// as `Schedule::zones` has it. An organization that never changed its calendar has its own zone, or else those that were
+/// the default; one that did has the zones of its timeline and, where it has no zone of its own, the defaults after it.
+const ZONED: &str = "
+    default_zones as materialized (
+        select it ->> 'timeZone' as zone, (it ->> 'version')::bigint as version,
+               coalesce(date_trunc('second', (it ->> 'since')::timestamptz), '-infinity') as since, place
+        from defaults
+        cross join lateral jsonb_array_elements(calendars) with ordinality as calendar (it, place)
+    ), defaults_tiled as materialized (
+        select zone, since, lead(since, 1, 'infinity') over (order by place) as until from default_zones
+    ), named as materialized (
+        select o.id, o.time_zone, o.timeline from counted join organizations o using (id)
+    ), zoned as materialized (
+        select id, time_zone as zone, timestamptz '-infinity' as since, timestamptz 'infinity' as until
+        from named where timeline is null and time_zone is not null
+        union all
+        select id, zone, since, until
+        from named cross join defaults_tiled where timeline is null and time_zone is null
+        union all
+        select id, zone, since, until
+        from named
+        cross join lateral (
+            select zone, since, lead(since, 1, 'infinity') over (order by place) as until
+            from (
+                select zone, since, place, lag(zone) over (order by place) as before
+                from (
+                    select it -> 'calendar' ->> 'timeZone' as zone,
+                           coalesce(date_trunc('second', (it -> 'takeover' ->> 'at')::timestamptz), '-infinity') as since,
+                           place
+                    from jsonb_array_elements(coalesce(timeline -> 'past', '[]') || jsonb_build_array(timeline - 'past'))
+                         with ordinality as segment (it, place)
+                    union all
+                    select zone, since, 1000000 + place
+                    from default_zones
+                    where time_zone is null and version > (timeline ->> 'defaultsVersion')::bigint
+                ) as segments
+            ) as compared
+            where zone is distinct from before
+        ) as spans
+        where timeline is not null
+    )";
 
 /// Counts by period.
 pub async fn periods(store: &Store, page: &Page<'_>) -> Result<Vec<Row>, Error> {
     let mut sql = QueryBuilder::new(
         "select period_start as start, period_end as ends, organization_id, meter, used, refunded, denied, limit_units,
-                plan_id, reset_type, closed_at is not null as closed, null as zone,
+                plan_id, reset_type, closed_at is not null as closed,
                 (select coalesce(sum(applied), 0)::bigint from adjustments as a
                  where (a.organization_id, a.meter, a.period_start)
                      = (usage_history.organization_id, usage_history.meter, usage_history.period_start)) as adjusted
@@ -73,42 +114,17 @@ pub async fn periods(store: &Store, page: &Page<'_>) -> Result<Vec<Row>, Error> 
     fetch(store, sql).await
 }
 
-/// Counts by hour. An hour in which one period ended and another began is one row.
-pub async fn hours(store: &Store, page: &Page<'_>) -> Result<Vec<Row>, Error> {
-    let mut sql = QueryBuilder::new(
-        "with page as (
-             select hour, organization_id, meter, sum(used)::bigint as used, sum(refunded)::bigint as refunded,
-                    sum(denied)::bigint as denied
-             from usage_hourly
-             where ",
-    );
-    page.push_range(&mut sql, "hour");
-    page.filter.push(&mut sql, "organization_id", "meter");
-    page.push_after(&mut sql, "(hour, organization_id, meter)");
-    sql.push(" group by hour, organization_id, meter");
-    page.push_order(&mut sql, "hour", "organization_id", "meter");
-    sql.push(format_args!(
-        ") select hour as start, null::timestamptz as ends, organization_id, meter, used, refunded, denied,
-                  null::bigint as limit_units, null as plan_id, null as reset_type, false as closed, {ZONE} as zone,
-                  (select coalesce(sum(applied), 0)::bigint from adjustments as a
-                   where (a.organization_id, a.meter, a.hour) = (page.organization_id, page.meter, page.hour)) as adjusted
-           from page left join organizations o on o.id = organization_id"
-    ));
-    // The join may have shuffled what the page had in order.
-    page.push_order(&mut sql, "hour", "organization_id", "meter");
-    fetch(store, sql).await
-}
-
-/// Counts by window: for each organization those of its own zone, or all if they are of the zone `fixed`.
-pub async fn days(
+/// Counts by window that starts in the page's range: for each organization those of the zones that it has had, cut where
+/// one took over from another, or all if they are of the zone `fixed`.
+pub async fn windows(
     store: &Store,
     page: &Page<'_>,
     windows: &[Window],
     fixed: Option<Tz>,
 ) -> Result<Vec<Row>, Error> {
     let (Some(from), Some(to)) = (
-        windows.iter().map(|day| day.start).min(),
-        windows.iter().map(|day| day.end).max(),
+        windows.iter().map(|window| window.start).min(),
+        windows.iter().map(|window| window.end).max(),
     ) else {
         return Ok(Vec::new());
     };
@@ -118,53 +134,60 @@ pub async fn days(
         sql.push(" and h.hour < ").push_bind(to);
         page.filter.push(sql, "h.organization_id", "h.meter");
     };
-    let mut sql = QueryBuilder::new("");
-    if fixed.is_none() {
+    let push_windows = |sql: &mut QueryBuilder<Postgres>| {
+        let zones: Vec<_> = windows.iter().map(|window| window.zone.name()).collect();
+        let starts: Vec<_> = windows.iter().map(|window| window.start).collect();
+        let ends: Vec<_> = windows.iter().map(|window| window.end).collect();
+        sql.push("unnest(").push_bind(zones);
+        sql.push(", ").push_bind(starts);
+        sql.push(", ").push_bind(ends);
+        sql.push(") as of_zone (zone, start, ends)");
+    };
+    let mut sql = QueryBuilder::new("with ");
+    if fixed.is_some() {
+        sql.push("windows as materialized (select start, ends from ");
+        push_windows(&mut sql);
+    } else {
         // Those that were counted, first: they may be few among very many, which the planner cannot know.
-        sql.push(format_args!(
-            "with zoned as materialized (
-                 select o.id, {ZONE} as zone
-                 from (select distinct h.organization_id as id from usage_hourly h"
-        ));
+        sql.push(
+            "counted as materialized (select distinct h.organization_id as id from usage_hourly h",
+        );
         push_span(&mut sql);
-        sql.push(") as counted join organizations o using (id)) ");
+        sql.push("), ").push(ZONED);
+        sql.push(
+            ", windows as materialized (
+                 select id, greatest(of_zone.start, since) as start, least(ends, until) as ends
+                 from ",
+        );
+        push_windows(&mut sql);
+        sql.push(
+            " join zoned on zoned.zone = of_zone.zone and of_zone.start < until and since < ends",
+        );
     }
     sql.push(
-        "select day.start, day.ends, h.organization_id, h.meter, sum(h.used)::bigint as used,
+        ") select it.start, it.ends, h.organization_id, h.meter, sum(h.used)::bigint as used,
                 sum(h.refunded)::bigint as refunded, sum(h.denied)::bigint as denied, null::bigint as limit_units,
-                null as plan_id, null as reset_type, false as closed, null as zone,
+                null as plan_id, null as reset_type, false as closed,
                 (select coalesce(sum(applied), 0)::bigint from adjustments as a
                  where (a.organization_id, a.meter) = (h.organization_id, h.meter)
-                   and a.hour >= day.start and a.hour < day.ends) as adjusted
-         from unnest(",
+                   and a.hour >= it.start and a.hour < it.ends) as adjusted
+         from windows as it
+         join usage_hourly h on h.hour >= it.start and h.hour < it.ends",
     );
-    sql.push_bind(
-        windows
-            .iter()
-            .map(|day| day.zone.name())
-            .collect::<Vec<_>>(),
-    );
-    sql.push(", ");
-    sql.push_bind(windows.iter().map(|day| day.start).collect::<Vec<_>>());
-    sql.push(", ");
-    sql.push_bind(windows.iter().map(|day| day.end).collect::<Vec<_>>());
-    sql.push(") as day (zone, start, ends)");
     if fixed.is_none() {
-        sql.push(" join zoned on zoned.zone = day.zone");
-    }
-    sql.push(" join usage_hourly h on h.hour >= day.start and h.hour < day.ends");
-    if fixed.is_none() {
-        sql.push(" and h.organization_id = zoned.id");
+        sql.push(" and h.organization_id = it.id");
     }
     push_span(&mut sql);
-    page.push_after(&mut sql, "(day.start, h.organization_id, h.meter)");
-    sql.push(" group by day.start, day.ends, h.organization_id, h.meter");
-    page.push_order(&mut sql, "day.start", "h.organization_id", "h.meter");
+    sql.push(" and it.start >= ").push_bind(page.from);
+    sql.push(" and it.start < ").push_bind(page.to);
+    page.push_after(&mut sql, "(it.start, h.organization_id, h.meter)");
+    sql.push(" group by it.start, it.ends, h.organization_id, h.meter");
+    page.push_order(&mut sql, "it.start", "h.organization_id", "h.meter");
     fetch(store, sql).await
 }
 
-/// The first and the last hour in which anything was counted.
-pub async fn hours_counted(
+/// The first and the last slot in which anything was counted.
+pub async fn slots_counted(
     store: &Store,
     filter: &Filter<'_>,
 ) -> Result<Option<(DateTime<Utc>, DateTime<Utc>)>, Error> {
@@ -190,33 +213,11 @@ pub async fn hours_counted(
     Ok(bounds.0.zip(bounds.1))
 }
 
-/// Every zone that an organization has.
-pub async fn zones(store: &Store, filter: &Filter<'_>) -> Result<Vec<Tz>, Error> {
-    let names: Vec<(String,)> = match filter.organizations {
-        // From each zone to the next in the index, however many organizations there are.
-        None => {
-            sqlx::query_as(
-                "with recursive own as (
-                     select min(time_zone) as zone from organizations where time_zone is not null
-                     union all
-                     select (select min(time_zone) from organizations where time_zone > own.zone)
-                     from own where own.zone is not null
-                 )
-                 select zone from own where zone is not null
-                 union
-                 select coalesce((select settings ->> 'timeZone' from defaults), 'UTC')",
-            )
-            .fetch_all(&store.pool)
-            .await?
-        }
-        Some(organizations) => {
-            let mut sql = QueryBuilder::new("select distinct ");
-            sql.push(ZONE)
-                .push(" from organizations o where o.id = any(");
-            sql.push_bind(self::names(organizations)).push(")");
-            sql.build_query_as().fetch_all(&store.pool).await?
-        }
-    };
+/// Every zone that any organization, or the defaults, ever had.
+pub async fn zones(store: &Store) -> Result<Vec<Tz>, Error> {
+    let names: Vec<(String,)> = sqlx::query_as("select name from time_zones")
+        .fetch_all(&store.pool)
+        .await?;
     names
         .iter()
         .map(|(name,)| parse_time_zone(name).map_err(nonsense))
@@ -230,9 +231,10 @@ pub async fn counted(
     filter: &Filter<'_>,
     count: usize,
 ) -> Result<Vec<Counted>, Error> {
-    let mut sql = QueryBuilder::new("select o.id, used.meter, ");
-    sql.push(ZONE)
-        .push(" from organizations o cross join lateral (");
+    let mut sql = QueryBuilder::new(
+        "with all_counted as materialized (
+             select o.id, used.meter from organizations o cross join lateral (",
+    );
     match filter.meter {
         Some(meter) => {
             sql.push("select ")
@@ -250,16 +252,48 @@ pub async fn counted(
             .push(")");
     }
     sql.push(" order by o.id limit ").push_bind(limit(count));
-    let rows: Vec<(String, String, String)> = sql.build_query_as().fetch_all(&store.pool).await?;
-    rows.iter()
-        .map(|(organization, meter, zone)| {
-            Ok(Counted {
-                organization: parse(organization)?,
-                meter: parse(meter)?,
-                zone: parse_time_zone(zone).map_err(nonsense)?,
-            })
+    sql.push("), counted as materialized (select distinct id from all_counted), ")
+        .push(ZONED);
+    sql.push(
+        " select all_counted.id, meter, array_agg(zone order by since) as zones,
+                 array_agg(nullif(since, '-infinity') order by since) as sinces
+          from all_counted join zoned using (id)
+          group by all_counted.id, meter
+          order by all_counted.id",
+    );
+    let rows: Vec<CountedRow> = sql.build_query_as().fetch_all(&store.pool).await?;
+    rows.into_iter().map(CountedRow::counted).collect()
+}
+
+#[derive(FromRow)]
+struct CountedRow {
+    id: String,
+    meter: String,
+    /// Oldest first.
+    zones: Vec<String>,
+    /// When each took over; null for the first.
+    sinces: Vec<Option<DateTime<Utc>>>,
+}
+
+impl CountedRow {
+    fn counted(self) -> Result<Counted, Error> {
+        let mut zones: Vec<ZoneSpan> = Vec::with_capacity(self.zones.len());
+        for (name, since) in self.zones.iter().zip(self.sinces) {
+            let since = since.unwrap_or(DateTime::<Utc>::MIN_UTC);
+            if let Some(before) = zones.last_mut() {
+                before.until = since;
+            }
+            zones.push(ZoneSpan {
+                since,
+                ..ZoneSpan::always(parse_time_zone(name).map_err(nonsense)?)
+            });
+        }
+        Ok(Counted {
+            organization: parse(&self.id)?,
+            meter: parse(&self.meter)?,
+            zones,
         })
-        .collect()
+    }
 }
 
 impl Filter<'_> {
@@ -350,8 +384,6 @@ struct HistoryRow {
     plan_id: Option<String>,
     reset_type: Option<String>,
     closed: bool,
-    /// Where the end of an hour has to be worked out.
-    zone: Option<String>,
 }
 
 async fn fetch(store: &Store, mut sql: QueryBuilder<Postgres>) -> Result<Vec<Row>, Error> {
@@ -361,11 +393,6 @@ async fn fetch(store: &Store, mut sql: QueryBuilder<Postgres>) -> Result<Vec<Row
 
 impl HistoryRow {
     fn row(self) -> Result<Row, Error> {
-        let zone = self.zone.as_deref().map(parse_time_zone).transpose();
-        let end = match zone.map_err(nonsense)? {
-            Some(zone) => Some(hour_end(zone, self.start)),
-            None => self.ends,
-        };
         let limit = self
             .limit_units
             .map(|units| Count::try_from(unsigned(units)));
@@ -375,7 +402,7 @@ impl HistoryRow {
                 organization: parse(&self.organization_id)?,
                 meter: parse(&self.meter)?,
             },
-            end,
+            end: self.ends,
             used: self.used,
             refunded: unsigned(self.refunded),
             denied: unsigned(self.denied),

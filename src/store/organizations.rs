@@ -11,13 +11,14 @@ use super::plans::{self, PlanRow};
 use super::{Actor, Error, Store, Uncommitted, audit, events, signed, unsigned};
 use crate::domain::event::{Event, LimitsUpdate};
 use crate::domain::ids::{MeterId, OrganizationId};
-use crate::domain::period::{Period, Reset, Schedule, parse_time_zone};
+use crate::domain::period::{InvalidCalendar, parse_time_zone};
 use crate::domain::plan::Plan;
 use crate::domain::policy::{
-    Defaults, Enforcement, Features, Limit, LimitOverride, Organization, OrganizationSettings,
-    Policy, TemporaryLimit,
+    DefaultSince, Defaults, Enforcement, Features, Limit, LimitOverride, Organization,
+    OrganizationSettings, Policy, TemporaryLimit, Timeline,
 };
 use crate::domain::quantity::Count;
+use crate::domain::schedule::{Activity, Reset, Schedule};
 
 /// All that an organization's policy comes from.
 #[derive(Debug, Clone)]
@@ -26,6 +27,8 @@ pub struct Sources {
     pub defaults: Defaults,
     /// The policy version of the defaults.
     pub defaults_version: u64,
+    /// All calendars that were the default, oldest first; the last one is that of the defaults.
+    pub default_calendars: Vec<DefaultSince>,
     /// The plan that the organization is on.
     pub plan: Plan,
     /// What people set for this organization; none if it was never counted or configured, or deleted since.
@@ -41,12 +44,36 @@ impl Sources {
         self.policy().at(now)
     }
 
+    /// The timeline of the organization after a change to these settings at `now`; the present one where they say the same
+    /// of the calendar.
+    pub fn rescheduled(
+        &self,
+        settings: &OrganizationSettings,
+        now: DateTime<Utc>,
+        activity: Activity,
+    ) -> Result<Option<Timeline>, InvalidCalendar> {
+        let (mode, calendar) = settings.calendar(self.defaults.calendar)?;
+        let own = self.organization.clone().unwrap_or_default();
+        if settings.same_calendar(&own.settings) {
+            return Ok(own.timeline);
+        }
+        let schedule = self.policy().schedule;
+        let mut schedule = schedule.changed(mode, calendar, now, activity);
+        schedule.resets.clear();
+        let defaults = self.default_calendars.last();
+        Ok(Some(Timeline {
+            defaults_version: defaults.map_or(0, |it| it.version),
+            schedule,
+        }))
+    }
+
     /// The policy that these come to, whenever.
     pub fn policy(&self) -> Policy {
         Policy::resolve(
             &self.defaults,
             // A deletion is a change as well: what comes after it is newer than all that was before.
             self.defaults_version.max(self.incarnation),
+            &self.default_calendars,
             &self.plan,
             self.organization.as_ref(),
         )
@@ -95,52 +122,100 @@ pub async fn exists(store: &Store, id: &OrganizationId) -> Result<bool, Error> {
 }
 
 /// Makes these the defaults, unless they are already. Returns their version.
-pub async fn publish_defaults(store: &Store, defaults: &Defaults) -> Result<u64, Error> {
-    if let Some((current, version)) = read_defaults(&mut *store.pool.acquire().await?).await?
-        && current == *defaults
+///
+/// Another calendar is a change of the calendar for every organization that inherits any part of it: counts stay, and the
+/// running period ends at the new calendar's next boundary. The log and the audit log say how many these are.
+pub async fn publish_defaults(
+    store: &Store,
+    defaults: &Defaults,
+    now: DateTime<Utc>,
+) -> Result<u64, Error> {
+    let current = read_defaults(&mut *store.pool.acquire().await?).await?;
+    if let Some(current) = current
+        && current.settings.0 == *defaults
     {
-        return Ok(version);
+        return Ok(unsigned(current.version));
     }
     let (mut transaction, version) = store.begin_policy_change().await?;
     // Another instance may have published the same while this one waited for the lock.
     let before = read_defaults(&mut transaction).await?;
-    if let Some((current, version)) = &before
-        && current == defaults
+    if let Some(current) = &before
+        && current.settings.0 == *defaults
     {
-        return Ok(*version);
+        return Ok(unsigned(current.version));
+    }
+    let changed = before
+        .as_ref()
+        .map(|it| it.settings.calendar)
+        .filter(|calendar| *calendar != defaults.calendar);
+    let mut calendars = before
+        .as_ref()
+        .map(|it| it.calendars.0.clone())
+        .unwrap_or_default();
+    if before.is_none() || changed.is_some() {
+        calendars.push(DefaultSince {
+            since: changed.map(|_| now),
+            version,
+            calendar: defaults.calendar,
+        });
     }
     sqlx::query(
-        "insert into defaults (settings, version) values ($1, $2)
-         on conflict (singleton) do update set settings = excluded.settings, version = excluded.version",
+        "insert into defaults (settings, version, calendars) values ($1, $2, $3)
+         on conflict (singleton) do update set
+             settings = excluded.settings, version = excluded.version, calendars = excluded.calendars",
     )
     .bind(Json(defaults))
     .bind(signed(version))
+    .bind(Json(&calendars))
     .execute(&mut *transaction)
     .await?;
-    // Behind the defaults, whose row organizations that are new hold until they can be seen here.
-    if before
+    note_zone(&mut transaction, defaults.calendar.time_zone).await?;
+    let was = before
         .as_ref()
-        .is_some_and(|(current, _)| !current.same_calendar(defaults))
-    {
-        sqlx::query("update organizations set due_at = '-infinity' where deleted_at is null")
-            .execute(&mut *transaction)
-            .await?;
+        .map_or(serde_json::Value::Null, |it| serde_json::json!(it.settings));
+    let mut is = serde_json::json!(defaults);
+    let mut inherited = None;
+    if changed.is_some() {
+        // Behind the defaults, whose row organizations that are new hold until they can be seen here.
+        let count = reschedule_all(&mut transaction).await?;
+        is["calendarInheritedBy"] = count.into();
+        inherited = Some(count);
     }
     // Nobody has asked for it but the settings that the service was started with.
     let actor = Actor::system();
-    let before = before.map(|(defaults, _)| defaults);
-    audit::record(
-        &mut transaction,
-        &actor,
-        "defaults.publish",
-        None,
-        &before,
-        defaults,
-    )
-    .await?;
+    let action = "defaults.publish";
+    audit::record(&mut transaction, &actor, action, None, &was, &is).await?;
     plans::ensure(&mut transaction, &defaults.plan_id, version).await?;
     transaction.commit().await?;
+    if let (Some(was), Some(inherited)) = (changed, inherited) {
+        let (was, is) = (was.to_string(), defaults.calendar.to_string());
+        tracing::warn!(%was, %is, organizations = inherited, "the default calendar has changed: running periods keep their start and their count, and end at its next boundary");
+    }
     Ok(version)
+}
+
+/// Has the scheduler look at every organization, because the default calendar has changed. Returns how many inherit any
+/// part of it.
+async fn reschedule_all(connection: &mut PgConnection) -> Result<u64, Error> {
+    sqlx::query("update organizations set due_at = '-infinity' where deleted_at is null")
+        .execute(&mut *connection)
+        .await?;
+    let (count,): (i64,) = sqlx::query_as(
+        "select count(*) from organizations
+         where deleted_at is null and (reset_mode is null or reset_period is null or time_zone is null)",
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(unsigned(count))
+}
+
+/// Lists a zone among those that history may be asked for.
+async fn note_zone(connection: &mut PgConnection, zone: chrono_tz::Tz) -> Result<(), Error> {
+    sqlx::query("insert into time_zones (name) values ($1) on conflict do nothing")
+        .bind(zone.name())
+        .execute(connection)
+        .await?;
+    Ok(())
 }
 
 /// Changes an organization: `change` gets what there is and returns what shall be, or refuses.
@@ -287,6 +362,7 @@ struct SourcesRow {
     asked_id: String,
     defaults: Json<Defaults>,
     defaults_version: i64,
+    default_calendars: Json<Vec<DefaultSince>>,
     #[sqlx(flatten)]
     plan: PlanRow,
     /// Whether there is an organization, and not what a deleted one has left.
@@ -308,8 +384,7 @@ struct OrganizationRow {
     anchor: Option<DateTime<Utc>>,
     time_zone: Option<String>,
     metadata: Json<serde_json::Map<String, serde_json::Value>>,
-    pinned_start: Option<DateTime<Utc>>,
-    pinned_end: Option<DateTime<Utc>>,
+    timeline: Option<Json<Timeline>>,
     own_version: i64,
     own_limits: Json<Vec<LimitRow>>,
     temporary: Json<BTreeMap<MeterId, TemporaryLimit>>,
@@ -325,14 +400,21 @@ struct LimitRow {
     warn_at: Option<Vec<u16>>,
 }
 
+/// The defaults as they are stored.
+#[derive(FromRow)]
+pub(super) struct DefaultsRow {
+    pub(super) settings: Json<Defaults>,
+    pub(super) version: i64,
+    pub(super) calendars: Json<Vec<DefaultSince>>,
+}
+
 pub(super) async fn read_defaults(
     connection: &mut PgConnection,
-) -> Result<Option<(Defaults, u64)>, Error> {
-    let row: Option<(Json<Defaults>, i64)> =
-        sqlx::query_as("select settings, version from defaults")
-            .fetch_optional(connection)
-            .await?;
-    Ok(row.map(|(Json(defaults), version)| (defaults, unsigned(version))))
+) -> Result<Option<DefaultsRow>, Error> {
+    let row = sqlx::query_as("select settings, version, calendars from defaults")
+        .fetch_optional(connection)
+        .await?;
+    Ok(row)
 }
 
 /// What chooses the periods of some organizations. One whose settings are nonsense is left out.
@@ -369,10 +451,11 @@ pub(super) async fn read_all(
 ) -> Result<Vec<(OrganizationId, Result<Sources, Error>)>, Error> {
     let rows: Vec<SourcesRow> = sqlx::query_as(
         "select asked_id, defaults.settings as defaults, defaults.version as defaults_version,
+                defaults.calendars as default_calendars,
                 plans.id, plans.name, plans.limits, plans.features, plans.version,
                 it.id is not null and it.deleted_at is null as known, it.plan_id as own_plan, coalesce(it.features, '{}') as own_features,
                 it.reset_mode, it.reset_period, it.reset_day, it.reset_month, it.anchor, it.time_zone,
-                coalesce(it.metadata, '{}') as metadata, it.pinned_start, it.pinned_end,
+                coalesce(it.metadata, '{}') as metadata, it.timeline,
                 coalesce(it.version, 0) as own_version, coalesce(it.incarnation, 0) as incarnation,
                 (select coalesce(jsonb_agg(own), '[]') from limits as own where organization_id = asked_id) as own_limits,
                 (select coalesce(jsonb_object_agg(meter, jsonb_build_object('limit', units, 'until', until)), '{}')
@@ -381,7 +464,7 @@ pub(super) async fn read_all(
                  from resets where organization_id = asked_id) as resets
          from unnest($1::text[]) with ordinality as asked (asked_id, place)
          -- The only row, which a planner without statistics would take for a thousand.
-         cross join (select settings, version from defaults limit 1) as defaults
+         cross join (select settings, version, calendars from defaults limit 1) as defaults
          -- With a limit, so that it stays a look into the index, for each, however small the table was once.
          left join lateral (select * from organizations where id = asked_id limit 1) as it on true
          join plans on plans.id = coalesce(it.plan_id, defaults.settings->>'planId')
@@ -401,6 +484,7 @@ impl SourcesRow {
         Ok(Sources {
             defaults: self.defaults.0,
             defaults_version: unsigned(self.defaults_version),
+            default_calendars: self.default_calendars.0,
             plan: self.plan.plan()?,
             organization: organization.transpose()?,
             incarnation: unsigned(self.incarnation),
@@ -436,10 +520,7 @@ fn organization(row: OrganizationRow) -> Result<Organization, Error> {
         },
         limits: row.own_limits.0.into_iter().map(limit).collect(),
         temporary: row.temporary.0,
-        pinned: row.pinned_start.map(|start| Period {
-            start,
-            end: row.pinned_end,
-        }),
+        timeline: row.timeline.map(|Json(timeline)| timeline),
         resets: row.resets.0,
         version: unsigned(row.own_version),
     })
@@ -463,20 +544,20 @@ pub(super) async fn write(
         settings,
         limits,
         temporary,
-        pinned,
+        timeline,
         version,
         // Written by the reset itself alone.
         resets: _,
     } = organization;
     sqlx::query(
         "insert into organizations (id, plan_id, features, reset_mode, reset_period, reset_day, reset_month, anchor,
-                                    time_zone, metadata, pinned_start, pinned_end, version)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+                                    time_zone, metadata, timeline, version)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
          on conflict (id) do update set
              plan_id = excluded.plan_id, features = excluded.features, reset_mode = excluded.reset_mode,
              reset_period = excluded.reset_period, reset_day = excluded.reset_day, reset_month = excluded.reset_month,
              anchor = excluded.anchor, time_zone = excluded.time_zone, metadata = excluded.metadata,
-             pinned_start = excluded.pinned_start, pinned_end = excluded.pinned_end, version = excluded.version,
+             timeline = excluded.timeline, version = excluded.version,
              deleted_at = null, due_at = '-infinity', updated_at = now()",
     )
     .bind(id.as_str())
@@ -489,11 +570,13 @@ pub(super) async fn write(
     .bind(settings.anchor)
     .bind(settings.time_zone.map(chrono_tz::Tz::name))
     .bind(Json(&settings.metadata))
-    .bind(pinned.map(|period| period.start))
-    .bind(pinned.and_then(|period| period.end))
+    .bind(timeline.as_ref().map(Json))
     .bind(signed(*version))
     .execute(&mut *connection)
     .await?;
+    if let Some(zone) = settings.time_zone {
+        note_zone(connection, zone).await?;
+    }
 
     sqlx::query(
         "insert into standings (organization_id, plan_id) values ($1, $2)

@@ -99,7 +99,7 @@ pub async fn delete(
         return Ok(Change::Outdated);
     }
     let defaults = read_defaults(&mut transaction).await?;
-    if defaults.is_some_and(|(defaults, _)| defaults.plan_id == *id) {
+    if defaults.is_some_and(|defaults| defaults.settings.plan_id == *id) {
         return Ok(Change::Default);
     }
     let (users,): (i64,) = sqlx::query_as("select count(*) from organizations where plan_id = $1")

@@ -15,8 +15,9 @@ use super::{Actor, Error, Store, adjustments, audit, events, unsigned};
 use crate::domain::counter::{CounterId, Snapshot};
 use crate::domain::event::{self, Event};
 use crate::domain::ids::{METERS_MAX, MeterId, OrganizationId};
-use crate::domain::period::{Reset, ResetMode};
+use crate::domain::period::ResetMode;
 use crate::domain::quantity::Count;
+use crate::domain::schedule::Reset;
 
 /// What shall be reset.
 #[derive(Debug, Clone)]

@@ -72,9 +72,10 @@ pub async fn page(
     now: DateTime<Utc>,
 ) -> Result<Vec<Listed>, Error> {
     let mut connection = store.pool.acquire().await?;
-    let Some((defaults, _)) = read_defaults(&mut connection).await? else {
+    let Some(defaults) = read_defaults(&mut connection).await? else {
         return Ok(Vec::new());
     };
+    let defaults = defaults.settings.0;
     let select = Select {
         listing,
         default_plan: &defaults.plan_id,

@@ -368,6 +368,20 @@ pub(super) async fn unfinished_of(
     rows.into_iter().map(HistoryRow::snapshot).collect()
 }
 
+/// The start of the last period of an organization in which Postgres has anything counted.
+pub async fn last_counted(
+    store: &Store,
+    organization: &OrganizationId,
+) -> Result<Option<DateTime<Utc>>, Error> {
+    let (start,): (Option<DateTime<Utc>>,) = sqlx::query_as(
+        "select max(period_start) from usage_history where organization_id = $1 and (used > 0 or refunded > 0)",
+    )
+    .bind(organization.as_str())
+    .fetch_one(&store.pool)
+    .await?;
+    Ok(start)
+}
+
 /// Sees to it that `usage_hourly` has a partition for the month of each of these instants.
 pub async fn ensure_partitions(
     store: &Store,
@@ -478,6 +492,7 @@ impl HistoryRow {
             sequence: unsigned(self.seq),
             hours: Vec::new(),
             oldest_unstored: None,
+            never_stored: false,
             adjusted: self.adjusted.as_deref().map(parse).transpose()?,
             thresholds: Thresholds {
                 told: self.told.as_deref().map_or(Ok(Told::default()), parse)?,
@@ -567,7 +582,7 @@ async fn store_in(
 
 /// Writes the snapshots that are newer than what stands, and creates the organizations that are missing, as
 /// [`create_organizations`] does: here, because their rows are looked up once. For each, in order: whether it was
-/// written; and those of which there was none before.
+/// written; and those of which nothing was stored before.
 async fn upsert<'a>(
     connection: &mut PgConnection,
     snapshots: &'a [Snapshot],
@@ -658,7 +673,12 @@ async fn upsert<'a>(
         written.get(&name).copied()
     };
     let ids = snapshots.iter().map(|it| &it.counter);
-    let begun = ids.clone().filter(|it| of(it) == Some(true));
+    // Also one whose row was inserted when it was restored, empty, because nothing was counted in its period before.
+    let begun = snapshots.iter().filter(|it| match of(&it.counter) {
+        Some(inserted) => inserted || it.never_stored,
+        None => false,
+    });
+    let begun = begun.map(|it| &it.counter);
     Ok((
         ids.clone().map(|it| of(it).is_some()).collect(),
         begun.collect(),

@@ -4,6 +4,7 @@ use chrono::Duration;
 use reqwest::Method;
 use serde_json::{Value, json};
 use tallyman::counters::Counters;
+use tallyman::domain::schedule::Activity;
 use tallyman::store::organizations::{self, Changed};
 use tallyman::store::{Actor, Store, Uncommitted, deletions};
 
@@ -355,7 +356,7 @@ async fn without_postgres_an_organization_that_may_be_deleted_is_503_and_all_oth
 #[tokio::test]
 async fn what_is_counted_after_a_change_of_calendar_that_redis_missed_is_in_its_period() {
     let world = World::with(|config| {
-        config.defaults.reset_period = "hourly".parse().unwrap();
+        config.defaults.calendar.reset_period = "hourly".parse().unwrap();
     })
     .await;
     let service = world.instance().await;
@@ -367,9 +368,9 @@ async fn what_is_counted_after_a_change_of_calendar_that_redis_missed_is_in_its_
     let prepared = organizations::prepare(&mortal.store, &id, &actor, "test", now, |before| {
         let mut after = before.organization.clone().unwrap_or_default();
         after.settings.reset_period = Some("daily".parse().unwrap());
-        let (mode, calendar) = after.settings.calendar(&before.defaults).unwrap();
-        let schedule = before.policy().schedule.changed(mode, calendar, now);
-        after.pinned = schedule.pinned;
+        after.timeline = before
+            .rescheduled(&after.settings, now, Activity::Running)
+            .unwrap();
         Ok::<_, ()>(after)
     });
     let prepared: Uncommitted<Changed> = prepared.await.unwrap().unwrap();

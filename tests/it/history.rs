@@ -118,31 +118,6 @@ async fn days_are_those_of_each_organization_or_of_one_zone_for_all() {
     assert_eq!(starts("organizationId=nobody").await, []);
 }
 
-#[tokio::test]
-async fn hours_counted_before_a_change_of_zone_stay_whole() {
-    let world = World::new().await;
-    let service = world.instance().await;
-    track(&service, "org_1", json!({"amount": 3})).await;
-    settle_in(&service, "org_1", "Asia/Kolkata").await;
-    track(&service, "org_1", json!({"amount": 4})).await;
-    service.flush().await;
-    let hours = rows(&service, "org_1", "granularity=hour").await;
-    let spans: Vec<_> = hours
-        .iter()
-        .map(|it| (text(it, "start"), text(it, "end"), used(it)))
-        .collect();
-    let span = |start: &str, end: &str, used| (start.to_owned(), end.to_owned(), used);
-    assert_eq!(
-        spans,
-        [
-            span("2031-03-15T11:30:00Z", "2031-03-15T12:30:00Z", 4),
-            span("2031-03-15T12:00:00Z", "2031-03-15T13:00:00Z", 3),
-        ]
-    );
-    let days = rows(&service, "org_1", "granularity=day").await;
-    assert_eq!(days.iter().map(used).sum::<i64>(), 7);
-}
-
 // --- what a row says ---
 
 #[tokio::test]

@@ -13,6 +13,7 @@ mod adjustments;
 mod audit;
 mod batch;
 mod bench;
+mod calendars;
 mod command_line;
 mod conditional;
 mod cors;

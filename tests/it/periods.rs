@@ -248,7 +248,7 @@ async fn an_instance_whose_clock_lags_cannot_touch_the_new_period() {
 }
 
 #[tokio::test]
-async fn each_hour_of_the_organizations_clock_is_counted_apart() {
+async fn each_slot_of_the_organizations_clock_is_counted_apart() {
     let world = World::new().await;
     let service = world.instance().await;
     service
@@ -259,8 +259,9 @@ async fn each_hour_of_the_organizations_clock_is_counted_apart() {
     world.move_to("2031-04-10T12:30:00Z");
     service.count("org_1", "api", 4).await;
     let counter = world.held_of("org_1", "api", "2031-03-31T18:30:00Z").await;
-    let hour =
+    let slot =
         |start: &str| counter[&format!("used@{}", instant(start).timestamp_millis())].clone();
-    assert_eq!(hour("2031-04-10T11:30:00Z"), "3");
-    assert_eq!(hour("2031-04-10T12:30:00Z"), "4");
+    // Its hour begins at 11:30, and days of other zones at 12:00.
+    assert_eq!(slot("2031-04-10T12:00:00Z"), "3");
+    assert_eq!(slot("2031-04-10T12:30:00Z"), "4");
 }

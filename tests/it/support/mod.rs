@@ -34,7 +34,7 @@ use tallyman::clock::Clock;
 use tallyman::config::{Config, LogConfig, Origins, PLUGIN_PATH, Servers};
 use tallyman::dev::servers::{RedisOptions, RedisServer};
 use tallyman::domain::period::{ResetMode, ResetPeriod};
-use tallyman::domain::policy::{Defaults, MeterLimit};
+use tallyman::domain::policy::{DefaultCalendar, Defaults, MeterLimit};
 use tallyman::domain::quantity::Count;
 use tallyman::metrics::Metrics;
 use tallyman::store::{Store, api_keys};
@@ -430,9 +430,11 @@ fn usual_config() -> Config {
         defaults: Defaults {
             plan_id: "free".parse().unwrap(),
             limits: BTreeMap::from([("api".parse().unwrap(), limit)]),
-            reset_mode: ResetMode::Lazy,
-            reset_period: ResetPeriod::Monthly,
-            time_zone: chrono_tz::Tz::UTC,
+            calendar: DefaultCalendar {
+                reset_mode: ResetMode::Lazy,
+                reset_period: ResetPeriod::Monthly,
+                time_zone: chrono_tz::Tz::UTC,
+            },
         },
         log: LogConfig {
             filter: "off".to_owned(),
