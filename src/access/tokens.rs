@@ -66,6 +66,10 @@ impl Tokens {
         // It would ask the system's clock.
         validation.validate_exp = false;
         let claims: Map<String, Value> = decode(token, &key.public, &validation).ok()?.claims;
+        // RFC 7519: one issuer, while an audience may be one of several. The library takes a list of issuers as well.
+        if !claims.get("iss").is_some_and(Value::is_string) {
+            return None;
+        }
         let now = self.clock.now().timestamp();
         let (end, begin) = (claims.get("exp"), claims.get("nbf"));
         if seconds(end?)?.saturating_add(LEEWAY_SECONDS) <= now {

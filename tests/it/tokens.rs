@@ -232,6 +232,10 @@ async fn a_token_is_for_this_service_and_for_now() {
         (json!({"iss": format!("{ISSUER}/")}), 401),
         (json!({"iss": null}), 401),
         (json!({"iss": 1}), 401),
+        // One issuer, while the audience may be one of several (RFC 7519).
+        (json!({"iss": [ISSUER]}), 401),
+        (json!({"iss": [ISSUER, "https://other.example"]}), 401),
+        (json!({"iss": []}), 401),
         (json!({"aud": "other"}), 401),
         (json!({"aud": null}), 401),
         (json!({"aud": []}), 401),
