@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use chrono::{DateTime, Datelike, Utc};
+use chrono::{DateTime, Utc};
 
 use super::{Admin, Error, Invalid, LimitChange, LimitChanges, Whom};
 use crate::domain::ids::{METERS_MAX, MeterId, OrganizationId};
@@ -51,7 +51,10 @@ impl Admin {
                 let mut meters: BTreeSet<&MeterId> = after.limits.keys().collect();
                 meters.extend(after.temporary.keys());
                 if meters.len() > METERS_MAX {
-                    let detail = format!("an organization has at most {METERS_MAX} meters");
+                    let detail = format!(
+                        "an organization has at most {METERS_MAX} meters, and would have {}",
+                        meters.len()
+                    );
                     return Err(Invalid {
                         pointer: String::new(),
                         detail,
@@ -92,11 +95,11 @@ fn check(meter: &MeterId, change: &LimitChange, now: DateTime<Utc>) -> Result<()
         detail,
     })?;
     if let Change::Set(TemporaryLimit { until, .. }) = change.temporary
-        && (until <= now || until.year() > 9999)
+        && until <= now
     {
         return Err(Invalid {
             pointer: format!("/{meter}/temporary/until"),
-            detail: "must be in the future, and before the year 10000".to_owned(),
+            detail: format!("must be in the future; got {}", until.to_rfc3339()),
         });
     }
     Ok(())
@@ -107,13 +110,18 @@ pub(super) fn check_warn_at(levels: Option<&[u16]>) -> Result<(), String> {
     let levels = levels.unwrap_or_default();
     if levels.len() > WARN_AT_MAX || !levels.iter().all(|level| WARN_AT.contains(level)) {
         return Err(format!(
-            "must be at most {WARN_AT_MAX} percentages from {} to {}",
+            "must be at most {WARN_AT_MAX} percentages from {} to {}; got {}",
             WARN_AT.start(),
-            WARN_AT.end()
+            WARN_AT.end(),
+            levels.len()
         ));
     }
     if !levels.is_sorted_by(|a, b| a < b) {
-        return Err("must be ascending, each percentage once".to_owned());
+        let given: Vec<String> = levels.iter().map(u16::to_string).collect();
+        return Err(format!(
+            "must be ascending, each percentage once; got {}",
+            given.join(", ")
+        ));
     }
     Ok(())
 }

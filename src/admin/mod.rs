@@ -123,16 +123,6 @@ pub struct Invalid {
     pub detail: String,
 }
 
-impl Invalid {
-    /// Postgres' jsonb cannot hold it.
-    fn unstorable(pointer: &str) -> Self {
-        Self {
-            pointer: pointer.to_owned(),
-            detail: "must not contain the character U+0000".to_owned(),
-        }
-    }
-}
-
 impl From<InvalidCalendar> for Invalid {
     fn from(invalid: InvalidCalendar) -> Self {
         Self {

@@ -1,12 +1,11 @@
 //! An organization's settings.
 
 use chrono::{DateTime, Utc};
-use serde_json::Value;
 
 use super::{Admin, Error, Invalid, Whom};
 use crate::domain::ids::OrganizationId;
 use crate::domain::patch::OrganizationPatch;
-use crate::domain::policy::{Feature, Features, Organization, OrganizationSettings};
+use crate::domain::policy::{Organization, OrganizationSettings};
 use crate::domain::precondition::Preconditions;
 use crate::domain::schedule::Activity;
 use crate::store::Actor;
@@ -78,7 +77,6 @@ fn with_settings(
     now: DateTime<Utc>,
     activity: Activity,
 ) -> Result<Organization, Invalid> {
-    check_text(&settings)?;
     check_size(&settings)?;
     Ok(Organization {
         timeline: before.rescheduled(&settings, now, activity)?,
@@ -106,48 +104,11 @@ fn check_size(settings: &OrganizationSettings) -> Result<(), Invalid> {
         if length > COLLECTION_MAX {
             return Err(Invalid {
                 pointer: pointer.to_owned(),
-                detail: format!("must be at most {COLLECTION_MAX} bytes of JSON altogether"),
+                detail: format!(
+                    "must be at most {COLLECTION_MAX} bytes of JSON altogether; got {length} bytes"
+                ),
             });
         }
     }
     Ok(())
-}
-
-/// Refuses what Postgres' jsonb cannot hold.
-fn check_text(settings: &OrganizationSettings) -> Result<(), Invalid> {
-    check_features(&settings.features)?;
-    let in_metadata = settings
-        .metadata
-        .iter()
-        .any(|(name, value)| has_null(name) || holds_null(value));
-    if in_metadata {
-        return Err(Invalid::unstorable("/metadata"));
-    }
-    Ok(())
-}
-
-/// The same of features alone.
-pub(super) fn check_features(features: &Features) -> Result<(), Invalid> {
-    let in_features = features.iter().any(|(name, feature)| {
-        has_null(name) || matches!(feature, Feature::Text(text) if has_null(text))
-    });
-    if in_features {
-        return Err(Invalid::unstorable("/features"));
-    }
-    Ok(())
-}
-
-fn holds_null(value: &Value) -> bool {
-    match value {
-        Value::String(text) => has_null(text),
-        Value::Array(values) => values.iter().any(holds_null),
-        Value::Object(values) => values
-            .iter()
-            .any(|(name, value)| has_null(name) || holds_null(value)),
-        Value::Null | Value::Bool(_) | Value::Number(_) => false,
-    }
-}
-
-fn has_null(text: &str) -> bool {
-    text.contains('\0')
 }

@@ -1,7 +1,6 @@
 //! Plans: made, replaced and deleted.
 
 use super::limits::check_warn_at;
-use super::organizations::check_features;
 use super::{Admin, Error, Invalid};
 use crate::domain::ids::{METERS_MAX, PlanId};
 use crate::domain::plan::Plan;
@@ -74,7 +73,6 @@ fn done(change: Change) -> Result<Plan, Error> {
 }
 
 fn check(plan: &Plan) -> Result<(), Invalid> {
-    check_features(&plan.features)?;
     for (meter, limit) in &plan.limits {
         check_warn_at(limit.warn_at.as_deref()).map_err(|detail| Invalid {
             pointer: format!("/limits/{meter}/warnAt"),
@@ -84,7 +82,10 @@ fn check(plan: &Plan) -> Result<(), Invalid> {
     if plan.limits.len() > METERS_MAX {
         return Err(Invalid {
             pointer: "/limits".to_owned(),
-            detail: format!("an organization has at most {METERS_MAX} meters"),
+            detail: format!(
+                "must name at most {METERS_MAX} meters, as many as an organization may have; got {}",
+                plan.limits.len()
+            ),
         });
     }
     Ok(())

@@ -10,9 +10,9 @@ use utoipa::ToSchema;
 use super::extract::{Administrator, Fields, Idempotency, OrganizationPath};
 use super::openapi::problems::AdjustingProblems;
 use super::problem::Error;
-use super::resets::{attempt, check_reason, told};
+use super::resets::{attempt, told};
 use crate::admin::Adjustment;
-use crate::domain::ids::{MeterId, OrganizationId};
+use crate::domain::ids::{MeterId, OrganizationId, Reason};
 use crate::domain::quantity::{Correction, Count};
 use crate::state::State;
 use crate::store::adjustments::Wish;
@@ -28,8 +28,7 @@ pub(super) struct AdjustBody {
     /// Units to add; below 0 they are given back.
     amount: Correction,
     /// For the audit log.
-    #[schema(min_length = 1, max_length = 500)]
-    reason: String,
+    reason: Reason,
 }
 
 /// What was corrected.
@@ -90,14 +89,13 @@ pub(super) async fn adjust(
         amount,
         reason,
     } = body;
-    check_reason(&reason)?;
-    let payload = format!("adjust {meter} {} {reason:?}", amount.get());
+    let payload = format!("adjust {meter} {} {:?}", amount.get(), reason.as_str());
     let attempt = key.map(|key| attempt(organization.to_string(), key, &payload));
     let wish = Wish {
         organization: &organization,
         meter: &meter,
         amount: amount.get(),
-        reason: &reason,
+        reason: reason.as_str(),
         attempt: attempt.as_ref(),
     };
     let Adjustment { replayed, finished } = state.admin.adjust(&wish, &actor).await?;

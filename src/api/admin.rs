@@ -18,6 +18,7 @@ use super::problem::Error;
 use super::tagged::Tagged;
 use crate::admin;
 use crate::domain::ids::{MeterId, OrganizationId, PlanId};
+use crate::domain::input::{WarnAt, given};
 use crate::domain::patch::{Change, OrganizationPatch, named, not_null};
 use crate::domain::period::{ResetMode, ResetPeriod};
 use crate::domain::policy::{
@@ -106,7 +107,7 @@ pub(super) struct LimitChange {
     #[schema(nullable = false)]
     enforcement: Option<Enforcement>,
     /// Percentages of the limit at which people are told, ascending.
-    #[serde(default, deserialize_with = "not_null")]
+    #[serde(default, deserialize_with = "given::<WarnAt, _>")]
     #[schema(schema_with = warn_at)]
     warn_at: Option<Vec<u16>>,
     /// A limit that lies on top for a time; null ends it.

@@ -3,13 +3,14 @@
 use axum::Json;
 use axum::extract::State as Shared;
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
 
-use super::extract::{Administrator, PageSize, Query};
+use super::extract::{Administrator, PageSize, Query, instant};
 use super::problem::Error;
 use crate::domain::ids::OrganizationId;
+use crate::domain::input::whole;
 use crate::state::State;
 use crate::store::audit::{Entry, Filter};
 
@@ -25,13 +26,21 @@ pub(super) struct Wanted {
     /// Only what was done like this, such as `limits.patch`.
     action: Option<String>,
     /// Nothing earlier.
+    #[serde(default, deserialize_with = "instant")]
     from: Option<DateTime<Utc>>,
     /// Only what is earlier.
+    #[serde(default, deserialize_with = "instant")]
     to: Option<DateTime<Utc>>,
     #[param(inline)]
     page_size: Option<PageSize>,
     /// The `nextCursor` of the page before.
+    #[serde(default, deserialize_with = "cursor")]
     cursor: Option<u64>,
+}
+
+fn cursor<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    let cursor = whole(deserializer, 0..=i64::MAX, "the nextCursor of a page")?;
+    Ok(Some(cursor.unsigned_abs()))
 }
 
 /// Some entries of the audit log, newest first.

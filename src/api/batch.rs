@@ -1,6 +1,6 @@
 //! `POST /v1/batch`: many tracks and consumes in one request, each of which succeeds or fails on its own.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use axum::Json;
 use axum::body::Bytes;
@@ -8,6 +8,7 @@ use axum::extract::{FromRequest, Request as HttpRequest, State as Shared};
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
 use foldhash::fast::RandomState;
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tracing::Span;
@@ -18,9 +19,11 @@ use super::extract::{
     Caller, Idempotency, Ingest, MediaType, Named, Object, Query, from_json, read,
 };
 use super::openapi::problems::NeedsCounterStore;
+use super::parse;
 use super::problem::{Error, Problem};
 use crate::domain::decision::{self, Operation};
 use crate::domain::ids::{IdempotencyKey, MeterId, OrganizationId};
+use crate::domain::input::{ByMeter, Instant, given};
 use crate::domain::patch::not_null;
 use crate::domain::quantity::Amount;
 use crate::metering::{Decided, MeterUsage, Request};
@@ -82,14 +85,14 @@ struct Item {
     amount: Option<Amount>,
     /// Units by meter: all of them are charged, or none.
     #[serde(default, deserialize_with = "not_null")]
-    #[schema(nullable = false)]
-    meters: Option<BTreeMap<MeterId, Amount>>,
+    #[schema(value_type = BTreeMap<MeterId, Amount>, required = false)]
+    meters: Option<ByMeter<Amount>>,
     /// Units by meter that must fit on top, and are not charged; of a consume.
     #[serde(default, deserialize_with = "not_null")]
-    #[schema(nullable = false)]
-    require: Option<BTreeMap<MeterId, Amount>>,
+    #[schema(value_type = BTreeMap<MeterId, Amount>, required = false)]
+    require: Option<ByMeter<Amount>>,
     /// When it happened; of a track.
-    #[serde(default, deserialize_with = "not_null")]
+    #[serde(default, deserialize_with = "given::<Instant, _>")]
     #[schema(nullable = false)]
     timestamp: Option<DateTime<Utc>>,
     /// Makes repeating this item harmless; otherwise it is that of the batch, a slash and the item's index.
@@ -457,13 +460,24 @@ fn refuse_too_many(items: usize) -> Result<(), Error> {
     Ok(())
 }
 
+/// Why a body is no list of anything.
+fn without_items(body: &[u8], error: &serde_json::Error) -> Error {
+    match parse::json::<ItemList<IgnoredAny>>(body) {
+        Err(problem) => problem,
+        Ok(_) => Error::MalformedRequest(format!("the body is no batch: {error}")),
+    }
+}
+
 impl FromRequest<State> for Items {
     type Rejection = Error;
 
     async fn from_request(request: HttpRequest, _: &State) -> Result<Self, Error> {
-        let media_type = MediaType::of(&request);
+        let media_type = MediaType::of(request.headers());
         let body = read(request, BODY_MAX).await?;
-        Ok(Self { media_type, body })
+        Ok(Self {
+            media_type: media_type?,
+            body,
+        })
     }
 }
 
@@ -483,7 +497,9 @@ impl Items {
                     }
                 } else {
                     // One of them is wrong, and the others shall be counted all the same.
-                    let ItemList { items } = from_json::<ItemList<&RawValue>>(body)?;
+                    let Object(ItemList { items }) =
+                        serde_json::from_slice::<Object<ItemList<&RawValue>>>(body)
+                            .map_err(|error| without_items(body, &error))?;
                     refuse_too_many(items.len())?;
                     let items = items.into_iter().map(|item| item.get().as_bytes());
                     items.map(from_json).for_each(take);
@@ -495,7 +511,11 @@ impl Items {
                 refuse_too_many(lines.clone().count())?;
                 lines.map(from_json).for_each(take);
             }
-            MediaType::Other => return Err(Error::UnsupportedMediaType),
+            MediaType::Other => {
+                return Err(Error::UnsupportedMediaType(
+                    "send the items as Content-Type: application/json or application/x-ndjson",
+                ));
+            }
         }
         Ok(())
     }

@@ -20,6 +20,7 @@ use super::problem::Error;
 use super::rate_limit::{self, seconds};
 use crate::domain::decision::{Demand, Operation};
 use crate::domain::ids::{IdempotencyKey, METERS_MAX, MeterId, OrganizationId};
+use crate::domain::input::{ByMeter, Instant, given};
 use crate::domain::patch::not_null;
 use crate::domain::policy::Enforcement;
 use crate::domain::quantity::{Amount, Count};
@@ -47,15 +48,15 @@ pub(super) struct Charges {
     pub(super) amount: Option<Amount>,
     /// Units by meter: all of them are charged, or none.
     #[serde(default, deserialize_with = "not_null")]
-    #[schema(nullable = false)]
-    pub(super) meters: Option<BTreeMap<MeterId, Amount>>,
+    #[schema(value_type = BTreeMap<MeterId, Amount>, required = false)]
+    pub(super) meters: Option<ByMeter<Amount>>,
     /// Units by meter that must fit on top, and are not charged.
     #[serde(default, deserialize_with = "not_null")]
-    #[schema(nullable = false)]
-    pub(super) require: Option<BTreeMap<MeterId, Amount>>,
+    #[schema(value_type = BTreeMap<MeterId, Amount>, required = false)]
+    pub(super) require: Option<ByMeter<Amount>>,
     /// When it happened: at most 48 hours ago (a setting), and 5 minutes ahead. It counts in the hour and the period that
     /// it belongs to.
-    #[serde(default, deserialize_with = "not_null")]
+    #[serde(default, deserialize_with = "given::<Instant, _>")]
     #[schema(nullable = false)]
     pub(super) timestamp: Option<DateTime<Utc>>,
 }
@@ -338,12 +339,12 @@ fn without_body(response: Response) -> Response {
 fn refuse_what_means_nothing(kind: Operation, charges: &Charges) -> Result<(), Error> {
     let (pointer, detail) = match kind {
         Operation::Track | Operation::Refund if charges.require.is_some() => {
-            ("/require", "only consume and check can require")
+            ("/require", "is for consume and check alone; leave it out")
         }
         Operation::Consume | Operation::Check | Operation::Refund
             if charges.timestamp.is_some() =>
         {
-            ("/timestamp", "only track takes a timestamp")
+            ("/timestamp", "is for track alone; leave it out")
         }
         _ => return Ok(()),
     };
@@ -365,12 +366,16 @@ fn demands(charges: Charges) -> Result<Vec<(MeterId, Demand)>, Error> {
     };
     let wanted: Vec<(MeterId, Demand)> = match charges.meters {
         Some(_) if charges.meter.is_some() || charges.amount.is_some() => {
-            return Err(at_fault("takes the place of meter and amount".to_owned()));
+            return Err(at_fault(
+                "takes the place of meter and amount; give either, not both".to_owned(),
+            ));
         }
-        Some(meters) if meters.is_empty() => {
-            return Err(at_fault("must name at least one meter".to_owned()));
+        Some(ByMeter(meters)) if meters.is_empty() => {
+            return Err(at_fault(
+                "must name at least one meter; got an empty object".to_owned(),
+            ));
         }
-        Some(meters) => meters
+        Some(ByMeter(meters)) => meters
             .into_iter()
             .map(|(meter, amount)| (meter, all_of(amount)))
             .collect(),
@@ -379,7 +384,7 @@ fn demands(charges: Charges) -> Result<Vec<(MeterId, Demand)>, Error> {
             all_of(charges.amount.unwrap_or(Amount::ONE)),
         )],
     };
-    let Some(required) = charges.require else {
+    let Some(ByMeter(required)) = charges.require else {
         return within_bounds(wanted);
     };
     let mut wanted: BTreeMap<MeterId, Demand> = wanted.into_iter().collect();
@@ -394,7 +399,10 @@ fn within_bounds(demands: Vec<(MeterId, Demand)>) -> Result<Vec<(MeterId, Demand
     if demands.len() > METERS_MAX {
         return Err(Error::InvalidField {
             pointer: "/meters".to_owned(),
-            detail: format!("an organization has at most {METERS_MAX} meters"),
+            detail: format!(
+                "must name at most {METERS_MAX} meters, as many as an organization may have; got {}",
+                demands.len()
+            ),
         });
     }
     Ok(demands)

@@ -11,6 +11,7 @@ use super::extract::{PageSize, Query, Read};
 use super::problem::Error;
 use super::reading::{self, Meter};
 use crate::domain::ids::{MeterId, OrganizationId, PlanId};
+use crate::domain::input::shown;
 use crate::domain::quantity::Count;
 use crate::domain::standing::State as Standing;
 use crate::metering::Entry;
@@ -142,16 +143,16 @@ fn listed(entry: Entry) -> Listed {
 }
 
 fn listing(wanted: Wanted) -> Result<Listing, Error> {
-    let invalid = |parameter: &str, detail: &str| Error::InvalidField {
-        pointer: format!("/{parameter}"),
-        detail: detail.to_owned(),
-    };
-    // The database takes any text but this.
-    if wanted.search.as_ref().is_some_and(|it| it.contains('\0')) {
-        return Err(invalid("search", "must be the beginning of an id"));
-    }
     let order = wanted.sort;
-    let after = wanted.cursor.map(|cursor| position(order, &cursor));
+    let after = wanted.cursor.map(|cursor| {
+        position(order, &cursor).ok_or_else(|| Error::InvalidField {
+            pointer: "/cursor".to_owned(),
+            detail: format!(
+                "must be the nextCursor of a page in this order; got {}",
+                shown(&cursor)
+            ),
+        })
+    });
     let (sort, descending) = order.parts();
     Ok(Listing {
         prefix: wanted.search.filter(|search| !search.is_empty()),
@@ -159,11 +160,7 @@ fn listing(wanted: Wanted) -> Result<Listing, Error> {
         state: wanted.state,
         sort,
         descending,
-        after: after
-            .map(|it| {
-                it.ok_or_else(|| invalid("cursor", "is not the nextCursor of a page in this order"))
-            })
-            .transpose()?,
+        after: after.transpose()?,
         count: wanted.page_size.unwrap_or_default().get(),
     })
 }

@@ -7,12 +7,15 @@ use std::sync::Arc;
 
 use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
-use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, IF_MATCH, IF_NONE_MATCH};
+use axum::http::HeaderMap;
+use axum::http::header::{
+    AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue, IF_MATCH, IF_NONE_MATCH,
+};
 use axum::http::request::Parts;
 use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
 use http_body_util::{BodyExt as _, Collected, LengthLimitError, Limited};
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{self, DeserializeOwned, MapAccess, Visitor};
+use serde::de::{DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::schema::{ObjectBuilder, Type};
@@ -20,11 +23,12 @@ use utoipa::openapi::{RefOr, Required, Schema};
 use utoipa::{IntoParams, PartialSchema, ToSchema};
 
 use super::observe::{CallerId, Seen};
+use super::parse;
 use super::problem::Error;
 use crate::access::User;
 use crate::domain::api_key::Scope;
-use crate::domain::history::INSTANTS;
 use crate::domain::ids::{ApiKeyId, EventId, IdempotencyKey, OrganizationId, PlanId, WebhookId};
+use crate::domain::input::{self, Instant};
 use crate::domain::precondition::Preconditions;
 use crate::state::State;
 use crate::store::Actor;
@@ -62,9 +66,10 @@ impl Caller {
             ),
         };
         match (own, &named.0) {
-            (Some(own), named) if named.as_ref() != Some(own) => Err(Error::Forbidden(refusal)),
-            (_, Some(id)) => Ok(id.clone()),
-            (_, None) => Err(Error::NotFound("there is no such organization")),
+            (Some(own), named) if named.as_ref().ok() != Some(own) => {
+                Err(Error::Forbidden(refusal))
+            }
+            (_, named) => named.clone(),
         }
     }
 
@@ -120,10 +125,7 @@ impl FromRequestParts<State> for Caller {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Error> {
-        let header = parts
-            .headers
-            .get(AUTHORIZATION)
-            .and_then(|value| value.to_str().ok());
+        let header = once(&parts.headers, &AUTHORIZATION)?.and_then(|value| value.to_str().ok());
         let (scheme, token) = header
             .and_then(|text| text.split_once(' '))
             .ok_or(Error::Unauthenticated)?;
@@ -159,13 +161,13 @@ fn note(parts: &Parts, id: CallerId) {
 }
 
 /// An organization as a request names it, in its path or its body. Only [`Caller::reach`] opens it, so that a
-/// handler cannot forget to ask.
+/// handler cannot forget to ask; a path that names none is wrong only to those who reach more than one.
 #[derive(Debug)]
-pub(super) struct Named(Option<OrganizationId>);
+pub(super) struct Named(Result<OrganizationId, Error>);
 
 impl<'de> Deserialize<'de> for Named {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        OrganizationId::deserialize(deserializer).map(|id| Self(Some(id)))
+        OrganizationId::deserialize(deserializer).map(|id| Self(Ok(id)))
     }
 }
 
@@ -285,8 +287,7 @@ impl PlatformAdministrator {
     /// The organization that a request names, whichever it is.
     pub(super) fn reach(&self, named: &Named) -> Result<OrganizationId, Error> {
         match (&self.caller, &named.0) {
-            (Caller::User(_), Some(id)) => Ok(id.clone()),
-            (Caller::User(_), None) => Err(Error::NotFound("there is no such organization")),
+            (Caller::User(_), named) => named.clone(),
             (Caller::Key(_), _) => self.caller.reach(named),
         }
     }
@@ -343,12 +344,10 @@ impl<T: DeserializeOwned> FromRequest<State> for Body<T> {
     type Rejection = Error;
 
     async fn from_request(request: Request, _: &State) -> Result<Self, Error> {
-        let media_type = MediaType::of(&request);
+        let media_type = MediaType::of(request.headers());
         let text = read(request, BODY_MAX).await?;
-        if media_type != MediaType::Json {
-            return Err(Error::UnsupportedMediaType);
-        }
-        from_json(&text).map(Self)
+        media_type?.must_be_json()?;
+        parse::json(&text).map(Self)
     }
 }
 
@@ -360,7 +359,7 @@ impl<T: DeserializeOwned> FromRequestParts<State> for Query<T> {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, _: &State) -> Result<Self, Error> {
-        from_query(parts.uri.query().unwrap_or_default()).map(Self)
+        parse::query(parts.uri.query().unwrap_or_default()).map(Self)
     }
 }
 
@@ -368,14 +367,7 @@ impl<T: DeserializeOwned> FromRequestParts<State> for Query<T> {
 pub(super) fn instant<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<DateTime<Utc>>, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    let instant = DateTime::parse_from_rfc3339(&text).ok();
-    let instant = instant
-        .map(|it| it.to_utc())
-        .filter(|it| INSTANTS.contains(it));
-    let instant = instant.ok_or_else(|| {
-        de::Error::custom("must be an RFC 3339 date-time, such as 2026-11-01T00:00:00Z")
-    })?;
+    let instant: DateTime<Utc> = input::required::<Instant, D>(deserializer)?;
     let whole = instant.trunc_subsecs(3);
     let rest = instant.signed_duration_since(whole);
     Ok(if rest.is_zero() {
@@ -386,8 +378,7 @@ pub(super) fn instant<'de, D: Deserializer<'de>>(
 }
 
 /// How many items a page of a list has at most: 1 to 1000, 100 unless said.
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(try_from = "u32")]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct PageSize(u32);
 
 impl PageSize {
@@ -416,15 +407,10 @@ impl Default for PageSize {
     }
 }
 
-impl TryFrom<u32> for PageSize {
-    type Error = String;
-
-    fn try_from(size: u32) -> Result<Self, String> {
-        if (1..=Self::MAX).contains(&size) {
-            Ok(Self(size))
-        } else {
-            Err(format!("must be from 1 to {}", Self::MAX))
-        }
+impl<'de> Deserialize<'de> for PageSize {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let size = input::whole(deserializer, 1..=1000, "an integer from 1 to 1000")?;
+        Ok(Self(u32::try_from(size).unwrap_or(Self::MAX)))
     }
 }
 
@@ -449,13 +435,15 @@ impl<T: DeserializeOwned> FromRequest<State> for Fields<T> {
     type Rejection = Error;
 
     async fn from_request(request: Request, _: &State) -> Result<Self, Error> {
-        let json = MediaType::of(&request) == MediaType::Json;
+        let media_type = MediaType::of(request.headers());
         let query = request.uri().query().unwrap_or_default().to_owned();
         let text = read(request, BODY_MAX).await?;
         match (text.is_empty(), query.is_empty()) {
-            (true, _) => from_query(&query).map(Self),
-            (false, true) if json => from_json(&text).map(Self),
-            (false, true) => Err(Error::UnsupportedMediaType),
+            (true, _) => parse::query(&query).map(Self),
+            (false, true) => {
+                media_type?.must_be_json()?;
+                from_json(&text).map(Self)
+            }
             (false, false) => Err(Error::MalformedRequest(
                 "the fields come from the body or from the query, not from both".to_owned(),
             )),
@@ -475,20 +463,44 @@ pub(super) enum MediaType {
 }
 
 impl MediaType {
-    pub(super) fn of(request: &Request) -> Self {
-        let declared = request
-            .headers()
-            .get(CONTENT_TYPE)
+    pub(super) fn of(headers: &HeaderMap) -> Result<Self, Error> {
+        let mut codings = headers.get_all(CONTENT_ENCODING).iter();
+        if codings.any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+            return Err(Error::UnsupportedMediaType(
+                "send the body as it is, without Content-Encoding: no coding is decoded here",
+            ));
+        }
+        let declared = once(headers, &CONTENT_TYPE)?
             .and_then(|value| value.to_str().ok())
             .unwrap_or_default();
         let media_type = declared.split(';').next().unwrap_or_default().trim();
-        if media_type.eq_ignore_ascii_case("application/json") {
+        Ok(if media_type.eq_ignore_ascii_case("application/json") {
             Self::Json
         } else if media_type.eq_ignore_ascii_case("application/x-ndjson") {
             Self::NdJson
         } else {
             Self::Other
+        })
+    }
+
+    fn must_be_json(self) -> Result<(), Error> {
+        match self {
+            Self::Json => Ok(()),
+            Self::NdJson | Self::Other => Err(Error::UnsupportedMediaType(
+                "send the body as Content-Type: application/json",
+            )),
         }
+    }
+}
+
+/// A header that cannot be given twice, because nobody could say which one counts.
+fn once<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a HeaderValue>, Error> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (_, Some(_)) => Err(Error::MalformedRequest(format!(
+            "the header {name} is given more than once; send it once"
+        ))),
+        (value, None) => Ok(value),
     }
 }
 
@@ -504,50 +516,15 @@ pub(super) async fn read(request: Request, max: usize) -> Result<Bytes, Error> {
     })
 }
 
-/// Tells a body that is not JSON from one whose field is wrong, and names the field.
-pub(super) fn from_json<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Result<T, Error> {
-    // Keeping track of where one is takes time, and almost every body is right.
-    if let Ok(Object(value)) = serde_json::from_slice(text) {
-        return Ok(value);
+/// A body that is likely to be right: what is wrong with it is found out by reading it again.
+pub(super) fn from_json<T: DeserializeOwned>(text: &[u8]) -> Result<T, Error> {
+    match serde_json::from_slice(text) {
+        Ok(Object(value)) => Ok(value),
+        Err(_) => parse::json(text),
     }
-    let mut json = serde_json::Deserializer::from_slice(text);
-    let Object(value) = serde_path_to_error::deserialize(&mut json).map_err(|error| {
-        if error.inner().is_data() {
-            at_fault(&error)
-        } else {
-            Error::MalformedRequest(format!("the body is not JSON: {}", error.inner()))
-        }
-    })?;
-    json.end()
-        .map_err(|_| Error::MalformedRequest("there is more than one JSON value".to_owned()))?;
-    Ok(value)
 }
 
-fn from_query<T: DeserializeOwned>(query: &str) -> Result<T, Error> {
-    let parameters = serde_html_form::Deserializer::from_bytes(query.as_bytes());
-    serde_path_to_error::deserialize(parameters).map_err(|error| at_fault(&error))
-}
-
-/// Names the field, or the parameter, that is wrong.
-fn at_fault(error: &serde_path_to_error::Error<impl std::fmt::Display>) -> Error {
-    use serde_path_to_error::Segment;
-    let mut pointer = String::new();
-    for segment in error.path() {
-        pointer.push('/');
-        match segment {
-            Segment::Seq { index } => pointer.push_str(&index.to_string()),
-            Segment::Map { key } => pointer.push_str(&key.replace('~', "~0").replace('/', "~1")),
-            Segment::Enum { variant } => pointer.push_str(variant),
-            Segment::Unknown => pointer.push('?'),
-        }
-    }
-    // The position in the text is of no use beside a pointer.
-    let text = error.inner().to_string();
-    let detail = text.split(" at line ").next().unwrap_or(&text).to_owned();
-    Error::InvalidField { pointer, detail }
-}
-
-/// The organization that the path names. What cannot be the id of an organization is the id of none.
+/// The organization that the path names.
 #[derive(Debug)]
 pub(super) struct OrganizationPath(pub(super) Named);
 
@@ -555,7 +532,7 @@ impl FromRequestParts<State> for OrganizationPath {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Error> {
-        Ok(Self(Named(id_in_path(parts, state).await)))
+        Ok(Self(Named(path_parameter(parts, state, "id").await)))
     }
 }
 
@@ -565,45 +542,45 @@ impl IntoParams for OrganizationPath {
     }
 }
 
-/// The API key that the path names.
-#[derive(Debug)]
-pub(super) struct KeyPath(pub(super) ApiKeyId);
+macro_rules! path {
+    ($(#[$doc:meta])* $name:ident($id:ty), $description:literal) => {
+        $(#[$doc])*
+        #[derive(Debug)]
+        pub(super) struct $name(pub(super) $id);
 
-impl FromRequestParts<State> for KeyPath {
-    type Rejection = Error;
+        impl FromRequestParts<State> for $name {
+            type Rejection = Error;
 
-    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Error> {
-        let id = id_in_path(parts, state).await;
-        id.map(Self)
-            .ok_or(Error::NotFound("there is no such API key"))
-    }
+            async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Error> {
+                path_parameter(parts, state, "id").await.map(Self)
+            }
+        }
+
+        impl IntoParams for $name {
+            fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+                vec![in_path("id", $description, <$id>::schema())]
+            }
+        }
+    };
 }
 
-impl IntoParams for KeyPath {
-    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
-        vec![in_path("id", "The API key.", ApiKeyId::schema())]
-    }
-}
+path!(
+    /// The API key that the path names.
+    KeyPath(ApiKeyId),
+    "The API key."
+);
 
-/// The webhook that the path names.
-#[derive(Debug)]
-pub(super) struct WebhookPath(pub(super) WebhookId);
+path!(
+    /// The webhook that the path names.
+    WebhookPath(WebhookId),
+    "The webhook."
+);
 
-impl FromRequestParts<State> for WebhookPath {
-    type Rejection = Error;
-
-    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Error> {
-        let id = id_in_path(parts, state).await;
-        id.map(Self)
-            .ok_or(Error::NotFound("there is no such webhook"))
-    }
-}
-
-impl IntoParams for WebhookPath {
-    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
-        vec![in_path("id", "The webhook.", WebhookId::schema())]
-    }
-}
+path!(
+    /// The plan that the path names.
+    PlanPath(PlanId),
+    "The plan."
+);
 
 /// The webhook that the path names, and the event that was to be delivered to it.
 #[derive(Debug)]
@@ -614,11 +591,8 @@ impl FromRequestParts<State> for DeliveryPath {
 
     async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Error> {
         let WebhookPath(id) = WebhookPath::from_request_parts(parts, state).await?;
-        let event = path_parameter(parts, state, "delivery").await;
-        let event = event.and_then(|event| event.parse().ok());
-        event
-            .map(|event| Self(id, event))
-            .ok_or(Error::NotFound("there is no such delivery"))
+        let event = path_parameter(parts, state, "delivery").await?;
+        Ok(Self(id, event))
     }
 }
 
@@ -630,30 +604,6 @@ impl IntoParams for DeliveryPath {
     }
 }
 
-/// The plan that the path names.
-#[derive(Debug)]
-pub(super) struct PlanPath(pub(super) PlanId);
-
-impl FromRequestParts<State> for PlanPath {
-    type Rejection = Error;
-
-    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Error> {
-        let id = id_in_path(parts, state).await;
-        id.map(Self).ok_or(Error::NotFound("there is no such plan"))
-    }
-}
-
-impl IntoParams for PlanPath {
-    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
-        vec![in_path("id", "The plan.", PlanId::schema())]
-    }
-}
-
-/// What the route calls `{id}`; none if it is not well-formed.
-async fn id_in_path<T: FromStr>(parts: &mut Parts, state: &State) -> Option<T> {
-    path_parameter(parts, state, "id").await?.parse().ok()
-}
-
 /// The feature that the path names; any text.
 #[derive(Debug)]
 pub(super) struct FeaturePath(pub(super) String);
@@ -662,9 +612,7 @@ impl FromRequestParts<State> for FeaturePath {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Error> {
-        let name = path_parameter(parts, state, "feature").await;
-        name.map(Self)
-            .ok_or_else(|| Error::MalformedRequest("the path is not text".to_owned()))
+        path_parameter(parts, state, "feature").await.map(Self)
     }
 }
 
@@ -698,11 +646,28 @@ fn in_header(name: &str, description: &str, schema: ObjectBuilder) -> Parameter 
         .build()
 }
 
-async fn path_parameter(parts: &mut Parts, state: &State, name: &str) -> Option<String> {
-    let path = RawPathParams::from_request_parts(parts, state).await.ok()?;
-    path.iter()
-        .find(|(parameter, _)| *parameter == name)
-        .map(|(_, value)| value.to_owned())
+/// What the route calls by this name.
+async fn path_parameter<T>(parts: &mut Parts, state: &State, name: &str) -> Result<T, Error>
+where
+    T: FromStr<Err: fmt::Display>,
+{
+    let invalid = |name: &str, detail| Error::InvalidField {
+        pointer: format!("/{name}"),
+        detail,
+    };
+    let path = RawPathParams::from_request_parts(parts, state).await;
+    let path = path.map_err(|error| {
+        // It may be another parameter than the one that is wanted, and only the text of the error names it.
+        let text = error.body_text();
+        invalid(
+            text.split('`').nth(1).unwrap_or(name),
+            "must be text in UTF-8".to_owned(),
+        )
+    })?;
+    let text = path.iter().find(|(parameter, _)| *parameter == name);
+    let (_, text) = text.ok_or(Error::Internal)?;
+    text.parse()
+        .map_err(|rule| invalid(name, format!("{rule}; got {}", input::shown(text))))
 }
 
 /// Refuses a query; for endpoints that take none, so that a typing mistake is not ignored.
@@ -715,9 +680,10 @@ impl FromRequestParts<State> for NoQuery {
     async fn from_request_parts(parts: &mut Parts, _: &State) -> Result<Self, Error> {
         match parts.uri.query() {
             None | Some("") => Ok(Self),
-            Some(_) => Err(Error::MalformedRequest(
-                "this takes no query parameters".to_owned(),
-            )),
+            Some(query) => Err(Error::MalformedRequest(format!(
+                "this takes no query parameters; got {}",
+                input::shown(query)
+            ))),
         }
     }
 }
@@ -743,15 +709,16 @@ impl FromRequestParts<State> for Idempotency {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, _: &State) -> Result<Self, Error> {
-        let Some(value) = parts.headers.get(IDEMPOTENCY_KEY) else {
+        let Some(value) = once(&parts.headers, &IDEMPOTENCY_KEY)? else {
             return Ok(Self(None));
         };
-        let key = value.to_str().ok().and_then(|text| text.parse().ok());
-        match key {
-            Some(key) => Ok(Self(Some(key))),
-            None => Err(Error::MalformedRequest(
-                "Idempotency-Key must be 1 to 255 printable ASCII characters".to_owned(),
-            )),
+        let text = String::from_utf8_lossy(value.as_bytes());
+        match text.parse() {
+            Ok(key) => Ok(Self(Some(key))),
+            Err(rule) => Err(Error::MalformedRequest(format!(
+                "Idempotency-Key {rule}; got {}",
+                input::shown(&text)
+            ))),
         }
     }
 }
@@ -790,7 +757,14 @@ impl FromRequestParts<State> for Conditions {
         let (if_match, if_none_match) = (list(IF_MATCH)?, list(IF_NONE_MATCH)?);
         Preconditions::parse(if_match.as_deref(), if_none_match.as_deref())
             .map(Self)
-            .map_err(|error| Error::MalformedRequest(format!("If-Match and If-None-Match {error}")))
+            .map_err(|error| {
+                let given = [if_match, if_none_match].into_iter().flatten();
+                let given = given.collect::<Vec<_>>().join(" and ");
+                Error::MalformedRequest(format!(
+                    "If-Match and If-None-Match {error}; got {}",
+                    input::shown(&given)
+                ))
+            })
     }
 }
 

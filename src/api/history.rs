@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use serde::{Deserialize, Deserializer, Serialize, de};
+use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -22,7 +22,8 @@ use super::openapi::problems::NeedsCounterStore;
 use super::problem::{Error, caused};
 use crate::domain::history::{Cursor, Granularity, Order, Position};
 use crate::domain::ids::{MeterId, OrganizationId, PlanId};
-use crate::domain::period::{ResetMode, parse_time_zone};
+use crate::domain::input::{Zone, parsed, written};
+use crate::domain::period::ResetMode;
 use crate::domain::quantity::Count;
 use crate::history::{Entry, History, List};
 use crate::state::State;
@@ -56,7 +57,7 @@ pub(super) struct OfOrganization {
     #[param(inline)]
     order: Option<Order>,
     /// Days of another zone than the organization's: an IANA name.
-    #[serde(default, deserialize_with = "time_zone")]
+    #[serde(default, deserialize_with = "written::<Zone, _, _>")]
     #[param(value_type = Option<String>, example = "Europe/Berlin")]
     time_zone: Option<Tz>,
     /// For JSON alone; other formats have no pages.
@@ -95,7 +96,7 @@ pub(super) struct OfAll {
     #[param(inline)]
     order: Option<Order>,
     /// Days of another zone than the organization's: an IANA name.
-    #[serde(default, deserialize_with = "time_zone")]
+    #[serde(default, deserialize_with = "written::<Zone, _, _>")]
     #[param(value_type = Option<String>, example = "Europe/Berlin")]
     time_zone: Option<Tz>,
     /// For JSON alone; other formats have no pages.
@@ -252,7 +253,10 @@ pub(super) async fn of_all(
     if named.len() > ORGANIZATIONS_MAX {
         return Err(invalid(
             "organizationId",
-            format!("may be given {ORGANIZATIONS_MAX} times at most; without it, all are meant"),
+            format!(
+                "must be given {ORGANIZATIONS_MAX} times at most, or be left out for all; got {}",
+                named.len()
+            ),
         ));
     }
     let named = if named.is_empty() {
@@ -301,15 +305,19 @@ impl Request {
         if let (Some(from), Some(to)) = (asked.from, asked.to)
             && from > to
         {
-            return Err(invalid("from", "must not be after to"));
+            let detail = format!("must not be after to; got {from} and {to}");
+            return Err(invalid("from", detail));
         }
         if asked.time_zone.is_some() && granularity != Granularity::Day {
-            return Err(invalid("timeZone", "is for granularity=day alone"));
+            return Err(invalid(
+                "timeZone",
+                "is for granularity=day alone; leave it out otherwise",
+            ));
         }
         if asked.fill.is_some() && granularity == Granularity::Period {
             return Err(invalid(
                 "fill",
-                "is for granularity=hour and day; a period without any usage has left no trace of its limit",
+                "is for granularity=hour and day; a period without any usage has left no trace of its limit, so leave it out",
             ));
         }
         if format != Format::Json {
@@ -320,7 +328,7 @@ impl Request {
             if let Some((name, _)) = paging.into_iter().find(|(_, given)| *given) {
                 return Err(invalid(
                     name,
-                    "is for JSON alone; other formats have no pages",
+                    "is for JSON alone; leave it out, other formats have no pages",
                 ));
             }
         }
@@ -563,16 +571,8 @@ fn fingerprint(
     xxh3_64(text.as_bytes())
 }
 
-fn time_zone<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Tz>, D::Error> {
-    let name = String::deserialize(deserializer)?;
-    parse_time_zone(&name)
-        .map(Some)
-        .map_err(|error| de::Error::custom(error.detail))
-}
-
 fn cursor<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Cursor>, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    text.parse().map(Some).map_err(de::Error::custom)
+    parsed(deserializer, "the nextCursor of a page", str::parse).map(Some)
 }
 
 fn invalid(parameter: &str, detail: impl Into<String>) -> Error {

@@ -19,6 +19,7 @@ mod keys;
 mod observe;
 mod openapi;
 mod operations;
+mod parse;
 mod plans;
 mod plugin;
 mod problem;

@@ -10,18 +10,19 @@ use axum::extract::State as Shared;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::openapi::RefOr;
 use utoipa::{IntoParams, IntoResponses, ToSchema};
 
 use super::extract::{
-    Body, Caller, KeyInBody, Named, PlatformAdministrator, Query, Read, ResettingByBody,
+    Body, Caller, KeyInBody, Named, NoQuery, PlatformAdministrator, Query, Read, ResettingByBody,
 };
 use super::problem::Error;
 use super::reading::usage_for;
 use crate::admin::PluginUpdate;
 use crate::domain::history::{Granularity, Order};
 use crate::domain::ids::{MeterId, OrganizationId, PlanId};
+use crate::domain::input::whole;
 use crate::domain::patch::not_null;
 use crate::domain::period::{ResetMode, ResetPeriod};
 use crate::domain::policy::{Feature, Features};
@@ -57,8 +58,7 @@ pub(super) struct WhoseHistory {
 }
 
 /// How many entries at most: 1 to 1000, 30 unless said.
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(try_from = "u16")]
+#[derive(Debug, Clone, Copy)]
 struct HistoryLimit(u16);
 
 impl Default for HistoryLimit {
@@ -67,15 +67,10 @@ impl Default for HistoryLimit {
     }
 }
 
-impl TryFrom<u16> for HistoryLimit {
-    type Error = &'static str;
-
-    fn try_from(limit: u16) -> Result<Self, &'static str> {
-        if (1..=1000).contains(&limit) {
-            Ok(Self(limit))
-        } else {
-            Err("must be from 1 to 1000")
-        }
+impl<'de> Deserialize<'de> for HistoryLimit {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let limit = whole(deserializer, 1..=1000, "an integer from 1 to 1000")?;
+        Ok(Self(u16::try_from(limit).unwrap_or_default()))
     }
 }
 
@@ -357,9 +352,10 @@ fn past(entry: Entry) -> Option<PluginEntry> {
 pub(super) async fn reset(
     Shared(state): Shared<State>,
     caller: Result<PlatformAdministrator, Error>,
+    query: Result<NoQuery, Error>,
     body: Result<Body<PluginReset>, Error>,
 ) -> Answer<PluginSuccess> {
-    let (caller, Body(body)) = (caller?, body?);
+    let (caller, NoQuery, Body(body)) = (caller?, query?, body?);
     let organization = caller.reach(&body.organization_id)?;
     if body.reset_api {
         let meters = Some(BTreeSet::from([MeterId::default()]));
@@ -388,9 +384,10 @@ pub(super) async fn reset(
 pub(super) async fn update_limits(
     Shared(state): Shared<State>,
     caller: Result<PlatformAdministrator, Error>,
+    query: Result<NoQuery, Error>,
     body: Result<Body<PluginLimits>, Error>,
 ) -> Answer<PluginSuccess> {
-    let (caller, Body(body)) = (caller?, body?);
+    let (caller, NoQuery, Body(body)) = (caller?, query?, body?);
     let organization = caller.reach(&body.organization_id)?;
     let update = PluginUpdate {
         limit: body.api_limit,
@@ -431,9 +428,10 @@ pub(super) struct PluginExpired {
 )]
 pub(super) async fn reset_expired(
     Shared(state): Shared<State>,
+    query: Result<NoQuery, Error>,
     caller: Result<ResettingByBody, Error>,
 ) -> Answer<PluginExpired> {
-    let ResettingByBody(actor) = caller?;
+    let (ResettingByBody(actor), NoQuery) = (caller?, query?);
     let expired = state.admin.reset_expired(None, &actor).await?;
     Ok(Json(PluginExpired {
         success: true,

@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 
 use super::counting::UsageResult;
 use crate::domain::ids::METERS_MAX;
+use crate::domain::input::shown;
 use crate::domain::precondition::PreconditionFailed;
 use crate::{
     access, admin, counters, history, metering, opening, policies, store, verifier, webhooks,
@@ -41,8 +42,8 @@ pub(super) enum Error {
     Conflict(String),
     /// The body is larger than any call needs.
     PayloadTooLarge,
-    /// The body is not declared as JSON.
-    UnsupportedMediaType,
+    /// The body is not declared as JSON, or is coded.
+    UnsupportedMediaType(&'static str),
     /// The same key came with another payload before.
     IdempotencyKeyReused,
     /// A counter would pass 2^53 − 1.
@@ -181,7 +182,7 @@ impl Error {
                 "payload_too_large",
                 "Payload too large",
             ),
-            Self::UnsupportedMediaType => (
+            Self::UnsupportedMediaType(_) => (
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 "unsupported_media_type",
                 "Unsupported media type",
@@ -248,7 +249,9 @@ impl Error {
             | Self::InvalidField { detail, .. }
             | Self::Conflict(detail)
             | Self::TimestampOutOfRange(detail) => detail.into(),
-            Self::Forbidden(detail) | Self::NotFound(detail) => (*detail).into(),
+            Self::Forbidden(detail)
+            | Self::NotFound(detail)
+            | Self::UnsupportedMediaType(detail) => (*detail).into(),
             Self::Unauthenticated => {
                 "send a valid key as `Authorization: Bearer tm_…`, or a JWT where one will do".into()
             }
@@ -257,7 +260,6 @@ impl Error {
                 "the present state is not the one that If-Match or If-None-Match demands; nothing was changed".into()
             }
             Self::PayloadTooLarge => "the body is too large".into(),
-            Self::UnsupportedMediaType => "send the body as Content-Type: application/json".into(),
             Self::IdempotencyKeyReused => {
                 "this Idempotency-Key was used for another request, whose answer stands; this one was not carried out: \
                  send it under a key of its own".into()
@@ -395,10 +397,13 @@ impl From<store::Error> for Error {
             store::Error::NewerGeneration
             | store::Error::OlderPolicy
             | store::Error::TooManyMeters => Self::Overloaded,
-            store::Error::NoSuchPlan => {
+            store::Error::NoSuchPlan(plan) => {
                 return Self::InvalidField {
                     pointer: "/planId".to_owned(),
-                    detail: error.to_string(),
+                    detail: format!(
+                        "must be a plan that exists, as GET /v1/plans lists them; got {}",
+                        shown(plan)
+                    ),
                 };
             }
             store::Error::Inconsistent(_) | store::Error::Other(_) => Self::Internal,

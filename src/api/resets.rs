@@ -15,14 +15,11 @@ use super::extract::{Administrator, Fields, Idempotency, NoQuery, OrganizationPa
 use super::openapi::problems::{ExpiringProblems, ResettingProblems};
 use super::problem::Error;
 use crate::admin::Reset;
-use crate::domain::ids::{IdempotencyKey, METERS_MAX, MeterId, OrganizationId};
+use crate::domain::ids::{IdempotencyKey, METERS_MAX, MeterId, OrganizationId, Reason};
 use crate::domain::patch::not_null;
 use crate::domain::quantity::Count;
 use crate::state::State;
 use crate::store::attempts::Attempt;
-
-/// The longest reason that anybody may give, characters.
-const REASON_MAX: usize = 500;
 
 /// What to reset, and why.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -35,8 +32,8 @@ pub(super) struct ResetBody {
     meters: Option<BTreeSet<MeterId>>,
     /// For the audit log.
     #[serde(default, deserialize_with = "not_null")]
-    #[schema(min_length = 1, max_length = 500, nullable = false)]
-    reason: Option<String>,
+    #[schema(nullable = false)]
+    reason: Option<Reason>,
 }
 
 /// What was closed and what was opened.
@@ -100,23 +97,21 @@ pub(super) async fn reset(
 ) -> Result<Response, Error> {
     let id = caller.reach(&named)?;
     let ResetBody { meters, reason } = body;
-    if meters
-        .as_ref()
-        .is_some_and(|meters| !(1..=METERS_MAX).contains(&meters.len()))
-    {
+    let named = meters.as_ref().map(BTreeSet::len);
+    if let Some(named) = named.filter(|named| !(1..=METERS_MAX).contains(named)) {
         return Err(Error::InvalidField {
             pointer: "/meters".to_owned(),
-            detail: format!("must name 1 to {METERS_MAX} meters, or be left out"),
+            detail: format!(
+                "must be an array of 1 to {METERS_MAX} meters, or be left out; got {named}"
+            ),
         });
     }
-    if let Some(reason) = &reason {
-        check_reason(reason)?;
-    }
+    let reason = reason.as_ref().map(Reason::as_str);
     let payload = format!("reset {meters:?} {reason:?}");
     let attempt = key.map(|key| attempt(id.to_string(), key, &payload));
     let reset = state
         .admin
-        .reset(&id, meters, reason.as_deref(), attempt.as_ref(), &actor)
+        .reset(&id, meters, reason, attempt.as_ref(), &actor)
         .await?;
     let replayed = reset.replayed;
     Ok(told(Json(ResetResult::of(id, reset)), replayed))
@@ -186,18 +181,6 @@ impl ResetResult {
             meters: meters.collect(),
         }
     }
-}
-
-/// Refuses a reason that nobody could read.
-pub(super) fn check_reason(reason: &str) -> Result<(), Error> {
-    let length = reason.chars().count();
-    if (1..=REASON_MAX).contains(&length) && !reason.contains('\0') {
-        return Ok(());
-    }
-    Err(Error::InvalidField {
-        pointer: "/reason".to_owned(),
-        detail: format!("must be 1 to {REASON_MAX} characters, none of them U+0000"),
-    })
 }
 
 /// An attempt under a key of the organization, or of the caller.

@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
-use chrono::{DateTime, Datelike, Utc};
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::ids::{ApiKeyId, ApiKeyName, OrganizationId};
+use super::input::{Instant, written};
 
 /// A kind of call that a key may make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
@@ -86,7 +87,7 @@ pub struct Scopes(BTreeSet<Scope>);
 
 /// A key that could do nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("must name at least one scope")]
+#[error("must name at least one scope of ingest, refund, read, reset and admin")]
 pub struct NoScopes;
 
 impl Scopes {
@@ -139,6 +140,7 @@ pub struct NewApiKey {
     /// The only organization that it reaches; null is all.
     pub organization_id: Option<OrganizationId>,
     /// From when on it is refused; null is never.
+    #[serde(default, deserialize_with = "written::<Instant, _, _>")]
     pub expires_at: Option<DateTime<Utc>>,
 }
 
@@ -167,13 +169,10 @@ impl NewApiKey {
                 ),
             });
         }
-        if self
-            .expires_at
-            .is_some_and(|at| at <= now || at.year() > 9999)
-        {
+        if let Some(at) = self.expires_at.filter(|at| *at <= now) {
             return Err(InvalidApiKey {
                 field: "expiresAt",
-                detail: "must lie in the future, and before the year 10000".to_owned(),
+                detail: format!("must lie in the future; got {}", at.to_rfc3339()),
             });
         }
         Ok(())

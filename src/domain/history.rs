@@ -228,7 +228,7 @@ pub struct Cursor {
 
 /// What is no cursor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("is not a cursor that this service has given")]
+#[error("must be the nextCursor of a page")]
 pub struct InvalidCursor;
 
 impl fmt::Display for Cursor {

@@ -1,4 +1,4 @@
-//! Names: of organizations, meters, plans, API keys, attempts, events and webhooks.
+//! Names: of organizations, meters, plans, API keys, attempts, events and webhooks; and reasons.
 //!
 //! Each is validated when parsed and shared cheaply afterwards. None that becomes part of a Redis key
 //! can hold a `:`, except the idempotency key, which is always the last part.
@@ -7,13 +7,14 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
+use super::input::parsed;
+
 /// Why a name was refused; the text is fit to show to the caller.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
+#[error("must be {0}")]
 pub struct InvalidId(&'static str);
 
 macro_rules! id {
@@ -45,21 +46,7 @@ macro_rules! id {
 
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                struct Text;
-
-                impl Visitor<'_> for Text {
-                    type Value = $name;
-
-                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                        f.write_str("a string")
-                    }
-
-                    fn visit_str<E: de::Error>(self, text: &str) -> Result<$name, E> {
-                        text.parse().map_err(E::custom)
-                    }
-                }
-
-                deserializer.deserialize_str(Text)
+                parsed(deserializer, $rule, str::parse)
             }
         }
 
@@ -78,7 +65,7 @@ id!(
         && text.iter().all(|c| c.is_ascii_alphanumeric() || b"_.@-".contains(c)),
     "^[A-Za-z0-9][A-Za-z0-9_.@-]{0,127}$",
     "org_123",
-    "must be 1 to 128 characters of A-Z a-z 0-9 _ . @ -, and begin with a letter or a digit"
+    "1 to 128 characters of A-Z a-z 0-9 _ . @ -, and begin with a letter or a digit"
 );
 
 id!(
@@ -89,7 +76,7 @@ id!(
         && text.iter().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || b"_.-".contains(c)),
     "^[a-z][a-z0-9_.-]{0,63}$",
     "api",
-    "must be 1 to 64 characters of a-z 0-9 _ . -, and begin with a letter"
+    "1 to 64 characters of a-z 0-9 _ . -, and begin with a letter"
 );
 
 id!(
@@ -99,7 +86,7 @@ id!(
         && text.iter().all(|c| c.is_ascii_alphanumeric() || b"_.-".contains(c)),
     "^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$",
     "free",
-    "must be 1 to 64 characters of A-Z a-z 0-9 _ . -, and begin with a letter or a digit"
+    "1 to 64 characters of A-Z a-z 0-9 _ . -, and begin with a letter or a digit"
 );
 
 id!(
@@ -108,7 +95,7 @@ id!(
     |text| !text.is_empty() && text.len() <= 255 && text.iter().all(|c| (b' '..=b'~').contains(c)),
     "^[ -~]{1,255}$",
     "7d3f6c1e-order-42",
-    "must be 1 to 255 printable ASCII characters"
+    "1 to 255 printable ASCII characters"
 );
 
 id!(
@@ -117,7 +104,7 @@ id!(
     |text| is_hex(text, 16),
     "^[0-9a-f]{16}$",
     "0123456789abcdef",
-    "must be 16 characters of 0-9 a-f"
+    "16 characters of 0-9 a-f"
 );
 
 id!(
@@ -126,7 +113,7 @@ id!(
     readable,
     r"^(?=.*\S)[^\x00-\x1f\x7f-\x9f]{1,100}$",
     "auth server",
-    "must be 1 to 100 characters, not all of them spaces, and none a control character"
+    "1 to 100 characters, not all of them spaces, and none a control character"
 );
 
 id!(
@@ -135,7 +122,7 @@ id!(
     |text| text.strip_prefix(b"evt_").is_some_and(|rest| is_hex(rest, 32)),
     "^evt_[0-9a-f]{32}$",
     "evt_01a207e5f2407000a3f0c2d9e8b7a695",
-    "must be evt_ and 32 characters of 0-9 a-f"
+    "evt_ and 32 characters of 0-9 a-f"
 );
 
 id!(
@@ -144,7 +131,7 @@ id!(
     |text| text.strip_prefix(b"wh_").is_some_and(|rest| is_hex(rest, 32)),
     "^wh_[0-9a-f]{32}$",
     "wh_01a207e5f2407000a3f0c2d9e8b7a695",
-    "must be wh_ and 32 characters of 0-9 a-f"
+    "wh_ and 32 characters of 0-9 a-f"
 );
 
 id!(
@@ -153,7 +140,17 @@ id!(
     readable,
     r"^(?=.*\S)[^\x00-\x1f\x7f-\x9f]{1,100}$",
     "Pro",
-    "must be 1 to 100 characters, not all of them spaces, and none a control character"
+    "1 to 100 characters, not all of them spaces, and none a control character"
+);
+
+id!(
+    /// Why somebody has corrected or reset a count, for the audit log.
+    Reason,
+    |text| std::str::from_utf8(text)
+        .is_ok_and(|text| (1..=500).contains(&text.chars().count()) && !text.contains('\0')),
+    r"^[^\x00]{1,500}$",
+    "goodwill after the outage",
+    "1 to 500 characters, none of them U+0000"
 );
 
 impl From<&PlanId> for PlanName {

@@ -25,6 +25,7 @@ pub mod decision;
 pub mod event;
 pub mod history;
 pub mod ids;
+pub mod input;
 pub mod patch;
 pub mod period;
 pub mod plan;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 use super::ids::PlanId;
+use super::input::{Day, Instant, Month, Zone, written};
 use super::period::{ResetMode, ResetPeriod};
 use super::policy::{Feature, OrganizationSettings};
 
@@ -45,7 +46,13 @@ pub enum Change<T> {
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Change<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Option::deserialize(deserializer).map(|value| value.map_or(Self::Unset, Self::Set))
+        Option::deserialize(deserializer).map(Self::from)
+    }
+}
+
+impl<T> From<Option<T>> for Change<T> {
+    fn from(value: Option<T>) -> Self {
+        value.map_or(Self::Unset, Self::Set)
     }
 }
 
@@ -81,12 +88,16 @@ pub struct OrganizationPatch {
     /// How long a period is.
     pub reset_period: Change<ResetPeriod>,
     /// The day on which periods begin.
+    #[serde(deserialize_with = "written::<Day, _, _>")]
     pub reset_day: Change<u8>,
     /// The month in which yearly periods begin.
+    #[serde(deserialize_with = "written::<Month, _, _>")]
     pub reset_month: Change<u8>,
     /// An instant; every period begins at its day and time of day instead.
+    #[serde(deserialize_with = "written::<Instant, _, _>")]
     pub anchor: Change<DateTime<Utc>>,
     /// Where midnight is: an IANA name.
+    #[serde(deserialize_with = "written::<Zone, _, _>")]
     pub time_zone: Change<Tz>,
     /// Merged at every depth; `null` removes a name.
     pub metadata: Change<Map<String, Value>>,

@@ -10,7 +10,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use chrono::{DateTime, Datelike, NaiveDate, NaiveDateTime, NaiveTime, Offset, TimeZone, Utc};
-use chrono_tz::{GapInfo, Tz};
+use chrono_tz::{GapInfo, TZ_VARIANTS, Tz};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -236,10 +236,11 @@ pub fn hour(zone: Tz, at: DateTime<Utc>) -> (DateTime<Utc>, DateTime<Utc>) {
 /// Parses an IANA name, such as `Europe/Berlin`.
 pub fn parse_time_zone(name: &str) -> Result<Tz, InvalidCalendar> {
     name.parse().map_err(|_| {
-        InvalidCalendar::new(
-            "timeZone",
-            "must be the IANA name of a time zone, such as Europe/Berlin",
-        )
+        let known = TZ_VARIANTS.iter().map(|zone| zone.name());
+        let meant = known.into_iter().find(|it| it.eq_ignore_ascii_case(name));
+        let example = meant.unwrap_or("Europe/Berlin");
+        let detail = format!("must be the IANA name of a time zone, such as {example}");
+        InvalidCalendar::new("timeZone", detail)
     })
 }
 
@@ -305,7 +306,8 @@ impl Settings {
                 ResetPeriod::Monthly | ResetPeriod::Yearly => (1, 31),
                 ResetPeriod::Weekly => (0, 6),
                 ResetPeriod::Daily | ResetPeriod::Hourly => {
-                    let detail = format!("does not apply when resetPeriod is {period}");
+                    let detail =
+                        format!("must be left out when resetPeriod is {period}; got {day}");
                     return Err(InvalidCalendar::new("resetDay", detail));
                 }
             };
@@ -317,7 +319,7 @@ impl Settings {
         }
         if let Some(month) = self.reset_month {
             if period != ResetPeriod::Yearly {
-                let detail = format!("does not apply when resetPeriod is {period}");
+                let detail = format!("must be left out when resetPeriod is {period}; got {month}");
                 return Err(InvalidCalendar::new("resetMonth", detail));
             }
             if !(1..=12).contains(&month) {
@@ -327,7 +329,7 @@ impl Settings {
         }
         if let Some(anchor) = self.anchor {
             if self.reset_day.is_some() || self.reset_month.is_some() {
-                let detail = "cannot be combined with resetDay or resetMonth";
+                let detail = "must be left out where resetDay or resetMonth is given";
                 return Err(InvalidCalendar::new("anchor", detail));
             }
             if !(EARLIEST..LATEST).contains(&anchor) {

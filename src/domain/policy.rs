@@ -7,16 +7,19 @@
 //! temporary limit that ends makes the policy newer as well, without anybody drawing a version at that instant.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::RangeInclusive;
 
 use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
-use serde::{Deserialize, Serialize};
+use serde::de::{self, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, SchemaType, Type};
 use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use super::ids::{MeterId, PlanId};
+use super::input::{Day, Instant, Month, WarnAt, Zone, given, required, written};
 use super::patch::{named, not_null};
 use super::period::{Calendar, InvalidCalendar, ResetMode, ResetPeriod};
 use super::plan::Plan;
@@ -172,7 +175,7 @@ pub struct LimitOverride {
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
-        deserialize_with = "not_null"
+        deserialize_with = "given::<WarnAt, _>"
     )]
     #[schema(schema_with = warn_at)]
     pub warn_at: Option<Vec<u16>>,
@@ -201,6 +204,7 @@ pub struct TemporaryLimit {
     #[schema(value_type = Option<Count>, required)]
     pub limit: Limit,
     /// The first instant at which it does not hold any more; in the future.
+    #[serde(deserialize_with = "required::<Instant, _>")]
     pub until: DateTime<Utc>,
 }
 
@@ -228,7 +232,7 @@ pub fn warn_at() -> impl Into<RefOr<Schema>> {
 }
 
 /// The value of one feature.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Feature {
     /// On or off.
@@ -237,6 +241,45 @@ pub enum Feature {
     Number(serde_json::Number),
     /// A choice, such as a support tier.
     Text(String),
+}
+
+impl<'de> Deserialize<'de> for Feature {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Value;
+
+        impl Visitor<'_> for Value {
+            type Value = Feature;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("true, false, a number or a string")
+            }
+
+            fn visit_bool<E>(self, on: bool) -> Result<Feature, E> {
+                Ok(Feature::Switch(on))
+            }
+
+            fn visit_u64<E>(self, number: u64) -> Result<Feature, E> {
+                Ok(Feature::Number(number.into()))
+            }
+
+            fn visit_i64<E>(self, number: i64) -> Result<Feature, E> {
+                Ok(Feature::Number(number.into()))
+            }
+
+            fn visit_f64<E: de::Error>(self, number: f64) -> Result<Feature, E> {
+                let finite = serde_json::Number::from_f64(number);
+                finite
+                    .map(Feature::Number)
+                    .ok_or_else(|| E::invalid_value(Unexpected::Float(number), &self))
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Feature, E> {
+                Ok(Feature::Text(text.to_owned()))
+            }
+        }
+
+        deserializer.deserialize_any(Value)
+    }
 }
 
 impl PartialSchema for Feature {
@@ -336,15 +379,19 @@ pub struct OrganizationSettings {
     pub reset_period: Option<ResetPeriod>,
     /// The day on which periods begin: 1 to 31 for monthly and yearly, clamped to the month's last day, 1 unless said;
     /// 0 (Sunday) to 6 for weekly, 1 unless said.
+    #[serde(deserialize_with = "written::<Day, _, _>")]
     #[schema(maximum = 31)]
     pub reset_day: Option<u8>,
     /// The month in which yearly periods begin, 1 unless said.
+    #[serde(deserialize_with = "written::<Month, _, _>")]
     #[schema(minimum = 1, maximum = 12)]
     pub reset_month: Option<u8>,
     /// An instant; every period begins at its day and time of day in `timeZone` instead. Not with `resetDay` or
     /// `resetMonth`.
+    #[serde(deserialize_with = "written::<Instant, _, _>")]
     pub anchor: Option<DateTime<Utc>>,
     /// Where midnight is: an IANA name.
+    #[serde(deserialize_with = "written::<Zone, _, _>")]
     #[schema(value_type = Option<String>, example = "Europe/Berlin")]
     pub time_zone: Option<Tz>,
     /// Any JSON object; whatever the caller wants to keep here.

@@ -1,12 +1,12 @@
 //! Quantities: how much one call counts, and how much a counter can hold.
 
-use std::fmt;
-
-use serde::de::{self, Deserializer, Unexpected, Visitor};
+use serde::de::{self, Deserializer};
 use serde::{Deserialize, Serialize};
 use utoipa::openapi::schema::{ObjectBuilder, SchemaType, Type};
 use utoipa::openapi::{KnownFormat, RefOr, Schema, SchemaFormat};
 use utoipa::{PartialSchema, ToSchema};
+
+use super::input::whole;
 
 /// The most that a counter can hold: 2^53 − 1, the largest integer that Lua, JavaScript, JSON and
 /// Postgres' bigint all represent exactly. Lua and SQL repeat this constant.
@@ -15,9 +15,13 @@ pub const COUNT_MAX: u64 = (1 << 53) - 1;
 /// The most that one call may count: 10^12.
 pub const AMOUNT_MAX: u64 = 1_000_000_000_000;
 
+const COUNT: &str = "an integer from 0 to 2^53 - 1";
+const AMOUNT: &str = "an integer from 1 to 10^12";
+const CORRECTION: &str = "an integer from -10^12 to 10^12, and not 0";
+
 /// Units counted in one period, or the limit that they are held against: 0 to [`COUNT_MAX`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
-#[serde(try_from = "Whole", into = "u64")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize)]
+#[serde(into = "u64")]
 pub struct Count(u64);
 
 impl Count {
@@ -49,11 +53,11 @@ impl Count {
     }
 }
 
-impl TryFrom<Whole> for Count {
-    type Error = InvalidQuantity;
-
-    fn try_from(Whole(units): Whole) -> Result<Self, InvalidQuantity> {
-        Self::try_from(units)
+impl<'de> Deserialize<'de> for Count {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let bounds = 0..=COUNT_MAX.cast_signed();
+        let units = whole(deserializer, bounds, COUNT)?;
+        Ok(Self(units.unsigned_abs()))
     }
 }
 
@@ -64,7 +68,7 @@ impl TryFrom<u64> for Count {
         if units <= COUNT_MAX {
             Ok(Self(units))
         } else {
-            Err(InvalidQuantity("must be an integer from 0 to 2^53 - 1"))
+            Err(InvalidQuantity(COUNT))
         }
     }
 }
@@ -76,8 +80,8 @@ impl From<Count> for u64 {
 }
 
 /// Units that one call counts: 1 to [`AMOUNT_MAX`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "Whole", into = "u64")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(into = "u64")]
 pub struct Amount(u64);
 
 impl Amount {
@@ -90,11 +94,11 @@ impl Amount {
     }
 }
 
-impl TryFrom<Whole> for Amount {
-    type Error = InvalidQuantity;
-
-    fn try_from(Whole(units): Whole) -> Result<Self, InvalidQuantity> {
-        Self::try_from(units)
+impl<'de> Deserialize<'de> for Amount {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let bounds = 1..=AMOUNT_MAX.cast_signed();
+        let units = whole(deserializer, bounds, AMOUNT)?;
+        Ok(Self(units.unsigned_abs()))
     }
 }
 
@@ -105,7 +109,7 @@ impl TryFrom<u64> for Amount {
         if (1..=AMOUNT_MAX).contains(&units) {
             Ok(Self(units))
         } else {
-            Err(InvalidQuantity("must be an integer from 1 to 10^12"))
+            Err(InvalidQuantity(AMOUNT))
         }
     }
 }
@@ -117,8 +121,7 @@ impl From<Amount> for u64 {
 }
 
 /// Units that a correction adds to a count or, below 0, gives back: never 0, and at most [`AMOUNT_MAX`] either way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "Signed")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Correction(i64);
 
 impl Correction {
@@ -128,16 +131,12 @@ impl Correction {
     }
 }
 
-impl TryFrom<Signed> for Correction {
-    type Error = InvalidQuantity;
-
-    fn try_from(Signed(units): Signed) -> Result<Self, InvalidQuantity> {
-        if (1..=AMOUNT_MAX).contains(&units.unsigned_abs()) {
-            Ok(Self(units))
-        } else {
-            Err(InvalidQuantity(
-                "must be an integer from -10^12 to 10^12, and not 0",
-            ))
+impl<'de> Deserialize<'de> for Correction {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let bounds = AMOUNT_MAX.cast_signed();
+        match whole(deserializer, bounds.wrapping_neg()..=bounds, CORRECTION)? {
+            0 => Err(de::Error::custom(InvalidQuantity(CORRECTION))),
+            units => Ok(Self(units)),
         }
     }
 }
@@ -154,84 +153,6 @@ impl PartialSchema for Correction {
 }
 
 impl ToSchema for Correction {}
-
-/// A [`Whole`] number or the negative of one.
-struct Signed(i64);
-
-impl<'de> Deserialize<'de> for Signed {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_i64(SignedVisitor)
-    }
-}
-
-struct SignedVisitor;
-
-impl Visitor<'_> for SignedVisitor {
-    type Value = Signed;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an integer")
-    }
-
-    fn visit_i64<E: de::Error>(self, number: i64) -> Result<Signed, E> {
-        Ok(Signed(number))
-    }
-
-    fn visit_u64<E: de::Error>(self, number: u64) -> Result<Signed, E> {
-        Ok(Signed(i64::try_from(number).unwrap_or(i64::MAX)))
-    }
-
-    fn visit_f64<E: de::Error>(self, number: f64) -> Result<Signed, E> {
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_precision_loss,
-            reason = "whole, and between numbers where doubles are exact"
-        )]
-        if number.fract() == 0.0 && number.abs() <= COUNT_MAX as f64 {
-            Ok(Signed(number as i64))
-        } else {
-            Err(E::invalid_value(Unexpected::Float(number), &self))
-        }
-    }
-}
-
-/// A whole number, also where it is written as `3.0`: to JSON Schema, and to languages whose numbers are
-/// doubles, that is the same number.
-struct Whole(u64);
-
-impl<'de> Deserialize<'de> for Whole {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_u64(WholeVisitor)
-    }
-}
-
-struct WholeVisitor;
-
-impl Visitor<'_> for WholeVisitor {
-    type Value = Whole;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an integer")
-    }
-
-    fn visit_u64<E: de::Error>(self, number: u64) -> Result<Whole, E> {
-        Ok(Whole(number))
-    }
-
-    fn visit_f64<E: de::Error>(self, number: f64) -> Result<Whole, E> {
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            clippy::cast_precision_loss,
-            reason = "whole, not negative, and below 2^53, where doubles are exact"
-        )]
-        if number.fract() == 0.0 && (0.0..=COUNT_MAX as f64).contains(&number) {
-            Ok(Whole(number as u64))
-        } else {
-            Err(E::invalid_value(Unexpected::Float(number), &self))
-        }
-    }
-}
 
 impl PartialSchema for Count {
     fn schema() -> RefOr<Schema> {
@@ -261,7 +182,7 @@ fn integer(minimum: u64, maximum: u64) -> RefOr<Schema> {
 
 /// Why a number was refused; the text is fit to show to the caller.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
+#[error("must be {0}")]
 pub struct InvalidQuantity(&'static str);
 
 #[cfg(test)]

@@ -143,9 +143,11 @@ impl InvalidWebhook {
 /// Refuses types that are none, or that cannot be wished.
 pub fn check_events(events: Option<&BTreeSet<EventType>>) -> Result<(), InvalidWebhook> {
     let detail = match events {
-        Some(none) if none.is_empty() => "must name at least one type; null is all",
+        Some(none) if none.is_empty() => {
+            "must name at least one type, or be null for all; got an empty array"
+        }
         Some(types) if types.contains(&EventType::WebhookTest) => {
-            "webhook.test is sent to whoever is tested, and to nobody else"
+            "must not name webhook.test, which is sent to whoever is tested and to nobody else"
         }
         _ => return Ok(()),
     };

@@ -18,8 +18,8 @@ pub enum Error {
     #[error("the organization has as many meters as it may have")]
     TooManyMeters,
     /// An organization cannot be on a plan that is not there.
-    #[error("there is no such plan")]
-    NoSuchPlan,
+    #[error("there is no plan {0}")]
+    NoSuchPlan(String),
     /// A row holds something that this code never writes.
     #[error("the database holds nonsense: {0}")]
     Inconsistent(String),
@@ -47,7 +47,7 @@ impl From<sqlx::Error> for Error {
             sqlx::Error::Database(database)
                 if database.constraint() == Some("organizations_plan_fkey") =>
             {
-                Self::NoSuchPlan
+                Self::NoSuchPlan(String::new())
             }
             // Connection, authorization, resources, operator intervention, a lock that does not come, and what a
             // repetition cures.

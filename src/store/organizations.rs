@@ -260,7 +260,11 @@ pub async fn prepare<E>(
         Err(refusal) => return Ok(Err(refusal)),
     };
     after.version = version;
-    write(&mut transaction, id, &after).await?;
+    let written = write(&mut transaction, id, &after).await;
+    written.map_err(|error| match (error, &after.settings.plan_id) {
+        (Error::NoSuchPlan(_), Some(plan)) => Error::NoSuchPlan(plan.to_string()),
+        (error, _) => error,
+    })?;
     let (was, is) = (
         describe(before.organization.as_ref()),
         describe(Some(&after)),

@@ -9,6 +9,7 @@ use std::time::Duration;
 use reqwest::Url;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
+use crate::domain::input::shown;
 use crate::domain::webhook::InvalidWebhook;
 
 /// The longest URL.
@@ -36,17 +37,28 @@ impl Targets {
     /// Refuses a URL that nothing would be sent to. A name that cannot be looked up now may be later.
     pub(super) async fn check(self, url: &str) -> Result<(), InvalidWebhook> {
         if url.len() > URL_MAX {
-            let detail = format!("must be at most {URL_MAX} characters");
+            let detail = format!(
+                "must be at most {URL_MAX} bytes; got {} bytes: {}",
+                url.len(),
+                shown(url)
+            );
             return Err(InvalidWebhook::url(detail));
         }
-        let url: Url = url
-            .parse()
-            .map_err(|_| InvalidWebhook::url("must be a URL"))?;
+        let unlike = || {
+            let example = "an http:// or https:// URL, such as https://example.com/tallyman";
+            InvalidWebhook::url(format!("must be {example}; got {}", shown(url)))
+        };
+        // A parser of URLs passes over those inside, so that another text would be kept than is called.
+        if url.contains(|c: char| c.is_control() || c.is_whitespace()) {
+            return Err(unlike());
+        }
+        let url: Url = url.parse().map_err(|_| unlike())?;
         if !matches!(url.scheme(), "http" | "https") {
-            return Err(InvalidWebhook::url("must begin with https:// or http://"));
+            return Err(unlike());
         }
         if !url.username().is_empty() || url.password().is_some() {
-            let detail = "must not hold a user or a password; deliveries are signed instead";
+            let detail =
+                "must not hold a user or a password, and does; deliveries are signed instead";
             return Err(InvalidWebhook::url(detail));
         }
         self.check_literal(&url)

@@ -737,9 +737,12 @@ async fn a_parameter_that_makes_no_sense_is_refused_by_name() {
 async fn an_unknown_organization_has_no_history_and_a_new_one_an_empty_one() {
     let world = World::new().await;
     let service = world.instance().await;
-    for id in ["nobody", "a:b"] {
+    for (id, refusal) in [
+        ("nobody", (404, "not_found")),
+        ("a:b", (400, "invalid_field")),
+    ] {
         let answer = history(&service, id, "").await;
-        assert_eq!((answer.status.as_u16(), answer.code()), (404, "not_found"));
+        assert_eq!((answer.status.as_u16(), answer.code()), refusal);
     }
     let stranger = service.http.with_key(None);
     assert_eq!(stranger.get("/v1/history").await.status, 401);

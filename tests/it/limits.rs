@@ -170,13 +170,13 @@ async fn limits_of_an_organization_that_nobody_knows_are_not_found() {
             http.patch(&path, json!({"api": {"limit": 1}})).await
         }
     };
-    for id in ["nobody", "not%20an%20id", "%ff"] {
+    for (id, refusal) in [
+        ("nobody", (404, "not_found")),
+        ("not%20an%20id", (400, "invalid_field")),
+        ("%ff", (400, "invalid_field")),
+    ] {
         let answer = patch(id).await;
-        assert_eq!(
-            (answer.status.as_u16(), answer.code()),
-            (404, "not_found"),
-            "{id}"
-        );
+        assert_eq!((answer.status.as_u16(), answer.code()), refusal, "{id}");
     }
     assert_eq!(world.select("select id from organizations").await, [""; 0]);
     // One that was counted is known before any flush.
@@ -197,8 +197,8 @@ async fn a_limit_that_makes_no_sense_is_refused_by_name() {
         (json!({"api": {"limit": "10"}}), "/api/limit"),
         (json!({"api": {"enforcement": "firm"}}), "/api/enforcement"),
         (json!({"api": {"warnAt": [80, 80]}}), "/api/warnAt"),
-        (json!({"api": {"warnAt": [0]}}), "/api/warnAt"),
-        (json!({"api": {"warnAt": [1001]}}), "/api/warnAt"),
+        (json!({"api": {"warnAt": [0]}}), "/api/warnAt/0"),
+        (json!({"api": {"warnAt": [1001]}}), "/api/warnAt/0"),
         (
             json!({"api": {"warnAt": [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]}}),
             "/api/warnAt",

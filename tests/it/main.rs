@@ -63,3 +63,4 @@ mod tokens;
 mod told_once;
 mod verify;
 mod webhooks;
+mod wrong_values;

@@ -118,7 +118,7 @@ async fn a_setting_that_does_not_fit_the_others_is_refused_by_name_and_changes_n
         ),
         (json!({"features": []}), "/features"),
         (json!({"metadata": 7}), "/metadata"),
-        (json!({"metadata": {"a": {"b": "\u{0}"}}}), "/metadata"),
+        (json!({"metadata": {"a": {"b": "\u{0}"}}}), "/metadata/a/b"),
         (json!({"resetday": null}), "/resetday"),
         (json!([]), ""),
         // What fits must not be kept when something beside it does not.

@@ -85,7 +85,7 @@ async fn a_plan_comes_back_as_it_was_put() {
     );
     assert!(replaced["version"].as_u64() > plan["version"].as_u64());
     assert_eq!(get(&service, "team").await.status, 404);
-    assert_eq!(get(&service, "not%20an%20id").await.status, 404);
+    assert_eq!(get(&service, "not%20an%20id").await.status, 400);
 }
 
 #[tokio::test]

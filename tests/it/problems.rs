@@ -58,7 +58,7 @@ async fn a_wrong_field_is_named_by_its_pointer() {
     let world = World::new().await;
     let service = world.instance().await;
     for (path, body, at) in [
-        ("/v1/track", json!({}), ""),
+        ("/v1/track", json!({}), "/organizationId"),
         ("/v1/track", json!([]), ""),
         ("/v1/track", json!({"organizationId": 7}), "/organizationId"),
         (

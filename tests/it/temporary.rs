@@ -214,8 +214,8 @@ async fn one_that_makes_no_sense_is_refused_by_name() {
             json!({"limit": 5, "until": "tomorrow"}),
             "/api/temporary/until",
         ),
-        (json!({"limit": 5}), "/api/temporary"),
-        (json!({"until": UNTIL}), "/api/temporary"),
+        (json!({"limit": 5}), "/api/temporary/until"),
+        (json!({"until": UNTIL}), "/api/temporary/limit"),
         (json!({"limit": -1, "until": UNTIL}), "/api/temporary/limit"),
         (
             json!({"limit": 5, "until": UNTIL, "enforcement": "soft"}),

@@ -638,7 +638,9 @@ async fn a_webhook_that_makes_no_sense_is_refused_by_name() {
     let service = world.instance().await;
     let long = format!("https://example.com/{}", "x".repeat(2048));
     for (wish, at) in [
-        (json!({}), ""),
+        (json!({}), "/url"),
+        (json!({"url": "https://example.com/\u{0}"}), "/url"),
+        (json!({"url": "https://exa\nmple.com/"}), "/url"),
         (json!({"url": "example.com"}), "/url"),
         (json!({"url": "ftp://example.com/"}), "/url"),
         (json!({"url": "file:///etc/passwd"}), "/url"),

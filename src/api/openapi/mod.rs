@@ -270,7 +270,8 @@ fn implied_problems(operation: &Operation) -> Vec<Error> {
             ),
         ]);
     }
-    if parameter_in(&ParameterIn::Path) {
+    let path = parameter_in(&ParameterIn::Path);
+    if path {
         implied.push(Error::NotFound("there is no such organization"));
     }
     if body {
@@ -279,18 +280,23 @@ fn implied_problems(operation: &Operation) -> Vec<Error> {
                 "the body is not JSON: expected value at line 1 column 1".to_owned(),
             ),
             Error::PayloadTooLarge,
-            Error::UnsupportedMediaType,
+            Error::UnsupportedMediaType("send the body as Content-Type: application/json"),
         ]);
     } else if keyed && !query {
         implied.push(Error::MalformedRequest(
-            "this takes no query parameters".to_owned(),
+            "this takes no query parameters; got \"x=1\"".to_owned(),
         ));
     }
-    if body || query {
+    if body || query || path {
         let (pointer, detail) = if body {
-            ("/amount", "must be an integer from 1 to 10^12")
+            ("/amount", "must be an integer from 1 to 10^12; got 0")
+        } else if query {
+            (
+                "/pageSize",
+                "must be an integer from 1 to 1000; got \"many\"",
+            )
         } else {
-            ("/pageSize", "must be from 1 to 1000")
+            ("/id", "must be 16 characters of 0-9 a-f; got \"a b\"")
         };
         implied.push(Error::InvalidField {
             pointer: pointer.to_owned(),

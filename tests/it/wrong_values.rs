@@ -1,0 +1,841 @@
+//! Every field, parameter and id of every call is given wrong values: each refusal names the field, what was given and
+//! what would do, and nothing is a failure of the service. The calls are those of the document, so that new ones are
+//! held to the same.
+
+use jsonschema::Validator;
+use reqwest::Method;
+use serde_json::{Map, Value, json};
+
+use crate::support::{Answer, Instance, World};
+
+/// What no message says: words of the libraries that read JSON, numbers and instants.
+const RAW: [&str; 19] = [
+    "invalid type",
+    "invalid value",
+    "invalid length",
+    "invalid digit",
+    "invalid characters",
+    "premature end",
+    "expected",
+    "untagged",
+    "variant",
+    "failed to parse",
+    "missing field",
+    "unknown field",
+    "duplicate field",
+    "struct ",
+    "a map",
+    "a sequence",
+    " u8",
+    " u16",
+    " u32",
+];
+
+/// How a message says what would do.
+const WAYS_OUT: [&str; 8] = [
+    "must ",
+    "known are",
+    "leave it out",
+    "give it once",
+    "give either",
+    "write ",
+    "at most",
+    "reaches beyond",
+];
+
+struct Sweep {
+    service: Instance,
+    /// One that is there.
+    webhook: String,
+    document: Value,
+    sent: usize,
+    refused: usize,
+    complaints: Vec<String>,
+}
+
+/// One call of the document.
+#[derive(Clone)]
+struct Call {
+    method: Method,
+    path: String,
+    about: Value,
+}
+
+impl Call {
+    /// The path with things in it that are there.
+    fn path(&self, webhook: &str) -> String {
+        let id = match self.path.split('/').nth(2) {
+            Some("api-keys") => "0123456789abcdef",
+            Some("plans") => "pro",
+            Some("webhooks") => webhook,
+            _ => "org_123",
+        };
+        self.path
+            .replace("{id}", id)
+            .replace("{feature}", "sso")
+            .replace("{delivery}", "evt_01a207e5f2407000a3f0c2d9e8b7a695")
+    }
+
+    fn is_plugin(&self) -> bool {
+        self.path.starts_with("/api/auth/")
+    }
+
+    fn parameters(&self, place: &str) -> Vec<Value> {
+        let all = self.about["parameters"].as_array().into_iter().flatten();
+        all.filter(|it| it["in"] == place).cloned().collect()
+    }
+}
+
+impl Sweep {
+    async fn new(world: &World) -> Self {
+        let service = world.instance().await;
+        let settings = json!({"features": {"sso": true}});
+        service.settings("org_123", settings).await;
+        service.http.put("/v1/plans/pro", json!({})).await;
+        let webhook = json!({"url": "https://example.com/tallyman"});
+        let webhook = service.http.post("/v1/webhooks", webhook).await;
+        Self {
+            service,
+            webhook: webhook.body["id"].as_str().unwrap().to_owned(),
+            document: serde_json::to_value(tallyman::api::openapi()).unwrap(),
+            sent: 0,
+            refused: 0,
+            complaints: Vec::new(),
+        }
+    }
+
+    fn calls(&self) -> Vec<Call> {
+        let paths = self.document["paths"].as_object().unwrap();
+        let calls: Vec<Call> = paths
+            .iter()
+            .flat_map(|(path, item)| {
+                item.as_object()
+                    .unwrap()
+                    .iter()
+                    .map(|(method, about)| Call {
+                        method: method.to_uppercase().parse().unwrap(),
+                        path: path.clone(),
+                        about: about.clone(),
+                    })
+            })
+            .collect();
+        assert!(calls.len() > 40);
+        calls
+    }
+
+    fn resolve<'a>(&'a self, schema: &'a Value) -> &'a Value {
+        match schema["$ref"].as_str() {
+            Some(reference) => {
+                let pointer = reference.strip_prefix('#').unwrap();
+                self.document.pointer(pointer).unwrap()
+            }
+            None => schema,
+        }
+    }
+
+    fn validator(&self, schema: &Value) -> Validator {
+        let schema = json!({"allOf": [schema], "components": self.document["components"]});
+        jsonschema::draft202012::new(&schema).unwrap()
+    }
+
+    /// The schemas that a value may be of.
+    fn alternatives<'a>(&'a self, schema: &'a Value) -> Vec<&'a Value> {
+        let schema = self.resolve(schema);
+        let several = ["oneOf", "anyOf", "allOf"]
+            .into_iter()
+            .find_map(|it| schema[it].as_array());
+        match several {
+            Some(several) => several
+                .iter()
+                .flat_map(|it| self.alternatives(it))
+                .collect(),
+            None => vec![schema],
+        }
+    }
+
+    fn example(&self, content: &Value) -> Value {
+        let of_schema = |schema: &Value| {
+            let listed = schema["examples"].as_array().and_then(|all| all.first());
+            listed.or(schema.get("example")).cloned()
+        };
+        let own = content.get("example").cloned();
+        own.or_else(|| of_schema(self.resolve(&content["schema"])))
+            .unwrap_or_else(|| panic!("no example: {content}"))
+    }
+
+    /// A body for each field that a call takes, with the pointer to the field in it.
+    fn bodies(&self, schema: &Value, example: &Value, at: &str) -> Vec<(String, Value)> {
+        let mut bodies = Vec::new();
+        for schema in self.alternatives(schema) {
+            let required = schema["required"].as_array();
+            let is_required = |name: &String| {
+                required.is_some_and(|all| all.iter().any(|it| it == name.as_str()))
+            };
+            let given = example.as_object().cloned().unwrap_or_default();
+            let base: Map<String, Value> = given
+                .clone()
+                .into_iter()
+                .filter(|(name, _)| is_required(name))
+                .collect();
+            let properties = schema["properties"]
+                .as_object()
+                .cloned()
+                .unwrap_or_default();
+            let mut members: Vec<(String, Value)> = properties.into_iter().collect();
+            if schema["additionalProperties"].is_object() {
+                let name = given.keys().next().map_or("api", String::as_str);
+                members.push((name.to_owned(), schema["additionalProperties"].clone()));
+            }
+            for (name, member) in members {
+                let pointer = format!("{at}/{name}");
+                let value = given
+                    .get(&name)
+                    .cloned()
+                    .unwrap_or_else(|| self.plain(&member));
+                let mut body = base.clone();
+                body.insert(name.clone(), value.clone());
+                bodies.push((pointer, Value::from(body.clone())));
+                for (inner, changed) in self.bodies(&member, &value, "") {
+                    let mut body = body.clone();
+                    body.insert(name.clone(), changed);
+                    bodies.push((format!("{at}/{name}{inner}"), body.into()));
+                }
+            }
+            if schema["items"].is_object() {
+                let first = example[0].clone();
+                let first = if first.is_null() {
+                    self.plain(&schema["items"])
+                } else {
+                    first
+                };
+                bodies.push((format!("{at}/0"), json!([first.clone()])));
+                for (inner, changed) in self.bodies(&schema["items"], &first, "") {
+                    bodies.push((format!("{at}/0{inner}"), json!([changed])));
+                }
+            }
+        }
+        bodies
+    }
+
+    /// Some value that a schema allows, as far as the kind goes.
+    fn plain(&self, schema: &Value) -> Value {
+        let first = self.alternatives(schema)[0].clone();
+        let kind = first["type"].as_str().or(first["type"][0].as_str());
+        match kind {
+            Some("object") if first["properties"].is_object() => {
+                let required = first["required"].as_array().into_iter().flatten();
+                let members = required.map(|name| {
+                    let name = name.as_str().unwrap();
+                    (name.to_owned(), self.plain(&first["properties"][name]))
+                });
+                Value::from(members.collect::<Map<_, _>>())
+            }
+            Some("object") => json!({"api": self.plain(&first["additionalProperties"])}),
+            Some("array") => json!([self.plain(&first["items"])]),
+            Some("integer" | "number") => json!(1),
+            Some("boolean") => json!(true),
+            _ if first["format"] == "date-time" => json!("2040-01-01T00:00:00Z"),
+            _ => first["examples"][0].clone(),
+        }
+    }
+
+    async fn send(&mut self, call: &Call, query: &str, body: Option<&Value>) -> Answer {
+        let path = format!("{}{query}", call.path(&self.webhook));
+        self.sent += 1;
+        let http = &self.service.http;
+        http.send(call.method.clone(), &path, &[], body.cloned())
+            .await
+    }
+
+    /// Holds an answer to what every refusal says; `given` is how the value is told, and `wrong` whether it must be refused.
+    fn hold(&mut self, call: &Call, answer: &Answer, at: &str, given: &str, wrong: bool) {
+        if let Err(why) = self.complaint(call, answer, at, given, wrong) {
+            let (method, path, text) = (&call.method, &call.path, &answer.text);
+            self.complaints
+                .push(format!("{why}: {method} {path} {at} given {given}: {text}"));
+        }
+    }
+
+    fn complaint(
+        &mut self,
+        call: &Call,
+        answer: &Answer,
+        at: &str,
+        given: &str,
+        wrong: bool,
+    ) -> Result<(), &'static str> {
+        let status = answer.status.as_u16();
+        let item = &answer.body["results"][0];
+        let (status, problem, at) = match item["status"].as_u64() {
+            // What is wrong with an item of a batch is told of the item alone.
+            Some(of_item) if status == 200 => (
+                of_item,
+                item,
+                at.strip_prefix("/items/0").unwrap_or_default(),
+            ),
+            _ => (u64::from(status), &answer.body, at),
+        };
+        match status {
+            // Its key is in the body, and told from no other wrong one.
+            401 if call.path.ends_with("/usage-tracking/reset-expired") => return Ok(()),
+            200..300 | 404 | 409 | 429 if !wrong => return Ok(()),
+            400 | 422 => self.refused += 1,
+            _ => return Err("another status"),
+        }
+        let (pointer, detail) = if call.is_plugin() {
+            let error = problem["error"].as_str().unwrap_or_default();
+            error.split_once(": ").unwrap_or(("", error))
+        } else {
+            match problem["code"].as_str() {
+                Some("invalid_field") => {}
+                Some("malformed_request") => return Err("no field"),
+                _ => return Ok(()),
+            }
+            let field = &problem["errors"][0];
+            let text = |it: &'static str| field[it].as_str().unwrap_or_default();
+            (text("pointer"), text("detail"))
+        };
+        if !pointer.starts_with(at) {
+            return Err("another field");
+        }
+        if RAW.iter().any(|raw| detail.contains(raw)) {
+            return Err("raw words");
+        }
+        if !WAYS_OUT.iter().any(|way| detail.contains(way)) {
+            return Err("no way out");
+        }
+        let names_itself = ["is missing", "is unknown", "more than once"];
+        if pointer.len() == at.len()
+            && given != "nothing"
+            && !detail.contains(given)
+            && !names_itself.iter().any(|it| detail.contains(it))
+        {
+            return Err("not what was given");
+        }
+        if detail.chars().any(char::is_control) || detail.len() > 400 {
+            return Err("unfit to be shown");
+        }
+        Ok(())
+    }
+
+    fn finish(&self) {
+        let (complaints, sent) = (self.complaints.join("\n"), self.sent);
+        assert!(complaints.is_empty(), "of {sent} requests:\n{complaints}");
+    }
+}
+
+/// Wrong values, and how a message begins to tell each.
+fn wrong_values() -> Vec<(Value, &'static str)> {
+    vec![
+        (json!(true), "true"),
+        (json!(7), "7"),
+        (json!(null), "null"),
+        (json!(-1), "-1"),
+        (json!(1.5), "1.5"),
+        (json!(1e300), "1e"),
+        (json!(u64::MAX), "18446744073709551615"),
+        (json!(""), "\"\""),
+        (json!("x".repeat(3000)), "xxx"),
+        (json!("a\u{0}b"), "\"a\\0b\""),
+        (json!("\u{1b}[31m"), "\"\\u{1b}[31m"),
+        (json!("nonsense"), "\"nonsense\""),
+        (json!("utc"), "\"utc\""),
+        (json!("2026-12-31T23:59:60Z"), "\"2026-12-31T23:59:60Z\""),
+        (
+            json!("-262143-01-01T00:00:00Z"),
+            "\"-262143-01-01T00:00:00Z\"",
+        ),
+        (json!({}), "object"),
+        (json!({"nobody knows": 1}), "object"),
+        (json!([]), "array"),
+        (json!([{}]), "array"),
+    ]
+}
+
+#[tokio::test]
+async fn every_field_of_every_body_is_refused_in_words_that_people_can_act_on() {
+    let world = World::new().await;
+    let mut sweep = Sweep::new(&world).await;
+    let mut fields = 0;
+    for call in sweep.calls() {
+        let content = &call.about["requestBody"]["content"]["application/json"];
+        if !content.is_object() {
+            continue;
+        }
+        let schema = &content["schema"];
+        let example = sweep.example(content);
+        let validator = sweep.validator(schema);
+        for (pointer, body) in sweep.bodies(schema, &example, "") {
+            fields += 1;
+            for (value, given) in wrong_values() {
+                let mut body = body.clone();
+                *body.pointer_mut(&pointer).unwrap() = value;
+                let wrong = !validator.is_valid(&body);
+                let answer = sweep.send(&call, "", Some(&body)).await;
+                sweep.hold(&call, &answer, &pointer, given, wrong);
+            }
+            let (parent, name) = pointer.rsplit_once('/').unwrap();
+            let mut without = body.clone();
+            if let Value::Object(members) = without.pointer_mut(parent).unwrap() {
+                members.remove(name);
+                let wrong = !validator.is_valid(&without);
+                let answer = sweep.send(&call, "", Some(&without)).await;
+                sweep.hold(&call, &answer, parent, "nothing", wrong);
+            }
+        }
+        for wrong in [json!(null), json!(7), json!("x"), json!([])] {
+            let answer = sweep.send(&call, "", Some(&wrong)).await;
+            sweep.hold(&call, &answer, "", "", true);
+        }
+        let unknown = json!({"nobody knows": 1});
+        let answer = sweep.send(&call, "", Some(&unknown)).await;
+        sweep.hold(&call, &answer, "", "", true);
+    }
+    sweep.finish();
+    let refused = sweep.refused;
+    assert!(fields > 80 && refused > 800, "{fields} {refused}");
+}
+
+#[tokio::test]
+async fn every_parameter_of_every_query_is_refused_in_words_that_people_can_act_on() {
+    let world = World::new().await;
+    let mut sweep = Sweep::new(&world).await;
+    let mut parameters = 0;
+    for call in sweep.calls() {
+        // Where a JWT implies what a key must name.
+        let whose = if call.is_plugin() {
+            "&organizationId=org_123"
+        } else {
+            ""
+        };
+        for parameter in call.parameters("query") {
+            parameters += 1;
+            let name = parameter["name"].as_str().unwrap();
+            let schema = sweep.resolve(&parameter["schema"]).clone();
+            let whose = if name == "organizationId" { "" } else { whose };
+            for (text, given, wrong) in [
+                ("", "\"\"", false),
+                ("nonsense", "\"nonsense\"", false),
+                ("-1", "\"-1\"", false),
+                ("1.5", "\"1.5\"", false),
+                ("99999999999999999999", "\"99999999999999999999\"", false),
+                (&"x".repeat(3000), "\"xxx", false),
+                ("%00", "\"\\0\"", true),
+                ("%1B%5B31m", "\"\\u{1b}[31m", false),
+                ("2026-12-31T23:59:60Z", "\"2026-12-31T23:59:60Z\"", false),
+                (
+                    "-262143-01-01T00:00:00Z",
+                    "\"-262143-01-01T00:00:00Z\"",
+                    false,
+                ),
+                ("-4800-01-01T00:00:00Z", "\"-4800-01-01T00:00:00Z\"", false),
+                (
+                    "2026-11-01T00:00:00+02:00",
+                    "\"2026-11-01T00:00:00 02:00\"",
+                    false,
+                ),
+                ("Etc/GMT+5", "\"Etc/GMT 5\"", false),
+            ] {
+                let query = format!("?{name}={text}{whose}");
+                let answer = sweep.send(&call, &query, None).await;
+                sweep.hold(&call, &answer, &format!("/{name}"), given, wrong);
+                if ["from", "to", "timeZone"].contains(&name) && text.contains('+') {
+                    assert!(answer.text.contains("%2B"), "{}", answer.text);
+                }
+            }
+            if schema["type"] != "array" {
+                let query = format!("?{name}=a&{name}=b{whose}");
+                let answer = sweep.send(&call, &query, None).await;
+                sweep.hold(&call, &answer, &format!("/{name}"), "2 values", true);
+            }
+        }
+        if call.path.starts_with("/v1") || call.is_plugin() {
+            let answer = sweep.send(&call, "?nobodyKnows=1", None).await;
+            let told = format!("{} {}: {}", call.method, call.path, answer.text);
+            let without_key = call.path.ends_with("/usage-tracking/reset-expired");
+            assert!(
+                answer.status == 400
+                    || call.about["requestBody"].is_object() && answer.status == 415
+                    || without_key,
+                "{told}"
+            );
+        }
+    }
+    sweep.finish();
+    let refused = sweep.refused;
+    assert!(parameters > 50 && refused > 300, "{parameters} {refused}");
+}
+
+#[tokio::test]
+async fn fields_in_a_query_are_refused_as_those_in_a_body_are() {
+    let world = World::new().await;
+    let mut sweep = Sweep::new(&world).await;
+    let mut calls = 0;
+    for call in sweep.calls() {
+        let body = &call.about["requestBody"];
+        if !body["description"]
+            .as_str()
+            .is_some_and(|it| it.contains("query"))
+        {
+            continue;
+        }
+        calls += 1;
+        let content = &body["content"]["application/json"];
+        let example = sweep.example(content);
+        for (pointer, body) in sweep.bodies(&content["schema"], &example, "") {
+            let name = pointer[1..].to_owned();
+            if name.contains('/') {
+                continue;
+            }
+            let rest: Vec<String> = body
+                .as_object()
+                .unwrap()
+                .iter()
+                .filter(|(other, value)| {
+                    **other != name && (value.is_string() || value.is_number())
+                })
+                .map(|(other, value)| {
+                    let value = value
+                        .as_str()
+                        .map_or_else(|| value.to_string(), str::to_owned);
+                    format!("&{other}={}", value.replace(' ', "%20"))
+                })
+                .collect();
+            let rest = rest.concat();
+            for (text, given, wrong) in [
+                ("", "\"\"", true),
+                ("ten", "\"ten\"", name == "amount" || name == "timestamp"),
+                ("-1.5", "\"-1.5\"", name == "amount"),
+                (
+                    "99999999999999999999",
+                    "\"99999999999999999999\"",
+                    name == "amount",
+                ),
+                ("%00", "\"\\0\"", true),
+                ("a+b", "\"a b\"", name != "reason"),
+            ] {
+                let answer = sweep
+                    .send(&call, &format!("?{name}={text}{rest}"), None)
+                    .await;
+                sweep.hold(&call, &answer, &format!("/{name}"), given, wrong);
+            }
+        }
+    }
+    sweep.finish();
+    assert_eq!(calls, 6);
+}
+
+#[tokio::test]
+async fn an_id_in_a_path_that_is_none_is_told_what_ids_look_like() {
+    let world = World::new().await;
+    let mut sweep = Sweep::new(&world).await;
+    let mut ids = 0;
+    for call in sweep.calls() {
+        for parameter in call.parameters("path") {
+            let name = parameter["name"].as_str().unwrap();
+            let any_text = name == "feature";
+            ids += 1;
+            for (text, given) in [
+                ("a%20b", "\"a b\""),
+                ("%00", "\"\\0\""),
+                ("%1B", "\"\\u{1b}\""),
+                (&"x".repeat(300), "\"xxx"),
+                ("%FF", "UTF-8"),
+            ] {
+                let mut call = call.clone();
+                call.path = call.path.replace(&format!("{{{name}}}"), text);
+                let example = &call.about["requestBody"]["content"]["application/json"];
+                let body = example.is_object().then(|| sweep.example(example));
+                let answer = sweep.send(&call, "", body.as_ref()).await;
+                let wrong = !any_text || text == "%FF";
+                sweep.hold(&call, &answer, &format!("/{name}"), given, wrong);
+            }
+        }
+    }
+    sweep.finish();
+    assert!(ids > 20, "{ids}");
+}
+
+#[tokio::test]
+async fn a_key_of_one_organization_learns_nothing_from_an_id_that_is_none() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let wish = json!({"name": "own", "scopes": ["read"], "organizationId": "org_1"});
+    let key = service.http.post("/v1/api-keys", wish).await.body["key"].clone();
+    let bound = service.http.with_key(key.as_str());
+    for path in ["a%20b", "org_2"] {
+        let answer = bound.get(&format!("/v1/organizations/{path}/usage")).await;
+        assert_eq!((answer.status.as_u16(), answer.code()), (403, "forbidden"));
+    }
+}
+
+#[tokio::test]
+async fn what_is_given_twice_is_refused_and_named() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service.settings("org_1", json!({})).await;
+    for (method, path, text, pointer) in [
+        (
+            Method::POST,
+            "/v1/consume",
+            r#"{"organizationId":"org_1","meters":{"a":50,"a":1}}"#,
+            "/meters/a",
+        ),
+        (
+            Method::POST,
+            "/v1/consume",
+            r#"{"organizationId":"org_1","require":{"a":50,"\u0061":1}}"#,
+            "/require/a",
+        ),
+        (
+            Method::POST,
+            "/v1/consume",
+            r#"{"organizationId":"org_1","amount":1,"amount":1}"#,
+            "/amount",
+        ),
+        (
+            Method::PATCH,
+            "/v1/organizations/org_1/limits",
+            r#"{"api":{"limit":5},"api":null}"#,
+            "/api",
+        ),
+        (
+            Method::PATCH,
+            "/v1/organizations/org_1/limits",
+            r#"{"api":{"limit":5,"limit":6}}"#,
+            "/api/limit",
+        ),
+        (
+            Method::PUT,
+            "/v1/organizations/org_1",
+            r#"{"features":{"sso":true,"sso":false}}"#,
+            "/features/sso",
+        ),
+        (
+            Method::PUT,
+            "/v1/organizations/org_1",
+            r#"{"metadata":{"a":[{"b/c":1,"b/c":2}]}}"#,
+            "/metadata/a/0/b~1c",
+        ),
+        (
+            Method::PUT,
+            "/v1/plans/pro",
+            r#"{"limits":{"api":{},"api":{"limit":1}}}"#,
+            "/limits/api",
+        ),
+    ] {
+        let answer = service.http.send_text(method, path, &[], text).await;
+        assert_eq!(
+            (answer.status.as_u16(), answer.code()),
+            (400, "invalid_field"),
+            "{text}"
+        );
+        assert_eq!(
+            answer.body["errors"][0]["pointer"], pointer,
+            "{}",
+            answer.text
+        );
+    }
+    let items = r#"{"items":[{"op":"track","organizationId":"org_1"},
+        {"op":"track","organizationId":"org_1","meters":{"a":50,"a":1}}]}"#;
+    let answer = service
+        .http
+        .send_text(Method::POST, "/v1/batch", &[], items)
+        .await;
+    assert_eq!(
+        (&answer.body["counted"], &answer.body["failed"]),
+        (&json!(1), &json!(1))
+    );
+    assert_eq!(
+        answer.body["results"][1]["errors"][0]["pointer"],
+        "/meters/a"
+    );
+    // Nothing else was counted, and nothing set.
+    assert_eq!(service.current("org_1", "api").await, 1);
+    let limits = service.http.get("/v1/organizations/org_1/limits").await;
+    assert_eq!(limits.body["limits"]["api"]["limit"], 1000);
+}
+
+#[tokio::test]
+async fn a_header_that_means_one_thing_cannot_be_given_twice() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let bearer = format!("Bearer {}", world.key);
+    let body = || Some(json!({"organizationId": "org_1"}));
+    for headers in [
+        [("idempotency-key", "a"), ("idempotency-key", "b")],
+        [("idempotency-key", "a"), ("idempotency-key", "a")],
+        [
+            ("content-type", "application/json"),
+            ("content-type", "application/json"),
+        ],
+        [("authorization", &bearer), ("authorization", &bearer)],
+    ] {
+        let name = headers[0].0;
+        let http = service.http.with_key(
+            Some(&world.key)
+                .filter(|_| name != "authorization")
+                .map(String::as_str),
+        );
+        let answer = http.send(Method::POST, "/v1/track", &headers, body()).await;
+        assert_eq!(
+            (answer.status.as_u16(), answer.code()),
+            (400, "malformed_request"),
+            "{name}"
+        );
+        assert!(
+            answer.body["detail"].as_str().unwrap().contains(name),
+            "{}",
+            answer.text
+        );
+    }
+    assert_eq!(
+        service
+            .http
+            .get("/v1/organizations/org_1/usage")
+            .await
+            .status,
+        404
+    );
+    // A list may come in several headers.
+    let headers = [("prefer", "wait=1"), ("prefer", "return=minimal")];
+    let answer = service
+        .http
+        .send(Method::POST, "/v1/track", &headers, body())
+        .await;
+    assert_eq!(answer.status, 204);
+}
+
+#[tokio::test]
+async fn a_body_that_is_coded_is_refused_as_that() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let body = json!({"organizationId": "org_1"});
+    for path in ["/v1/track", "/v1/batch", "/v1/webhooks"] {
+        for coding in ["gzip", "br", "identity, gzip", "x"] {
+            let headers = [("content-encoding", coding)];
+            let answer = service
+                .http
+                .send(Method::POST, path, &headers, Some(body.clone()))
+                .await;
+            assert_eq!(
+                (answer.status.as_u16(), answer.code()),
+                (415, "unsupported_media_type")
+            );
+            assert!(
+                answer.body["detail"]
+                    .as_str()
+                    .unwrap()
+                    .contains("Content-Encoding")
+            );
+        }
+    }
+    let headers = [("content-encoding", "Identity")];
+    let answer = service
+        .http
+        .send(Method::POST, "/v1/track", &headers, Some(body))
+        .await;
+    assert_eq!(answer.status, 200);
+}
+
+#[tokio::test]
+async fn the_plugins_endpoints_refuse_query_parameters_that_nobody_knows() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let base = "/api/auth/usage-tracking";
+    for (path, body) in [
+        ("reset", json!({"organizationId": "org_1"})),
+        (
+            "update-limits",
+            json!({"organizationId": "org_1", "apiLimit": 5}),
+        ),
+        ("reset-expired", json!({"apiKey": world.key})),
+    ] {
+        let answer = service
+            .http
+            .post(&format!("{base}/{path}?dryRun=true"), body)
+            .await;
+        assert_eq!(answer.status, 400, "{path}");
+        assert!(
+            answer.body["error"].as_str().unwrap().contains("dryRun"),
+            "{}",
+            answer.text
+        );
+    }
+    assert_eq!(
+        service.http.get("/v1/organizations/org_1").await.status,
+        404
+    );
+}
+
+#[tokio::test]
+async fn an_instant_that_no_clock_here_shows_is_refused_wherever_it_is_given() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service.settings("org_1", json!({})).await;
+    for at in [
+        "2040-12-31T23:59:60Z",
+        "9999-12-31T23:59:60Z",
+        "9999-12-31T23:59:59.9995Z",
+        "0000-01-01T00:00:00Z",
+    ] {
+        for (method, path, body, pointer) in [
+            (
+                Method::PUT,
+                "/v1/organizations/org_1",
+                json!({"anchor": at}),
+                "/anchor",
+            ),
+            (
+                Method::PATCH,
+                "/v1/organizations/org_1",
+                json!({"anchor": at}),
+                "/anchor",
+            ),
+            (
+                Method::PATCH,
+                "/v1/organizations/org_1/limits",
+                json!({"api": {"temporary": {"limit": 1, "until": at}}}),
+                "/api/temporary/until",
+            ),
+            (
+                Method::POST,
+                "/v1/api-keys",
+                json!({"name": "a", "scopes": ["read"], "expiresAt": at}),
+                "/expiresAt",
+            ),
+            (
+                Method::POST,
+                "/v1/track",
+                json!({"organizationId": "org_1", "timestamp": at}),
+                "/timestamp",
+            ),
+        ] {
+            let answer = service.http.send(method, path, &[], Some(body)).await;
+            assert_eq!(
+                (answer.status.as_u16(), answer.code()),
+                (400, "invalid_field"),
+                "{path} {at}"
+            );
+            assert_eq!(answer.body["errors"][0]["pointer"], pointer);
+        }
+        for list in ["events", "audit", "history", "organizations/org_1/history"] {
+            for name in ["from", "to"] {
+                let answer = service.http.get(&format!("/v1/{list}?{name}={at}")).await;
+                assert_eq!(
+                    (answer.status.as_u16(), answer.code()),
+                    (400, "invalid_field"),
+                    "{list} {at}"
+                );
+            }
+        }
+    }
+    for at in ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999Z"] {
+        for list in ["events", "audit", "history", "organizations/org_1/history"] {
+            for name in ["from", "to"] {
+                let answer = service.http.get(&format!("/v1/{list}?{name}={at}")).await;
+                assert_eq!(answer.status, 200, "{list} {name} {at}: {}", answer.text);
+            }
+        }
+    }
+}
