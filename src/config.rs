@@ -9,11 +9,11 @@ use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
-use chrono_tz::Tz;
 use clap::Args;
+use reqwest::Url;
 
 use crate::domain::ids::{MeterId, PlanId};
-use crate::domain::period::{ResetMode, ResetPeriod};
+use crate::domain::period::{ResetMode, ResetPeriod, parse_time_zone};
 use crate::domain::policy::{DefaultCalendar, Defaults, Enforcement, MeterLimit};
 use crate::domain::quantity::Count;
 
@@ -432,11 +432,15 @@ fn is_origin(text: &str) -> bool {
     })
 }
 
-/// Whether it is a path of one or more parts, none of them empty.
+/// How the paths of the API begin, so that the plugin's cannot.
+pub const API_PATHS: [&str; 6] = ["docs", "healthz", "metrics", "openapi.json", "readyz", "v1"];
+
+/// Whether it is a path of one or more parts, none of them empty, nor one that a client would resolve.
 fn is_path(text: &str) -> bool {
     let fit = |part: &str| {
         let mut bytes = part.bytes();
-        !part.is_empty() && bytes.all(|c| c.is_ascii_alphanumeric() || b"-._~".contains(&c))
+        !matches!(part, "" | "." | "..")
+            && bytes.all(|c| c.is_ascii_alphanumeric() || b"-._~".contains(&c))
     };
     text.strip_prefix('/')
         .is_some_and(|rest| rest.split('/').all(fit))
@@ -492,16 +496,7 @@ impl Settings {
 
     fn parse(&self, problems: &mut Problems) -> Option<Config> {
         let listen = self.listen.parse(problems);
-        let metrics_listen = match self.metrics_listen.as_str() {
-            "" => Some(None),
-            address => problems
-                .parsed(
-                    "metrics-listen",
-                    address,
-                    "an address such as 127.0.0.1:7401",
-                )
-                .map(Some),
-        };
+        let metrics_listen = self.metrics_listen(problems, listen);
         let cors_origins = problems.parsed(
             "cors-origins",
             &self.cors_origins,
@@ -544,27 +539,11 @@ impl Settings {
             &self.log_format,
             &[("text", false), ("json", true)],
         );
-        if !is_path(&self.plugin_path) {
-            problems.add::<()>(
-                "plugin-path",
-                &self.plugin_path,
-                "a path such as /usage, of letters, digits and - . _ ~, that does not end with a slash",
-            );
-        }
-        if self.redis_prefix.len() > 64 || self.redis_prefix.contains(['{', '}']) {
-            problems.add::<()>(
-                "redis-prefix",
-                &self.redis_prefix,
-                "at most 64 characters without { and }",
-            );
-        }
-        if self.log.parse::<tracing_subscriber::EnvFilter>().is_err() {
-            problems.add::<()>("log", &self.log, "a filter such as info or tallyman=debug");
-        }
+        self.check_texts(problems);
         let defaults = self.defaults(problems);
         Some(Config {
             listen: listen?,
-            metrics_listen: metrics_listen?,
+            metrics_listen,
             cors_origins: cors_origins?,
             jwt,
             plugin_path: self.plugin_path.clone(),
@@ -584,6 +563,52 @@ impl Settings {
                 json: log_json?,
             },
         })
+    }
+
+    /// None where they are told beside the API, or the address is wrong.
+    fn metrics_listen(
+        &self,
+        problems: &mut Problems,
+        listen: Option<SocketAddr>,
+    ) -> Option<SocketAddr> {
+        let (flag, text) = ("metrics-listen", self.metrics_listen.as_str());
+        if text.is_empty() {
+            return None;
+        }
+        let address = problems.parsed(flag, text, "an address such as 127.0.0.1:7401")?;
+        if Some(address) == listen && address.port() != 0 {
+            return problems.add(flag, text, "another address than that of the API");
+        }
+        Some(address)
+    }
+
+    /// Those that stay texts.
+    fn check_texts(&self, problems: &mut Problems) {
+        if !is_path(&self.plugin_path) {
+            problems.add::<()>(
+                "plugin-path",
+                &self.plugin_path,
+                "a path such as /usage, of letters, digits and - . _ ~, that does not end with a slash",
+            );
+        }
+        let begins = self.plugin_path.split('/').nth(1).unwrap_or_default();
+        if API_PATHS.contains(&begins) {
+            problems.add::<()>(
+                "plugin-path",
+                &self.plugin_path,
+                &format!("a path that does not begin with /{begins}, which is the API's own"),
+            );
+        }
+        if self.redis_prefix.len() > 64 || self.redis_prefix.contains(['{', '}']) {
+            problems.add::<()>(
+                "redis-prefix",
+                &self.redis_prefix,
+                "at most 64 characters without { and }",
+            );
+        }
+        if self.log.parse::<tracing_subscriber::EnvFilter>().is_err() {
+            problems.add::<()>("log", &self.log, "a filter such as info or tallyman=debug");
+        }
     }
 
     fn defaults(&self, problems: &mut Problems) -> Option<Defaults> {
@@ -619,11 +644,12 @@ impl Settings {
             &self.default_reset_period,
             "hourly, daily, weekly, monthly or yearly",
         );
-        let time_zone: Option<Tz> = problems.parsed(
-            "default-time-zone",
-            &self.default_time_zone,
-            "an IANA time zone such as Europe/Berlin",
-        );
+        let time_zone = match parse_time_zone(&self.default_time_zone) {
+            Ok(zone) => Some(zone),
+            Err(rule) => {
+                problems.refused("default-time-zone", &self.default_time_zone, rule.detail)
+            }
+        };
         let limit = MeterLimit {
             limit: limit?,
             enforcement: enforcement?,
@@ -747,12 +773,14 @@ impl Problems {
     fn valid<T: FromStr<Err: fmt::Display>>(&mut self, flag: &str, text: &str) -> Option<T> {
         match text.parse() {
             Ok(value) => Some(value),
-            Err(rule) => {
-                self.0
-                    .push(format!("{} is {text:?}; it {rule}", name(flag)));
-                None
-            }
+            Err(rule) => self.refused(flag, text, rule),
         }
+    }
+
+    fn refused<T>(&mut self, flag: &str, text: &str, rule: impl fmt::Display) -> Option<T> {
+        self.0
+            .push(format!("{} is {text:?}; it {rule}", name(flag)));
+        None
     }
 
     fn number(&mut self, flag: &str, text: &str, min: u64, max: u64) -> Option<u64> {
@@ -779,10 +807,12 @@ impl Problems {
             Some(url)
                 if schemes
                     .iter()
-                    .any(|scheme| url.starts_with(&format!("{scheme}://"))) =>
+                    .any(|scheme| url.starts_with(&format!("{scheme}://")))
+                    && url.parse::<Url>().is_ok() =>
             {
                 return Some(url.to_owned());
             }
+            Some(url) if !url.contains("://") => "has no scheme",
             Some(_) => "is not a URL",
         };
         self.0.push(format!(
@@ -889,10 +919,60 @@ mod tests {
             assert!(is_path(good), "{good}");
         }
         for bad in [
-            "", "/", "usage", "/usage/", "//usage", "/{id}", "/*x", "/a b", "/a?b",
+            "", "/", "usage", "/usage/", "//usage", "/{id}", "/*x", "/a b", "/a?b", "/.", "/a/../b",
         ] {
             assert!(!is_path(bad), "{bad}");
         }
+    }
+
+    #[test]
+    fn the_plugins_path_collides_with_none_of_the_apis() {
+        let refused = |path: &str| {
+            check(&[
+                "--redis-url",
+                "redis://r",
+                "--database-url",
+                "postgres://p",
+                "--plugin-path",
+                path,
+            ])
+            .is_err()
+        };
+        for path in [
+            "/v1",
+            "/v1/usage",
+            "/docs",
+            "/healthz",
+            "/metrics",
+            "/openapi.json",
+            "/readyz/x",
+        ] {
+            assert!(refused(path), "{path}");
+        }
+        for path in [PLUGIN_PATH, "/v10", "/auth/v1"] {
+            assert!(!refused(path), "{path}");
+        }
+        let problems = check(&["--plugin-path", "/v1"]).unwrap_err().to_string();
+        assert!(
+            problems.starts_with(
+                r#"TALLYMAN_PLUGIN_PATH (--plugin-path) is "/v1"; it must be a path that does not begin with /v1, which is the API's own"#
+            ),
+            "{problems}"
+        );
+    }
+
+    #[test]
+    fn a_url_that_none_is_told_what_it_lacks() {
+        let problems = check(&[
+            "--redis-url",
+            "127.0.0.1:6379",
+            "--database-url",
+            "postgres://[p",
+        ]);
+        insta::assert_snapshot!(problems.unwrap_err(), @r#"
+        TALLYMAN_REDIS_URL (--redis-url) has no scheme; it must begin with redis:// or rediss:// or redis+unix:// or unix://
+        TALLYMAN_DATABASE_URL (--database-url) is not a URL; it must begin with postgres:// or postgresql://
+        "#);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use reqwest::Method;
 use serde_json::{Value, json};
+use tallyman::config::{API_PATHS, PLUGIN_PATH};
 
 use crate::support::{Answer, Http, Instance, World};
 
@@ -205,6 +206,16 @@ fn a_route_is_registered_with_its_description_or_not_at_all() {
     // With their descriptions, below a path that a setting chooses.
     assert_eq!(source.matches(".nest(").count(), 1);
     assert!(source.contains(".nest(plugin_path, plugin_routes())"));
+}
+
+#[test]
+fn the_plugins_path_cannot_begin_as_those_of_the_api_do() {
+    let document = serde_json::to_value(tallyman::api::openapi()).unwrap();
+    let paths = document["paths"].as_object().unwrap().keys();
+    let begins = paths
+        .filter(|path| !path.starts_with(PLUGIN_PATH))
+        .map(|path| path.split('/').nth(1).unwrap());
+    assert_eq!(begins.collect::<BTreeSet<_>>(), API_PATHS.into());
 }
 
 #[tokio::test]
