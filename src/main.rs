@@ -23,7 +23,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         // One line, causes included; a backtrace helps nobody who only mistyped a setting.
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", commands::readable(&error));
             ExitCode::FAILURE
         }
     }

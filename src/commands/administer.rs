@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use reqwest::Method;
 use serde_json::{Map, Value, json};
 
-use super::service::{Options as ServiceOptions, Service, print};
+use super::service::{Options as ServiceOptions, Service, print, print_json};
 use crate::domain::ids::{MeterId, OrganizationId, PlanId};
 use crate::domain::period::{ResetMode, ResetPeriod};
 
@@ -50,7 +50,7 @@ enum OrgAction {
         /// The organization
         id: OrganizationId,
         /// How many units, such as -100
-        #[arg(allow_negative_numbers = true)]
+        #[arg(allow_negative_numbers = true, value_parser = amount)]
         amount: i64,
         /// Of which meter
         #[arg(long, value_name = "METER", default_value = MeterId::DEFAULT)]
@@ -74,7 +74,7 @@ struct OrgChange {
     #[arg(long, value_name = "PERIOD")]
     reset_period: Option<ResetPeriod>,
     /// The day on which periods begin
-    #[arg(long, value_name = "DAY")]
+    #[arg(long, value_name = "DAY", value_parser = day)]
     reset_day: Option<u8>,
     /// Where midnight is, an IANA time zone
     #[arg(long, value_name = "ZONE")]
@@ -85,6 +85,16 @@ struct OrgChange {
     /// Make the organization if there is none
     #[arg(long)]
     create: bool,
+}
+
+fn amount(text: &str) -> Result<i64, &'static str> {
+    let amount = text.parse();
+    amount.map_err(|_| "must be an integer from -10^12 to 10^12, such as -100")
+}
+
+fn day(text: &str) -> Result<u8, &'static str> {
+    let day = text.parse().ok().filter(|day| *day <= 31);
+    day.ok_or("must be an integer from 0 to 31")
 }
 
 /// A meter, and its limit as the API takes it.
@@ -103,9 +113,9 @@ impl FromStr for LimitChange {
             "inherited" => Value::Null,
             "unlimited" => json!({"limit": null}),
             units => {
-                let units: u64 = units
-                    .parse()
-                    .map_err(|_| "UNITS must be a number, unlimited or inherited")?;
+                let units: u64 = units.parse().map_err(
+                    |_| "UNITS must be a number from 0 to 2^53 - 1, unlimited or inherited",
+                )?;
                 json!({ "limit": units })
             }
         };
@@ -338,7 +348,7 @@ pub(super) async fn verify(options: VerifyOptions) -> Result<()> {
     if service.is_json() {
         let all =
             json!({"data": differences, "organizations": organizations, "counters": counters});
-        print(&format!("{all:#}\n"))?;
+        print_json(&all)?;
     } else if !differences.is_empty() {
         let fields = [
             "organizationId",

@@ -9,11 +9,12 @@ use chrono::{DateTime, SecondsFormat, SubsecRound as _, Utc};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::service::print;
+use super::service::{harmless, print, print_json};
 use crate::clock::Clock;
 use crate::config::DatabaseSettings;
 use crate::domain::api_key::{ApiKey, NewApiKey, Scope};
 use crate::domain::ids::{ApiKeyId, ApiKeyName, OrganizationId};
+use crate::domain::input::{InvalidInstant, parse_instant};
 use crate::store::api_keys::{self, IssuedKey};
 use crate::store::{Actor, Store};
 
@@ -108,10 +109,8 @@ fn actor() -> Actor {
     }
 }
 
-fn instant(text: &str) -> Result<DateTime<Utc>, chrono::ParseError> {
-    Ok(DateTime::parse_from_rfc3339(text)?
-        .to_utc()
-        .trunc_subsecs(3))
+fn instant(text: &str) -> Result<DateTime<Utc>, InvalidInstant> {
+    Ok(parse_instant(text)?.trunc_subsecs(3))
 }
 
 async fn all(store: &Store) -> Result<Vec<ApiKey>> {
@@ -130,7 +129,7 @@ fn announce(issued: &IssuedKey, json: bool) -> Result<()> {
     if json {
         let mut shown = serde_json::to_value(&issued.key)?;
         shown["key"] = json!(issued.text);
-        print(&format!("{shown:#}\n"))
+        print_json(&shown)
     } else {
         eprintln!("Made the API key {}. It is not shown again:", issued.key.id);
         print(&format!("{}\n", issued.text))
@@ -139,7 +138,7 @@ fn announce(issued: &IssuedKey, json: bool) -> Result<()> {
 
 fn print_list(keys: &[ApiKey], json: bool) -> Result<()> {
     if json {
-        return print(&format!("{}\n", serde_json::to_string_pretty(keys)?));
+        return print_json(&keys);
     }
     let titles = [
         "ID",
@@ -160,7 +159,7 @@ fn print_list(keys: &[ApiKey], json: bool) -> Result<()> {
             &time(key.expires_at),
             &time(key.last_used_at),
             &time(key.revoked_at),
-            key.name.as_str(),
+            &harmless(key.name.as_str()),
         ]));
     }
     print(&table)

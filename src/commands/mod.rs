@@ -69,6 +69,13 @@ pub enum Command {
     Verify(administer::VerifyOptions),
 }
 
+/// What went wrong, causes included, as lines that a terminal does not obey.
+pub fn readable(error: &anyhow::Error) -> String {
+    let text = format!("{error:#}");
+    let lines: Vec<String> = text.lines().map(service::harmless).collect();
+    lines.join("\n")
+}
+
 /// Does it.
 pub fn run(command: Command) -> Result<()> {
     // Neither Redis nor HTTP brings a TLS provider of its own. An error means that there is one already.

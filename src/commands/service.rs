@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use clap::Args;
 use reqwest::redirect::Policy;
 use reqwest::{Method, StatusCode, Url};
+use serde::Serialize;
 use serde_json::Value;
 
 /// More than any single call takes.
@@ -22,6 +23,7 @@ pub(super) struct Options {
         env = "TALLYMAN_URL",
         value_name = "URL",
         default_value = "http://127.0.0.1:7400",
+        value_parser = service_url,
         global = true
     )]
     url: Url,
@@ -47,6 +49,23 @@ pub(super) struct Service {
     json: bool,
 }
 
+/// Where a service answers.
+fn service_url(text: &str) -> Result<Url, String> {
+    let is_fit = |url: &Url| matches!(url.scheme(), "http" | "https") && url.has_host();
+    if let Some(url) = text.parse().ok().filter(is_fit) {
+        return Ok(url);
+    }
+    // A scheme is what is forgotten most.
+    let meant = format!("http://{text}");
+    let example = match meant.parse::<Url>() {
+        Ok(_) if !text.contains("://") => harmless(&meant),
+        _ => "http://127.0.0.1:7400".to_owned(),
+    };
+    Err(format!(
+        "must begin with http:// or https://, such as {example}"
+    ))
+}
+
 /// What a service says in place of an answer.
 #[derive(Debug, thiserror::Error)]
 #[error("{text}")]
@@ -61,9 +80,6 @@ impl Options {
         let key = self
             .api_key
             .context("TALLYMAN_API_KEY (--api-key) is missing")?;
-        if !matches!(self.url.scheme(), "http" | "https") {
-            bail!("TALLYMAN_URL (--url) must begin with http:// or https://");
-        }
         // The key goes to this service and to no other.
         let client = reqwest::Client::builder()
             .redirect(Policy::none())
@@ -173,7 +189,7 @@ impl Service {
     /// Shows an answer: as it came, or for people.
     pub(super) fn show(&self, answer: &Value) -> Result<()> {
         if self.json {
-            print(&format!("{answer:#}\n"))
+            print_json(answer)
         } else {
             let mut text = String::new();
             write_lines(&mut text, "", answer)?;
@@ -184,7 +200,7 @@ impl Service {
     /// Shows rows of a list: as they came, or these fields of each in columns.
     pub(super) fn show_rows(&self, rows: &[Value], fields: &[&str]) -> Result<()> {
         if self.json {
-            return print(&format!("{:#}\n", Value::from(rows)));
+            return print_json(&Value::from(rows));
         }
         let mut table = vec![fields.iter().map(|it| (*it).to_owned()).collect::<Vec<_>>()];
         for row in rows {
@@ -209,6 +225,7 @@ fn write_lines(text: &mut String, name: &str, value: &Value) -> Result<()> {
     match value {
         Value::Object(fields) if !fields.is_empty() => {
             for (field, value) in fields {
+                let field = harmless(field);
                 let dot = if name.is_empty() { "" } else { "." };
                 write_lines(text, &format!("{name}{dot}{field}"), value)?;
             }
@@ -228,10 +245,33 @@ fn write_lines(text: &mut String, name: &str, value: &Value) -> Result<()> {
 fn word(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
-        Value::String(text) => text.clone(),
+        Value::String(text) => harmless(text),
         Value::Array(values) => values.iter().map(word).collect::<Vec<_>>().join(", "),
-        other => other.to_string(),
+        other => harmless(&other.to_string()),
     }
+}
+
+/// A text that a terminal does not obey: control characters, and those that turn the direction of what follows, are
+/// escaped. In JSON that leaves the meaning as it is.
+pub(super) fn harmless(text: &str) -> String {
+    let mut harmless = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control()
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        {
+            let _ = write!(harmless, "\\u{:04x}", u32::from(c));
+        } else {
+            harmless.push(c);
+        }
+    }
+    harmless
+}
+
+/// Prints JSON in lines; its own line breaks are the only control characters that are left.
+pub(super) fn print_json(value: &impl Serialize) -> Result<()> {
+    let json = serde_json::to_string_pretty(value)?;
+    let lines: Vec<String> = json.lines().map(harmless).collect();
+    print(&format!("{}\n", lines.join("\n")))
 }
 
 /// Writes to standard output. Whoever has stopped reading, as `head` does, has read enough.
@@ -247,6 +287,39 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_url_without_a_scheme_is_told_with_one() {
+        for (text, told) in [
+            ("127.0.0.1:7600", "such as http://127.0.0.1:7600"),
+            ("localhost:7600", "such as http://localhost:7600"),
+            ("ftp://a", "such as http://127.0.0.1:7400"),
+            ("", "such as http://127.0.0.1:7400"),
+            ("http://", "such as http://127.0.0.1:7400"),
+        ] {
+            let error = service_url(text).unwrap_err();
+            assert_eq!(
+                error,
+                format!("must begin with http:// or https://, {told}"),
+                "{text}"
+            );
+        }
+        assert!(service_url("https://tallyman.example/below").is_ok());
+    }
+
+    #[test]
+    fn what_a_terminal_would_obey_is_escaped() {
+        let text = "a\u{1b}[31m\u{7f}\u{9b}\u{202e}ü\n";
+        assert_eq!(harmless(text), r"a\u001b[31m\u007f\u009b\u202eü\u000a");
+        let mut lines = String::new();
+        let answer = json!({"a\u{1b}": {"b": "\u{9b}x"}, "c": ["\n"], "d": [{"e": "\r"}]});
+        write_lines(&mut lines, "", &answer).unwrap();
+        assert!(
+            !lines.chars().any(|c| c.is_control() && c != '\n'),
+            "{lines:?}"
+        );
+        assert_eq!(lines.lines().count(), 3);
+    }
 
     #[test]
     fn an_answer_is_a_line_for_each_value() {

@@ -211,3 +211,122 @@ async fn verify_ends_with_1_where_something_does_not_fit() {
         json!([])
     );
 }
+
+#[tokio::test]
+async fn what_others_have_written_does_not_reach_the_terminal_as_it_is() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let text = "\u{1b}[31m\u{9b}2J\u{202e}";
+    let settings = json!({"metadata": {text: text}, "features": {text: text}});
+    service.settings("org_1", settings.clone()).await;
+    let plan = json!({"features": {text: text}});
+    assert_eq!(service.http.put("/v1/plans/pro", plan).await.status, 200);
+    let harmful = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
+    for arguments in [
+        &["org", "show", "org_1"][..],
+        &["org", "set", "org_1", "--reset-period", "daily"],
+        &["plan", "list"],
+        &["plan", "show", "pro"],
+    ] {
+        let shown = succeed(&service, &world, arguments).await;
+        assert!(shown.contains(r"\u001b[31m\u009b2J\u202e"), "{shown:?}");
+        assert!(!shown.contains(harmful), "{shown:?}");
+        let json = [arguments, &["--json"]].concat();
+        assert!(!succeed(&service, &world, &json).await.contains(harmful));
+    }
+    // A program reads what was written.
+    let shown = succeed_json(&service, &world, &["org", "show", "org_1"]).await;
+    assert_eq!(shown["settings"]["metadata"], settings["metadata"]);
+}
+
+#[tokio::test]
+async fn a_bad_setting_is_told_before_anything_listens() {
+    for (flag, path) in [
+        ("--plugin-path", "/v1"),
+        ("--plugin-path", "/docs"),
+        ("--plugin-path", "/a b"),
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_tallyman"))
+            .args([
+                "serve",
+                "--redis-url",
+                "redis://127.0.0.1:1",
+                "--database-url",
+                "postgres://127.0.0.1:1/x",
+            ])
+            .args([flag, path])
+            .env_clear()
+            .output()
+            .await
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        let error = text(&output.stderr);
+        assert!(
+            error.starts_with("error: TALLYMAN_PLUGIN_PATH (--plugin-path) is "),
+            "{error}"
+        );
+        assert!(
+            !error.contains("listening") && !error.contains("panicked"),
+            "{error}"
+        );
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
+}
+
+#[tokio::test]
+async fn an_argument_that_will_not_do_says_what_would() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    for (arguments, told) in [
+        (
+            &["org", "adjust", "org_1", "ten", "--reason", "x"][..],
+            "must be an integer from -10^12 to 10^12",
+        ),
+        (
+            &["org", "set", "org_1", "--reset-day", "first"],
+            "must be an integer from 0 to 31",
+        ),
+        (
+            &["org", "set", "org_1", "--limit", "api=-1"],
+            "UNITS must be a number from 0 to 2^53 - 1",
+        ),
+        (
+            &["verify", "--url", "127.0.0.1:7600"],
+            "such as http://127.0.0.1:7600",
+        ),
+        (
+            &[
+                "keys",
+                "create",
+                "--name",
+                "a",
+                "--scope",
+                "read",
+                "--expires",
+                "",
+            ],
+            "must be an RFC 3339 date-time",
+        ),
+        (
+            &[
+                "keys",
+                "create",
+                "--name",
+                "a",
+                "--scope",
+                "read",
+                "--expires",
+                "9999-12-31T23:59:60Z",
+            ],
+            "leap second",
+        ),
+    ] {
+        let output = run(&service, &world.key, arguments).await;
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        let error = text(&output.stderr);
+        assert!(error.contains(told), "{error}");
+        for raw in ["invalid digit", "premature", "relative URL"] {
+            assert!(!error.contains(raw), "{error}");
+        }
+    }
+}
