@@ -142,9 +142,9 @@ async fn every_trace_is_erased_but_the_audit_log_and_the_tombstone() {
         [("audit_log".to_owned(), 3), ("events".to_owned(), 1)]
     );
     let tombstone = "select row(plan_id, features, reset_mode, reset_period, reset_day, reset_month, anchor, time_zone,
-                                metadata, pinned_start, pinned_end, deleted_at is not null, incarnation = version)::text
+                                metadata, timeline, deleted_at is not null, incarnation = version)::text
                      from organizations where id = 'org_1'";
-    assert_eq!(world.select(tombstone).await, ["(,{},,,,,,,{},,,t,t)"]);
+    assert_eq!(world.select(tombstone).await, ["(,{},,,,,,,{},,t,t)"]);
     // What is left in Redis is the default policy.
     assert_eq!(keys(&world, "org_1").await, ["policy"]);
     assert_eq!(keys(&world, "org_10").await, others);
