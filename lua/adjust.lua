@@ -16,6 +16,7 @@ ARGV
   [5] amount                units to add, or below 0 to give back
   [6] hour                  ms, start of the hour that it is counted in
   [7] organization          its id
+  [8] percents              that are told of when they are crossed, separated by spaces
 
 Returns one of
   'adjusted'                it is done, now or before
@@ -28,7 +29,7 @@ Invariants
   A count never falls below 0; what was applied is the difference. Where it would pass 2^53 - 1, nothing is applied.
   No adjustment of before the organization's deletion reaches a counter of after it: the policy is newer then.
   `sequence` grows with every write; a counter of which it differs from what is `stored` is in the dirty index.
-  What is given back leaves in the counter what a flush needs to tell what was crossed.
+  What is given back leaves in the counter what a flush needs to tell what was crossed, and so does what is crossed.
 ]]
 local COUNT_MAX = 9007199254740991
 local now, generation, version, id = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -66,6 +67,8 @@ if clean or not counter.oldest or hour < counter.oldest then
 end
 if applied < 0 then
   counter.peak = math.max(counter.peak, used)
+elseif applied > 0 then
+  add_crossings(counter, crossings(counter.stamp, ARGV[8], used, adjusted, applied))
 end
 redis.call('SET', KEYS[4], pack_counter(counter))
 if clean then

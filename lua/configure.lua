@@ -71,9 +71,10 @@ for i = 5, #KEYS do
       if limit .. ':' .. enforcement ~= string.match(ARGV[i + 2], '^%d+:(%d*:%a):') then
         local told, since = string.match(counter.told, '^(%d+:%d):(%d+:%d+)$')
         local peak, used, denied = counter.peak, counter.used, counter.denied
-        local past = string.format('%s:%s:%s:%.0f:%.0f:%.0f ', since, limit, enforcement, math.max(peak, used), denied, used)
+        local past = string.format('%s:%s:%s:%.0f:%.0f:%.0f:%s ', since, limit, enforcement, math.max(peak, used), denied, used,
+          counter.crossed)
         counter.told, counter.past = string.format('%s:%s:%.0f', told, ARGV[1], denied), counter.past .. past
-        counter.peak = 0
+        counter.peak, counter.crossed = 0, ''
       end
       local clean = counter.sequence == counter.stored
       counter.sequence, counter.stamp = counter.sequence + 1, generation .. ':' .. ARGV[i + 2]

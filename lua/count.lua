@@ -24,6 +24,8 @@ ARGV
       cap                           count beyond which this stamp refuses, or nil if it never does
       stamp                         'generation:version:limit:enforcement:end', see `counters::stamp`
       hour                          ms, start of the hour that the units belong to
+      mark                          the lowest count that crosses a threshold of this stamp, or nil if none does
+      percents                      that are told of when they are crossed, separated by spaces
     then for each operation:
       kind                          0 track, 1 consume, 2 check, 3 refund
       times                         how many equal ones this stands for; more than 1 only for a single
@@ -64,6 +66,7 @@ Invariants
   A count never falls below 0: a refund gives back what is there, at most.
   `sequence` grows with every write. A newer policy version is never replaced by an older one.
   What a refund takes away, and a limit that ends, leave in the counter what a flush needs to tell what was crossed.
+  Of each threshold the count that first crossed it under its limit is in the counter until it is told.
 ]]
 local COUNT_MAX = 9007199254740991
 local TRACK, CONSUME, CHECK, REFUND = 0, 1, 2, 3
@@ -92,13 +95,13 @@ end
 -- place of their names, each of which a closure would have to hold.
 local batch = cmsgpack.unpack(ARGV[6])
 local counter_count, record_count, rule_count, operation_count = batch[1], batch[2], batch[3], batch[4]
--- Of a rule r: `batch[4 * r + 1]` and the three behind. The hour is replaced by its place among `hours`.
-local CAP, OWN_STAMP, RULE_HOUR = 1, 2, 3
+-- Of a rule r: `batch[6 * r - 1]` and the five behind. The hour is replaced by its place among `hours`.
+local CAP, OWN_STAMP, RULE_HOUR, LOWEST_MARK, PERCENTS = 1, 2, 3, 4, 5
 -- Of each counter what its value begins with, the count false where it is missing; the place of its newest hour of the
--- batch among `hours`; the oldest hour that changes; where the rest of its value begins; and all that it says as a table,
--- once that is needed.
+-- batch among `hours`; the oldest hour that changes; where the rest of its value begins; all that it says as a table, and
+-- how much it had refused before its limit held, once that is needed.
 local USED, SEQUENCE, STORED, OLDEST, STAMP, REFUSALS, START, START_USED, START_DENIED = 1, 2, 3, 4, 5, 6, 7, 8, 9
-local HOUR, LOWEST, REST, ALL = 10, 11, 12, 13
+local HOUR, LOWEST, REST, ALL, DENIED_BEFORE = 10, 11, 12, 13, 14
 -- A lane's first batch has no operation, and is there for its receipt.
 local held = counter_count > 0 and redis.call('MGET', unpack(KEYS, 3, counter_count + record_count + 2))
 local counters = {}
@@ -115,7 +118,7 @@ end
 local HOUR_USED, TOUCHED, NEXT, HOUR_SIZE = 1, 2, 3, 4
 local hours, hours_end = {}, 1
 for r = 1, rule_count do
-  local rule = 4 * r + 1
+  local rule = 6 * r - 1
   local c, start = batch[rule], batch[rule + RULE_HOUR]
   local counter = counters[c]
   if not counter then
@@ -185,13 +188,30 @@ end
 -- By hour, what was refused and returned in it, where that happened.
 local refusals, returns = {}, {}
 
--- Whether a counter has refused nothing yet.
-local function has_refused_none(counter)
-  local at = counter[10]
-  while at and not refusals[at] do
-    at = hours[at + 3]
+-- Calls that a counter has refused by now.
+local function refused_by(counter)
+  local denied, at = counter[6], counter[10]
+  while at do
+    denied, at = denied + (refusals[at] or 0), hours[at + 3]
   end
-  return counter[6] == 0 and not at
+  return denied
+end
+
+-- A counter is about to refuse; says whether for the first time. The first time under its limit crosses that.
+local function note_refusal(c)
+  local counter = counters[c]
+  local denied, before = refused_by(counter), counter[14]
+  if not before then
+    -- Not all of the value, which would then be packed anew.
+    local rest = counter[12]
+    local told = counter[13] and counter[13].told or rest > 0 and cmsgpack.unpack(string.sub(held[c], rest + 1))[3] or ''
+    before = tonumber(string.match(told, '%d+$') or 0)
+    counter[14] = before
+  end
+  if denied == before then
+    add_crossings(all_of(c), string.format('!=%.0f,', counter[1]))
+  end
+  return denied == 0
 end
 
 local function touch(counter, hour)
@@ -208,22 +228,19 @@ local function adopt(rule)
   local limit = string.match(counter[5], '^%d+:%d+:(%d*:%a):')
   local version, own_limit = string.match(own_stamp, '^%d+:(%d+):(%d*:%a):')
   if limit ~= own_limit then
-    local all, used = all_of(c), counter[1]
-    local denied, at = all.denied, counter[10]
-    while at do
-      denied, at = denied + (refusals[at] or 0), hours[at + 3]
-    end
+    local all, used, denied = all_of(c), counter[1], refused_by(counter)
     local told, since = string.match(all.told, '^(%d+:%d):(%d+:%d+)$')
     local peak = math.max(all.peak, used)
-    local past = string.format('%s:%s:%.0f:%.0f:%.0f ', since, limit, peak, denied, used)
+    local past = string.format('%s:%s:%.0f:%.0f:%.0f:%s ', since, limit, peak, denied, used, all.crossed)
     all.told = string.format('%s:%s:%.0f', told, version, denied)
-    all.past, all.peak = all.past .. past, 0
+    all.past, all.peak, all.crossed = all.past .. past, 0, ''
+    counter[14] = denied
   end
   counter[5] = own_stamp
   touch(counter, hour)
 end
 
-local b = 4 * rule_count + 5
+local b = 6 * rule_count + 5
 -- How a charge stands, once that is known, in place of its need: decided by the caller's stamp, which the counter has,
 -- or is to take; or by the counter's own. A refused one has `REFUSED` more, and `FIRST` besides if it is the first one of
 -- its counter.
@@ -253,7 +270,7 @@ for _ = 1, operation_count do
   else
     local reason, at_fault, denied, overflow, cap = nil, nil, false, nil, nil
     for at = first, last, 3 do
-      local rule, standing = 4 * batch[at] + 1, SAME
+      local rule, standing = 6 * batch[at] - 1, SAME
       local counter = counters[batch[rule]]
       local used = counter[USED]
       cap = batch[rule + CAP]
@@ -302,7 +319,7 @@ for _ = 1, operation_count do
       replies[n + 1], replies[n + 2] = reason, (at_fault - first) / 3 + 1
       n = n + 2
     elseif times > 1 then
-      local rule, amount, standing = 4 * batch[first] + 1, batch[first + 1], batch[first + 2]
+      local rule, amount, standing = 6 * batch[first] - 1, batch[first + 1], batch[first + 2]
       local counter, hour = counters[batch[rule]], batch[rule + RULE_HOUR]
       local granted = math.max(0, math.min(times, math.floor(((cap or COUNT_MAX) - counter[USED]) / amount)))
       if standing == ADOPTS and (granted > 0 or cap) then
@@ -310,13 +327,20 @@ for _ = 1, operation_count do
       end
       if granted > 0 then
         local units = granted * amount
+        local before, after, mark = counter[USED], counter[USED] + units, batch[rule + LOWEST_MARK]
+        if standing == DIFFERS or mark and mark <= after then
+          local crossed = crossings(counter[STAMP], batch[rule + PERCENTS], before, after, amount)
+          if crossed ~= '' then
+            add_crossings(all_of(batch[rule]), crossed)
+          end
+        end
         counter[USED], hours[hour + HOUR_USED] = counter[USED] + units, hours[hour + HOUR_USED] + units
         hours[hour + TOUCHED] = true
         touch(counter, hour)
       end
       local refused_first = false
       if cap and granted < times then
-        refused_first = has_refused_none(counter)
+        refused_first = note_refusal(batch[rule])
         refusals[hour] = (refusals[hour] or 0) + times - granted
         touch(counter, hour)
       end
@@ -333,7 +357,7 @@ for _ = 1, operation_count do
       replies[n] = denied and DENIED or GRANTED
       local began = n
       for at = first, last, 3 do
-        local rule, amount, standing = 4 * batch[at] + 1, batch[at + 1], batch[at + 2]
+        local rule, amount, standing = 6 * batch[at] - 1, batch[at + 1], batch[at + 2]
         local c, hour = batch[rule], batch[rule + RULE_HOUR]
         local counter = counters[c]
         local differs = standing % REFUSED == DIFFERS
@@ -343,7 +367,7 @@ for _ = 1, operation_count do
           end
           local units = 0
           if standing >= REFUSED then
-            if has_refused_none(counter) then
+            if note_refusal(c) then
               batch[at + 2] = standing + FIRST
             end
             refusals[hour] = (refusals[hour] or 0) + 1
@@ -358,6 +382,13 @@ for _ = 1, operation_count do
             end
           elseif not denied then
             units = amount
+          end
+          local before, after, mark = counter[USED], counter[USED] + units, batch[rule + LOWEST_MARK]
+          if units > 0 and (differs or mark and mark <= after) then
+            local crossed = crossings(counter[STAMP], batch[rule + PERCENTS], before, after, units)
+            if crossed ~= '' then
+              add_crossings(all_of(c), crossed)
+            end
           end
           if units ~= 0 then
             counter[USED], hours[hour + HOUR_USED] = counter[USED] + units, hours[hour + HOUR_USED] + units
@@ -382,7 +413,7 @@ for _ = 1, operation_count do
         -- The answer, as its idempotency record keeps it.
         local parts = {replies[began]}
         for at = first, last, 3 do
-          local rule = 4 * batch[at] + 1
+          local rule = 6 * batch[at] - 1
           local c = batch[rule]
           local stamp = batch[at + 2] % REFUSED == DIFFERS and counters[c][STAMP] or batch[rule + OWN_STAMP]
           local start, applied = string.match(KEYS[c + 2], '%d+$'), kind == REFUND and batch[at + 1] or 0

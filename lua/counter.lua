@@ -12,6 +12,7 @@ A value is a sequence of MessagePack items; ARCHITECTURE.md says what each of th
                             last two follow
       used
       denied, refunded      only where one of them is not 0
+    what it has crossed, in a text, only where that is not stored yet: see `domain::threshold::Crossed`
 
 The first nine are all that most calls need, and are read and written without a table.
 ]]
@@ -28,7 +29,7 @@ local function unpack_counter(value)
     hours[1], hours[2], hours[3], hours[4] = start, hour_used, hour_denied, more[6]
   end
   local i = 7
-  while more[i] do
+  while type(more[i]) == 'number' do
     start = start - math.abs(more[i]) * 1000
     hours[h + 1], hours[h + 2], hours[h + 3], hours[h + 4] = start, more[i + 1], 0, 0
     if more[i] < 0 then
@@ -40,7 +41,7 @@ local function unpack_counter(value)
   return {
     used = used, sequence = sequence, stored = stored, oldest = oldest, stamp = stamp, denied = denied,
     refunded = more[1], peak = more[2], told = more[3] ~= '' and more[3] or '0:0:0:0', past = more[4],
-    adjusted = more[5], hours = hours,
+    adjusted = more[5], hours = hours, crossed = more[i] or '',
   }
 end
 
@@ -51,7 +52,7 @@ local function pack_counter(counter)
     counter.denied, hours[1], hours[2] or 0, hours[3] or 0)
   local told = counter.told ~= '0:0:0:0' and counter.told or ''
   if not hours[5] and told == '' and counter.past == '' and counter.adjusted == ''
-    and counter.refunded == 0 and counter.peak == 0 and (hours[4] or 0) == 0 then
+    and counter.refunded == 0 and counter.peak == 0 and (hours[4] or 0) == 0 and counter.crossed == '' then
     return head
   end
   local more = {counter.refunded, counter.peak, told, counter.past, counter.adjusted, hours[4] or 0}
@@ -64,6 +65,9 @@ local function pack_counter(counter)
     end
     i = i + 2
   end
+  if counter.crossed ~= '' then
+    more[i] = counter.crossed
+  end
   return head .. cmsgpack.pack(more)
 end
 
@@ -71,8 +75,41 @@ end
 local function new_counter(stamp)
   return {
     used = 0, sequence = 0, stored = 0, stamp = stamp, denied = 0,
-    refunded = 0, peak = 0, told = '0:0:0:0', past = '', adjusted = '', hours = {},
+    refunded = 0, peak = 0, told = '0:0:0:0', past = '', adjusted = '', hours = {}, crossed = '',
   }
+end
+
+-- Which percentages of the limit of a stamp, and whether the limit itself, are crossed between two counts that lie so many
+-- steps apart, each with the first count of a step that has crossed it.
+local function crossings(stamp, percents, before, after, step)
+  local limit = tonumber(string.match(stamp, '^%d+:%d+:(%d+)'))
+  local crossed = ''
+  local function look(threshold, mark)
+    if before < mark and mark <= after then
+      local count = before + math.ceil((mark - before) / step) * step
+      crossed = string.format('%s%s=%.0f,', crossed, threshold, count)
+    end
+  end
+  if limit and limit > 0 then
+    -- In two parts, because their product may pass 2^53.
+    local hundredth, rest = math.floor(limit / 100), limit % 100
+    for percent in string.gmatch(percents, '%d+') do
+      look(percent, hundredth * percent + math.ceil(rest * percent / 100))
+    end
+  end
+  if limit then
+    look('!', limit + 1)
+  end
+  return crossed
+end
+
+-- Adds to what a counter has crossed what it has not crossed before.
+local function add_crossings(counter, crossed)
+  for threshold, count in string.gmatch(crossed, '([^=,]+)=(%d+)') do
+    if not string.find(',' .. counter.crossed, ',' .. threshold .. '=', 1, true) then
+      counter.crossed = counter.crossed .. threshold .. '=' .. count .. ','
+    end
+  end
 end
 
 -- The place of an hour among those of a counter, where it is put if it is not there.

@@ -14,6 +14,7 @@ ARGV
     sequence                that was read
     stored                  1 if Postgres now holds exactly that, 0 where it refused it for something newer
     told                    of its thresholds, see `domain::threshold`, if that was stored with it; or ''
+    length                  of what it had crossed, which is told with that
     number of hours stored, number of hours to drop
     for each hour that was stored, ascending: its start in ms, used, denied, refunded
     for each hour to drop once stored, because no event can reach it any more: its start in ms
@@ -62,10 +63,11 @@ local function drop(counter, from, to, oldest)
   counter.hours = left
 end
 
-local function note_told(counter, told)
+local function note_told(counter, told, length)
   local since = '^%d+:%d:(%d+):'
   if told ~= '' and string.match(told, since) == string.match(counter.told, since) then
-    counter.told, counter.past = told, ''
+    -- Under one limit, what it crosses is only ever added to.
+    counter.told, counter.past, counter.crossed = told, '', string.sub(counter.crossed, length + 1)
   end
 end
 
@@ -75,9 +77,9 @@ local leaving, moved_on, writes = {}, {}, {}
 local clean, b = 0, 1
 for i = 3, #KEYS do
   local key, value, stamp, read, was_stored = KEYS[i], held[i - 2], batch[b], batch[b + 1], batch[b + 2] == 1
-  local told, hours = batch[b + 3], b + 6
-  local drops = hours + batch[b + 4] * 4
-  b = drops + batch[b + 5]
+  local told, length, hours = batch[b + 3], batch[b + 4], b + 7
+  local drops = hours + batch[b + 5] * 4
+  b = drops + batch[b + 6]
 
   local rest, used, sequence, stored, oldest, own_stamp, denied, start, hour_used, hour_denied
   if value then
@@ -98,7 +100,7 @@ for i = 3, #KEYS do
     else
       local counter = unpack_counter(value)
       counter.stored, counter.oldest = read, nil
-      note_told(counter, told)
+      note_told(counter, told, length)
       drop(counter, drops, b - 1, nil)
       value = pack_counter(counter)
     end
@@ -109,7 +111,7 @@ for i = 3, #KEYS do
   elseif stored < read then
     local counter = unpack_counter(value)
     counter.stored = read
-    note_told(counter, told)
+    note_told(counter, told, length)
     local first = batch[hours]
     if hours < drops and oldest and oldest >= first then
       local sent = {}

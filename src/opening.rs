@@ -18,6 +18,7 @@ use crate::domain::period::Period;
 use crate::domain::policy::Policy;
 use crate::domain::retention;
 use crate::domain::schedule::Reset;
+use crate::domain::threshold::Watched;
 use crate::groups::Groups;
 use crate::metrics::Metrics;
 use crate::store::adjustments::Pending;
@@ -279,6 +280,8 @@ impl Opener {
             .checked_sub_signed(self.late)
             .map_or(adjustment.at, |oldest| adjustment.at.max(oldest));
         let hour = policy.schedule.slot(at).start;
+        let limit = policy.limits.get(&counter.meter).cloned();
+        let watched = Watched::of(&limit.unwrap_or_default());
         for _ in 0..ROUNDS_MAX {
             let Some(generation) = link.generation(shard) else {
                 self.number(link, shard).await?;
@@ -291,6 +294,7 @@ impl Opener {
                 policy_version: policy.version,
                 amount: adjustment.amount,
                 hour,
+                percents: &watched.percents,
             };
             match self.counters.adjust(link, &correction, now).await? {
                 Opening::Ready => {

@@ -17,6 +17,7 @@ use super::{Answer, Attempt, Charge, Operation, Outcome, Reading};
 use crate::domain::counter::{CounterId, Stamp};
 use crate::domain::decision;
 use crate::domain::quantity::Count;
+use crate::domain::threshold::Watched;
 
 /// How many keys a call has before those of its batch: the lane's receipt, and the data set that holds it.
 pub(super) const LANE_KEYS: usize = 2;
@@ -225,7 +226,7 @@ struct Layout<'a> {
     index: Vec<usize>,
     /// By counter, the place of what was last asked of it.
     last: Vec<Option<usize>>,
-    rules: Vec<Rule>,
+    rules: Vec<Rule<'a>>,
     /// The idempotency records, by their own keys.
     records: Once<String>,
 }
@@ -258,10 +259,11 @@ impl<T: Eq + Hash> Once<T> {
 }
 
 #[derive(Debug)]
-struct Rule {
+struct Rule<'a> {
     counter: usize,
     stamp: Stamp,
     hour: DateTime<Utc>,
+    watched: &'a Watched,
     /// Another rule of the same counter.
     next: Option<usize>,
 }
@@ -296,6 +298,7 @@ impl<'a> Layout<'a> {
             counter,
             stamp: charge.stamp,
             hour: charge.hour,
+            watched: &charge.watched,
             next: None,
         });
         new
@@ -349,6 +352,11 @@ impl<'a> Layout<'a> {
             array
                 .push_text(text)
                 .push_signed(rule.hour.timestamp_millis());
+            match rule.watched.from {
+                Some(from) => array.push(from),
+                None => array.push_nothing(),
+            };
+            array.push_text(&rule.watched.percents);
         }
         Batch {
             keys: [self.keys, self.records.keys, self.indexes.keys],

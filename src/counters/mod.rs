@@ -40,7 +40,7 @@ use crate::domain::decision::{self, Demand};
 use crate::domain::ids::{ApiKeyId, IdempotencyKey, MeterId, OrganizationId};
 use crate::domain::quantity::Count;
 use crate::domain::schedule::Reset;
-use crate::domain::threshold::Told;
+use crate::domain::threshold::{Told, Watched};
 use crate::domain::verification::Counted;
 use crate::metrics::Metrics;
 use keys::Keys;
@@ -103,6 +103,8 @@ pub struct Charge {
     pub stamp: Stamp,
     /// The start of the hour that the units belong to.
     pub hour: DateTime<Utc>,
+    /// What the counter is watched for, by the limit of that stamp.
+    pub watched: Arc<Watched>,
 }
 
 /// An attempt that may be repeated under the same key.
@@ -239,6 +241,8 @@ pub struct Correction<'a> {
     pub amount: i64,
     /// The start of the hour that it is counted in.
     pub hour: DateTime<Utc>,
+    /// The percentages of its limit that are told of.
+    pub percents: &'a str,
 }
 
 /// What Redis knows of an organization.

@@ -395,7 +395,8 @@ pub(super) async fn adjust(
         .arg(correction.id)
         .arg(correction.amount)
         .arg(correction.hour.timestamp_millis())
-        .arg(organization.as_str());
+        .arg(organization.as_str())
+        .arg(correction.percents);
     let word: String = link
         .invoke(metrics::Script::Adjust, &call, &ADJUST.text)
         .await?;
@@ -418,7 +419,7 @@ pub(super) async fn settle(
         let Some(snapshot) = settlement.snapshot else {
             // No counter has generation 0, so that one which has come back is left alone.
             read.push_text("0:0:").push(0_u8).push(0_u8);
-            read.push_text("").push(0_u8).push(0_u8);
+            read.push_text("").push(0_u8).push(0_u8).push(0_u8);
             continue;
         };
         let hours = || snapshot.unstored_hours();
@@ -434,6 +435,7 @@ pub(super) async fn settle(
             Some(told) => read.push_text(&told.to_string()),
             None => read.push_text(""),
         };
+        read.push(size(snapshot.thresholds.crossed.to_string().len()));
         read.push(size(hours().count())).push(size(drops().count()));
         for hour in hours() {
             read.push_signed(hour.start.timestamp_millis())

@@ -62,7 +62,8 @@ fn parse_rest(snapshot: &mut Snapshot, items: &mut Items<'_>) -> Option<()> {
     if let Some(newest) = snapshot.hours.first_mut() {
         newest.refunded = refunded;
     }
-    while left > 0 {
+    // An odd one behind the hours.
+    while left > 1 {
         let (gap, used) = (items.signed()?, items.signed()?);
         left = left.checked_sub(2)?;
         let (mut denied, mut refunded) = (0, 0);
@@ -77,6 +78,9 @@ fn parse_rest(snapshot: &mut Snapshot, items: &mut Items<'_>) -> Option<()> {
             denied,
             refunded,
         });
+    }
+    if left > 0 {
+        snapshot.thresholds.crossed = items.text()?.parse().ok()?;
     }
     snapshot.hours.reverse();
     Some(())
@@ -147,6 +151,17 @@ mod tests {
         assert_eq!(snapshot.thresholds.peak.get(), 8);
         assert_eq!(snapshot.thresholds.told.percent, 80);
         assert_eq!(snapshot.adjusted.unwrap().applied, -3);
+    }
+
+    #[test]
+    fn what_was_crossed_stands_behind_the_hours() {
+        let (head, mut rest) = value();
+        rest[0] += 1;
+        rmp::encode::write_str(&mut rest, "80=801,!=1003,").unwrap();
+        let whole = [head, rest].concat();
+        assert_eq!(hours(&whole), [(7, 4, 0, 0), (9, -2, 0, 3), (10, 5, 2, 1)]);
+        let snapshot = parse(&counter(), &whole).unwrap().snapshot;
+        assert_eq!(snapshot.thresholds.crossed.to_string(), "80=801,!=1003,");
     }
 
     #[test]

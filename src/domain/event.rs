@@ -139,7 +139,7 @@ pub struct Crossing {
     pub meter: MeterId,
     /// Per cent of the limit.
     pub threshold: u16,
-    /// Units counted when it was stored.
+    /// Units counted when it was crossed.
     pub current: Count,
     /// The limit that the threshold is of.
     pub limit: Count,

@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use super::counter::Snapshot;
 use super::event::{Crossing, Event};
-use super::policy::{Enforcement, Rule};
+use super::policy::{Enforcement, MeterLimit, Rule};
 use super::quantity::Count;
 
 /// What a counter remembers of its thresholds beside its count.
@@ -21,6 +21,98 @@ pub struct Thresholds {
     pub peak: Count,
     /// Limits that held before, and that nothing was told of yet; oldest first.
     pub past: Vec<Past>,
+    /// What was crossed under this limit and is not told yet.
+    pub crossed: Crossed,
+}
+
+/// What a counter is watched for while it is counted, as scripts take it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Watched {
+    /// The lowest count that crosses anything; none without a limit.
+    pub from: Option<u64>,
+    /// The percentages, separated by spaces; also without a limit, because the counter may know a newer one.
+    pub percents: String,
+}
+
+impl Watched {
+    /// What a limit is watched for.
+    pub fn of(limit: &MeterLimit) -> Self {
+        let from = limit.limit.map(|units| {
+            let units = units.get();
+            let reached = limit.warn_at.iter().min().filter(|_| units > 0);
+            let reached = reached.map(|percent| {
+                let mark = u128::from(units).saturating_mul((*percent).into());
+                u64::try_from(mark.div_ceil(100)).unwrap_or(u64::MAX)
+            });
+            let exceeded = units.saturating_add(1);
+            reached.map_or(exceeded, |reached| reached.min(exceeded))
+        });
+        let percents = limit.warn_at.iter().map(u16::to_string);
+        Self {
+            from,
+            percents: percents.collect::<Vec<_>>().join(" "),
+        }
+    }
+}
+
+/// What was crossed under one limit, each threshold with the count that was the first to do so: that after the call, or
+/// the one that the first refused call has found.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Crossed(Vec<(Threshold, Count)>);
+
+/// What can be crossed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Threshold {
+    /// A percentage of the limit.
+    Percent(u16),
+    /// The limit, which is passed or refuses.
+    Limit,
+}
+
+impl Crossed {
+    /// The count that has crossed a threshold; none where that is not known.
+    fn count(&self, threshold: Threshold) -> Option<Count> {
+        let mut all = self.0.iter();
+        let found = all.find(|(crossed, _)| *crossed == threshold);
+        found.map(|(_, count)| *count)
+    }
+}
+
+/// `threshold=count,` for each, such as `80=801,!=1003,`, where `!` is the limit, as scripts write it.
+impl fmt::Display for Crossed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|(threshold, count)| {
+            match threshold {
+                Threshold::Percent(percent) => write!(f, "{percent}")?,
+                Threshold::Limit => f.write_str("!")?,
+            }
+            write!(f, "={},", count.get())
+        })
+    }
+}
+
+impl FromStr for Crossed {
+    type Err = Unreadable;
+
+    fn from_str(text: &str) -> Result<Self, Unreadable> {
+        let all = text.split_terminator(',').map(|crossed| {
+            let (threshold, count) = crossed.split_once('=').ok_or(Unreadable)?;
+            let threshold = match threshold {
+                "!" => Threshold::Limit,
+                percent => Threshold::Percent(percent.parse().map_err(|_| Unreadable)?),
+            };
+            Ok((threshold, count_of(count)?))
+        });
+        all.collect::<Result<_, _>>().map(Self)
+    }
+}
+
+fn number_of(text: &str) -> Result<u64, Unreadable> {
+    text.parse().map_err(|_| Unreadable)
+}
+
+fn count_of(text: &str) -> Result<Count, Unreadable> {
+    Count::try_from(number_of(text)?).map_err(|_| Unreadable)
 }
 
 /// What was told of a counter's thresholds.
@@ -96,37 +188,45 @@ pub struct Past {
     pub denied: u64,
     /// Units that were counted when it ended.
     pub used: Count,
+    /// What was crossed under it.
+    pub crossed: Crossed,
 }
 
-/// `since:denied before:limit:enforcement:peak:denied:used`, such as `0:0:1000:h:1000:3:950`, as scripts write it.
+/// `since:denied before:limit:enforcement:peak:denied:used:crossed`, such as `0:0:1000:h:1000:3:950:80=801,`, as scripts
+/// write it.
 impl FromStr for Past {
     type Err = Unreadable;
 
     fn from_str(text: &str) -> Result<Self, Unreadable> {
-        fn number(text: &str) -> Result<u64, Unreadable> {
-            text.parse().map_err(|_| Unreadable)
-        }
-        fn count(text: &str) -> Result<Count, Unreadable> {
-            Count::try_from(number(text)?).map_err(|_| Unreadable)
-        }
         let parts: Vec<&str> = text.split(':').collect();
-        let [since, denied_before, limit, enforcement, peak, denied, used] = parts[..] else {
+        let [
+            since,
+            denied_before,
+            limit,
+            enforcement,
+            peak,
+            denied,
+            used,
+            crossed,
+        ] = parts[..]
+        else {
             return Err(Unreadable);
         };
         Ok(Self {
-            since: number(since)?,
-            denied_before: number(denied_before)?,
+            since: number_of(since)?,
+            denied_before: number_of(denied_before)?,
             rule: Rule {
-                limit: (!limit.is_empty()).then(|| count(limit)).transpose()?,
+                limit: (!limit.is_empty()).then(|| count_of(limit)).transpose()?,
                 enforcement: match enforcement {
                     "h" => Enforcement::Hard,
                     "s" => Enforcement::Soft,
                     _ => return Err(Unreadable),
                 },
             },
-            peak: count(peak)?,
-            denied: number(denied)?,
-            used: count(used)?,
+            peak: count_of(peak)?,
+            denied: number_of(denied)?,
+            used: count_of(used)?,
+            crossed: crossed.parse()?,
         })
     }
 }
@@ -146,31 +246,31 @@ impl Snapshot {
     pub fn may_have_news(&self) -> bool {
         let told = self.thresholds.told;
         !self.thresholds.past.is_empty()
+            || self.thresholds.crossed != Crossed::default()
             || percent(self.peak(), self.stamp.rule.limit) > told.percent
-            || (!told.exceeded && self.reign().is_exceeded())
+            || (!told.exceeded && self.reign(None).is_exceeded())
     }
 
     /// What is to be told of it, given the percentages that its limit has, ascending.
     pub fn news(&self, warn_at: &[u16]) -> Option<News> {
         let Thresholds { told, past, .. } = &self.thresholds;
-        let (mut now, mut events) = (*told, Vec::new());
-        for (position, past) in past.iter().enumerate() {
-            if let Some(before) = position
-                .checked_sub(1)
-                .and_then(|it| self.thresholds.past.get(it))
-            {
-                now = now.under(past.rule.limit, before.used, past.since, past.denied_before);
+        let (mut now, mut began, mut events) = (*told, None, Vec::new());
+        for past in past {
+            if let Some(used) = began {
+                now = now.under(past.rule.limit, used, past.since, past.denied_before);
             }
-            now = self.tell(&Reign::of(past), warn_at, now, &mut events);
+            now = self.tell(&Reign::of(past, began), warn_at, now, &mut events);
+            began = Some(past.used);
         }
-        if let Some(last) = past.last() {
+        if let Some(used) = began {
             let limit = self.stamp.rule.limit;
-            now = now.under(limit, last.used, told.since, told.denied_before);
+            now = now.under(limit, used, told.since, told.denied_before);
         }
-        now = self.tell(&self.reign(), warn_at, now, &mut events);
+        now = self.tell(&self.reign(began), warn_at, now, &mut events);
         now.since = told.since;
         now.denied_before = told.denied_before;
-        (now != *told || !past.is_empty()).then_some(News { events, told: now })
+        let settles = !past.is_empty() || self.thresholds.crossed != Crossed::default();
+        (now != *told || settles).then_some(News { events, told: now })
     }
 
     /// The most that was counted under the present limit.
@@ -178,24 +278,35 @@ impl Snapshot {
         self.used.max(self.thresholds.peak)
     }
 
-    fn reign(&self) -> Reign {
+    fn reign(&self, began: Option<Count>) -> Reign<'_> {
         Reign {
             rule: self.stamp.rule,
             since: self.thresholds.told.since,
+            began,
             peak: self.peak(),
             refused: self.denied > self.thresholds.told.denied_before,
+            crossed: &self.thresholds.crossed,
         }
     }
 
-    fn tell(&self, reign: &Reign, warn_at: &[u16], told: Told, events: &mut Vec<Event>) -> Told {
+    fn tell(
+        &self,
+        reign: &Reign<'_>,
+        warn_at: &[u16],
+        told: Told,
+        events: &mut Vec<Event>,
+    ) -> Told {
         let Some(limit) = reign.rule.limit else {
             return told;
         };
-        let crossing = |threshold: u16| Crossing {
+        let crossing = |threshold: Threshold| Crossing {
             organization_id: self.counter.organization.clone(),
             meter: self.counter.meter.clone(),
-            threshold,
-            current: self.used,
+            threshold: match threshold {
+                Threshold::Percent(percent) => percent,
+                Threshold::Limit => FULL,
+            },
+            current: reign.count_at(threshold, limit),
             limit,
             period_start: self.counter.start,
             reset_date: self.stamp.end,
@@ -205,12 +316,13 @@ impl Snapshot {
         let reached = percent(reign.peak, Some(limit));
         for threshold in warn_at {
             if (*threshold <= reached) && (*threshold > told.percent) {
-                events.push(Event::UsageWarning(crossing(*threshold)));
+                let percent = Threshold::Percent(*threshold);
+                events.push(Event::UsageWarning(crossing(percent)));
                 now.percent = now.percent.max(*threshold);
             }
         }
         if !told.exceeded && reign.is_exceeded() {
-            events.push(Event::LimitExceeded(crossing(FULL)));
+            events.push(Event::LimitExceeded(crossing(Threshold::Limit)));
             now.exceeded = true;
         }
         now
@@ -218,22 +330,42 @@ impl Snapshot {
 }
 
 /// A limit while it holds.
-struct Reign {
+struct Reign<'a> {
     rule: Rule,
     since: u64,
+    /// What was counted when it began, where it took the place of another limit.
+    began: Option<Count>,
     peak: Count,
     /// Whether a call was refused.
     refused: bool,
+    crossed: &'a Crossed,
 }
 
-impl Reign {
-    fn of(past: &Past) -> Self {
+impl<'a> Reign<'a> {
+    fn of(past: &'a Past, began: Option<Count>) -> Self {
         Self {
             rule: past.rule,
             since: past.since,
+            began,
             peak: past.peak,
             refused: past.denied > past.denied_before,
+            crossed: &past.crossed,
         }
+    }
+
+    /// The count that has crossed a threshold: what was counted already when the limit began to hold, else what the call
+    /// left that crossed it. Where nobody has noted that, because the threshold was added or Redis lost what it held, the
+    /// most that was counted.
+    fn count_at(&self, threshold: Threshold, limit: Count) -> Count {
+        let crosses = |used: &Count| match threshold {
+            Threshold::Percent(threshold) => percent(*used, Some(limit)) >= threshold,
+            Threshold::Limit => *used > limit,
+        };
+        let noted = || self.crossed.count(threshold);
+        self.began
+            .filter(crosses)
+            .or_else(noted)
+            .unwrap_or(self.peak)
     }
 
     fn is_exceeded(&self) -> bool {
@@ -273,6 +405,7 @@ mod tests {
 
     use super::*;
     use crate::domain::counter::{CounterId, Stamp};
+    use crate::domain::quantity::COUNT_MAX;
 
     fn count(units: u64) -> Count {
         Count::try_from(units).unwrap()
@@ -413,7 +546,7 @@ mod tests {
         raised.denied = 2;
         raised.thresholds.told.since = 9;
         raised.thresholds.told.denied_before = 2;
-        raised.thresholds.past = vec!["0:0:100:h:100:2:100".parse().unwrap()];
+        raised.thresholds.past = vec!["0:0:100:h:100:2:100:".parse().unwrap()];
         let (words, now) = told(&raised, &[80, 100]);
         assert_eq!(words, ["80 of 100", "100 of 100", "! of 100"]);
         assert_eq!((now.percent, now.exceeded, now.since), (10, false, 9));
@@ -422,12 +555,55 @@ mod tests {
         let mut lowered = snapshot(130, hard(110));
         lowered.thresholds.told.since = 9;
         lowered.thresholds.past = vec![
-            "0:0:100:h:90:0:90".parse().unwrap(),
-            "8:0:1000:h:130:0:130".parse().unwrap(),
+            "0:0:100:h:90:0:90:".parse().unwrap(),
+            "8:0:1000:h:130:0:130:".parse().unwrap(),
         ];
         let (words, now) = told(&lowered, &[80, 100]);
         assert_eq!(words, ["80 of 100", "80 of 110", "100 of 110", "! of 110"]);
         assert_eq!((now.percent, now.exceeded), (100, true));
+    }
+
+    #[test]
+    fn a_crossing_has_the_count_that_crossed_it() {
+        let current = |snapshot: &Snapshot, warn_at: &[u16]| -> Vec<u64> {
+            let events = snapshot.news(warn_at).unwrap().events;
+            let crossings = events.iter().filter_map(Event::crossing);
+            crossings.map(|it| it.current.get()).collect()
+        };
+        let mut one = snapshot(500, hard(100));
+        one.thresholds.crossed = "80=83,100=100,!=101,".parse().unwrap();
+        assert_eq!(current(&one, &[80, 100]), [83, 100, 101]);
+        // One that was added later.
+        assert_eq!(current(&one, &[50, 80]), [500, 83, 101]);
+        // Lowered below the count, and then raised: what was crossed at once, and what by calls.
+        one.thresholds.told.since = 9;
+        one.thresholds.past = vec![
+            "0:0:100:h:90:1:70:80=90,!=88,".parse().unwrap(),
+            "8:1:60:h:70:1:65:".parse().unwrap(),
+        ];
+        one.stamp.rule = hard(200);
+        one.thresholds.crossed = "80=190,100=203,!=203,".parse().unwrap();
+        // 80 % of 60 and the limit were crossed before, and told of 100.
+        assert_eq!(current(&one, &[80, 100]), [90, 88, 70, 190, 203, 203]);
+    }
+
+    #[test]
+    fn what_a_counter_is_watched_for_begins_at_its_lowest_threshold() {
+        let from = |limit: Option<u64>, warn_at: &[u16]| {
+            let limit = MeterLimit {
+                limit: limit.map(count),
+                warn_at: warn_at.to_vec(),
+                ..MeterLimit::default()
+            };
+            let watched = Watched::of(&limit);
+            (watched.from, watched.percents)
+        };
+        let watched = |from: u64, percents: &str| (Some(from), percents.to_owned());
+        assert_eq!(from(None, &[80]), (None, "80".to_owned()));
+        assert_eq!(from(Some(0), &[80]), watched(1, "80"));
+        assert_eq!(from(Some(999), &[80, 100]), watched(800, "80 100"));
+        assert_eq!(from(Some(10), &[]), watched(11, ""));
+        assert_eq!(from(Some(10), &[500]), watched(11, "500"));
     }
 
     #[test]
@@ -447,6 +623,17 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn what_was_crossed_parses_back(
+            crossed in proptest::collection::vec((proptest::option::of(any::<u16>()), 0..=COUNT_MAX), 0..5),
+        ) {
+            let crossed = crossed.into_iter().map(|(percent, units)| {
+                (percent.map_or(Threshold::Limit, Threshold::Percent), count(units))
+            });
+            let crossed = Crossed(crossed.collect());
+            prop_assert_eq!(crossed.to_string().parse(), Ok(crossed));
+        }
+
         #[test]
         fn what_was_told_parses_back(percent: u16, exceeded: bool, since: u64, denied_before: u64) {
             let told = Told { percent, exceeded, since, denied_before };

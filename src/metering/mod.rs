@@ -634,6 +634,7 @@ impl Asked {
             demand: *demand,
             stamp: Stamp::of(&self.policy, meter, period, self.generation),
             hour: self.hour(period),
+            watched: self.policy.watched(meter),
         }
     }
 

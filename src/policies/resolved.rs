@@ -1,20 +1,27 @@
 //! A policy, shared by every organization that has the same, with what it says about now worked out.
 
+use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 use chrono::{DateTime, Utc};
 
+use crate::domain::ids::MeterId;
 use crate::domain::period::Period;
-use crate::domain::policy::Policy;
+use crate::domain::policy::{MeterLimit, Policy};
 use crate::domain::slot::Slot;
+use crate::domain::threshold::Watched;
 
 /// A policy in force. Finding periods and slots in a calendar is dear, and almost every call asks for those
 /// that contain now, so the last answer is kept.
 #[derive(Debug)]
 pub struct Resolved {
     policy: Policy,
+    /// By meter, what its counters are watched for.
+    watched: BTreeMap<MeterId, Arc<Watched>>,
+    /// The same of a meter that it does not name.
+    otherwise: Arc<Watched>,
     last: ArcSwapOption<Moment>,
 }
 
@@ -29,10 +36,19 @@ pub struct Moment {
 
 impl Resolved {
     pub(super) fn new(policy: Policy) -> Self {
+        let limits = policy.limits.iter();
+        let watched = limits.map(|(meter, limit)| (meter.clone(), Arc::new(Watched::of(limit))));
         Self {
+            watched: watched.collect(),
+            otherwise: Arc::new(Watched::of(&MeterLimit::default())),
             policy,
             last: ArcSwapOption::empty(),
         }
+    }
+
+    /// What the counters of a meter are watched for.
+    pub fn watched(&self, meter: &MeterId) -> Arc<Watched> {
+        Arc::clone(self.watched.get(meter).unwrap_or(&self.otherwise))
     }
 
     /// The period and the slot that contain an instant.

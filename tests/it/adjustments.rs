@@ -80,6 +80,7 @@ async fn commit_and_apply(world: &World, amount: i64) {
         policy_version: 1 << 50,
         amount,
         hour: instant("2031-03-15T12:00:00Z"),
+        percents: "",
     };
     let applied = counters.adjust(&link, &correction, world.clock.now()).await;
     assert_eq!(applied.unwrap(), Opening::Ready);

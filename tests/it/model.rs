@@ -14,8 +14,9 @@ use tallyman::counters::{
 use tallyman::domain::counter::{CounterId, Snapshot, Stamp};
 use tallyman::domain::decision::{self, Decision, Demand, decide};
 use tallyman::domain::ids::OrganizationId;
-use tallyman::domain::policy::{Enforcement, Rule};
+use tallyman::domain::policy::{Enforcement, MeterLimit, Rule};
 use tallyman::domain::quantity::{AMOUNT_MAX, COUNT_MAX, Count};
+use tallyman::domain::threshold::Watched;
 
 use crate::support::{World, instant, key_of};
 
@@ -274,7 +275,85 @@ struct Held {
     refunded: u64,
     /// Used, denied and refunded, by hour.
     hours: BTreeMap<DateTime<Utc>, (i64, u64, u64)>,
+    /// What was crossed under this limit, each with the first count to do so; and under the limits before.
+    crossed: Vec<(String, u64)>,
+    past: Vec<String>,
+    /// Calls that were refused before this limit.
+    denied_before: u64,
     changed: bool,
+}
+
+impl Held {
+    /// Takes a stamp, which may begin another limit.
+    fn take(&mut self, stamp: Stamp) {
+        if self.stamp.rule != stamp.rule {
+            let crossed = std::mem::take(&mut self.crossed);
+            self.past.push(written(&crossed));
+            self.denied_before = self.denied;
+        }
+        self.stamp = stamp;
+        self.changed = true;
+    }
+
+    /// Refuses a call; says whether it is the first one.
+    fn refuse(&mut self, hour: DateTime<Utc>) -> bool {
+        if self.denied == self.denied_before {
+            self.cross("!".to_owned(), self.used.get());
+        }
+        self.denied += 1;
+        self.hours.entry(hour).or_default().1 += 1;
+        self.changed = true;
+        self.denied == 1
+    }
+
+    fn cross(&mut self, threshold: String, used: u64) {
+        if !self
+            .crossed
+            .iter()
+            .any(|(crossed, _)| *crossed == threshold)
+        {
+            self.crossed.push((threshold, used));
+        }
+    }
+
+    /// What is crossed between two counts.
+    fn cross_between(&mut self, before: Count, after: Count) {
+        let Some(limit) = self.stamp.rule.limit else {
+            return;
+        };
+        let (before, after, limit) = (before.get(), after.get(), limit.get());
+        for percent in WARN_AT {
+            let reaches =
+                |used: u64| u128::from(used) * 100 >= u128::from(limit) * u128::from(percent);
+            if limit > 0 && !reaches(before) && reaches(after) {
+                self.cross(percent.to_string(), after);
+            }
+        }
+        if before <= limit && limit < after {
+            self.cross("!".to_owned(), after);
+        }
+    }
+}
+
+fn written(crossed: &[(String, u64)]) -> String {
+    let each = crossed.iter();
+    let each: Vec<String> = each
+        .map(|(threshold, used)| format!("{threshold}={used},"))
+        .collect();
+    each.concat()
+}
+
+/// What every limit is watched for.
+const WARN_AT: [u16; 3] = [37, 80, 100];
+
+fn watched(rule: Rule) -> Arc<Watched> {
+    let limit = MeterLimit {
+        limit: rule.limit,
+        enforcement: rule.enforcement,
+        warn_at: WARN_AT.to_vec(),
+        ..MeterLimit::default()
+    };
+    Arc::new(Watched::of(&limit))
 }
 
 #[derive(Debug)]
@@ -373,15 +452,11 @@ impl Model {
             for (place, position) in positions.iter().enumerate() {
                 let (held, charge) = (&mut self.held[*position], &charges[place]);
                 if held.stamp != deciding[place] {
-                    held.stamp = deciding[place];
-                    held.changed = true;
+                    held.take(deciding[place]);
                 }
                 match &decision {
                     Decision::Denied(refused) if refused.contains(&place) => {
-                        refused_first[place] = held.denied == 0;
-                        held.denied += 1;
-                        held.hours.entry(charge.hour).or_default().1 += 1;
-                        held.changed = true;
+                        refused_first[place] = held.refuse(charge.hour);
                     }
                     Decision::Granted(_) if counts[place] != held.used => {
                         let hour = held.hours.entry(charge.hour).or_default();
@@ -390,6 +465,7 @@ impl Model {
                             held.refunded += given_back[place];
                         }
                         hour.0 += difference(held.used, counts[place]);
+                        held.cross_between(held.used, counts[place]);
                         held.used = counts[place];
                         held.changed = true;
                     }
@@ -478,6 +554,9 @@ async fn agrees(bench: &Bench, number: usize, case: &Case) -> Result<(), TestCas
             sequence: 0,
             stamp: first,
             hours: BTreeMap::new(),
+            crossed: Vec::new(),
+            past: Vec::new(),
+            denied_before: 0,
             changed: false,
         });
     }
@@ -498,6 +577,7 @@ async fn agrees(bench: &Bench, number: usize, case: &Case) -> Result<(), TestCas
                             demand: wish.demand,
                             stamp: stamp(case.rules[position][wish.version - 1], wish.version),
                             hour: hour(bench.now(), wish.hours_ago),
+                            watched: watched(case.rules[position][wish.version - 1]),
                         }
                     })
                     .collect(),
@@ -525,6 +605,10 @@ async fn agrees(bench: &Bench, number: usize, case: &Case) -> Result<(), TestCas
         prop_assert_eq!(snapshot.refunded, held.refunded);
         prop_assert_eq!(snapshot.sequence, held.sequence);
         prop_assert_eq!(snapshot.stamp, held.stamp);
+        let thresholds = &snapshot.thresholds;
+        prop_assert_eq!(thresholds.crossed.to_string(), written(&held.crossed));
+        let past = thresholds.past.iter().map(|past| past.crossed.to_string());
+        prop_assert_eq!(&past.collect::<Vec<_>>(), &held.past);
         let hours: BTreeMap<_, _> = snapshot
             .hours
             .iter()
@@ -598,6 +682,7 @@ fn operation(
         demand: Demand { amount: 1, need: 1 },
         stamp,
         hour: hour(bench.now(), 0),
+        watched: watched(stamp.rule),
     });
     Operation {
         organization: organization.clone(),

@@ -467,6 +467,114 @@ async fn an_answer_says_which_percentages_its_call_has_crossed() {
     }
 }
 
+/// Threshold and count of each crossing that was told of an organization, oldest first.
+async fn crossings(service: &Instance, organization: &str) -> Vec<(u64, u64)> {
+    service.flush().await;
+    let path = format!("/v1/events?organizationId={organization}&pageSize=1000");
+    let page = service.http.get(&path).await.body;
+    let events = page["data"].as_array().unwrap().iter();
+    let data = events.map(|event| &event["data"]);
+    let mut crossings: Vec<(u64, u64)> = data
+        .filter_map(|data| Some((data["threshold"].as_u64()?, data["current"].as_u64()?)))
+        .collect();
+    crossings.sort_unstable();
+    crossings
+}
+
+#[tokio::test]
+async fn a_crossing_carries_the_count_that_crossed_it_whatever_was_counted_before_the_flush() {
+    let world = World::new().await;
+    let (here, there) = (world.instance().await, world.instance().await);
+    for amount in [790, 13, 150, 49, 5, 300] {
+        here.track("org_1", amount).await;
+    }
+    refund(&there, "org_1", 1000).await;
+    there.track("org_1", 900).await;
+    let expected = [(80, 803), (100, 1002), (100, 1002)];
+    assert_eq!(crossings(&here, "org_1").await, expected);
+    // What is crossed again is told no more, nor kept.
+    refund(&there, "org_1", 500).await;
+    there.track("org_1", 600).await;
+    assert_eq!(crossings(&there, "org_1").await, expected);
+    let held = world.held_of("org_1", "api", "2031-03-01T00:00:00Z").await;
+    assert_eq!(held["crossed"], "");
+
+    // In a batch, where equal items are decided together.
+    let item = json!({"op": "track", "organizationId": "org_2", "amount": 7});
+    let body = json!({"items": vec![item; 200]});
+    assert_eq!(here.http.post("/v1/batch", body).await.status, 200);
+    assert_eq!(
+        crossings(&here, "org_2").await,
+        [(80, 805), (100, 1001), (100, 1001)]
+    );
+
+    // By an adjustment.
+    here.track("org_3", 100).await;
+    let body = json!({"amount": 750, "reason": "carried over"});
+    let adjusted = here.http.post("/v1/organizations/org_3/adjust", body).await;
+    assert_eq!(adjusted.status, 200, "{}", adjusted.text);
+    here.track("org_3", 20).await;
+    assert_eq!(crossings(&here, "org_3").await, [(80, 850)]);
+}
+
+#[tokio::test]
+async fn a_refusal_that_exceeds_carries_the_count_that_it_found() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service
+        .limits("org_1", json!({"api": {"limit": 10, "warnAt": []}}))
+        .await;
+    service.attempt("org_1", "api", 6).await;
+    for _ in 0..2 {
+        assert_eq!(service.attempt("org_1", "api", 6).await.status, 429);
+        service.attempt("org_1", "api", 1).await;
+    }
+    assert_eq!(crossings(&service, "org_1").await, [(100, 6)]);
+    // Under another limit, another one is the first.
+    limit(&service, "org_1", 20).await;
+    service.attempt("org_1", "api", 9).await;
+    assert_eq!(service.attempt("org_1", "api", 6).await.status, 429);
+    refund(&service, "org_1", 3).await;
+    assert_eq!(service.attempt("org_1", "api", 7).await.status, 429);
+    assert_eq!(crossings(&service, "org_1").await, [(100, 6), (100, 17)]);
+}
+
+#[tokio::test]
+async fn what_a_change_of_the_limit_crosses_carries_the_count_at_that_time() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service.track("org_1", 500).await;
+    limit(&service, "org_1", 450).await;
+    service.track("org_1", 33).await;
+    // Before anybody has looked.
+    limit(&service, "org_1", 600).await;
+    service.track("org_1", 70).await;
+    // 80 % of 600 were crossed before, and told of 450.
+    let expected = [(80, 500), (100, 500), (100, 500), (100, 603), (100, 603)];
+    assert_eq!(crossings(&service, "org_1").await, expected);
+}
+
+/// A flush stores what it has read; what is crossed meanwhile is told by the next one.
+#[tokio::test]
+async fn what_is_crossed_during_a_flush_keeps_its_count() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let all: Vec<_> = tallyman::counters::Shard::all().collect();
+    service.track("org_1", 810).await;
+    let read = service.app.flusher.read(&all).await.unwrap();
+    service.track("org_1", 194).await;
+    let stored = service.app.flusher.store(&read).await.unwrap();
+    service.track("org_1", 50).await;
+    service.app.flusher.settle(&read, &stored).await.unwrap();
+    service.track("org_1", 50).await;
+    assert_eq!(
+        crossings(&service, "org_1").await,
+        [(80, 810), (100, 1004), (100, 1004)]
+    );
+    let held = world.held_of("org_1", "api", "2031-03-01T00:00:00Z").await;
+    assert_eq!(held["crossed"], "");
+}
+
 #[tokio::test]
 async fn what_is_replayed_crosses_what_the_first_answer_said() {
     let world = World::new().await;

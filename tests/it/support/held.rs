@@ -62,11 +62,12 @@ fn parse(mut value: &[u8]) -> Held {
         held.insert(name.to_owned(), item(&mut value));
     }
     let (mut start, used, denied) = (item(&mut value), item(&mut value), item(&mut value));
-    let mut refunded = "0".to_owned();
+    let (mut refunded, mut left) = ("0".to_owned(), 0);
+    held.insert("crossed".to_owned(), String::new());
     if value.is_empty() {
         held.extend(REST.map(|name| (name.to_owned(), String::new())));
     } else {
-        decode::read_array_len(&mut value).unwrap();
+        left = decode::read_array_len(&mut value).unwrap() as usize - REST.len() - 1;
         for name in REST {
             held.insert(name.to_owned(), item(&mut value));
         }
@@ -77,16 +78,21 @@ fn parse(mut value: &[u8]) -> Held {
         for (name, value) in ["used", "denied", "refunded"].iter().zip(hour.clone()) {
             held.insert(format!("{name}@{start}"), value);
         }
-        if value.is_empty() {
+        if left < 2 {
             break;
         }
+        left -= 2;
         let gap: i64 = item(&mut value).parse().unwrap();
         start = (start.parse::<i64>().unwrap() - gap.abs() * 1000).to_string();
         hour = [item(&mut value), "0".to_owned(), "0".to_owned()];
         if gap < 0 {
+            left -= 2;
             hour[1] = item(&mut value);
             hour[2] = item(&mut value);
         }
+    }
+    if left > 0 {
+        held.insert("crossed".to_owned(), item(&mut value));
     }
     assert!(value.is_empty(), "{held:?}");
     held
@@ -110,7 +116,9 @@ fn packed(held: &Held) -> Vec<u8> {
     let text = |name: &str| held.get(name).map_or("", String::as_str);
     let number = |name: &str| text(name).parse::<i64>().unwrap_or(0);
     let put = |value: &mut Vec<u8>, name: &str| match name {
-        "stamp" | "told" | "past" | "adjusted" => encode::write_str(value, text(name)).unwrap(),
+        "stamp" | "told" | "past" | "adjusted" | "crossed" => {
+            encode::write_str(value, text(name)).unwrap();
+        }
         "oldest" if text(name).is_empty() => encode::write_nil(value).unwrap(),
         _ => {
             encode::write_sint(value, number(name)).unwrap();
@@ -130,7 +138,8 @@ fn packed(held: &Held) -> Vec<u8> {
     encode::write_sint(&mut value, *newest).unwrap();
     put(&mut value, &format!("used@{newest}"));
     put(&mut value, &format!("denied@{newest}"));
-    let length = REST.len() + 1 + 4 * (starts.len() - 1);
+    let crossed = !text("crossed").is_empty();
+    let length = REST.len() + 1 + 4 * (starts.len() - 1) + usize::from(crossed);
     encode::write_array_len(&mut value, u32::try_from(length).unwrap()).unwrap();
     for name in REST {
         put(&mut value, name);
@@ -141,6 +150,9 @@ fn packed(held: &Held) -> Vec<u8> {
         for name in ["used", "denied", "refunded"] {
             put(&mut value, &format!("{name}@{start}"));
         }
+    }
+    if crossed {
+        put(&mut value, "crossed");
     }
     value
 }
