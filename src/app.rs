@@ -46,6 +46,12 @@ pub struct App {
     pub scheduler: Scheduler,
     /// Rids Redis of what is of no use any more; tests drive it by hand.
     pub forgetter: Forgetter,
+    /// Mirrors keys.
+    access: Access,
+    /// Erases what deleted organizations have left.
+    admin: Admin,
+    /// What all of these have to do with Postgres.
+    background: Store,
     metrics_listen: Option<SocketAddr>,
     shutdown: Duration,
 }
@@ -57,8 +63,13 @@ impl App {
         let metrics = Metrics::new(env!("CARGO_PKG_VERSION"), clock.now());
         let counters = Counters::new(settings, clock.clone(), metrics.clone())
             .context("TALLYMAN_REDIS_URL cannot be used")?;
-        let store = Store::new(&servers.database_url, config.database_connections)
-            .context("TALLYMAN_DATABASE_URL cannot be used")?;
+        // Half of the connections are for requests alone, whatever the workers wait for.
+        let half = config.database_connections / 2;
+        let connect = |connections| {
+            Store::new(&servers.database_url, connections)
+                .context("TALLYMAN_DATABASE_URL cannot be used")
+        };
+        let (store, background) = (connect(config.database_connections - half)?, connect(half)?);
         refuse_what_is_unfit(&counters).await?;
         let late = chrono::Duration::from_std(config.late)?;
         let policies = Policies::new(
@@ -66,10 +77,9 @@ impl App {
             store.clone(),
             clock.clone(),
             late,
-            config.defaults,
+            config.defaults.clone(),
             metrics.clone(),
         );
-        learn(&policies).await;
         let opener = Opener::new(counters.clone(), store.clone(), late, metrics.clone());
         let metering = Metering::new(
             counters.clone(),
@@ -80,24 +90,15 @@ impl App {
             late,
             metrics.clone(),
         );
-        let flusher = Flusher::new(flusher::Handles {
-            counters: counters.clone(),
-            store: store.clone(),
-            policies: policies.clone(),
-            opener: opener.clone(),
-            clock: clock.clone(),
-            metrics: metrics.clone(),
-            interval: config.flush_interval,
-            late,
-        });
         let access = Access::new(
             counters.clone(),
             store.clone(),
             clock.clone(),
             metrics.clone(),
-            config.jwt,
+            config.jwt.clone(),
         )
         .context("JWTs cannot be verified")?;
+        learn(&policies, &access).await;
         let webhooks = Webhooks::new(
             store.clone(),
             clock.clone(),
@@ -108,15 +109,11 @@ impl App {
             counters.clone(),
             store.clone(),
             policies.clone(),
-            opener,
+            opener.clone(),
             access.clone(),
             clock.clone(),
             metrics.clone(),
         );
-        let remembered = chrono::Duration::from_std(config.idempotency)?;
-        let scheduler =
-            Scheduler::new(admin.clone(), config.scheduler, remembered, metrics.clone());
-        let forgetter = Forgetter::new(counters.clone(), clock.clone(), late, metrics.clone());
         let state = State::new(Handles {
             access,
             admin,
@@ -128,26 +125,66 @@ impl App {
                 clock.clone(),
                 late,
             ),
-            webhooks: webhooks.clone(),
+            webhooks,
             history: History::new(store.clone(), policies.clone(), clock.clone(), late),
             counters,
             store,
             clock,
             metrics,
             metrics_apart: config.metrics_listen.is_some(),
-            plugin_path: config.plugin_path,
-            cors_origins: config.cors_origins,
+            plugin_path: config.plugin_path.clone(),
+            cors_origins: config.cors_origins.clone(),
             draining: AtomicBool::new(false),
         });
+        Self::with_workers(state, &config, &policies, &opener, background)
+    }
+
+    /// The workers beside what answers requests: the same handles, with connections to Postgres of their own.
+    fn with_workers(
+        state: State,
+        config: &Config,
+        policies: &Policies,
+        opener: &Opener,
+        background: Store,
+    ) -> Result<Self> {
+        let (counters, clock, metrics) = (&state.counters, &state.clock, &state.metrics);
+        let (policies, opener) = (
+            policies.on(background.clone()),
+            opener.on(background.clone()),
+        );
+        let access = state.access.on(background.clone());
+        let admin = Admin::new(
+            counters.clone(),
+            background.clone(),
+            policies.clone(),
+            opener.clone(),
+            access.clone(),
+            clock.clone(),
+            metrics.clone(),
+        );
+        let late = chrono::Duration::from_std(config.late)?;
+        let remembered = chrono::Duration::from_std(config.idempotency)?;
         Ok(Self {
-            state,
-            flusher,
+            flusher: Flusher::new(flusher::Handles {
+                counters: counters.clone(),
+                store: background.clone(),
+                policies: policies.clone(),
+                opener,
+                clock: clock.clone(),
+                metrics: metrics.clone(),
+                interval: config.flush_interval,
+                late,
+            }),
             policies,
-            webhooks,
-            scheduler,
-            forgetter,
+            webhooks: state.webhooks.on(background.clone()),
+            scheduler: Scheduler::new(admin.clone(), config.scheduler, remembered, metrics.clone()),
+            forgetter: Forgetter::new(counters.clone(), clock.clone(), late, metrics.clone()),
+            access,
+            admin,
+            background,
             metrics_listen: config.metrics_listen,
             shutdown: config.shutdown,
+            state,
         })
     }
 
@@ -176,9 +213,9 @@ impl App {
         supervise(Box::pin(
             async move { scheduler.run(stop_scheduling).await },
         ));
-        let (access, stop_admitting) = (self.state.access.clone(), drained.clone());
+        let (access, stop_admitting) = (self.access.clone(), drained.clone());
         supervise(Box::pin(async move { access.run(stop_admitting).await }));
-        let (admin, stop_erasing) = (self.state.admin.clone(), drained.clone());
+        let (admin, stop_erasing) = (self.admin.clone(), drained.clone());
         supervise(Box::pin(async move { admin.run(stop_erasing).await }));
         let (webhooks, stop_delivering) = (self.webhooks.clone(), drained.clone());
         supervise(Box::pin(async move { webhooks.run(stop_delivering).await }));
@@ -220,6 +257,7 @@ impl App {
             tracing::warn!("the last counts were not stored in time; they stay in Redis");
         }
         self.state.store.close().await;
+        self.background.close().await;
         if crashed {
             bail!("a worker has died");
         }
@@ -236,9 +274,14 @@ fn redis_settings(config: &Config, url: String) -> Result<counters::Settings> {
     })
 }
 
-/// Makes this instance's settings the defaults of the service, if Postgres can be reached; otherwise the sweep does so.
-async fn learn(policies: &Policies) {
-    if let Err(error) = policies.learn().await {
+/// Makes this instance's settings the defaults of the service, and learns what seals the mirror of the keys, if Postgres
+/// can be reached; otherwise the sweeps do so.
+async fn learn(policies: &Policies, access: &Access) {
+    let learned = async {
+        policies.learn().await?;
+        access.learn().await
+    };
+    if let Err(error) = learned.await {
         tracing::warn!(%error, "starting without Postgres");
     }
 }

@@ -79,7 +79,7 @@ pub struct Settings {
     )]
     pub redis_restart: String,
 
-    /// Most connections to Postgres
+    /// Most connections to Postgres, half of which are for requests alone
     #[arg(
         long,
         env = "TALLYMAN_DATABASE_CONNECTIONS",
@@ -360,7 +360,7 @@ pub struct Config {
     pub redis_prefix: String,
     /// Whether a restarted Redis is trusted to hold everything that it acknowledged.
     pub trust_redis_restart: bool,
-    /// Most connections to Postgres.
+    /// Most connections to Postgres, half of them for requests alone.
     pub database_connections: u32,
     /// Between two flushes.
     pub flush_interval: Duration,
@@ -509,7 +509,7 @@ impl Settings {
             &[("verify", false), ("trust", true)],
         );
         let database_connections =
-            problems.number("database-connections", &self.database_connections, 1, 1000);
+            problems.number("database-connections", &self.database_connections, 2, 1000);
         let flush_interval =
             problems.number("flush-interval-ms", &self.flush_interval_ms, 10, 3_600_000);
         let scheduler = problems.chosen(

@@ -127,6 +127,16 @@ impl Opener {
         }
     }
 
+    /// The same, with other connections to Postgres.
+    #[must_use]
+    pub fn on(&self, store: Store) -> Self {
+        Self {
+            store,
+            groups: Default::default(),
+            ..self.clone()
+        }
+    }
+
     /// Sees to it that the data set of a shard has a number.
     pub async fn number(&self, link: &Link, shard: Shard) -> Result<(), Error> {
         let _one_at_a_time = self.numbering.lock().await;

@@ -4,14 +4,20 @@
 //! away. Keys change in Postgres; only the sweep writes the mirror, in the order of the changes, so that a
 //! revoked key does not come back, whatever was lost, delayed or restored. With both servers up a
 //! revocation is in force everywhere after a sweep and the life of the caches, which is below 5 s.
+//!
+//! Whoever can write to Redis must not make keys thereby. So what is mirrored is sealed with a secret of Postgres
+//! ([`seal`]), and each instance knows from there which keys are revoked, so that no older record brings one back.
+//! Until an instance has reached Postgres it can tell no seal, and takes a record on trust for counting alone, which
+//! Redis lets its writers do anyway.
 
 mod jwks;
+mod seal;
 mod signatures;
 mod tokens;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, DurationRound as _, TimeDelta, Utc};
@@ -27,6 +33,7 @@ use crate::domain::ids::ApiKeyId;
 use crate::metrics::{self, Metrics, Worker};
 use crate::store::api_keys::{self, KeyRecord, PresentedKey};
 use crate::store::{self, Store};
+use seal::Seal;
 use tokens::Tokens;
 
 /// How long a key, or the absence of one, is believed without looking again.
@@ -41,6 +48,9 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// How many changes one step of a sweep applies at most.
 const SWEEP_BATCH: u32 = 1000;
 
+/// Under which name the revision of the mirror is sealed; no id of a key looks like this.
+const MARK: &str = "mark";
+
 /// Between two notes in Postgres of which keys were used.
 const USES_INTERVAL: Duration = Duration::from_mins(1);
 
@@ -51,11 +61,22 @@ pub struct Access {
     store: Store,
     clock: Clock,
     cache: Arc<Cache<ApiKeyId, Arc<Known>>>,
+    /// Unknown until Postgres was reached.
+    seal: Arc<OnceLock<Seal>>,
+    revoked: Arc<Mutex<Revoked>>,
     /// The minute in which keys were last used, as far as Postgres has not been told.
     uses: Arc<Mutex<BTreeMap<ApiKeyId, DateTime<Utc>>>>,
     metrics: Metrics,
     /// None where no JWT is accepted.
     tokens: Option<Tokens>,
+}
+
+/// Which keys Postgres has said to be revoked.
+#[derive(Debug, Default)]
+struct Revoked {
+    ids: HashSet<ApiKeyId>,
+    /// The revision of the last of them.
+    up_to: u64,
 }
 
 /// What a look-up found.
@@ -106,10 +127,21 @@ impl Access {
             store,
             clock,
             cache: Arc::new(Cache::new(CACHE_SIZE)),
+            seal: Arc::default(),
+            revoked: Arc::default(),
             uses: Arc::default(),
             metrics,
             tokens,
         })
+    }
+
+    /// The same, sharing all that is known, with other connections to Postgres.
+    #[must_use]
+    pub fn on(&self, store: Store) -> Self {
+        Self {
+            store,
+            ..self.clone()
+        }
     }
 
     /// The record of a key, if the key is right, and neither expired nor revoked.
@@ -137,6 +169,17 @@ impl Access {
         Ok(Some(Arc::clone(record)))
     }
 
+    /// The record of a key as Postgres has it, where one is not proven; none if that does not accept the key.
+    pub async fn prove(&self, record: &Arc<KeyRecord>) -> Result<Option<Arc<KeyRecord>>, Error> {
+        if record.proven {
+            return Ok(Some(Arc::clone(record)));
+        }
+        let found = api_keys::find(&self.store, &record.id).await?;
+        let now = self.clock.now();
+        let same = found.filter(|it| it.is_of_the_key_of(record) && it.is_valid_at(now));
+        Ok(same.map(Arc::new))
+    }
+
     /// The user that a JWT was made for, if it is right, and now is its time.
     pub async fn user(&self, token: &str) -> Result<Option<User>, Error> {
         match &self.tokens {
@@ -150,13 +193,45 @@ impl Access {
         self.cache.remove(id);
     }
 
+    /// Learns what Postgres alone can tell: the seal of the mirror, and which keys are revoked.
+    pub async fn learn(&self) -> Result<(), store::Error> {
+        if self.seal.get().is_none() {
+            let secret = api_keys::mirror_secret(&self.store).await?;
+            let _ = self.seal.set(Seal::new(&secret));
+        }
+        loop {
+            let up_to = self.revoked().up_to;
+            let news = api_keys::revoked_since(&self.store, up_to, SWEEP_BATCH).await?;
+            let Some((_, newest)) = news.last() else {
+                return Ok(());
+            };
+            let newest = *newest;
+            for (id, _) in &news {
+                self.cache.remove(id);
+            }
+            let mut revoked = self.revoked();
+            revoked.ids.extend(news.into_iter().map(|(id, _)| id));
+            revoked.up_to = revoked.up_to.max(newest);
+        }
+    }
+
     /// Brings the mirror up to date with Postgres; returns how many records it has written.
     pub async fn sweep_once(&self) -> Result<usize, Error> {
+        // First, so that a revocation needs no Redis that takes writes.
+        self.learn().await?;
+        let Some(seal) = self.seal.get() else {
+            return Ok(0);
+        };
         let link = self.counters.link().await?;
         let mut written = 0;
         loop {
             // The mark is as old as the records beside it, so that a rollback of Redis is repaired as well.
-            let seen = self.counters.api_keys_revision(&link).await?;
+            let mark = self.counters.api_keys_mark(&link).await?;
+            // One of another database, or nobody's, is none.
+            let seen = mark
+                .as_deref()
+                .and_then(|mark| seal.open(MARK, mark)?.parse().ok());
+            let seen = seen.unwrap_or(0);
             let Some(changes) = api_keys::changes_since(&self.store, seen, SWEEP_BATCH).await?
             else {
                 return Ok(written);
@@ -164,15 +239,22 @@ impl Access {
             let records = changes
                 .records
                 .iter()
-                .map(|record| Ok((&record.id, to_json(record)?)))
+                .map(|record| {
+                    let sealed = seal.close(record.id.as_str(), &to_json(record)?);
+                    Ok((&record.id, sealed))
+                })
                 .collect::<Result<Vec<_>, Error>>()?;
             let step = KeyChanges {
-                revision: changes.revision,
+                mark: seal.close(MARK, &changes.revision.to_string()),
                 records,
                 replace: changes.from_the_first,
             };
             // Where another instance was faster, its mark says how far it came.
-            if self.counters.mirror_api_keys(&link, seen, &step).await? {
+            if self
+                .counters
+                .mirror_api_keys(&link, mark.as_deref(), &step)
+                .await?
+            {
                 written += step.records.len();
             }
         }
@@ -237,6 +319,11 @@ impl Access {
             // Not mirrored yet, or nobody to ask: Postgres knows.
             Ok(None) | Err(_) => api_keys::find(&self.store, id).await?,
         };
+        let revoked = self.revoked().ids.contains(id);
+        let record = record.map(|mut record| {
+            record.revoked |= revoked;
+            record
+        });
         let known = Arc::new(Known {
             record: record.map(Arc::new),
             looked_up_at: now,
@@ -249,8 +336,25 @@ impl Access {
     async fn mirrored(&self, id: &ApiKeyId) -> Result<Option<KeyRecord>, counters::Error> {
         let link = self.counters.link().await?;
         let text = self.counters.api_key(&link, id).await?;
+        let Some(text) = text else { return Ok(None) };
+        let seal = self.seal.get();
+        let opened = match seal {
+            Some(seal) => seal.open(id.as_str(), &text),
+            None => text.split_once(' ').map(|(_, text)| text),
+        };
+        if opened.is_none() {
+            tracing::warn!(key_id = %id, "a record of an API key in Redis is not sealed by this database, and is not believed");
+        }
         // What another release wrote and this one cannot read is as good as absent.
-        Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
+        let record: Option<KeyRecord> = opened.and_then(|text| serde_json::from_str(text).ok());
+        Ok(record.map(|mut record| {
+            record.proven = seal.is_some();
+            record
+        }))
+    }
+
+    fn revoked(&self) -> MutexGuard<'_, Revoked> {
+        self.revoked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Rare enough for a lock: once in the life of what is cached of a key.

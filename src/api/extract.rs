@@ -95,10 +95,26 @@ impl Caller {
         }
     }
 
-    fn permits(&self, scope: Scope) -> bool {
-        match self {
+    /// The caller, if this is permitted; `refusal` says what is.
+    async fn demand(
+        self,
+        scope: Scope,
+        state: &State,
+        refusal: &'static str,
+    ) -> Result<Self, Error> {
+        let permitted = match &self {
             Self::Key(key) => key.scopes.permit(scope),
             Self::User(_) => scope == Scope::Read,
+        };
+        match self {
+            _ if !permitted => Err(Error::Forbidden(refusal)),
+            // Whose record nobody can vouch for may count, and do nothing else.
+            Self::Key(key) if !key.proven && !matches!(scope, Scope::Ingest | Scope::Refund) => {
+                let proven = Box::pin(state.access.prove(&key)).await?;
+                let proven = proven.filter(|key| key.scopes.permit(scope));
+                Ok(Self::Key(proven.ok_or(Error::Unauthenticated)?))
+            }
+            caller => Ok(caller),
         }
     }
 
@@ -182,11 +198,7 @@ macro_rules! permission {
 
             async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Error> {
                 let caller = Caller::from_request_parts(parts, state).await?;
-                if caller.permits($scope) {
-                    Ok(Self(caller))
-                } else {
-                    Err(Error::Forbidden($refusal))
-                }
+                Ok(Self(caller.demand($scope, state, $refusal).await?))
             }
         }
     };
@@ -222,9 +234,8 @@ impl FromRequestParts<State> for Resetting {
 
     async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Error> {
         let caller = Caller::from_request_parts(parts, state).await?;
-        if !caller.permits(Scope::Reset) {
-            return Err(Error::Forbidden("this needs a key with the scope reset"));
-        }
+        let refusal = "this needs a key with the scope reset";
+        let caller = caller.demand(Scope::Reset, state, refusal).await?;
         Ok(Self(caller.actor(parts)))
     }
 }
@@ -251,9 +262,8 @@ impl FromRequest<State> for ResettingByBody {
         let key = api_key.and_then(|key| key.parse::<PresentedKey>().ok());
         let key = key.ok_or(Error::Unauthenticated)?;
         let caller = Caller::with_key(&key, &parts, state).await?;
-        if !caller.permits(Scope::Reset) {
-            return Err(Error::Forbidden("this needs a key with the scope reset"));
-        }
+        let refusal = "this needs a key with the scope reset";
+        let caller = caller.demand(Scope::Reset, state, refusal).await?;
         Ok(Self(caller.actor(&parts)))
     }
 }
@@ -267,9 +277,8 @@ impl FromRequestParts<State> for Administrator {
 
     async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Error> {
         let caller = Caller::from_request_parts(parts, state).await?;
-        if !caller.permits(Scope::Admin) {
-            return Err(Error::Forbidden("this needs a key with the scope admin"));
-        }
+        let refusal = "this needs a key with the scope admin";
+        let caller = caller.demand(Scope::Admin, state, refusal).await?;
         let actor = caller.actor(parts);
         Ok(Self(caller, actor))
     }
@@ -298,15 +307,14 @@ impl FromRequestParts<State> for PlatformAdministrator {
 
     async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Error> {
         let caller = Caller::from_request_parts(parts, state).await?;
-        let permitted = match &caller {
-            Caller::Key(_) => caller.permits(Scope::Admin),
-            Caller::User(user) => user.is_admin,
+        let is_admin = matches!(&caller, Caller::User(user) if user.is_admin);
+        let refusal =
+            "this needs a key with the scope admin, or a token with a platform role for it";
+        let caller = if is_admin {
+            caller
+        } else {
+            caller.demand(Scope::Admin, state, refusal).await?
         };
-        if !permitted {
-            return Err(Error::Forbidden(
-                "this needs a key with the scope admin, or a token with a platform role for it",
-            ));
-        }
         let actor = caller.actor(parts);
         Ok(Self { caller, actor })
     }

@@ -303,9 +303,9 @@ pub enum Configured {
 /// Records of API keys for the mirror.
 #[derive(Debug, Clone)]
 pub struct KeyChanges<'a> {
-    /// The revision that they lead to.
-    pub revision: u64,
-    /// Each as JSON, oldest change first.
+    /// The mark of the mirror that they lead to.
+    pub mark: String,
+    /// What is to be held of each, oldest change first.
     pub records: Vec<(&'a ApiKeyId, String)>,
     /// Whether they take the place of all that the mirror holds.
     pub replace: bool,
@@ -631,19 +631,17 @@ impl Counters {
         self.mirrored(link, id.as_str()).await
     }
 
-    /// The revision up to which API keys are mirrored in this data set; 0 where none is.
-    pub async fn api_keys_revision(&self, link: &Link) -> Result<u64, Error> {
-        let revision = self.mirrored(link, scripts::MIRROR_REVISION).await?;
-        let revision = revision.map_or(Ok(0), |text| text.parse());
-        revision.map_err(|_| Error::Inconsistent("the mirror of the API keys".to_owned()))
+    /// The mark that tells up to which change API keys are mirrored in this data set; none where none is.
+    pub async fn api_keys_mark(&self, link: &Link) -> Result<Option<String>, Error> {
+        self.mirrored(link, scripts::MIRROR_MARK).await
     }
 
-    /// Takes the mirror of the API keys from the revision that was `seen` to that of the records,
+    /// Takes the mirror of the API keys from the mark that was `seen` to that of the records,
     /// so that counting authenticates without Postgres. False where somebody else has taken it on.
     pub async fn mirror_api_keys(
         &self,
         link: &Link,
-        seen: u64,
+        seen: Option<&str>,
         changes: &KeyChanges<'_>,
     ) -> Result<bool, Error> {
         scripts::mirror(link, &self.0.keys, seen, changes).await

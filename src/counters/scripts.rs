@@ -102,8 +102,8 @@ static GENERATION: LazyLock<Lua> = LazyLock::new(|| Lua::new(source!("generation
 
 /// How long a receipt is kept after its lane's last batch: longer than any packet is on its way.
 const RECEIPT_LIFETIME_MS: u64 = 3_600_000;
-/// Where `mirror.lua` keeps its revision; no id of a key looks like this.
-pub(super) const MIRROR_REVISION: &str = "revision";
+/// Where `mirror.lua` keeps its mark; no id of a key looks like this.
+pub(super) const MIRROR_MARK: &str = "mark";
 
 /// What `open.lua`, `restore.lua`, `close.lua` and `adjust.lua` say of a counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -614,13 +614,13 @@ pub(super) async fn unfence(
 pub(super) async fn mirror(
     link: &Link,
     keys: &Keys,
-    seen: u64,
+    seen: Option<&str>,
     changes: &KeyChanges<'_>,
 ) -> Result<bool, Error> {
     let mut call = MIRROR.call(1);
     call.arg(keys.api_keys())
-        .arg(seen)
-        .arg(changes.revision)
+        .arg(seen.unwrap_or_default())
+        .arg(&changes.mark)
         .arg(if changes.replace { "replace" } else { "add" });
     for (id, record) in &changes.records {
         call.arg(id.as_str()).arg(record);

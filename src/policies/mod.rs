@@ -212,6 +212,17 @@ impl Policies {
         }
     }
 
+    /// The same, sharing the caches, with other connections to Postgres.
+    #[must_use]
+    pub fn on(&self, store: Store) -> Self {
+        Self {
+            store,
+            look_ups: Groups::default(),
+            passing: Groups::default(),
+            ..self.clone()
+        }
+    }
+
     /// The policy of an organization: from the cache, else from Redis, else from Postgres.
     pub async fn get(&self, organization: &OrganizationId) -> Result<Arc<Resolved>, Error> {
         match self.at_hand(organization, self.clock.now()) {

@@ -103,12 +103,20 @@ pub struct KeyRecord {
     expires_at: Option<DateTime<Utc>>,
     /// Whether it was revoked, which is final.
     pub revoked: bool,
+    /// Whether it is certain that Postgres has it like this, or had. Not for others to say, and so not in the mirror.
+    #[serde(skip)]
+    pub proven: bool,
 }
 
 impl KeyRecord {
     /// Whether this is the record of `key`, in time that does not depend on how much of it is right.
     pub fn matches(&self, key: &PresentedKey) -> bool {
         self.hash.0.ct_eq(&key.hash.0).into()
+    }
+
+    /// Whether another record is of the same secret.
+    pub fn is_of_the_key_of(&self, other: &Self) -> bool {
+        self.id == other.id && self.hash.0.ct_eq(&other.hash.0).into()
     }
 
     /// Whether it is neither revoked nor expired.
@@ -339,6 +347,59 @@ pub async fn changes_since(
     }))
 }
 
+/// What the records in Redis are sealed with.
+pub struct MirrorSecret([u8; 32]);
+
+impl MirrorSecret {
+    /// The secret itself.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl From<[u8; 32]> for MirrorSecret {
+    fn from(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+}
+
+impl fmt::Debug for MirrorSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("…")
+    }
+}
+
+/// The secret that the migrations have drawn.
+pub async fn mirror_secret(store: &Store) -> Result<MirrorSecret, Error> {
+    let (value,): (Vec<u8>,) =
+        sqlx::query_as("select value from secrets where name = 'key_mirror'")
+            .fetch_one(&store.pool)
+            .await?;
+    let value = value.try_into().map_err(|_| nonsense("a secret"))?;
+    Ok(MirrorSecret(value))
+}
+
+/// Keys that were revoked since a revision, at most `count`, each with the revision of that; oldest first.
+pub async fn revoked_since(
+    store: &Store,
+    revision: u64,
+    count: u32,
+) -> Result<Vec<(ApiKeyId, u64)>, Error> {
+    let rows: Vec<(String, i64)> = sqlx::query_as(
+        "select id, revision from api_keys
+         where revision > $1 and revoked_at is not null
+         order by revision
+         limit $2",
+    )
+    .bind(signed(revision))
+    .bind(i64::from(count))
+    .fetch_all(&store.pool)
+    .await?;
+    rows.iter()
+        .map(|(id, revision)| Ok((parse(id)?, unsigned(*revision))))
+        .collect()
+}
+
 /// Notes when keys were last used; an older minute never replaces a newer one, and the same minute is
 /// not written again.
 pub async fn note_uses(
@@ -432,6 +493,7 @@ impl KeyRow {
             organization: self.organization_id.as_deref().map(parse).transpose()?,
             expires_at: self.expires_at,
             revoked: self.revoked_at.is_some(),
+            proven: true,
         })
     }
 }

@@ -103,6 +103,15 @@ impl Webhooks {
         }
     }
 
+    /// The same, with other connections to Postgres.
+    #[must_use]
+    pub fn on(&self, store: Store) -> Self {
+        Self {
+            store,
+            ..self.clone()
+        }
+    }
+
     /// Makes a webhook.
     pub async fn create(&self, wish: &NewWebhook, actor: &Actor) -> Result<Issued, Error> {
         check_events(wish.events.as_ref())?;

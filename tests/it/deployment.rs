@@ -4,6 +4,11 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
+use serde_json::json;
+use tallyman::config::Servers;
+
+use crate::support::World;
+
 fn source(path: &str) -> String {
     std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
@@ -72,5 +77,63 @@ fn the_image_is_built_from_all_that_sources_include() {
             .lines()
             .any(|line| line.starts_with("COPY ") && line.split(' ').any(|word| word == part));
         assert!(copied, "the Dockerfile does not copy {part}");
+    }
+}
+
+/// As a user who has them and no others.
+#[tokio::test]
+async fn the_rights_in_redis_that_operations_names_suffice() {
+    let world = World::new().await;
+    let manual = source("docs/operations.md");
+    let rights = between(&manual, "ACL SETUSER ", "\n");
+    let mut words = vec!["ACL", "SETUSER"];
+    words.extend(rights.split(' '));
+    let _: String = world.redis_command(&words).await;
+    let servers = world.servers();
+    let service = world
+        .instance_with(Servers {
+            redis_url: format!("{}&user=tallyman&pass=PASSWORD", servers.redis_url),
+            ..servers
+        })
+        .await;
+    service
+        .settings("org_1", json!({"resetPeriod": "daily"}))
+        .await;
+    service.limits("org_1", json!({"api": {"limit": 50}})).await;
+    service.track("org_1", 5).await;
+    assert_eq!(service.attempt("org_1", "api", 46).await.status, 429);
+    let refund = json!({"organizationId": "org_1"});
+    assert_eq!(service.http.post("/v1/refund", refund).await.status, 200);
+    let path = "/v1/organizations/org_1";
+    let adjust = json!({"amount": 3, "reason": "a test"});
+    for (rest, body) in [("adjust", adjust), ("reset", json!({}))] {
+        let path = format!("{path}/{rest}");
+        let answer = service.http.post_once(&path, rest, body).await;
+        assert_eq!(answer.status, 200, "{rest}");
+    }
+    service.flush().await;
+    service.app.policies.sweep_once().await.unwrap();
+    service.app.scheduler.sweep_once().await.unwrap();
+    service.app.state.access.sweep_once().await.unwrap();
+    service.app.forgetter.forget_once().await.unwrap();
+    service.app.flusher.flush_once().await.unwrap();
+    for read in ["/usage", "/limits"] {
+        assert_eq!(service.http.get(&format!("{path}{read}")).await.status, 200);
+    }
+    assert_eq!(service.http.get("/v1/verify").await.status, 200);
+    assert_eq!(service.http.delete(path).await.status, 200);
+    assert_eq!(service.track("org_1", 1).await, 1);
+
+    let user = ["ACL", "DRYRUN", "tallyman"];
+    for forbidden in [
+        &["SET", "other:key", "1"][..],
+        &["CONFIG", "GET", "maxmemory"],
+        &["FLUSHALL"],
+        &["KEYS", "*"],
+        &["SCRIPT", "FLUSH"],
+        &["ACL", "LIST"],
+    ] {
+        let answer: String = world.redis_command(&[&user[..], forbidden].concat()).await;
+        assert_ne!(answer, "OK", "{forbidden:?}");
     }
 }

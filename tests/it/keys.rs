@@ -750,6 +750,128 @@ impl Instance {
     }
 }
 
+/// Whoever can write to Redis must not make keys thereby.
+#[tokio::test]
+async fn a_record_that_was_put_into_redis_by_hand_is_no_key() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let (id, key) = service.create(json!({"scopes": ["ingest"]})).await;
+    let (_, _) = service.create(json!({"scopes": ["admin"]})).await;
+    service.sweep().await;
+    let sealed: String = world.redis_command(&["HGET", "tm:keys", &id]).await;
+    let (tag, record) = sealed.split_once(' ').unwrap();
+    let secret = key.rsplit_once('_').unwrap().1;
+
+    let forged_id = "00000000000000aa";
+    let forged_key = format!("tm_{forged_id}_{secret}");
+    let forged = record.replace(&id, forged_id).replace("ingest", "admin");
+    let no_tag = "0".repeat(64);
+    for text in [
+        forged.clone(),
+        format!("{tag} {forged}"),
+        format!("{no_tag} {forged}"),
+        // Under another name, as it is.
+        sealed.clone(),
+    ] {
+        let _: u64 = world
+            .redis_command(&["HSET", "tm:keys", forged_id, &text])
+            .await;
+        world.clock.advance(SOON);
+        let http = service.http.with_key(Some(&forged_key));
+        assert_eq!(http.get("/v1/api-keys").await.status, 401, "{text}");
+        assert_eq!(service.track_with(&forged_key).await.status, 401, "{text}");
+    }
+
+    // What is changed of a key that there is makes it no other key.
+    let more = format!("{tag} {}", record.replace("ingest", "admin"));
+    let _: u64 = world.redis_command(&["HSET", "tm:keys", &id, &more]).await;
+    world.clock.advance(SOON);
+    let http = service.http.with_key(Some(&key));
+    assert_eq!(http.get("/v1/api-keys").await.status, 403);
+    assert_eq!(service.track_with(&key).await.status, 200);
+}
+
+#[tokio::test]
+async fn an_older_record_brings_no_revoked_key_back() {
+    let world = World::new().await;
+    let (first, second) = (world.instance().await, world.instance().await);
+    let (id, key) = first.create(json!({"scopes": ["ingest"]})).await;
+    first.sweep().await;
+    let older: String = world.redis_command(&["HGET", "tm:keys", &id]).await;
+    assert_eq!(first.revoke(&id).await.status, 204);
+    second.sweep().await;
+    let _: u64 = world.redis_command(&["HSET", "tm:keys", &id, &older]).await;
+    world.clock.advance(SOON);
+    for instance in [&first, &second, &world.instance().await] {
+        assert_eq!(instance.track_with(&key).await.status, 401);
+    }
+}
+
+/// Redis goes on telling of the key as it was.
+#[tokio::test]
+async fn a_revocation_is_in_force_everywhere_although_redis_takes_no_writes() {
+    let world = World::new().await;
+    let (first, second) = (world.instance().await, world.instance().await);
+    let (id, key) = first.create(json!({"scopes": ["read"]})).await;
+    first.count_one("org_1").await;
+    first.sweep().await;
+    for instance in [&first, &second] {
+        assert_eq!(instance.read(&key).await.status, 200);
+    }
+    let _: String = world
+        .redis_command(&["CONFIG", "SET", "maxmemory", "1"])
+        .await;
+    assert_eq!(first.revoke(&id).await.status, 204);
+    assert!(second.app.state.access.sweep_once().await.is_err());
+    for instance in [&first, &second] {
+        assert_eq!(instance.read(&key).await.status, 401);
+    }
+}
+
+/// Such an instance cannot tell who has written the mirror, which may be anybody who can write counts as well.
+#[tokio::test]
+async fn until_postgres_was_reached_a_key_counts_and_does_nothing_else() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service.count_one("org_1").await;
+    service.sweep().await;
+    let (servers, cable) = world.cuttable_postgres();
+    cable.cut(&world.postgres().await).await;
+    let cut_off = world.instance_with(servers).await;
+    assert_eq!(cut_off.track_with(&world.key).await.status, 200);
+    for path in ["/v1/organizations/org_1/usage", "/v1/verify", "/metrics"] {
+        let answer = cut_off.http.get(path).await;
+        assert_eq!(
+            (answer.status.as_u16(), answer.code()),
+            (503, "database_unavailable"),
+            "{path}"
+        );
+    }
+    cable.mend();
+    assert_eq!(cut_off.http.get("/v1/verify").await.status, 200);
+    cut_off.sweep().await;
+    cable.cut(&world.postgres().await).await;
+    world.clock.advance(SOON);
+    assert_eq!(cut_off.http.get("/metrics").await.status, 200);
+}
+
+/// A mirror that another database has sealed is as good as none.
+#[tokio::test]
+async fn a_mirror_with_a_foreign_seal_is_written_anew() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let (_, key) = service.create(json!({"scopes": ["ingest"]})).await;
+    service.sweep().await;
+    sqlx::query("update secrets set value = sha256(value)")
+        .execute(&world.postgres().await)
+        .await
+        .unwrap();
+    let other = world.instance().await;
+    assert_eq!(other.track_with(&key).await.status, 200);
+    assert_eq!(other.sweep().await, 2);
+    assert_eq!(other.sweep().await, 0);
+}
+
 /// An instance that was started while Postgres was away, and has not seen it since.
 async fn without_postgres(world: &World) -> Instance {
     let servers = Servers {

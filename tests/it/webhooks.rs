@@ -787,3 +787,36 @@ async fn a_redirect_is_a_failure_and_is_not_followed() {
     assert_eq!(deliver(&service).await, (0, 3));
     assert_eq!((receiver.received().len(), target.received().len()), (3, 0));
 }
+
+/// The bookkeeping of many deliveries waits for Postgres; requests have connections of their own.
+#[tokio::test]
+async fn deliveries_that_cannot_be_noted_keep_no_caller_waiting() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let receiver = Receiver::new().await;
+    for _ in 0..12 {
+        register(&service, json!({"url": receiver.url})).await;
+    }
+    happen(&service, "org_1", 1).await;
+    let postgres = world.postgres().await;
+    let mut held = postgres.begin().await.unwrap();
+    sqlx::query("lock table webhook_deliveries in exclusive mode")
+        .execute(&mut *held)
+        .await
+        .unwrap();
+    let webhooks = service.app.webhooks.clone();
+    let delivering = tokio::spawn(async move { webhooks.deliver_once().await });
+    let waiting = "select count(*) from pg_stat_activity
+                   where datname = current_database() and wait_event_type = 'Lock'";
+    while sqlx::query_scalar::<_, i64>(waiting)
+        .fetch_one(&postgres)
+        .await
+        .unwrap()
+        < 5
+    {}
+    for _ in 0..10 {
+        assert_eq!(service.http.get("/v1/audit").await.status, 200);
+    }
+    held.rollback().await.unwrap();
+    delivering.await.unwrap().unwrap();
+}
