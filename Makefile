@@ -1,4 +1,4 @@
-.PHONY: dev test bench lint format
+.PHONY: dev test bench lint audit format
 
 dev: ## Tallyman on this machine, with a private Redis and Postgres
 	@scripts/setup && exec cargo run --release -- dev
@@ -14,6 +14,11 @@ lint: ## what a change must pass besides the tests
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items
+
+	@scripts/audit
+
+audit: ## whether dependencies are what deny.toml allows
+	@scripts/audit install
 
 format: ## the one formatting
 	@cargo fmt
