@@ -1,3 +1,5 @@
+//! Schedules over any sequence of changes, and the changes one by one.
+
 #![expect(
     clippy::arithmetic_side_effects,
     reason = "test data is small, and an overflow would fail the test"
