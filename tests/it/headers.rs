@@ -272,7 +272,7 @@ async fn a_query_is_as_strict_as_a_body() {
         ("organizationId=a%3Ab", "/organizationId"),
         ("organizationId=org_1&meters=api", "/meters"),
         ("organizationId=org_1&require=api", "/require"),
-        ("meter=api", ""),
+        ("meter=api", "/organizationId"),
     ] {
         let answer = post(&service, &format!("/v1/consume?{query}"), &[], None).await;
         assert_eq!(answer.status, 400, "{query}");
