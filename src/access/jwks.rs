@@ -1,7 +1,8 @@
 //! The keys that the auth server signs with (its JWKS): fetched when one is needed that is not here.
 //!
 //! Whoever sends an unknown key's name can make us fetch, so that happens once a minute at most, and only one
-//! fetch runs at a time. A fetch that fails leaves the keys that are here in force.
+//! fetch runs at a time, whose outcome all who wait for it share. A fetch that fails leaves the keys that are here in
+//! force.
 
 use std::collections::BTreeMap;
 use std::error::Error as _;
@@ -22,7 +23,7 @@ use tokio::sync::Mutex;
 use super::Error;
 use crate::clock::Clock;
 
-/// Between two fetches.
+/// From the end of a fetch to the next.
 const PAUSE: TimeDelta = TimeDelta::minutes(1);
 
 /// The same while there are no keys, so that an auth server that starts later is soon heard.
@@ -87,7 +88,7 @@ struct Known {
     keys: BTreeMap<String, Arc<Key>>,
     /// When they came.
     fetched_at: Option<DateTime<Utc>>,
-    /// When they were asked for last.
+    /// When the last fetch ended, whatever came of it.
     asked_at: Option<DateTime<Utc>>,
     /// What came of that in place of keys.
     failure: Option<String>,
@@ -140,7 +141,7 @@ impl Jwks {
             Some(key) if self.0.turn.try_lock().is_err() => return Ok(Some(Arc::clone(key))),
             _ => {}
         }
-        self.fetch().await;
+        self.fetch(known).await;
         let known = self.0.known.load();
         match (known.keys.get(name), &known.failure) {
             (Some(key), _) => Ok(Some(Arc::clone(key))),
@@ -149,29 +150,32 @@ impl Jwks {
         }
     }
 
-    /// Fetches the keys, if it is time to.
-    async fn fetch(&self) {
+    /// Fetches the keys, if it is time to, and nobody has since they were `seen`.
+    async fn fetch(&self, seen: Arc<Known>) {
         let shared = Arc::clone(&self.0);
         #[expect(
             clippy::disallowed_methods,
             reason = "it ends by itself, and a caller who goes away must not end it for those who wait"
         )]
-        let fetching = tokio::spawn(async move { shared.fetch().await });
+        let fetching = tokio::spawn(async move { shared.fetch(&seen).await });
         // Where it has panicked, the keys are those that were here.
         let _ = fetching.await;
     }
 }
 
 impl Shared {
-    async fn fetch(&self) {
+    async fn fetch(&self, seen: &Arc<Known>) {
         let _turn = self.turn.lock().await;
-        let now = self.clock.now();
-        let mut known = Known::clone(&self.known.load());
-        if !known.may_ask(now) {
+        let current = self.known.load_full();
+        // Whoever had to wait for a fetch has its outcome, however long it took.
+        if !Arc::ptr_eq(&current, seen) || !current.may_ask(self.clock.now()) {
             return;
         }
+        let mut known = Known::clone(&current);
+        let asked = self.ask().await;
+        let now = self.clock.now();
         known.asked_at = Some(now);
-        match self.ask().await {
+        match asked {
             Ok(keys) => {
                 known.keys = keys;
                 known.fetched_at = Some(now);

@@ -392,6 +392,42 @@ async fn while_the_keys_cannot_be_fetched_a_token_is_503_and_known_keys_go_on() 
 }
 
 #[tokio::test]
+async fn whoever_waits_for_a_fetch_shares_its_failure_and_the_pause_counts_from_its_end() {
+    let signer = Signer::eddsa("known");
+    let (world, issuer, service) = trusting(&[&signer]).await;
+    let ends = json!({"exp": world.clock.now().timestamp() + 86_400});
+    let known = signer.sign(&claims_with(&world, &ends));
+    assert_eq!(read(&service.http, &known).await.status, 200);
+    world.clock.advance(chrono::Duration::minutes(1));
+    issuer.publish(Publishes::Status(StatusCode::BAD_GATEWAY));
+    issuer.hang().await;
+    let claims = claims_with(&world, &ends);
+    let (http, the_same) = (service.http.clone(), claims.clone());
+    let waiting = tokio::spawn(at_once(30, move |number| {
+        let http = http.clone();
+        let token = Signer::eddsa(&format!("unknown_{number}")).sign(&the_same);
+        async move { refused(&read(&http, &token).await, 503, "auth_server_unavailable") }
+    }));
+    issuer.is_asked(2).await;
+    // The fetch takes as long as the pause between two.
+    world.clock.advance(chrono::Duration::minutes(1));
+    issuer.go_on();
+    waiting.await.unwrap();
+    assert_eq!(issuer.asked(), 2, "one fetch for all who waited");
+    let late = Signer::eddsa("late").sign(&claims);
+    world.clock.advance(chrono::Duration::seconds(59));
+    refused(
+        &read(&service.http, &late).await,
+        503,
+        "auth_server_unavailable",
+    );
+    assert_eq!(issuer.asked(), 2, "the pause counts from its end");
+    world.clock.advance(chrono::Duration::seconds(1));
+    read(&service.http, &late).await;
+    assert_eq!(issuer.asked(), 3);
+}
+
+#[tokio::test]
 async fn an_auth_server_that_nobody_answers_for_is_503() {
     let signer = Signer::eddsa("a");
     let mut jwt = Issuer::start(Publishes::Keys(Vec::new())).await.config();

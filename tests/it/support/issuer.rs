@@ -17,9 +17,13 @@ use ring::signature::{
 use serde_json::{Value, json};
 use tallyman::config::JwtConfig;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
 pub const ISSUER: &str = "https://auth.example";
 pub const AUDIENCE: &str = "tallyman";
+
+/// As many answers at once as any test needs.
+const OPEN: usize = 1000;
 
 /// A running auth server.
 pub struct Issuer {
@@ -30,6 +34,8 @@ pub struct Issuer {
 struct Shared {
     asked: AtomicUsize,
     answer: Mutex<Publishes>,
+    /// Permits for answers; none while they are held back.
+    gate: Semaphore,
 }
 
 /// What is at the URL of the keys.
@@ -51,6 +57,7 @@ impl Issuer {
         let shared = Arc::new(Shared {
             asked: AtomicUsize::new(0),
             answer: Mutex::new(publishes),
+            gate: Semaphore::new(OPEN),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/jwks", listener.local_addr().unwrap());
@@ -64,6 +71,24 @@ impl Issuer {
     /// Publishes something else from now on.
     pub fn publish(&self, publishes: Publishes) {
         *self.shared.answer.lock().unwrap() = publishes;
+    }
+
+    /// Answers nobody until [`Issuer::go_on`].
+    pub async fn hang(&self) {
+        let all = u32::try_from(OPEN).unwrap();
+        self.shared.gate.acquire_many(all).await.unwrap().forget();
+    }
+
+    /// Answers all who wait.
+    pub fn go_on(&self) {
+        self.shared.gate.add_permits(OPEN);
+    }
+
+    /// Waits until the keys were asked for so often.
+    pub async fn is_asked(&self, times: usize) {
+        while self.asked() < times {
+            tokio::task::yield_now().await;
+        }
     }
 
     /// How often the keys were asked for.
@@ -90,6 +115,7 @@ impl Issuer {
 
 async fn publish(State(shared): State<Arc<Shared>>) -> Response {
     shared.asked.fetch_add(1, Ordering::SeqCst);
+    let _gate = shared.gate.acquire().await.unwrap();
     let answer = shared.answer.lock().unwrap().clone();
     match answer {
         Publishes::Keys(keys) => axum::Json(json!({ "keys": keys })).into_response(),
