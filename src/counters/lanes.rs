@@ -33,8 +33,8 @@ const LANES: usize = 2;
 /// never divided.
 const COUNTERS_MAX: usize = 128;
 
-/// How many operations one batch holds at most.
-const OPERATIONS_MAX: usize = 512;
+/// How many charges the operations of one batch have at most together, for the same reason.
+const CHARGES_MAX: usize = 512;
 
 /// Where so many calls wait, their batch goes at once: Redis works on it while the service sees to what else is ready.
 const ENOUGH: usize = 16;
@@ -159,7 +159,7 @@ impl Lane {
         if calls.is_empty() {
             return;
         }
-        let mut operations: Vec<&Operation> = Vec::with_capacity(OPERATIONS_MAX);
+        let mut operations: Vec<&Operation> = Vec::with_capacity(CHARGES_MAX);
         operations.extend(calls.iter().flat_map(|it| &it.operations));
         let batch = Batch::new(&self.inner.keys, &operations);
         let charges = operations.iter().map(|it| it.charges.len()).sum();
@@ -282,7 +282,7 @@ fn refuse(calls: Vec<Call>, error: &Error) {
 #[derive(Debug, Default)]
 struct Waiting {
     by_shard: HashMap<Shard, VecDeque<Call>, RandomState>,
-    /// The shards with calls; the one that has waited longest comes first.
+    /// The shards with calls; the one whose turn is longest ago comes first.
     shards: VecDeque<Shard>,
 }
 
@@ -303,32 +303,33 @@ impl Waiting {
         calls.push_back(call);
     }
 
-    /// Takes as many calls as fit into one batch, and at least one; those whose callers have gone away are dropped.
+    /// Takes as many calls as fit into one batch, and at least one; those whose callers have gone away are dropped. A
+    /// shard of which some are left goes behind all others, so that none has to wait for everything that another wants.
     fn next_batch(&mut self) -> Vec<Call> {
-        let (mut batch, mut operations) = (Vec::new(), 0_usize);
+        let (mut batch, mut total) = (Vec::new(), 0_usize);
         // By hash; a collision makes a batch one counter larger.
         let hasher = RandomState::default();
         let mut counters = HashSet::with_hasher(RandomState::default());
-        while let Some(shard) = self.shards.front() {
-            let calls = self.by_shard.entry(*shard).or_default();
+        while let Some(shard) = self.shards.pop_front() {
+            let calls = self.by_shard.entry(shard).or_default();
             while let Some(call) = calls.pop_front() {
                 if call.answer.is_closed() {
                     continue;
                 }
-                let more = call.operations.len();
                 let charges = call.operations.iter().flat_map(|it| &it.charges);
+                let more = charges.clone().count();
                 let known = counters.len();
                 counters.extend(charges.map(|charge| hasher.hash_one(&charge.counter)));
-                let fits = counters.len() <= COUNTERS_MAX
-                    && operations.saturating_add(more) <= OPERATIONS_MAX;
+                let fits =
+                    counters.len() <= COUNTERS_MAX && total.saturating_add(more) <= CHARGES_MAX;
                 if known > 0 && !fits {
                     calls.push_front(call);
+                    self.shards.push_back(shard);
                     return batch;
                 }
-                operations = operations.saturating_add(more);
+                total = total.saturating_add(more);
                 batch.push(call);
             }
-            self.shards.pop_front();
         }
         batch
     }

@@ -1,4 +1,7 @@
 //! Many requests at once: those of one shard travel together, and the shards side by side.
+//!
+//! They travel in small pieces, and of all batches together only a few are on their way at a time, so that a single call
+//! waits behind that many and never behind a batch.
 
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -18,10 +21,13 @@ use crate::counters::{Link, Shard};
 use crate::groups::GROUP_MAX;
 use crate::policies::Resolved;
 
-/// How many operations travel together at most.
-const TOGETHER_MAX: usize = 128;
+/// How many charges the operations that travel together have at most; more only where a single one has.
+const PIECE_MAX: usize = 128;
 
-/// How many requests are put together before everybody else has a turn.
+/// How many charges of all batches are on their way: as many as keep Redis busy while the next are put together.
+pub(super) const UNDER_WAY_MAX: usize = 4 * PIECE_MAX;
+
+/// How many steps of a loop are taken before everybody else has a turn.
 const TURN: usize = 128;
 
 /// How many requests find out at the same time what nobody knew: enough for the groups to be full.
@@ -34,6 +40,9 @@ struct Pending<'a> {
     request: &'a Request,
     course: Course,
 }
+
+/// A request, with the policy of its organization.
+type WithPolicy<'a> = (Pending<'a>, Result<Arc<Resolved>, Error>);
 
 /// One round of the requests of one shard.
 struct Round<'a> {
@@ -73,7 +82,9 @@ impl Metering {
             }
             pending = self.round(requests, pending, &mut results).await;
         }
+        let mut all = Loop::default();
         for (request, result) in requests.iter().zip(&mut results) {
+            all.give_way(request.demands.len()).await;
             if let Some(Ok(refusal)) = result
                 && !refusal.granted
             {
@@ -140,8 +151,10 @@ impl Metering {
             }
         };
         let (mut unclear, mut again) = (Vec::new(), Vec::new());
+        let mut all = Loop::default();
         while let Some(found) = rounds.next().await {
             for (place, result) in found.decided {
+                all.give_way(1).await;
                 decide(place, result);
             }
             unclear.extend(found.unclear);
@@ -193,90 +206,27 @@ impl<'a> Round<'a> {
     }
 
     async fn ask(&mut self, link: &Arc<Link>, generation: u64, pending: Vec<Pending<'a>>) {
-        let metering = self.metering;
-        let mut asking = Vec::with_capacity(pending.len());
         let pending = self.with_policies(pending).await;
-        let now = metering.clock.now();
-        let mut late = Vec::new();
-        for (it, policy) in pending {
-            let policy = match policy {
-                Ok(policy) => policy,
-                Err(error) => {
-                    self.found.decided.push((it.place, Err(error)));
-                    continue;
-                }
-            };
-            match metering.ask(generation, Arc::clone(&policy), now, it.request, it.course) {
-                Ok(asked) => asking.push((it, asked)),
-                Err(too_late) => late.push((it, policy, too_late)),
-            }
-        }
-        self.repeat(link, late).await;
-        self.found.decided.reserve(asking.len());
-        let calls = in_parts(asking).into_iter().map(|part| async {
-            let operations = part.iter().map(|(it, asked)| asked.operation(it.request));
-            let outcomes = metering.counters.count(link, operations.collect()).await;
-            (part, outcomes)
-        });
-        for (part, outcomes) in join_all(calls).await {
-            match outcomes {
-                Ok(Some(outcomes)) => {
-                    for ((it, asked), outcome) in part.into_iter().zip(outcomes) {
-                        let Found {
-                            decided, unclear, ..
-                        } = &mut self.found;
-                        match metering.conclude(it.request, &asked, outcome) {
-                            Ok(Conclusion::Decided(it_is)) => decided.push((it.place, Ok(it_is))),
-                            Ok(Conclusion::Unclear(why)) => unclear.push((it.place, asked, why)),
-                            Err(error) => decided.push((it.place, Err(error))),
-                        }
-                    }
-                }
-                Ok(None) => self.again(part.into_iter().map(|(it, _)| it)),
-                Err(error) => {
-                    let failed = |(it, _): (Pending<'_>, Asked)| {
-                        (it.place, Err(uncounted(it.request, error.clone())))
-                    };
-                    self.found.decided.extend(part.into_iter().map(failed));
-                }
-            }
-        }
-    }
-
-    /// Of requests that come too late to be decided, what earlier attempts were told.
-    async fn repeat(&mut self, link: &Link, late: Vec<(Pending<'a>, Arc<Resolved>, Error)>) {
-        let attempts = late.iter().filter_map(|(it, ..)| {
-            let attempt = it.request.attempt.as_ref()?;
-            Some((&it.request.organization, attempt))
-        });
-        let attempts: Vec<_> = attempts.collect();
-        let answered = self.metering.counters.answered(link, &attempts).await;
-        let (mut answered, failed) = match answered {
-            Ok(answered) => (answered.into_iter(), None),
-            Err(error) => (Vec::new().into_iter(), Some(error)),
-        };
-        for (it, policy, too_late) in late {
-            let result = match (&it.request.attempt, &failed) {
-                (None, _) => Err(too_late),
-                (Some(_), Some(error)) => Err(error.clone().into()),
-                (Some(_), None) => {
-                    let answered = answered.next().flatten();
-                    told_before(it.request, &policy, answered, too_late)
-                }
-            };
-            self.found.decided.push((it.place, result));
+        let metering = self.metering;
+        let pieces = in_pieces(pending, |(it, _)| it.request.demands.len());
+        let asking = pieces
+            .into_iter()
+            .map(|piece| metering.ask_piece(link, generation, piece));
+        for found in join_all(asking).await {
+            self.found.decided.extend(found.decided);
+            self.found.unclear.extend(found.unclear);
+            self.found.again.extend(found.again);
         }
     }
 
     /// Each with the policy of its organization, in their order.
-    async fn with_policies(
-        &self,
-        pending: Vec<Pending<'a>>,
-    ) -> Vec<(Pending<'a>, Result<Arc<Resolved>, Error>)> {
+    async fn with_policies(&self, pending: Vec<Pending<'a>>) -> Vec<WithPolicy<'a>> {
         let policies = &self.metering.policies;
         let now = self.metering.clock.now();
         let (mut found, mut unknown) = (Vec::with_capacity(pending.len()), Vec::new());
+        let mut all = Loop::default();
         for it in pending {
+            all.give_way(1).await;
             match policies.at_hand(&it.request.organization, now) {
                 Some(policy) => found.push((it, Ok(policy))),
                 None => unknown.push(it),
@@ -295,12 +245,139 @@ impl<'a> Round<'a> {
     }
 }
 
-fn in_parts<T>(mut all: Vec<T>) -> Vec<Vec<T>> {
-    let mut parts = Vec::with_capacity(all.len().div_ceil(TOGETHER_MAX));
-    while all.len() > TOGETHER_MAX {
-        let rest = all.split_off(TOGETHER_MAX);
-        parts.push(std::mem::replace(&mut all, rest));
+impl Metering {
+    /// Asks the counters of a few requests, in one call, once there is room for it.
+    async fn ask_piece(
+        &self,
+        link: &Arc<Link>,
+        generation: u64,
+        piece: Vec<WithPolicy<'_>>,
+    ) -> Found {
+        let charges: usize = piece.iter().map(|(it, _)| it.request.demands.len()).sum();
+        let charges = u32::try_from(charges.min(UNDER_WAY_MAX)).unwrap_or(u32::MAX);
+        let _room = self.room_for_batches.acquire_many(charges).await;
+        let mut found = Found::default();
+        let mut asking = Vec::with_capacity(piece.len());
+        let now = self.clock.now();
+        let mut late = Vec::new();
+        for (it, policy) in piece {
+            let policy = match policy {
+                Ok(policy) => policy,
+                Err(error) => {
+                    found.decided.push((it.place, Err(error)));
+                    continue;
+                }
+            };
+            match self.ask(generation, Arc::clone(&policy), now, it.request, it.course) {
+                Ok(asked) => asking.push((it, asked)),
+                Err(too_late) => late.push((it, policy, too_late)),
+            }
+        }
+        self.repeat_all(link, late, &mut found.decided).await;
+        let operations = asking.iter().map(|(it, asked)| asked.operation(it.request));
+        match self.counters.count(link, operations.collect()).await {
+            Ok(Some(outcomes)) => {
+                for ((it, asked), outcome) in asking.into_iter().zip(outcomes) {
+                    match self.conclude(it.request, &asked, outcome) {
+                        Ok(Conclusion::Decided(it_is)) => found.decided.push((it.place, Ok(it_is))),
+                        Ok(Conclusion::Unclear(why)) => found.unclear.push((it.place, asked, why)),
+                        Err(error) => found.decided.push((it.place, Err(error))),
+                    }
+                }
+            }
+            Ok(None) => {
+                let again = asking.into_iter().map(|(it, _)| (it.place, it.course));
+                found.again.extend(again);
+            }
+            Err(error) => {
+                let failed = |(it, _): (Pending<'_>, Asked)| {
+                    (it.place, Err(uncounted(it.request, error.clone())))
+                };
+                found.decided.extend(asking.into_iter().map(failed));
+            }
+        }
+        found
     }
-    parts.push(all);
-    parts
+
+    /// Of requests that come too late to be decided, what earlier attempts were told.
+    async fn repeat_all(
+        &self,
+        link: &Link,
+        late: Vec<(Pending<'_>, Arc<Resolved>, Error)>,
+        decided: &mut Vec<(usize, Result<Decided, Error>)>,
+    ) {
+        let attempts = late.iter().filter_map(|(it, ..)| {
+            let attempt = it.request.attempt.as_ref()?;
+            Some((&it.request.organization, attempt))
+        });
+        let attempts: Vec<_> = attempts.collect();
+        let answered = self.counters.answered(link, &attempts).await;
+        let (mut answered, failed) = match answered {
+            Ok(answered) => (answered.into_iter(), None),
+            Err(error) => (Vec::new().into_iter(), Some(error)),
+        };
+        for (it, policy, too_late) in late {
+            let result = match (&it.request.attempt, &failed) {
+                (None, _) => Err(too_late),
+                (Some(_), Some(error)) => Err(error.clone().into()),
+                (Some(_), None) => {
+                    let answered = answered.next().flatten();
+                    told_before(it.request, &policy, answered, too_late)
+                }
+            };
+            decided.push((it.place, result));
+        }
+    }
+}
+
+/// A loop over many, in which everybody else has a turn now and then.
+#[derive(Default)]
+struct Loop(usize);
+
+impl Loop {
+    /// Before something that takes so many steps.
+    async fn give_way(&mut self, steps: usize) {
+        self.0 = self.0.saturating_add(steps);
+        if self.0 >= TURN {
+            self.0 = 0;
+            yield_now().await;
+        }
+    }
+}
+
+/// Divides a list, in its order, into pieces that weigh [`PIECE_MAX`] at most, or are a single one.
+fn in_pieces<T>(all: Vec<T>, weight: impl Fn(&T) -> usize) -> Vec<Vec<T>> {
+    let mut pieces: Vec<Vec<T>> = Vec::new();
+    let mut room = 0;
+    for one in all {
+        let weight = weight(&one);
+        match pieces.last_mut() {
+            Some(piece) if weight <= room => {
+                piece.push(one);
+                room -= weight;
+            }
+            _ => {
+                pieces.push(vec![one]);
+                room = PIECE_MAX.saturating_sub(weight);
+            }
+        }
+    }
+    pieces
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_keep_the_order_and_weigh_no_more_than_one_may() {
+        let weights: Vec<usize> = (0..500).map(|it| it * 7 % 40 + 1).chain([300, 1]).collect();
+        let pieces = in_pieces(weights.clone(), |weight| *weight);
+        for piece in &pieces {
+            assert!(piece.len() == 1 || piece.iter().sum::<usize>() <= PIECE_MAX);
+        }
+        assert_eq!(pieces.concat(), weights);
+        assert_eq!(in_pieces(vec![1; 10_000], |it| *it).len(), 79);
+        assert!(in_pieces(Vec::<usize>::new(), |it| *it).is_empty());
+    }
 }

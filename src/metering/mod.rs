@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Duration, Utc};
 use futures::future::try_join_all;
+use tokio::sync::Semaphore;
 use xxhash_rust::xxh3::xxh3_64;
 
 pub use directory::{Entry, Page};
@@ -51,6 +52,8 @@ pub struct Metering {
     late: Duration,
     opener: Opener,
     metrics: Metrics,
+    /// A permit for each charge of a batch that is on its way.
+    room_for_batches: Arc<Semaphore>,
 }
 
 /// One call's wish.
@@ -236,6 +239,7 @@ impl Metering {
             late,
             opener,
             metrics,
+            room_for_batches: Arc::new(Semaphore::new(batch::UNDER_WAY_MAX)),
         }
     }
 
