@@ -1,11 +1,11 @@
 //! Wires everything, and starts, supervises and stops it.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use axum::serve::ListenerExt as _;
 use futures::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -15,8 +15,10 @@ use tokio_util::task::TaskTracker;
 use crate::access::Access;
 use crate::admin::Admin;
 use crate::api;
+use crate::api::BODY_MAX;
+use crate::budget::{Budget, Turns};
 use crate::clock::Clock;
-use crate::config::{Config, Servers};
+use crate::config::{Config, ConnectionLimits, Servers};
 use crate::counters::{self, Counters};
 use crate::flusher::{self, Flusher};
 use crate::forgetter::Forgetter;
@@ -26,10 +28,17 @@ use crate::metrics::Metrics;
 use crate::opening::Opener;
 use crate::policies::Policies;
 use crate::scheduler::Scheduler;
+use crate::server::{Server, make_room};
 use crate::state::{Handles, State};
 use crate::store::Store;
 use crate::verifier::Verifier;
 use crate::webhooks::Webhooks;
+
+/// So many connections are enough for whoever scrapes.
+const METRICS_CONNECTIONS: usize = 64;
+
+/// How many large batches of one caller are dealt with at once: one is read while another is decided.
+const BATCHES_EACH: usize = 2;
 
 /// The service, built and not yet serving.
 #[derive(Debug, Clone)]
@@ -53,24 +62,16 @@ pub struct App {
     /// What all of these have to do with Postgres.
     background: Store,
     metrics_listen: Option<SocketAddr>,
+    connections: ConnectionLimits,
+    database_connections: u32,
     shutdown: Duration,
 }
 
 impl App {
     /// Wires the service. Waits for no server, but refuses a Redis that counts cannot be trusted to.
     pub async fn build(config: Config, servers: Servers, clock: Clock) -> Result<Self> {
-        let settings = redis_settings(&config, servers.redis_url)?;
         let metrics = Metrics::new(env!("CARGO_PKG_VERSION"), clock.now());
-        let counters = Counters::new(settings, clock.clone(), metrics.clone())
-            .context("TALLYMAN_REDIS_URL cannot be used")?;
-        // Half of the connections are for requests alone, whatever the workers wait for.
-        let half = config.database_connections / 2;
-        let connect = |connections| {
-            Store::new(&servers.database_url, connections)
-                .context("TALLYMAN_DATABASE_URL cannot be used")
-        };
-        let (store, background) = (connect(config.database_connections - half)?, connect(half)?);
-        refuse_what_is_unfit(&counters).await?;
+        let (counters, store, background) = connect(&config, servers, &clock, &metrics).await?;
         let late = chrono::Duration::from_std(config.late)?;
         let policies = Policies::new(
             counters.clone(),
@@ -134,6 +135,9 @@ impl App {
             metrics_apart: config.metrics_listen.is_some(),
             plugin_path: config.plugin_path.clone(),
             cors_origins: config.cors_origins.clone(),
+            body_patience: config.connections.body,
+            bodies: body_memory(config.body_memory),
+            batches: Turns::new(BATCHES_EACH),
             draining: AtomicBool::new(false),
         });
         Self::with_workers(state, &config, &policies, &opener, background)
@@ -183,6 +187,8 @@ impl App {
             admin,
             background,
             metrics_listen: config.metrics_listen,
+            connections: config.connections.clone(),
+            database_connections: config.database_connections,
             shutdown: config.shutdown,
             state,
         })
@@ -225,28 +231,34 @@ impl App {
         ));
         if let Some(listener) = metrics {
             let (router, stop) = (api::metrics_router(self.state.clone()), drained.clone());
+            let limits = ConnectionLimits {
+                max: METRICS_CONNECTIONS,
+                ..self.connections.clone()
+            };
+            let server = Server::new(limits, self.state.metrics.clone());
             supervise(Box::pin(async move {
                 // A scrape that does not end must not delay a stop.
-                stop.run_until_cancelled(axum::serve(listener, router).into_future())
-                    .await;
+                server.serve(listener, router, stop, Duration::ZERO).await;
             }));
         }
         workers.close();
 
         let ending = CancellationToken::new();
-        let answering = serve_http(self.state.clone(), listener, ending.clone());
-        tokio::pin!(answering);
+        let limits = ConnectionLimits {
+            max: make_room(self.connections.max, self.database_connections),
+            ..self.connections
+        };
+        let server = Server::new(limits, self.state.metrics.clone());
+        let router = api::router(self.state.clone());
+        let mut answering = pin!(server.serve(listener, router, ending.clone(), self.shutdown));
         let crashed = tokio::select! {
-            served = &mut answering => return served.context("the listener failed"),
+            _ = &mut answering => false,
             () = stop.cancelled() => false,
             () = died.cancelled() => true,
         };
         self.state.draining.store(true, Ordering::Release);
         ending.cancel();
-        if tokio::time::timeout(self.shutdown, &mut answering)
-            .await
-            .is_err()
-        {
+        if !answering.await {
             tracing::warn!("some requests were not answered in time");
         }
         drained.cancel();
@@ -261,8 +273,35 @@ impl App {
         if crashed {
             bail!("a worker has died");
         }
+        tracing::info!("stopped");
         Ok(())
     }
+}
+
+/// What the bodies of all callers may take, and those of each: the largest one at least.
+fn body_memory(all: u64) -> Budget {
+    Budget::new(all, (all / 4).max(BODY_MAX as u64))
+}
+
+/// Handles on both servers: on Redis, and on Postgres for requests and for workers. Half of the connections to Postgres
+/// are for requests alone, whatever the workers wait for.
+async fn connect(
+    config: &Config,
+    servers: Servers,
+    clock: &Clock,
+    metrics: &Metrics,
+) -> Result<(Counters, Store, Store)> {
+    let settings = redis_settings(config, servers.redis_url)?;
+    let counters = Counters::new(settings, clock.clone(), metrics.clone())
+        .context("TALLYMAN_REDIS_URL cannot be used")?;
+    let half = config.database_connections / 2;
+    let store = |connections| {
+        Store::new(&servers.database_url, connections)
+            .context("TALLYMAN_DATABASE_URL cannot be used")
+    };
+    let (store, background) = (store(config.database_connections - half)?, store(half)?);
+    refuse_what_is_unfit(&counters).await?;
+    Ok((counters, store, background))
 }
 
 fn redis_settings(config: &Config, url: String) -> Result<counters::Settings> {
@@ -303,22 +342,6 @@ async fn listen_for_metrics(address: SocketAddr) -> Result<TcpListener> {
     let address = listener.local_addr()?;
     tracing::info!("metrics are at http://{address}/metrics");
     Ok(listener)
-}
-
-async fn serve_http(
-    state: State,
-    listener: TcpListener,
-    ending: CancellationToken,
-) -> std::io::Result<()> {
-    // Small answers must not wait for more to send.
-    let listener = listener.tap_io(|stream| {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY cannot be set");
-        }
-    });
-    axum::serve(listener, api::router(state))
-        .with_graceful_shutdown(ending.cancelled_owned())
-        .await
 }
 
 /// Cancelled by the first SIGINT or SIGTERM; the second ends the process at once.

@@ -135,6 +135,10 @@ pub struct Settings {
     )]
     pub webhook_private_addresses: String,
 
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would print it as the help of the group")]
+    pub bounds: BoundSettings,
+
     /// How long a stop may take to answer what was accepted, seconds
     #[arg(
         long,
@@ -247,6 +251,58 @@ pub struct ListenSettings {
         default_value = "127.0.0.1:7400"
     )]
     pub listen: String,
+}
+
+/// What callers may take up, unchecked.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Settings")]
+pub struct BoundSettings {
+    /// Most connections at once, as far as the limit on open files allows; beyond, the one that has been idle
+    /// longest is closed for a new one, and new ones are refused where none is idle
+    #[arg(
+        long,
+        env = "TALLYMAN_CONNECTIONS",
+        value_name = "N",
+        default_value = "2048"
+    )]
+    pub connections: String,
+
+    /// How long the head of a request may take to arrive, on a new connection from its beginning, seconds
+    #[arg(
+        long,
+        env = "TALLYMAN_HEADER_SECONDS",
+        value_name = "SECONDS",
+        default_value = "10"
+    )]
+    pub header_seconds: String,
+
+    /// How long the body of a request may take to arrive, and an answer to be taken, seconds
+    #[arg(
+        long,
+        env = "TALLYMAN_BODY_SECONDS",
+        value_name = "SECONDS",
+        default_value = "30"
+    )]
+    pub body_seconds: String,
+
+    /// How long a connection may wait for its next request, seconds; longer than whatever stands in front of the
+    /// service keeps idle connections
+    #[arg(
+        long,
+        env = "TALLYMAN_IDLE_SECONDS",
+        value_name = "SECONDS",
+        default_value = "75"
+    )]
+    pub idle_seconds: String,
+
+    /// Most memory for the bodies of requests that are under way, MiB; those of one key get a quarter, and 8 at least
+    #[arg(
+        long,
+        env = "TALLYMAN_BODY_MEMORY_MIB",
+        value_name = "MIB",
+        default_value = "64"
+    )]
+    pub body_memory_mib: String,
 }
 
 /// Whose JWTs are accepted beside API keys, unchecked.
@@ -372,6 +428,10 @@ pub struct Config {
     pub late: Duration,
     /// Whether webhooks may lead to addresses that are not public.
     pub webhook_private_addresses: bool,
+    /// What connections may take up.
+    pub connections: ConnectionLimits,
+    /// Most bytes of bodies that are under way.
+    pub body_memory: u64,
     /// How long a stop may take.
     pub shutdown: Duration,
     /// Threads that answer requests.
@@ -380,6 +440,19 @@ pub struct Config {
     pub defaults: Defaults,
     /// How to log.
     pub log: LogConfig,
+}
+
+/// What connections may take up.
+#[derive(Debug, Clone)]
+pub struct ConnectionLimits {
+    /// How many there are at once.
+    pub max: usize,
+    /// How long a head may take to arrive.
+    pub header: Duration,
+    /// How long a body may take to arrive, and an answer to be taken.
+    pub body: Duration,
+    /// How long a connection may wait for its next request.
+    pub idle: Duration,
 }
 
 /// Whose JWTs are accepted, and how they are read.
@@ -524,6 +597,7 @@ impl Settings {
             &self.webhook_private_addresses,
             &[("refuse", false), ("allow", true)],
         );
+        let bounds = self.bounds.parse(problems);
         let shutdown = problems.number("shutdown-seconds", &self.shutdown_seconds, 1, 3600);
         let workers = match self.workers.as_str() {
             // Waking another core costs more than it brings until there is work for all, and Redis needs one too.
@@ -541,6 +615,7 @@ impl Settings {
         );
         self.check_texts(problems);
         let defaults = self.defaults(problems);
+        let (connections, body_memory) = bounds?;
         Some(Config {
             listen: listen?,
             metrics_listen,
@@ -555,6 +630,8 @@ impl Settings {
             idempotency: Duration::from_secs(idempotency?.checked_mul(3600)?),
             late: Duration::from_secs(late?.checked_mul(3600)?),
             webhook_private_addresses: webhook_private_addresses?,
+            connections,
+            body_memory,
             shutdown: Duration::from_secs(shutdown?),
             workers: workers?,
             defaults: defaults?,
@@ -677,6 +754,24 @@ impl ListenSettings {
 
     fn parse(&self, problems: &mut Problems) -> Option<SocketAddr> {
         problems.parsed("listen", &self.listen, "an address such as 127.0.0.1:7400")
+    }
+}
+
+impl BoundSettings {
+    fn parse(&self, problems: &mut Problems) -> Option<(ConnectionLimits, u64)> {
+        let max = problems.number("connections", &self.connections, 1, 1_000_000);
+        let mut seconds = |flag, text| problems.number(flag, text, 1, 3600);
+        let header = seconds("header-seconds", &self.header_seconds);
+        let body = seconds("body-seconds", &self.body_seconds);
+        let idle = seconds("idle-seconds", &self.idle_seconds);
+        let memory = problems.number("body-memory-mib", &self.body_memory_mib, 8, 1024 * 1024);
+        let limits = ConnectionLimits {
+            max: usize::try_from(max?).ok()?,
+            header: Duration::from_secs(header?),
+            body: Duration::from_secs(body?),
+            idle: Duration::from_secs(idle?),
+        };
+        Some((limits, memory?.checked_mul(1024 * 1024)?))
     }
 }
 

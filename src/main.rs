@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use mimalloc::MiMalloc;
 use tallyman::commands::{self, Command};
+use tallyman::telemetry;
 
 /// Counts what organizations use and stops them where their plan ends.
 #[derive(Parser)]
@@ -23,7 +24,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         // One line, causes included; a backtrace helps nobody who only mistyped a setting.
         Err(error) => {
-            eprintln!("error: {}", commands::readable(&error));
+            telemetry::last_words(format!("error: {}", commands::readable(&error)));
             ExitCode::FAILURE
         }
     }

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use crate::access::Access;
 use crate::admin::Admin;
+use crate::budget::{Budget, Turns};
 use crate::clock::Clock;
 use crate::config::Origins;
 use crate::counters::Counters;
@@ -48,6 +50,12 @@ pub struct Handles {
     pub plugin_path: String,
     /// Whose pages may call from a browser.
     pub cors_origins: Origins,
+    /// How long the body of a request may take to arrive.
+    pub body_patience: Duration,
+    /// The bytes of bodies that are under way.
+    pub bodies: Budget,
+    /// Whose large batches are under way.
+    pub batches: Turns,
     /// Set when the service stops taking new work.
     pub draining: AtomicBool,
 }

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 
 use axum::Json;
-use axum::body::Bytes;
 use axum::extract::{FromRequest, Request as HttpRequest, State as Shared};
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
@@ -11,13 +10,13 @@ use foldhash::fast::RandomState;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use tokio::time::timeout;
 use tracing::Span;
 use utoipa::{IntoParams, ToSchema};
 
+use super::body::{BATCH_BODY_MAX, Text, read};
 use super::counting::{self, Charges, UsageResult};
-use super::extract::{
-    Caller, Idempotency, Ingest, MediaType, Named, Object, Query, from_json, read,
-};
+use super::extract::{Caller, Idempotency, Ingest, MediaType, Named, Object, Query, from_json};
 use super::openapi::problems::NeedsCounterStore;
 use super::parse;
 use super::problem::{Error, Problem};
@@ -32,11 +31,13 @@ use crate::state::State;
 /// The most items of one batch.
 const ITEMS_MAX: usize = 10_000;
 
-/// The largest body, bytes: so many items with ids and keys of some length.
-const BODY_MAX: usize = 8 * 1024 * 1024;
+/// The most meters that the items of one batch name together; what an item costs is its meters.
+const CHARGES_MAX: usize = 20_000;
 
 /// The smallest body that is dealt with aside, bytes: below, that costs more than it spares the others.
 const LARGE: usize = 16 * 1024;
+
+const TOO_MANY_BATCHES: &str = "this caller has as many large batches under way as one may, and none has ended in time; nothing was counted";
 
 /// What the answer shall say.
 #[derive(Debug, Default, Deserialize, IntoParams)]
@@ -63,7 +64,7 @@ enum Results {
 #[derive(Debug)]
 pub(super) struct Items {
     media_type: MediaType,
-    body: Bytes,
+    body: Text,
 }
 
 /// A track or a consume, with the fields that it takes alone.
@@ -159,7 +160,7 @@ enum ItemBody {
 
 /// Track and consume many times
 ///
-/// Each item succeeds or fails on its own. Items of one organization are decided in their order, unless a counter had to be
+/// Each item succeeds or fails on its own. The items name 20,000 meters together at most. Items of one organization are decided in their order, unless a counter had to be
 /// opened or restored first. What a batch costs is its distinct counters.
 #[utoipa::path(
     post,
@@ -198,6 +199,12 @@ pub(super) async fn batch(
     items: Items,
 ) -> Result<Response, Error> {
     let large = items.body.len() >= LARGE;
+    let _turn = if large {
+        let turn = timeout(state.body_patience, state.batches.turn(&caller.name())).await;
+        Some(turn.map_err(|_| Error::Busy(TOO_MANY_BATCHES))?)
+    } else {
+        None
+    };
     let plan = aside(large, move || Plan::of(&caller, key.as_ref(), &items)).await??;
     let decided = state.metering.decide_all(&plan.requests).await?;
     let now = state.clock.now();
@@ -268,6 +275,8 @@ fn request(
 /// batch costs is its distinct counters.
 #[derive(Debug, Default)]
 struct Plan {
+    /// How many meters the items name together.
+    charges: usize,
     requests: Vec<Request>,
     /// For each item in order, where its answer will be.
     parts: Vec<Result<Part, Error>>,
@@ -297,11 +306,21 @@ impl Plan {
             let index = plan.parts.len();
             plan.add(item.and_then(|item| request(caller, key, index, item)));
         })?;
+        if plan.charges > CHARGES_MAX {
+            return Err(Error::InvalidField {
+                pointer: "/items".to_owned(),
+                detail: format!(
+                    "the items name {} meters together; a batch may name {CHARGES_MAX}, so send it as several",
+                    plan.charges
+                ),
+            });
+        }
         Ok(plan)
     }
 
     fn add(&mut self, asked: Result<(Request, bool), Error>) {
         let part = asked.map(|(request, several)| {
+            self.charges += request.demands.len();
             let (request, nth) = self.place(request);
             Part {
                 request,
@@ -471,9 +490,9 @@ fn without_items(body: &[u8], error: &serde_json::Error) -> Error {
 impl FromRequest<State> for Items {
     type Rejection = Error;
 
-    async fn from_request(request: HttpRequest, _: &State) -> Result<Self, Error> {
+    async fn from_request(request: HttpRequest, state: &State) -> Result<Self, Error> {
         let media_type = MediaType::of(request.headers());
-        let body = read(request, BODY_MAX).await?;
+        let body = read(request, BATCH_BODY_MAX, state).await?;
         Ok(Self {
             media_type: media_type?,
             body,
@@ -484,7 +503,7 @@ impl FromRequest<State> for Items {
 impl Items {
     /// Takes each of them, as far as it can be read.
     fn each(&self, mut take: impl FnMut(Result<Item, Error>)) -> Result<(), Error> {
-        let body = &self.body;
+        let body: &[u8] = &self.body;
         match self.media_type {
             MediaType::Json => {
                 // Looked through once for what is no text, instead of each string by itself.

@@ -5,7 +5,6 @@ use std::marker::PhantomData;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
 use axum::http::HeaderMap;
 use axum::http::header::{
@@ -13,7 +12,6 @@ use axum::http::header::{
 };
 use axum::http::request::Parts;
 use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
-use http_body_util::{BodyExt as _, Collected, LengthLimitError, Limited};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -22,6 +20,7 @@ use utoipa::openapi::schema::{ObjectBuilder, Type};
 use utoipa::openapi::{RefOr, Required, Schema};
 use utoipa::{IntoParams, PartialSchema, ToSchema};
 
+use super::body::read;
 use super::observe::{CallerId, Seen};
 use super::parse;
 use super::problem::Error;
@@ -95,6 +94,14 @@ impl Caller {
         }
     }
 
+    /// What tells them apart from others.
+    pub(super) fn name(&self) -> String {
+        match self {
+            Self::Key(key) => format!("key:{}", key.id),
+            Self::User(user) => format!("user:{}", user.id),
+        }
+    }
+
     /// The caller, if this is permitted; `refusal` says what is.
     async fn demand(
         self,
@@ -122,10 +129,7 @@ impl Caller {
     fn actor(&self, parts: &Parts) -> Actor {
         let request_id = parts.extensions.get().map(Seen::request_id);
         Actor {
-            name: match self {
-                Self::Key(key) => format!("key:{}", key.id),
-                Self::User(user) => format!("user:{}", user.id),
-            },
+            name: self.name(),
             request_id: request_id.unwrap_or_default().to_owned(),
         }
     }
@@ -351,9 +355,9 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
 impl<T: DeserializeOwned> FromRequest<State> for Body<T> {
     type Rejection = Error;
 
-    async fn from_request(request: Request, _: &State) -> Result<Self, Error> {
+    async fn from_request(request: Request, state: &State) -> Result<Self, Error> {
         let media_type = MediaType::of(request.headers());
-        let text = read(request, BODY_MAX).await?;
+        let text = read(request, BODY_MAX, state).await?;
         media_type?.must_be_json()?;
         parse::json(&text).map(Self)
     }
@@ -442,10 +446,10 @@ pub(super) struct Fields<T>(pub(super) T);
 impl<T: DeserializeOwned> FromRequest<State> for Fields<T> {
     type Rejection = Error;
 
-    async fn from_request(request: Request, _: &State) -> Result<Self, Error> {
+    async fn from_request(request: Request, state: &State) -> Result<Self, Error> {
         let media_type = MediaType::of(request.headers());
         let query = request.uri().query().unwrap_or_default().to_owned();
-        let text = read(request, BODY_MAX).await?;
+        let text = read(request, BODY_MAX, state).await?;
         match (text.is_empty(), query.is_empty()) {
             (true, _) => parse::query(&query).map(Self),
             (false, true) => {
@@ -510,18 +514,6 @@ fn once<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a Head
         ))),
         (value, None) => Ok(value),
     }
-}
-
-/// The body, unless it has more than `max` bytes.
-pub(super) async fn read(request: Request, max: usize) -> Result<Bytes, Error> {
-    let body = Limited::new(request.into_body(), max).collect().await;
-    body.map(Collected::to_bytes).map_err(|error| {
-        if error.is::<LengthLimitError>() {
-            Error::PayloadTooLarge
-        } else {
-            Error::MalformedRequest("the body could not be read".to_owned())
-        }
-    })
 }
 
 /// A body that is likely to be right: what is wrong with it is found out by reading it again.

@@ -7,6 +7,7 @@ mod adjustments;
 mod admin;
 mod audit;
 mod batch;
+mod body;
 mod cors;
 mod counting;
 mod directory;
@@ -42,7 +43,9 @@ use crate::state::State;
 use observe::Observe;
 use problem::Error;
 
+pub use body::BATCH_BODY_MAX as BODY_MAX;
 pub use operations::metrics_router;
+pub use problem::refusal;
 
 /// Every route, and its description. The metrics are beside the others unless they have an address of their own.
 fn routes(with_metrics: bool, plugin_path: &str) -> OpenApiRouter<State> {

@@ -78,7 +78,8 @@ impl Seen {
         &self.0.id
     }
 
-    fn caller(&self) -> Option<&CallerId> {
+    /// Who was accepted, if anybody was yet.
+    pub(super) fn caller(&self) -> Option<&CallerId> {
         self.0.caller.get()
     }
 }

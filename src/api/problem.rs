@@ -1,6 +1,7 @@
 //! Errors on the wire: RFC 9457 problem details. The only owner of status codes.
 
 use std::borrow::Cow;
+use std::fmt::Write as _;
 
 use axum::Json;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -40,8 +41,14 @@ pub(super) enum Error {
     PreconditionFailed,
     /// Others depend on its being as it is.
     Conflict(String),
+    /// The body has not arrived in time.
+    RequestTimeout,
     /// The body is larger than any call needs.
     PayloadTooLarge,
+    /// The URI is longer than any call needs.
+    UriTooLong,
+    /// The head of the request is larger than any call needs.
+    HeadTooLarge,
     /// The body is not declared as JSON, or is coded.
     UnsupportedMediaType(&'static str),
     /// The same key came with another payload before.
@@ -67,6 +74,8 @@ pub(super) enum Error {
     AuthServerUnavailable,
     /// Too much at once; nothing was counted.
     Overloaded,
+    /// The same, and what it is too much of.
+    Busy(&'static str),
     /// Redis may or may not have counted.
     OutcomeUnknown,
     /// A defect; the cause is in the log.
@@ -149,6 +158,7 @@ impl Error {
     }
 
     /// What is the same in every occurrence: status, code and title.
+    #[expect(clippy::too_many_lines, reason = "a table")]
     fn class(&self) -> (StatusCode, &'static str, &'static str) {
         match self {
             Self::MalformedRequest(_) => (
@@ -177,6 +187,17 @@ impl Error {
                 "Precondition failed",
             ),
             Self::Conflict(_) => (StatusCode::CONFLICT, "conflict", "Conflict"),
+            Self::RequestTimeout => (
+                StatusCode::REQUEST_TIMEOUT,
+                "request_timeout",
+                "Request timeout",
+            ),
+            Self::UriTooLong => (StatusCode::URI_TOO_LONG, "uri_too_long", "URI too long"),
+            Self::HeadTooLarge => (
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                "head_too_large",
+                "Head too large",
+            ),
             Self::PayloadTooLarge => (
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "payload_too_large",
@@ -227,7 +248,9 @@ impl Error {
                 "auth_server_unavailable",
                 "Auth server unavailable",
             ),
-            Self::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "overloaded", "Overloaded"),
+            Self::Overloaded | Self::Busy(_) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "overloaded", "Overloaded")
+            }
             Self::OutcomeUnknown => (
                 StatusCode::GATEWAY_TIMEOUT,
                 "outcome_unknown",
@@ -251,6 +274,7 @@ impl Error {
             | Self::TimestampOutOfRange(detail) => detail.into(),
             Self::Forbidden(detail)
             | Self::NotFound(detail)
+            | Self::Busy(detail)
             | Self::UnsupportedMediaType(detail) => (*detail).into(),
             Self::Unauthenticated => {
                 "send a valid key as `Authorization: Bearer tm_…`, or a JWT where one will do".into()
@@ -259,6 +283,11 @@ impl Error {
             Self::PreconditionFailed => {
                 "the present state is not the one that If-Match or If-None-Match demands; nothing was changed".into()
             }
+            Self::RequestTimeout => {
+                "the body did not arrive in time; nothing was counted".into()
+            }
+            Self::UriTooLong => "the URI is longer than 65534 bytes".into(),
+            Self::HeadTooLarge => "the head of the request has too many headers, or too large ones".into(),
             Self::PayloadTooLarge => "the body is too large".into(),
             Self::IdempotencyKeyReused => {
                 "this Idempotency-Key was used for another request, whose answer stands; this one was not carried out: \
@@ -303,7 +332,8 @@ impl Error {
             Self::CounterStoreUnavailable
             | Self::DatabaseUnavailable
             | Self::AuthServerUnavailable
-            | Self::Overloaded => Some(OUTAGE_RETRY_SECONDS),
+            | Self::Overloaded
+            | Self::Busy(_) => Some(OUTAGE_RETRY_SECONDS),
             Self::Caused(problem, _) => problem.retry_after_seconds(),
             _ => None,
         }
@@ -369,6 +399,30 @@ impl IntoResponse for Error {
         response.extensions_mut().insert(reason);
         response
     }
+}
+
+/// What is answered where there is no request yet, as it goes over the wire: HTTP/1.1 cannot be made of what came, or
+/// there is no place for whoever calls.
+pub fn refusal(status: u16) -> Option<String> {
+    let problem = match status {
+        400 => Error::MalformedRequest("this is not a request of HTTP/1.1".to_owned()),
+        414 => Error::UriTooLong,
+        431 => Error::HeadTooLarge,
+        503 => Error::Busy("the service has as many connections as it may; nothing was counted"),
+        _ => return None,
+    };
+    let (status, headers, problem) = problem.parts();
+    let body = serde_json::to_string(&problem).ok()?;
+    let mut text = format!("HTTP/1.1 {status}\r\n");
+    for (name, value) in &headers {
+        let _ = write!(text, "{name}: {}\r\n", value.to_str().ok()?);
+    }
+    let length = body.len();
+    let _ = write!(
+        text,
+        "content-length: {length}\r\nconnection: close\r\n\r\n{body}"
+    );
+    Some(text)
 }
 
 /// A problem whose cause is not the caller's: the log gets the cause, the caller the request id.

@@ -91,7 +91,8 @@ pub fn run(command: Command) -> Result<()> {
         }
         Command::Dev { options, settings } => {
             let config = settings.check()?;
-            telemetry::start(&config.log);
+            let _log = telemetry::start(&config.log);
+            telemetry::log_panics();
             runtime(config.workers)?.block_on(dev::run(options, config))
         }
         Command::Migrate { database } => {
@@ -123,7 +124,8 @@ fn runtime(workers: usize) -> Result<Runtime> {
 }
 
 async fn serve(config: Config, servers: Servers, migrate: bool) -> Result<()> {
-    telemetry::start(&config.log);
+    let _log = telemetry::start(&config.log);
+    telemetry::log_panics();
     let stop = shutdown_signal();
     if migrate {
         Store::new(&servers.database_url, 1)?.migrate().await?;

@@ -144,6 +144,24 @@ label!(
 );
 
 label!(
+    /// Why a connection was closed, or refused, by the service.
+    pub Closed as "reason" {
+        /// The head of a request did not arrive in time.
+        HeaderTimeout = "header_timeout",
+        /// There was no request for too long.
+        IdleTimeout = "idle_timeout",
+        /// An answer was not taken in time.
+        WriteTimeout = "write_timeout",
+        /// It waited for a request longer than any other, and a new one needed its place.
+        Evicted = "evicted",
+        /// There was no place for it.
+        Refused = "refused",
+        /// The service stops.
+        Stopped = "stopped",
+    }
+);
+
+label!(
     /// How a request was made.
     pub(super) Method as "method" {
         Get = "GET",
@@ -206,6 +224,7 @@ mod tests {
         each_stands_at_its_index::<Cache>();
         each_stands_at_its_index::<Outcome>();
         each_stands_at_its_index::<Opened>();
+        each_stands_at_its_index::<Closed>();
         each_stands_at_its_index::<Method>();
         each_stands_at_its_index::<Operation>();
     }

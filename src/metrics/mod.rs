@@ -10,8 +10,8 @@ mod families;
 mod labels;
 mod requests;
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
@@ -21,8 +21,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
+use tracing_appender::non_blocking::ErrorCounter;
 
-pub use labels::{Cache, Delivered, Opened, Outcome, Script, Worker};
+pub use labels::{Cache, Closed, Delivered, Opened, Outcome, Script, Worker};
 
 use crate::domain::decision::Operation;
 use crate::domain::ids::MeterId;
@@ -52,6 +53,14 @@ const SIZES: [f64; 11] = [
     1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0,
 ];
 
+/// The lines that the log of this process has dropped.
+static LOG: OnceLock<ErrorCounter> = OnceLock::new();
+
+/// Has the lines that the log drops told from now on; of the process, because it has one log.
+pub fn watch_log(dropped: ErrorCounter) {
+    let _ = LOG.set(dropped);
+}
+
 /// The handle on all metrics of an instance; clones share it.
 #[derive(Debug, Clone)]
 pub struct Metrics(Arc<Inner>);
@@ -60,10 +69,19 @@ pub struct Metrics(Arc<Inner>);
 struct Inner {
     registry: Registry,
     requests: Requests,
+    connections: Connections,
     decisions: Decisions,
     redis: Redis,
     caches: Caches,
     work: Work,
+    log_lines_dropped: Counter,
+}
+
+/// Of whoever calls.
+#[derive(Debug)]
+struct Connections {
+    open: Gauge,
+    closed: Each<Closed, Counter>,
 }
 
 /// Of what Redis does and holds.
@@ -116,16 +134,25 @@ impl Metrics {
         registry.register("build", "What runs; always 1", build);
         Self(Arc::new(Inner {
             requests: Requests::register(registry),
+            connections: Connections::register(registry),
             decisions: Decisions::register(registry),
             redis: Redis::register(registry),
             caches: Caches::register(registry),
             work: Work::register(registry),
+            log_lines_dropped: counter(
+                registry,
+                "log_lines_dropped",
+                "Lines of the log that were dropped because nobody read standard error fast enough",
+            ),
             registry: root,
         }))
     }
 
     /// All metrics as text, in the format that [`CONTENT_TYPE`] names.
     pub fn to_text(&self) -> Result<String, std::fmt::Error> {
+        let dropped = LOG.get().map_or(0, ErrorCounter::dropped_lines);
+        let told = self.0.log_lines_dropped.inner();
+        told.store(dropped as u64, Ordering::Relaxed);
         let mut text = String::new();
         encode(&mut text, &self.0.registry)?;
         Ok(text)
@@ -134,6 +161,21 @@ impl Metrics {
     /// A request was answered; without a status, its caller went away before.
     pub fn answered(&self, method: &str, route: &str, status: Option<u16>, took: Duration) {
         self.0.requests.answered(method, route, status, took);
+    }
+
+    /// There is a connection more.
+    pub fn connection_opened(&self) {
+        self.0.connections.open.inc();
+    }
+
+    /// There is a connection less.
+    pub fn connection_ended(&self) {
+        self.0.connections.open.dec();
+    }
+
+    /// The service has closed a connection, or refused it.
+    pub fn connection_closed(&self, reason: Closed) {
+        self.0.connections.closed.get(reason).inc();
     }
 
     /// Calls that name a meter have come to their end.
@@ -217,6 +259,26 @@ impl Metrics {
             work.failures.get(worker).inc();
         }
         done
+    }
+}
+
+impl Connections {
+    fn register(registry: &mut Registry) -> Self {
+        let open = Gauge::default();
+        registry.register(
+            "connections",
+            "Connections of callers that are open",
+            open.clone(),
+        );
+        Self {
+            open,
+            closed: Each::register(
+                registry,
+                "connections_closed",
+                "Connections of callers that the service has closed before their callers did, or refused",
+                Counter::default,
+            ),
+        }
     }
 }
 

@@ -384,3 +384,61 @@ async fn without_redis_a_batch_is_one_outage() {
     assert_eq!(answer.code(), "counter_store_unavailable");
     assert_eq!(answer.status, 503);
 }
+
+#[tokio::test]
+async fn the_items_of_a_batch_name_a_bounded_number_of_meters_together() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let meters: serde_json::Map<_, _> = (0..32).map(|it| (format!("m{it}"), json!(1))).collect();
+    let item = json!({"op": "track", "organizationId": "org_1", "meters": meters});
+    let most = json!({"items": vec![item.clone(); 625]});
+    let answer = service.http.post("/v1/batch?results=none", most).await;
+    assert_eq!(answer.body["counted"], 625, "{}", answer.text);
+    assert_eq!(service.current("org_1", "m31").await, 625);
+    // No call of the script is larger than others can wait for.
+    let told = service.http.get("/metrics").await.text;
+    let all = |sample: &str| {
+        let mut lines = told.lines();
+        lines.find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '))
+    };
+    assert_eq!(
+        all("tallyman_count_script_charges_bucket{le=\"512.0\"}"),
+        all("tallyman_count_script_charges_count")
+    );
+    let more = json!({"items": vec![item; 626]});
+    let answer = service.http.post("/v1/batch", more).await;
+    assert_eq!(
+        (answer.status.as_u16(), answer.code()),
+        (400, "invalid_field")
+    );
+    assert_eq!(answer.body["errors"][0]["pointer"], "/items");
+    assert_eq!(service.current("org_1", "m31").await, 625);
+}
+
+#[tokio::test]
+async fn single_calls_go_before_the_rest_of_a_batch() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let others: Vec<String> = (0..16).map(|it| format!("other_{it}")).collect();
+    for other in others.iter().map(String::as_str).chain(["org_1"]) {
+        service.count(other, "api", 1).await;
+    }
+    // No two that follow each other are equal, so that each is an operation of its own.
+    let items: Vec<Value> = (0..10_000)
+        .map(|it| json!({"op": "track", "organizationId": "org_1", "amount": it % 2 + 1}))
+        .collect();
+    let http = service.http.clone();
+    let batch = tokio::spawn(async move {
+        let body = json!({"items": items});
+        http.post("/v1/batch?results=none", body).await
+    });
+    while service.current("org_1", "api").await == 1 {
+        tokio::task::yield_now().await;
+    }
+    let calls = others.iter().map(|other| service.count(other, "api", 1));
+    futures::future::join_all(calls).await;
+    let counted = service.current("org_1", "api").await;
+    assert!(counted < 15_001, "they waited for the whole batch");
+    assert_eq!(batch.await.unwrap().body["counted"], 10_000);
+    assert_eq!(service.current("org_1", "api").await, 15_001);
+}

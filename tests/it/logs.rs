@@ -264,3 +264,42 @@ async fn no_secret_is_logged_at_any_level() {
         assert_eq!(line, None, "{secret}");
     }
 }
+
+#[tokio::test]
+async fn a_log_that_nobody_reads_holds_up_neither_requests_nor_a_stop_and_tells_what_it_dropped() {
+    let world = World::new().await;
+    let mut service = Process::serve(&world, world.servers(), &[]).await;
+    service.stop_listening();
+    // Each has a line; the pipe takes 64 KiB, and the queue 8192 lines.
+    let (mut answers, mut requests) = TcpStream::connect(&service.address)
+        .await
+        .unwrap()
+        .into_split();
+    let many = "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n".repeat(12_000);
+    let last = "GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    let sending = tokio::spawn(async move {
+        requests.write_all(many.as_bytes()).await.unwrap();
+        requests.write_all(last.as_bytes()).await.unwrap();
+        requests
+    });
+    let mut text = String::new();
+    answers.read_to_string(&mut text).await.unwrap();
+    // Not closed before, because whoever has nothing more to say may be gone.
+    drop(sending.await.unwrap());
+    assert_eq!(text.matches("HTTP/1.1 200 OK").count(), 12_001);
+    let told = service.http.get("/metrics").await.text;
+    let mut lines = told.lines();
+    let dropped = lines.find_map(|line| line.strip_prefix("tallyman_log_lines_dropped_total "));
+    assert!(dropped.unwrap().parse::<u64>().unwrap() > 0);
+    let (code, _) = service.stop().await;
+    assert_eq!(code, Some(0));
+}
+
+#[tokio::test]
+async fn the_last_lines_of_a_stop_are_written() {
+    let world = World::new().await;
+    let service = serve(&world, "trace").await;
+    let (_, said) = service.stop().await;
+    let last: Value = serde_json::from_str(said.last().unwrap()).unwrap();
+    assert_eq!(last["message"], "stopped");
+}

@@ -16,6 +16,7 @@ mod bench;
 mod calendars;
 mod command_line;
 mod conditional;
+mod connections;
 mod cors;
 mod counting;
 mod credentials;

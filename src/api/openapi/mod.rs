@@ -279,6 +279,8 @@ fn implied_problems(operation: &Operation) -> Vec<Error> {
             Error::MalformedRequest(
                 "the body is not JSON: expected value at line 1 column 1".to_owned(),
             ),
+            Error::RequestTimeout,
+            Error::Overloaded,
             Error::PayloadTooLarge,
             Error::UnsupportedMediaType("send the body as Content-Type: application/json"),
         ]);

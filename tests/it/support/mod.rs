@@ -17,7 +17,7 @@ mod shortcuts;
 mod slow;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 pub use auth_server::AuthServer;
@@ -31,13 +31,15 @@ use serde_json::Value;
 use sqlx::PgPool;
 use tallyman::app::App;
 use tallyman::clock::Clock;
-use tallyman::config::{Config, LogConfig, Origins, PLUGIN_PATH, Servers};
+use tallyman::config::{Config, ConnectionLimits, LogConfig, Origins, PLUGIN_PATH, Servers};
 use tallyman::dev::servers::{RedisOptions, RedisServer};
 use tallyman::domain::period::{ResetMode, ResetPeriod};
 use tallyman::domain::policy::{DefaultCalendar, Defaults, MeterLimit};
 use tallyman::domain::quantity::Count;
 use tallyman::metrics::Metrics;
+use tallyman::server::Server;
 use tallyman::store::{Store, api_keys};
+use tallyman::telemetry::Log;
 use tallyman::{api, telemetry};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -78,9 +80,12 @@ impl World {
     /// A world with other settings than the usual ones.
     pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
         // Set RUST_LOG-like filters here when a test needs to be watched.
-        telemetry::start(&LogConfig {
-            filter: "off".to_owned(),
-            json: false,
+        static LOG: OnceLock<Log> = OnceLock::new();
+        LOG.get_or_init(|| {
+            telemetry::start(&LogConfig {
+                filter: "off".to_owned(),
+                json: false,
+            })
         });
         let database_url = postgres::create_database().await;
         let store = Store::new(&database_url, 1).unwrap();
@@ -134,11 +139,10 @@ impl World {
         let router = api::router(app.state.clone());
         let stop = CancellationToken::new();
         let stopped = stop.clone();
+        let server = Server::new(self.config.connections.clone(), app.state.metrics.clone());
         tokio::spawn(async move {
-            axum::serve(listener, router)
-                .with_graceful_shutdown(stopped.cancelled_owned())
-                .await
-                .unwrap();
+            let grace = Duration::from_mins(1);
+            server.serve(listener, router, stopped, grace).await;
         });
         Instance {
             app,
@@ -444,6 +448,13 @@ fn usual_config() -> Config {
         idempotency: Duration::from_hours(24),
         late: Duration::from_hours(48),
         webhook_private_addresses: true,
+        connections: ConnectionLimits {
+            max: 256,
+            header: Duration::from_mins(1),
+            body: Duration::from_mins(1),
+            idle: Duration::from_mins(1),
+        },
+        body_memory: 64 * 1024 * 1024,
         shutdown: Duration::from_secs(20),
         workers: 1,
         defaults: Defaults {

@@ -1,12 +1,15 @@
 //! The program itself, as whoever runs the service starts it.
 
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tallyman::config::Servers;
-use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::process::{Child, Command};
+use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
+use tokio::process::{Child, ChildStderr, Command};
+use tokio::sync::Mutex;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::{Http, World};
@@ -24,12 +27,32 @@ pub struct Process {
     child: Child,
     /// What it says, read as it is said: a program that nobody listens to stops at a full pipe.
     lines: UnboundedReceiver<String>,
+    listening: JoinHandle<()>,
+    _stderr: Arc<Mutex<Lines<BufReader<ChildStderr>>>>,
 }
 
 impl Process {
     /// Starts it on a port of its own, with these variables, and waits until it serves.
     pub async fn serve(world: &World, servers: Servers, variables: &[(&str, &str)]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_tallyman"))
+        let program = Command::new(env!("CARGO_BIN_EXE_tallyman"));
+        Self::start(program, world, servers, variables).await
+    }
+
+    /// The same, with so many open files at most.
+    pub async fn serve_with_files(world: &World, files: usize) -> Self {
+        let mut limited = Command::new("/bin/sh");
+        let script = format!("ulimit -n {files}; exec \"$0\" \"$@\"");
+        limited.args(["-c", &script, env!("CARGO_BIN_EXE_tallyman")]);
+        Self::start(limited, world, world.servers(), &[]).await
+    }
+
+    async fn start(
+        mut program: Command,
+        world: &World,
+        servers: Servers,
+        variables: &[(&str, &str)],
+    ) -> Self {
+        let mut child = program
             .arg("serve")
             .env_clear()
             .env("TALLYMAN_REDIS_URL", servers.redis_url)
@@ -42,9 +65,13 @@ impl Process {
             .kill_on_drop(true)
             .spawn()
             .unwrap();
-        let mut stderr = BufReader::new(child.stderr.take().unwrap()).lines();
+        let stderr = BufReader::new(child.stderr.take().unwrap()).lines();
         let (said, lines) = unbounded_channel();
-        tokio::spawn(async move {
+        // The pipe stays open when nobody listens any more.
+        let deaf = Arc::new(Mutex::new(stderr));
+        let ears = Arc::clone(&deaf);
+        let listening = tokio::spawn(async move {
+            let mut stderr = ears.lock().await;
             while let Some(line) = stderr.next_line().await.unwrap() {
                 // Nobody may be left to hear it.
                 let _ = said.send(line);
@@ -56,6 +83,8 @@ impl Process {
             said: Vec::new(),
             child,
             lines,
+            listening,
+            _stderr: deaf,
         };
         let address = process.url_after("listening on ").await;
         process.http = Http::new(format!("http://{address}"), &world.key);
@@ -94,6 +123,11 @@ impl Process {
         while self.read().await {}
         let status = timeout(PATIENCE, self.child.wait()).await;
         (status.expect("it goes on").unwrap().code(), self.said)
+    }
+
+    /// Hears nothing of what it says from now on, and lets it run against a full pipe.
+    pub fn stop_listening(&mut self) {
+        self.listening.abort();
     }
 
     /// Kills it as a power cut would.
