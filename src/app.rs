@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 use crate::access::Access;
 use crate::admin::Admin;
 use crate::api;
-use crate::api::BODY_MAX;
+use crate::api::BATCH_BODY_MAX;
 use crate::budget::{Budget, Turns};
 use crate::clock::Clock;
 use crate::config::{Config, ConnectionLimits, Servers};
@@ -280,7 +280,7 @@ impl App {
 
 /// What the bodies of all callers may take, and those of each: the largest one at least.
 fn body_memory(all: u64) -> Budget {
-    Budget::new(all, (all / 4).max(BODY_MAX as u64))
+    Budget::new(all, (all / 4).max(BATCH_BODY_MAX as u64))
 }
 
 /// Handles on both servers: on Redis, and on Postgres for requests and for workers. Half of the connections to Postgres

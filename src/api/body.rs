@@ -39,7 +39,7 @@ pub(super) async fn read(request: Request, max: usize, state: &State) -> Result<
     let body = request.into_body();
     // One that says so is not waited for.
     if body.size_hint().lower() > max as u64 {
-        return Err(Error::PayloadTooLarge);
+        return Err(Error::PayloadTooLarge(max));
     }
     let mut gathering = pin!(gather(body, max, state, seen));
     if let Some(text) = poll_twice(gathering.as_mut()).await {
@@ -82,7 +82,7 @@ async fn gather(
             continue;
         };
         if first.len() + rest.len() + data.len() > max {
-            return Err(Error::PayloadTooLarge);
+            return Err(Error::PayloadTooLarge(max));
         }
         let more = data.len();
         if first.is_empty() && rest.is_empty() {

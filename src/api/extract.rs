@@ -34,7 +34,7 @@ use crate::store::Actor;
 use crate::store::api_keys::{KeyRecord, PresentedKey};
 
 /// The largest body that any call but a batch needs, bytes.
-const BODY_MAX: usize = 64 * 1024;
+pub(super) const BODY_MAX: usize = 64 * 1024;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const PREFER: HeaderName = HeaderName::from_static("prefer");

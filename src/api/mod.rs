@@ -43,7 +43,7 @@ use crate::state::State;
 use observe::Observe;
 use problem::Error;
 
-pub use body::BATCH_BODY_MAX as BODY_MAX;
+pub use body::BATCH_BODY_MAX;
 pub use operations::metrics_router;
 pub use problem::refusal;
 

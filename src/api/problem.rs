@@ -43,8 +43,8 @@ pub(super) enum Error {
     Conflict(String),
     /// The body has not arrived in time.
     RequestTimeout,
-    /// The body is larger than any call needs.
-    PayloadTooLarge,
+    /// The body has more bytes than the call takes.
+    PayloadTooLarge(usize),
     /// The URI is longer than any call needs.
     UriTooLong,
     /// The head of the request is larger than any call needs.
@@ -198,7 +198,7 @@ impl Error {
                 "head_too_large",
                 "Head too large",
             ),
-            Self::PayloadTooLarge => (
+            Self::PayloadTooLarge(_) => (
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "payload_too_large",
                 "Payload too large",
@@ -288,7 +288,9 @@ impl Error {
             }
             Self::UriTooLong => "the URI is longer than 65534 bytes".into(),
             Self::HeadTooLarge => "the head of the request has too many headers, or too large ones".into(),
-            Self::PayloadTooLarge => "the body is too large".into(),
+            Self::PayloadTooLarge(max) => {
+                format!("the body must have at most {max} bytes; send less at once").into()
+            }
             Self::IdempotencyKeyReused => {
                 "this Idempotency-Key was used for another request, whose answer stands; this one was not carried out: \
                  send it under a key of its own".into()

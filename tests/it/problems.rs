@@ -257,6 +257,8 @@ async fn a_body_may_be_64_kib_long_and_no_longer() {
     assert_eq!(fits.status, 200, "{}", fits.text);
     let answer = post_text(&service.http, &padded(64 * 1024 + 1)).await;
     check(&answer, 413, "payload_too_large");
+    let detail = answer.body["detail"].as_str().unwrap();
+    assert!(detail.contains("at most 65536 bytes"), "{detail}");
 }
 
 #[tokio::test]

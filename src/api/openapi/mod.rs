@@ -281,7 +281,7 @@ fn implied_problems(operation: &Operation) -> Vec<Error> {
             ),
             Error::RequestTimeout,
             Error::Overloaded,
-            Error::PayloadTooLarge,
+            Error::PayloadTooLarge(super::extract::BODY_MAX),
             Error::UnsupportedMediaType("send the body as Content-Type: application/json"),
         ]);
     } else if keyed && !query {
