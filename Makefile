@@ -14,7 +14,6 @@ lint: ## what a change must pass besides the tests
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items
-
 	@scripts/audit
 
 audit: ## whether dependencies are what deny.toml allows
