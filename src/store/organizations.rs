@@ -52,11 +52,12 @@ impl Sources {
         now: DateTime<Utc>,
         activity: Activity,
     ) -> Result<Option<Timeline>, InvalidCalendar> {
-        let (mode, calendar) = settings.calendar(self.defaults.calendar)?;
         let own = self.organization.clone().unwrap_or_default();
         if settings.same_calendar(&own.settings) {
+            // Even where a default has changed under them, so that they do not fit any more.
             return Ok(own.timeline);
         }
+        let (mode, calendar) = settings.calendar(self.defaults.calendar)?;
         let schedule = self.policy().schedule;
         let mut schedule = schedule.changed(mode, calendar, now, activity);
         schedule.resets.clear();

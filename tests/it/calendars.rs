@@ -134,6 +134,28 @@ async fn a_default_that_changes_back_and_forth_moves_no_period() {
 }
 
 #[tokio::test]
+async fn a_default_that_does_not_fit_an_organizations_own_day_locks_nobody_out() {
+    let mut world = World::new().await;
+    let service = world.instance().await;
+    service.settings("org_1", json!({"resetDay": 10})).await;
+    service.count("org_1", "api", 5).await;
+    world.config.defaults.calendar.reset_period = ResetPeriod::Daily;
+    let service = world.instance().await;
+    assert_eq!(service.count("org_1", "api", 1).await, 6);
+    let path = "/v1/organizations/org_1";
+    let named = service
+        .http
+        .patch(path, json!({"metadata": {"name": "Acme"}}))
+        .await;
+    assert_eq!(named.status, 200, "{}", named.body);
+    let answer = service.attempt("org_1", "api", 1).await;
+    assert_eq!(start(&answer.body), "2031-03-10T00:00:00Z");
+    assert_eq!(answer.body["resetDate"], "2031-03-16T00:00:00Z");
+    let refused = service.http.patch(path, json!({"resetDay": 11})).await;
+    assert_eq!(refused.body["errors"][0]["pointer"], "/resetDay");
+}
+
+#[tokio::test]
 async fn rows_of_idle_organizations_follow_a_changed_default() {
     let mut world = World::new().await;
     let service = world.instance().await;
