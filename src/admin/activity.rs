@@ -2,24 +2,24 @@
 
 use std::sync::Arc;
 
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{Admin, Error};
 use crate::counters::Link;
 use crate::domain::counter::CounterId;
 use crate::domain::ids::OrganizationId;
-use crate::domain::schedule::Activity;
-use crate::store::usage;
+use crate::domain::schedule::Schedule;
 
 impl Admin {
-    /// Whether, and in which period, an organization has counted anything last.
-    pub(super) async fn activity(
+    /// The start of the last period in which Redis has anything counted of an organization. Asks nothing of Postgres, so
+    /// that whoever holds the lock of changes waits for no further connection.
+    pub(super) async fn counted_in_redis(
         &self,
         link: &Arc<Link>,
         organization: &OrganizationId,
-    ) -> Result<Activity, Error> {
+        schedule: &Schedule,
+    ) -> Result<Option<DateTime<Utc>>, Error> {
         let now = self.clock.now();
-        let schedule = self.policies.stored(organization).await?.policy().schedule;
         let known = self.counters.organization(link, organization).await?;
         let meters = known.and_then(|known| known.meters).unwrap_or_default();
         // What Postgres does not have yet was counted in one of the last two periods.
@@ -41,15 +41,11 @@ impl Admin {
             })
             .collect();
         let held = self.counters.read(link, &counters).await?;
-        let counted = held
+        Ok(held
             .into_iter()
             .flatten()
             .filter(|it| it.used.get() > 0 || it.refunded > 0)
-            .map(|it| it.counter.start);
-        let stored = usage::last_counted(&self.store, organization).await?;
-        Ok(match counted.chain(stored).max() {
-            Some(start) => Activity::LastPeriod(start),
-            None => Activity::Never,
-        })
+            .map(|it| it.counter.start)
+            .max())
     }
 }

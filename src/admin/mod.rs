@@ -206,9 +206,16 @@ impl Admin {
     ) -> Result<Option<Sources>, Error> {
         let link = self.prepared(organization).await?;
         // The first change of all may come before the defaults were published.
-        self.policies.stored(organization).await?;
+        let stored = self.policies.stored(organization).await?;
         let presence = self.policies.presence(organization).await?;
-        let activity = self.activity(&link, organization).await?;
+        let schedule = stored.policy().schedule;
+        let in_redis = self
+            .counted_in_redis(&link, organization, &schedule)
+            .await?;
+        let in_postgres = store::usage::last_counted(&self.store, organization).await?;
+        let activity = in_redis
+            .max(in_postgres)
+            .map_or(Activity::Never, Activity::LastPeriod);
         let now = self.clock.now();
         let change = |before: &Sources| {
             let exists = presence.still_exists(before);
@@ -228,7 +235,11 @@ impl Admin {
         if let Some(version) = fence {
             self.counters.fence(&link, organization, version).await?;
             // Nothing is counted from here on, so that this is what the new calendar begins with.
-            if self.activity(&link, organization).await? != activity {
+            let schedule = before.policy().schedule;
+            let counted = self
+                .counted_in_redis(&link, organization, &schedule)
+                .await?;
+            if counted != in_redis {
                 drop(prepared);
                 self.counters.unfence(&link, organization, version).await?;
                 return Ok(None);

@@ -321,6 +321,22 @@ async fn calls_beside_a_change_of_calendar_are_all_in_the_running_count() {
     }
 }
 
+/// Each holds a connection while it waits for its turn, and the one whose turn it is must need no further one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_changes_of_calendars_at_once_than_connections_all_happen() {
+    let world = World::with(|config| config.database_connections = 4).await;
+    let service = world.instance().await;
+    at_once(24, |task| {
+        let http = service.http.clone();
+        async move {
+            let path = format!("/v1/organizations/org_{task}");
+            let answer = http.put(&path, json!({"resetPeriod": "daily"})).await;
+            assert_eq!(answer.status, 200, "{}", answer.body);
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn units_that_were_not_stored_yet_keep_the_running_period() {
     let world = World::new().await;
