@@ -33,6 +33,7 @@ mod webhooks;
 
 use axum::Router;
 use axum::response::IntoResponse;
+use axum::routing::get;
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::router::OpenApiRouter;
@@ -94,7 +95,8 @@ fn routes(with_metrics: bool, plugin_path: &str) -> OpenApiRouter<State> {
         .routes(routes!(operations::healthz))
         .routes(routes!(operations::readyz))
         .routes(routes!(openapi::openapi_json))
-        .routes(routes!(openapi::reference::docs))
+        .routes(routes!(openapi::docs::docs))
+        .route("/docs/{file}", get(openapi::docs::file))
         .nest(plugin_path, plugin_routes());
     if with_metrics {
         routes.routes(routes!(operations::metrics))

@@ -7,8 +7,8 @@
 
 pub(super) mod answers;
 pub(super) mod bodies;
+pub(super) mod docs;
 pub(super) mod problems;
-pub(super) mod reference;
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
