@@ -9,31 +9,30 @@ KEYS
   [4] the counter
 
 ARGV
-  [1] now                   ms since the epoch
-  [2] generation            that the caller believes in
-  [3] policy version        that the caller resolved before it saw that the adjustment is pending
+  [1] now                   Unix time, ms
+  [2] generation            that the caller expects
+  [3] policy version        that the caller resolved before it read that the adjustment is pending
   [4] id                    of the adjustment; grows from one adjustment of a counter to the next
-  [5] amount                units to add, or below 0 to give back
-  [6] hour                  ms, start of the hour that it is counted in
+  [5] amount                units to add, or negative to give back
+  [6] slot                  start of the slot that it is counted in, ms
   [7] organization          its id
-  [8] percents              that are told of when they are crossed, separated by spaces
+  [8] percents              thresholds in percent of the limit, separated by spaces
 
 Returns one of
-  'adjusted'                it is done, now or before
+  'adjusted'                applied, now or before
   'generation'              the data set has another generation, or none
-  'policy'                  Redis knows no policy of the organization, or a newer one
-  'restore'                 the counter is missing or of another generation: it must be opened first
+  'policy'                  Redis has no policy of the organization, or a newer one
+  'restore'                 the counter is missing or of another generation, and must be recovered first
 
 Invariants
-  An adjustment is applied only where the counter's last one is older, and leaves its id in the same step.
-  A count never falls below 0; what was applied is the difference. Where it would pass 2^53 - 1, nothing is applied.
-  No adjustment of before the organization's deletion reaches a counter of after it: the policy is newer then.
-  `sequence` grows with every write; a counter of which it differs from what is `stored` is in the dirty index.
-  What is given back leaves in the counter what a flush needs to tell what was crossed, and so does what is crossed.
+  An adjustment is applied only if the counter's last one is older, and leaves its id in the same step.
+  A count never falls below 0; the difference is what was applied. If it would exceed 2^53 - 1, nothing is applied.
+  No adjustment made before the organization's deletion reaches a counter made after it: the policy is newer then.
+  `sequence` grows with every write; a counter whose `sequence` differs from `stored` is in the dirty index.
+  Refunded units and crossed thresholds leave in the counter what a flush needs to find crossed thresholds.
 ]]
-local COUNT_MAX = 9007199254740991
 local now, generation, version, id = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local amount, hour = tonumber(ARGV[5]), tonumber(ARGV[6])
+local amount, slot_start = tonumber(ARGV[5]), tonumber(ARGV[6])
 
 if redis.call('HGET', KEYS[1], 'number') ~= generation then
   return 'generation'
@@ -42,8 +41,8 @@ local organization = read_organization(KEYS[2], ARGV[7])
 if not organization or organization.version > version then
   return 'policy'
 end
-local held = redis.call('GET', KEYS[4])
-local counter = held and unpack_counter(held)
+local value = redis.call('GET', KEYS[4])
+local counter = value and unpack_counter(value)
 if not counter or string.match(counter.stamp, '^%d+') ~= generation then
   return 'restore'
 end
@@ -58,12 +57,12 @@ if adjusted > COUNT_MAX then
 end
 local applied = adjusted - used
 local clean = counter.sequence == counter.stored
-local h = place_of_hour(counter.hours, hour)
-counter.hours[h + 1] = counter.hours[h + 1] + applied
+local s = find_or_insert_slot(counter.slots, slot_start)
+counter.slots[s + SLOT_USED] = counter.slots[s + SLOT_USED] + applied
 counter.used, counter.sequence = adjusted, counter.sequence + 1
-counter.adjusted = string.format('%.0f:%.0f:%.0f:%.0f', id, applied, adjusted, hour)
-if clean or not counter.oldest or hour < counter.oldest then
-  counter.oldest = hour
+counter.adjusted = string.format('%.0f:%.0f:%.0f:%.0f', id, applied, adjusted, slot_start)
+if clean or not counter.oldest or slot_start < counter.oldest then
+  counter.oldest = slot_start
 end
 if applied < 0 then
   counter.peak = math.max(counter.peak, used)

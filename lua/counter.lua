@@ -1,109 +1,132 @@
 --[[
-What the value of a counter is; put in front of each script that reads or writes counters.
+The value of a counter: its format, and functions on it. Joined to every script that reads or writes counters.
 
-A value is a sequence of MessagePack items; ARCHITECTURE.md says what each of them means.
+A value is a sequence of MessagePack items; ARCHITECTURE.md describes each of them.
   used, sequence, stored, oldest, stamp, denied
-  start, used and denied of its newest hour; nil, 0, 0 where it has none
-  where there is anything else, an array of all of it:
-    refunded, peak, told, past, adjusted; 0 or '' where there is nothing
-    refunded in the newest hour
-    then for each hour before that, from the newest to the oldest:
-      gap                   seconds between its start and that of the one after it; below 0 where the
-                            last two follow
+  start, used and denied of the newest slot; nil, 0, 0 without slots
+  an array, only where one of its items differs from its default:
+    refunded, peak, notified, previous limits, adjusted; default 0 or ''
+    refunded in the newest slot
+    for each older slot, from the newest to the oldest:
+      gap                   seconds from its start to the start of the next newer slot; negative where the last two
+                            items are present
       used
       denied, refunded      only where one of them is not 0
-    what it has crossed, in a text, only where that is not stored yet: see `domain::threshold::Crossed`
+    crossed                 crossed thresholds that are not stored yet, as `domain::threshold::Crossed` writes them;
+                            only where there are any
 
-The first nine are all that most calls need, and are read and written without a table.
+Most calls need only the first nine items, which are read and written without a table.
 ]]
-local HEAD = 9
+local HEAD_ITEMS <const> = 9
 
--- All that a value says, as a table. `hours` has four numbers for each hour, start, used, denied and refunded, from the
--- newest to the oldest.
+-- The highest count that doubles, `bigint` and JSON represent exactly.
+local COUNT_MAX <const> = 9007199254740991
+
+-- Items of the array.
+local REST_REFUNDED <const> = 1
+local REST_PEAK <const> = 2
+local REST_NOTIFIED <const> = 3
+local REST_PREVIOUS_LIMITS <const> = 4
+local REST_ADJUSTED <const> = 5
+local REST_NEWEST_REFUNDED <const> = 6
+local REST_SLOTS <const> = 7
+
+-- A slot in `counter.slots`: its start and, behind that, these.
+local SLOT_USED <const> = 1
+local SLOT_DENIED <const> = 2
+local SLOT_REFUNDED <const> = 3
+local SLOT_SIZE <const> = 4
+
+-- Unpacks a value into a table. `slots` is a flat array of slots, from the newest to the oldest.
 local function unpack_counter(value)
-  local at, used, sequence, stored, oldest, stamp, denied, start, hour_used, hour_denied =
-    cmsgpack.unpack_limit(value, HEAD)
-  local more = at > 0 and cmsgpack.unpack(string.sub(value, at + 1)) or {0, 0, '', '', '', 0}
-  local hours, h = {}, 4
+  local at, used, sequence, stored, oldest, stamp, denied, start, newest_used, newest_denied =
+    cmsgpack.unpack_limit(value, HEAD_ITEMS)
+  local rest = at > 0 and cmsgpack.unpack(string.sub(value, at + 1)) or {0, 0, '', '', '', 0}
+  local slots, s = {}, 1
   if start then
-    hours[1], hours[2], hours[3], hours[4] = start, hour_used, hour_denied, more[6]
+    slots[1], slots[2], slots[3], slots[4] = start, newest_used, newest_denied, rest[REST_NEWEST_REFUNDED]
+    s = 1 + SLOT_SIZE
   end
-  local i = 7
-  while type(more[i]) == 'number' do
-    start = start - math.abs(more[i]) * 1000
-    hours[h + 1], hours[h + 2], hours[h + 3], hours[h + 4] = start, more[i + 1], 0, 0
-    if more[i] < 0 then
-      hours[h + 3], hours[h + 4] = more[i + 2], more[i + 3]
+  local i = REST_SLOTS
+  while type(rest[i]) == 'number' do
+    start = start - math.abs(rest[i]) * 1000
+    slots[s], slots[s + SLOT_USED], slots[s + SLOT_DENIED], slots[s + SLOT_REFUNDED] = start, rest[i + 1], 0, 0
+    if rest[i] < 0 then
+      slots[s + SLOT_DENIED], slots[s + SLOT_REFUNDED] = rest[i + 2], rest[i + 3]
       i = i + 2
     end
-    h, i = h + 4, i + 2
+    s, i = s + SLOT_SIZE, i + 2
   end
   return {
     used = used, sequence = sequence, stored = stored, oldest = oldest, stamp = stamp, denied = denied,
-    refunded = more[1], peak = more[2], told = more[3] ~= '' and more[3] or '0:0:0:0', past = more[4],
-    adjusted = more[5], hours = hours, crossed = more[i] or '',
+    refunded = rest[REST_REFUNDED], peak = rest[REST_PEAK],
+    notified = rest[REST_NOTIFIED] ~= '' and rest[REST_NOTIFIED] or '0:0:0:0',
+    previous_limits = rest[REST_PREVIOUS_LIMITS], adjusted = rest[REST_ADJUSTED], slots = slots,
+    crossed = rest[i] or '',
   }
 end
 
--- The inverse.
+-- The inverse of `unpack_counter`.
 local function pack_counter(counter)
-  local hours = counter.hours
+  local slots = counter.slots
   local head = cmsgpack.pack(counter.used, counter.sequence, counter.stored, counter.oldest, counter.stamp,
-    counter.denied, hours[1], hours[2] or 0, hours[3] or 0)
-  local told = counter.told ~= '0:0:0:0' and counter.told or ''
-  if not hours[5] and told == '' and counter.past == '' and counter.adjusted == ''
-    and counter.refunded == 0 and counter.peak == 0 and (hours[4] or 0) == 0 and counter.crossed == '' then
+    counter.denied, slots[1], slots[2] or 0, slots[3] or 0)
+  local notified = counter.notified ~= '0:0:0:0' and counter.notified or ''
+  local newest_refunded = slots[4] or 0
+  if not slots[1 + SLOT_SIZE] and notified == '' and counter.previous_limits == '' and counter.adjusted == ''
+    and counter.refunded == 0 and counter.peak == 0 and newest_refunded == 0 and counter.crossed == '' then
     return head
   end
-  local more = {counter.refunded, counter.peak, told, counter.past, counter.adjusted, hours[4] or 0}
-  local i = 7
-  for h = 5, #hours, 4 do
-    more[i], more[i + 1] = (hours[h - 4] - hours[h]) / 1000, hours[h + 1]
-    if hours[h + 2] ~= 0 or hours[h + 3] ~= 0 then
-      more[i], more[i + 2], more[i + 3] = -more[i], hours[h + 2], hours[h + 3]
+  local rest = {counter.refunded, counter.peak, notified, counter.previous_limits, counter.adjusted, newest_refunded}
+  local i = REST_SLOTS
+  for s = 1 + SLOT_SIZE, #slots, SLOT_SIZE do
+    local denied, refunded = slots[s + SLOT_DENIED], slots[s + SLOT_REFUNDED]
+    rest[i], rest[i + 1] = (slots[s - SLOT_SIZE] - slots[s]) / 1000, slots[s + SLOT_USED]
+    if denied ~= 0 or refunded ~= 0 then
+      rest[i], rest[i + 2], rest[i + 3] = -rest[i], denied, refunded
       i = i + 2
     end
     i = i + 2
   end
   if counter.crossed ~= '' then
-    more[i] = counter.crossed
+    rest[i] = counter.crossed
   end
-  return head .. cmsgpack.pack(more)
+  return head .. cmsgpack.pack(rest)
 end
 
--- A counter in which nothing was counted.
+-- An empty counter, as a table.
 local function new_counter(stamp)
   return {
     used = 0, sequence = 0, stored = 0, stamp = stamp, denied = 0,
-    refunded = 0, peak = 0, told = '0:0:0:0', past = '', adjusted = '', hours = {}, crossed = '',
+    refunded = 0, peak = 0, notified = '0:0:0:0', previous_limits = '', adjusted = '', slots = {}, crossed = '',
   }
 end
 
--- Which percentages of the limit of a stamp, and whether the limit itself, are crossed between two counts that lie so many
--- steps apart, each with the first count of a step that has crossed it.
+-- The thresholds of a stamp's limit that are crossed when a count goes from `before` to `after` in steps of `step`: the
+-- percentages, and the limit itself as '!'. Each comes with the first count that has crossed it.
 local function crossings(stamp, percents, before, after, step)
   local limit = tonumber(string.match(stamp, '^%d+:%d+:(%d+)'))
   local crossed = ''
-  local function look(threshold, mark)
+  local function check(threshold, mark)
     if before < mark and mark <= after then
       local count = before + math.ceil((mark - before) / step) * step
       crossed = string.format('%s%s=%.0f,', crossed, threshold, count)
     end
   end
   if limit and limit > 0 then
-    -- In two parts, because their product may pass 2^53.
+    -- Computed in two parts, because limit * percent may exceed 2^53.
     local hundredth, rest = math.floor(limit / 100), limit % 100
     for percent in string.gmatch(percents, '%d+') do
-      look(percent, hundredth * percent + math.ceil(rest * percent / 100))
+      check(percent, hundredth * percent + math.ceil(rest * percent / 100))
     end
   end
   if limit then
-    look('!', limit + 1)
+    check('!', limit + 1)
   end
   return crossed
 end
 
--- Adds to what a counter has crossed what it has not crossed before.
+-- Adds crossed thresholds to those that the counter has; the first count of each is kept.
 local function add_crossings(counter, crossed)
   for threshold, count in string.gmatch(crossed, '([^=,]+)=(%d+)') do
     if not string.find(',' .. counter.crossed, ',' .. threshold .. '=', 1, true) then
@@ -112,17 +135,17 @@ local function add_crossings(counter, crossed)
   end
 end
 
--- The place of an hour among those of a counter, where it is put if it is not there.
-local function place_of_hour(hours, start)
-  local h = 1
-  while hours[h] and hours[h] > start do
-    h = h + 4
+-- The index of the slot with this start; an empty slot is inserted where there is none.
+local function find_or_insert_slot(slots, start)
+  local s = 1
+  while slots[s] and slots[s] > start do
+    s = s + SLOT_SIZE
   end
-  if hours[h] ~= start then
-    for i = #hours, h, -1 do
-      hours[i + 4] = hours[i]
+  if slots[s] ~= start then
+    for i = #slots, s, -1 do
+      slots[i + SLOT_SIZE] = slots[i]
     end
-    hours[h], hours[h + 1], hours[h + 2], hours[h + 3] = start, 0, 0, 0
+    slots[s], slots[s + SLOT_USED], slots[s + SLOT_DENIED], slots[s + SLOT_REFUNDED] = start, 0, 0, 0
   end
-  return h
+  return s
 end

@@ -1,24 +1,24 @@
 #!lua
 --[[
-Names and numbers the data set of one shard, so that a loss or a rollback of Redis is noticed.
+Names and numbers the data set of a shard, so that data loss or a rollback of Redis is detected.
 
 KEYS
   [1] the shard's generation
 
 ARGV
   [1] run id                of the server process that the caller is connected to
-  [2] a fresh random name   for the data set, should it need one
-  [3] now                   ms since the epoch
-  [4] trust                 '1' if a restarted process is trusted to hold all that was acknowledged
+  [2] a new random name     for the data set, should it need one
+  [3] now                   Unix time, ms
+  [4] trust                 '1' if a restarted process is trusted to have all acknowledged writes
   [5] the name that [6] was drawn for, or ''
   [6] a number from Postgres that no data set has had, or ''
 
-Returns {name, number}; the number is '' while the data set has none, and the caller draws one for this name.
+Returns {name, number}; the number is '' if the data set has none, and the caller draws one for this name.
 
 Invariants
-  A number holds only for the data set that it was drawn for.
+  A number is valid only for the data set that it was drawn for.
   A data set has one name and one number for life; another process or an empty keyspace is another data set.
-  `born` is never before the data set began.
+  `born` is never earlier than the creation of the data set.
 ]]
 local values = redis.call('HMGET', KEYS[1], 'name', 'number', 'run')
 local name, number, run = values[1], values[2], values[3]

@@ -1,20 +1,20 @@
 #!lua
 --[[
-Takes the mirror of the API keys from one mark to another.
+Advances the mirror of the API keys from one mark to another.
 
 KEYS
-  [1] the mirror: a hash of records by key id, with its mark under 'mark'
+  [1] the mirror: a hash of records by key id, and its mark in the field 'mark'
 
 ARGV
-  [1] the mark that the caller has seen; '' = none
-  [2] the mark that the records lead to
-  [3] 'replace' to forget first what the mirror holds, 'add' to keep it
+  [1] the mark that the caller read; '' if none
+  [2] the mark after these records
+  [3] 'replace' to delete the mirror first, 'add' to keep it
   then for each key: its id, its record
 
-Returns 1; 0 where somebody else has taken the mirror on and nothing was written.
+Returns 1; 0 if another caller has advanced the mirror and nothing was written.
 
 Invariants
-  A mirror holds every change up to its mark, and a lost mirror has none: both are one key.
+  A mirror has every change up to its mark, and a lost mirror has no mark: both are one key.
   Records are written in the order of their revisions, so that a revoked key does not come back.
 ]]
 if (redis.call('HGET', KEYS[1], 'mark') or '') ~= ARGV[1] then

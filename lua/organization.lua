@@ -1,21 +1,19 @@
 --[[
-What is known of an organization; put in front of each script that reads or writes it.
+What Redis knows of an organization. Joined to every script that reads or writes it.
 
-The organizations of a shard are spread over 64 hashes, each in the field of its id, because a key of its own would take
-more than what it holds. While a hash is small and its values are short, Redis holds it in one piece.
+The organizations of a shard are fields, by id, of 64 hashes: a key of its own would take more memory than its value.
+Redis stores a hash compactly (listpack) while it has few fields and short values.
 A value is a sequence of MessagePack items:
-  version                   policy version; ahead of the policy's while a deleted organization's counters are erased
-  own_version               of the policy
-  policy                    the name under which the shard's shared policies have its JSON; or that itself, where another
-                            text has the name already
-  meters                    every meter counted in this data set, with a space before and behind each; '' where nothing
-                            was counted
-  incarnation               policy version of the organization's last deletion, 0 if it never was
-  since                     ms since the epoch; where nothing was counted, when the policy was written; otherwise 0
+  version                   policy version; ahead of own_version while the counters of a deleted organization are erased
+  own_version               version of the policy itself
+  policy                    name of its JSON among the shard's shared policies; or the JSON itself, where the name is
+                            taken by another text
+  meters                    every meter counted in this data set, with a space before and after each; '' if none
+  incarnation               policy version of the organization's last deletion, 0 if it was never deleted
+  since                     Unix time in ms when the policy was written, if nothing was counted since; otherwise 0
 
-Nearly all organizations have the policy of their plan, so a shard holds each text once: in a hash, by the name of each its
-JSON, and under 'name:organizations' how many refer to it. Whoever refers to a text is counted, and the text goes with
-the last.
+Nearly all organizations have the policy of their plan, so a shard stores each text once, with a reference count: a hash
+has the JSON under its name, and the count under 'name:organizations'. A text is deleted with its last reference.
 ]]
 
 local function unpack_organization(value)
@@ -26,7 +24,7 @@ local function unpack_organization(value)
   }
 end
 
--- As a table; nil where nothing is known.
+-- The organization as a table; nil if Redis does not know it.
 local function read_organization(key, id)
   local value = redis.call('HGET', key, id)
   return value and unpack_organization(value) or nil
@@ -37,8 +35,8 @@ local function write_organization(key, id, organization)
     organization.meters, organization.incarnation, organization.since))
 end
 
--- Lists a meter as counted; says whether it was not yet.
-local function list_meter(organization, meter)
+-- Adds a meter to those counted; false if it is one of them already.
+local function add_meter(organization, meter)
   if string.find(organization.meters, ' ' .. meter .. ' ', 1, true) then
     return false
   end
@@ -47,28 +45,28 @@ local function list_meter(organization, meter)
   return true
 end
 
--- What stands for the text of a policy from now on.
+-- Adds a reference to the text of a policy; returns what to store in its place.
 local function share_policy(shared, text)
   local name = string.sub(redis.sha1hex(text), 1, 16)
-  local held = redis.call('HGET', shared, name)
-  if held and held ~= text then
+  local present = redis.call('HGET', shared, name)
+  if present and present ~= text then
     return text
   end
-  if not held then
+  if not present then
     redis.call('HSET', shared, name, text)
   end
   redis.call('HINCRBY', shared, name .. ':organizations', 1)
   return name
 end
 
--- What stood for a policy does so no more.
+-- Removes a reference.
 local function unshare_policy(shared, policy)
   if string.find(policy, '^%x+$') and redis.call('HINCRBY', shared, policy .. ':organizations', -1) <= 0 then
     redis.call('HDEL', shared, policy, policy .. ':organizations')
   end
 end
 
--- Version, space and JSON of an organization's policy; nil where the text is gone.
+-- Version, space and JSON of an organization's policy; nil if the text is missing.
 local function policy_text(shared, organization)
   local text = organization.policy
   if string.find(text, '^%x+$') then

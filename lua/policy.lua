@@ -1,6 +1,6 @@
 #!lua flags=no-writes
 --[[
-Reads what is known of an organization, with its policy in full.
+Reads what Redis knows of an organization, with the text of its policy.
 
 KEYS
   [1] the hash that has the organization
@@ -9,8 +9,8 @@ KEYS
 ARGV
   [1] organization          its id
 
-Returns {policy, meters, incarnation}: version, space and JSON, false where it is not known; every meter counted, separated
-by spaces, false where nothing was; policy version of the organization's last deletion, 0 if it never was.
+Returns {policy, meters, incarnation}: version, space and JSON, false if it is not known; every meter counted, separated
+by spaces, false if there is none; policy version of the organization's last deletion, 0 if it was never deleted.
 
 Invariants
   Nothing is written.

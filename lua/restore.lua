@@ -1,6 +1,6 @@
 #!lua
 --[[
-Writes a counter that Postgres has moved to this generation, if it is not there already.
+Writes a counter that Postgres has moved to this generation, unless it is there already.
 
 KEYS
   [1] the shard's generation
@@ -11,31 +11,32 @@ KEYS
 ARGV
   [1] generation            that the row was moved to
   [2] policy version        that the caller resolved
-  [3] meters                every meter that Postgres knows of the organization, separated by spaces
-  [4] held                  the sequence and the stamp that were stored before the move, joined by a space; '' if there
-                            was none
+  [3] meters                every meter that Postgres has of the organization, separated by spaces
+  [4] moved                 sequence and stamp of the old counter that was stored before the move, joined by a space; ''
+                            if there was none
   [5] stamp
   [6] used
   [7] denied
   [8] refunded
   [9] sequence              of the row
-  [10] told                 of its thresholds, see `domain::threshold`; '' if nothing was
+  [10] notified             thresholds, see `domain::threshold`; '' if none
   [11] adjusted             the last adjustment that the count contains, or ''
-  [12] dirty since          ms since the epoch where something may not have been told yet, or ''
+  [12] dirty since          Unix time in ms if thresholds may have to be notified, or ''
   [13] organization         its id
-  then for each hour, ascending: its start in ms, used, denied, refunded
+  then for each slot, ascending: its start in ms, used, denied, refunded
 
 Returns one of
   'restored'
-  'exists'                  somebody else has restored it
+  'exists'                  the counter is there already, in this generation
   'generation'              the data set has another generation, or none
-  'policy'                  Redis knows no policy of the organization, or a newer one
-  'changed'                 the old content is not what was stored before the move
+  'policy'                  Redis has no policy of the organization, or a newer one
+  'changed'                 the old counter is not the one that was stored before the move
 
 Invariants
   A counter of this generation is never overwritten.
-  A restored counter holds what Postgres holds; it is clean, unless a flush must look at it once more.
+  A restored counter has what Postgres has; it is clean, unless a flush must examine its thresholds.
 ]]
+local FIRST_SLOT <const> = 14
 local generation = ARGV[1]
 if redis.call('HGET', KEYS[1], 'number') ~= generation then
   return 'generation'
@@ -44,8 +45,8 @@ local organization = read_organization(KEYS[2], ARGV[13])
 if not organization or organization.version > tonumber(ARGV[2]) then
   return 'policy'
 end
-local held = redis.call('GET', KEYS[4])
-local old = held and unpack_counter(held)
+local value = redis.call('GET', KEYS[4])
+local old = value and unpack_counter(value)
 if old and string.match(old.stamp, '^%d+') == generation then
   return 'exists'
 end
@@ -54,7 +55,7 @@ if ARGV[4] ~= (old and string.format('%.0f %s', old.sequence, old.stamp) or '') 
 end
 
 for meter in string.gmatch(ARGV[3], '%S+') do
-  list_meter(organization, meter)
+  add_meter(organization, meter)
 end
 local clean = ARGV[12] == ''
 local counter = new_counter(ARGV[5])
@@ -63,10 +64,10 @@ counter.sequence = tonumber(ARGV[9])
 if clean then
   counter.stored = counter.sequence
 end
-counter.told, counter.adjusted = ARGV[10], ARGV[11]
-for i = #ARGV - 3, 14, -4 do
-  for field = i, i + 3 do
-    counter.hours[#counter.hours + 1] = tonumber(ARGV[field])
+counter.notified, counter.adjusted = ARGV[10], ARGV[11]
+for i = #ARGV - SLOT_SIZE + 1, FIRST_SLOT, -SLOT_SIZE do
+  for field = i, i + SLOT_SIZE - 1 do
+    counter.slots[#counter.slots + 1] = tonumber(ARGV[field])
   end
 end
 write_organization(KEYS[2], ARGV[13], organization)

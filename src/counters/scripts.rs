@@ -1,6 +1,7 @@
 //! One typed function for each script in `lua/`. No other file names a script, a key position or an
 //! argument position; the scripts' own comments say what each does and keeps true.
 
+use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use chrono::{DateTime, Utc};
@@ -43,36 +44,9 @@ impl Lua {
         }
     }
 
-    /// One behind whose first line others are put.
-    fn with(others: &[&str], text: &str) -> Self {
-        let (opening, rest) = text.split_once('\n').unwrap_or_default();
-        Self::new(&format!("{opening}\n{}{rest}", others.concat()))
-    }
-
-    /// One that reads or writes counters.
-    fn of_counters(text: &str) -> Self {
-        Self::with(&[source!("counter.lua")], text)
-    }
-
-    /// One that reads or writes organizations.
-    fn of_organizations(text: &str) -> Self {
-        Self::with(&[source!("organization.lua")], text)
-    }
-
-    /// One that does both.
-    fn of_both(text: &str) -> Self {
-        let others = [source!("counter.lua"), source!("organization.lua")];
-        Self::with(&others, text)
-    }
-
-    /// One that does both, and starts counters at zero.
-    fn of_beginnings(text: &str) -> Self {
-        let others = [
-            source!("counter.lua"),
-            source!("organization.lua"),
-            source!("data_set.lua"),
-        ];
-        Self::with(&others, text)
+    /// A script with the parts that it needs.
+    fn with(parts: &[&str], text: &str) -> Self {
+        Self::new(&join(parts, text))
     }
 
     /// The beginning of a call.
@@ -83,22 +57,58 @@ impl Lua {
     }
 }
 
-static COUNT: LazyLock<Lua> = LazyLock::new(|| Lua::of_counters(source!("count.lua")));
-static OPEN: LazyLock<Lua> = LazyLock::new(|| Lua::of_beginnings(source!("open.lua")));
-static RESTORE: LazyLock<Lua> = LazyLock::new(|| Lua::of_both(source!("restore.lua")));
-static CLOSE: LazyLock<Lua> = LazyLock::new(|| Lua::of_beginnings(source!("close.lua")));
-static ADJUST: LazyLock<Lua> = LazyLock::new(|| Lua::of_both(source!("adjust.lua")));
-static SETTLE: LazyLock<Lua> = LazyLock::new(|| Lua::of_counters(source!("settle.lua")));
-static CONFIGURE: LazyLock<Lua> = LazyLock::new(|| Lua::of_both(source!("configure.lua")));
-static POLICY: LazyLock<Lua> = LazyLock::new(|| Lua::of_organizations(source!("policy.lua")));
-static ERASE: LazyLock<Lua> = LazyLock::new(|| Lua::of_counters(source!("erase.lua")));
-static FORGET_COUNTERS: LazyLock<Lua> =
-    LazyLock::new(|| Lua::of_counters(source!("forget_counters.lua")));
-static FORGET_ORGANIZATIONS: LazyLock<Lua> =
-    LazyLock::new(|| Lua::of_organizations(source!("forget_organizations.lua")));
-static UNFENCE: LazyLock<Lua> = LazyLock::new(|| Lua::new(source!("unfence.lua")));
-static MIRROR: LazyLock<Lua> = LazyLock::new(|| Lua::new(source!("mirror.lua")));
-static GENERATION: LazyLock<Lua> = LazyLock::new(|| Lua::new(source!("generation.lua")));
+/// Declares each script with the parts of `lua/` that it is joined with.
+macro_rules! scripts {
+    ($($name:ident = $file:literal + [$($part:literal),*];)+) => {
+        $(static $name: LazyLock<Lua> =
+            LazyLock::new(|| Lua::with(&[$(source!($part)),*], source!($file)));)+
+
+        #[cfg(test)]
+        static ALL: &[&LazyLock<Lua>] = &[$(&$name),+];
+    };
+}
+
+scripts! {
+    COUNT = "count.lua" + ["counter.lua", "batch.lua"];
+    OPEN = "open.lua" + ["counter.lua", "organization.lua", "data_set.lua"];
+    RESTORE = "restore.lua" + ["counter.lua", "organization.lua"];
+    CLOSE = "close.lua" + ["counter.lua", "organization.lua", "data_set.lua"];
+    ADJUST = "adjust.lua" + ["counter.lua", "organization.lua"];
+    SETTLE = "settle.lua" + ["counter.lua"];
+    CONFIGURE = "configure.lua" + ["counter.lua", "organization.lua"];
+    POLICY = "policy.lua" + ["organization.lua"];
+    ERASE = "erase.lua" + ["counter.lua"];
+    GC_COUNTERS = "gc_counters.lua" + ["counter.lua"];
+    GC_ORGANIZATIONS = "gc_organizations.lua" + ["organization.lua"];
+    UNFENCE = "unfence.lua" + [];
+    MIRROR = "mirror.lua" + [];
+    GENERATION = "generation.lua" + [];
+}
+
+/// Joins a script with parts behind its first line, and replaces constants by their values: Lua 5.1 has none, and each call
+/// would assign a local variable.
+fn join(parts: &[&str], script: &str) -> String {
+    let (shebang, rest) = script.split_once('\n').unwrap_or_default();
+    let text = format!("{shebang}\n{}{rest}", parts.concat());
+    let constants: HashMap<&str, &str> = text.lines().filter_map(constant).collect();
+    let is_delimiter = |c: char| !c.is_ascii_alphanumeric() && c != '_';
+    let mut joined = String::with_capacity(text.len());
+    for line in text.lines().filter(|line| constant(line).is_none()) {
+        for part in line.split_inclusive(is_delimiter) {
+            let word = part.trim_end_matches(is_delimiter);
+            joined.push_str(constants.get(word).copied().unwrap_or(word));
+            joined.extend(part.chars().skip(word.chars().count()));
+        }
+        joined.push('\n');
+    }
+    joined
+}
+
+/// Name and value of a line `local NAME <const> = value`, which a comment may follow.
+fn constant(line: &str) -> Option<(&str, &str)> {
+    let (name, value) = line.strip_prefix("local ")?.split_once(" <const> = ")?;
+    Some((name, value.split("--").next()?.trim_end()))
+}
 
 /// How long a receipt is kept after its lane's last batch: longer than any packet is on its way.
 const RECEIPT_LIFETIME_MS: u64 = 3_600_000;
@@ -486,9 +496,9 @@ pub(super) async fn configure(
     let replies: Vec<(String, String, Option<String>)> = link
         .evaluate_all(metrics::Script::Configure, calls.collect(), &CONFIGURE.text)
         .await?;
-    let configured = replies.into_iter().map(|(word, meters, former)| {
+    let configured = replies.into_iter().map(|(word, meters, stale)| {
         let meters = parse_meters(&meters);
-        if let Some(policy) = former {
+        if let Some(policy) = stale {
             return Ok(Configured::Former { policy, meters });
         }
         let version = word.parse().map_err(|_| {
@@ -546,7 +556,7 @@ pub(super) async fn erase(
         .await
 }
 
-/// Calls `forget_counters.lua` for counters of one shard; returns how many were forgotten.
+/// Calls `gc_counters.lua` for counters of one shard; returns how many were forgotten.
 pub(super) async fn forget_counters(
     link: &Link,
     keys: &Keys,
@@ -554,21 +564,17 @@ pub(super) async fn forget_counters(
     counters: &[&CounterId],
     ended_before: DateTime<Utc>,
 ) -> Result<usize, Error> {
-    let mut call = FORGET_COUNTERS.call(counters.len().saturating_add(1));
+    let mut call = GC_COUNTERS.call(counters.len().saturating_add(1));
     call.arg(keys.generation(shard));
     for counter in counters {
         call.arg(keys.counter(counter));
     }
     call.arg(ended_before.timestamp_millis());
-    link.invoke(
-        metrics::Script::ForgetCounters,
-        &call,
-        &FORGET_COUNTERS.text,
-    )
-    .await
+    link.invoke(metrics::Script::ForgetCounters, &call, &GC_COUNTERS.text)
+        .await
 }
 
-/// Calls `forget_organizations.lua` for several hashes, each with its shard; returns how many organizations were
+/// Calls `gc_organizations.lua` for several hashes, each with its shard; returns how many organizations were
 /// forgotten.
 pub(super) async fn forget_organizations(
     link: &Link,
@@ -577,7 +583,7 @@ pub(super) async fn forget_organizations(
     written_before: DateTime<Utc>,
 ) -> Result<usize, Error> {
     let calls = hashes.iter().map(|(shard, hash)| {
-        let mut call = FORGET_ORGANIZATIONS.call(2);
+        let mut call = GC_ORGANIZATIONS.call(2);
         call.arg(*hash)
             .arg(keys.policies(*shard))
             .arg(written_before.timestamp_millis());
@@ -587,7 +593,7 @@ pub(super) async fn forget_organizations(
         .evaluate_all(
             metrics::Script::ForgetOrganizations,
             calls.collect(),
-            &FORGET_ORGANIZATIONS.text,
+            &GC_ORGANIZATIONS.text,
         )
         .await?;
     Ok(forgotten.into_iter().sum())
@@ -689,4 +695,44 @@ fn optional_ms(instant: Option<DateTime<Utc>>) -> String {
     instant
         .map(|instant| instant.timestamp_millis().to_string())
         .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn constants_are_replaced_by_their_values_and_their_lines_removed() {
+        let part = "local LAST <const> = 3\n";
+        let script =
+            "#!lua\nlocal LAST_USED <const> = 11  -- comment\nreturn counter[LAST_USED]+LAST\n";
+        assert_eq!(join(&[part], script), "#!lua\nreturn counter[11]+3\n");
+    }
+
+    #[test]
+    fn scripts_use_declared_constants_only() {
+        for lua in ALL {
+            let text = &lua.text;
+            let (_, code) = text.split_once("\n").unwrap();
+            let without_headers: String = code
+                .split("--[[")
+                .map(|part| part.rsplit("]]\n").next().unwrap())
+                .collect();
+            for line in without_headers.lines() {
+                let line = line.split("--").next().unwrap();
+                // Every second part is within quotes.
+                for code in line.split('\'').step_by(2) {
+                    let words = code.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+                    for word in words.filter(|word| word.len() > 1) {
+                        let is_constant = !word.contains(|c: char| c.is_ascii_lowercase())
+                            && word.contains(|c: char| c.is_ascii_uppercase());
+                        assert!(
+                            !is_constant || ["KEYS", "ARGV"].contains(&word),
+                            "{word} in {line:?} is not declared"
+                        );
+                    }
+                }
+            }
+        }
+    }
 }

@@ -201,14 +201,19 @@ fn every_source_opens_with_what_it_is_for() {
 fn every_script_opens_with_its_contract() {
     for (path, text) in files("lua", "lua") {
         // What scripts have in common.
-        let common = ["counter.lua", "organization.lua", "data_set.lua"];
+        let common = [
+            "counter.lua",
+            "organization.lua",
+            "data_set.lua",
+            "batch.lua",
+        ];
         if common.iter().any(|name| path.ends_with(name)) {
             continue;
         }
         // What only reads, or makes room, must say so, or a Redis without room refuses it.
         let opening = if text.contains("\n  Nothing is written.\n") {
             "#!lua flags=no-writes\n--[[\n"
-        } else if text.contains("\n  Nothing takes more room than before.\n") {
+        } else if text.contains("\n  Nothing takes more memory than before.\n") {
             "#!lua flags=allow-oom\n--[[\n"
         } else {
             "#!lua\n--[[\n"
@@ -262,7 +267,7 @@ fn every_script_is_a_pure_function_of_its_arguments_and_the_keyspace() {
 #[test]
 fn the_ceiling_of_a_count_is_the_same_everywhere() {
     let ceiling = tallyman::domain::quantity::COUNT_MAX.to_string();
-    assert!(source("lua/count.lua").contains(&format!("local COUNT_MAX = {ceiling}\n")));
+    assert!(source("lua/counter.lua").contains(&format!("local COUNT_MAX <const> = {ceiling}\n")));
     let mut checks = 0;
     for (path, text) in files("migrations", "sql") {
         for (at, _) in text.match_indices("between 0 and ") {

@@ -1,21 +1,21 @@
 #!lua
 --[[
-Forgets counters of periods that no event reaches any more, because a counter does not expire by itself: an expiry would
-take a sixth of it.
+Garbage-collects counters whose period ended so long ago that no event can reach it. Counters have no expiry of their
+own, which would take a sixth of their memory.
 
 KEYS
   [1] the shard's generation
   then the counters
 
 ARGV
-  [1] ms since the epoch    periods that ended before that are forgotten
+  [1] Unix time, ms         counters of periods that ended before are deleted
 
-Returns how many were forgotten.
+Returns how many were deleted.
 
 Invariants
-  Only what Postgres holds exactly is forgotten: a counter is missing afterwards, which means unknown.
-  The data set remembers in `forgotten` how late the last of them ended: none that ends by then starts at zero again,
-  not even for a caller by whose clock it still runs.
+  Only what Postgres has exactly is deleted: the counter is missing afterwards, which means unknown.
+  The data set keeps the latest end of a deleted counter in `forgotten`: no counter that ends as early is started at
+  zero again, not even for a caller whose clock is behind.
 ]]
 local ended_before, due, last_end = tonumber(ARGV[1]), {}, tonumber(redis.call('HGET', KEYS[1], 'forgotten')) or 0
 for i = 2, #KEYS do
