@@ -12,27 +12,27 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::access::Access;
 use crate::admin::Admin;
-use crate::api;
-use crate::api::BATCH_BODY_MAX;
+use crate::auth::Auth;
 use crate::budget::{Budget, Turns};
 use crate::clock::Clock;
 use crate::config::{Config, ConnectionLimits, Servers};
-use crate::counters::{self, Counters};
-use crate::flusher::{self, Flusher};
-use crate::forgetter::Forgetter;
-use crate::history::History;
-use crate::metering::Metering;
+use crate::http;
+use crate::http::BATCH_BODY_MAX;
+use crate::http::state::{Handles, State};
+use crate::jobs::flush::{self, Flusher};
+use crate::jobs::gc::GarbageCollector;
+use crate::jobs::periods::PeriodsJob;
+use crate::jobs::webhooks::Webhooks;
 use crate::metrics::Metrics;
-use crate::opening::Opener;
 use crate::policies::Policies;
-use crate::scheduler::Scheduler;
+use crate::postgres::Postgres;
+use crate::redis::{self, Redis};
 use crate::server::{Server, make_room};
-use crate::state::{Handles, State};
-use crate::store::Store;
-use crate::verifier::Verifier;
-use crate::webhooks::Webhooks;
+use crate::usage::Usage;
+use crate::usage::history::History;
+use crate::usage::recovery::Recovery;
+use crate::usage::verify::Verifier;
 
 /// So many connections are enough for whoever scrapes.
 const METRICS_CONNECTIONS: usize = 64;
@@ -52,15 +52,15 @@ pub struct App {
     /// Delivers events; tests drive it by hand.
     pub webhooks: Webhooks,
     /// Ends periods on time; tests drive it by hand.
-    pub scheduler: Scheduler,
+    pub scheduler: PeriodsJob,
     /// Rids Redis of what is of no use any more; tests drive it by hand.
-    pub forgetter: Forgetter,
+    pub garbage_collector: GarbageCollector,
     /// Mirrors keys.
-    access: Access,
+    auth: Auth,
     /// Erases what deleted organizations have left.
     admin: Admin,
     /// What all of these have to do with Postgres.
-    background: Store,
+    background: Postgres,
     metrics_listen: Option<SocketAddr>,
     connections: ConnectionLimits,
     database_connections: u32,
@@ -71,65 +71,65 @@ impl App {
     /// Wires the service. Waits for no server, but refuses a Redis that counts cannot be trusted to.
     pub async fn build(config: Config, servers: Servers, clock: Clock) -> Result<Self> {
         let metrics = Metrics::new(env!("CARGO_PKG_VERSION"), clock.now());
-        let (counters, store, background) = connect(&config, servers, &clock, &metrics).await?;
+        let (redis, postgres, background) = connect(&config, servers, &clock, &metrics).await?;
         let late = chrono::Duration::from_std(config.late)?;
         let policies = Policies::new(
-            counters.clone(),
-            store.clone(),
+            redis.clone(),
+            postgres.clone(),
             clock.clone(),
             late,
             config.defaults.clone(),
             metrics.clone(),
         );
-        let opener = Opener::new(counters.clone(), store.clone(), late, metrics.clone());
-        let metering = Metering::new(
-            counters.clone(),
-            store.clone(),
+        let recovery = Recovery::new(redis.clone(), postgres.clone(), late, metrics.clone());
+        let usage = Usage::new(
+            redis.clone(),
+            postgres.clone(),
             policies.clone(),
-            opener.clone(),
+            recovery.clone(),
             clock.clone(),
             late,
             metrics.clone(),
         );
-        let access = Access::new(
-            counters.clone(),
-            store.clone(),
+        let auth = Auth::new(
+            redis.clone(),
+            postgres.clone(),
             clock.clone(),
             metrics.clone(),
             config.jwt.clone(),
         )
         .context("JWTs cannot be verified")?;
-        learn(&policies, &access).await;
+        learn(&policies, &auth).await;
         let webhooks = Webhooks::new(
-            store.clone(),
+            postgres.clone(),
             clock.clone(),
             metrics.clone(),
             config.webhook_private_addresses,
         );
         let admin = Admin::new(
-            counters.clone(),
-            store.clone(),
+            redis.clone(),
+            postgres.clone(),
             policies.clone(),
-            opener.clone(),
-            access.clone(),
+            recovery.clone(),
+            auth.clone(),
             clock.clone(),
             metrics.clone(),
         );
         let state = State::new(Handles {
-            access,
+            auth,
             admin,
-            metering,
+            usage,
             verifier: Verifier::new(
-                counters.clone(),
-                store.clone(),
+                redis.clone(),
+                postgres.clone(),
                 policies.clone(),
                 clock.clone(),
                 late,
             ),
             webhooks,
-            history: History::new(store.clone(), policies.clone(), clock.clone(), late),
-            counters,
-            store,
+            history: History::new(postgres.clone(), policies.clone(), clock.clone(), late),
+            redis,
+            postgres,
             clock,
             metrics,
             metrics_apart: config.metrics_listen.is_some(),
@@ -140,7 +140,7 @@ impl App {
             batches: Turns::new(BATCHES_EACH),
             draining: AtomicBool::new(false),
         });
-        Self::with_workers(state, &config, &policies, &opener, background)
+        Self::with_workers(state, &config, &policies, &recovery, background)
     }
 
     /// The workers beside what answers requests: the same handles, with connections to Postgres of their own.
@@ -148,32 +148,32 @@ impl App {
         state: State,
         config: &Config,
         policies: &Policies,
-        opener: &Opener,
-        background: Store,
+        recovery: &Recovery,
+        background: Postgres,
     ) -> Result<Self> {
-        let (counters, clock, metrics) = (&state.counters, &state.clock, &state.metrics);
-        let (policies, opener) = (
+        let (redis, clock, metrics) = (&state.redis, &state.clock, &state.metrics);
+        let (policies, recovery) = (
             policies.on(background.clone()),
-            opener.on(background.clone()),
+            recovery.on(background.clone()),
         );
-        let access = state.access.on(background.clone());
+        let auth = state.auth.on(background.clone());
         let admin = Admin::new(
-            counters.clone(),
+            redis.clone(),
             background.clone(),
             policies.clone(),
-            opener.clone(),
-            access.clone(),
+            recovery.clone(),
+            auth.clone(),
             clock.clone(),
             metrics.clone(),
         );
         let late = chrono::Duration::from_std(config.late)?;
         let remembered = chrono::Duration::from_std(config.idempotency)?;
         Ok(Self {
-            flusher: Flusher::new(flusher::Handles {
-                counters: counters.clone(),
-                store: background.clone(),
+            flusher: Flusher::new(flush::Handles {
+                redis: redis.clone(),
+                postgres: background.clone(),
                 policies: policies.clone(),
-                opener,
+                recovery,
                 clock: clock.clone(),
                 metrics: metrics.clone(),
                 interval: config.flush_interval,
@@ -181,9 +181,19 @@ impl App {
             }),
             policies,
             webhooks: state.webhooks.on(background.clone()),
-            scheduler: Scheduler::new(admin.clone(), config.scheduler, remembered, metrics.clone()),
-            forgetter: Forgetter::new(counters.clone(), clock.clone(), late, metrics.clone()),
-            access,
+            scheduler: PeriodsJob::new(
+                admin.clone(),
+                config.scheduler,
+                remembered,
+                metrics.clone(),
+            ),
+            garbage_collector: GarbageCollector::new(
+                redis.clone(),
+                clock.clone(),
+                late,
+                metrics.clone(),
+            ),
+            auth,
             admin,
             background,
             metrics_listen: config.metrics_listen,
@@ -219,18 +229,19 @@ impl App {
         supervise(Box::pin(
             async move { scheduler.run(stop_scheduling).await },
         ));
-        let (access, stop_admitting) = (self.access.clone(), drained.clone());
-        supervise(Box::pin(async move { access.run(stop_admitting).await }));
+        let (auth, stop_admitting) = (self.auth.clone(), drained.clone());
+        supervise(Box::pin(async move { auth.run(stop_admitting).await }));
         let (admin, stop_erasing) = (self.admin.clone(), drained.clone());
         supervise(Box::pin(async move { admin.run(stop_erasing).await }));
         let (webhooks, stop_delivering) = (self.webhooks.clone(), drained.clone());
         supervise(Box::pin(async move { webhooks.run(stop_delivering).await }));
-        let (forgetter, stop_forgetting) = (self.forgetter.clone(), drained.clone());
-        supervise(Box::pin(
-            async move { forgetter.run(stop_forgetting).await },
-        ));
+        let (garbage_collector, stop_forgetting) =
+            (self.garbage_collector.clone(), drained.clone());
+        supervise(Box::pin(async move {
+            garbage_collector.run(stop_forgetting).await
+        }));
         if let Some(listener) = metrics {
-            let (router, stop) = (api::metrics_router(self.state.clone()), drained.clone());
+            let (router, stop) = (http::metrics_router(self.state.clone()), drained.clone());
             let limits = ConnectionLimits {
                 max: METRICS_CONNECTIONS,
                 ..self.connections.clone()
@@ -249,7 +260,7 @@ impl App {
             ..self.connections
         };
         let server = Server::new(limits, self.state.metrics.clone());
-        let router = api::router(self.state.clone());
+        let router = http::router(self.state.clone());
         let mut answering = pin!(server.serve(listener, router, ending.clone(), self.shutdown));
         let crashed = tokio::select! {
             _ = &mut answering => false,
@@ -268,7 +279,7 @@ impl App {
         {
             tracing::warn!("the last counts were not stored in time; they stay in Redis");
         }
-        self.state.store.close().await;
+        self.state.postgres.close().await;
         self.background.close().await;
         if crashed {
             bail!("a worker has died");
@@ -290,22 +301,25 @@ async fn connect(
     servers: Servers,
     clock: &Clock,
     metrics: &Metrics,
-) -> Result<(Counters, Store, Store)> {
+) -> Result<(Redis, Postgres, Postgres)> {
     let settings = redis_settings(config, servers.redis_url)?;
-    let counters = Counters::new(settings, clock.clone(), metrics.clone())
+    let redis = Redis::new(settings, clock.clone(), metrics.clone())
         .context("TALLYMAN_REDIS_URL cannot be used")?;
     let half = config.database_connections / 2;
-    let store = |connections| {
-        Store::new(&servers.database_url, connections)
+    let postgres = |connections| {
+        Postgres::new(&servers.database_url, connections)
             .context("TALLYMAN_DATABASE_URL cannot be used")
     };
-    let (store, background) = (store(config.database_connections - half)?, store(half)?);
-    refuse_what_is_unfit(&counters).await?;
-    Ok((counters, store, background))
+    let (postgres, background) = (
+        postgres(config.database_connections - half)?,
+        postgres(half)?,
+    );
+    refuse_what_is_unfit(&redis).await?;
+    Ok((redis, postgres, background))
 }
 
-fn redis_settings(config: &Config, url: String) -> Result<counters::Settings> {
-    Ok(counters::Settings {
+fn redis_settings(config: &Config, url: String) -> Result<redis::Settings> {
+    Ok(redis::Settings {
         url,
         prefix: config.redis_prefix.clone(),
         trust_restart: config.trust_redis_restart,
@@ -315,10 +329,10 @@ fn redis_settings(config: &Config, url: String) -> Result<counters::Settings> {
 
 /// Makes this instance's settings the defaults of the service, and learns what seals the mirror of the keys, if Postgres
 /// can be reached; otherwise the sweeps do so.
-async fn learn(policies: &Policies, access: &Access) {
+async fn learn(policies: &Policies, auth: &Auth) {
     let learned = async {
         policies.learn().await?;
-        access.learn().await
+        auth.learn().await
     };
     if let Err(error) = learned.await {
         tracing::warn!(%error, "starting without Postgres");
@@ -326,9 +340,9 @@ async fn learn(policies: &Policies, access: &Access) {
 }
 
 /// A Redis that counts cannot be trusted to.
-async fn refuse_what_is_unfit(counters: &Counters) -> Result<()> {
-    match counters.link().await {
-        Err(error @ (counters::Error::Unfit(_) | counters::Error::Inconsistent(_))) => bail!(error),
+async fn refuse_what_is_unfit(redis: &Redis) -> Result<()> {
+    match redis.connection().await {
+        Err(error @ (redis::Error::Unfit(_) | redis::Error::Inconsistent(_))) => bail!(error),
         Err(error) => tracing::warn!(%error, "starting without Redis"),
         Ok(_) => {}
     }

@@ -5,40 +5,32 @@
 //! | floor | modules | what they hold |
 //! |---|---|---|
 //! | 0 | [`domain`] | the rules, pure |
-//! | 1 | [`clock`], [`config`], [`groups`], [`budget`], [`metrics`] | the only readers of wall time and of the environment; how callers share round trips, and what each may have under way; what is measured |
-//! | 2 | [`counters`], [`store`] | the only code that speaks Redis, and SQL |
-//! | 3 | [`policies`], [`access`], [`opening`] | what is in force, who may call, and counters that Redis does not know |
-//! | 4 | [`metering`], [`history`], [`flusher`], [`forgetter`], [`admin`], [`webhooks`], [`verifier`] | use cases and workers |
-//! | 5 | [`state`], [`scheduler`] | the handles that the HTTP faces share; what is done on time |
-//! | 6 | [`api`] | HTTP and JSON |
-//! | 7 | [`server`], [`telemetry`] | connections, and the log |
-//! | 8 | [`app`] | wire everything; start, supervise and stop it |
-//! | 9 | [`dev`] | the same with private servers |
-//! | 10 | [`commands`] | what the executable can do |
+//! | 1 | [`clock`], [`config`], [`coalescer`], [`budget`], [`metrics`] | the only readers of wall time and of the environment; coalesced batches, and bounds on concurrent work; what is measured |
+//! | 2 | [`redis`], [`postgres`] | the only code that speaks Redis, and SQL |
+//! | 3 | [`policies`], [`auth`] | effective policies, and authentication |
+//! | 4 | [`usage`] | counting, reading, history, recovery and verification |
+//! | 5 | [`admin`] | what administrators change |
+//! | 6 | [`jobs`] | background jobs: flushing, usage summaries, ending periods, garbage collection, webhooks |
+//! | 7 | [`http`] | HTTP and JSON |
+//! | 8 | [`server`], [`logging`] | connections, and the log |
+//! | 9 | [`app`] | wires everything; starts, supervises and stops it |
+//! | 10 | [`cli`] | commands of the executable, and private servers for development |
 
-pub mod access;
 pub mod admin;
-pub mod api;
 pub mod app;
+pub mod auth;
 pub mod budget;
+pub mod cli;
 pub mod clock;
-pub mod commands;
+pub mod coalescer;
 pub mod config;
-pub mod counters;
-pub mod dev;
 pub mod domain;
-pub mod flusher;
-pub mod forgetter;
-pub mod groups;
-pub mod history;
-pub mod metering;
+pub mod http;
+pub mod jobs;
+pub mod logging;
 pub mod metrics;
-pub mod opening;
 pub mod policies;
-pub mod scheduler;
+pub mod postgres;
+pub mod redis;
 pub mod server;
-pub mod state;
-pub mod store;
-pub mod telemetry;
-pub mod verifier;
-pub mod webhooks;
+pub mod usage;

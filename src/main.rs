@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use mimalloc::MiMalloc;
-use tallyman::commands::{self, Command};
-use tallyman::telemetry;
+use tallyman::cli::{self, Command};
+use tallyman::logging;
 
 /// Counts what organizations use and stops them where their plan ends.
 #[derive(Parser)]
@@ -20,11 +20,11 @@ struct Arguments {
 static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
-    match commands::run(Arguments::parse().command) {
+    match cli::run(Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         // One line, causes included; a backtrace helps nobody who only mistyped a setting.
         Err(error) => {
-            telemetry::last_words(format!("error: {}", commands::readable(&error)));
+            logging::last_words(format!("error: {}", cli::readable(&error)));
             ExitCode::FAILURE
         }
     }

@@ -5,22 +5,22 @@ use std::sync::Arc;
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{Admin, Error};
-use crate::counters::Link;
 use crate::domain::counter::CounterId;
 use crate::domain::ids::OrganizationId;
 use crate::domain::schedule::Schedule;
+use crate::redis::Connection;
 
 impl Admin {
     /// The start of the last period in which Redis has anything counted of an organization. Asks nothing of Postgres, so
     /// that whoever holds the lock of changes waits for no further connection.
     pub(super) async fn counted_in_redis(
         &self,
-        link: &Arc<Link>,
+        connection: &Arc<Connection>,
         organization: &OrganizationId,
         schedule: &Schedule,
     ) -> Result<Option<DateTime<Utc>>, Error> {
         let now = self.clock.now();
-        let known = self.counters.organization(link, organization).await?;
+        let known = self.redis.organization(connection, organization).await?;
         let meters = known.and_then(|known| known.meters).unwrap_or_default();
         // What Postgres does not have yet was counted in one of the last two periods.
         let counters: Vec<CounterId> = meters
@@ -40,7 +40,7 @@ impl Admin {
                     })
             })
             .collect();
-        let held = self.counters.read(link, &counters).await?;
+        let held = self.redis.read(connection, &counters).await?;
         Ok(held
             .into_iter()
             .flatten()

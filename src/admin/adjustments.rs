@@ -3,10 +3,10 @@
 use super::{Admin, Error};
 use crate::domain::counter::{CounterId, Snapshot};
 use crate::domain::ids::OrganizationId;
-use crate::opening;
-use crate::store::Actor;
-use crate::store::adjustments::{self, Finished, Outcome, Wish};
-use crate::store::attempts::{self, Earlier};
+use crate::postgres::Actor;
+use crate::postgres::adjustments::{self, Finished, Outcome, Wish};
+use crate::postgres::idempotency::{self, Earlier};
+use crate::usage::recovery;
 
 /// How often something is tried while others change the same.
 const ROUNDS_MAX: usize = 20;
@@ -33,13 +33,13 @@ impl Admin {
         }
         for _ in 0..ROUNDS_MAX {
             // Before all that may have become impossible since.
-            match attempts::answered(&self.store, wish.attempt).await? {
+            match idempotency::answered(&self.postgres, wish.attempt).await? {
                 Earlier::Nothing => {}
                 Earlier::Other => return Err(Error::KeyReused),
                 Earlier::Answered(id) => return self.adjusted(organization, id, true).await,
             }
             let now = self.clock.now();
-            let link = self.prepared(organization).await?;
+            let connection = self.prepared(organization).await?;
             let sources = self.policies.stored(organization).await?;
             let policy = sources.resolve(now);
             let period = policy.schedule.running(wish.meter, now);
@@ -49,19 +49,24 @@ impl Admin {
                 start: period.start,
             };
             // Before the commit: where there is one meter too many, nothing should be half done.
-            let ready = self.opener.ready(&link, &policy, &counter, now).await?;
-            if ready == opening::Opened::OlderPolicy {
-                self.policies.apply(&link, organization, &sources).await?;
+            let ready = self
+                .recovery
+                .ready(&connection, &policy, &counter, now)
+                .await?;
+            if ready == recovery::Recovered::OlderPolicy {
+                self.policies
+                    .apply(&connection, organization, &sources)
+                    .await?;
                 continue;
             }
-            let held = self.counters.read(&link, &[counter]).await?;
+            let held = self.redis.read(&connection, &[counter]).await?;
             let added = u64::try_from(wish.amount).unwrap_or_default();
             let overflows = |held: Snapshot| held.used.checked_add(added).is_none();
             if held.into_iter().flatten().any(overflows) {
                 return Err(Error::Overflow(wish.meter.clone()));
             }
             let exists = |sources: &_| presence.still_exists(sources);
-            match adjustments::commit(&self.store, wish, actor, now, exists).await? {
+            match adjustments::commit(&self.postgres, wish, actor, now, exists).await? {
                 Outcome::Committed { id, replayed } => {
                     return self.adjusted(organization, id, replayed).await;
                 }
@@ -73,7 +78,7 @@ impl Admin {
                 Outcome::KeyReused => return Err(Error::KeyReused),
             }
         }
-        Err(opening::Error::Contended.into())
+        Err(recovery::Error::Contended.into())
     }
 
     /// What came of an adjustment that is committed.
@@ -85,7 +90,7 @@ impl Admin {
     ) -> Result<Adjustment, Error> {
         self.finish_adjustment(organization).await?;
         // Gone only together with its organization.
-        let finished = adjustments::finished(&self.store, id).await?;
+        let finished = adjustments::finished(&self.postgres, id).await?;
         let finished = finished.ok_or(Error::NotFound)?;
         // Calls had brought the count so near to its ceiling meanwhile that nothing was applied.
         if finished.amount > 0 && finished.applied == 0 {
@@ -98,7 +103,7 @@ impl Admin {
     /// finished keeps nothing else from it.
     pub async fn finish_adjustments_once(&self) -> Result<usize, Error> {
         let mut finished = 0;
-        for organization in adjustments::unfinished(&self.store, UNFINISHED_MAX).await? {
+        for organization in adjustments::unfinished(&self.postgres, UNFINISHED_MAX).await? {
             match self.finish_adjustment(&organization).await {
                 Ok(()) => finished += 1,
                 Err(error) => {
@@ -116,18 +121,23 @@ impl Admin {
     ) -> Result<(), Error> {
         for _ in 0..ROUNDS_MAX {
             let now = self.clock.now();
-            let link = self.counters.link().await?;
+            let connection = self.redis.connection().await?;
             // Before the adjustment: one that a deletion has taken with it must not be applied by a newer policy.
             let sources = self.policies.stored(organization).await?;
-            let Some(pending) = adjustments::pending(&self.store, organization).await? else {
+            let Some(pending) = adjustments::pending(&self.postgres, organization).await? else {
                 return Ok(());
             };
             let policy = sources.resolve(now);
-            let opened = self.opener.adjust(&link, &policy, &pending, now).await?;
-            if opened == opening::Opened::OlderPolicy {
-                self.policies.apply(&link, organization, &sources).await?;
+            let opened = self
+                .recovery
+                .adjust(&connection, &policy, &pending, now)
+                .await?;
+            if opened == recovery::Recovered::OlderPolicy {
+                self.policies
+                    .apply(&connection, organization, &sources)
+                    .await?;
             }
         }
-        Err(opening::Error::Contended.into())
+        Err(recovery::Error::Contended.into())
     }
 }

@@ -1,7 +1,7 @@
 //! Who has changed what.
 
 use super::{Admin, Error};
-use crate::store::audit::{self, Entry, Filter};
+use crate::postgres::audit::{self, Entry, Filter};
 
 impl Admin {
     /// At most `count` entries of the audit log, newest first; those that follow `after`, if that is given.
@@ -11,6 +11,6 @@ impl Admin {
         after: Option<u64>,
         count: u32,
     ) -> Result<Vec<Entry>, Error> {
-        Ok(audit::list(&self.store, filter, after, count).await?)
+        Ok(audit::list(&self.postgres, filter, after, count).await?)
     }
 }

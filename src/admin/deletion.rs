@@ -11,12 +11,12 @@ use chrono::TimeDelta;
 use tokio_util::sync::CancellationToken;
 
 use super::{Admin, Error};
-use crate::counters::Link;
 use crate::domain::ids::OrganizationId;
 use crate::domain::precondition::Preconditions;
 use crate::metrics::Worker;
-use crate::store::Actor;
-use crate::store::deletions::{self, Deleted, Erasure};
+use crate::postgres::Actor;
+use crate::postgres::deletions::{self, Deleted, Erasure};
+use crate::redis::Connection;
 
 /// Between two looks for what is left of deleted organizations.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
@@ -39,7 +39,7 @@ const CHUNKS_MAX: usize = 10;
 /// What a deletion did while its caller waited.
 #[derive(Debug, Clone, Copy)]
 pub struct Deletion {
-    /// Counters in Redis that are gone.
+    /// Redis in Redis that are gone.
     pub counters: usize,
     /// Rows of history in Postgres that are gone.
     pub history_rows: u64,
@@ -57,12 +57,12 @@ impl Admin {
         conditions: &Preconditions,
         actor: &Actor,
     ) -> Result<Deletion, Error> {
-        let link = self.prepared(organization).await?;
+        let connection = self.prepared(organization).await?;
         self.policies.stored(organization).await?;
         let presence = self.policies.presence(organization).await?;
         let now = self.clock.now();
         let prepared = deletions::delete(
-            &self.store,
+            &self.postgres,
             organization,
             actor,
             self.policies.reach(now),
@@ -77,17 +77,22 @@ impl Admin {
         );
         let prepared = prepared.await??;
         let version = prepared.version;
-        self.counters.fence(&link, organization, version).await?;
+        self.redis.fence(&connection, organization, version).await?;
         let Deleted {
             sources,
             rows,
             keys,
         } = prepared.commit().await?;
         for key in &keys {
-            self.access.forget(key);
+            self.auth.forget(key);
         }
-        let counters = self.policies.apply(&link, organization, &sources).await?;
-        self.counters.unfence(&link, organization, version).await?;
+        let counters = self
+            .policies
+            .apply(&connection, organization, &sources)
+            .await?;
+        self.redis
+            .unfence(&connection, organization, version)
+            .await?;
         let mut deletion = Deletion {
             counters,
             history_rows: rows,
@@ -96,11 +101,14 @@ impl Admin {
         };
         // It is deleted, whatever comes now: the sweeps do what is left.
         if !keys.is_empty()
-            && let Err(error) = self.access.sweep_once().await
+            && let Err(error) = self.auth.sweep_once().await
         {
             tracing::warn!(%error, "a revoked API key has not reached Redis yet");
         }
-        if let Err(error) = self.erase_now(&link, organization, &mut deletion).await {
+        if let Err(error) = self
+            .erase_now(&connection, organization, &mut deletion)
+            .await
+        {
             tracing::warn!(%error, "what a deleted organization has left is erased later");
         }
         Ok(deletion)
@@ -109,21 +117,21 @@ impl Admin {
     /// Erases what is left of deleted organizations, as far as it is due; returns of how many.
     pub async fn erase_once(&self) -> Result<usize, Error> {
         let now = self.clock.now();
-        let due = deletions::take_on(&self.store, now, now + LEASE, BATCH).await?;
+        let due = deletions::take_on(&self.postgres, now, now + LEASE, BATCH).await?;
         if due.is_empty() {
             return Ok(0);
         }
-        let link = self.counters.link().await?;
+        let connection = self.redis.connection().await?;
         let incarnations: BTreeMap<OrganizationId, u64> = due
             .iter()
             .map(|it| (it.organization.clone(), it.incarnation))
             .collect();
         for erasure in &due {
-            while deletions::erase_history(&self.store, erasure).await? > 0 {}
+            while deletions::erase_history(&self.postgres, erasure).await? > 0 {}
         }
-        self.counters.erase_traces(&link, &incarnations).await?;
+        self.redis.erase_traces(&connection, &incarnations).await?;
         for erasure in &due {
-            deletions::finish(&self.store, erasure).await?;
+            deletions::finish(&self.postgres, erasure).await?;
         }
         Ok(due.len())
     }
@@ -151,19 +159,19 @@ impl Admin {
     /// Erases as much as a caller can wait for.
     async fn erase_now(
         &self,
-        link: &Link,
+        connection: &Connection,
         organization: &OrganizationId,
         deletion: &mut Deletion,
     ) -> Result<(), Error> {
-        let Some(erasure) = deletions::erasure_of(&self.store, organization).await? else {
+        let Some(erasure) = deletions::erasure_of(&self.postgres, organization).await? else {
             return Ok(());
         };
         if self.erase_some_history(&erasure, deletion).await?
-            && self.counters.size(link).await? <= WALK_MAX
+            && self.redis.size(connection).await? <= WALK_MAX
         {
             let whose = BTreeMap::from([(organization.clone(), erasure.incarnation)]);
-            deletion.counters += self.counters.erase_traces(link, &whose).await?.counters;
-            deletions::finish(&self.store, &erasure).await?;
+            deletion.counters += self.redis.erase_traces(connection, &whose).await?.counters;
+            deletions::finish(&self.postgres, &erasure).await?;
             deletion.background = false;
         }
         Ok(())
@@ -176,7 +184,7 @@ impl Admin {
         deletion: &mut Deletion,
     ) -> Result<bool, Error> {
         for _ in 0..CHUNKS_MAX {
-            let rows = deletions::erase_history(&self.store, erasure).await?;
+            let rows = deletions::erase_history(&self.postgres, erasure).await?;
             if rows == 0 {
                 return Ok(true);
             }

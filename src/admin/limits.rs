@@ -9,8 +9,8 @@ use crate::domain::ids::{METERS_MAX, MeterId, OrganizationId};
 use crate::domain::patch::Change;
 use crate::domain::policy::{LimitOverride, Organization, TemporaryLimit, WARN_AT, WARN_AT_MAX};
 use crate::domain::precondition::Preconditions;
-use crate::store::Actor;
-use crate::store::organizations::Sources;
+use crate::postgres::Actor;
+use crate::postgres::organizations::Sources;
 
 impl Admin {
     /// Changes what is named: an override is merged into the one there is, none removes it, and what lies on top.

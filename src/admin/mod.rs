@@ -18,9 +18,8 @@ mod resets;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::access::Access;
+use crate::auth::Auth;
 use crate::clock::Clock;
-use crate::counters::{self, Counters, Link};
 use crate::domain::api_key::InvalidApiKey;
 use crate::domain::ids::{MeterId, OrganizationId};
 use crate::domain::patch::Change;
@@ -29,10 +28,11 @@ use crate::domain::policy::{LimitOverride, Organization, TemporaryLimit};
 use crate::domain::precondition::{PreconditionFailed, Preconditions};
 use crate::domain::schedule::Activity;
 use crate::metrics::Metrics;
-use crate::opening::{self, Opener};
 use crate::policies::{self, Policies};
-use crate::store::organizations::{Changed, Sources};
-use crate::store::{self, Actor, Store};
+use crate::postgres::organizations::{Changed, Sources};
+use crate::postgres::{self, Actor, Postgres};
+use crate::redis::{self, Connection, Redis};
+use crate::usage::recovery::{self, Recovery};
 
 pub use adjustments::Adjustment;
 pub use deletion::Deletion;
@@ -45,11 +45,11 @@ const ROUNDS_MAX: u32 = 5;
 /// The handle on administration; clones share everything.
 #[derive(Debug, Clone)]
 pub struct Admin {
-    counters: Counters,
-    store: Store,
+    redis: Redis,
+    postgres: Postgres,
     policies: Policies,
-    opener: Opener,
-    access: Access,
+    recovery: Recovery,
+    auth: Auth,
     clock: Clock,
     metrics: Metrics,
 }
@@ -95,16 +95,16 @@ pub enum Error {
     PreconditionFailed(#[from] PreconditionFailed),
     /// Redis. If the change had been committed before, the sweep applies it.
     #[error(transparent)]
-    Counters(#[from] counters::Error),
+    Redis(#[from] redis::Error),
     /// Postgres.
     #[error(transparent)]
-    Store(#[from] store::Error),
+    Postgres(#[from] postgres::Error),
     /// Learning or applying a policy.
     #[error(transparent)]
     Policies(#[from] policies::Error),
     /// Bringing a counter into Redis.
     #[error(transparent)]
-    Opening(#[from] opening::Error),
+    RecoveryReply(#[from] recovery::Error),
     /// The idempotency key was used for another payload.
     #[error("this idempotency key was used for another request")]
     KeyReused,
@@ -144,32 +144,32 @@ impl From<InvalidApiKey> for Invalid {
 impl Admin {
     /// A handle on these.
     pub fn new(
-        counters: Counters,
-        store: Store,
+        redis: Redis,
+        postgres: Postgres,
         policies: Policies,
-        opener: Opener,
-        access: Access,
+        recovery: Recovery,
+        auth: Auth,
         clock: Clock,
         metrics: Metrics,
     ) -> Self {
         Self {
-            counters,
-            store,
+            redis,
+            postgres,
             policies,
-            opener,
-            access,
+            recovery,
+            auth,
             clock,
             metrics,
         }
     }
 
-    /// A link over which a change of an organization can be put in force, after what an earlier one has left to be done.
+    /// A connection over which a change of an organization can be put in force, after what an earlier one has left to be done.
     /// Asked for before the commit: while Redis is away or full, nothing should be half done.
-    async fn prepared(&self, organization: &OrganizationId) -> Result<Arc<Link>, Error> {
-        let link = self.counters.link().await?;
-        self.counters.writable(&link).await?;
+    async fn prepared(&self, organization: &OrganizationId) -> Result<Arc<Connection>, Error> {
+        let connection = self.redis.connection().await?;
+        self.redis.writable(&connection).await?;
         self.policies.pass_fence(organization).await?;
-        Ok(link)
+        Ok(connection)
     }
 
     /// Commits a change of an organization that is in the state that the caller demands, and puts it in force
@@ -191,7 +191,7 @@ impl Admin {
                 return Ok(sources);
             }
         }
-        Err(opening::Error::Contended.into())
+        Err(recovery::Error::Contended.into())
     }
 
     /// The same, unless something was counted meanwhile that the change depends on.
@@ -204,15 +204,15 @@ impl Admin {
         action: &str,
         change: impl Fn(&Sources, Activity) -> Result<Organization, Error>,
     ) -> Result<Option<Sources>, Error> {
-        let link = self.prepared(organization).await?;
+        let connection = self.prepared(organization).await?;
         // The first change of all may come before the defaults were published.
         let stored = self.policies.stored(organization).await?;
         let presence = self.policies.presence(organization).await?;
         let schedule = stored.policy().schedule;
         let in_redis = self
-            .counted_in_redis(&link, organization, &schedule)
+            .counted_in_redis(&connection, organization, &schedule)
             .await?;
-        let in_postgres = store::usage::last_counted(&self.store, organization).await?;
+        let in_postgres = postgres::usage::last_counted(&self.postgres, organization).await?;
         let activity = in_redis
             .max(in_postgres)
             .map_or(Activity::Never, Activity::LastPeriod);
@@ -225,30 +225,42 @@ impl Admin {
             conditions.check(exists.then(|| before.resolve(now).version))?;
             change(before, activity)
         };
-        let prepared =
-            store::organizations::prepare(&self.store, organization, actor, action, now, change)
-                .await??;
+        let prepared = postgres::organizations::prepare(
+            &self.postgres,
+            organization,
+            actor,
+            action,
+            now,
+            change,
+        )
+        .await??;
         let Changed { before, after } = &prepared.outcome;
         // Under another calendar a call may belong to another counter.
         let fence =
             (before.policy().schedule != after.policy().schedule).then_some(prepared.version);
         if let Some(version) = fence {
-            self.counters.fence(&link, organization, version).await?;
+            self.redis.fence(&connection, organization, version).await?;
             // Nothing is counted from here on, so that this is what the new calendar begins with.
             let schedule = before.policy().schedule;
             let counted = self
-                .counted_in_redis(&link, organization, &schedule)
+                .counted_in_redis(&connection, organization, &schedule)
                 .await?;
             if counted != in_redis {
                 drop(prepared);
-                self.counters.unfence(&link, organization, version).await?;
+                self.redis
+                    .unfence(&connection, organization, version)
+                    .await?;
                 return Ok(None);
             }
         }
         let sources = prepared.commit().await?.after;
-        self.policies.apply(&link, organization, &sources).await?;
+        self.policies
+            .apply(&connection, organization, &sources)
+            .await?;
         if let Some(version) = fence {
-            self.counters.unfence(&link, organization, version).await?;
+            self.redis
+                .unfence(&connection, organization, version)
+                .await?;
         }
         // A counter whose reset is pending still counts, and is none of the running ones.
         self.finish_pending(organization).await?;

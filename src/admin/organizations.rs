@@ -8,8 +8,8 @@ use crate::domain::patch::OrganizationPatch;
 use crate::domain::policy::{Organization, OrganizationSettings};
 use crate::domain::precondition::Preconditions;
 use crate::domain::schedule::Activity;
-use crate::store::Actor;
-use crate::store::organizations::Sources;
+use crate::postgres::Actor;
+use crate::postgres::organizations::Sources;
 
 impl Admin {
     /// What is set for an organization, and what it inherits.

@@ -5,20 +5,22 @@ use super::{Admin, Error, Invalid};
 use crate::domain::ids::{METERS_MAX, PlanId};
 use crate::domain::plan::Plan;
 use crate::domain::precondition::{PreconditionFailed, Preconditions};
-use crate::store::Actor;
-use crate::store::plans::{self, Change};
+use crate::postgres::Actor;
+use crate::postgres::plans::{self, Change};
 
 impl Admin {
     /// One plan.
     pub async fn plan(&self, id: &PlanId) -> Result<Plan, Error> {
         self.default_plan_is_there().await?;
-        plans::get(&self.store, id).await?.ok_or(Error::NoSuchPlan)
+        plans::get(&self.postgres, id)
+            .await?
+            .ok_or(Error::NoSuchPlan)
     }
 
     /// At most `count` plans by id, behind `after`.
     pub async fn plans(&self, after: Option<&PlanId>, count: u32) -> Result<Vec<Plan>, Error> {
         self.default_plan_is_there().await?;
-        Ok(plans::list(&self.store, after, count).await?)
+        Ok(plans::list(&self.postgres, after, count).await?)
     }
 
     /// Makes or replaces a plan, all of it. It is in force for the next request here, and within two seconds on
@@ -32,7 +34,7 @@ impl Admin {
         check(&plan)?;
         self.default_plan_is_there().await?;
         let expected = |version| conditions.check(version).is_ok();
-        let change = plans::put(&self.store, plan, actor, expected).await?;
+        let change = plans::put(&self.postgres, plan, actor, expected).await?;
         let plan = done(change)?;
         self.policies.apply_plan(&plan).await;
         Ok(plan)
@@ -47,7 +49,7 @@ impl Admin {
     ) -> Result<(), Error> {
         self.default_plan_is_there().await?;
         let expected = |version| conditions.check(version).is_ok();
-        done(plans::delete(&self.store, id, actor, expected).await?)?;
+        done(plans::delete(&self.postgres, id, actor, expected).await?)?;
         Ok(())
     }
 

@@ -7,8 +7,8 @@ use crate::domain::policy::{Limit, LimitOverride};
 use crate::domain::precondition::Preconditions;
 use crate::domain::quantity::Count;
 use crate::domain::schedule::Activity;
-use crate::store::Actor;
-use crate::store::organizations::Sources;
+use crate::postgres::Actor;
+use crate::postgres::organizations::Sources;
 
 /// What is named changes.
 #[derive(Debug, Clone, Copy, Default)]

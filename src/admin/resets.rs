@@ -10,12 +10,12 @@ use crate::domain::counter::{CounterId, Snapshot};
 use crate::domain::ids::{MeterId, OrganizationId};
 use crate::domain::period::Period;
 use crate::domain::quantity::Count;
-use crate::opening;
-use crate::store::attempts::{self, Attempt, Earlier};
-use crate::store::expired::{self, Ended};
-use crate::store::resets::{self, Committed, Outcome, Wish};
-use crate::store::usage::{self, AllNews};
-use crate::store::{self, Actor, standings};
+use crate::postgres::idempotency::{self, Attempt, Earlier};
+use crate::postgres::periods::{self, Ended};
+use crate::postgres::resets::{self, Committed, Outcome, Wish};
+use crate::postgres::usage::{self, ThresholdEvents};
+use crate::postgres::{self, Actor, summaries};
+use crate::usage::recovery;
 
 /// How often something is tried while others change the same.
 const ROUNDS_MAX: usize = 20;
@@ -69,7 +69,7 @@ impl Admin {
         attempt: Option<&Attempt>,
         actor: &Actor,
     ) -> Result<Expired, Error> {
-        match attempts::answered(&self.store, attempt).await? {
+        match idempotency::answered(&self.postgres, attempt).await? {
             Earlier::Nothing => {}
             Earlier::Other => return Err(Error::KeyReused),
             Earlier::Answered(expired) => {
@@ -83,7 +83,7 @@ impl Admin {
         if expired.count > 0 {
             tracing::info!(resets = expired.count, actor = %actor.name, "ended periods that were over");
         }
-        attempts::answer(&self.store, attempt, &expired, self.clock.now()).await?;
+        idempotency::answer(&self.postgres, attempt, &expired, self.clock.now()).await?;
         Ok(expired)
     }
 
@@ -96,11 +96,12 @@ impl Admin {
         let mut expired = Expired::default();
         loop {
             let now = self.clock.now();
-            let due = expired::due(&self.store, now, DUE_MAX).await?;
+            let due = periods::due(&self.postgres, now, DUE_MAX).await?;
             // What was counted last must be in the row that is final.
             self.store_counts(&due.counters, now).await?;
-            let ended = match expired::end(&self.store, &due.organizations, asked_by, now).await {
-                Err(error @ (store::Error::Other(_) | store::Error::Inconsistent(_))) => {
+            let ended = match periods::end(&self.postgres, &due.organizations, asked_by, now).await
+            {
+                Err(error @ (postgres::Error::Other(_) | postgres::Error::Inconsistent(_))) => {
                     tracing::debug!(%error, "periods are ended one by one");
                     self.end_one_by_one(&due.organizations, asked_by, now)
                         .await?
@@ -122,7 +123,7 @@ impl Admin {
     /// Forgets idempotency keys that are older.
     pub async fn forget_attempts(&self, age: TimeDelta) -> Result<(), Error> {
         if let Some(before) = self.clock.now().checked_sub_signed(age) {
-            attempts::forget(&self.store, before).await?;
+            idempotency::forget(&self.postgres, before).await?;
         }
         Ok(())
     }
@@ -136,8 +137,8 @@ impl Admin {
     ) -> Result<Ended, Error> {
         let mut all = Ended::default();
         for organization in organizations {
-            match expired::end(
-                &self.store,
+            match periods::end(
+                &self.postgres,
                 std::slice::from_ref(organization),
                 asked_by,
                 now,
@@ -148,9 +149,9 @@ impl Admin {
                     all.looked_at += ended.looked_at;
                     all.organizations.extend(ended.organizations);
                 }
-                Err(error @ (store::Error::Other(_) | store::Error::Inconsistent(_))) => {
+                Err(error @ (postgres::Error::Other(_) | postgres::Error::Inconsistent(_))) => {
                     tracing::error!(%error, org.id = %organization, "a period cannot be ended");
-                    expired::postpone(&self.store, organization, now).await?;
+                    periods::postpone(&self.postgres, organization, now).await?;
                     all.looked_at += 1;
                 }
                 Err(error) => return Err(error.into()),
@@ -165,9 +166,9 @@ impl Admin {
         counters: &[(CounterId, (u64, u64))],
         now: DateTime<Utc>,
     ) -> Result<(), Error> {
-        let link = self.counters.link().await?;
+        let connection = self.redis.connection().await?;
         let ids: Vec<CounterId> = counters.iter().map(|(id, _)| id.clone()).collect();
-        let held = self.counters.read(&link, &ids).await?;
+        let held = self.redis.read(&connection, &ids).await?;
         let newer = held
             .into_iter()
             .zip(counters)
@@ -179,8 +180,8 @@ impl Admin {
             .iter()
             .flat_map(Snapshot::unstored_hours)
             .map(|hour| hour.start);
-        usage::ensure_partitions(&self.store, hours).await?;
-        usage::store(&self.store, &newer, &AllNews::new(), now).await?;
+        usage::ensure_partitions(&self.postgres, hours).await?;
+        usage::store(&self.postgres, &newer, &ThresholdEvents::new(), now).await?;
         Ok(())
     }
 
@@ -198,10 +199,10 @@ impl Admin {
             return Err(Error::NotFound);
         }
         for _ in 0..ROUNDS_MAX {
-            let link = self.prepared(organization).await?;
+            let connection = self.prepared(organization).await?;
             // The first change of all may come before the defaults were published.
             self.policies.stored(organization).await?;
-            let known = self.counters.organization(&link, organization).await?;
+            let known = self.redis.organization(&connection, organization).await?;
             let counted = known.and_then(|known| known.meters).unwrap_or_default();
             let wish = Wish {
                 organization,
@@ -211,7 +212,7 @@ impl Admin {
                 reason,
                 attempt,
             };
-            match resets::commit(&self.store, &wish, actor, self.clock.now()).await? {
+            match resets::commit(&self.postgres, &wish, actor, self.clock.now()).await? {
                 Outcome::Committed {
                     committed,
                     replayed,
@@ -226,17 +227,17 @@ impl Admin {
                 }
                 Outcome::KeyReused => return Err(Error::KeyReused),
                 Outcome::TooManyMeters(meter) => {
-                    return Err(opening::Error::TooManyMeters(meter).into());
+                    return Err(recovery::Error::TooManyMeters(meter).into());
                 }
             }
         }
-        Err(opening::Error::Contended.into())
+        Err(recovery::Error::Contended.into())
     }
 
     /// Finishes every reset that is committed and may not have reached Redis; returns how many organizations had
     /// one. One that cannot be finished does not keep the others from it.
     pub async fn finish_resets_once(&self) -> Result<usize, Error> {
-        let unfinished = resets::unfinished(&self.store, UNFINISHED_MAX).await?;
+        let unfinished = resets::unfinished(&self.postgres, UNFINISHED_MAX).await?;
         let mut failed = None;
         for organization in &unfinished {
             if let Err(error) = self.finish_pending(organization).await {
@@ -250,24 +251,26 @@ impl Admin {
     /// Puts the pending resets of an organization in force.
     pub(super) async fn finish_pending(&self, organization: &OrganizationId) -> Result<(), Error> {
         for _ in 0..ROUNDS_MAX {
-            let pending = resets::pending(&self.store, organization).await?;
+            let pending = resets::pending(&self.postgres, organization).await?;
             if pending.is_empty() {
                 return Ok(());
             }
             let now = self.clock.now();
-            let link = self.counters.link().await?;
+            let connection = self.redis.connection().await?;
             let sources = self.policies.stored(organization).await?;
-            self.policies.apply(&link, organization, &sources).await?;
+            self.policies
+                .apply(&connection, organization, &sources)
+                .await?;
             let policy = sources.resolve(now);
             for meter in &pending {
-                self.opener
-                    .finish_reset(&link, &policy, organization, meter, now)
+                self.recovery
+                    .finish_reset(&connection, &policy, organization, meter, now)
                     .await?;
             }
             // It is full no more.
-            standings::refresh(&self.store, std::slice::from_ref(organization), now).await?;
+            summaries::refresh(&self.postgres, std::slice::from_ref(organization), now).await?;
         }
-        Err(opening::Error::Contended.into())
+        Err(recovery::Error::Contended.into())
     }
 
     async fn told(
@@ -276,7 +279,7 @@ impl Admin {
         committed: &Committed,
         replayed: bool,
     ) -> Result<Reset, Error> {
-        let counts = resets::previous_counts(&self.store, organization, committed).await?;
+        let counts = resets::previous_counts(&self.postgres, organization, committed).await?;
         let meters = committed.meters.iter().map(|(meter, cut)| {
             let reset = MeterReset {
                 previous_count: counts.get(meter).copied().unwrap_or(Count::ZERO),

@@ -55,7 +55,7 @@ impl Stamp {
 pub struct Snapshot {
     /// Which counter.
     pub counter: CounterId,
-    /// What it was last decided by; its generation is the counter's epoch.
+    /// What it was last decided by; its generation is the counter's generation.
     pub stamp: Stamp,
     /// Units counted.
     pub used: Count,

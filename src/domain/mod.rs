@@ -36,7 +36,7 @@ pub mod retention;
 pub mod retry;
 pub mod schedule;
 pub mod slot;
-pub mod standing;
+pub mod summary;
 pub mod threshold;
 pub mod verification;
 pub mod webhook;

@@ -233,7 +233,7 @@ impl FromStr for Past {
 
 /// What is to be told of a snapshot when it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct News {
+pub struct MeterNews {
     /// Each threshold that was crossed and not told yet.
     pub events: Vec<Event>,
     /// What is told then.
@@ -252,14 +252,14 @@ impl Snapshot {
     }
 
     /// What is to be told of it, given the percentages that its limit has, ascending.
-    pub fn news(&self, warn_at: &[u16]) -> Option<News> {
+    pub fn news(&self, warn_at: &[u16]) -> Option<MeterNews> {
         let Thresholds { told, past, .. } = &self.thresholds;
         let (mut now, mut began, mut events) = (*told, None, Vec::new());
         for past in past {
             if let Some(used) = began {
                 now = now.under(past.rule.limit, used, past.since, past.denied_before);
             }
-            now = self.tell(&Reign::of(past, began), warn_at, now, &mut events);
+            now = self.tell(&LimitSpan::of(past, began), warn_at, now, &mut events);
             began = Some(past.used);
         }
         if let Some(used) = began {
@@ -270,7 +270,7 @@ impl Snapshot {
         now.since = told.since;
         now.denied_before = told.denied_before;
         let settles = !past.is_empty() || self.thresholds.crossed != Crossed::default();
-        (now != *told || settles).then_some(News { events, told: now })
+        (now != *told || settles).then_some(MeterNews { events, told: now })
     }
 
     /// The most that was counted under the present limit.
@@ -278,8 +278,8 @@ impl Snapshot {
         self.used.max(self.thresholds.peak)
     }
 
-    fn reign(&self, began: Option<Count>) -> Reign<'_> {
-        Reign {
+    fn reign(&self, began: Option<Count>) -> LimitSpan<'_> {
+        LimitSpan {
             rule: self.stamp.rule,
             since: self.thresholds.told.since,
             began,
@@ -291,7 +291,7 @@ impl Snapshot {
 
     fn tell(
         &self,
-        reign: &Reign<'_>,
+        reign: &LimitSpan<'_>,
         warn_at: &[u16],
         told: Told,
         events: &mut Vec<Event>,
@@ -330,7 +330,7 @@ impl Snapshot {
 }
 
 /// A limit while it holds.
-struct Reign<'a> {
+struct LimitSpan<'a> {
     rule: Rule,
     since: u64,
     /// What was counted when it began, where it took the place of another limit.
@@ -341,7 +341,7 @@ struct Reign<'a> {
     crossed: &'a Crossed,
 }
 
-impl<'a> Reign<'a> {
+impl<'a> LimitSpan<'a> {
     fn of(past: &'a Past, began: Option<Count>) -> Self {
         Self {
             rule: past.rule,
@@ -449,7 +449,7 @@ mod tests {
     fn told(snapshot: &Snapshot, warn_at: &[u16]) -> (Vec<String>, Told) {
         let news = snapshot.news(warn_at);
         assert!(news.is_none() || snapshot.may_have_news());
-        let Some(News { events, told }) = news else {
+        let Some(MeterNews { events, told }) = news else {
             return (Vec::new(), snapshot.thresholds.told);
         };
         let words = events.iter().map(|event| match event {

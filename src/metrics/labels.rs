@@ -87,7 +87,7 @@ label!(
         /// Changes of API keys are brought to Redis.
         KeySweep = "key_sweep",
         /// Periods that are over are ended, and resets and adjustments finished.
-        Scheduler = "scheduler",
+        PeriodsJob = "scheduler",
         /// What deleted organizations have left is erased.
         Erase = "erase",
         /// Redis is rid of what is of no use any more.
@@ -135,7 +135,7 @@ label!(
 
 label!(
     /// Where a counter came from that Redis did not have.
-    pub Opened as "opened" {
+    pub Recovered as "opened" {
         /// Nothing was counted in its period before.
         AtZero = "at_zero",
         /// A snapshot.
@@ -223,7 +223,7 @@ mod tests {
         each_stands_at_its_index::<Delivered>();
         each_stands_at_its_index::<Cache>();
         each_stands_at_its_index::<Outcome>();
-        each_stands_at_its_index::<Opened>();
+        each_stands_at_its_index::<Recovered>();
         each_stands_at_its_index::<Closed>();
         each_stands_at_its_index::<Method>();
         each_stands_at_its_index::<Operation>();

@@ -23,7 +23,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use tracing_appender::non_blocking::ErrorCounter;
 
-pub use labels::{Cache, Closed, Delivered, Opened, Outcome, Script, Worker};
+pub use labels::{Cache, Closed, Delivered, Outcome, Recovered, Script, Worker};
 
 use crate::domain::decision::Operation;
 use crate::domain::ids::MeterId;
@@ -90,7 +90,7 @@ struct Redis {
     scripts: Each<Script, Histogram>,
     count_calls: Histogram,
     count_charges: Histogram,
-    opened: Each<Opened, Counter>,
+    opened: Each<Recovered, Counter>,
     generations: Counter,
 }
 
@@ -126,7 +126,7 @@ impl Metrics {
         started.set(now.timestamp_millis() as f64 / 1000.0);
         root.register(
             "process_start_time_seconds",
-            "When this process started, since the epoch",
+            "When this process started, since the generation",
             started,
         );
         let registry = root.sub_registry_with_prefix("tallyman");
@@ -195,7 +195,7 @@ impl Metrics {
     }
 
     /// Redis has a counter that it did not have.
-    pub fn counter_opened(&self, opened: Opened) {
+    pub fn counter_opened(&self, opened: Recovered) {
         self.0.redis.opened.get(opened).inc();
     }
 
@@ -304,7 +304,7 @@ impl Redis {
             opened: Each::register(
                 registry,
                 "counters_opened",
-                "Counters that Redis did not have and has now, by what they start from",
+                "Redis that Redis did not have and has now, by what they start from",
                 Counter::default,
             ),
             generations: counter(

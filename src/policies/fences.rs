@@ -7,25 +7,25 @@
 use std::sync::Arc;
 
 use super::{Error, Policies};
-use crate::counters::{self, KnownOrganization, Link};
 use crate::domain::ids::OrganizationId;
-use crate::store::organizations;
+use crate::postgres::organizations;
+use crate::redis::{self, Connection, KnownOrganization};
 
 impl Policies {
     /// What Redis knows of an organization, once no change is on its way that decides which counters it has.
     pub async fn known(
         &self,
-        link: &Arc<Link>,
+        connection: &Arc<Connection>,
         organization: &OrganizationId,
     ) -> Result<Option<KnownOrganization>, Error> {
-        let known = self.counters.organization(link, organization);
-        let fence = self.counters.fence_of(link, organization);
+        let known = self.redis.organization(connection, organization);
+        let fence = self.redis.fence_of(connection, organization);
         let (known, fence) = futures::try_join!(known, fence)?;
         if fence.is_none() {
             return Ok(known);
         }
         self.pass_fence(organization).await?;
-        Ok(self.counters.organization(link, organization).await?)
+        Ok(self.redis.organization(connection, organization).await?)
     }
 
     /// Puts in force what became of the change that the fence of an organization stands for, if it has one. Callers
@@ -44,17 +44,19 @@ impl Policies {
                     Ok(vec![(); wishes.len()])
                 }
             });
-        passed.await.ok_or(counters::Error::Overloaded)?
+        passed.await.ok_or(redis::Error::Overloaded)?
     }
 
     async fn pass(&self, organization: &OrganizationId) -> Result<(), Error> {
-        let link = self.counters.link().await?;
-        let Some(version) = self.counters.fence_of(&link, organization).await? else {
+        let connection = self.redis.connection().await?;
+        let Some(version) = self.redis.fence_of(&connection, organization).await? else {
             return Ok(());
         };
-        let sources = organizations::settled(&self.store, organization).await?;
-        self.apply(&link, organization, &sources).await?;
-        self.counters.unfence(&link, organization, version).await?;
+        let sources = organizations::settled(&self.postgres, organization).await?;
+        self.apply(&connection, organization, &sources).await?;
+        self.redis
+            .unfence(&connection, organization, version)
+            .await?;
         Ok(())
     }
 }

@@ -6,13 +6,13 @@
 //! than its caller decides by its own, so that what is cached may be old without doing harm.
 //!
 //! A change of a plan, or of the defaults, reaches Redis one organization at a time: whatever was resolved
-//! from an older one is out of date ([`floors`]), and is resolved anew when its organization is asked for.
+//! from an older one is out of date ([`min_versions`]), and is resolved anew when its organization is asked for.
 //! A temporary limit ends by the clock: what is cached holds until then, and a sweep notes the end.
 
+mod cache;
 mod fences;
-mod floors;
-mod former;
-mod resolved;
+mod incarnation;
+mod min_versions;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,20 +23,20 @@ use quick_cache::sync::Cache;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::counters::{
-    self, Announcement, Configuration, Configured, Counters, KnownOrganization, Link, PolicyText,
-};
+use crate::coalescer::Coalescer;
 use crate::domain::counter::{CounterId, Stamp};
 use crate::domain::ids::OrganizationId;
 use crate::domain::plan::Plan;
 use crate::domain::policy::{Defaults, Policy};
-use crate::groups::Groups;
 use crate::metrics::{self, Metrics, Worker};
-use crate::store::organizations::{self, Sources};
-use crate::store::{self, Actor, Store, plans};
+use crate::postgres::organizations::{self, Sources};
+use crate::postgres::{self, Actor, Postgres, plans};
+use crate::redis::{
+    self, Announcement, Configuration, Configured, Connection, KnownOrganization, PolicyText, Redis,
+};
 
-use floors::Floors;
-pub use resolved::{Moment, Resolved};
+pub use cache::{CachedPolicy, Window};
+use min_versions::MinVersions;
 
 /// How long a policy is believed without looking at Redis again. Only what never reached Redis needs this at all.
 const CACHE_LIFETIME: TimeDelta = TimeDelta::minutes(5);
@@ -59,8 +59,8 @@ const SWEEP_BATCH: u32 = 1000;
 /// The handle on policies; clones share the cache.
 #[derive(Debug, Clone)]
 pub struct Policies {
-    counters: Counters,
-    store: Store,
+    redis: Redis,
+    postgres: Postgres,
     clock: Clock,
     /// How long after its end a period takes late events.
     late: TimeDelta,
@@ -68,11 +68,11 @@ pub struct Policies {
     defaults: Arc<Defaults>,
     cache: Arc<Cache<OrganizationId, Cached>>,
     /// Policies by their version and JSON, as Redis has them.
-    shared: Arc<Cache<Box<str>, Arc<Resolved>>>,
-    floors: Arc<Floors>,
-    look_ups: Groups<LookUp, LookUp, Found, Error>,
+    shared: Arc<Cache<Box<str>, Arc<CachedPolicy>>>,
+    floors: Arc<MinVersions>,
+    look_ups: Coalescer<LookUp, LookUp, Found, Error>,
     /// Of organizations that have a fence.
-    passing: Groups<OrganizationId, OrganizationId, (), Error>,
+    passing: Coalescer<OrganizationId, OrganizationId, (), Error>,
     metrics: Metrics,
 }
 
@@ -84,7 +84,7 @@ struct LookUp {
     newer_than: Option<u64>,
 }
 
-type Found = Result<Arc<Resolved>, Error>;
+type Found = Result<Arc<CachedPolicy>, Error>;
 
 /// A policy as Postgres has it, written down for Redis.
 struct Written<'a> {
@@ -104,7 +104,7 @@ impl<'a> Written<'a> {
         let mut policy = sources.policy();
         policy.schedule = policy.schedule.since(reach);
         let json = serde_json::to_string(&policy)
-            .map_err(|error| store::Error::Inconsistent(error.to_string()))?;
+            .map_err(|error| postgres::Error::Inconsistent(error.to_string()))?;
         Ok(Self {
             organization,
             policy,
@@ -128,7 +128,7 @@ impl<'a> Written<'a> {
 
 #[derive(Debug, Clone)]
 struct Cached {
-    policy: Arc<Resolved>,
+    policy: Arc<CachedPolicy>,
     /// When it was looked up.
     since: DateTime<Utc>,
     /// When it is to be looked up again.
@@ -171,18 +171,18 @@ impl Presence {
 pub enum Error {
     /// Redis.
     #[error(transparent)]
-    Counters(#[from] counters::Error),
+    Redis(#[from] redis::Error),
     /// Postgres.
     #[error(transparent)]
-    Store(#[from] store::Error),
+    Postgres(#[from] postgres::Error),
 }
 
 impl Error {
     /// Whether one of several organizations may be to blame, so that the others may fare better without it.
     fn may_be_of_one(&self) -> bool {
         match self {
-            Self::Counters(error) => error.may_be_of_one(),
-            Self::Store(error) => error.may_be_of_one(),
+            Self::Redis(error) => error.may_be_of_one(),
+            Self::Postgres(error) => error.may_be_of_one(),
         }
     }
 }
@@ -190,41 +190,41 @@ impl Error {
 impl Policies {
     /// A handle that has read nothing yet.
     pub fn new(
-        counters: Counters,
-        store: Store,
+        redis: Redis,
+        postgres: Postgres,
         clock: Clock,
         late: TimeDelta,
         defaults: Defaults,
         metrics: Metrics,
     ) -> Self {
         Self {
-            counters,
-            store,
+            redis,
+            postgres,
             clock,
             late,
             defaults: Arc::new(defaults),
             cache: Arc::new(Cache::new(CACHE_SIZE)),
             shared: Arc::new(Cache::new(POLICIES_SIZE)),
             floors: Arc::default(),
-            look_ups: Groups::default(),
-            passing: Groups::default(),
+            look_ups: Coalescer::default(),
+            passing: Coalescer::default(),
             metrics,
         }
     }
 
     /// The same, sharing the caches, with other connections to Postgres.
     #[must_use]
-    pub fn on(&self, store: Store) -> Self {
+    pub fn on(&self, postgres: Postgres) -> Self {
         Self {
-            store,
-            look_ups: Groups::default(),
-            passing: Groups::default(),
+            postgres,
+            look_ups: Coalescer::default(),
+            passing: Coalescer::default(),
             ..self.clone()
         }
     }
 
     /// The policy of an organization: from the cache, else from Redis, else from Postgres.
-    pub async fn get(&self, organization: &OrganizationId) -> Result<Arc<Resolved>, Error> {
+    pub async fn get(&self, organization: &OrganizationId) -> Result<Arc<CachedPolicy>, Error> {
         match self.at_hand(organization, self.clock.now()) {
             Some(policy) => Ok(policy),
             // In a box, so that a call whose policy is at hand does not carry this about.
@@ -237,7 +237,7 @@ impl Policies {
         &self,
         organization: &OrganizationId,
         now: DateTime<Utc>,
-    ) -> Option<Arc<Resolved>> {
+    ) -> Option<Arc<CachedPolicy>> {
         if let Some(cached) = self.cache.get(organization)
             && self.holds(&cached, now)
         {
@@ -249,7 +249,7 @@ impl Policies {
     }
 
     /// The policy of an organization past the cache: from Redis, else from Postgres.
-    pub async fn fresh(&self, organization: &OrganizationId) -> Result<Arc<Resolved>, Error> {
+    pub async fn fresh(&self, organization: &OrganizationId) -> Result<Arc<CachedPolicy>, Error> {
         self.look_up(organization, None).await
     }
 
@@ -258,7 +258,7 @@ impl Policies {
         &self,
         organization: &OrganizationId,
         than: u64,
-    ) -> Result<Arc<Resolved>, Error> {
+    ) -> Result<Arc<CachedPolicy>, Error> {
         self.metrics.policy_refreshed();
         self.look_up(organization, Some(than)).await
     }
@@ -267,9 +267,9 @@ impl Policies {
     pub fn newer(
         &self,
         organization: &OrganizationId,
-        at_hand: Arc<Resolved>,
+        at_hand: Arc<CachedPolicy>,
         known: &KnownOrganization,
-    ) -> Arc<Resolved> {
+    ) -> Arc<CachedPolicy> {
         match self.parse(&known.policy) {
             Some(policy) if policy.version > at_hand.version => self.keep(organization, policy),
             _ => at_hand,
@@ -288,15 +288,15 @@ impl Policies {
 
     /// What is to be seen of an organization, in Postgres and in Redis.
     pub async fn presence(&self, organization: &OrganizationId) -> Result<Presence, Error> {
-        let stored = organizations::presence(&self.store, organization).await?;
+        let stored = organizations::presence(&self.postgres, organization).await?;
         let mut presence = Presence {
             stored: stored.exists,
             counted: false,
             incarnation: stored.incarnation,
         };
         if !presence.stored {
-            let link = self.counters.link().await?;
-            let known = self.known(&link, organization).await?;
+            let connection = self.redis.connection().await?;
+            let known = self.known(&connection, organization).await?;
             let (life, counted) = known.map_or((u64::MAX, false), |known| {
                 (known.incarnation, known.meters.is_some())
             });
@@ -304,7 +304,7 @@ impl Policies {
             presence.counted = counted && life >= presence.incarnation;
             if life < presence.incarnation {
                 let sources = self.stored(organization).await?;
-                self.apply(&link, organization, &sources).await?;
+                self.apply(&connection, organization, &sources).await?;
             }
         }
         Ok(presence)
@@ -318,10 +318,10 @@ impl Policies {
 
     /// The same of some organizations, in their order.
     async fn stored_all(&self, organizations: &[&OrganizationId]) -> Result<Vec<Sources>, Error> {
-        let mut sources = organizations::sources(&self.store, organizations).await?;
+        let mut sources = organizations::sources(&self.postgres, organizations).await?;
         if sources.is_empty() && !organizations.is_empty() {
             self.publish_defaults().await?;
-            sources = organizations::sources(&self.store, organizations).await?;
+            sources = organizations::sources(&self.postgres, organizations).await?;
         }
         if sources.len() < organizations.len() {
             return Err(no_defaults());
@@ -330,11 +330,11 @@ impl Policies {
     }
 
     /// Makes this instance's settings the defaults of the service, once, and learns which plans have changed.
-    pub async fn learn(&self) -> Result<(), store::Error> {
+    pub async fn learn(&self) -> Result<(), postgres::Error> {
         if self.floors.defaults() == 0 {
             self.publish_defaults().await?;
         }
-        let changes = plans::versions_since(&self.store, self.floors.swept()).await?;
+        let changes = plans::versions_since(&self.postgres, self.floors.swept()).await?;
         self.floors.sweep(&changes);
         Ok(())
     }
@@ -344,9 +344,9 @@ impl Policies {
     pub async fn apply_plan(&self, plan: &Plan) {
         self.floors.raise_plan(&plan.id, plan.version);
         let announced = async {
-            let link = self.counters.link().await?;
+            let connection = self.redis.connection().await?;
             let changed = Announcement::Plan(plan.id.clone(), plan.version);
-            self.counters.announce(&link, &changed).await
+            self.redis.announce(&connection, &changed).await
         };
         if let Err(error) = announced.await {
             tracing::warn!(%error, plan = %plan.id, "a change of a plan was not announced; the sweeps find it");
@@ -358,7 +358,7 @@ impl Policies {
     /// it.
     pub async fn apply(
         &self,
-        link: &Link,
+        connection: &Connection,
         organization: &OrganizationId,
         sources: &Sources,
     ) -> Result<usize, Error> {
@@ -369,7 +369,7 @@ impl Policies {
         // First the organization alone: from now on no counter is opened under an older version, so the list
         // of meters that comes back names every counter that still has one.
         let made_known = self
-            .make_known(link, std::slice::from_ref(&written))
+            .make_known(connection, std::slice::from_ref(&written))
             .await?;
         let erased = made_known.iter().map(|(_, erased)| erased).sum();
         if let Some((Configured::Known { version, meters }, _)) = made_known.into_iter().next()
@@ -392,13 +392,13 @@ impl Policies {
                     )
                 })
                 .collect();
-            self.counters
-                .configure(link, &[written.configuration(&running)], now)
+            self.redis
+                .configure(connection, &[written.configuration(&running)], now)
                 .await?;
         }
         self.forget(organization);
         let changed = Announcement::Organization(organization.clone());
-        self.counters.announce(link, &changed).await?;
+        self.redis.announce(connection, &changed).await?;
         Ok(erased)
     }
 
@@ -407,23 +407,23 @@ impl Policies {
     pub async fn sweep_once(&self) -> Result<usize, Error> {
         self.learn().await?;
         self.end_limits().await?;
-        let link = self.counters.link().await?;
-        for organization in self.counters.fenced(&link).await? {
+        let connection = self.redis.connection().await?;
+        for organization in self.redis.fenced(&connection).await? {
             // One that cannot be passed keeps nothing else from being applied.
             if let Err(error) = self.pass_fence(&organization).await {
                 tracing::debug!(%error, org.id = %organization, "a change cannot be finished");
             }
         }
         // The mark is as old as the data set that holds it, so that a rollback is repaired as well.
-        let mark = self.counters.applied(&link).await?;
-        let changes = organizations::changes_since(&self.store, mark, SWEEP_BATCH).await?;
+        let mark = self.redis.applied(&connection).await?;
+        let changes = organizations::changes_since(&self.postgres, mark, SWEEP_BATCH).await?;
         self.floors.raise_defaults(changes.defaults_version);
         for organization in &changes.organizations {
             let sources = self.stored(organization).await?;
-            self.apply(&link, organization, &sources).await?;
+            self.apply(&connection, organization, &sources).await?;
         }
         if changes.version > mark {
-            self.counters.set_applied(&link, changes.version).await?;
+            self.redis.set_applied(&connection, changes.version).await?;
         }
         Ok(changes.organizations.len())
     }
@@ -475,7 +475,7 @@ impl Policies {
     async fn listen(&self, stop: &CancellationToken) {
         loop {
             let heard = async {
-                if let Ok(mut announcements) = self.counters.announcements().await {
+                if let Ok(mut announcements) = self.redis.announcements().await {
                     while let Some(announcement) = announcements.next().await {
                         match announcement {
                             Announcement::Organization(id) => self.forget(&id),
@@ -491,18 +491,18 @@ impl Policies {
         }
     }
 
-    async fn publish_defaults(&self) -> Result<(), store::Error> {
+    async fn publish_defaults(&self) -> Result<(), postgres::Error> {
         let now = self.clock.now();
-        let version = organizations::publish_defaults(&self.store, &self.defaults, now).await?;
+        let version = organizations::publish_defaults(&self.postgres, &self.defaults, now).await?;
         self.floors.raise_defaults(version);
         Ok(())
     }
 
     /// Takes away temporary limits that have ended. They hold no longer, whether this is done or not; it makes the
     /// end known to the audit log, and to counters that nobody calls.
-    async fn end_limits(&self) -> Result<(), store::Error> {
+    async fn end_limits(&self) -> Result<(), postgres::Error> {
         let now = self.clock.now();
-        let ended = organizations::with_ended_limits(&self.store, now, SWEEP_BATCH).await?;
+        let ended = organizations::with_ended_limits(&self.postgres, now, SWEEP_BATCH).await?;
         for organization in &ended {
             self.end_limits_of(organization).await?;
         }
@@ -510,7 +510,10 @@ impl Policies {
     }
 
     /// Takes away those of one organization. Where another instance has done so meanwhile, nothing happens.
-    pub async fn end_limits_of(&self, organization: &OrganizationId) -> Result<(), store::Error> {
+    pub async fn end_limits_of(
+        &self,
+        organization: &OrganizationId,
+    ) -> Result<(), postgres::Error> {
         let now = self.clock.now();
         let end = |before: &Sources| {
             let mut after = before.organization.clone().ok_or(())?;
@@ -520,7 +523,7 @@ impl Policies {
         };
         let actor = Actor::system();
         // A refusal is that there is nothing to do.
-        let _ = organizations::change(&self.store, organization, &actor, "limits.end", now, end)
+        let _ = organizations::change(&self.postgres, organization, &actor, "limits.end", now, end)
             .await?;
         Ok(())
     }
@@ -547,13 +550,16 @@ impl Policies {
                 let policies = policies.clone();
                 async move { policies.look_up_all(&wishes).await }
             });
-        found.await.ok_or(counters::Error::Overloaded)??
+        found.await.ok_or(redis::Error::Overloaded)??
     }
 
     async fn look_up_all(&self, wishes: &[LookUp]) -> Result<Vec<Found>, Error> {
-        let link = self.counters.link().await?;
+        let connection = self.redis.connection().await?;
         let organizations: Vec<_> = wishes.iter().map(|it| &it.organization).collect();
-        let known = self.counters.organizations(&link, &organizations).await?;
+        let known = self
+            .redis
+            .organizations(&connection, &organizations)
+            .await?;
         let (mut held, mut left) = (Vec::with_capacity(wishes.len()), Vec::new());
         for (wish, known) in wishes.iter().zip(known) {
             let known = known.and_then(|known| self.parse(&known.policy));
@@ -566,8 +572,8 @@ impl Policies {
             }
             held.push((does, known));
         }
-        let mut loaded = match self.load(&link, &left).await {
-            Err(error @ Error::Store(store::Error::Unavailable(_))) => Err(error),
+        let mut loaded = match self.load(&connection, &left).await {
+            Err(error @ Error::Postgres(postgres::Error::Unavailable(_))) => Err(error),
             other => Ok(other?.into_iter()),
         };
         let found = wishes.iter().zip(held).map(|(wish, (does, held))| {
@@ -586,9 +592,9 @@ impl Policies {
     /// Makes policies known to Redis as Postgres has them.
     async fn load(
         &self,
-        link: &Link,
+        connection: &Connection,
         organizations: &[&OrganizationId],
-    ) -> Result<Vec<Arc<Resolved>>, Error> {
+    ) -> Result<Vec<Arc<CachedPolicy>>, Error> {
         if organizations.is_empty() {
             return Ok(Vec::new());
         }
@@ -598,7 +604,7 @@ impl Policies {
         let written: Vec<Written<'_>> = written
             .map(|(organization, sources)| Written::of(organization, sources, reach))
             .collect::<Result<_, _>>()?;
-        self.make_known(link, &written).await?;
+        self.make_known(connection, &written).await?;
         let written = written.into_iter();
         let shared = written.map(|it| {
             let text = format!("{} {}", it.policy.version, it.json);
@@ -607,7 +613,7 @@ impl Policies {
         Ok(shared.collect())
     }
 
-    fn keep(&self, organization: &OrganizationId, policy: Arc<Resolved>) -> Arc<Resolved> {
+    fn keep(&self, organization: &OrganizationId, policy: Arc<CachedPolicy>) -> Arc<CachedPolicy> {
         let since = self.clock.now();
         let stopgap = self.is_outdated(&policy);
         let lifetime = if stopgap {
@@ -627,20 +633,20 @@ impl Policies {
     }
 
     /// The policy that a text of Redis describes, now.
-    fn parse(&self, text: &str) -> Option<Arc<Resolved>> {
+    fn parse(&self, text: &str) -> Option<Arc<CachedPolicy>> {
         self.shared
             .get(text)
             .or_else(|| Some(self.share(text, held(text)?)))
     }
 
-    fn share(&self, text: &str, policy: Policy) -> Arc<Resolved> {
+    fn share(&self, text: &str, policy: Policy) -> Arc<CachedPolicy> {
         if !policy.temporary.is_empty() {
-            return Arc::new(Resolved::new(policy.at(self.clock.now())));
+            return Arc::new(CachedPolicy::new(policy.at(self.clock.now())));
         }
         if let Some(same) = self.shared.get(text) {
             return same;
         }
-        let resolved = Arc::new(Resolved::new(policy));
+        let resolved = Arc::new(CachedPolicy::new(policy));
         self.shared.insert(text.into(), Arc::clone(&resolved));
         resolved
     }
@@ -657,5 +663,5 @@ fn held(text: &str) -> Option<Policy> {
 }
 
 fn no_defaults() -> Error {
-    store::Error::Inconsistent("the defaults have disappeared".to_owned()).into()
+    postgres::Error::Inconsistent("the defaults have disappeared".to_owned()).into()
 }

@@ -22,8 +22,8 @@ use tokio_util::task::TaskTracker;
 
 pub use open_files::make_room;
 
-use crate::api;
 use crate::config::ConnectionLimits;
+use crate::http;
 use crate::metrics::{Closed, Metrics};
 use conversation::{Conversation, Protocols};
 use state::{Connections, Order};
@@ -110,7 +110,7 @@ impl Server {
             if !open.evict() {
                 metrics.connection_closed(Closed::Refused);
                 // As far as the socket takes it at once: whoever is refused costs nothing.
-                let _ = stream.try_write(api::refusal(503).unwrap_or_default().as_bytes());
+                let _ = stream.try_write(http::refusal(503).unwrap_or_default().as_bytes());
                 return;
             }
         }

@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
 use super::state::Connection;
-use crate::api;
+use crate::http;
 
 /// How long, and for how many bytes, is read on after an early answer: who closes while the other side sends has the
 /// answer destroyed on its way.
@@ -111,7 +111,7 @@ fn instead_of(answer: &[u8]) -> Option<Instead> {
     }
     let status = text.get(9..12)?.parse().ok()?;
     Some(Instead {
-        text: api::refusal(status)?,
+        text: http::refusal(status)?,
         sent: 0,
         replaces: answer.len(),
     })

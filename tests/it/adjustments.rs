@@ -2,9 +2,9 @@
 
 use chrono::Duration;
 use serde_json::{Value, json};
-use tallyman::counters::{Correction, Counters, Opening, Shard};
-use tallyman::store::adjustments::{self, Outcome, Pending, Wish};
-use tallyman::store::{Actor, Store};
+use tallyman::postgres::adjustments::{self, Outcome, Pending, Wish};
+use tallyman::postgres::{Actor, Postgres};
+use tallyman::redis::{Correction, RecoveryReply, Redis, Shard};
 
 use crate::support::{Answer, Instance, World, at_once, instant, row, settings_of};
 
@@ -46,7 +46,7 @@ async fn audited(world: &World) -> Vec<String> {
 
 /// An adjustment that is committed and not known to Redis: its process has died in between.
 async fn commit(world: &World, amount: i64) -> Pending {
-    let store = Store::new(&world.database_url, 1).unwrap();
+    let store = Postgres::new(&world.database_url, 1).unwrap();
     let (organization, meter) = ("org_1".parse().unwrap(), "api".parse().unwrap());
     let wish = Wish {
         organization: &organization,
@@ -69,12 +69,12 @@ async fn commit(world: &World, amount: i64) -> Pending {
 /// The same, and Redis has applied it: its process has died before it was stored.
 async fn commit_and_apply(world: &World, amount: i64) {
     let pending = commit(world, amount).await;
-    let counters = Counters::new(settings_of(world), world.clock.clone(), world.metrics()).unwrap();
-    let link = counters.link().await.unwrap();
+    let counters = Redis::new(settings_of(world), world.clock.clone(), world.metrics()).unwrap();
+    let connection = counters.connection().await.unwrap();
     let correction = Correction {
         id: pending.id,
         counter: &pending.counter,
-        generation: link
+        generation: connection
             .generation(Shard::of(&pending.counter.organization))
             .unwrap(),
         policy_version: 1 << 50,
@@ -82,8 +82,10 @@ async fn commit_and_apply(world: &World, amount: i64) {
         hour: instant("2031-03-15T12:00:00Z"),
         percents: "",
     };
-    let applied = counters.adjust(&link, &correction, world.clock.now()).await;
-    assert_eq!(applied.unwrap(), Opening::Ready);
+    let applied = counters
+        .adjust(&connection, &correction, world.clock.now())
+        .await;
+    assert_eq!(applied.unwrap(), RecoveryReply::Ready);
 }
 
 #[tokio::test]
@@ -145,7 +147,7 @@ async fn an_adjustment_past_the_ceiling_is_refused_and_applies_nothing() {
     let pending = commit(&world, 11).await;
     hold(almost).await;
     assert_eq!(instance.finish_adjustments().await, 1);
-    let store = Store::new(&world.database_url, 1).unwrap();
+    let store = Postgres::new(&world.database_url, 1).unwrap();
     let finished = adjustments::finished(&store, pending.id)
         .await
         .unwrap()

@@ -8,7 +8,7 @@ use axum::Router;
 use axum::extract::Request;
 use axum::middleware::{Next, from_fn};
 use serde_json::Value;
-use tallyman::api;
+use tallyman::http;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
@@ -18,7 +18,7 @@ use crate::support::{World, counter_key, instant};
 #[tokio::test]
 async fn two_thousand_audited_requests_agree_with_the_counts() {
     let world = World::new().await;
-    let url = listen(api::router(world.instance().await.app.state)).await;
+    let url = listen(http::router(world.instance().await.app.state)).await;
     // More than the limit of each, so that some are refused.
     let output = audit(&world, &url, &["--amount", "7", "--organizations", "10"]).await;
     let told = told(&output);
@@ -71,7 +71,7 @@ async fn an_audit_finds_counts_that_were_changed_behind_its_back() {
             next.run(request).await
         }
     });
-    let url = listen(api::router(state).layer(tampered)).await;
+    let url = listen(http::router(state).layer(tampered)).await;
     let output = audit(&world, &url, &["--op", "track", "--organizations", "20"]).await;
     let told = told(&output);
     assert_eq!(output.status.code(), Some(1), "{told}");
@@ -92,7 +92,7 @@ async fn an_audit_finds_counts_that_were_changed_behind_its_back() {
 #[tokio::test]
 async fn what_a_broken_connection_had_asked_is_unknown_and_no_difference() {
     let world = World::new().await;
-    let url = listen(api::router(world.instance().await.app.state)).await;
+    let url = listen(http::router(world.instance().await.app.state)).await;
     let way = lose_every(40, url.strip_prefix("http://").unwrap().to_owned()).await;
     let output = audit(&world, &way, &["--op", "track", "--organizations", "20"]).await;
     let told = told(&output);

@@ -8,8 +8,8 @@ use chrono::Duration;
 use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, PgPool};
-use tallyman::counters::Opening;
-use tallyman::store::{self, Actor, Store, deletions, usage};
+use tallyman::postgres::{self, Actor, Postgres, deletions, usage};
+use tallyman::redis::RecoveryReply;
 
 use crate::support::{
     Answer, Instance, Slow, World, at_once, hold_changes, hours, instant, row, rows, shard,
@@ -308,17 +308,26 @@ async fn a_restore_in_flight_revives_nothing() {
     let moved = slow.moved(&stamp).await.unwrap();
     assert_eq!(moved.snapshot.used.get(), 5);
     delete(&service).await;
-    assert_eq!(slow.written(&moved, stamp.version).await, Opening::Policy);
+    assert_eq!(
+        slow.written(&moved, stamp.version).await,
+        RecoveryReply::Policy
+    );
     let again = slow.moved(&stamp).await;
-    assert!(matches!(again, Err(store::Error::OlderPolicy)), "{again:?}");
+    assert!(
+        matches!(again, Err(postgres::Error::OlderPolicy)),
+        "{again:?}"
+    );
     assert_eq!(rows(&world.postgres().await).await, []);
     assert_eq!(service.http.get(PATH).await.status, 404);
 
     assert_eq!(service.track("org_1", 2).await, 2);
-    assert_eq!(slow.written(&moved, stamp.version).await, Opening::Policy);
+    assert_eq!(
+        slow.written(&moved, stamp.version).await,
+        RecoveryReply::Policy
+    );
     assert!(matches!(
         slow.moved(&stamp).await,
-        Err(store::Error::OlderPolicy)
+        Err(postgres::Error::OlderPolicy)
     ));
     assert_afresh(&service, 2).await;
 }
@@ -374,7 +383,7 @@ async fn a_deletion_that_never_reached_redis_is_applied_by_the_next_sweep() {
     let (service, other) = (world.instance().await, world.instance().await);
     furnish(&world, &service).await;
     service.app.policies.sweep_once().await.unwrap();
-    let store = Store::new(&world.database_url, 1).unwrap();
+    let store = Postgres::new(&world.database_url, 1).unwrap();
     let actor = Actor {
         name: "key:dead".to_owned(),
         request_id: String::new(),
@@ -413,7 +422,7 @@ async fn a_deletion_that_never_reached_redis_is_applied_by_whoever_looks_the_pol
     let service = world.instance().await;
     service.limits("org_1", json!({"api": {"limit": 20}})).await;
     service.track("org_1", 5).await;
-    let store = Store::new(&world.database_url, 1).unwrap();
+    let store = Postgres::new(&world.database_url, 1).unwrap();
     let actor = Actor {
         name: "key:dead".to_owned(),
         request_id: String::new(),
@@ -479,7 +488,7 @@ async fn long_history_goes_in_the_background_and_leaves_what_came_since() {
     let service = world.instance().await;
     service.track("org_1", 5).await;
     service.flush().await;
-    let store = Store::new(&world.database_url, 1).unwrap();
+    let store = Postgres::new(&world.database_url, 1).unwrap();
     let days = (0..120).map(|days| instant(PERIOD) - Duration::days(days));
     usage::ensure_partitions(&store, days).await.unwrap();
     let postgres = world.postgres().await;

@@ -3,7 +3,7 @@
 use chrono::Duration;
 use serde_json::json;
 use tallyman::app::App;
-use tallyman::flusher::{Batch, Report};
+use tallyman::jobs::flush::{Batch, Report};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 

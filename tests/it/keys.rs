@@ -358,7 +358,7 @@ async fn a_revoked_key_stops_on_every_instance_and_stays_listed() {
         (unknown.status.as_u16(), unknown.code()),
         (404, "not_found")
     );
-    assert_eq!(first.revoke("nonsense").await.status, 400);
+    assert_eq!(first.revoke("corrupt_row").await.status, 400);
 }
 
 #[tokio::test]
@@ -742,11 +742,11 @@ impl Instance {
     }
 
     async fn sweep(&self) -> usize {
-        self.app.state.access.sweep_once().await.unwrap()
+        self.app.state.auth.sweep_once().await.unwrap()
     }
 
     async fn store_uses(&self) {
-        self.app.state.access.store_uses().await.unwrap();
+        self.app.state.auth.store_uses().await.unwrap();
     }
 }
 
@@ -822,7 +822,7 @@ async fn a_revocation_is_in_force_everywhere_although_redis_takes_no_writes() {
         .redis_command(&["CONFIG", "SET", "maxmemory", "1"])
         .await;
     assert_eq!(first.revoke(&id).await.status, 204);
-    assert!(second.app.state.access.sweep_once().await.is_err());
+    assert!(second.app.state.auth.sweep_once().await.is_err());
     for instance in [&first, &second] {
         assert_eq!(instance.read(&key).await.status, 401);
     }

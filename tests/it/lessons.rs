@@ -168,7 +168,7 @@ async fn no_counter_is_zeroed_before_its_history_is_written() {
     let march = world.held_of("org_1", "api", "2031-03-01T00:00:00Z").await;
     assert_eq!(march["used"], "777");
     world.move_to("2031-05-01T00:00:00Z");
-    let forgotten = service.app.forgetter.forget_once().await.unwrap();
+    let forgotten = service.app.garbage_collector.collect_once().await.unwrap();
     assert_eq!(forgotten.counters, 0, "what is not stored is not forgotten");
     service.flush().await;
     assert_eq!(
@@ -177,7 +177,7 @@ async fn no_counter_is_zeroed_before_its_history_is_written() {
             .await,
         ["777", "1"]
     );
-    let forgotten = service.app.forgetter.forget_once().await.unwrap();
+    let forgotten = service.app.garbage_collector.collect_once().await.unwrap();
     assert_eq!(forgotten.counters, 1);
 }
 
@@ -280,7 +280,7 @@ async fn concurrent_resets_close_what_was_counted_once() {
 /// There is no secret that is looked for as text: a key is found by its id, and the hash of the rest compared.
 #[tokio::test]
 async fn secrets_are_compared_in_time_that_tells_nothing_of_them() {
-    let source = include_str!("../../src/store/api_keys.rs");
+    let source = include_str!("../../src/postgres/api_keys.rs");
     let compared = source.split("pub fn matches").nth(1).unwrap();
     assert!(compared.split('}').next().unwrap().contains("ct_eq"));
     assert!(!source.contains("hash == ") && !source.contains("secret == "));

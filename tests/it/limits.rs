@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::{Value, json};
 use tallyman::domain::policy::{Limit, LimitOverride, Organization};
 use tallyman::domain::quantity::Count;
-use tallyman::store::{Actor, Store, organizations};
+use tallyman::postgres::{Actor, Postgres, organizations};
 
 use crate::support::{World, at_once};
 
@@ -472,7 +472,7 @@ async fn a_change_that_never_reached_redis_is_applied_by_the_next_sweep() {
     let world = World::new().await;
     let service = world.instance().await;
     service.count("org_1", "api", 10).await;
-    let store = Store::new(&world.database_url, 1).unwrap();
+    let store = Postgres::new(&world.database_url, 1).unwrap();
     let id = "org_1".parse().unwrap();
     let actor = Actor {
         name: "key:dead".to_owned(),

@@ -187,7 +187,7 @@ async fn the_lag_of_storing_is_told_while_postgres_is_away() {
     let (servers, cable) = world.cuttable_postgres();
     let service = world.instance_with(servers).await;
     // So that the key is known without Postgres.
-    service.app.state.access.sweep_once().await.unwrap();
+    service.app.state.auth.sweep_once().await.unwrap();
     service.track("org_1", 1).await;
     let postgres = world.postgres().await;
     cable.cut(&postgres).await;

@@ -7,16 +7,16 @@ use chrono::{DateTime, Duration, Utc};
 use proptest::prelude::*;
 use proptest::sample::subsequence;
 use proptest::test_runner::{Config as ProptestConfig, TestCaseError, TestRunner};
-use tallyman::counters::{
-    Answer, Attempt, Charge, Configuration, Configured, Counters, Link, Missing, Opening,
-    Operation, Outcome, PolicyText, Reading, Settings, Shard,
-};
 use tallyman::domain::counter::{CounterId, Snapshot, Stamp};
 use tallyman::domain::decision::{self, Decision, Demand, decide};
 use tallyman::domain::ids::OrganizationId;
 use tallyman::domain::policy::{Enforcement, MeterLimit, Rule};
 use tallyman::domain::quantity::{AMOUNT_MAX, COUNT_MAX, Count};
 use tallyman::domain::threshold::Watched;
+use tallyman::redis::{
+    Answer, Attempt, Charge, Configuration, Configured, Connection, Missing, Operation, Outcome,
+    PolicyText, Reading, RecoveryReply, Redis, Settings, Shard,
+};
 
 use crate::support::{World, instant, key_of};
 
@@ -31,8 +31,8 @@ const VERSIONS: usize = 3;
 /// A Redis whose data set is older than the period that runs, so that missing counters can be opened.
 struct Bench {
     world: World,
-    counters: Counters,
-    link: Arc<Link>,
+    redis: Redis,
+    connection: Arc<Connection>,
 }
 
 fn policy_text(version: u64, json: &str) -> PolicyText<'_> {
@@ -52,18 +52,18 @@ impl Bench {
             trust_restart: false,
             record_lifetime_ms: 3_600_000,
         };
-        let counters = Counters::new(settings, world.clock.clone(), world.metrics()).unwrap();
-        let link = counters.link().await.unwrap();
+        let redis = Redis::new(settings, world.clock.clone(), world.metrics()).unwrap();
+        let connection = redis.connection().await.unwrap();
         let all: Vec<Shard> = Shard::all().collect();
-        let nameless = counters.identify(&link, &all).await.unwrap();
+        let nameless = redis.identify(&connection, &all).await.unwrap();
         assert_eq!(nameless.len(), all.len());
-        let left = counters.number(&link, &nameless, 1).await.unwrap();
+        let left = redis.number(&connection, &nameless, 1).await.unwrap();
         assert!(left.is_empty());
         world.move_to("2031-04-10T12:34:56Z");
         Self {
             world,
-            counters,
-            link,
+            redis,
+            connection,
         }
     }
 
@@ -79,8 +79,8 @@ impl Bench {
             running: &[],
         };
         let configured = self
-            .counters
-            .configure(&self.link, &[configuration], self.now())
+            .redis
+            .configure(&self.connection, &[configuration], self.now())
             .await
             .unwrap();
         assert!(matches!(
@@ -89,28 +89,31 @@ impl Bench {
         ));
     }
 
-    async fn open(&self, counter: &CounterId, stamp: &Stamp) -> Opening {
+    async fn open(&self, counter: &CounterId, stamp: &Stamp) -> RecoveryReply {
         let missing = [Missing { counter, stamp }];
         let opened = self
-            .counters
-            .open(&self.link, &missing, self.now(), MARGIN_MS);
+            .redis
+            .open(&self.connection, &missing, self.now(), MARGIN_MS);
         opened.await.unwrap()[0]
     }
 
     async fn count(&self, operations: Vec<Operation>) -> Vec<Outcome> {
-        let outcomes = self.counters.count(&self.link, operations).await;
+        let outcomes = self.redis.count(&self.connection, operations).await;
         outcomes.unwrap().unwrap()
     }
 
     async fn snapshot(&self, counter: &CounterId) -> Option<Snapshot> {
         let counter = std::slice::from_ref(counter);
-        let read = self.counters.read(&self.link, counter).await.unwrap();
+        let read = self.redis.read(&self.connection, counter).await.unwrap();
         read.into_iter().next().unwrap()
     }
 
     async fn is_dirty(&self, counter: &CounterId) -> bool {
         let shard = Shard::of(&counter.organization);
-        let dirty = self.counters.dirty(&self.link, &[(shard, 100_000)]).await;
+        let dirty = self
+            .redis
+            .dirty(&self.connection, &[(shard, 100_000)])
+            .await;
         dirty.unwrap().contains(counter)
     }
 
@@ -544,7 +547,7 @@ async fn agrees(bench: &Bench, number: usize, case: &Case) -> Result<(), TestCas
         let id = counter(organization, METERS[position % METERS.len()]);
         bench.configure(organization).await;
         let first = stamp(case.rules[position][0], 1);
-        assert_eq!(bench.open(&id, &first).await, Opening::Ready);
+        assert_eq!(bench.open(&id, &first).await, RecoveryReply::Ready);
         bench.place(&id, "used", &initial.to_string()).await;
         ids.push(id);
         model.held.push(Held {
@@ -664,7 +667,7 @@ async fn standing(bench: &Bench) -> (OrganizationId, Vec<CounterId>, Stamp) {
         .map(|meter| counter(&organization, meter))
         .collect();
     for id in &ids {
-        assert_eq!(bench.open(id, &stamp(rule, 2)).await, Opening::Ready);
+        assert_eq!(bench.open(id, &stamp(rule, 2)).await, RecoveryReply::Ready);
         bench.place(id, "used", "5").await;
     }
     (organization, ids, stamp(rule, 2))
@@ -831,40 +834,43 @@ async fn a_counter_is_opened_only_where_nothing_can_have_been_counted() {
         bench.open(&id, &stamp).await
     };
     // No policy is known, then only an older one than the caller has, then a newer one.
-    assert_eq!(open(START, held).await, Opening::Policy);
+    assert_eq!(open(START, held).await, RecoveryReply::Policy);
     bench.configure(&organization).await;
     let older = Stamp { version: 0, ..held };
-    assert_eq!(open(START, older).await, Opening::Policy);
+    assert_eq!(open(START, older).await, RecoveryReply::Policy);
     // Another data set.
     let other = Stamp {
         generation: 2,
         ..held
     };
-    assert_eq!(open(START, other).await, Opening::Generation);
+    assert_eq!(open(START, other).await, RecoveryReply::Generation);
     // A period that began before the data set, or with it, or within the margin; one that is over; one to come.
     for start in [
         "2031-03-01T00:00:00Z",
         "2031-03-15T12:00:00Z",
         "2031-03-15T12:06:00Z",
     ] {
-        assert_eq!(open(start, held).await, Opening::Restore, "{start}");
+        assert_eq!(open(start, held).await, RecoveryReply::Restore, "{start}");
     }
     let over = Stamp {
         end: Some(bench.now()),
         ..held
     };
-    assert_eq!(open(START, over).await, Opening::Restore);
+    assert_eq!(open(START, over).await, RecoveryReply::Restore);
     assert_eq!(
         open("2031-04-10T12:34:56.001Z", held).await,
-        Opening::Restore
+        RecoveryReply::Restore
     );
     let id = counter(&organization, "api");
     assert_eq!(bench.snapshot(&id).await, None);
-    assert_eq!(open("2031-03-15T12:06:00.001Z", held).await, Opening::Ready);
-    assert_eq!(open(START, held).await, Opening::Ready);
-    // Opening again leaves it alone.
+    assert_eq!(
+        open("2031-03-15T12:06:00.001Z", held).await,
+        RecoveryReply::Ready
+    );
+    assert_eq!(open(START, held).await, RecoveryReply::Ready);
+    // RecoveryReply again leaves it alone.
     bench.place(&id, "used", "5").await;
-    assert_eq!(open(START, held).await, Opening::Ready);
+    assert_eq!(open(START, held).await, RecoveryReply::Ready);
     assert_eq!(bench.snapshot(&id).await.unwrap().used.get(), 5);
 }
 
@@ -891,8 +897,8 @@ async fn an_older_policy_never_replaces_a_newer_one() {
             running: &running,
         };
         let configured = bench
-            .counters
-            .configure(&bench.link, &[configuration], bench.now())
+            .redis
+            .configure(&bench.connection, &[configuration], bench.now())
             .await
             .unwrap();
         let [
@@ -905,8 +911,8 @@ async fn an_older_policy_never_replaces_a_newer_one() {
             panic!("nobody was deleted")
         };
         let organization = bench
-            .counters
-            .organization(&bench.link, &organization)
+            .redis
+            .organization(&bench.connection, &organization)
             .await
             .unwrap()
             .unwrap();

@@ -198,7 +198,7 @@ async fn send(http: &Http, operation: &Operation, query: &str, body: Option<Valu
 
 #[test]
 fn a_route_is_registered_with_its_description_or_not_at_all() {
-    let source = include_str!("../../src/api/mod.rs");
+    let source = include_str!("../../src/http/routes/mod.rs");
     assert!(source.contains(".routes(routes!("));
     for around in [".route_service(", ".merge("] {
         assert!(!source.contains(around), "{around}");
@@ -213,7 +213,7 @@ fn a_route_is_registered_with_its_description_or_not_at_all() {
 
 #[test]
 fn the_plugins_path_cannot_begin_as_those_of_the_api_do() {
-    let document = serde_json::to_value(tallyman::api::openapi()).unwrap();
+    let document = serde_json::to_value(tallyman::http::openapi()).unwrap();
     let paths = document["paths"].as_object().unwrap().keys();
     let begins = paths
         .filter(|path| !path.starts_with(PLUGIN_PATH))

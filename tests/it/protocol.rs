@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{Config, TestRunner};
 use serde_json::{Map, Value, json};
-use tallyman::flusher::{Batch, Report};
+use tallyman::jobs::flush::{Batch, Report};
 
 use crate::support::{Answer, Instance, Row, World, at_once, commit_reset, rows, shard, sharded};
 
@@ -84,7 +84,7 @@ enum Step {
     Read {
         by: usize,
     },
-    Store {
+    Postgres {
         flush: usize,
     },
     Settle {
@@ -141,7 +141,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => by.clone().prop_map(|flusher| Step::BurstAndLoss { flusher }),
         2 => by.clone().prop_map(|by| Step::Look { by }),
         4 => by.clone().prop_map(|by| Step::Read { by }),
-        4 => flush.clone().prop_map(|flush| Step::Store { flush }),
+        4 => flush.clone().prop_map(|flush| Step::Postgres { flush }),
         4 => flush.clone().prop_map(|flush| Step::Settle { flush }),
         1 => flush.prop_map(|flush| Step::Abandon { flush }),
         2 => by.clone().prop_map(|by| Step::Flush { by }),
@@ -253,7 +253,7 @@ impl History {
                     starts: self.starts,
                 });
             }
-            Step::Store { flush } => {
+            Step::Postgres { flush } => {
                 if let Some(flush) = self.flushes.get_mut(flush) {
                     let stored = self.instances[0].app.flusher.store(&flush.batch).await;
                     flush.stored = Some(stored.unwrap());
@@ -295,8 +295,8 @@ impl History {
             Step::Copy => self.copy = Some(self.world.copy_redis().await),
             Step::RollBack => self.roll_back().await,
             Step::Forget { by } => {
-                let forgetter = &self.instances[by].app.forgetter;
-                forgetter.forget_once().await.unwrap();
+                let garbage_collector = &self.instances[by].app.garbage_collector;
+                garbage_collector.collect_once().await.unwrap();
             }
             Step::Replace { instance } => self.instances[instance] = self.world.instance().await,
         }
@@ -495,7 +495,9 @@ impl History {
                 .rows
                 .iter()
                 .find(|row| row.meter == *meter && row.period_start == *start);
-            if row.is_none_or(|row| (generation, number("sequence")) > (u(row.epoch), u(row.seq))) {
+            if row.is_none_or(|row| {
+                (generation, number("sequence")) > (u(row.generation), u(row.seq))
+            }) {
                 known.used.least = number("used");
                 known.denied.least = number("denied");
             }
@@ -540,7 +542,7 @@ impl History {
                 "{before:?} {after:?}"
             );
             assert!(
-                (after.epoch, after.seq) >= (before.epoch, before.seq),
+                (after.generation, after.seq) >= (before.generation, before.seq),
                 "{before:?} {after:?}"
             );
         }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::json;
 use tallyman::config::Servers;
-use tallyman::counters::Shard;
+use tallyman::redis::Shard;
 
 use crate::support::{World, shard};
 
@@ -97,7 +97,7 @@ async fn an_instance_that_starts_without_postgres_enforces_what_is_shared() {
     here.track(&other, 1).await;
     here.limits(&one, json!({"api": {"limit": 5}})).await;
     here.limits(&other, json!({"api": {"limit": 7}})).await;
-    here.app.state.access.sweep_once().await.unwrap();
+    here.app.state.auth.sweep_once().await.unwrap();
     let servers = Servers {
         database_url: "postgres://nobody@127.0.0.1:1/nowhere".to_owned(),
         ..world.servers()

@@ -348,7 +348,7 @@ async fn it_ends_on_time_without_postgres_and_in_a_process_that_has_just_started
     let (servers, cable) = world.cuttable_postgres();
     let there = world.instance_with(servers.clone()).await;
     there.count("org_1", "api", 1).await;
-    there.app.state.access.sweep_once().await.unwrap();
+    there.app.state.auth.sweep_once().await.unwrap();
     cable.cut(&world.postgres().await).await;
     world.move_to(UNTIL);
     assert_eq!(there.attempt("org_1", "api", 1).await.body["limit"], 1000);

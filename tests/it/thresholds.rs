@@ -3,10 +3,10 @@
 use chrono::Duration;
 use reqwest::Method;
 use serde_json::{Value, json};
-use tallyman::counters::{Configuration, PolicyText};
 use tallyman::domain::policy::{Limit, LimitOverride, Organization};
 use tallyman::domain::quantity::Count;
-use tallyman::store::{Actor, organizations};
+use tallyman::postgres::{Actor, organizations};
+use tallyman::redis::{Configuration, PolicyText};
 
 use crate::support::{Instance, World};
 
@@ -214,18 +214,25 @@ async fn a_limit_that_arrives_with_a_call_leaves_what_was_crossed_before_it() {
         request_id: String::new(),
     };
     let now = world.clock.now();
-    let change = organizations::change(&state.store, &id, &actor, "limits.patch", now, |before| {
-        let mut after = before.organization.clone().unwrap_or_default();
-        let own = LimitOverride {
-            limit: Some(Limit(Count::try_from(100).ok())),
-            ..LimitOverride::default()
-        };
-        after.limits.insert("api".parse().unwrap(), own);
-        Ok::<Organization, ()>(after)
-    });
+    let change = organizations::change(
+        &state.postgres,
+        &id,
+        &actor,
+        "limits.patch",
+        now,
+        |before| {
+            let mut after = before.organization.clone().unwrap_or_default();
+            let own = LimitOverride {
+                limit: Some(Limit(Count::try_from(100).ok())),
+                ..LimitOverride::default()
+            };
+            after.limits.insert("api".parse().unwrap(), own);
+            Ok::<Organization, ()>(after)
+        },
+    );
     let policy = change.await.unwrap().unwrap().policy();
     let json = serde_json::to_string(&policy).unwrap();
-    let link = state.counters.link().await.unwrap();
+    let connection = state.redis.connection().await.unwrap();
     let configuration = [Configuration {
         organization: &id,
         policy: PolicyText {
@@ -235,7 +242,7 @@ async fn a_limit_that_arrives_with_a_call_leaves_what_was_crossed_before_it() {
         },
         running: &[],
     }];
-    let known = state.counters.configure(&link, &configuration, now);
+    let known = state.redis.configure(&connection, &configuration, now);
     known.await.unwrap();
     let other = world.instance().await;
     assert_eq!(other.count("org_1", "api", 80).await, 84);
@@ -332,7 +339,7 @@ async fn a_flush_that_dies_after_the_commit_tells_nothing_twice() {
     let world = World::new().await;
     let (here, there) = (world.instance().await, world.instance().await);
     here.track("org_1", 2000).await;
-    let all: Vec<_> = tallyman::counters::Shard::all().collect();
+    let all: Vec<_> = tallyman::redis::Shard::all().collect();
     // Both have read the same; neither settles.
     let read = [
         here.app.flusher.read(&all).await.unwrap(),
@@ -352,7 +359,7 @@ async fn a_snapshot_that_is_refused_tells_nothing() {
     let world = World::new().await;
     let service = world.instance().await;
     service.track("org_1", 900).await;
-    let all: Vec<_> = tallyman::counters::Shard::all().collect();
+    let all: Vec<_> = tallyman::redis::Shard::all().collect();
     let late = service.app.flusher.read(&all).await.unwrap();
     // Everything is lost before it is stored, and the count begins anew.
     world.flush_redis().await;
@@ -559,7 +566,7 @@ async fn what_a_change_of_the_limit_crosses_carries_the_count_at_that_time() {
 async fn what_is_crossed_during_a_flush_keeps_its_count() {
     let world = World::new().await;
     let service = world.instance().await;
-    let all: Vec<_> = tallyman::counters::Shard::all().collect();
+    let all: Vec<_> = tallyman::redis::Shard::all().collect();
     service.track("org_1", 810).await;
     let read = service.app.flusher.read(&all).await.unwrap();
     service.track("org_1", 194).await;

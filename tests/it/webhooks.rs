@@ -10,8 +10,8 @@ use chrono::{DateTime, Duration, Utc};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tallyman::domain::webhook::DeliveryStatus;
-use tallyman::store::webhooks::{self, Attempt, Health};
-use tallyman::webhooks::Report;
+use tallyman::jobs::webhooks::Report;
+use tallyman::postgres::webhooks::{self, Attempt, Health};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::{Instance, Receiver, World, instant};
@@ -363,7 +363,7 @@ async fn what_somebody_took_and_died_with_is_delivered_by_another_and_they_note_
     let webhook = register(&service, json!({"url": receiver.url})).await;
     happen(&service, "org_1", 1).await;
     let id = webhook.id.parse().unwrap();
-    let store = &service.app.state.store;
+    let store = &service.app.state.postgres;
     let lease = world.clock.now() + Duration::seconds(30);
     let taken = webhooks::claim(store, &id, world.clock.now(), lease, 10)
         .await

@@ -189,7 +189,7 @@ impl Schedule {
         }
     }
 
-    /// The zones that were in force, oldest first; they tile all time. Counters tell slots apart by whole seconds, and so
+    /// The zones that were in force, oldest first; they tile all time. Redis tell slots apart by whole seconds, and so
     /// do these.
     pub fn zones(&self) -> Vec<ZoneSpan> {
         let mut spans: Vec<ZoneSpan> = Vec::new();
@@ -352,7 +352,7 @@ impl Segment {
 
     /// What the period of `at` is by this calendar alone.
     fn regular(&self, at: DateTime<Utc>) -> Period {
-        let epoch = DateTime::UNIX_EPOCH;
+        let generation = DateTime::UNIX_EPOCH;
         match self.mode {
             ResetMode::Lazy | ResetMode::Scheduled => {
                 let (start, end) = self.calendar.window(at);
@@ -361,12 +361,12 @@ impl Segment {
                     end: Some(end),
                 }
             }
-            ResetMode::Manual if at < epoch => Period {
+            ResetMode::Manual if at < generation => Period {
                 start: DateTime::<Utc>::MIN_UTC,
-                end: Some(epoch),
+                end: Some(generation),
             },
             ResetMode::Manual => Period {
-                start: epoch,
+                start: generation,
                 end: None,
             },
         }

@@ -5,9 +5,8 @@
 //! started: tests drive `flush_once` and `sweep_once`, or start them by [`World::serve`].
 
 mod auth_server;
-mod behind;
 mod forgetful;
-mod held;
+mod inspect;
 mod issuer;
 mod plugin_client;
 mod postgres;
@@ -15,14 +14,15 @@ mod process;
 mod receiver;
 mod shortcuts;
 mod slow;
+mod snapshot;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 pub use auth_server::AuthServer;
-pub use behind::*;
 use chrono::{DateTime, Utc};
+pub use inspect::*;
 use redis::AsyncConnectionConfig;
 use redis::aio::MultiplexedConnection;
 use reqwest::header::{HeaderMap, HeaderValue};
@@ -30,29 +30,30 @@ use reqwest::{Method, StatusCode};
 use serde_json::Value;
 use sqlx::PgPool;
 use tallyman::app::App;
+use tallyman::cli::dev::servers::{RedisOptions, RedisServer};
 use tallyman::clock::Clock;
 use tallyman::config::{Config, ConnectionLimits, LogConfig, Origins, PLUGIN_PATH, Servers};
-use tallyman::dev::servers::{RedisOptions, RedisServer};
 use tallyman::domain::period::{ResetMode, ResetPeriod};
 use tallyman::domain::policy::{DefaultCalendar, Defaults, MeterLimit};
 use tallyman::domain::quantity::Count;
+use tallyman::http;
+use tallyman::logging;
+use tallyman::logging::Log;
 use tallyman::metrics::Metrics;
+use tallyman::postgres::{Postgres, api_keys};
 use tallyman::server::Server;
-use tallyman::store::{Store, api_keys};
-use tallyman::telemetry::Log;
-use tallyman::{api, telemetry};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub use forgetful::Forgetful;
-pub use held::Held;
 pub use issuer::*;
 pub use plugin_client::PluginClient;
 pub use process::Process;
 pub use receiver::{Example, Received, Receiver};
 pub use shortcuts::{commit_reset, key_of};
 pub use slow::{Slow, settings_of};
+pub use snapshot::Held;
 
 /// When every world begins: in the middle of a month, and in the future, so that no expiry that
 /// Redis times itself can pass while a test runs.
@@ -82,13 +83,13 @@ impl World {
         // Set RUST_LOG-like filters here when a test needs to be watched.
         static LOG: OnceLock<Log> = OnceLock::new();
         LOG.get_or_init(|| {
-            telemetry::start(&LogConfig {
+            logging::start(&LogConfig {
                 filter: "off".to_owned(),
                 json: false,
             })
         });
         let database_url = postgres::create_database().await;
-        let store = Store::new(&database_url, 1).unwrap();
+        let store = Postgres::new(&database_url, 1).unwrap();
         let key = api_keys::create_admin(&store, "tests").await.unwrap();
         store.close().await;
         let redis_dir = TempDir::new().unwrap();
@@ -136,7 +137,7 @@ impl World {
             .unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let router = api::router(app.state.clone());
+        let router = http::router(app.state.clone());
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         let server = Server::new(self.config.connections.clone(), app.state.metrics.clone());
@@ -218,7 +219,7 @@ pub struct Instance {
 
 impl Instance {
     /// What a flush by this instance did, whoever else has leases.
-    pub async fn flush(&self) -> tallyman::flusher::Report {
+    pub async fn flush(&self) -> tallyman::jobs::flush::Report {
         self.app.flusher.flush_all().await.unwrap()
     }
 

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{fs, process, thread};
 
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
-use tallyman::dev::servers::{PostgresOptions, PostgresServer};
-use tallyman::store::Store;
+use tallyman::cli::dev::servers::{PostgresOptions, PostgresServer};
+use tallyman::postgres::Postgres;
 use tokio::sync::Mutex;
 
 const TEMPLATE: &str = "template_tallyman";
@@ -53,7 +53,7 @@ fn start() -> Shared {
                 .unwrap();
             let maintenance = server.url("postgres");
             execute(&maintenance, format!("create database {TEMPLATE}")).await;
-            let store = Store::new(&server.url(TEMPLATE), 1).unwrap();
+            let store = Postgres::new(&server.url(TEMPLATE), 1).unwrap();
             store.migrate().await.unwrap();
             store.close().await;
             let server = std::sync::Arc::new(server);

@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 use sqlx::Row as _;
 
 use tallyman::domain::api_key::{NewApiKey, Scope};
-use tallyman::store::resets::{self, Outcome, Wish};
-use tallyman::store::{Actor, Store, api_keys};
+use tallyman::postgres::resets::{self, Outcome, Wish};
+use tallyman::postgres::{Actor, Postgres, api_keys};
 
 use super::{Answer, Held, Instance, World, instant, sharded};
 
@@ -44,7 +44,7 @@ impl World {
             name: "tests".to_owned(),
             request_id: String::new(),
         };
-        let store = Store::new(&self.database_url, 1).unwrap();
+        let store = Postgres::new(&self.database_url, 1).unwrap();
         api_keys::create(&store, &wish, &actor).await.unwrap().text
     }
 
@@ -113,7 +113,7 @@ pub fn key_of(organization: &str, meter: &str, start: &str) -> String {
 
 /// A reset that is committed and not known to Redis: its process has died in between.
 pub async fn commit_reset(world: &World, organization: &str, meters: Option<&[&str]>) {
-    let store = Store::new(&world.database_url, 1).unwrap();
+    let store = Postgres::new(&world.database_url, 1).unwrap();
     let organization = organization.parse().unwrap();
     let meters: Option<BTreeSet<_>> =
         meters.map(|meters| meters.iter().map(|meter| meter.parse().unwrap()).collect());

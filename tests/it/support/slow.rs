@@ -2,29 +2,28 @@
 
 use std::sync::Arc;
 
-use tallyman::counters::{Counters, Link, Moved, Opening, Settings};
 use tallyman::domain::counter::{CounterId, Stamp};
-use tallyman::store::usage::{self, Move};
-use tallyman::store::{self, Store};
+use tallyman::postgres::usage::{self, Move};
+use tallyman::postgres::{self, Postgres};
+use tallyman::redis::{Connection, Moved, RecoveryReply, Redis, Settings};
 
 use super::{World, instant};
 
 /// One instance's restore of `org_1`, step by step, while the service goes on.
 pub struct Slow {
-    counters: Counters,
-    store: Store,
-    link: Arc<Link>,
+    redis: Redis,
+    postgres: Postgres,
+    connection: Arc<Connection>,
     counter: CounterId,
 }
 
 impl Slow {
     pub async fn of(world: &World) -> Self {
-        let counters =
-            Counters::new(settings_of(world), world.clock.clone(), world.metrics()).unwrap();
+        let redis = Redis::new(settings_of(world), world.clock.clone(), world.metrics()).unwrap();
         Self {
-            link: counters.link().await.unwrap(),
-            counters,
-            store: Store::new(&world.database_url, 1).unwrap(),
+            connection: redis.connection().await.unwrap(),
+            redis,
+            postgres: Postgres::new(&world.database_url, 1).unwrap(),
             counter: CounterId {
                 organization: "org_1".parse().unwrap(),
                 meter: "api".parse().unwrap(),
@@ -35,32 +34,32 @@ impl Slow {
 
     /// What the counter in Redis has for a stamp.
     pub async fn stamp(&self) -> Stamp {
-        let counters = std::slice::from_ref(&self.counter);
-        let held = self.counters.read(&self.link, counters).await.unwrap();
+        let redis = std::slice::from_ref(&self.counter);
+        let held = self.redis.read(&self.connection, redis).await.unwrap();
         held[0].as_ref().unwrap().stamp
     }
 
     /// The first half: Postgres moves the count to the generation of the stamp.
-    pub async fn moved(&self, stamp: &Stamp) -> Result<usage::Restored, store::Error> {
+    pub async fn moved(&self, stamp: &Stamp) -> Result<usage::Restored, postgres::Error> {
         let (from, now) = (self.counter.start, self.counter.start);
         let moves = [Move {
             counter: &self.counter,
             held: None,
             stamp,
         }];
-        let restored = usage::restore(&self.store, &moves, from, now).await?;
+        let restored = usage::restore(&self.postgres, &moves, from, now).await?;
         Ok(restored.into_iter().next().unwrap())
     }
 
     /// The second half: Redis takes what Postgres holds.
-    pub async fn written(&self, moved: &usage::Restored, policy_version: u64) -> Opening {
+    pub async fn written(&self, moved: &usage::Restored, policy_version: u64) -> RecoveryReply {
         let moved = Moved {
             held: None,
             snapshot: &moved.snapshot,
             meters: &moved.meters,
             policy_version,
         };
-        let written = self.counters.restore(&self.link, &[moved]).await;
+        let written = self.redis.restore(&self.connection, &[moved]).await;
         written.unwrap()[0]
     }
 }

@@ -1,0 +1,211 @@
+//! `tallyman dev`: the whole service on one machine, without anything to configure.
+//!
+//! Everything lives in one data directory, which only one instance uses at a time (`lock`): the
+//! servers' data (see [`servers`]) and the admin key (`admin-key`), made at the first start. What
+//! was started last is stopped first, so the service can store its last counts.
+
+pub mod servers;
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{ErrorKind, Write as _};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+
+use anyhow::{Context as _, Result, bail};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use self::servers::{PostgresOptions, PostgresServer, RedisOptions, RedisServer};
+use crate::app::{self, App};
+use crate::clock::Clock;
+use crate::config::{Config, Servers};
+use crate::postgres::{Postgres, api_keys};
+
+/// What `tallyman dev` takes besides the settings of the service.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// Where the private servers keep their data, the admin key included.
+    #[arg(
+        long,
+        env = "TALLYMAN_DATA_DIR",
+        value_name = "DIR",
+        default_value = ".tallyman"
+    )]
+    pub data_dir: PathBuf,
+}
+
+/// Runs the service with a Redis and a Postgres of its own until SIGINT or SIGTERM.
+pub async fn run(options: Options, config: Config) -> Result<()> {
+    let stop = app::shutdown_signal();
+    let dir = options.data_dir;
+    fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    let _lock = lock(&dir)?;
+    // Before the servers, because it fails more often and at once.
+    let listener = bind(config.listen).await?;
+
+    // Whoever presses Ctrl-C now wants out: what has started ends when it is dropped.
+    let (mut redis, mut postgres) = tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        servers = start_servers(&dir) => servers?,
+    };
+    let served = serve(config, listener, &dir, &mut redis, &mut postgres, stop).await;
+    tokio::join!(redis.stop(), postgres.stop());
+    served
+}
+
+async fn start_servers(dir: &Path) -> Result<(RedisServer, PostgresServer)> {
+    let redis = RedisOptions {
+        append_only: true,
+        ..RedisOptions::default()
+    };
+    let postgres = PostgresOptions { durable: true };
+    tokio::try_join!(
+        RedisServer::start(dir, &redis),
+        PostgresServer::start(dir, &postgres)
+    )
+}
+
+/// Serves until `stop`, or until one of the servers dies, which is an error.
+async fn serve(
+    config: Config,
+    listener: TcpListener,
+    dir: &Path,
+    redis: &mut RedisServer,
+    postgres: &mut PostgresServer,
+    stop: CancellationToken,
+) -> Result<()> {
+    let database_url = postgres.url("tallyman");
+    let database = Postgres::new(&database_url, 1).context("cannot use the private Postgres")?;
+    database
+        .migrate()
+        .await
+        .context("cannot migrate the private Postgres")?;
+    let key = admin_key(&database, dir).await?;
+    database.close().await;
+
+    let address = listener
+        .local_addr()
+        .context("cannot tell the address of the listener")?;
+    let config = Config {
+        // Whoever tries webhooks out receives them on this machine.
+        webhook_private_addresses: true,
+        ..config
+    };
+    let app = App::build(
+        config,
+        Servers {
+            redis_url: redis.url(),
+            database_url,
+        },
+        Clock::System,
+    )
+    .await?;
+    announce(address, dir, &key);
+
+    let mut serving = pin!(app.serve(listener, stop.clone()));
+    let death = tokio::select! {
+        served = &mut serving => return served,
+        death = redis.died() => death,
+        death = postgres.died() => death,
+    };
+    stop.cancel();
+    // Its own complaint about the missing server would only hide the cause.
+    let _ = serving.await;
+    Err(death)
+}
+
+/// Makes this process the only one that uses `dir`, for as long as the returned file is open.
+fn lock(dir: &Path) -> Result<File> {
+    let path = dir.join("lock");
+    let cannot = || format!("cannot lock {}", path.display());
+    let file = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&path)
+        .with_context(cannot)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            bail!(
+                "another `tallyman dev` is running on {}; stop it or choose another --data-dir",
+                dir.display()
+            )
+        }
+        Err(TryLockError::Error(error)) => Err(error).with_context(cannot),
+    }
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Ok(listener) => Ok(listener),
+        Err(error) if error.kind() == ErrorKind::AddrInUse => {
+            bail!("cannot listen on {address}: the port is taken; choose another with --listen")
+        }
+        Err(error) => bail!("cannot listen on {address}: {error}; choose another with --listen"),
+    }
+}
+
+/// The key in `dir`, or a new one where that is missing or the database does not know it (any
+/// more).
+async fn admin_key(postgres: &Postgres, dir: &Path) -> Result<String> {
+    let path = dir.join("admin-key");
+    match fs::read_to_string(&path) {
+        Ok(key) if api_keys::verify(postgres, key.trim(), Clock::System.now()).await? => {
+            return Ok(key.trim().to_owned());
+        }
+        Ok(_) => {}
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+    }
+    let key = api_keys::create_admin(postgres, "tallyman dev")
+        .await
+        .context("cannot create an admin key")?;
+    keep_secret(&path, &key).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(key)
+}
+
+/// Writes a file that only its owner reads: wholly, or not at all.
+fn keep_secret(path: &Path, secret: &str) -> std::io::Result<()> {
+    let draft = path.with_extension("new");
+    let mut file = OpenOptions::new()
+        .create(true)
+        .write(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&draft)?;
+    writeln!(file, "{secret}")?;
+    file.sync_all()?;
+    fs::rename(&draft, path)
+}
+
+#[expect(
+    clippy::print_stdout,
+    reason = "what a newcomer needs to see, whatever the log level"
+)]
+fn announce(address: SocketAddr, dir: &Path, key: &str) {
+    let url = format!("http://{}", reachable(address));
+    let key_file = dir.join("admin-key");
+    println!(
+        r#"
+  Tallyman counts at  {url}
+  with the admin key  {key}
+  kept in             {}
+
+  Try:  curl -sS {url}/v1/consume -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' -d '{{"organizationId":"org_123"}}'
+
+  Ctrl-C stops it; the counts stay for the next time.
+"#,
+        key_file.display(),
+    );
+}
+
+/// The address to use from this machine: one cannot connect to "all interfaces".
+fn reachable(address: SocketAddr) -> SocketAddr {
+    match address {
+        SocketAddr::V4(v4) if v4.ip().is_unspecified() => (Ipv4Addr::LOCALHOST, v4.port()).into(),
+        SocketAddr::V6(v6) if v6.ip().is_unspecified() => (Ipv6Addr::LOCALHOST, v6.port()).into(),
+        specific => specific,
+    }
+}

@@ -1,0 +1,52 @@
+//! HTTP and JSON: the router with its layers; `routes` has every route.
+
+mod body;
+mod cors;
+mod etag;
+mod extract;
+mod instant;
+mod openapi;
+mod parse;
+mod problem;
+mod rate_limit;
+mod request_log;
+mod routes;
+pub mod state;
+
+use axum::Router;
+use axum::response::IntoResponse;
+use tower::ServiceBuilder;
+use tower_http::catch_panic::CatchPanicLayer;
+
+use crate::config::PLUGIN_PATH;
+use crate::http::state::State;
+use problem::Error;
+use request_log::Observe;
+
+pub use body::BATCH_BODY_MAX;
+pub use problem::refusal;
+pub use routes::health::metrics_router;
+
+/// The OpenAPI document of every route.
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    openapi::complete(routes::routes(true, PLUGIN_PATH).into_openapi())
+}
+
+/// Every route, with the layers that all of them share.
+pub fn router(state: State) -> Router {
+    let cors = cors::layer(&state.cors_origins);
+    let (routes, _) = routes::routes(!state.metrics_apart, &state.plugin_path).split_for_parts();
+    routes
+        .fallback(|| async { Error::NotFound("there is nothing at this path") })
+        .method_not_allowed_fallback(|| async { Error::MethodNotAllowed })
+        // As one layer, because the router puts every layer of its own into a box, for every request.
+        .layer(
+            ServiceBuilder::new()
+                .layer(Observe::layer(state.metrics.clone()))
+                .option_layer(cors)
+                .layer(CatchPanicLayer::custom(|_| {
+                    Error::panicked().into_response()
+                })),
+        )
+        .with_state(state)
+}

@@ -1,0 +1,140 @@
+//! Answers that several operations share, with the headers and media types that no type tells.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+use utoipa::openapi::example::{Example, ExampleBuilder};
+use utoipa::openapi::schema::{AllOfBuilder, ObjectBuilder, Type};
+use utoipa::openapi::{Content, ContentBuilder, Ref, RefOr, Response, ResponseBuilder};
+use utoipa::{IntoResponses, ToSchema as _};
+
+use super::header_ref;
+use crate::http::problem::{MEDIA_TYPE, Problem};
+use crate::http::routes::counting::UsageResult;
+use crate::http::routes::history::Page;
+
+type Responses = BTreeMap<String, RefOr<Response>>;
+
+/// How a check answers.
+pub(crate) struct Checked;
+
+/// How a track and a refund answer, and a consume that is granted.
+pub(crate) struct Counted;
+
+/// How a consume answers that is refused.
+pub(crate) struct Refused;
+
+/// How history is answered.
+pub(crate) struct Rows;
+
+impl IntoResponses for Checked {
+    fn responses() -> Responses {
+        let result = ContentBuilder::new()
+            .schema(Some(Ref::from_schema_name(UsageResult::name())))
+            .examples_from_iter([("one", one()), ("several", several())].map(example));
+        let response = ResponseBuilder::new()
+            .description("The usage result: of one meter, or of each of `meters` and `require`.")
+            .content("application/json", result.build());
+        [("200".to_owned(), with_headers(response, &[]))].into()
+    }
+}
+
+impl IntoResponses for Counted {
+    fn responses() -> Responses {
+        let mut responses = Checked::responses();
+        let minimal = ResponseBuilder::new()
+            .description("The same, without a body, as `Prefer: return=minimal` wished.");
+        responses.insert(
+            "204".to_owned(),
+            with_headers(minimal, &["Preference-Applied"]),
+        );
+        responses
+    }
+}
+
+impl IntoResponses for Refused {
+    fn responses() -> Responses {
+        let schema = AllOfBuilder::new()
+            .item(Ref::from_schema_name(Problem::name()))
+            .item(Ref::from_schema_name(UsageResult::name()));
+        let problem = ContentBuilder::new()
+            .schema(Some(schema))
+            .examples_from_iter([example(("limit_exceeded", refusal()))]);
+        let response = ResponseBuilder::new()
+            .description(
+                "The organization's limit refused; nothing was counted. Carries the usage result; empty with \
+                 `Prefer: return=minimal`.",
+            )
+            .content(MEDIA_TYPE, problem.build());
+        let headers = ["Retry-After", "Preference-Applied"];
+        [("429".to_owned(), with_headers(response, &headers))].into()
+    }
+}
+
+impl IntoResponses for Rows {
+    fn responses() -> Responses {
+        let text = |example: &str| {
+            let schema = ObjectBuilder::new().schema_type(Type::String);
+            ContentBuilder::new()
+                .schema(Some(schema))
+                .example(Some(example.into()))
+                .build()
+        };
+        let csv = "meter,start,end,used,refunded,denied,limit,open,final\r\n\
+            api,2026-11-22T00:00:00Z,2026-11-23T00:00:00Z,40,2,1,,false,false\r\n";
+        let ndjson = "{\"meter\":\"api\",\"start\":\"2026-11-22T00:00:00Z\",\"end\":\"2026-11-23T00:00:00Z\",\"used\":40,\
+            \"refunded\":2,\"denied\":1,\"limit\":null,\"open\":false,\"final\":false}\n";
+        let response = ResponseBuilder::new()
+            .description("A page of rows; as CSV or newline-delimited JSON all rows, with the columns of the JSON.")
+            .content("application/json", Content::new(Some(Ref::from_schema_name(Page::name()))))
+            .content("text/csv", text(csv))
+            .content("application/x-ndjson", text(ndjson));
+        [("200".to_owned(), response.into())].into()
+    }
+}
+
+fn example((name, value): (&str, Value)) -> (String, Example) {
+    (
+        name.to_owned(),
+        ExampleBuilder::new().value(Some(value)).build(),
+    )
+}
+
+fn one() -> Value {
+    json!({
+        "allowed": true, "organizationId": "org_123", "meter": "api", "amount": 2, "current": 5, "limit": 1000,
+        "remaining": 995, "overage": 0, "enforcement": "hard", "periodStart": "2026-11-01T00:00:00Z",
+        "resetDate": "2026-12-01T00:00:00Z"
+    })
+}
+
+fn several() -> Value {
+    let tokens = json!({
+        "allowed": true, "organizationId": "org_123", "meter": "tokens", "amount": 1200, "current": 1200,
+        "limit": null, "remaining": null, "overage": 0, "enforcement": "hard",
+        "periodStart": "2026-11-01T00:00:00Z", "resetDate": "2026-12-01T00:00:00Z"
+    });
+    json!({"allowed": true, "organizationId": "org_123", "meters": {"api": one(), "tokens": tokens}})
+}
+
+fn refusal() -> Value {
+    json!({
+        "type": "urn:tallyman:problem:limit_exceeded", "title": "Limit exceeded", "status": 429,
+        "detail": "the organization's limit does not allow this; nothing was counted", "code": "limit_exceeded",
+        "allowed": false, "organizationId": "org_123", "meter": "api", "amount": 999, "current": 5, "limit": 1000,
+        "remaining": 995, "overage": 0, "enforcement": "hard", "periodStart": "2026-11-01T00:00:00Z",
+        "resetDate": "2026-12-01T00:00:00Z", "deniedBy": ["api"], "first": true, "retryAt": "2026-12-01T00:00:00Z"
+    })
+}
+
+/// What every answer of a counting call says in its headers, and some more.
+fn with_headers(mut response: ResponseBuilder, more: &[&str]) -> RefOr<Response> {
+    let usual = ["RateLimit-Policy", "RateLimit", "Idempotent-Replayed"];
+    for name in usual.iter().chain(more) {
+        response = match header_ref(name) {
+            RefOr::Ref(header) => response.header_ref(*name, header),
+            RefOr::T(header) => response.header(*name, header),
+        };
+    }
+    response.into()
+}

@@ -1,0 +1,113 @@
+//! `POST /v1/organizations/{id}/adjust`.
+
+use axum::Json;
+use axum::extract::State as Shared;
+use axum::response::Response;
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::admin::Adjustment;
+use crate::domain::ids::{MeterId, OrganizationId, Reason};
+use crate::domain::quantity::{Correction, Count};
+use crate::http::extract::{Administrator, Fields, Idempotency, OrganizationPath};
+use crate::http::openapi::problems::AdjustingProblems;
+use crate::http::problem::Error;
+use crate::http::routes::resets::{attempt, told};
+use crate::http::state::State;
+use crate::postgres::adjustments::Wish;
+
+/// What to correct, and why.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schema(example = json!({"meter": "api", "amount": -100, "reason": "calls that failed on our side"}))]
+pub(in crate::http) struct AdjustBody {
+    /// `api` unless said.
+    #[serde(default)]
+    meter: MeterId,
+    /// Units to add; below 0 they are given back.
+    amount: Correction,
+    /// For the audit log.
+    reason: Reason,
+}
+
+/// What was corrected.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(example = json!({
+    "organizationId": "org_123", "meter": "api", "amount": -100, "applied": -100, "current": 401, "limit": 1000,
+    "periodStart": "2026-11-01T00:00:00Z", "resetDate": "2026-12-01T00:00:00Z"
+}))]
+pub(in crate::http) struct AdjustResult {
+    organization_id: OrganizationId,
+    meter: MeterId,
+    /// As it was asked for.
+    amount: i64,
+    /// What the count has changed by: less than the amount where it stopped at 0.
+    applied: i64,
+    /// Units counted right afterwards.
+    current: Count,
+    /// Units that the period includes; null where it is unlimited.
+    #[schema(required)]
+    limit: Option<Count>,
+    /// When the period began that was corrected.
+    period_start: DateTime<Utc>,
+    /// When the next begins; null where the period does not end by itself.
+    #[schema(required)]
+    reset_date: Option<DateTime<Utc>>,
+}
+
+/// Adjust
+///
+/// Corrects the running count of a meter: the amount is added, and below 0 given back. The count stops at 0, and may
+/// pass the limit. History tells corrections apart from use, as `adjusted`.
+/// A 503 may have been committed, and is then finished when Redis is back; with an `Idempotency-Key` a repetition does not
+/// adjust twice.
+#[utoipa::path(
+    post,
+    path = "/v1/organizations/{id}/adjust",
+    operation_id = "adjustOrganization",
+    tag = "Organizations",
+    security(("key" = ["admin"])),
+    params(OrganizationPath, Idempotency),
+    request_body(content = AdjustBody, description = "Without a body the fields come from the query."),
+    responses(
+        (status = 200, description = "What was corrected; it is stored.", body = AdjustResult),
+        AdjustingProblems,
+    )
+)]
+pub(in crate::http) async fn adjust(
+    Shared(state): Shared<State>,
+    Administrator(caller, actor): Administrator,
+    OrganizationPath(named): OrganizationPath,
+    Idempotency(key): Idempotency,
+    Fields(body): Fields<AdjustBody>,
+) -> Result<Response, Error> {
+    let organization = caller.reach(&named)?;
+    let AdjustBody {
+        meter,
+        amount,
+        reason,
+    } = body;
+    let payload = format!("adjust {meter} {} {:?}", amount.get(), reason.as_str());
+    let attempt = key.map(|key| attempt(organization.to_string(), key, &payload));
+    let wish = Wish {
+        organization: &organization,
+        meter: &meter,
+        amount: amount.get(),
+        reason: reason.as_str(),
+        attempt: attempt.as_ref(),
+    };
+    let Adjustment { replayed, finished } = state.admin.adjust(&wish, &actor).await?;
+    let result = AdjustResult {
+        organization_id: organization,
+        meter: finished.meter,
+        amount: finished.amount,
+        applied: finished.applied,
+        current: finished.used,
+        limit: finished.limit,
+        period_start: finished.period.start,
+        reset_date: finished.period.end,
+    };
+    Ok(told(Json(result), replayed))
+}

@@ -1,0 +1,94 @@
+//! `GET /v1/organizations/{id}/limits` and `/features/{feature}`: what an organization may do, and
+//! who said so.
+
+use axum::Json;
+use axum::extract::State as Shared;
+use axum::response::Response;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::domain::ids::OrganizationId;
+use crate::domain::policy::{Feature, Policy, Source};
+use crate::http::extract::{Caller, Conditions, FeaturePath, NoQuery, OrganizationPath, Read};
+use crate::http::problem::Error;
+use crate::http::routes::organizations::Limits;
+use crate::http::state::State;
+
+/// One feature of an organization.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(example = json!({"feature": "sso", "enabled": true, "value": true, "source": "organization"}))]
+pub(in crate::http) struct FeatureInForce {
+    feature: String,
+    /// True for a switch that is on, a number other than zero, a text that is not empty.
+    enabled: bool,
+    /// Null where nobody has set it.
+    #[schema(required)]
+    value: Option<Feature>,
+    source: Source,
+}
+
+/// The limits in force, and who set them
+///
+/// A limit is the organization's where it overrides any part of it. A meter that is not named is counted without limit.
+#[utoipa::path(
+    get,
+    path = "/v1/organizations/{id}/limits",
+    operation_id = "getLimits",
+    tag = "Organizations",
+    security(("key" = ["read"]), ("token" = [])),
+    params(OrganizationPath, Conditions),
+    responses(
+        (status = 200, description = "The limits.", body = Limits),
+        (status = 304, description = "The caller has them already."),
+    )
+)]
+pub(in crate::http) async fn limits(
+    Shared(state): Shared<State>,
+    Read(caller): Read,
+    OrganizationPath(named): OrganizationPath,
+    _: NoQuery,
+    Conditions(conditions): Conditions,
+) -> Result<Response, Error> {
+    let id = caller.reach(&named)?;
+    let policy = policy(&state, &caller, &id).await?;
+    Limits::of(id, policy).unless_known(&conditions)
+}
+
+/// One feature
+///
+/// One that nobody has set is off.
+#[utoipa::path(
+    get,
+    path = "/v1/organizations/{id}/features/{feature}",
+    operation_id = "getFeature",
+    tag = "Organizations",
+    security(("key" = ["read"]), ("token" = [])),
+    params(OrganizationPath, FeaturePath),
+    responses((status = 200, description = "The feature.", body = FeatureInForce))
+)]
+pub(in crate::http) async fn feature(
+    Shared(state): Shared<State>,
+    Read(caller): Read,
+    OrganizationPath(named): OrganizationPath,
+    FeaturePath(feature): FeaturePath,
+    _: NoQuery,
+) -> Result<Json<FeatureInForce>, Error> {
+    let id = caller.reach(&named)?;
+    let policy = policy(&state, &caller, &id).await?;
+    let (value, source) = policy.feature(&feature);
+    Ok(Json(FeatureInForce {
+        enabled: value.is_some_and(Feature::is_enabled),
+        value: value.cloned(),
+        source,
+        feature,
+    }))
+}
+
+/// The policy of an organization that the caller reaches. A token's exists, counted yet or not.
+async fn policy(state: &State, caller: &Caller, id: &OrganizationId) -> Result<Policy, Error> {
+    match state.usage.effective(id).await? {
+        Some(policy) => Ok(policy),
+        None if caller.trusts_existence() => Ok(state.usage.effective_for_none(id).await?),
+        None => Err(Error::NotFound("there is no such organization")),
+    }
+}

@@ -1,0 +1,96 @@
+//! Every route on this page, one file for each resource.
+//!
+//! Handlers translate; they decide nothing. Permission is a type in a handler's signature
+//! ([`super::extract`]): one that takes none of `Ingest`, `Refund`, `Read` and `Administrator` is public.
+
+pub(super) mod adjustments;
+pub(super) mod audit;
+pub(super) mod batch;
+pub(super) mod counting;
+pub(super) mod effective;
+pub(super) mod events;
+pub(super) mod health;
+pub(super) mod history;
+pub(super) mod keys;
+pub(super) mod organization_list;
+pub(super) mod organizations;
+pub(super) mod plans;
+pub(super) mod plugin;
+pub(super) mod resets;
+pub(super) mod usage;
+pub(super) mod verify;
+pub(super) mod webhooks;
+
+use axum::routing::get;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::openapi;
+use super::state::State;
+
+/// Every route, and its description. The metrics are beside the others unless they have an address of their own.
+pub(super) fn routes(with_metrics: bool, plugin_path: &str) -> OpenApiRouter<State> {
+    let routes = OpenApiRouter::with_openapi(openapi::outline())
+        .routes(routes!(counting::track))
+        .routes(routes!(counting::consume))
+        .routes(routes!(counting::check))
+        .routes(routes!(counting::refund))
+        .routes(routes!(batch::batch))
+        .routes(routes!(usage::usage))
+        .routes(routes!(history::of_organization))
+        .routes(routes!(history::of_all))
+        .routes(routes!(events::list_events))
+        .routes(routes!(organization_list::organizations))
+        .routes(routes!(
+            organizations::get_organization,
+            organizations::put_organization,
+            organizations::patch_organization,
+            organizations::delete_organization
+        ))
+        .routes(routes!(effective::limits, organizations::patch_limits))
+        .routes(routes!(effective::feature))
+        .routes(routes!(resets::reset))
+        .routes(routes!(plans::list_plans))
+        .routes(routes!(
+            plans::get_plan,
+            plans::put_plan,
+            plans::delete_plan
+        ))
+        .routes(routes!(resets::reset_expired))
+        .routes(routes!(adjustments::adjust))
+        .routes(routes!(keys::list_keys, keys::create_key))
+        .routes(routes!(keys::revoke_key))
+        .routes(routes!(audit::list_audit))
+        .routes(routes!(verify::verify))
+        .routes(routes!(webhooks::list_webhooks, webhooks::create_webhook))
+        .routes(routes!(
+            webhooks::get_webhook,
+            webhooks::change_webhook,
+            webhooks::delete_webhook
+        ))
+        .routes(routes!(webhooks::rotate_secret))
+        .routes(routes!(webhooks::test_webhook))
+        .routes(routes!(webhooks::list_deliveries))
+        .routes(routes!(webhooks::redeliver))
+        .routes(routes!(health::healthz))
+        .routes(routes!(health::readyz))
+        .routes(routes!(openapi::openapi_json))
+        .routes(routes!(openapi::docs::docs))
+        .route("/docs/{file}", get(openapi::docs::file))
+        .nest(plugin_path, plugin_routes());
+    if with_metrics {
+        routes.routes(routes!(health::metrics))
+    } else {
+        routes
+    }
+}
+
+/// The routes of the Better Auth plugin.
+fn plugin_routes() -> OpenApiRouter<State> {
+    OpenApiRouter::new()
+        .routes(routes!(plugin::get_usage))
+        .routes(routes!(plugin::get_usage_history))
+        .routes(routes!(plugin::reset))
+        .routes(routes!(plugin::update_limits))
+        .routes(routes!(plugin::reset_expired))
+}

@@ -1,0 +1,360 @@
+//! `GET`, `PUT`, `PATCH` and `DELETE /v1/organizations/{id}`, `PATCH /v1/organizations/{id}/limits`.
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::extract::State as Shared;
+use axum::response::Response;
+use chrono::{DateTime, Utc};
+use chrono_tz::Tz;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+use crate::admin;
+use crate::domain::ids::{MeterId, OrganizationId, PlanId};
+use crate::domain::input::{WarnAt, given};
+use crate::domain::patch::{Change, OrganizationPatch, named, not_null};
+use crate::domain::period::{ResetMode, ResetPeriod};
+use crate::domain::policy::{
+    Enforcement, Feature, Features, Limit, LimitOverride, MeterLimit, OrganizationSettings, Policy,
+    TemporaryLimit, warn_at,
+};
+use crate::domain::quantity::Count;
+use crate::http::etag::Tagged;
+use crate::http::extract::{Administrator, Body, Conditions, NoQuery, Object, OrganizationPath};
+use crate::http::openapi::bodies::{LimitPatch, SettingsPatch};
+use crate::http::openapi::problems::NeedsCounterStore;
+use crate::http::problem::Error;
+use crate::http::state::State;
+use crate::postgres::organizations::Sources;
+
+/// An organization's settings in force, and its limits.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(example = json!({
+    "organizationId": "org_123", "planId": "free", "features": {"sso": true}, "resetMode": "lazy",
+    "resetPeriod": "monthly", "resetDay": 15, "resetMonth": null, "anchor": null, "timeZone": "Europe/Berlin",
+    "metadata": {"stripeCustomer": "cus_1"},
+    "limits": {"api": {"limit": 1000, "enforcement": "hard", "warnAt": [80, 100], "source": "default"}},
+    "version": 3
+}))]
+#[expect(
+    clippy::struct_field_names,
+    reason = "the fields are the names in the JSON"
+)]
+pub(in crate::http) struct Organization {
+    organization_id: OrganizationId,
+    plan_id: PlanId,
+    #[schema(value_type = BTreeMap<String, Feature>)]
+    features: Features,
+    reset_mode: ResetMode,
+    reset_period: ResetPeriod,
+    #[schema(required)]
+    reset_day: Option<u8>,
+    #[schema(required)]
+    reset_month: Option<u8>,
+    #[schema(required)]
+    anchor: Option<DateTime<Utc>>,
+    #[schema(value_type = String)]
+    time_zone: Tz,
+    #[schema(value_type = Object)]
+    metadata: Map<String, Value>,
+    limits: BTreeMap<MeterId, MeterLimit>,
+    /// Grows with every change to anything that this comes from.
+    version: u64,
+}
+
+impl Organization {
+    fn of(organization_id: OrganizationId, sources: &Sources, now: DateTime<Utc>) -> Tagged<Self> {
+        let policy = sources.resolve(now);
+        let calendar = policy.schedule.calendar();
+        let metadata = sources
+            .organization
+            .as_ref()
+            .map(|it| it.settings.metadata.clone());
+        let state = Self {
+            organization_id,
+            reset_mode: policy.schedule.mode(),
+            reset_period: calendar.reset_period(),
+            reset_day: calendar.reset_day(),
+            reset_month: calendar.reset_month(),
+            anchor: calendar.anchor(),
+            time_zone: calendar.time_zone(),
+            metadata: metadata.unwrap_or_default(),
+            version: policy.version,
+            features: policy.feature_values(),
+            plan_id: policy.plan_id,
+            limits: policy.limits,
+        };
+        Tagged {
+            version: state.version,
+            state,
+        }
+    }
+}
+
+/// What a patch changes of one meter's limit; what is absent stays.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(in crate::http) struct LimitChange {
+    /// Units that a period includes; null is unlimited, 0 is nothing.
+    #[serde(default, deserialize_with = "named")]
+    #[schema(value_type = Option<Count>)]
+    limit: Option<Limit>,
+    /// What happens beyond the limit.
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
+    enforcement: Option<Enforcement>,
+    /// Percentages of the limit at which people are told, ascending.
+    #[serde(default, deserialize_with = "given::<WarnAt, _>")]
+    #[schema(schema_with = warn_at)]
+    warn_at: Option<Vec<u16>>,
+    /// A limit that lies on top for a time; null ends it.
+    #[serde(default)]
+    #[schema(value_type = Option<TemporaryLimit>)]
+    temporary: Change<Object<TemporaryLimit>>,
+}
+
+impl From<LimitChange> for admin::LimitChange {
+    fn from(change: LimitChange) -> Self {
+        Self {
+            lasting: LimitOverride {
+                limit: change.limit,
+                enforcement: change.enforcement,
+                warn_at: change.warn_at,
+            },
+            temporary: match change.temporary {
+                Change::Keep => Change::Keep,
+                Change::Unset => Change::Unset,
+                Change::Set(Object(limit)) => Change::Set(limit),
+            },
+        }
+    }
+}
+
+/// The limits in force; a meter that is not named is counted without limit.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(example = json!({
+    "organizationId": "org_123",
+    "limits": {
+        "api": {"limit": 1000, "enforcement": "hard", "warnAt": [80, 100], "source": "default"},
+        "tokens": {"limit": 1500, "enforcement": "hard", "warnAt": [80, 100], "source": "organization"}
+    },
+    "version": 2
+}))]
+#[expect(
+    clippy::struct_field_names,
+    reason = "the fields are the names in the JSON"
+)]
+pub(in crate::http) struct Limits {
+    organization_id: OrganizationId,
+    limits: BTreeMap<MeterId, MeterLimit>,
+    /// Grows with every change to anything that this comes from.
+    version: u64,
+}
+
+impl Limits {
+    pub(in crate::http) fn of(organization_id: OrganizationId, policy: Policy) -> Tagged<Self> {
+        Tagged {
+            version: policy.version,
+            state: Self {
+                organization_id,
+                limits: policy.limits,
+                version: policy.version,
+            },
+        }
+    }
+}
+
+/// The settings in force
+///
+/// An organization that was never counted nor configured is 404.
+#[utoipa::path(
+    get,
+    path = "/v1/organizations/{id}",
+    operation_id = "getOrganization",
+    tag = "Organizations",
+    security(("key" = ["admin"])),
+    params(OrganizationPath, Conditions),
+    responses(
+        (status = 200, description = "The settings and limits.", body = Organization),
+        (status = 304, description = "The caller has them already."),
+        NeedsCounterStore,
+    )
+)]
+pub(in crate::http) async fn get_organization(
+    Shared(state): Shared<State>,
+    Administrator(caller, _): Administrator,
+    OrganizationPath(named): OrganizationPath,
+    _: NoQuery,
+    Conditions(conditions): Conditions,
+) -> Result<Response, Error> {
+    let id = caller.reach(&named)?;
+    let sources = state.admin.organization(&id).await?;
+    Organization::of(id, &sources, state.clock.now()).unless_known(&conditions)
+}
+
+/// Create an organization, or replace its settings
+///
+/// All of them, limits aside; what is absent is the plan's, or the default. The plan must exist. A setting that does not fit the others is 400 and named.
+/// A change of the calendar keeps `periodStart` and the count, and ends the running period at the new calendar's next
+/// boundary. A 503 may have been committed, and is then applied when Redis is back; repeating it is safe.
+#[utoipa::path(
+    put,
+    path = "/v1/organizations/{id}",
+    operation_id = "putOrganization",
+    tag = "Organizations",
+    security(("key" = ["admin"])),
+    params(OrganizationPath, Conditions),
+    request_body = OrganizationSettings,
+    responses(
+        (status = 200, description = "The settings and limits, in force for the next request.", body = Organization),
+        NeedsCounterStore,
+    )
+)]
+pub(in crate::http) async fn put_organization(
+    Shared(state): Shared<State>,
+    Administrator(caller, actor): Administrator,
+    OrganizationPath(named): OrganizationPath,
+    _: NoQuery,
+    Conditions(conditions): Conditions,
+    Body(settings): Body<OrganizationSettings>,
+) -> Result<Tagged<Organization>, Error> {
+    let id = caller.reach(&named)?;
+    let admin = &state.admin;
+    let sources = admin
+        .put_organization(&id, settings, &conditions, &actor)
+        .await?;
+    Ok(Organization::of(id, &sources, state.clock.now()))
+}
+
+/// Change settings
+///
+/// Of an organization that exists, those that the body names, as a merge patch (RFC 7386): `null` takes a setting back to
+/// the plan's or the service's default, features and metadata are merged by name. The rest as for PUT: all of it or nothing.
+#[utoipa::path(
+    patch,
+    path = "/v1/organizations/{id}",
+    operation_id = "patchOrganization",
+    tag = "Organizations",
+    security(("key" = ["admin"])),
+    params(OrganizationPath, Conditions),
+    request_body = SettingsPatch,
+    responses(
+        (status = 200, description = "The settings and limits, in force for the next request.", body = Organization),
+        NeedsCounterStore,
+    )
+)]
+pub(in crate::http) async fn patch_organization(
+    Shared(state): Shared<State>,
+    Administrator(caller, actor): Administrator,
+    OrganizationPath(named): OrganizationPath,
+    _: NoQuery,
+    Conditions(conditions): Conditions,
+    Body(patch): Body<OrganizationPatch>,
+) -> Result<Tagged<Organization>, Error> {
+    let id = caller.reach(&named)?;
+    let admin = &state.admin;
+    let sources = admin
+        .patch_organization(&id, patch, &conditions, &actor)
+        .await?;
+    Ok(Organization::of(id, &sources, state.clock.now()))
+}
+
+/// What a deletion did.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(example = json!({
+    "organizationId": "org_123", "deleted": true, "counters": 2, "historyRows": 1480, "apiKeysRevoked": 1, "background": false
+}))]
+pub(in crate::http) struct DeletionReport {
+    organization_id: OrganizationId,
+    /// Always: what is not there is 404.
+    deleted: bool,
+    /// Redis in Redis that are gone.
+    counters: usize,
+    /// Rows of history, by period and by hour, that are gone.
+    history_rows: u64,
+    /// Keys that were bound to the organization.
+    api_keys_revoked: usize,
+    /// Whether old history, or records of idempotency keys, are still being erased. Nothing that is counted or read now
+    /// depends on them, but history, if the organization is counted again meanwhile.
+    background: bool,
+}
+
+/// Delete an organization
+///
+/// What was counted and set is erased from Redis and from Postgres, and keys that are bound to it are revoked; the audit
+/// log stays. What is in flight revives nothing. A later call starts afresh, at 0 and with the default settings. A 503
+/// may have been committed, and is then applied when Redis is back; repeating it is then 404.
+#[utoipa::path(
+    delete,
+    path = "/v1/organizations/{id}",
+    operation_id = "deleteOrganization",
+    tag = "Organizations",
+    security(("key" = ["admin"])),
+    params(OrganizationPath, Conditions),
+    responses((status = 200, description = "It is deleted.", body = DeletionReport), NeedsCounterStore)
+)]
+pub(in crate::http) async fn delete_organization(
+    Shared(state): Shared<State>,
+    Administrator(caller, actor): Administrator,
+    OrganizationPath(named): OrganizationPath,
+    _: NoQuery,
+    Conditions(conditions): Conditions,
+) -> Result<Json<DeletionReport>, Error> {
+    let id = caller.reach(&named)?;
+    let admin = &state.admin;
+    let deletion = admin.delete_organization(&id, &conditions, &actor).await?;
+    Ok(Json(DeletionReport {
+        organization_id: id,
+        deleted: true,
+        counters: deletion.counters,
+        history_rows: deletion.history_rows,
+        api_keys_revoked: deletion.api_keys,
+        background: deletion.background,
+    }))
+}
+
+/// Change limits
+///
+/// Of an organization that exists, those of the meters that the body names.
+/// Fields that are absent stay as they are, or are inherited from the plan.
+/// `null` in place of a limit removes all that is the organization's own; what it inherits holds again.
+/// `temporary` is a limit that lies on top until an instant, and ends by itself; `null` ends it early.
+/// A limit below what was used refuses from then on; nothing that was counted is taken back.
+/// A 503 may have been committed, and is then applied when Redis is back; repeating it is safe.
+#[utoipa::path(
+    patch,
+    path = "/v1/organizations/{id}/limits",
+    operation_id = "patchLimits",
+    tag = "Organizations",
+    security(("key" = ["admin"])),
+    params(OrganizationPath, Conditions),
+    request_body = LimitPatch,
+    responses(
+        (status = 200, description = "All limits, in force for the next request on any instance.", body = Limits),
+        NeedsCounterStore,
+    )
+)]
+pub(in crate::http) async fn patch_limits(
+    Shared(state): Shared<State>,
+    Administrator(caller, actor): Administrator,
+    OrganizationPath(named): OrganizationPath,
+    _: NoQuery,
+    Conditions(conditions): Conditions,
+    Body(changes): Body<BTreeMap<MeterId, Option<Object<LimitChange>>>>,
+) -> Result<Tagged<Limits>, Error> {
+    let id = caller.reach(&named)?;
+    let changes = changes
+        .into_iter()
+        .map(|(meter, change)| (meter, change.map(|Object(change)| change.into())))
+        .collect();
+    let admin = &state.admin;
+    let sources = admin
+        .patch_limits(&id, changes, &conditions, &actor)
+        .await?;
+    Ok(Limits::of(id, sources.resolve(state.clock.now())))
+}

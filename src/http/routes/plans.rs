@@ -1,0 +1,228 @@
+//! `GET /v1/plans`, and `GET`, `PUT` and `DELETE /v1/plans/{id}`.
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::extract::State as Shared;
+use axum::http::StatusCode;
+use axum::response::Response;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use crate::domain::ids::{MeterId, PlanId, PlanName};
+use crate::domain::patch::not_null;
+use crate::domain::plan;
+use crate::domain::policy::{Feature, Features, LimitOverride};
+use crate::http::etag::Tagged;
+use crate::http::extract::{
+    Administrator, Body, Conditions, NoQuery, Object, PageSize, PlanPath, Query,
+};
+use crate::http::openapi::problems::MayBeInUse;
+use crate::http::problem::Error;
+use crate::http::state::State;
+
+/// Which plans to list.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(in crate::http) struct Page {
+    #[param(inline)]
+    page_size: Option<PageSize>,
+    /// The `nextCursor` of the page before.
+    cursor: Option<PlanId>,
+}
+
+/// Some plans, by id.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(example = json!({
+    "data": [{
+        "id": "pro", "name": "Pro", "limits": {"api": {"limit": 10000, "enforcement": "soft", "warnAt": [80, 100]}},
+        "features": {"sso": true}, "version": 129
+    }],
+    "nextCursor": null
+}))]
+pub(in crate::http) struct Plans {
+    data: Vec<Plan>,
+    /// Null on the last page.
+    #[schema(required)]
+    next_cursor: Option<PlanId>,
+}
+
+/// A plan as it was put.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(example = json!({
+    "id": "pro", "name": "Pro", "limits": {"api": {"limit": 10000, "enforcement": "soft", "warnAt": [80, 100]}},
+    "features": {"sso": true}, "version": 129
+}))]
+pub(in crate::http) struct Plan {
+    id: PlanId,
+    name: PlanName,
+    /// What it names of the limits, by meter.
+    limits: BTreeMap<MeterId, LimitOverride>,
+    #[schema(value_type = BTreeMap<String, Feature>)]
+    features: Features,
+    /// Grows with every change.
+    version: u64,
+}
+
+impl From<plan::Plan> for Plan {
+    fn from(plan: plan::Plan) -> Self {
+        Self {
+            id: plan.id,
+            name: plan.name,
+            limits: plan.limits,
+            features: plan.features,
+            version: plan.version,
+        }
+    }
+}
+
+impl Plan {
+    fn tagged(plan: plan::Plan) -> Tagged<Self> {
+        Tagged {
+            version: plan.version,
+            state: plan.into(),
+        }
+    }
+}
+
+/// What a plan is made of.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schema(example = json!({
+    "name": "Pro", "limits": {"api": {"limit": 10000, "enforcement": "soft", "warnAt": [80, 100]}},
+    "features": {"sso": true}
+}))]
+pub(in crate::http) struct PlanSettings {
+    /// What people know it by; its id, unless said.
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
+    name: Option<PlanName>,
+    /// By meter. A meter that is not named is counted without limit; on the default plan, up to the limit of the
+    /// service's settings.
+    #[serde(default)]
+    #[schema(value_type = BTreeMap<MeterId, LimitOverride>)]
+    limits: BTreeMap<MeterId, Object<LimitOverride>>,
+    /// By name.
+    #[serde(default)]
+    #[schema(value_type = BTreeMap<String, Feature>, example = json!({"sso": true, "seats": 5, "support": "email"}))]
+    features: Features,
+}
+
+/// List plans
+///
+/// By id. The default plan of the service's settings is among them, whether anybody has put it or not.
+#[utoipa::path(
+    get,
+    path = "/v1/plans",
+    operation_id = "listPlans",
+    tag = "Plans",
+    security(("key" = ["admin"])),
+    params(Page),
+    responses((status = 200, description = "A page of plans.", body = Plans))
+)]
+pub(in crate::http) async fn list_plans(
+    Shared(state): Shared<State>,
+    _: Administrator,
+    Query(page): Query<Page>,
+) -> Result<Json<Plans>, Error> {
+    let size = page.page_size.unwrap_or_default();
+    let mut plans = state
+        .admin
+        .plans(page.cursor.as_ref(), size.and_one())
+        .await?;
+    let last = size.cut(&mut plans);
+    Ok(Json(Plans {
+        next_cursor: last.map(|plan| plan.id.clone()),
+        data: plans.into_iter().map(Plan::from).collect(),
+    }))
+}
+
+/// One plan
+///
+/// As it was put; `GET /v1/organizations/{id}/limits` tells what it comes to.
+#[utoipa::path(
+    get,
+    path = "/v1/plans/{id}",
+    operation_id = "getPlan",
+    tag = "Plans",
+    security(("key" = ["admin"])),
+    params(PlanPath, Conditions),
+    responses(
+        (status = 200, description = "The plan.", body = Plan),
+        (status = 304, description = "The caller has it already."),
+    )
+)]
+pub(in crate::http) async fn get_plan(
+    Shared(state): Shared<State>,
+    _: Administrator,
+    PlanPath(id): PlanPath,
+    _: NoQuery,
+    Conditions(conditions): Conditions,
+) -> Result<Response, Error> {
+    let plan = state.admin.plan(&id).await?;
+    Plan::tagged(plan).unless_known(&conditions)
+}
+
+/// Make or replace a plan
+///
+/// All of it. What an organization sets itself wins over its plan, limit by limit and feature by feature, and within a
+/// limit part by part. The default plan lies in the same way over the limits of the service's settings.
+/// A change reaches every organization on the plan within 2 seconds on every instance, and keeps their counts. One that
+/// changes nothing leaves `version` as it is.
+#[utoipa::path(
+    put,
+    path = "/v1/plans/{id}",
+    operation_id = "putPlan",
+    tag = "Plans",
+    security(("key" = ["admin"])),
+    params(PlanPath, Conditions),
+    request_body = PlanSettings,
+    responses((status = 200, description = "The plan.", body = Plan))
+)]
+pub(in crate::http) async fn put_plan(
+    Shared(state): Shared<State>,
+    Administrator(_, actor): Administrator,
+    PlanPath(id): PlanPath,
+    _: NoQuery,
+    Conditions(conditions): Conditions,
+    Body(settings): Body<PlanSettings>,
+) -> Result<Tagged<Plan>, Error> {
+    let limits = settings.limits.into_iter();
+    let plan = plan::Plan {
+        name: settings.name.unwrap_or_else(|| PlanName::from(&id)),
+        id,
+        limits: limits
+            .map(|(meter, Object(limit))| (meter, limit))
+            .collect(),
+        features: settings.features,
+        version: 0,
+    };
+    let plan = state.admin.put_plan(plan, &conditions, &actor).await?;
+    Ok(Plan::tagged(plan))
+}
+
+/// Delete a plan
+///
+/// One that an organization is on is 409, and so is the default plan: without a limit of its own, it is what the
+/// settings say.
+#[utoipa::path(
+    delete,
+    path = "/v1/plans/{id}",
+    operation_id = "deletePlan",
+    tag = "Plans",
+    security(("key" = ["admin"])),
+    params(PlanPath, Conditions),
+    responses((status = 204, description = "It is gone."), MayBeInUse)
+)]
+pub(in crate::http) async fn delete_plan(
+    Shared(state): Shared<State>,
+    Administrator(_, actor): Administrator,
+    PlanPath(id): PlanPath,
+    _: NoQuery,
+    Conditions(conditions): Conditions,
+) -> Result<StatusCode, Error> {
+    state.admin.delete_plan(&id, &conditions, &actor).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

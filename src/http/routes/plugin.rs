@@ -1,0 +1,448 @@
+//! The endpoints of the Better Auth plugin for usage tracking, for its client, which calls them as it always did.
+//!
+//! Another face of the same use cases, in the plugin's words: its `api` is the meter `api`. What is refused is
+//! `{"error": …}` with the plugin's statuses. Session cookies are nothing here, as everywhere.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use axum::Json;
+use axum::extract::State as Shared;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Deserializer, Serialize};
+use utoipa::openapi::RefOr;
+use utoipa::{IntoParams, IntoResponses, ToSchema};
+
+use crate::admin::PluginUpdate;
+use crate::domain::history::{Granularity, Order};
+use crate::domain::ids::{MeterId, OrganizationId, PlanId};
+use crate::domain::input::whole;
+use crate::domain::patch::not_null;
+use crate::domain::period::{ResetMode, ResetPeriod};
+use crate::domain::policy::{Feature, Features};
+use crate::domain::quantity::Count;
+use crate::http::extract::{
+    Body, Caller, KeyInBody, NoQuery, OrganizationParam, PlatformAdministrator, Query, Read,
+    ResettingByBody,
+};
+use crate::http::problem::Error;
+use crate::http::routes::usage::usage_for;
+use crate::http::state::State;
+use crate::usage::history::{Entry, List};
+
+/// What an endpoint answers.
+type Answer<T> = Result<Json<T>, Refusal>;
+
+/// Whose usage is wanted.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(in crate::http) struct Whose {
+    /// The organization; a JWT's own unless said.
+    #[param(value_type = Option<OrganizationId>)]
+    organization_id: Option<OrganizationParam>,
+}
+
+/// Whose history is wanted, and how much of it.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(in crate::http) struct WhoseHistory {
+    /// The organization; a JWT's own unless said.
+    #[param(value_type = Option<OrganizationId>)]
+    organization_id: Option<OrganizationParam>,
+    /// How many entries at most.
+    #[serde(default)]
+    #[param(value_type = u16, required = false, minimum = 1, maximum = 1000, default = 30)]
+    limit: HistoryLimit,
+}
+
+/// How many entries at most: 1 to 1000, 30 unless said.
+#[derive(Debug, Clone, Copy)]
+struct HistoryLimit(u16);
+
+impl Default for HistoryLimit {
+    fn default() -> Self {
+        Self(30)
+    }
+}
+
+impl<'de> Deserialize<'de> for HistoryLimit {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let limit = whole(deserializer, 1..=1000, "an integer from 1 to 1000")?;
+        Ok(Self(u16::try_from(limit).unwrap_or_default()))
+    }
+}
+
+/// What an organization has used.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(example = json!({
+    "api": {"current": 5, "limit": 1000, "resetDate": "2026-12-01T00:00:00Z"},
+    "features": {"sso": true}, "planId": "free", "resetMode": "lazy", "resetPeriod": "monthly"
+}))]
+pub(in crate::http) struct PluginUsage {
+    api: PluginMeter,
+    /// Null where there are none.
+    #[schema(value_type = Option<BTreeMap<String, Feature>>, required)]
+    features: Option<Features>,
+    plan_id: PlanId,
+    reset_mode: ResetMode,
+    reset_period: ResetPeriod,
+}
+
+/// The meter `api` in its running period.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct PluginMeter {
+    current: Count,
+    /// Null is unlimited.
+    #[schema(required)]
+    limit: Option<Count>,
+    /// Null where the period does not end by itself.
+    #[schema(required)]
+    reset_date: Option<DateTime<Utc>>,
+}
+
+/// Past periods, newest first.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(example = json!({
+    "history": [{
+        "id": "org_123:api:1793491200000", "organizationId": "org_123", "metricType": "api", "value": 450,
+        "date": "2026-12-01T00:00:00Z", "createdAt": "2026-12-01T00:00:00Z"
+    }]
+}))]
+pub(in crate::http) struct PluginHistory {
+    history: Vec<PluginEntry>,
+}
+
+/// One period that is over or was reset.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct PluginEntry {
+    /// The same for the same period.
+    id: String,
+    organization_id: OrganizationId,
+    /// The meter.
+    metric_type: MeterId,
+    /// Units counted in the period.
+    value: i64,
+    /// When the period ended.
+    date: DateTime<Utc>,
+    /// The same.
+    created_at: DateTime<Utc>,
+}
+
+/// What to reset.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schema(example = json!({"organizationId": "org_123", "resetApi": true}))]
+pub(in crate::http) struct PluginReset {
+    #[schema(value_type = OrganizationId)]
+    organization_id: OrganizationParam,
+    /// Without it nothing happens.
+    #[serde(default = "yes")]
+    #[schema(default = true)]
+    reset_api: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// What to change; what is absent stays.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schema(example = json!({"organizationId": "org_123", "apiLimit": 5000, "resetMode": "lazy", "resetPeriod": "monthly"}))]
+pub(in crate::http) struct PluginLimits {
+    #[schema(value_type = OrganizationId)]
+    organization_id: OrganizationParam,
+    /// The limit of the meter `api`.
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(value_type = Count)]
+    api_limit: Option<Count>,
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(value_type = ResetMode)]
+    reset_mode: Option<ResetMode>,
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(value_type = ResetPeriod)]
+    reset_period: Option<ResetPeriod>,
+}
+
+/// It is done.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(example = json!({"success": true}))]
+pub(in crate::http) struct PluginSuccess {
+    success: bool,
+}
+
+/// What the plugin's client is told of a refusal.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(example = json!({"error": "Organization not found"}))]
+pub(in crate::http) struct PluginError {
+    error: String,
+}
+
+/// Why an endpoint does not do what it was asked for.
+#[derive(Debug)]
+pub(in crate::http) enum Refusal {
+    /// No organization is named, nor does a token imply one.
+    NoOrganization,
+    /// As anywhere else.
+    Problem(Error),
+}
+
+impl<E: Into<Error>> From<E> for Refusal {
+    fn from(error: E) -> Self {
+        Self::Problem(error.into())
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let told = |error: &str| {
+            Json(PluginError {
+                error: error.to_owned(),
+            })
+        };
+        let error = match self {
+            Self::NoOrganization => {
+                return (StatusCode::BAD_REQUEST, told("No organization found")).into_response();
+            }
+            Self::Problem(error) => error,
+        };
+        let reason = error.reason();
+        let (status, mut headers, problem) = error.parts();
+        headers.remove(header::CONTENT_TYPE);
+        let told = match status {
+            StatusCode::UNAUTHORIZED => told("Unauthorized"),
+            StatusCode::NOT_FOUND => told("Organization not found"),
+            StatusCode::INTERNAL_SERVER_ERROR => told("Internal server error"),
+            _ => told(&problem.in_a_line()),
+        };
+        let mut response = (status, headers, told).into_response();
+        response.extensions_mut().insert(reason);
+        response
+    }
+}
+
+/// How every endpoint here may refuse.
+pub(in crate::http) struct PluginRefusals;
+
+impl IntoResponses for PluginRefusals {
+    fn responses() -> BTreeMap<String, RefOr<utoipa::openapi::Response>> {
+        crate::http::openapi::plugin_refusals::<PluginError>()
+    }
+}
+
+/// The organization that is meant, if the caller reaches it.
+fn organization(
+    caller: &Caller,
+    named: Option<&OrganizationParam>,
+) -> Result<OrganizationId, Refusal> {
+    match named {
+        Some(named) => Ok(caller.reach(named)?),
+        None => caller
+            .default_organization()
+            .cloned()
+            .ok_or(Refusal::NoOrganization),
+    }
+}
+
+/// What an organization has used
+///
+/// The meter `api` in its running period, exact to the last answered call.
+#[utoipa::path(
+    get,
+    path = "/get-usage",
+    operation_id = "pluginGetUsage",
+    tag = "Better Auth",
+    security(("key" = ["read"]), ("token" = [])),
+    params(Whose),
+    responses((status = 200, description = "The running period.", body = PluginUsage), PluginRefusals)
+)]
+pub(in crate::http) async fn get_usage(
+    Shared(state): Shared<State>,
+    caller: Result<Read, Error>,
+    query: Result<Query<Whose>, Error>,
+) -> Answer<PluginUsage> {
+    let (Read(caller), Query(whose)) = (caller?, query?);
+    let organization = organization(&caller, whose.organization_id.as_ref())?;
+    let usage = usage_for(&state, &caller, &organization).await?;
+    let api = usage
+        .meters
+        .iter()
+        .find(|it| it.meter == MeterId::default());
+    let period = usage
+        .policy
+        .schedule
+        .running(&MeterId::default(), state.clock.now());
+    Ok(Json(PluginUsage {
+        api: PluginMeter {
+            current: api.map_or(Count::ZERO, |api| api.used),
+            limit: api.and_then(|api| api.rule.limit),
+            reset_date: api.map_or(period, |api| api.period).end,
+        },
+        features: Some(usage.policy.feature_values()).filter(|features| !features.is_empty()),
+        plan_id: usage.policy.plan_id,
+        reset_mode: usage.policy.schedule.mode(),
+        reset_period: usage.policy.schedule.calendar().reset_period(),
+    }))
+}
+
+/// What an organization has used before
+///
+/// Periods of the meter `api` that are over or were reset, newest first. An organization without any has none.
+#[utoipa::path(
+    get,
+    path = "/get-usage-history",
+    operation_id = "pluginGetUsageHistory",
+    tag = "Better Auth",
+    security(("key" = ["read"]), ("token" = [])),
+    params(WhoseHistory),
+    responses((status = 200, description = "The past periods.", body = PluginHistory), PluginRefusals)
+)]
+pub(in crate::http) async fn get_usage_history(
+    Shared(state): Shared<State>,
+    caller: Result<Read, Error>,
+    query: Result<Query<WhoseHistory>, Error>,
+) -> Answer<PluginHistory> {
+    let (Read(caller), Query(whose)) = (caller?, query?);
+    let organization = organization(&caller, whose.organization_id.as_ref())?;
+    let (from, to) = state.history.range(Granularity::Period, None, None);
+    let list = List {
+        organizations: Some(vec![organization]),
+        meter: Some(MeterId::default()),
+        granularity: Granularity::Period,
+        from,
+        to,
+        fill: false,
+        order: Order::Desc,
+        zone: None,
+    };
+    // The running period may be among them.
+    let limit = usize::from(whose.limit.0);
+    let entries = state.history.page(&list, None, limit + 1).await?;
+    let history = entries.into_iter().filter_map(past).take(limit).collect();
+    Ok(Json(PluginHistory { history }))
+}
+
+fn past(entry: Entry) -> Option<PluginEntry> {
+    if entry.open && !entry.row.closed {
+        return None;
+    }
+    let (position, end) = (entry.row.position, entry.row.end?);
+    let start = position.start.timestamp_millis();
+    Some(PluginEntry {
+        id: format!("{}:{}:{start}", position.organization, position.meter),
+        organization_id: position.organization,
+        metric_type: position.meter,
+        value: entry.row.used,
+        date: end,
+        created_at: end,
+    })
+}
+
+/// Reset
+///
+/// Closes the running period of the meter `api` into history, and starts a new one at 0; `resetDate` does not move.
+#[utoipa::path(
+    post,
+    path = "/reset",
+    operation_id = "pluginReset",
+    tag = "Better Auth",
+    security(("key" = ["admin"]), ("token" = ["platform"])),
+    request_body = PluginReset,
+    responses((status = 200, description = "It is reset.", body = PluginSuccess), PluginRefusals)
+)]
+pub(in crate::http) async fn reset(
+    Shared(state): Shared<State>,
+    caller: Result<PlatformAdministrator, Error>,
+    query: Result<NoQuery, Error>,
+    body: Result<Body<PluginReset>, Error>,
+) -> Answer<PluginSuccess> {
+    let (caller, NoQuery, Body(body)) = (caller?, query?, body?);
+    let organization = caller.reach(&body.organization_id)?;
+    if body.reset_api {
+        let meters = Some(BTreeSet::from([MeterId::default()]));
+        let actor = &caller.actor;
+        let reset = state.admin.reset(&organization, meters, None, None, actor);
+        reset.await?;
+    } else {
+        state.admin.organization(&organization).await?;
+    }
+    Ok(Json(PluginSuccess { success: true }))
+}
+
+/// Change the limit and the periods
+///
+/// In force for the next request anywhere. An organization that was never counted nor configured is created.
+/// Another `resetPeriod` than before begins on its usual day: `resetDay` and `resetMonth` are forgotten.
+#[utoipa::path(
+    post,
+    path = "/update-limits",
+    operation_id = "pluginUpdateLimits",
+    tag = "Better Auth",
+    security(("key" = ["admin"]), ("token" = ["platform"])),
+    request_body = PluginLimits,
+    responses((status = 200, description = "It is changed.", body = PluginSuccess), PluginRefusals)
+)]
+pub(in crate::http) async fn update_limits(
+    Shared(state): Shared<State>,
+    caller: Result<PlatformAdministrator, Error>,
+    query: Result<NoQuery, Error>,
+    body: Result<Body<PluginLimits>, Error>,
+) -> Answer<PluginSuccess> {
+    let (caller, NoQuery, Body(body)) = (caller?, query?, body?);
+    let organization = caller.reach(&body.organization_id)?;
+    let update = PluginUpdate {
+        limit: body.api_limit,
+        reset_mode: body.reset_mode,
+        reset_period: body.reset_period,
+    };
+    let actor = &caller.actor;
+    state
+        .admin
+        .plugin_update(&organization, update, actor)
+        .await?;
+    Ok(Json(PluginSuccess { success: true }))
+}
+
+/// What was reset.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(example = json!({"success": true, "resetCount": 1, "organizations": ["org_123"]}))]
+pub(in crate::http) struct PluginExpired {
+    success: bool,
+    /// How many organizations were reset.
+    reset_count: usize,
+    /// Which ones, up to 1,000.
+    organizations: Vec<OrganizationId>,
+}
+
+/// Reset what is over
+///
+/// Every organization in scheduled mode whose `resetDate` has come. The key in the body, with the scope `reset`, is the
+/// credential. Calling it twice is harmless.
+#[utoipa::path(
+    post,
+    path = "/reset-expired",
+    operation_id = "pluginResetExpired",
+    tag = "Better Auth",
+    request_body = KeyInBody,
+    responses((status = 200, description = "What was reset.", body = PluginExpired), PluginRefusals)
+)]
+pub(in crate::http) async fn reset_expired(
+    Shared(state): Shared<State>,
+    query: Result<NoQuery, Error>,
+    caller: Result<ResettingByBody, Error>,
+) -> Answer<PluginExpired> {
+    let (ResettingByBody(actor), NoQuery) = (caller?, query?);
+    let expired = state.admin.reset_expired(None, &actor).await?;
+    Ok(Json(PluginExpired {
+        success: true,
+        reset_count: expired.count,
+        organizations: expired.organizations,
+    }))
+}

@@ -1,0 +1,139 @@
+//! `GET /v1/organizations/{id}/usage`.
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::extract::State as Shared;
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::domain::ids::{MeterId, OrganizationId, PlanId};
+use crate::domain::period::{ResetMode, ResetPeriod};
+use crate::domain::policy::{Enforcement, Feature, Features};
+use crate::domain::quantity::Count;
+use crate::domain::summary::hundredths;
+use crate::http::extract::{Caller, NoQuery, OrganizationPath, Read};
+use crate::http::openapi::problems::MayBeOverloaded;
+use crate::http::problem::Error;
+use crate::http::state::State;
+use crate::usage::{MeterUsage, OrganizationUsage};
+
+/// What an organization has used in its running periods.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(example = json!({
+    "organizationId": "org_123", "planId": "free", "features": {}, "resetMode": "lazy", "resetPeriod": "monthly",
+    "meters": {"api": {
+        "current": 5, "limit": 1000, "remaining": 995, "overage": 0, "percentage": 0.5, "enforcement": "hard",
+        "periodStart": "2026-11-01T00:00:00Z", "resetDate": "2026-12-01T00:00:00Z"
+    }},
+    "exact": true
+}))]
+pub(in crate::http) struct Usage {
+    organization_id: OrganizationId,
+    plan_id: PlanId,
+    #[schema(value_type = BTreeMap<String, Feature>)]
+    features: Features,
+    reset_mode: ResetMode,
+    reset_period: ResetPeriod,
+    /// Every meter that is limited or was counted.
+    meters: BTreeMap<MeterId, Meter>,
+    /// True where every answered call is in the counts; false where Redis is away and these are the last snapshots.
+    exact: bool,
+}
+
+/// One meter in its running period.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(in crate::http) struct Meter {
+    /// Units counted in the running period.
+    current: Count,
+    /// Units that a period includes; null is unlimited.
+    #[schema(required)]
+    limit: Option<Count>,
+    /// `limit - current`, never below 0; null where the limit is.
+    #[schema(required)]
+    remaining: Option<Count>,
+    /// `current - limit`, never below 0.
+    overage: Count,
+    /// `current` of `limit`, rounded down to two decimals; null where the limit is null or 0.
+    #[schema(required)]
+    percentage: Option<f64>,
+    enforcement: Enforcement,
+    /// When the period began.
+    period_start: DateTime<Utc>,
+    /// When the next begins; null where the period does not end by itself.
+    #[schema(required)]
+    reset_date: Option<DateTime<Utc>>,
+}
+
+/// What an organization has used
+///
+/// Exact now, before any flush. An organization that was never counted nor configured is 404.
+#[utoipa::path(
+    get,
+    path = "/v1/organizations/{id}/usage",
+    operation_id = "getUsage",
+    tag = "Usage",
+    security(("key" = ["read"]), ("token" = [])),
+    params(OrganizationPath),
+    responses((status = 200, description = "The running periods.", body = Usage), MayBeOverloaded)
+)]
+pub(in crate::http) async fn usage(
+    Shared(state): Shared<State>,
+    Read(caller): Read,
+    OrganizationPath(named): OrganizationPath,
+    _: NoQuery,
+) -> Result<Json<Usage>, Error> {
+    let organization = caller.reach(&named)?;
+    let usage = usage_for(&state, &caller, &organization).await?;
+    Ok(Json(Usage {
+        organization_id: organization,
+        features: usage.policy.feature_values(),
+        plan_id: usage.policy.plan_id,
+        reset_mode: usage.policy.schedule.mode(),
+        reset_period: usage.policy.schedule.calendar().reset_period(),
+        meters: usage
+            .meters
+            .iter()
+            .map(|it| (it.meter.clone(), meter(it)))
+            .collect(),
+        exact: usage.exact,
+    }))
+}
+
+/// The usage of an organization that the caller reaches. A token's exists, counted yet or not.
+pub(in crate::http) async fn usage_for(
+    state: &State,
+    caller: &Caller,
+    organization: &OrganizationId,
+) -> Result<OrganizationUsage, Error> {
+    match state.usage.usage(organization).await? {
+        Some(usage) => Ok(usage),
+        None if caller.trusts_existence() => Ok(state.usage.usage_of_none(organization).await?),
+        None => Err(Error::NotFound("there is no such organization")),
+    }
+}
+
+pub(in crate::http) fn meter(usage: &MeterUsage) -> Meter {
+    Meter {
+        current: usage.used,
+        limit: usage.rule.limit,
+        remaining: usage.remaining(),
+        overage: usage.overage(),
+        percentage: percentage(usage),
+        enforcement: usage.rule.enforcement,
+        period_start: usage.period.start,
+        reset_date: usage.period.end,
+    }
+}
+
+/// Used of limit in per cent, to two decimals; none where there is no limit, or nothing is included.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "beyond 2^53 hundredths nobody counts them"
+)]
+pub(in crate::http) fn percentage(usage: &MeterUsage) -> Option<f64> {
+    hundredths(usage.used, usage.rule.limit?).map(|share| share as f64 / 100.0)
+}

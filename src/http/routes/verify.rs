@@ -1,0 +1,124 @@
+//! `GET /v1/verify`: whether what Redis and Postgres hold fits together.
+
+use axum::Json;
+use axum::extract::State as Shared;
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use crate::domain::ids::{MeterId, OrganizationId};
+use crate::domain::verification::{Mismatch, Sums};
+use crate::http::extract::{Administrator, OrganizationParam, PageSize, Query};
+use crate::http::openapi::problems::NeedsCounterStore;
+use crate::http::problem::Error;
+use crate::http::state::State;
+use crate::usage::verify::Difference;
+
+/// What to compare.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(in crate::http) struct Wanted {
+    /// Only this organization; all of them unless said.
+    #[param(value_type = Option<OrganizationId>)]
+    organization_id: Option<OrganizationParam>,
+    /// Organizations, not differences.
+    #[param(inline)]
+    page_size: Option<PageSize>,
+    /// The `nextCursor` of the page before.
+    #[param(value_type = Option<String>)]
+    cursor: Option<OrganizationId>,
+}
+
+/// What does not fit, of a page of organizations.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(example = json!({
+    "data": [{
+        "organizationId": "org_123", "meter": "api", "periodStart": "2026-11-01T00:00:00Z", "mismatch": "hours",
+        "expected": {"used": 501, "denied": 2, "refunded": 0}, "found": {"used": 500, "denied": 2, "refunded": 0}
+    }],
+    "organizations": 100, "counters": 117, "nextCursor": null
+}))]
+pub(in crate::http) struct Verification {
+    data: Vec<Unfit>,
+    /// How many organizations this page is about.
+    organizations: usize,
+    /// How many counters of theirs were compared.
+    counters: usize,
+    /// Null on the last page.
+    #[schema(required)]
+    next_cursor: Option<OrganizationId>,
+}
+
+/// One counter, and one thing about it that does not fit.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct Unfit {
+    organization_id: OrganizationId,
+    meter: MeterId,
+    period_start: DateTime<Utc>,
+    mismatch: Mismatch,
+    /// What Redis says, or for `storedHours` the snapshot.
+    expected: Sums,
+    /// What Postgres says, or for `hours` and `storedHours` the hours.
+    found: Sums,
+}
+
+impl From<Difference> for Unfit {
+    fn from(it: Difference) -> Self {
+        Self {
+            organization_id: it.counter.organization,
+            meter: it.counter.meter,
+            period_start: it.counter.start,
+            mismatch: it.mismatch,
+            expected: it.expected,
+            found: it.found,
+        }
+    }
+}
+
+/// Verify
+///
+/// Compares the counters that run, or ended a short while ago, in Redis and in Postgres, and with their hours. Changes
+/// nothing, and is right while calls go on: a count that is not stored yet is no difference.
+#[utoipa::path(
+    get,
+    path = "/v1/verify",
+    operation_id = "verify",
+    tag = "Organizations",
+    security(("key" = ["admin"])),
+    params(Wanted),
+    responses(
+        (status = 200, description = "What does not fit; nothing is as it should be.", body = Verification),
+        NeedsCounterStore,
+    )
+)]
+pub(in crate::http) async fn verify(
+    Shared(state): Shared<State>,
+    Administrator(caller, _): Administrator,
+    Query(wanted): Query<Wanted>,
+) -> Result<Json<Verification>, Error> {
+    let (organizations, next_cursor) = if let Some(named) = &wanted.organization_id {
+        let organization = caller.reach(named)?;
+        if !state.verifier.exists(&organization).await? {
+            return Err(Error::NotFound("there is no such organization"));
+        }
+        (vec![organization], None)
+    } else {
+        caller.reach_all()?;
+        let count = wanted.page_size.unwrap_or_default().get();
+        let after = wanted.cursor.as_ref();
+        let page = state.verifier.organizations_after(after, count).await?;
+        let full = page.len() >= usize::try_from(count).unwrap_or(usize::MAX);
+        let last = page.last().filter(|_| full).cloned();
+        (page, last)
+    };
+    let report = state.verifier.verify(&organizations).await?;
+    Ok(Json(Verification {
+        data: report.differences.into_iter().map(Unfit::from).collect(),
+        organizations: organizations.len(),
+        counters: report.counters,
+        next_cursor,
+    }))
+}

@@ -1,0 +1,377 @@
+//! `/v1/webhooks`: where events are sent to, and what became of each.
+
+use axum::Json;
+use axum::extract::State as Shared;
+use axum::http::StatusCode;
+use axum::http::header::CACHE_CONTROL;
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use crate::domain::ids::{EventId, WebhookId};
+use crate::domain::webhook::{Delivery, DeliveryStatus, NewWebhook, Webhook, WebhookChange};
+use crate::http::extract::{
+    Administrator, Body, DeliveryPath, Idempotency, NoQuery, PageSize, Query, WebhookPath,
+};
+use crate::http::problem::Error;
+use crate::http::state::State;
+use crate::jobs::webhooks::Issued;
+
+/// Which webhooks to list.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(in crate::http) struct Page {
+    #[param(inline)]
+    page_size: Option<PageSize>,
+    /// The `nextCursor` of the page before.
+    cursor: Option<WebhookId>,
+}
+
+/// Some webhooks, newest first.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(example = json!({
+    "data": [{
+        "id": "wh_01a207e5f2407000a3f0c2d9e8b7a695", "url": "https://example.com/tallyman",
+        "events": ["usage.warning", "usage.limit_exceeded"], "organizationId": null, "enabled": true, "disabledReason": null,
+        "disabledAt": null, "failingSince": null, "previousSecretUntil": null, "createdAt": "2026-11-23T10:14:00Z"
+    }],
+    "nextCursor": null
+}))]
+pub(in crate::http) struct Webhooks {
+    data: Vec<Webhook>,
+    /// Null on the last page.
+    #[schema(required)]
+    next_cursor: Option<WebhookId>,
+}
+
+/// A webhook, with a new secret.
+#[derive(Serialize, ToSchema)]
+#[schema(as = IssuedWebhook)]
+pub(in crate::http) struct WithSecret {
+    #[serde(flatten)]
+    webhook: Webhook,
+    /// What verifies deliveries: `whsec_` and base64. Shown this once.
+    secret: String,
+}
+
+impl IntoResponse for WithSecret {
+    fn into_response(self) -> Response {
+        ([(CACHE_CONTROL, "no-store")], Json(self)).into_response()
+    }
+}
+
+impl From<Issued> for WithSecret {
+    fn from(issued: Issued) -> Self {
+        Self {
+            webhook: issued.webhook,
+            secret: issued.secret,
+        }
+    }
+}
+
+/// Which deliveries to list.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(in crate::http) struct Wanted {
+    /// Only those that stand so.
+    #[param(inline)]
+    status: Option<DeliveryStatus>,
+    #[param(inline)]
+    page_size: Option<PageSize>,
+    /// The `nextCursor` of the page before.
+    cursor: Option<EventId>,
+}
+
+/// Some deliveries, newest event first.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(example = json!({
+    "data": [{
+        "id": "evt_01a207e5f2407000a3f0c2d9e8b7a695", "type": "usage.warning", "timestamp": "2026-11-23T10:14:00Z",
+        "status": "pending", "attempts": 1, "nextAttemptAt": "2026-11-23T10:14:06.1Z",
+        "lastAttemptAt": "2026-11-23T10:14:01Z", "responseStatus": 503, "latencyMs": 12, "responseBody": "try later", "error": null
+    }],
+    "nextCursor": null
+}))]
+pub(in crate::http) struct Deliveries {
+    data: Vec<Delivery>,
+    /// Null on the last page.
+    #[schema(required)]
+    next_cursor: Option<EventId>,
+}
+
+fn no_webhook() -> Error {
+    Error::NotFound("there is no such webhook")
+}
+
+fn no_delivery() -> Error {
+    Error::NotFound("there is no such delivery of such a webhook")
+}
+
+/// List webhooks
+///
+/// Newest first; without their secrets.
+#[utoipa::path(
+    get,
+    path = "/v1/webhooks",
+    operation_id = "listWebhooks",
+    tag = "Webhooks",
+    security(("key" = ["admin"])),
+    params(Page),
+    responses((status = 200, description = "A page of webhooks.", body = Webhooks))
+)]
+pub(in crate::http) async fn list_webhooks(
+    Shared(state): Shared<State>,
+    _: Administrator,
+    Query(page): Query<Page>,
+) -> Result<Json<Webhooks>, Error> {
+    let size = page.page_size.unwrap_or_default();
+    let mut data = state
+        .webhooks
+        .list(page.cursor.as_ref(), size.and_one())
+        .await?;
+    let last = size.cut(&mut data);
+    Ok(Json(Webhooks {
+        next_cursor: last.map(|webhook| webhook.id.clone()),
+        data,
+    }))
+}
+
+/// Make a webhook
+///
+/// Events from now on are sent to it. Its secret is shown this once; so this takes no `Idempotency-Key`.
+/// A URL that leads into a private network is refused, unless a setting allows it.
+#[utoipa::path(
+    post,
+    path = "/v1/webhooks",
+    operation_id = "createWebhook",
+    tag = "Webhooks",
+    security(("key" = ["admin"])),
+    request_body = NewWebhook,
+    responses(
+        (status = 201, description = "The webhook, with its secret.", body = WithSecret,
+            headers(("Cache-Control" = String, description = "`no-store`")),
+            example = json!({
+                "id": "wh_01a207e5f2407000a3f0c2d9e8b7a695", "url": "https://example.com/tallyman",
+                "events": ["usage.warning", "usage.limit_exceeded"], "organizationId": null, "enabled": true,
+                "disabledReason": null, "disabledAt": null, "failingSince": null, "previousSecretUntil": null,
+                "createdAt": "2026-11-23T10:14:00Z", "secret": "whsec_c2VjcmV0"
+            }))
+    )
+)]
+pub(in crate::http) async fn create_webhook(
+    Shared(state): Shared<State>,
+    Administrator(_, actor): Administrator,
+    _: NoQuery,
+    attempt: Idempotency,
+    Body(wish): Body<NewWebhook>,
+) -> Result<Response, Error> {
+    attempt.refuse()?;
+    let created: WithSecret = state.webhooks.create(&wish, &actor).await?.into();
+    Ok((StatusCode::CREATED, created).into_response())
+}
+
+/// One webhook
+///
+/// As it stands: whether it is enabled, and since when nothing has arrived.
+#[utoipa::path(
+    get,
+    path = "/v1/webhooks/{id}",
+    operation_id = "getWebhook",
+    tag = "Webhooks",
+    security(("key" = ["admin"])),
+    params(WebhookPath),
+    responses((status = 200, description = "The webhook.", body = Webhook, example = json!({
+        "id": "wh_01a207e5f2407000a3f0c2d9e8b7a695", "url": "https://example.com/tallyman", "events": null,
+        "organizationId": null, "enabled": false, "disabledReason": "failing", "disabledAt": "2026-11-28T10:14:09Z",
+        "failingSince": "2026-11-23T10:14:00Z", "previousSecretUntil": null, "createdAt": "2026-11-01T09:30:00Z"
+    })))
+)]
+pub(in crate::http) async fn get_webhook(
+    Shared(state): Shared<State>,
+    _: Administrator,
+    WebhookPath(id): WebhookPath,
+    _: NoQuery,
+) -> Result<Json<Webhook>, Error> {
+    let found = state.webhooks.find(&id).await?;
+    found.map(Json).ok_or_else(no_webhook)
+}
+
+/// Change a webhook
+///
+/// What is absent stays. What has failed for 5 days, or has answered 410, is enabled again here.
+#[utoipa::path(
+    patch,
+    path = "/v1/webhooks/{id}",
+    operation_id = "changeWebhook",
+    tag = "Webhooks",
+    security(("key" = ["admin"])),
+    params(WebhookPath),
+    request_body = WebhookChange,
+    responses((status = 200, description = "The webhook as it is now.", body = Webhook, example = json!({
+        "id": "wh_01a207e5f2407000a3f0c2d9e8b7a695", "url": "https://example.com/tallyman", "events": null,
+        "organizationId": null, "enabled": true, "disabledReason": null, "disabledAt": null,
+        "failingSince": null, "previousSecretUntil": null, "createdAt": "2026-11-01T09:30:00Z"
+    })))
+)]
+pub(in crate::http) async fn change_webhook(
+    Shared(state): Shared<State>,
+    Administrator(_, actor): Administrator,
+    WebhookPath(id): WebhookPath,
+    _: NoQuery,
+    Body(change): Body<WebhookChange>,
+) -> Result<Json<Webhook>, Error> {
+    let changed = state.webhooks.change(&id, &change, &actor).await?;
+    changed.map(Json).ok_or_else(no_webhook)
+}
+
+/// Delete a webhook
+///
+/// With what was to be sent to it, and what is known of what was.
+#[utoipa::path(
+    delete,
+    path = "/v1/webhooks/{id}",
+    operation_id = "deleteWebhook",
+    tag = "Webhooks",
+    security(("key" = ["admin"])),
+    params(WebhookPath),
+    responses((status = 204, description = "It is gone."))
+)]
+pub(in crate::http) async fn delete_webhook(
+    Shared(state): Shared<State>,
+    Administrator(_, actor): Administrator,
+    WebhookPath(id): WebhookPath,
+    _: NoQuery,
+) -> Result<StatusCode, Error> {
+    if state.webhooks.delete(&id, &actor).await? {
+        Ok(StatusCode::NO_CONTENT)
+    } else {
+        Err(no_webhook())
+    }
+}
+
+/// Rotate a webhook's secret
+///
+/// The new one is shown this once. For 24 hours deliveries are signed with both, so that receivers change over without
+/// missing any.
+#[utoipa::path(
+    post,
+    path = "/v1/webhooks/{id}/rotate-secret",
+    operation_id = "rotateWebhookSecret",
+    tag = "Webhooks",
+    security(("key" = ["admin"])),
+    params(WebhookPath),
+    responses(
+        (status = 200, description = "The webhook, with its new secret.", body = WithSecret,
+            headers(("Cache-Control" = String, description = "`no-store`")),
+            example = json!({
+                "id": "wh_01a207e5f2407000a3f0c2d9e8b7a695", "url": "https://example.com/tallyman", "events": null,
+                "organizationId": null, "enabled": true, "disabledReason": null, "disabledAt": null, "failingSince": null,
+                "previousSecretUntil": "2026-11-24T10:14:00Z", "createdAt": "2026-11-01T09:30:00Z", "secret": "whsec_c2VjcmV0"
+            }))
+    )
+)]
+pub(in crate::http) async fn rotate_secret(
+    Shared(state): Shared<State>,
+    Administrator(_, actor): Administrator,
+    WebhookPath(id): WebhookPath,
+    _: NoQuery,
+    attempt: Idempotency,
+) -> Result<WithSecret, Error> {
+    attempt.refuse()?;
+    let issued = state.webhooks.rotate_secret(&id, &actor).await?;
+    issued.map(WithSecret::from).ok_or_else(no_webhook)
+}
+
+/// Send a test
+///
+/// An event of the type `webhook.test`, to this webhook alone, whatever types it wants. What becomes of it is in the list of
+/// deliveries. One that is disabled gets it when it is enabled.
+#[utoipa::path(
+    post,
+    path = "/v1/webhooks/{id}/test",
+    operation_id = "testWebhook",
+    tag = "Webhooks",
+    security(("key" = ["admin"])),
+    params(WebhookPath),
+    responses((status = 202, description = "It is about to be sent.", body = Delivery, example = json!({
+        "id": "evt_01a207e5f2407000a3f0c2d9e8b7a695", "type": "webhook.test", "timestamp": "2026-11-23T10:14:00Z",
+        "status": "pending", "attempts": 0, "nextAttemptAt": "2026-11-23T10:14:00Z", "lastAttemptAt": null,
+        "responseStatus": null, "latencyMs": null, "responseBody": null, "error": null
+    })))
+)]
+pub(in crate::http) async fn test_webhook(
+    Shared(state): Shared<State>,
+    Administrator(_, actor): Administrator,
+    WebhookPath(id): WebhookPath,
+    _: NoQuery,
+) -> Result<Response, Error> {
+    let delivery = state
+        .webhooks
+        .test(&id, &actor)
+        .await?
+        .ok_or_else(no_webhook)?;
+    Ok((StatusCode::ACCEPTED, Json(delivery)).into_response())
+}
+
+/// List deliveries
+///
+/// Of one webhook, newest event first, each with what came of its last try and when it is tried next.
+#[utoipa::path(
+    get,
+    path = "/v1/webhooks/{id}/deliveries",
+    operation_id = "listDeliveries",
+    tag = "Webhooks",
+    security(("key" = ["admin"])),
+    params(WebhookPath, Wanted),
+    responses((status = 200, description = "A page of deliveries.", body = Deliveries))
+)]
+pub(in crate::http) async fn list_deliveries(
+    Shared(state): Shared<State>,
+    _: Administrator,
+    WebhookPath(id): WebhookPath,
+    Query(wanted): Query<Wanted>,
+) -> Result<Json<Deliveries>, Error> {
+    let size = wanted.page_size.unwrap_or_default();
+    let found = state
+        .webhooks
+        .deliveries(&id, wanted.status, wanted.cursor.as_ref(), size.and_one())
+        .await?;
+    let mut data = found.ok_or_else(no_webhook)?;
+    let last = size.cut(&mut data);
+    Ok(Json(Deliveries {
+        next_cursor: last.map(|delivery| delivery.id.clone()),
+        data,
+    }))
+}
+
+/// Deliver again
+///
+/// Whatever became of it: it is tried at once, and as often as a new one.
+#[utoipa::path(
+    post,
+    path = "/v1/webhooks/{id}/deliveries/{delivery}/redeliver",
+    operation_id = "redeliver",
+    tag = "Webhooks",
+    security(("key" = ["admin"])),
+    params(DeliveryPath),
+    responses((status = 202, description = "It is about to be sent.", body = Delivery, example = json!({
+        "id": "evt_01a207e5f2407000a3f0c2d9e8b7a695", "type": "usage.warning", "timestamp": "2026-11-23T10:14:00Z",
+        "status": "pending", "attempts": 0, "nextAttemptAt": "2026-11-25T08:00:00Z",
+        "lastAttemptAt": "2026-11-24T10:31:20Z", "responseStatus": null, "latencyMs": 10000, "responseBody": null,
+        "error": "no answer within 10 seconds"
+    })))
+)]
+pub(in crate::http) async fn redeliver(
+    Shared(state): Shared<State>,
+    Administrator(_, actor): Administrator,
+    DeliveryPath(id, event): DeliveryPath,
+    _: NoQuery,
+) -> Result<Response, Error> {
+    let delivery = state.webhooks.redeliver(&id, &event, &actor).await?;
+    let delivery = delivery.ok_or_else(no_delivery)?;
+    Ok((StatusCode::ACCEPTED, Json(delivery)).into_response())
+}

@@ -1,0 +1,108 @@
+//! Rids Redis of what is of no use any more: counters of periods that no event reaches, and organizations of which
+//! nothing was counted.
+//!
+//! [`GarbageCollector::run`] loops; [`GarbageCollector::collect_once`] does the work. Any number of instances may do it at once, and do
+//! it in turns.
+
+use std::time::{Duration, Instant};
+
+use chrono::TimeDelta;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::domain::retention;
+use crate::metrics::{Metrics, Worker};
+use crate::redis::{self, Collected, Redis};
+
+/// Between two looks whether it is time.
+const LOOK: Duration = Duration::from_mins(10);
+
+/// Between two walks of all instances.
+const INTERVAL_MS: u64 = 3_600_000;
+
+/// After each step a rest of so many times its length, so that calls that count lose little.
+const RESTS: u32 = 19;
+
+/// How long the policy of an organization of which nothing was counted is remembered at least.
+const UNCOUNTED: TimeDelta = TimeDelta::hours(1);
+
+/// The handle on forgetting.
+#[derive(Debug, Clone)]
+pub struct GarbageCollector {
+    redis: Redis,
+    clock: Clock,
+    /// How long after its end a period takes late events.
+    late: TimeDelta,
+    metrics: Metrics,
+}
+
+impl GarbageCollector {
+    /// A handle on these.
+    pub fn new(redis: Redis, clock: Clock, late: TimeDelta, metrics: Metrics) -> Self {
+        Self {
+            redis,
+            clock,
+            late,
+            metrics,
+        }
+    }
+
+    /// Walks through everything once.
+    pub async fn collect_once(&self) -> Result<Collected, redis::Error> {
+        let connection = self.redis.connection().await?;
+        let now = self.clock.now();
+        let (ended_before, written_before) =
+            (retention::oldest_end(now, self.late), now - UNCOUNTED);
+        let (mut cursor, mut forgotten) = (0, Collected::default());
+        loop {
+            let started = Instant::now();
+            let (next, some) = self
+                .redis
+                .forget(&connection, cursor, ended_before, written_before)
+                .await?;
+            forgotten.counters += some.counters;
+            forgotten.organizations += some.organizations;
+            if next == 0 {
+                return Ok(forgotten);
+            }
+            cursor = next;
+            tokio::time::sleep(started.elapsed().saturating_mul(RESTS)).await;
+        }
+    }
+
+    /// Walks once an hour, unless another instance does, until `stop`.
+    pub async fn run(&self, stop: CancellationToken) {
+        let mut failing = false;
+        while stop
+            .run_until_cancelled(tokio::time::sleep(LOOK))
+            .await
+            .is_some()
+        {
+            let forgetting = self.metrics.timed(Worker::Forget, self.forget_if_due());
+            match stop.run_until_cancelled(forgetting).await {
+                Some(Err(error)) if !failing => {
+                    tracing::warn!(%error, "Redis cannot be rid of what is of no use any more");
+                    failing = true;
+                }
+                Some(Ok(())) => failing = false,
+                Some(Err(_)) | None => {}
+            }
+        }
+    }
+
+    async fn forget_if_due(&self) -> Result<(), redis::Error> {
+        let connection = self.redis.connection().await?;
+        if self
+            .redis
+            .lease_forgetting(&connection, INTERVAL_MS)
+            .await?
+        {
+            let Collected {
+                counters,
+                organizations,
+            } = self.collect_once().await?;
+            tracing::debug!(counters, organizations, "forgot what is of no use any more");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,93 @@
+//! Below which version a policy is out of date: what this instance knows of the newest defaults and plans.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
+
+use crate::domain::ids::PlanId;
+
+/// The newest versions known. They only grow.
+#[derive(Debug, Default)]
+pub(super) struct MinVersions {
+    /// 0 while this instance knows of none.
+    defaults: AtomicU64,
+    /// Only plans that have changed since the service was new are in here at all.
+    plans: ArcSwap<HashMap<PlanId, u64>>,
+    /// Up to here every change of a plan is in `plans`; those that were announced may be further.
+    swept: AtomicU64,
+}
+
+impl MinVersions {
+    /// Below which version a policy of an organization on this plan was resolved from something older than there is.
+    pub(super) fn of(&self, plan: &PlanId) -> u64 {
+        let of_plan = self.plans.load().get(plan).copied().unwrap_or(0);
+        self.defaults().max(of_plan)
+    }
+
+    pub(super) fn defaults(&self) -> u64 {
+        self.defaults.load(Ordering::Acquire)
+    }
+
+    pub(super) fn raise_defaults(&self, version: u64) {
+        self.defaults.fetch_max(version, Ordering::AcqRel);
+    }
+
+    pub(super) fn raise_plan(&self, plan: &PlanId, version: u64) {
+        if self.plans.load().get(plan).is_some_and(|it| *it >= version) {
+            return;
+        }
+        self.plans.rcu(|plans| {
+            let mut plans = HashMap::clone(plans);
+            let newest = plans.entry(plan.clone()).or_default();
+            *newest = version.max(*newest);
+            plans
+        });
+    }
+
+    pub(super) fn swept(&self) -> u64 {
+        self.swept.load(Ordering::Acquire)
+    }
+
+    /// Takes in every change of a plan since [`MinVersions::swept`], oldest first.
+    pub(super) fn sweep(&self, changes: &[(PlanId, u64)]) {
+        for (plan, version) in changes {
+            self.raise_plan(plan, *version);
+        }
+        if let Some((_, newest)) = changes.last() {
+            self.swept.fetch_max(*newest, Ordering::AcqRel);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(id: &str) -> PlanId {
+        id.parse().unwrap()
+    }
+
+    #[test]
+    fn a_policy_must_be_as_new_as_the_defaults_and_as_its_plan() {
+        let floors = MinVersions::default();
+        floors.raise_defaults(5);
+        floors.raise_plan(&plan("pro"), 9);
+        floors.raise_plan(&plan("pro"), 7);
+        assert_eq!((floors.of(&plan("pro")), floors.of(&plan("free"))), (9, 5));
+        floors.raise_defaults(12);
+        assert_eq!(
+            (floors.of(&plan("pro")), floors.of(&plan("free"))),
+            (12, 12)
+        );
+    }
+
+    #[test]
+    fn an_announced_plan_does_not_hide_an_older_change_of_another_from_the_sweep() {
+        let floors = MinVersions::default();
+        floors.raise_plan(&plan("pro"), 9);
+        assert_eq!(floors.swept(), 0);
+        floors.sweep(&[(plan("team"), 8), (plan("pro"), 9)]);
+        assert_eq!((floors.of(&plan("team")), floors.swept()), (8, 9));
+    }
+}

@@ -1,0 +1,301 @@
+//! What was used when, and what happened, as Postgres has it: behind the counters by a flush interval at most.
+//!
+//! Walks a list page by page; a caller that wants all of it asks for one page after the other.
+
+use std::cmp::{max, min};
+use std::collections::HashMap;
+
+use chrono::{DateTime, Duration, Utc};
+use chrono_tz::Tz;
+
+use crate::clock::Clock;
+use crate::domain::history::{
+    Granularity, INSTANTS, Order, Position, Row, Window, filled, windows,
+};
+use crate::domain::ids::{MeterId, OrganizationId};
+use crate::domain::period::ResetPeriod;
+use crate::domain::schedule::ZoneSpan;
+use crate::policies::{self, Policies};
+use crate::postgres::events::{self, Recorded};
+use crate::postgres::history::{self, Counted, Filter, Page};
+use crate::postgres::{self, Postgres};
+
+/// The most rows that a list may have when it is filled with zeros.
+pub const FILLED_MAX: usize = 50_000;
+
+/// The most hours or days of all zones that one statement adds up.
+const WINDOWS_MAX: usize = 4096;
+
+/// Longer than any day of any calendar.
+const LONG_DAY: Duration = Duration::hours(48);
+
+/// Clocks tell whole milliseconds.
+const MOMENT: Duration = Duration::milliseconds(1);
+
+/// The handle on history.
+#[derive(Debug, Clone)]
+pub struct History {
+    postgres: Postgres,
+    policies: Policies,
+    clock: Clock,
+    /// How long after its end an interval takes late events.
+    late: Duration,
+}
+
+/// Which rows, and in which order.
+#[derive(Debug, Clone)]
+pub struct List {
+    /// Of these organizations; of all if none.
+    pub organizations: Option<Vec<OrganizationId>>,
+    /// Of this meter; of all if none.
+    pub meter: Option<MeterId>,
+    /// How much time a row covers.
+    pub granularity: Granularity,
+    /// The first instant at which a row may start.
+    pub from: DateTime<Utc>,
+    /// The first instant at which none may.
+    pub to: DateTime<Utc>,
+    /// Whether hours and days without any usage have a row too; periods never do.
+    pub fill: bool,
+    /// What comes first.
+    pub order: Order,
+    /// Whose days, if not each organization's own.
+    pub zone: Option<Tz>,
+}
+
+/// A row, and how settled it is.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// What was counted.
+    pub row: Row,
+    /// Whether the interval has not ended yet.
+    pub open: bool,
+    /// Whether no event can change the row any more.
+    pub settled: bool,
+}
+
+/// Why there is no page.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Postgres.
+    #[error(transparent)]
+    Postgres(#[from] postgres::Error),
+    /// Looking for the organization.
+    #[error(transparent)]
+    Policies(#[from] policies::Error),
+    /// Zeros would make the list longer than anybody wants.
+    #[error("with zeros this would be more than {FILLED_MAX} rows; ask for less at once")]
+    TooManyRows,
+}
+
+impl History {
+    /// A handle on these.
+    pub fn new(postgres: Postgres, policies: Policies, clock: Clock, late: Duration) -> Self {
+        Self {
+            postgres,
+            policies,
+            clock,
+            late,
+        }
+    }
+
+    /// Whether an organization was ever counted or configured.
+    pub async fn exists(&self, organization: &OrganizationId) -> Result<bool, Error> {
+        Ok(self.policies.exists(organization).await?)
+    }
+
+    /// What happened, newest first.
+    pub async fn events(&self, listing: &events::Listing) -> Result<Vec<Recorded>, Error> {
+        Ok(events::list(&self.postgres, listing).await?)
+    }
+
+    /// The range that is meant where its ends are left open: up to what began just now, and from 24
+    /// hours, 31 days or, for periods, all time before that.
+    pub fn range(
+        &self,
+        granularity: Granularity,
+        from: Option<DateTime<Utc>>,
+        to: Option<DateTime<Utc>>,
+    ) -> (DateTime<Utc>, DateTime<Utc>) {
+        let to = to.unwrap_or_else(|| max(self.clock.now() + MOMENT, from.unwrap_or_default()));
+        let reach = match granularity {
+            Granularity::Hour => Some(Duration::hours(24)),
+            Granularity::Day => Some(Duration::days(31)),
+            Granularity::Period => None,
+        };
+        let earliest = *INSTANTS.start();
+        let usual = reach.and_then(|reach| to.checked_sub_signed(reach));
+        let from = from.unwrap_or_else(|| max(usual.unwrap_or(earliest), earliest));
+        (from, to)
+    }
+
+    /// At most `count` rows of a list, from behind `after` on. Fewer are the last ones.
+    pub async fn page(
+        &self,
+        list: &List,
+        after: Option<&Position>,
+        count: usize,
+    ) -> Result<Vec<Entry>, Error> {
+        let now = self.clock.now();
+        let page = Page {
+            filter: list.filter(),
+            from: list.from,
+            to: list.to,
+            after,
+            order: list.order,
+            count,
+        };
+        // First, so that a list that is too long is refused before anything is added up.
+        let zeros = if list.fill {
+            self.zeros(list, after, now).await?
+        } else {
+            Vec::new()
+        };
+        let found = match list.granularity.windows() {
+            Some(length) => self.windows(list, length, &page).await?,
+            None => history::periods(&self.postgres, &page).await?,
+        };
+        let rows = filled(found, zeros, list.order, count);
+        Ok(rows
+            .into_iter()
+            .map(|row| Entry {
+                open: row.is_open(now),
+                settled: row.is_final(now, self.late),
+                row,
+            })
+            .collect())
+    }
+
+    /// Adds slots up to hours or days, some of these at a time: of all organizations few at first, because one day of a
+    /// large service fills a page, and twice as many after each time that was not enough.
+    async fn windows(
+        &self,
+        list: &List,
+        length: ResetPeriod,
+        page: &Page<'_>,
+    ) -> Result<Vec<Row>, Error> {
+        let Some((oldest, newest)) = history::slots_counted(&self.postgres, &page.filter).await?
+        else {
+            return Ok(Vec::new());
+        };
+        let zones = match list.zone {
+            Some(zone) => vec![zone],
+            None => history::zones(&self.postgres).await?,
+        };
+        // There is nothing before the day of the first slot, nor after the last.
+        let mut from = max(page.from, oldest - LONG_DAY);
+        let mut to = min(page.to, newest + MOMENT);
+        match (page.order, page.after) {
+            (Order::Asc, Some(after)) => from = max(from, after.start),
+            (Order::Desc, Some(after)) => to = min(to, after.start + MOMENT),
+            (_, None) => {}
+        }
+        let unit = match length {
+            ResetPeriod::Hourly => Duration::hours(1),
+            _ => Duration::days(1),
+        };
+        let bound = |windows: usize| i32::try_from(windows).unwrap_or(i32::MAX).max(1);
+        let longest = bound(WINDOWS_MAX / zones.len().max(1));
+        let mut span = match &list.organizations {
+            Some(named) => min(longest, bound(page.count / named.len().max(1))),
+            None => 1,
+        };
+        let mut rows = Vec::new();
+        while from < to && rows.len() < page.count {
+            let step = unit * span;
+            let (step_from, step_to) = match page.order {
+                Order::Asc => {
+                    let until = min(to, from + step);
+                    (std::mem::replace(&mut from, until), until)
+                }
+                Order::Desc => {
+                    let since = max(from, to - step);
+                    (since, std::mem::replace(&mut to, since))
+                }
+            };
+            let rest = Page {
+                from: step_from,
+                to: step_to,
+                count: page.count - rows.len(),
+                ..*page
+            };
+            // Those that begin before the step may be cut within it, where another zone took over.
+            let windows: Vec<Window> = zones
+                .iter()
+                .flat_map(|zone| {
+                    let always = [ZoneSpan::always(*zone)];
+                    windows(length, &always, step_from - LONG_DAY, step_to).collect::<Vec<_>>()
+                })
+                .filter(|window| step_from < window.end)
+                .collect();
+            rows.extend(history::windows(&self.postgres, &rest, &windows, list.zone).await?);
+            span = min(span.saturating_mul(2), longest);
+        }
+        Ok(rows)
+    }
+
+    /// A zero for every interval that has begun, for everything that could have been counted in it.
+    async fn zeros(
+        &self,
+        list: &List,
+        after: Option<&Position>,
+        now: DateTime<Utc>,
+    ) -> Result<Vec<Row>, Error> {
+        let to = min(list.to, now + MOMENT);
+        let Some(length) = list.granularity.windows() else {
+            return Ok(Vec::new());
+        };
+        // Each has so many rows at least, so that a list which is far too long is known without reading it.
+        let longest = match length {
+            ResetPeriod::Hourly => Duration::hours(1),
+            _ => LONG_DAY,
+        };
+        let least = (to - list.from).num_hours() / longest.num_hours();
+        let most = FILLED_MAX / usize::try_from(least).unwrap_or(0).max(1);
+        let counted = history::counted(&self.postgres, &list.filter(), most + 1).await?;
+        if counted.len() > most {
+            return Err(Error::TooManyRows);
+        }
+        let spans_of = |counted: &Counted| match list.zone {
+            Some(zone) => vec![ZoneSpan::always(zone)],
+            None => counted.zones.clone(),
+        };
+        let mut by_spans: HashMap<Vec<ZoneSpan>, Vec<Window>> = HashMap::new();
+        let mut total = 0;
+        for it in &counted {
+            let spans = spans_of(it);
+            let of_spans = by_spans.entry(spans.clone()).or_insert_with(|| {
+                windows(length, &spans, list.from, to)
+                    .take(FILLED_MAX + 1)
+                    .collect()
+            });
+            total += of_spans.len();
+            if total > FILLED_MAX {
+                return Err(Error::TooManyRows);
+            }
+        }
+        let mut zeros = Vec::new();
+        for it in &counted {
+            for window in by_spans.get(&spans_of(it)).into_iter().flatten() {
+                let position = Position {
+                    start: window.start,
+                    organization: it.organization.clone(),
+                    meter: it.meter.clone(),
+                };
+                if after.is_none_or(|after| list.order.is_after(&position, after)) {
+                    zeros.push(Row::zero(position, window.end));
+                }
+            }
+        }
+        Ok(zeros)
+    }
+}
+
+impl List {
+    fn filter(&self) -> Filter<'_> {
+        Filter {
+            organizations: self.organizations.as_deref(),
+            meter: self.meter.as_ref(),
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! What Redis is rid of, and what it must keep.
+
+use chrono::Duration;
+use serde_json::json;
+use tallyman::clock::Clock;
+use tallyman::redis::{Collected, Redis};
+
+use crate::support::{Instance, World, assert_stored, counter_key, instant, settings_of, shard};
+
+const PERIOD: &str = "2031-03-01T00:00:00Z";
+/// Two days after its end for late events, and one to spare.
+const OUT_OF_REACH: &str = "2031-04-04T00:00:00Z";
+
+impl Instance {
+    async fn forget(&self) -> Collected {
+        self.app.garbage_collector.collect_once().await.unwrap()
+    }
+}
+
+const ONE_COUNTER: Collected = Collected {
+    counters: 1,
+    organizations: 0,
+};
+
+async fn is_held(world: &World, organization: &str) -> bool {
+    let key = counter_key(organization, instant(PERIOD));
+    world.redis_command(&["EXISTS", &key]).await
+}
+
+#[tokio::test]
+async fn only_a_counter_that_is_stored_is_forgotten_and_only_after_its_last_late_event() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let flusher = &service.app.flusher;
+    service.count("org_1", "api", 5).await;
+    service.count("org_2", "api", 3).await;
+    let mut settled = Vec::new();
+    for organization in ["org_1", "org_2"] {
+        let batch = flusher.read(&[shard(organization)]).await.unwrap();
+        let stored = flusher.store(&batch).await.unwrap();
+        settled.push((batch, stored));
+    }
+    // Of the other, Redis does not know that it is stored.
+    let (batch, stored) = &settled[0];
+    flusher.settle(batch, stored).await.unwrap();
+    world.move_to(OUT_OF_REACH);
+    assert_eq!(service.forget().await, Collected::default());
+    world.clock.advance(Duration::milliseconds(1));
+    assert_eq!(service.forget().await, ONE_COUNTER);
+    assert!(!is_held(&world, "org_1").await);
+    assert!(is_held(&world, "org_2").await);
+    service.flush().await;
+    assert_eq!(service.forget().await, ONE_COUNTER);
+    assert_stored(&world, "org_1", 5).await;
+    assert_stored(&world, "org_2", 3).await;
+}
+
+#[tokio::test]
+async fn what_still_runs_is_kept_and_so_is_a_period_without_an_end() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service
+        .settings("org_1", json!({"resetMode": "manual"}))
+        .await;
+    service.count("org_1", "api", 1).await;
+    service.count("org_2", "api", 1).await;
+    service.flush().await;
+    assert_eq!(service.forget().await, Collected::default());
+    world.move_to("2033-01-15T00:00:00Z");
+    service.count("org_2", "api", 1).await;
+    service.flush().await;
+    assert_eq!(service.forget().await, ONE_COUNTER);
+    assert_eq!(service.count("org_1", "api", 1).await, 2);
+    assert_eq!(service.count("org_2", "api", 1).await, 2);
+}
+
+#[tokio::test]
+async fn a_counter_that_cannot_be_read_stays_and_keeps_no_other() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service.count("org_1", "api", 5).await;
+    service.count("org_2", "api", 3).await;
+    service.flush().await;
+    let unreadable = counter_key("org_2", instant(PERIOD));
+    let () = world.redis_command(&["SET", &unreadable, "many"]).await;
+    world.move_to("2031-04-05T00:00:00Z");
+    assert_eq!(service.forget().await, ONE_COUNTER);
+    assert!(!is_held(&world, "org_1").await);
+    assert!(is_held(&world, "org_2").await);
+}
+
+/// A rollback of Redis has left it behind, and Postgres holds something newer.
+#[tokio::test]
+async fn a_counter_of_an_older_data_set_is_forgotten_as_well() {
+    let mut world = World::new().await;
+    let service = world.instance().await;
+    service.count("org_1", "api", 5).await;
+    service.flush().await;
+    let copy = world.copy_redis().await;
+    world.restart_redis_from(&copy, &[&service]).await;
+    world.move_to("2031-04-05T00:00:00Z");
+    assert_eq!(service.forget().await, ONE_COUNTER);
+    assert_stored(&world, "org_1", 5).await;
+}
+
+/// An instance whose clock is wrong takes for long over what still runs. That is stored, and is restored.
+#[tokio::test]
+async fn what_was_forgotten_too_early_does_not_start_at_zero() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service.count("org_1", "api", 5).await;
+    service.count("org_2", "api", 7).await;
+    // So that the data set is older than what begins at the reset.
+    world.clock.advance(Duration::minutes(10));
+    let reset = service
+        .http
+        .post("/v1/organizations/org_2/reset", json!({}))
+        .await;
+    assert_eq!(reset.status, 200, "{}", reset.text);
+    service.count("org_2", "api", 3).await;
+    service.flush().await;
+    let ahead = Clock::manual(world.clock.now() + Duration::days(400));
+    let forgotten = world.instance_at(ahead).await.forget().await;
+    assert_eq!(forgotten.counters, 3);
+    assert_eq!(service.count("org_1", "api", 1).await, 6);
+    assert_eq!(service.count("org_2", "api", 1).await, 4);
+
+    // Of what begins now the data set knows that nothing came before.
+    world.move_to("2031-04-01T00:00:00Z");
+    service.count("org_1", "api", 9).await;
+    service.count("org_2", "api", 8).await;
+    service.flush().await;
+    let ahead = Clock::manual(world.clock.now() + Duration::days(400));
+    let forgotten = world.instance_at(ahead).await.forget().await;
+    assert_eq!(forgotten.counters, 5);
+    assert_eq!(service.count("org_1", "api", 1).await, 10);
+    assert_eq!(service.count("org_2", "api", 1).await, 9);
+    // What was never there begins as ever.
+    world.move_to("2032-06-01T00:00:00Z");
+    assert_eq!(service.count("org_1", "api", 2).await, 2);
+}
+
+#[tokio::test]
+async fn an_organization_is_forgotten_if_nothing_was_counted_in_an_hour_after_it_was_asked_for() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service.settings("org_1", json!({})).await;
+    service.count("org_2", "api", 1).await;
+    assert!(world.hash_of("org_1").await.is_some());
+    world.clock.advance(Duration::minutes(59));
+    assert_eq!(service.forget().await, Collected::default());
+    world.clock.advance(Duration::minutes(2));
+    let forgotten = service.forget().await;
+    assert_eq!((forgotten.counters, forgotten.organizations), (0, 1));
+    assert_eq!(world.hash_of("org_1").await, None);
+    assert!(world.hash_of("org_2").await.is_some());
+    // It is known as before as soon as it counts.
+    assert_eq!(service.count("org_1", "api", 4).await, 4);
+    world.clock.advance(Duration::days(1));
+    assert_eq!(service.forget().await, Collected::default());
+}
+
+#[tokio::test]
+async fn an_organization_that_is_forgotten_gives_its_policy_back() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service.settings("org_1", json!({})).await;
+    service.limits("org_1", json!({"api": {"limit": 7}})).await;
+    let policies = async || -> Vec<String> { world.redis_command(&["KEYS", "*:policies"]).await };
+    assert_eq!(policies().await.len(), 1);
+    world.clock.advance(Duration::minutes(61));
+    assert_eq!(service.forget().await.organizations, 1);
+    assert_eq!(policies().await, [""; 0]);
+    service.count("org_1", "api", 7).await;
+    let refused = service.attempt("org_1", "api", 1).await;
+    assert_eq!(refused.status, 429, "{}", refused.text);
+}
+
+#[tokio::test]
+async fn one_instance_forgets_for_all() {
+    let world = World::new().await;
+    let mut leases = Vec::new();
+    for _ in 0..3 {
+        let counters =
+            Redis::new(settings_of(&world), world.clock.clone(), world.metrics()).unwrap();
+        let connection = counters.connection().await.unwrap();
+        leases.push(
+            counters
+                .lease_forgetting(&connection, 60_000)
+                .await
+                .unwrap(),
+        );
+    }
+    assert_eq!(leases, [true, false, false]);
+}

@@ -1,0 +1,441 @@
+//! Changes that stop half-way: Redis is full, or the process dies between the commit and Redis.
+
+use chrono::Duration;
+use reqwest::Method;
+use serde_json::{Value, json};
+use tallyman::domain::schedule::Activity;
+use tallyman::postgres::organizations::{self, Changed};
+use tallyman::postgres::{Actor, Postgres, Uncommitted, deletions};
+use tallyman::redis::Redis;
+
+use crate::support::{Answer, Instance, World, instant, settings_of};
+
+/// Of the former life of each organization.
+const FORMER: u64 = 512;
+
+async fn redis_takes(world: &World, maxmemory: &str) {
+    let set: String = world
+        .redis_command(&["CONFIG", "SET", "maxmemory", maxmemory])
+        .await;
+    assert_eq!(set, "OK");
+}
+
+fn actor() -> Actor {
+    Actor {
+        name: "key:dead".to_owned(),
+        request_id: String::new(),
+    }
+}
+
+/// A process that writes fences and commits, and dies then.
+struct Mortal {
+    redis: Redis,
+    postgres: Postgres,
+}
+
+impl Mortal {
+    fn of(world: &World) -> Self {
+        Self {
+            redis: Redis::new(settings_of(world), world.clock.clone(), world.metrics()).unwrap(),
+            postgres: Postgres::new(&world.database_url, 1).unwrap(),
+        }
+    }
+
+    async fn fence(&self, organization: &str, version: u64) {
+        let connection = self.redis.connection().await.unwrap();
+        let id = organization.parse().unwrap();
+        self.redis.fence(&connection, &id, version).await.unwrap();
+    }
+
+    /// Deletes an organization, up to the commit.
+    async fn prepare(&self, world: &World, organization: &str) -> Uncommitted<deletions::Deleted> {
+        let (id, now) = (organization.parse().unwrap(), world.clock.now());
+        let reach = now - Duration::days(3);
+        let check = |_: &_| Ok::<(), ()>(());
+        let prepared =
+            deletions::delete(&self.postgres, &id, &actor(), reach, now, now, check).await;
+        let prepared = prepared.unwrap().unwrap();
+        self.fence(organization, prepared.version).await;
+        prepared
+    }
+
+    async fn delete(&self, world: &World, organization: &str) {
+        let prepared = self.prepare(world, organization).await;
+        prepared.commit().await.unwrap();
+    }
+}
+
+/// The fences that there are, by organization.
+async fn fences(world: &World) -> Vec<String> {
+    let mut fences: Vec<String> = world.redis_command(&["HKEYS", "tm:{00}:fences"]).await;
+    fences.sort();
+    fences
+}
+
+async fn send(service: &Instance, method: Method, path: &str, body: Option<Value>) -> Answer {
+    service.http.send(method, path, &[], body).await
+}
+
+/// Every change of `org_1` that Redis hears of.
+fn changes() -> Vec<(Method, &'static str, Option<Value>)> {
+    let (put, patch, post) = (Method::PUT, Method::PATCH, Method::POST);
+    let limits =
+        json!({"tokens": {"limit": 5, "temporary": {"limit": 9, "until": "2031-03-20T00:00:00Z"}}});
+    let plugin = json!({"organizationId": "org_1", "apiLimit": 700, "resetPeriod": "weekly"});
+    let adjust = json!({"amount": -1, "reason": "a test"});
+    vec![
+        (
+            patch.clone(),
+            "/v1/organizations/org_1/limits",
+            Some(limits),
+        ),
+        (
+            patch,
+            "/v1/organizations/org_1",
+            Some(json!({"metadata": {"a": 1}})),
+        ),
+        (
+            put,
+            "/v1/organizations/org_1",
+            Some(json!({"resetPeriod": "daily"})),
+        ),
+        (post.clone(), "/v1/organizations/org_1/adjust", Some(adjust)),
+        (
+            post.clone(),
+            "/v1/organizations/org_1/reset",
+            Some(json!({})),
+        ),
+        (
+            post.clone(),
+            "/api/auth/usage-tracking/reset",
+            Some(json!({"organizationId": "org_1", "resetApi": true})),
+        ),
+        (post, "/api/auth/usage-tracking/update-limits", Some(plugin)),
+        (Method::DELETE, "/v1/organizations/org_1", None),
+    ]
+}
+
+#[tokio::test]
+async fn where_redis_is_full_no_change_is_committed() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service.track("org_1", 5).await;
+    service.flush().await;
+    let entries = async || -> usize {
+        let audit = service.http.get("/v1/audit?organizationId=org_1").await;
+        audit.body["data"].as_array().unwrap().len()
+    };
+    redis_takes(&world, "1").await;
+    for (method, path, body) in changes() {
+        let answer = send(&service, method.clone(), path, body).await;
+        assert_eq!(answer.status, 503, "{method} {path} {}", answer.text);
+        assert_eq!(entries().await, 0, "{method} {path}");
+    }
+    redis_takes(&world, "0").await;
+    assert_eq!(service.track("org_1", 1).await, 6);
+    for (done, (method, path, body)) in changes().into_iter().enumerate() {
+        let answer = send(&service, method.clone(), path, body).await;
+        assert_eq!(answer.status, 200, "{method} {path} {}", answer.text);
+        assert_eq!(entries().await, done + 1, "{method} {path}");
+        assert_eq!(fences(&world).await, Vec::<String>::new());
+    }
+}
+
+/// The commit waits until Redis is full.
+#[tokio::test]
+async fn what_is_counted_after_a_deletion_that_redis_did_not_take_is_not_erased_with_it() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service.track("org_1", FORMER).await;
+    service.app.policies.sweep_once().await.unwrap();
+    let postgres = world.postgres().await;
+    sqlx::raw_sql(
+        "create function wait_here() returns trigger language plpgsql as
+             $$ begin perform pg_advisory_xact_lock(1); return null; end $$;
+         create constraint trigger wait_here after insert on audit_log
+             deferrable initially deferred for each row execute function wait_here()",
+    )
+    .execute(&postgres)
+    .await
+    .unwrap();
+    let mut held = postgres.begin().await.unwrap();
+    sqlx::query("select pg_advisory_xact_lock(1)")
+        .execute(&mut *held)
+        .await
+        .unwrap();
+    let http = service.http.clone();
+    let deleting = tokio::spawn(async move { http.delete("/v1/organizations/org_1").await });
+    crate::support::until_waiting(&postgres).await;
+    redis_takes(&world, "1").await;
+    held.rollback().await.unwrap();
+    let deleted = deleting.await.unwrap();
+    assert_eq!(
+        (deleted.status.as_u16(), deleted.code()),
+        (503, "counter_store_unavailable")
+    );
+    // Nor does it end that way for whoever repeats it.
+    let repeated = service.http.delete("/v1/organizations/org_1").await;
+    assert_eq!(repeated.status, 503);
+
+    redis_takes(&world, "0").await;
+    let repeated = service.http.delete("/v1/organizations/org_1").await;
+    assert_eq!(repeated.status, 404);
+    assert_eq!(service.track("org_1", 7).await, 7);
+    service.app.policies.sweep_once().await.unwrap();
+    service.flush().await;
+    assert_eq!(service.current("org_1", "api").await, 7);
+}
+
+/// Every call by which somebody may find out, and what it then answers about a new life.
+fn next_calls() -> Vec<(Method, &'static str, Option<Value>, u16)> {
+    let (get, post) = (Method::GET, Method::POST);
+    let call = || Some(json!({"organizationId": "ID", "amount": 7}));
+    let batch = json!({"items": [{"op": "consume", "organizationId": "ID", "amount": 7}]});
+    let adjust = json!({"amount": 7, "reason": "a test"});
+    vec![
+        (post.clone(), "/v1/track", call(), 200),
+        (post.clone(), "/v1/consume", call(), 200),
+        (post.clone(), "/v1/check", call(), 200),
+        (post.clone(), "/v1/refund", call(), 200),
+        (post.clone(), "/v1/batch", Some(batch), 200),
+        (get.clone(), "/v1/organizations/ID", None, 404),
+        (get.clone(), "/v1/organizations/ID/usage", None, 404),
+        (get.clone(), "/v1/organizations/ID/limits", None, 404),
+        (get.clone(), "/v1/organizations/ID/features/sso", None, 404),
+        (get.clone(), "/v1/organizations/ID/history", None, 404),
+        (Method::PUT, "/v1/organizations/ID", Some(json!({})), 200),
+        (Method::PATCH, "/v1/organizations/ID", Some(json!({})), 404),
+        (
+            Method::PATCH,
+            "/v1/organizations/ID/limits",
+            Some(json!({})),
+            404,
+        ),
+        (Method::DELETE, "/v1/organizations/ID", None, 404),
+        (
+            post.clone(),
+            "/v1/organizations/ID/reset",
+            Some(json!({})),
+            404,
+        ),
+        (
+            post.clone(),
+            "/v1/organizations/ID/adjust",
+            Some(adjust),
+            404,
+        ),
+        (
+            get.clone(),
+            "/api/auth/usage-tracking/get-usage?organizationId=ID",
+            None,
+            404,
+        ),
+        (
+            post.clone(),
+            "/api/auth/usage-tracking/reset",
+            Some(json!({"organizationId": "ID", "resetApi": true})),
+            404,
+        ),
+        (
+            post,
+            "/api/auth/usage-tracking/update-limits",
+            Some(json!({"organizationId": "ID", "apiLimit": 700})),
+            200,
+        ),
+    ]
+}
+
+#[tokio::test]
+async fn whatever_is_called_next_finishes_a_deletion_whose_process_has_died() {
+    let world = World::new().await;
+    let (service, other) = (world.instance().await, world.instance().await);
+    let mortal = Mortal::of(&world);
+    for (number, (method, path, body, status)) in next_calls().into_iter().enumerate() {
+        let id = format!("org_{number}");
+        // Both have all of it at hand.
+        service.track(&id, FORMER - 1).await;
+        other.track(&id, 1).await;
+        if number % 2 == 0 {
+            service.flush().await;
+        }
+        mortal.delete(&world, &id).await;
+        let body =
+            body.map(|body| serde_json::from_str(&body.to_string().replace("ID", &id)).unwrap());
+        let path = path.replace("ID", &id);
+        let answer = send(&service, method.clone(), &path, body.clone()).await;
+        assert_eq!(answer.status, status, "{method} {path} {}", answer.text);
+        assert!(
+            !answer.text.contains("51"),
+            "{method} {path} {}",
+            answer.text
+        );
+        let counted: u64 = match path.as_str() {
+            "/v1/track" | "/v1/consume" | "/v1/batch" => 7,
+            _ => 0,
+        };
+        assert_eq!(other.track(&id, 5).await, counted + 5, "{method} {path}");
+        service.app.policies.sweep_once().await.unwrap();
+        service.flush().await;
+        assert_eq!(other.current(&id, "api").await, counted + 5, "{path}");
+        assert_eq!(fences(&world).await, Vec::<String>::new(), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_sweep_finishes_what_nobody_calls_for() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service.track("org_1", FORMER).await;
+    Mortal::of(&world).delete(&world, "org_1").await;
+    service.app.policies.sweep_once().await.unwrap();
+    assert_eq!(fences(&world).await, Vec::<String>::new());
+    assert_eq!(service.track("org_1", 7).await, 7);
+}
+
+#[tokio::test]
+async fn a_change_that_was_never_committed_takes_nothing_away() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service.track("org_1", FORMER).await;
+    let mortal = Mortal::of(&world);
+    drop(mortal.prepare(&world, "org_1").await);
+    assert_eq!(fences(&world).await, ["org_1"]);
+    assert_eq!(service.track("org_1", 7).await, FORMER + 7);
+    assert_eq!(fences(&world).await, Vec::<String>::new());
+}
+
+/// While the commit is under way, nobody can say which life a call belongs to.
+#[tokio::test]
+async fn a_call_waits_for_a_deletion_that_is_being_committed() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service.track("org_1", FORMER).await;
+    let prepared = Mortal::of(&world).prepare(&world, "org_1").await;
+    let calls: Vec<_> = (0..20)
+        .map(|_| {
+            let http = service.http.clone();
+            let body = json!({"organizationId": "org_1", "amount": 1});
+            tokio::spawn(async move { http.post("/v1/track", body).await })
+        })
+        .collect();
+    // Nobody else waits for that.
+    assert_eq!(service.track("org_2", 3).await, 3);
+    crate::support::until_waiting(&world.postgres().await).await;
+    prepared.commit().await.unwrap();
+    let mut counts = Vec::new();
+    for call in calls {
+        let answer = call.await.unwrap();
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        counts.push(answer.body["current"].as_u64().unwrap());
+    }
+    counts.sort_unstable();
+    assert_eq!(counts, (1..=20).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn without_postgres_an_organization_that_may_be_deleted_is_503_and_all_others_go_on() {
+    let world = World::new().await;
+    let (servers, cable) = world.cuttable_postgres();
+    let service = world.instance_with(servers).await;
+    service.track("org_1", FORMER).await;
+    service.track("org_2", 1).await;
+    Mortal::of(&world).delete(&world, "org_1").await;
+    cable.cut(&world.postgres().await).await;
+    let body = json!({"organizationId": "org_1"});
+    let answer = service.http.post("/v1/track", body).await;
+    assert_eq!(
+        (answer.status.as_u16(), answer.code()),
+        (503, "database_unavailable")
+    );
+    assert_eq!(service.track("org_2", 1).await, 2);
+    cable.mend();
+    assert_eq!(service.track("org_1", 7).await, 7);
+}
+
+/// The period that ran when the calendar changed goes on; by the former calendar another would have begun.
+#[tokio::test]
+async fn what_is_counted_after_a_change_of_calendar_that_redis_missed_is_in_its_period() {
+    let world = World::with(|config| {
+        config.defaults.calendar.reset_period = "hourly".parse().unwrap();
+    })
+    .await;
+    let service = world.instance().await;
+    world.move_to("2031-03-15T12:59:59Z");
+    service.track("org_1", 5).await;
+    let mortal = Mortal::of(&world);
+    let (id, now) = ("org_1".parse().unwrap(), world.clock.now());
+    let actor = actor();
+    let prepared = organizations::prepare(&mortal.postgres, &id, &actor, "test", now, |before| {
+        let mut after = before.organization.clone().unwrap_or_default();
+        after.settings.reset_period = Some("daily".parse().unwrap());
+        after.timeline = before
+            .rescheduled(&after.settings, now, Activity::Running)
+            .unwrap();
+        Ok::<_, ()>(after)
+    });
+    let prepared: Uncommitted<Changed> = prepared.await.unwrap().unwrap();
+    mortal.fence("org_1", prepared.version).await;
+    prepared.commit().await.unwrap();
+
+    world.move_to("2031-03-15T13:00:01Z");
+    assert_eq!(service.track("org_1", 7).await, 12);
+    let meter = service.meter("org_1", "api").await;
+    assert_eq!(
+        instant(meter["periodStart"].as_str().unwrap()),
+        instant("2031-03-15T12:00:00Z")
+    );
+}
+
+#[tokio::test]
+async fn the_fence_of_a_later_change_outlives_the_end_of_an_earlier_one() {
+    let world = World::new().await;
+    let mortal = Mortal::of(&world);
+    let connection = mortal.redis.connection().await.unwrap();
+    let id = "org_1".parse().unwrap();
+    mortal.fence("org_1", 64).await;
+    mortal.fence("org_1", 128).await;
+    mortal.redis.unfence(&connection, &id, 64).await.unwrap();
+    assert_eq!(
+        mortal.redis.fence_of(&connection, &id).await.unwrap(),
+        Some(128)
+    );
+    mortal.redis.unfence(&connection, &id, 128).await.unwrap();
+    assert_eq!(fences(&world).await, Vec::<String>::new());
+}
+
+/// Somebody empties the cache of scripts again and again.
+#[tokio::test]
+async fn flushed_scripts_fail_no_call() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let mut redis = world.redis().await;
+    let flushing = async {
+        let mut flush = redis::cmd("SCRIPT");
+        flush.arg("FLUSH");
+        for _ in 0..1_000_000 {
+            let () = flush.query_async(&mut redis).await.unwrap();
+        }
+    };
+    let calling = async {
+        for number in 0..10 {
+            let id = format!("org_{}", number % 5);
+            service.track(&id, 1).await;
+            for (method, path, body) in changes() {
+                let answer = send(&service, method, &path.replace("org_1", &id), body).await;
+                assert!(
+                    [200, 404].contains(&answer.status.as_u16()),
+                    "{}",
+                    answer.text
+                );
+            }
+            service.flush().await;
+            service.app.policies.sweep_once().await.unwrap();
+            service.app.state.auth.sweep_once().await.unwrap();
+            service.app.garbage_collector.collect_once().await.unwrap();
+        }
+    };
+    tokio::select! {
+        () = flushing => panic!("the calls took too long"),
+        () = calling => {}
+    }
+}

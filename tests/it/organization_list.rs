@@ -1,0 +1,354 @@
+//! The list of organizations: everyone once, in any order, as last stored, and never full of a
+//! period that is over.
+
+use chrono::Duration;
+use serde_json::{Value, json};
+use tallyman::domain::ids::OrganizationId;
+
+use crate::support::{Instance, World, shard};
+
+async fn track(service: &Instance, organization: &str, meter: &str, amount: u64) {
+    let body = json!({"organizationId": organization, "meter": meter, "amount": amount});
+    let answer = service.http.post("/v1/track", body).await;
+    assert_eq!(answer.status, 200, "{}", answer.text);
+}
+
+async fn list(service: &Instance, query: &str) -> Value {
+    let answer = service
+        .http
+        .get(&format!("/v1/organizations?{query}"))
+        .await;
+    assert_eq!(answer.status, 200, "{query}: {}", answer.text);
+    answer.body
+}
+
+/// The ids of all pages of a list, in order.
+async fn ids(service: &Instance, query: &str) -> Vec<String> {
+    let mut ids = Vec::new();
+    let mut page = list(service, query).await;
+    loop {
+        let data = page["data"].as_array().unwrap();
+        ids.extend(
+            data.iter()
+                .map(|it| it["organizationId"].as_str().unwrap().to_owned()),
+        );
+        let Some(cursor) = page["nextCursor"].as_str() else {
+            return ids;
+        };
+        page = list(service, &format!("{query}&cursor={cursor}")).await;
+    }
+}
+
+/// One organization as the list tells it.
+async fn listed(service: &Instance, organization: &str) -> Value {
+    let page = list(service, &format!("search={organization}")).await;
+    page["data"][0].clone()
+}
+
+async fn put(service: &Instance, organization: &str, settings: Value) {
+    let path = format!("/v1/organizations/{organization}");
+    let answer = service.http.put(&path, settings).await;
+    assert_eq!(answer.status, 200, "{}", answer.text);
+}
+
+async fn limit(service: &Instance, organization: &str, limits: Value) {
+    put(service, organization, json!({})).await;
+    let path = format!("/v1/organizations/{organization}/limits");
+    let answer = service.http.patch(&path, limits).await;
+    assert_eq!(answer.status, 200, "{}", answer.text);
+}
+
+/// Five organizations: two that are full, one that is nearly, one that is not, and one never counted.
+async fn five(service: &Instance) {
+    for (organization, amount) in [("a", 100), ("b", 850), ("c", 1000), ("d", 1200)] {
+        track(service, organization, "api", amount).await;
+    }
+    put(service, "e", json!({})).await;
+    service.flush().await;
+}
+
+#[tokio::test]
+async fn an_organization_is_told_with_its_meters_and_how_it_stands() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    limit(
+        &service,
+        "org_1",
+        json!({"tokens": {"limit": 200, "enforcement": "soft"}}),
+    )
+    .await;
+    track(&service, "org_1", "api", 250).await;
+    track(&service, "org_1", "tokens", 190).await;
+    service.flush().await;
+    let period = ("2031-03-01T00:00:00Z", "2031-04-01T00:00:00Z");
+    let told = json!({
+        "organizationId": "org_1", "planId": "free", "state": "warning", "percentage": 95.0, "current": 250,
+        "meters": {
+            "api": {"current": 250, "limit": 1000, "remaining": 750, "overage": 0, "percentage": 25.0,
+                    "enforcement": "hard", "periodStart": period.0, "resetDate": period.1},
+            "tokens": {"current": 190, "limit": 200, "remaining": 10, "overage": 0, "percentage": 95.0,
+                       "enforcement": "soft", "periodStart": period.0, "resetDate": period.1},
+        },
+    });
+    let page = list(&service, "").await;
+    assert_eq!(page, json!({"data": [told], "nextCursor": null}));
+}
+
+#[tokio::test]
+async fn every_order_lists_everyone_once_whatever_the_size_of_the_page() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    five(&service).await;
+    for (sort, order) in [
+        ("id", "abcde"),
+        ("-id", "edcba"),
+        ("percentage", "eabcd"),
+        ("-percentage", "dcbae"),
+        ("current", "eabcd"),
+        ("-current", "dcbae"),
+    ] {
+        for size in [1, 2, 5, 100] {
+            let query = format!("sort={sort}&pageSize={size}");
+            assert_eq!(ids(&service, &query).await.concat(), order, "{query}");
+        }
+    }
+    assert_eq!(ids(&service, "").await.concat(), "abcde");
+}
+
+#[tokio::test]
+async fn organizations_that_are_equally_full_are_all_listed_across_pages() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    for number in 0..7 {
+        track(&service, &format!("o{number}"), "api", 500).await;
+    }
+    service.flush().await;
+    let up = ["o0", "o1", "o2", "o3", "o4", "o5", "o6"];
+    let mut down = up;
+    down.reverse();
+    assert_eq!(ids(&service, "sort=percentage&pageSize=2").await, up);
+    assert_eq!(ids(&service, "sort=-percentage&pageSize=2").await, down);
+}
+
+#[tokio::test]
+async fn states_tell_who_is_warned_and_who_is_stopped_or_beyond() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    five(&service).await;
+    for sort in ["id", "-percentage", "current"] {
+        let of = async |state: &str| {
+            let mut ids = ids(&service, &format!("state={state}&sort={sort}&pageSize=1")).await;
+            ids.sort_unstable();
+            ids.concat()
+        };
+        assert_eq!(of("ok").await, "ae", "{sort}");
+        assert_eq!(of("warning").await, "b", "{sort}");
+        assert_eq!(of("exceeded").await, "cd", "{sort}");
+    }
+}
+
+#[tokio::test]
+async fn a_limits_own_levels_decide_about_the_warning() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    for (organization, levels) in [("early", json!([10, 90])), ("never", json!([]))] {
+        limit(&service, organization, json!({"api": {"warnAt": levels}})).await;
+    }
+    for organization in ["early", "never", "usual"] {
+        track(&service, organization, "api", 100).await;
+    }
+    service.flush().await;
+    assert_eq!(ids(&service, "state=warning").await, ["early"]);
+    for organization in ["early", "never", "usual"] {
+        track(&service, organization, "api", 750).await;
+    }
+    service.flush().await;
+    assert_eq!(ids(&service, "state=warning").await, ["early", "usual"]);
+}
+
+#[tokio::test]
+async fn a_limit_that_changes_shows_after_a_flush_though_nothing_was_counted() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    track(&service, "org_1", "api", 500).await;
+    service.flush().await;
+    assert_eq!(listed(&service, "org_1").await["percentage"], 50.0);
+    limit(&service, "org_1", json!({"api": {"limit": 500}})).await;
+    service.flush().await;
+    let told = listed(&service, "org_1").await;
+    assert_eq!(
+        (&told["percentage"], &told["state"]),
+        (&json!(100.0), &json!("exceeded"))
+    );
+}
+
+#[tokio::test]
+async fn a_period_that_is_over_counts_as_nothing_used_before_and_after_it_is_taken_off() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    five(&service).await;
+    world.clock.advance(Duration::days(20));
+    for taken_off in [false, true] {
+        if taken_off {
+            assert_eq!(service.app.flusher.age_once().await.unwrap(), 4);
+        }
+        for sort in ["id", "percentage", "current"] {
+            let query = format!("sort={sort}&pageSize=2");
+            assert_eq!(ids(&service, &query).await.concat(), "abcde", "{query}");
+            let query = format!("sort=-{sort}&pageSize=2&state=ok");
+            assert_eq!(ids(&service, &query).await.concat(), "edcba", "{query}");
+            let query = format!("sort={sort}&state=exceeded");
+            assert!(ids(&service, &query).await.is_empty(), "{query}");
+        }
+        let told = listed(&service, "d").await;
+        assert_eq!(
+            (&told["state"], &told["current"]),
+            (&json!("ok"), &json!(0))
+        );
+        assert_eq!(
+            (&told["percentage"], &told["meters"]),
+            (&Value::Null, &json!({}))
+        );
+    }
+    // And the new period shows like any other.
+    track(&service, "b", "api", 900).await;
+    service.flush().await;
+    assert_eq!(ids(&service, "state=warning").await, ["b"]);
+    assert_eq!(listed(&service, "b").await["current"], 900);
+}
+
+/// A flush stores and settles, and its process dies before it has seen to the lists.
+#[tokio::test]
+async fn a_list_that_a_crash_left_behind_is_mended_by_walking_through_everybody() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    five(&service).await;
+    track(&service, "a", "api", 800).await;
+    let flusher = &service.app.flusher;
+    let batch = flusher.read(&[shard("a")]).await.unwrap();
+    let stored = flusher.store(&batch).await.unwrap();
+    assert_eq!(flusher.settle(&batch, &stored).await.unwrap(), 1);
+
+    let other = world.instance().await;
+    assert_eq!(other.flush().await.read, 0);
+    assert!(!ids(&other, "state=warning").await.contains(&"a".to_owned()));
+    let last = other.app.flusher.repair_once(None).await.unwrap();
+    assert_eq!(last.as_ref().map(OrganizationId::as_str), Some("e"));
+    assert_eq!(ids(&other, "state=warning").await, ["a", "b"]);
+    let behind = other.app.flusher.repair_once(last.as_ref()).await;
+    assert_eq!(behind.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_late_event_fills_no_period_that_is_over() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    world.clock.advance(Duration::days(17));
+    track(&service, "org_1", "api", 100).await;
+    let late =
+        json!({"organizationId": "org_1", "amount": 900, "timestamp": "2031-03-31T23:00:00Z"});
+    let answer = service.http.post("/v1/track", late).await;
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    service.flush().await;
+    let told = listed(&service, "org_1").await;
+    assert_eq!(
+        (&told["current"], &told["state"]),
+        (&json!(100), &json!("ok"))
+    );
+}
+
+#[tokio::test]
+async fn what_is_unlimited_has_no_percentage_and_what_is_not_included_is_fuller_than_anything() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    limit(&service, "nothing", json!({"api": {"limit": 0}})).await;
+    limit(&service, "unlimited", json!({"api": {"limit": null}})).await;
+    limit(&service, "unused", json!({"api": {"limit": 0}})).await;
+    track(&service, "nothing", "api", 1).await;
+    track(&service, "twice", "api", 2000).await;
+    track(&service, "unlimited", "api", 1_000_000).await;
+    service.flush().await;
+    let order = ["nothing", "twice", "unused", "unlimited"];
+    assert_eq!(ids(&service, "sort=-percentage&pageSize=1").await, order);
+    assert_eq!(ids(&service, "state=exceeded").await, ["nothing", "twice"]);
+    assert_eq!(
+        ids(&service, "sort=-current&pageSize=1").await[0],
+        "unlimited"
+    );
+    assert_eq!(listed(&service, "nothing").await["percentage"], Value::Null);
+    assert_eq!(
+        listed(&service, "unlimited").await["percentage"],
+        Value::Null
+    );
+}
+
+#[tokio::test]
+async fn a_search_finds_ids_by_their_beginning_letter_by_letter() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    for id in [
+        "org_1",
+        "org_12",
+        "org_2",
+        "Org_1",
+        "org.1",
+        "user@example.com",
+    ] {
+        track(&service, id, "api", 1).await;
+    }
+    service.flush().await;
+    for (search, found) in [
+        ("org_1", vec!["org_1", "org_12"]),
+        ("org", vec!["org.1", "org_1", "org_12", "org_2"]),
+        ("Org", vec!["Org_1"]),
+        ("user%40", vec!["user@example.com"]),
+        ("rg_1", vec![]),
+        ("%25", vec![]),
+        ("org~", vec![]),
+        ("%C3%BC", vec![]),
+    ] {
+        for sort in ["id", "percentage", "current"] {
+            let query = format!("search={search}&sort={sort}&pageSize=1");
+            assert_eq!(ids(&service, &query).await, found, "{query}");
+        }
+    }
+    assert_eq!(ids(&service, "search=").await.len(), 6);
+}
+
+#[tokio::test]
+async fn the_default_plan_lists_those_that_have_none() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    track(&service, "a", "api", 1).await;
+    put(&service, "b", json!({"planId": "free"})).await;
+    service.flush().await;
+    assert_eq!(ids(&service, "planId=free&pageSize=1").await, ["a", "b"]);
+    assert!(ids(&service, "planId=pro").await.is_empty());
+    assert_eq!(listed(&service, "a").await["planId"], "free");
+}
+
+#[tokio::test]
+async fn a_list_refuses_what_it_does_not_know() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    for (query, pointer) in [
+        ("sort=name", "/sort"),
+        ("state=full", "/state"),
+        ("pageSize=0", "/pageSize"),
+        ("pageSize=1001", "/pageSize"),
+        ("pageSize=many", "/pageSize"),
+        ("pageSize=", "/pageSize"),
+        ("planId=a%20b", "/planId"),
+        ("cursor=corrupt_row", "/cursor"),
+        ("sort=percentage&cursor=i0.org_1", "/cursor"),
+        ("search=%00", "/search"),
+        ("limit=10", "/limit"),
+    ] {
+        let answer = service
+            .http
+            .get(&format!("/v1/organizations?{query}"))
+            .await;
+        assert_eq!(answer.code(), "invalid_field", "{query}");
+        assert_eq!(answer.body["errors"][0]["pointer"], pointer, "{query}");
+    }
+}
