@@ -11,7 +11,7 @@ use chrono::{DateTime, Duration, Utc};
 pub enum Clock {
     /// The machine's clock.
     System,
-    /// Milliseconds since the generation, shared by all clones.
+    /// Milliseconds since the epoch, shared by all clones.
     Manual(Arc<AtomicI64>),
 }
 

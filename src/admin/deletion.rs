@@ -39,7 +39,7 @@ const CHUNKS_MAX: usize = 10;
 /// What a deletion did while its caller waited.
 #[derive(Debug, Clone, Copy)]
 pub struct Deletion {
-    /// Redis in Redis that are gone.
+    /// Counters erased from Redis.
     pub counters: usize,
     /// Rows of history in Postgres that are gone.
     pub history_rows: u64,

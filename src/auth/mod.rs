@@ -101,7 +101,7 @@ impl Known {
 /// Why a key could be neither accepted nor refused, or the mirror not be kept.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Redis.
+    /// Counters.
     #[error(transparent)]
     Redis(#[from] redis::Error),
     /// Postgres.

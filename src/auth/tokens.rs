@@ -116,7 +116,7 @@ fn signing_key(token: &str) -> Option<String> {
     }
 }
 
-/// A time in a token: seconds since the generation, which may have fractions.
+/// A time in a token: seconds since the epoch, which may have fractions.
 #[expect(
     clippy::cast_possible_truncation,
     reason = "a time that is far enough away is as good as any"

@@ -126,7 +126,7 @@ impl Metrics {
         started.set(now.timestamp_millis() as f64 / 1000.0);
         root.register(
             "process_start_time_seconds",
-            "When this process started, since the generation",
+            "When this process started, since the epoch",
             started,
         );
         let registry = root.sub_registry_with_prefix("tallyman");
@@ -304,7 +304,7 @@ impl Redis {
             opened: Each::register(
                 registry,
                 "counters_opened",
-                "Redis that Redis did not have and has now, by what they start from",
+                "Counters that Redis did not have and has now, by what they start from",
                 Counter::default,
             ),
             generations: counter(

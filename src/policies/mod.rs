@@ -169,7 +169,7 @@ impl Presence {
 /// Why a policy cannot be told or applied.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
-    /// Redis.
+    /// Counters.
     #[error(transparent)]
     Redis(#[from] redis::Error),
     /// Postgres.

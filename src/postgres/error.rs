@@ -21,7 +21,7 @@ pub enum Error {
     #[error("there is no plan {0}")]
     NoSuchPlan(String),
     /// A row holds something that this code never writes.
-    #[error("the database holds corrupt_row: {0}")]
+    #[error("the database holds a corrupt row: {0}")]
     Inconsistent(String),
     /// Anything else; a defect.
     #[error(transparent)]

@@ -210,7 +210,7 @@ async fn reschedule_all(connection: &mut PgConnection) -> Result<u64, Error> {
     Ok(unsigned(count))
 }
 
-/// Summaries a zone among those that history may be asked for.
+/// Lists a zone among those that history may be asked for.
 async fn note_zone(connection: &mut PgConnection, zone: chrono_tz::Tz) -> Result<(), Error> {
     sqlx::query("insert into time_zones (name) values ($1) on conflict do nothing")
         .bind(zone.name())
@@ -426,7 +426,7 @@ pub(super) async fn read_defaults(
     Ok(row)
 }
 
-/// What chooses the periods of some organizations. One whose settings are corrupt_row is left out.
+/// What chooses the periods of some organizations. One whose settings are corrupt is left out.
 pub(super) async fn schedules(
     connection: &mut PgConnection,
     ids: &[OrganizationId],
@@ -453,7 +453,7 @@ pub(super) async fn read(
     one.pop().map(|(_, sources)| sources).transpose()
 }
 
-/// The same of several organizations, in their order; one whose settings are corrupt_row does not keep the others from it.
+/// The same of several organizations, in their order; one whose settings are corrupt does not keep the others from it.
 pub(super) async fn read_all(
     connection: &mut PgConnection,
     ids: &[&OrganizationId],

@@ -13,7 +13,7 @@ const ERASE_MAX: usize = 200;
 /// What was erased.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Erased {
-    /// Redis.
+    /// Counters.
     pub counters: usize,
     /// Idempotency records.
     pub records: usize,

@@ -18,7 +18,7 @@ pub enum Error {
     #[error("the counter store cannot be used: {0}")]
     Unfit(String),
     /// The store answered something that these scripts and keys never produce.
-    #[error("the counter store answered corrupt_row: {0}")]
+    #[error("the counter store replied something unexpected: {0}")]
     Inconsistent(String),
 }
 

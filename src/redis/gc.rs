@@ -12,7 +12,7 @@ use crate::domain::verification::Counted;
 /// What was forgotten.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Collected {
-    /// Redis.
+    /// Counters.
     pub counters: usize,
     /// Organizations.
     pub organizations: usize,

@@ -276,7 +276,7 @@ pub struct Configuration<'a> {
     pub organization: &'a OrganizationId,
     /// What Redis shall know.
     pub policy: PolicyText<'a>,
-    /// Redis that it shall reach, each with what decides then; they keep their generations.
+    /// Counters that it shall reach, each with what decides then; they keep their generations.
     pub running: &'a [(CounterId, Stamp)],
 }
 

@@ -168,7 +168,7 @@ impl MeterUsage {
 /// Why there is no decision.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
-    /// Redis.
+    /// Counters.
     #[error(transparent)]
     Redis(#[from] redis::Error),
     /// Postgres, which was needed because Redis did not know.

@@ -80,7 +80,7 @@ impl Wish {
 /// Why a counter could not be brought into the data set.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
-    /// Redis.
+    /// Counters.
     #[error(transparent)]
     Redis(#[from] redis::Error),
     /// Postgres, which was needed because Redis did not know.

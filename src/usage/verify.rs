@@ -50,7 +50,7 @@ pub struct Difference {
 /// Why nothing could be compared.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Redis.
+    /// Counters.
     #[error(transparent)]
     Redis(#[from] redis::Error),
     /// Postgres.

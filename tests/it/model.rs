@@ -868,7 +868,7 @@ async fn a_counter_is_opened_only_where_nothing_can_have_been_counted() {
         RecoveryReply::Ready
     );
     assert_eq!(open(START, held).await, RecoveryReply::Ready);
-    // RecoveryReply again leaves it alone.
+    // Opening again leaves it alone.
     bench.place(&id, "used", "5").await;
     assert_eq!(open(START, held).await, RecoveryReply::Ready);
     assert_eq!(bench.snapshot(&id).await.unwrap().used.get(), 5);

@@ -1,4 +1,4 @@
-//! Redis that Redis does not know, many at once: they are opened in groups, and each on its own account.
+//! Counters that Redis does not know, many at once: they are opened in groups, and each on its own account.
 
 use serde_json::{Value, json};
 use tallyman::domain::counter::{CounterId, Stamp};

@@ -189,7 +189,7 @@ impl Schedule {
         }
     }
 
-    /// The zones that were in force, oldest first; they tile all time. Redis tell slots apart by whole seconds, and so
+    /// The zones that were in force, oldest first; they tile all time. Counters tell slots apart by whole seconds, and so
     /// do these.
     pub fn zones(&self) -> Vec<ZoneSpan> {
         let mut spans: Vec<ZoneSpan> = Vec::new();

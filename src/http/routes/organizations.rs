@@ -273,7 +273,7 @@ pub(in crate::http) struct DeletionReport {
     organization_id: OrganizationId,
     /// Always: what is not there is 404.
     deleted: bool,
-    /// Redis in Redis that are gone.
+    /// Counters erased from Redis.
     counters: usize,
     /// Rows of history, by period and by hour, that are gone.
     history_rows: u64,

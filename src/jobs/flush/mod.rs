@@ -115,7 +115,7 @@ pub struct Flusher {
     lists: Summaries,
 }
 
-/// Redis as they were read for one transaction.
+/// Counters as they were read for one transaction.
 #[derive(Debug)]
 pub struct Batch {
     connection: Arc<Connection>,
@@ -132,11 +132,11 @@ pub struct Batch {
 /// What one flush did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Redis that were read.
+    /// Counters that were read.
     pub read: usize,
-    /// Redis of which Postgres held exactly what was read.
+    /// Counters of which Postgres held exactly what was read.
     pub stored: usize,
-    /// Redis with nothing left to store.
+    /// Counters with nothing left to store.
     pub clean: usize,
 }
 
@@ -176,7 +176,7 @@ pub(super) fn rest_after(took: Duration) -> Duration {
 /// Why a flush ended early. What it had settled stays so; the rest is flushed again.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Redis.
+    /// Counters.
     #[error(transparent)]
     Redis(#[from] redis::Error),
     /// Postgres.
@@ -185,7 +185,7 @@ pub enum Error {
     /// Learning a policy.
     #[error(transparent)]
     Policies(#[from] policies::Error),
-    /// RecoveryReply a counter.
+    /// Opening a counter.
     #[error(transparent)]
     RecoveryReply(#[from] recovery::Error),
 }
