@@ -2,10 +2,12 @@
 
 use std::net::SocketAddr;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use chrono::TimeDelta;
 use futures::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -17,10 +19,11 @@ use crate::auth::Auth;
 use crate::budget::{Budget, Turns};
 use crate::clock::Clock;
 use crate::config::{Config, ConnectionLimits, Servers};
+use crate::context::Context;
 use crate::http;
 use crate::http::BATCH_BODY_MAX;
 use crate::http::state::{Handles, State};
-use crate::jobs::flush::{self, Flusher};
+use crate::jobs::flush::Flusher;
 use crate::jobs::gc::GarbageCollector;
 use crate::jobs::periods::PeriodsJob;
 use crate::jobs::webhooks::Webhooks;
@@ -43,95 +46,49 @@ const BATCHES_EACH: usize = 2;
 /// The service, built and not yet serving.
 #[derive(Debug, Clone)]
 pub struct App {
-    /// What the HTTP faces share.
+    /// The handles of the HTTP interface.
     pub state: State,
-    /// Stores counts; tests drive it by hand.
+    /// Stores counts in Postgres; tests call it directly, as they do the other jobs.
     pub flusher: Flusher,
-    /// Keeps policies fresh; tests drive it by hand.
+    /// Keeps policies up to date.
     pub policies: Policies,
-    /// Delivers events; tests drive it by hand.
+    /// Delivers events.
     pub webhooks: Webhooks,
-    /// Ends periods on time; tests drive it by hand.
+    /// Ends periods on time.
     pub scheduler: PeriodsJob,
-    /// Rids Redis of what is of no use any more; tests drive it by hand.
+    /// Garbage-collects Redis.
     pub garbage_collector: GarbageCollector,
-    /// Mirrors keys.
+    /// Mirrors API keys in Redis.
     auth: Auth,
-    /// Erases what deleted organizations have left.
+    /// Erases the data of deleted organizations.
     admin: Admin,
-    /// What all of these have to do with Postgres.
+    /// The connections to Postgres that all of these jobs share.
     background: Postgres,
-    metrics_listen: Option<SocketAddr>,
-    connections: ConnectionLimits,
-    database_connections: u32,
-    shutdown: Duration,
+    config: Config,
 }
 
 impl App {
-    /// Wires the service. Waits for no server, but refuses a Redis that counts cannot be trusted to.
+    /// Wires the service. Does not wait for Redis or Postgres, but fails where Redis is misconfigured for counting.
     pub async fn build(config: Config, servers: Servers, clock: Clock) -> Result<Self> {
-        let metrics = Metrics::new(env!("CARGO_PKG_VERSION"), clock.now());
-        let (redis, postgres, background) = connect(&config, servers, &clock, &metrics).await?;
-        let late = chrono::Duration::from_std(config.late)?;
-        let policies = Policies::new(
-            redis.clone(),
-            postgres.clone(),
-            clock.clone(),
-            late,
-            config.defaults.clone(),
-            metrics.clone(),
-        );
-        let recovery = Recovery::new(redis.clone(), postgres.clone(), late, metrics.clone());
-        let usage = Usage::new(
-            redis.clone(),
-            postgres.clone(),
-            policies.clone(),
-            recovery.clone(),
-            clock.clone(),
-            late,
-            metrics.clone(),
-        );
-        let auth = Auth::new(
-            redis.clone(),
-            postgres.clone(),
-            clock.clone(),
-            metrics.clone(),
-            config.jwt.clone(),
-        )
-        .context("JWTs cannot be verified")?;
-        learn(&policies, &auth).await;
-        let webhooks = Webhooks::new(
-            postgres.clone(),
-            clock.clone(),
-            metrics.clone(),
-            config.webhook_private_addresses,
-        );
-        let admin = Admin::new(
-            redis.clone(),
-            postgres.clone(),
-            policies.clone(),
-            recovery.clone(),
-            auth.clone(),
-            clock.clone(),
-            metrics.clone(),
-        );
+        let (ctx, background) = connect(&config, servers, clock).await?;
+        let policies = Policies::new(ctx.clone());
+        let recovery = Recovery::new(ctx.clone());
+        let usage = Usage::new(ctx.clone(), policies.clone(), recovery.clone());
+        let auth = Auth::new(ctx.clone(), config.jwt.clone()).context("JWTs cannot be verified")?;
+        load_from_postgres(&policies, &auth).await;
         let state = State::new(Handles {
-            auth,
-            admin,
-            usage,
-            verifier: Verifier::new(
-                redis.clone(),
-                postgres.clone(),
+            admin: Admin::new(
+                ctx.clone(),
                 policies.clone(),
-                clock.clone(),
-                late,
+                recovery.clone(),
+                auth.clone(),
             ),
-            webhooks,
-            history: History::new(postgres.clone(), policies.clone(), clock.clone(), late),
-            redis,
-            postgres,
-            clock,
-            metrics,
+            auth,
+            usage,
+            verifier: Verifier::new(ctx.clone(), policies.clone()),
+            webhooks: Webhooks::new(ctx.clone(), config.webhook_private_addresses),
+            history: History::new(ctx.clone(), policies.clone()),
+            ctx,
             metrics_apart: config.metrics_listen.is_some(),
             plugin_path: config.plugin_path.clone(),
             cors_origins: config.cors_origins.clone(),
@@ -140,74 +97,53 @@ impl App {
             batches: Turns::new(BATCHES_EACH),
             draining: AtomicBool::new(false),
         });
-        Self::with_workers(state, &config, &policies, &recovery, background)
-    }
-
-    /// The workers beside what answers requests: the same handles, with connections to Postgres of their own.
-    fn with_workers(
-        state: State,
-        config: &Config,
-        policies: &Policies,
-        recovery: &Recovery,
-        background: Postgres,
-    ) -> Result<Self> {
-        let (redis, clock, metrics) = (&state.redis, &state.clock, &state.metrics);
         let (policies, recovery) = (
             policies.on(background.clone()),
             recovery.on(background.clone()),
         );
-        let auth = state.auth.on(background.clone());
+        Ok(Self::with_jobs(
+            state, config, background, policies, recovery,
+        ))
+    }
+
+    /// Adds the jobs: the same handles, on the connections to Postgres of `ctx`.
+    fn with_jobs(
+        state: State,
+        config: Config,
+        ctx: Context,
+        policies: Policies,
+        recovery: Recovery,
+    ) -> Self {
+        let auth = state.auth.on(ctx.clone());
         let admin = Admin::new(
-            redis.clone(),
-            background.clone(),
+            ctx.clone(),
             policies.clone(),
             recovery.clone(),
             auth.clone(),
-            clock.clone(),
-            metrics.clone(),
         );
-        let late = chrono::Duration::from_std(config.late)?;
-        let remembered = chrono::Duration::from_std(config.idempotency)?;
-        Ok(Self {
-            flusher: Flusher::new(flush::Handles {
-                redis: redis.clone(),
-                postgres: background.clone(),
-                policies: policies.clone(),
+        Self {
+            flusher: Flusher::new(
+                ctx.clone(),
+                policies.clone(),
                 recovery,
-                clock: clock.clone(),
-                metrics: metrics.clone(),
-                interval: config.flush_interval,
-                late,
-            }),
+                config.flush_interval,
+            ),
             policies,
-            webhooks: state.webhooks.on(background.clone()),
-            scheduler: PeriodsJob::new(
-                admin.clone(),
-                config.scheduler,
-                remembered,
-                metrics.clone(),
-            ),
-            garbage_collector: GarbageCollector::new(
-                redis.clone(),
-                clock.clone(),
-                late,
-                metrics.clone(),
-            ),
+            webhooks: state.webhooks.on(ctx.clone()),
+            scheduler: PeriodsJob::new(ctx.clone(), admin.clone(), config.scheduler),
+            garbage_collector: GarbageCollector::new(ctx.clone()),
             auth,
             admin,
-            background,
-            metrics_listen: config.metrics_listen,
-            connections: config.connections.clone(),
-            database_connections: config.database_connections,
-            shutdown: config.shutdown,
+            background: ctx.postgres,
+            config,
             state,
-        })
+        }
     }
 
     /// Serves until `stop`; then answers what was accepted, and stores every count a last time.
     /// A worker that dies takes the service down.
     pub async fn serve(self, listener: TcpListener, stop: CancellationToken) -> Result<()> {
-        let metrics = match self.metrics_listen {
+        let metrics = match self.config.metrics_listen {
             Some(address) => Some(listen_for_metrics(address).await?),
             None => None,
         };
@@ -244,9 +180,9 @@ impl App {
             let (router, stop) = (http::metrics_router(self.state.clone()), drained.clone());
             let limits = ConnectionLimits {
                 max: METRICS_CONNECTIONS,
-                ..self.connections.clone()
+                ..self.config.connections.clone()
             };
-            let server = Server::new(limits, self.state.metrics.clone());
+            let server = Server::new(limits, self.state.ctx.metrics.clone());
             supervise(Box::pin(async move {
                 // A scrape that does not end must not delay a stop.
                 server.serve(listener, router, stop, Duration::ZERO).await;
@@ -256,12 +192,16 @@ impl App {
 
         let ending = CancellationToken::new();
         let limits = ConnectionLimits {
-            max: make_room(self.connections.max, self.database_connections),
-            ..self.connections
+            max: make_room(
+                self.config.connections.max,
+                self.config.database_connections,
+            ),
+            ..self.config.connections
         };
-        let server = Server::new(limits, self.state.metrics.clone());
+        let server = Server::new(limits, self.state.ctx.metrics.clone());
         let router = http::router(self.state.clone());
-        let mut answering = pin!(server.serve(listener, router, ending.clone(), self.shutdown));
+        let mut answering =
+            pin!(server.serve(listener, router, ending.clone(), self.config.shutdown));
         let crashed = tokio::select! {
             _ = &mut answering => false,
             () = stop.cancelled() => false,
@@ -273,13 +213,13 @@ impl App {
             tracing::warn!("some requests were not answered in time");
         }
         drained.cancel();
-        if tokio::time::timeout(self.shutdown, workers.wait())
+        if tokio::time::timeout(self.config.shutdown, workers.wait())
             .await
             .is_err()
         {
             tracing::warn!("the last counts were not stored in time; they stay in Redis");
         }
-        self.state.postgres.close().await;
+        self.state.ctx.postgres.close().await;
         self.background.close().await;
         if crashed {
             bail!("a worker has died");
@@ -294,14 +234,10 @@ fn body_memory(all: u64) -> Budget {
     Budget::new(all, (all / 4).max(BATCH_BODY_MAX as u64))
 }
 
-/// Handles on both servers: on Redis, and on Postgres for requests and for workers. Half of the connections to Postgres
-/// are for requests alone, whatever the workers wait for.
-async fn connect(
-    config: &Config,
-    servers: Servers,
-    clock: &Clock,
-    metrics: &Metrics,
-) -> Result<(Redis, Postgres, Postgres)> {
+/// The contexts of requests and of jobs, which share all but the connections to Postgres: half of those are reserved for
+/// requests, however long jobs wait.
+async fn connect(config: &Config, servers: Servers, clock: Clock) -> Result<(Context, Context)> {
+    let metrics = Metrics::new(env!("CARGO_PKG_VERSION"), clock.now());
     let settings = redis_settings(config, servers.redis_url)?;
     let redis = Redis::new(settings, clock.clone(), metrics.clone())
         .context("TALLYMAN_REDIS_URL cannot be used")?;
@@ -310,12 +246,21 @@ async fn connect(
         Postgres::new(&servers.database_url, connections)
             .context("TALLYMAN_DATABASE_URL cannot be used")
     };
-    let (postgres, background) = (
-        postgres(config.database_connections - half)?,
-        postgres(half)?,
-    );
-    refuse_what_is_unfit(&redis).await?;
-    Ok((redis, postgres, background))
+    let requests = Context {
+        redis,
+        postgres: postgres(config.database_connections - half)?,
+        clock,
+        metrics,
+        late: TimeDelta::from_std(config.late)?,
+        idempotency: TimeDelta::from_std(config.idempotency)?,
+        defaults: Arc::new(config.defaults.clone()),
+    };
+    let jobs = Context {
+        postgres: postgres(half)?,
+        ..requests.clone()
+    };
+    check_redis(&requests.redis).await?;
+    Ok((requests, jobs))
 }
 
 fn redis_settings(config: &Config, url: String) -> Result<redis::Settings> {
@@ -327,20 +272,20 @@ fn redis_settings(config: &Config, url: String) -> Result<redis::Settings> {
     })
 }
 
-/// Makes this instance's settings the defaults of the service, and learns what seals the mirror of the keys, if Postgres
-/// can be reached; otherwise the sweeps do so.
-async fn learn(policies: &Policies, auth: &Auth) {
-    let learned = async {
+/// Publishes the default plan, and loads the secret that seals the mirror of API keys, if Postgres is up; otherwise the
+/// sweeps do so later.
+async fn load_from_postgres(policies: &Policies, auth: &Auth) {
+    let loaded = async {
         policies.learn().await?;
         auth.learn().await
     };
-    if let Err(error) = learned.await {
+    if let Err(error) = loaded.await {
         tracing::warn!(%error, "starting without Postgres");
     }
 }
 
-/// A Redis that counts cannot be trusted to.
-async fn refuse_what_is_unfit(redis: &Redis) -> Result<()> {
+/// Fails where Redis is misconfigured for counting; a Redis that is down is waited for.
+async fn check_redis(redis: &Redis) -> Result<()> {
     match redis.connection().await {
         Err(error @ (redis::Error::Unfit(_) | redis::Error::Inconsistent(_))) => bail!(error),
         Err(error) => tracing::warn!(%error, "starting without Redis"),

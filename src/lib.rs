@@ -7,14 +7,15 @@
 //! | 0 | [`domain`] | the rules, pure |
 //! | 1 | [`clock`], [`config`], [`coalescer`], [`budget`], [`metrics`] | the only readers of wall time and of the environment; coalesced batches, and bounds on concurrent work; what is measured |
 //! | 2 | [`redis`], [`postgres`] | the only code that speaks Redis, and SQL |
-//! | 3 | [`policies`], [`auth`] | effective policies, and authentication |
-//! | 4 | [`usage`] | counting, reading, history, recovery and verification |
-//! | 5 | [`admin`] | what administrators change |
-//! | 6 | [`jobs`] | background jobs: flushing, usage summaries, ending periods, garbage collection, webhooks |
-//! | 7 | [`http`] | HTTP and JSON |
-//! | 8 | [`server`], [`logging`] | connections, and the log |
-//! | 9 | [`app`] | wires everything; starts, supervises and stops it |
-//! | 10 | [`cli`] | commands of the executable, and private servers for development |
+//! | 3 | [`context`] | the handles and settings that every use case shares |
+//! | 4 | [`policies`], [`auth`] | effective policies, and authentication |
+//! | 5 | [`usage`] | counting, reading, history, recovery and verification |
+//! | 6 | [`admin`] | what administrators change |
+//! | 7 | [`jobs`] | background jobs: flushing, usage summaries, ending periods, garbage collection, webhooks |
+//! | 8 | [`http`] | HTTP and JSON |
+//! | 9 | [`server`], [`logging`] | connections, and the log |
+//! | 10 | [`app`] | wires everything; starts, supervises and stops it |
+//! | 11 | [`cli`] | commands of the executable, and private servers for development |
 
 pub mod admin;
 pub mod app;
@@ -24,6 +25,7 @@ pub mod cli;
 pub mod clock;
 pub mod coalescer;
 pub mod config;
+pub mod context;
 pub mod domain;
 pub mod http;
 pub mod jobs;

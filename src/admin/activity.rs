@@ -19,8 +19,12 @@ impl Admin {
         organization: &OrganizationId,
         schedule: &Schedule,
     ) -> Result<Option<DateTime<Utc>>, Error> {
-        let now = self.clock.now();
-        let known = self.redis.organization(connection, organization).await?;
+        let now = self.ctx.clock.now();
+        let known = self
+            .ctx
+            .redis
+            .organization(connection, organization)
+            .await?;
         let meters = known.and_then(|known| known.meters).unwrap_or_default();
         // What Postgres does not have yet was counted in one of the last two periods.
         let counters: Vec<CounterId> = meters
@@ -40,7 +44,7 @@ impl Admin {
                     })
             })
             .collect();
-        let held = self.redis.read(connection, &counters).await?;
+        let held = self.ctx.redis.read(connection, &counters).await?;
         Ok(held
             .into_iter()
             .flatten()

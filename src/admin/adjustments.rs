@@ -33,12 +33,12 @@ impl Admin {
         }
         for _ in 0..ROUNDS_MAX {
             // Before all that may have become impossible since.
-            match idempotency::answered(&self.postgres, wish.attempt).await? {
+            match idempotency::answered(&self.ctx.postgres, wish.attempt).await? {
                 Earlier::Nothing => {}
                 Earlier::Other => return Err(Error::KeyReused),
                 Earlier::Answered(id) => return self.adjusted(organization, id, true).await,
             }
-            let now = self.clock.now();
+            let now = self.ctx.clock.now();
             let connection = self.prepared(organization).await?;
             let sources = self.policies.stored(organization).await?;
             let policy = sources.resolve(now);
@@ -59,14 +59,14 @@ impl Admin {
                     .await?;
                 continue;
             }
-            let held = self.redis.read(&connection, &[counter]).await?;
+            let held = self.ctx.redis.read(&connection, &[counter]).await?;
             let added = u64::try_from(wish.amount).unwrap_or_default();
             let overflows = |held: Snapshot| held.used.checked_add(added).is_none();
             if held.into_iter().flatten().any(overflows) {
                 return Err(Error::Overflow(wish.meter.clone()));
             }
             let exists = |sources: &_| presence.still_exists(sources);
-            match adjustments::commit(&self.postgres, wish, actor, now, exists).await? {
+            match adjustments::commit(&self.ctx.postgres, wish, actor, now, exists).await? {
                 Outcome::Committed { id, replayed } => {
                     return self.adjusted(organization, id, replayed).await;
                 }
@@ -90,7 +90,7 @@ impl Admin {
     ) -> Result<Adjustment, Error> {
         self.finish_adjustment(organization).await?;
         // Gone only together with its organization.
-        let finished = adjustments::finished(&self.postgres, id).await?;
+        let finished = adjustments::finished(&self.ctx.postgres, id).await?;
         let finished = finished.ok_or(Error::NotFound)?;
         // Calls had brought the count so near to its ceiling meanwhile that nothing was applied.
         if finished.amount > 0 && finished.applied == 0 {
@@ -103,7 +103,7 @@ impl Admin {
     /// finished keeps nothing else from it.
     pub async fn finish_adjustments_once(&self) -> Result<usize, Error> {
         let mut finished = 0;
-        for organization in adjustments::unfinished(&self.postgres, UNFINISHED_MAX).await? {
+        for organization in adjustments::unfinished(&self.ctx.postgres, UNFINISHED_MAX).await? {
             match self.finish_adjustment(&organization).await {
                 Ok(()) => finished += 1,
                 Err(error) => {
@@ -120,11 +120,12 @@ impl Admin {
         organization: &OrganizationId,
     ) -> Result<(), Error> {
         for _ in 0..ROUNDS_MAX {
-            let now = self.clock.now();
-            let connection = self.redis.connection().await?;
+            let now = self.ctx.clock.now();
+            let connection = self.ctx.redis.connection().await?;
             // Before the adjustment: one that a deletion has taken with it must not be applied by a newer policy.
             let sources = self.policies.stored(organization).await?;
-            let Some(pending) = adjustments::pending(&self.postgres, organization).await? else {
+            let Some(pending) = adjustments::pending(&self.ctx.postgres, organization).await?
+            else {
                 return Ok(());
             };
             let policy = sources.resolve(now);

@@ -11,6 +11,6 @@ impl Admin {
         after: Option<u64>,
         count: u32,
     ) -> Result<Vec<Entry>, Error> {
-        Ok(audit::list(&self.postgres, filter, after, count).await?)
+        Ok(audit::list(&self.ctx.postgres, filter, after, count).await?)
     }
 }

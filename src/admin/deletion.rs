@@ -60,9 +60,9 @@ impl Admin {
         let connection = self.prepared(organization).await?;
         self.policies.stored(organization).await?;
         let presence = self.policies.presence(organization).await?;
-        let now = self.clock.now();
+        let now = self.ctx.clock.now();
         let prepared = deletions::delete(
-            &self.postgres,
+            &self.ctx.postgres,
             organization,
             actor,
             self.policies.reach(now),
@@ -77,7 +77,10 @@ impl Admin {
         );
         let prepared = prepared.await??;
         let version = prepared.version;
-        self.redis.fence(&connection, organization, version).await?;
+        self.ctx
+            .redis
+            .fence(&connection, organization, version)
+            .await?;
         let Deleted {
             sources,
             rows,
@@ -90,7 +93,8 @@ impl Admin {
             .policies
             .apply(&connection, organization, &sources)
             .await?;
-        self.redis
+        self.ctx
+            .redis
             .unfence(&connection, organization, version)
             .await?;
         let mut deletion = Deletion {
@@ -116,22 +120,25 @@ impl Admin {
 
     /// Erases what is left of deleted organizations, as far as it is due; returns of how many.
     pub async fn erase_once(&self) -> Result<usize, Error> {
-        let now = self.clock.now();
-        let due = deletions::take_on(&self.postgres, now, now + LEASE, BATCH).await?;
+        let now = self.ctx.clock.now();
+        let due = deletions::take_on(&self.ctx.postgres, now, now + LEASE, BATCH).await?;
         if due.is_empty() {
             return Ok(0);
         }
-        let connection = self.redis.connection().await?;
+        let connection = self.ctx.redis.connection().await?;
         let incarnations: BTreeMap<OrganizationId, u64> = due
             .iter()
             .map(|it| (it.organization.clone(), it.incarnation))
             .collect();
         for erasure in &due {
-            while deletions::erase_history(&self.postgres, erasure).await? > 0 {}
+            while deletions::erase_history(&self.ctx.postgres, erasure).await? > 0 {}
         }
-        self.redis.erase_traces(&connection, &incarnations).await?;
+        self.ctx
+            .redis
+            .erase_traces(&connection, &incarnations)
+            .await?;
         for erasure in &due {
-            deletions::finish(&self.postgres, erasure).await?;
+            deletions::finish(&self.ctx.postgres, erasure).await?;
         }
         Ok(due.len())
     }
@@ -144,7 +151,7 @@ impl Admin {
             .await
             .is_some()
         {
-            let erasing = self.metrics.timed(Worker::Erase, self.erase_once());
+            let erasing = self.ctx.metrics.timed(Worker::Erase, self.erase_once());
             match stop.run_until_cancelled(erasing).await {
                 Some(Err(error)) if !failing => {
                     tracing::warn!(%error, "what deleted organizations have left cannot be erased");
@@ -163,15 +170,20 @@ impl Admin {
         organization: &OrganizationId,
         deletion: &mut Deletion,
     ) -> Result<(), Error> {
-        let Some(erasure) = deletions::erasure_of(&self.postgres, organization).await? else {
+        let Some(erasure) = deletions::erasure_of(&self.ctx.postgres, organization).await? else {
             return Ok(());
         };
         if self.erase_some_history(&erasure, deletion).await?
-            && self.redis.size(connection).await? <= WALK_MAX
+            && self.ctx.redis.size(connection).await? <= WALK_MAX
         {
             let whose = BTreeMap::from([(organization.clone(), erasure.incarnation)]);
-            deletion.counters += self.redis.erase_traces(connection, &whose).await?.counters;
-            deletions::finish(&self.postgres, &erasure).await?;
+            deletion.counters += self
+                .ctx
+                .redis
+                .erase_traces(connection, &whose)
+                .await?
+                .counters;
+            deletions::finish(&self.ctx.postgres, &erasure).await?;
             deletion.background = false;
         }
         Ok(())
@@ -184,7 +196,7 @@ impl Admin {
         deletion: &mut Deletion,
     ) -> Result<bool, Error> {
         for _ in 0..CHUNKS_MAX {
-            let rows = deletions::erase_history(&self.postgres, erasure).await?;
+            let rows = deletions::erase_history(&self.ctx.postgres, erasure).await?;
             if rows == 0 {
                 return Ok(true);
             }

@@ -22,7 +22,7 @@ impl Admin {
         conditions: &Preconditions,
         actor: &Actor,
     ) -> Result<Sources, Error> {
-        let now = self.clock.now();
+        let now = self.ctx.clock.now();
         for (meter, change) in &changes {
             if let Some(change) = change {
                 check(meter, change, now)?;

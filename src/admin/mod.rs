@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::auth::Auth;
-use crate::clock::Clock;
+use crate::context::Context;
 use crate::domain::api_key::InvalidApiKey;
 use crate::domain::ids::{MeterId, OrganizationId};
 use crate::domain::patch::Change;
@@ -27,11 +27,10 @@ use crate::domain::period::InvalidCalendar;
 use crate::domain::policy::{LimitOverride, Organization, TemporaryLimit};
 use crate::domain::precondition::{PreconditionFailed, Preconditions};
 use crate::domain::schedule::Activity;
-use crate::metrics::Metrics;
 use crate::policies::{self, Policies};
 use crate::postgres::organizations::{Changed, Sources};
-use crate::postgres::{self, Actor, Postgres};
-use crate::redis::{self, Connection, Redis};
+use crate::postgres::{self, Actor};
+use crate::redis::{self, Connection};
 use crate::usage::recovery::{self, Recovery};
 
 pub use adjustments::Adjustment;
@@ -45,13 +44,10 @@ const ROUNDS_MAX: u32 = 5;
 /// The handle on administration; clones share everything.
 #[derive(Debug, Clone)]
 pub struct Admin {
-    redis: Redis,
-    postgres: Postgres,
+    ctx: Context,
     policies: Policies,
     recovery: Recovery,
     auth: Auth,
-    clock: Clock,
-    metrics: Metrics,
 }
 
 /// Which organizations a change is for.
@@ -143,31 +139,20 @@ impl From<InvalidApiKey> for Invalid {
 
 impl Admin {
     /// A handle on these.
-    pub fn new(
-        redis: Redis,
-        postgres: Postgres,
-        policies: Policies,
-        recovery: Recovery,
-        auth: Auth,
-        clock: Clock,
-        metrics: Metrics,
-    ) -> Self {
+    pub fn new(ctx: Context, policies: Policies, recovery: Recovery, auth: Auth) -> Self {
         Self {
-            redis,
-            postgres,
+            ctx,
             policies,
             recovery,
             auth,
-            clock,
-            metrics,
         }
     }
 
     /// A connection over which a change of an organization can be put in force, after what an earlier one has left to be done.
     /// Asked for before the commit: while Redis is away or full, nothing should be half done.
     async fn prepared(&self, organization: &OrganizationId) -> Result<Arc<Connection>, Error> {
-        let connection = self.redis.connection().await?;
-        self.redis.writable(&connection).await?;
+        let connection = self.ctx.redis.connection().await?;
+        self.ctx.redis.writable(&connection).await?;
         self.policies.pass_fence(organization).await?;
         Ok(connection)
     }
@@ -212,11 +197,11 @@ impl Admin {
         let in_redis = self
             .counted_in_redis(&connection, organization, &schedule)
             .await?;
-        let in_postgres = postgres::usage::last_counted(&self.postgres, organization).await?;
+        let in_postgres = postgres::usage::last_counted(&self.ctx.postgres, organization).await?;
         let activity = in_redis
             .max(in_postgres)
             .map_or(Activity::Never, Activity::LastPeriod);
-        let now = self.clock.now();
+        let now = self.ctx.clock.now();
         let change = |before: &Sources| {
             let exists = presence.still_exists(before);
             if !exists && whom == Whom::Existing {
@@ -226,7 +211,7 @@ impl Admin {
             change(before, activity)
         };
         let prepared = postgres::organizations::prepare(
-            &self.postgres,
+            &self.ctx.postgres,
             organization,
             actor,
             action,
@@ -239,7 +224,10 @@ impl Admin {
         let fence =
             (before.policy().schedule != after.policy().schedule).then_some(prepared.version);
         if let Some(version) = fence {
-            self.redis.fence(&connection, organization, version).await?;
+            self.ctx
+                .redis
+                .fence(&connection, organization, version)
+                .await?;
             // Nothing is counted from here on, so that this is what the new calendar begins with.
             let schedule = before.policy().schedule;
             let counted = self
@@ -247,7 +235,8 @@ impl Admin {
                 .await?;
             if counted != in_redis {
                 drop(prepared);
-                self.redis
+                self.ctx
+                    .redis
                     .unfence(&connection, organization, version)
                     .await?;
                 return Ok(None);
@@ -258,7 +247,8 @@ impl Admin {
             .apply(&connection, organization, &sources)
             .await?;
         if let Some(version) = fence {
-            self.redis
+            self.ctx
+                .redis
                 .unfence(&connection, organization, version)
                 .await?;
         }

@@ -30,7 +30,7 @@ impl Admin {
         conditions: &Preconditions,
         actor: &Actor,
     ) -> Result<Sources, Error> {
-        let now = self.clock.now();
+        let now = self.ctx.clock.now();
         self.change(
             organization,
             Whom::Anybody,
@@ -51,7 +51,7 @@ impl Admin {
         conditions: &Preconditions,
         actor: &Actor,
     ) -> Result<Sources, Error> {
-        let now = self.clock.now();
+        let now = self.ctx.clock.now();
         self.change(
             organization,
             Whom::Existing,

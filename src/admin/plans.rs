@@ -12,7 +12,7 @@ impl Admin {
     /// One plan.
     pub async fn plan(&self, id: &PlanId) -> Result<Plan, Error> {
         self.default_plan_is_there().await?;
-        plans::get(&self.postgres, id)
+        plans::get(&self.ctx.postgres, id)
             .await?
             .ok_or(Error::NoSuchPlan)
     }
@@ -20,7 +20,7 @@ impl Admin {
     /// At most `count` plans by id, behind `after`.
     pub async fn plans(&self, after: Option<&PlanId>, count: u32) -> Result<Vec<Plan>, Error> {
         self.default_plan_is_there().await?;
-        Ok(plans::list(&self.postgres, after, count).await?)
+        Ok(plans::list(&self.ctx.postgres, after, count).await?)
     }
 
     /// Makes or replaces a plan, all of it. It is in force for the next request here, and within two seconds on
@@ -34,7 +34,7 @@ impl Admin {
         check(&plan)?;
         self.default_plan_is_there().await?;
         let expected = |version| conditions.check(version).is_ok();
-        let change = plans::put(&self.postgres, plan, actor, expected).await?;
+        let change = plans::put(&self.ctx.postgres, plan, actor, expected).await?;
         let plan = done(change)?;
         self.policies.apply_plan(&plan).await;
         Ok(plan)
@@ -49,7 +49,7 @@ impl Admin {
     ) -> Result<(), Error> {
         self.default_plan_is_there().await?;
         let expected = |version| conditions.check(version).is_ok();
-        done(plans::delete(&self.postgres, id, actor, expected).await?)?;
+        done(plans::delete(&self.ctx.postgres, id, actor, expected).await?)?;
         Ok(())
     }
 

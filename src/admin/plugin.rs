@@ -29,7 +29,7 @@ impl Admin {
         update: PluginUpdate,
         actor: &Actor,
     ) -> Result<Sources, Error> {
-        let now = self.clock.now();
+        let now = self.ctx.clock.now();
         let change = |before: &Sources, activity: Activity| {
             let mut after = before.organization.clone().unwrap_or_default();
             if let Some(limit) = update.limit {

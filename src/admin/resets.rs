@@ -69,7 +69,7 @@ impl Admin {
         attempt: Option<&Attempt>,
         actor: &Actor,
     ) -> Result<Expired, Error> {
-        match idempotency::answered(&self.postgres, attempt).await? {
+        match idempotency::answered(&self.ctx.postgres, attempt).await? {
             Earlier::Nothing => {}
             Earlier::Other => return Err(Error::KeyReused),
             Earlier::Answered(expired) => {
@@ -83,7 +83,7 @@ impl Admin {
         if expired.count > 0 {
             tracing::info!(resets = expired.count, actor = %actor.name, "ended periods that were over");
         }
-        idempotency::answer(&self.postgres, attempt, &expired, self.clock.now()).await?;
+        idempotency::answer(&self.ctx.postgres, attempt, &expired, self.ctx.clock.now()).await?;
         Ok(expired)
     }
 
@@ -95,19 +95,19 @@ impl Admin {
     async fn end_expired(&self, asked_by: Option<&Actor>) -> Result<Expired, Error> {
         let mut expired = Expired::default();
         loop {
-            let now = self.clock.now();
-            let due = periods::due(&self.postgres, now, DUE_MAX).await?;
+            let now = self.ctx.clock.now();
+            let due = periods::due(&self.ctx.postgres, now, DUE_MAX).await?;
             // What was counted last must be in the row that is final.
             self.store_counts(&due.counters, now).await?;
-            let ended = match periods::end(&self.postgres, &due.organizations, asked_by, now).await
-            {
-                Err(error @ (postgres::Error::Other(_) | postgres::Error::Inconsistent(_))) => {
-                    tracing::debug!(%error, "periods are ended one by one");
-                    self.end_one_by_one(&due.organizations, asked_by, now)
-                        .await?
-                }
-                other => other?,
-            };
+            let ended =
+                match periods::end(&self.ctx.postgres, &due.organizations, asked_by, now).await {
+                    Err(error @ (postgres::Error::Other(_) | postgres::Error::Inconsistent(_))) => {
+                        tracing::debug!(%error, "periods are ended one by one");
+                        self.end_one_by_one(&due.organizations, asked_by, now)
+                            .await?
+                    }
+                    other => other?,
+                };
             expired.count += ended.organizations.len();
             let room = LISTED_MAX.saturating_sub(expired.organizations.len());
             expired
@@ -122,8 +122,8 @@ impl Admin {
 
     /// Forgets idempotency keys that are older.
     pub async fn forget_attempts(&self, age: TimeDelta) -> Result<(), Error> {
-        if let Some(before) = self.clock.now().checked_sub_signed(age) {
-            idempotency::forget(&self.postgres, before).await?;
+        if let Some(before) = self.ctx.clock.now().checked_sub_signed(age) {
+            idempotency::forget(&self.ctx.postgres, before).await?;
         }
         Ok(())
     }
@@ -138,7 +138,7 @@ impl Admin {
         let mut all = Ended::default();
         for organization in organizations {
             match periods::end(
-                &self.postgres,
+                &self.ctx.postgres,
                 std::slice::from_ref(organization),
                 asked_by,
                 now,
@@ -151,7 +151,7 @@ impl Admin {
                 }
                 Err(error @ (postgres::Error::Other(_) | postgres::Error::Inconsistent(_))) => {
                     tracing::error!(%error, org.id = %organization, "a period cannot be ended");
-                    periods::postpone(&self.postgres, organization, now).await?;
+                    periods::postpone(&self.ctx.postgres, organization, now).await?;
                     all.looked_at += 1;
                 }
                 Err(error) => return Err(error.into()),
@@ -166,9 +166,9 @@ impl Admin {
         counters: &[(CounterId, (u64, u64))],
         now: DateTime<Utc>,
     ) -> Result<(), Error> {
-        let connection = self.redis.connection().await?;
+        let connection = self.ctx.redis.connection().await?;
         let ids: Vec<CounterId> = counters.iter().map(|(id, _)| id.clone()).collect();
-        let held = self.redis.read(&connection, &ids).await?;
+        let held = self.ctx.redis.read(&connection, &ids).await?;
         let newer = held
             .into_iter()
             .zip(counters)
@@ -180,8 +180,8 @@ impl Admin {
             .iter()
             .flat_map(Snapshot::unstored_hours)
             .map(|hour| hour.start);
-        usage::ensure_partitions(&self.postgres, hours).await?;
-        usage::store(&self.postgres, &newer, &ThresholdEvents::new(), now).await?;
+        usage::ensure_partitions(&self.ctx.postgres, hours).await?;
+        usage::store(&self.ctx.postgres, &newer, &ThresholdEvents::new(), now).await?;
         Ok(())
     }
 
@@ -202,7 +202,11 @@ impl Admin {
             let connection = self.prepared(organization).await?;
             // The first change of all may come before the defaults were published.
             self.policies.stored(organization).await?;
-            let known = self.redis.organization(&connection, organization).await?;
+            let known = self
+                .ctx
+                .redis
+                .organization(&connection, organization)
+                .await?;
             let counted = known.and_then(|known| known.meters).unwrap_or_default();
             let wish = Wish {
                 organization,
@@ -212,7 +216,7 @@ impl Admin {
                 reason,
                 attempt,
             };
-            match resets::commit(&self.postgres, &wish, actor, self.clock.now()).await? {
+            match resets::commit(&self.ctx.postgres, &wish, actor, self.ctx.clock.now()).await? {
                 Outcome::Committed {
                     committed,
                     replayed,
@@ -237,7 +241,7 @@ impl Admin {
     /// Finishes every reset that is committed and may not have reached Redis; returns how many organizations had
     /// one. One that cannot be finished does not keep the others from it.
     pub async fn finish_resets_once(&self) -> Result<usize, Error> {
-        let unfinished = resets::unfinished(&self.postgres, UNFINISHED_MAX).await?;
+        let unfinished = resets::unfinished(&self.ctx.postgres, UNFINISHED_MAX).await?;
         let mut failed = None;
         for organization in &unfinished {
             if let Err(error) = self.finish_pending(organization).await {
@@ -251,12 +255,12 @@ impl Admin {
     /// Puts the pending resets of an organization in force.
     pub(super) async fn finish_pending(&self, organization: &OrganizationId) -> Result<(), Error> {
         for _ in 0..ROUNDS_MAX {
-            let pending = resets::pending(&self.postgres, organization).await?;
+            let pending = resets::pending(&self.ctx.postgres, organization).await?;
             if pending.is_empty() {
                 return Ok(());
             }
-            let now = self.clock.now();
-            let connection = self.redis.connection().await?;
+            let now = self.ctx.clock.now();
+            let connection = self.ctx.redis.connection().await?;
             let sources = self.policies.stored(organization).await?;
             self.policies
                 .apply(&connection, organization, &sources)
@@ -268,7 +272,7 @@ impl Admin {
                     .await?;
             }
             // It is full no more.
-            summaries::refresh(&self.postgres, std::slice::from_ref(organization), now).await?;
+            summaries::refresh(&self.ctx.postgres, std::slice::from_ref(organization), now).await?;
         }
         Err(recovery::Error::Contended.into())
     }
@@ -279,7 +283,7 @@ impl Admin {
         committed: &Committed,
         replayed: bool,
     ) -> Result<Reset, Error> {
-        let counts = resets::previous_counts(&self.postgres, organization, committed).await?;
+        let counts = resets::previous_counts(&self.ctx.postgres, organization, committed).await?;
         let meters = committed.meters.iter().map(|(meter, cut)| {
             let reset = MeterReset {
                 previous_count: counts.get(meter).copied().unwrap_or(Count::ZERO),

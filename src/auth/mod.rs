@@ -26,13 +26,13 @@ use tokio_util::sync::CancellationToken;
 
 pub use tokens::{User, may_hold_token};
 
-use crate::clock::Clock;
 use crate::config::JwtConfig;
+use crate::context::Context;
 use crate::domain::ids::ApiKeyId;
-use crate::metrics::{self, Metrics, Worker};
+use crate::metrics::{self, Worker};
+use crate::postgres;
 use crate::postgres::api_keys::{self, KeyRecord, PresentedKey};
-use crate::postgres::{self, Postgres};
-use crate::redis::{self, KeyChanges, Redis};
+use crate::redis::{self, KeyChanges};
 use seal::Seal;
 use tokens::Tokens;
 
@@ -57,16 +57,13 @@ const USES_INTERVAL: Duration = Duration::from_mins(1);
 /// The handle on keys and tokens; clones share the cache.
 #[derive(Debug, Clone)]
 pub struct Auth {
-    redis: Redis,
-    postgres: Postgres,
-    clock: Clock,
+    ctx: Context,
     cache: Arc<Cache<ApiKeyId, Arc<Known>>>,
     /// Unknown until Postgres was reached.
     seal: Arc<OnceLock<Seal>>,
     revoked: Arc<Mutex<Revoked>>,
     /// The minute in which keys were last used, as far as Postgres has not been told.
     uses: Arc<Mutex<BTreeMap<ApiKeyId, DateTime<Utc>>>>,
-    metrics: Metrics,
     /// None where no JWT is accepted.
     tokens: Option<Tokens>,
 }
@@ -114,45 +111,38 @@ pub enum Error {
 
 impl Auth {
     /// A handle that knows no keys yet.
-    pub fn new(
-        redis: Redis,
-        postgres: Postgres,
-        clock: Clock,
-        metrics: Metrics,
-        jwt: Option<JwtConfig>,
-    ) -> Result<Self, reqwest::Error> {
-        let tokens = jwt.map(|jwt| Tokens::new(jwt, clock.clone())).transpose()?;
+    pub fn new(ctx: Context, jwt: Option<JwtConfig>) -> Result<Self, reqwest::Error> {
+        let tokens = jwt
+            .map(|jwt| Tokens::new(jwt, ctx.clock.clone()))
+            .transpose()?;
         Ok(Self {
-            redis,
-            postgres,
-            clock,
+            ctx,
             cache: Arc::new(Cache::new(CACHE_SIZE)),
             seal: Arc::default(),
             revoked: Arc::default(),
             uses: Arc::default(),
-            metrics,
             tokens,
         })
     }
 
-    /// The same, sharing all that is known, with other connections to Postgres.
+    /// The same, sharing all that is known, with the connections to Postgres of another context.
     #[must_use]
-    pub fn on(&self, postgres: Postgres) -> Self {
+    pub fn on(&self, ctx: Context) -> Self {
         Self {
-            postgres,
+            ctx,
             ..self.clone()
         }
     }
 
     /// The record of a key, if the key is right, and neither expired nor revoked.
     pub async fn authenticate(&self, key: &PresentedKey) -> Result<Option<Arc<KeyRecord>>, Error> {
-        let now = self.clock.now();
+        let now = self.ctx.clock.now();
         let cached = self.cache.get(&key.id);
         let known = if let Some(known) = cached.filter(|known| known.is_fresh(now)) {
-            self.metrics.cache_hit(metrics::Cache::Keys);
+            self.ctx.metrics.cache_hit(metrics::Cache::Keys);
             known
         } else {
-            self.metrics.cache_missed(metrics::Cache::Keys);
+            self.ctx.metrics.cache_missed(metrics::Cache::Keys);
             // In a box, so that a call whose key is at hand does not carry this about.
             Box::pin(self.look_up(&key.id, now)).await?
         };
@@ -174,8 +164,8 @@ impl Auth {
         if record.proven {
             return Ok(Some(Arc::clone(record)));
         }
-        let found = api_keys::find(&self.postgres, &record.id).await?;
-        let now = self.clock.now();
+        let found = api_keys::find(&self.ctx.postgres, &record.id).await?;
+        let now = self.ctx.clock.now();
         let same = found.filter(|it| it.is_of_the_key_of(record) && it.is_valid_at(now));
         Ok(same.map(Arc::new))
     }
@@ -196,12 +186,12 @@ impl Auth {
     /// Learns what Postgres alone can tell: the seal of the mirror, and which keys are revoked.
     pub async fn learn(&self) -> Result<(), postgres::Error> {
         if self.seal.get().is_none() {
-            let secret = api_keys::mirror_secret(&self.postgres).await?;
+            let secret = api_keys::mirror_secret(&self.ctx.postgres).await?;
             let _ = self.seal.set(Seal::new(&secret));
         }
         loop {
             let up_to = self.revoked().up_to;
-            let news = api_keys::revoked_since(&self.postgres, up_to, SWEEP_BATCH).await?;
+            let news = api_keys::revoked_since(&self.ctx.postgres, up_to, SWEEP_BATCH).await?;
             let Some((_, newest)) = news.last() else {
                 return Ok(());
             };
@@ -222,17 +212,18 @@ impl Auth {
         let Some(seal) = self.seal.get() else {
             return Ok(0);
         };
-        let connection = self.redis.connection().await?;
+        let connection = self.ctx.redis.connection().await?;
         let mut written = 0;
         loop {
             // The mark is as old as the records beside it, so that a rollback of Redis is repaired as well.
-            let mark = self.redis.api_keys_mark(&connection).await?;
+            let mark = self.ctx.redis.api_keys_mark(&connection).await?;
             // One of another database, or nobody's, is none.
             let seen = mark
                 .as_deref()
                 .and_then(|mark| seal.open(MARK, mark)?.parse().ok());
             let seen = seen.unwrap_or(0);
-            let Some(changes) = api_keys::changes_since(&self.postgres, seen, SWEEP_BATCH).await?
+            let Some(changes) =
+                api_keys::changes_since(&self.ctx.postgres, seen, SWEEP_BATCH).await?
             else {
                 return Ok(written);
             };
@@ -251,6 +242,7 @@ impl Auth {
             };
             // Where another instance was faster, its mark says how far it came.
             if self
+                .ctx
                 .redis
                 .mirror_api_keys(&connection, mark.as_deref(), &step)
                 .await?
@@ -263,7 +255,7 @@ impl Auth {
     /// Tells Postgres which keys were used since the last time.
     pub async fn store_uses(&self) -> Result<(), postgres::Error> {
         let uses = std::mem::take(&mut *self.uses.lock().unwrap_or_else(PoisonError::into_inner));
-        let stored = api_keys::note_uses(&self.postgres, &uses).await;
+        let stored = api_keys::note_uses(&self.ctx.postgres, &uses).await;
         if stored.is_err() {
             let mut waiting = self.uses.lock().unwrap_or_else(PoisonError::into_inner);
             for (id, minute) in uses {
@@ -282,6 +274,7 @@ impl Auth {
         let mut failing = false;
         loop {
             match self
+                .ctx
                 .metrics
                 .timed(Worker::KeySweep, self.sweep_once())
                 .await
@@ -317,7 +310,7 @@ impl Auth {
         let record = match self.mirrored(id).await {
             Ok(Some(record)) => Some(record),
             // Not mirrored yet, or nobody to ask: Postgres knows.
-            Ok(None) | Err(_) => api_keys::find(&self.postgres, id).await?,
+            Ok(None) | Err(_) => api_keys::find(&self.ctx.postgres, id).await?,
         };
         let revoked = self.revoked().ids.contains(id);
         let record = record.map(|mut record| {
@@ -334,8 +327,8 @@ impl Auth {
     }
 
     async fn mirrored(&self, id: &ApiKeyId) -> Result<Option<KeyRecord>, redis::Error> {
-        let connection = self.redis.connection().await?;
-        let text = self.redis.api_key(&connection, id).await?;
+        let connection = self.ctx.redis.connection().await?;
+        let text = self.ctx.redis.api_key(&connection, id).await?;
         let Some(text) = text else { return Ok(None) };
         let seal = self.seal.get();
         let opened = match seal {

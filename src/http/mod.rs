@@ -42,7 +42,7 @@ pub fn router(state: State) -> Router {
         // As one layer, because the router puts every layer of its own into a box, for every request.
         .layer(
             ServiceBuilder::new()
-                .layer(Observe::layer(state.metrics.clone()))
+                .layer(Observe::layer(state.ctx.metrics.clone()))
                 .option_layer(cors)
                 .layer(CatchPanicLayer::custom(|_| {
                     Error::panicked().into_response()

@@ -7,12 +7,9 @@ use std::time::Duration;
 use crate::admin::Admin;
 use crate::auth::Auth;
 use crate::budget::{Budget, Turns};
-use crate::clock::Clock;
 use crate::config::Origins;
+use crate::context::Context;
 use crate::jobs::webhooks::Webhooks;
-use crate::metrics::Metrics;
-use crate::postgres::Postgres;
-use crate::redis::Redis;
 use crate::usage::Usage;
 use crate::usage::history::History;
 use crate::usage::verify::Verifier;
@@ -36,14 +33,8 @@ pub struct Handles {
     pub verifier: Verifier,
     /// Notifying others.
     pub webhooks: Webhooks,
-    /// Asked for its health alone.
-    pub redis: Redis,
-    /// Asked for its health alone.
-    pub postgres: Postgres,
-    /// For `Retry-After`.
-    pub clock: Clock,
-    /// What is told of them all.
-    pub metrics: Metrics,
+    /// Servers, clock and metrics.
+    pub ctx: Context,
     /// Whether the metrics are told elsewhere than beside the API.
     pub metrics_apart: bool,
     /// Below which the Better Auth plugin's endpoints are.

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use chrono::TimeDelta;
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::Clock;
+use crate::context::Context;
 use crate::domain::retention;
-use crate::metrics::{Metrics, Worker};
-use crate::redis::{self, Collected, Redis};
+use crate::metrics::Worker;
+use crate::redis::{self, Collected};
 
 /// Between two looks whether it is time.
 const LOOK: Duration = Duration::from_mins(10);
@@ -29,34 +29,26 @@ const UNCOUNTED: TimeDelta = TimeDelta::hours(1);
 /// The handle on forgetting.
 #[derive(Debug, Clone)]
 pub struct GarbageCollector {
-    redis: Redis,
-    clock: Clock,
-    /// How long after its end a period takes late events.
-    late: TimeDelta,
-    metrics: Metrics,
+    ctx: Context,
 }
 
 impl GarbageCollector {
     /// A handle on these.
-    pub fn new(redis: Redis, clock: Clock, late: TimeDelta, metrics: Metrics) -> Self {
-        Self {
-            redis,
-            clock,
-            late,
-            metrics,
-        }
+    pub fn new(ctx: Context) -> Self {
+        Self { ctx }
     }
 
     /// Walks through everything once.
     pub async fn collect_once(&self) -> Result<Collected, redis::Error> {
-        let connection = self.redis.connection().await?;
-        let now = self.clock.now();
+        let connection = self.ctx.redis.connection().await?;
+        let now = self.ctx.clock.now();
         let (ended_before, written_before) =
-            (retention::oldest_end(now, self.late), now - UNCOUNTED);
+            (retention::oldest_end(now, self.ctx.late), now - UNCOUNTED);
         let (mut cursor, mut forgotten) = (0, Collected::default());
         loop {
             let started = Instant::now();
             let (next, some) = self
+                .ctx
                 .redis
                 .forget(&connection, cursor, ended_before, written_before)
                 .await?;
@@ -78,7 +70,7 @@ impl GarbageCollector {
             .await
             .is_some()
         {
-            let forgetting = self.metrics.timed(Worker::Forget, self.forget_if_due());
+            let forgetting = self.ctx.metrics.timed(Worker::Forget, self.forget_if_due());
             match stop.run_until_cancelled(forgetting).await {
                 Some(Err(error)) if !failing => {
                     tracing::warn!(%error, "Redis cannot be rid of what is of no use any more");
@@ -91,8 +83,9 @@ impl GarbageCollector {
     }
 
     async fn forget_if_due(&self) -> Result<(), redis::Error> {
-        let connection = self.redis.connection().await?;
+        let connection = self.ctx.redis.connection().await?;
         if self
+            .ctx
             .redis
             .lease_forgetting(&connection, INTERVAL_MS)
             .await?

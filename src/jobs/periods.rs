@@ -4,11 +4,11 @@
 
 use std::time::Duration;
 
-use chrono::TimeDelta;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Admin};
-use crate::metrics::{Metrics, Worker};
+use crate::context::Context;
+use crate::metrics::Worker;
 
 /// Between two looks; a reset is late by as much at most, and by what the look takes.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -16,22 +16,19 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// The handle on scheduling.
 #[derive(Debug, Clone)]
 pub struct PeriodsJob {
+    ctx: Context,
     admin: Admin,
     /// Whether periods are ended here; somebody else may do it by `POST /v1/reset-expired`.
     ends_periods: bool,
-    /// How long idempotency keys are remembered.
-    idempotency: TimeDelta,
-    metrics: Metrics,
 }
 
 impl PeriodsJob {
     /// A handle on these.
-    pub fn new(admin: Admin, ends_periods: bool, idempotency: TimeDelta, metrics: Metrics) -> Self {
+    pub fn new(ctx: Context, admin: Admin, ends_periods: bool) -> Self {
         Self {
+            ctx,
             admin,
             ends_periods,
-            idempotency,
-            metrics,
         }
     }
 
@@ -39,12 +36,12 @@ impl PeriodsJob {
     pub async fn sweep_once(&self) -> Result<usize, admin::Error> {
         self.admin.finish_resets_once().await?;
         self.admin.finish_adjustments_once().await?;
-        self.admin.forget_attempts(self.idempotency).await?;
+        self.admin.forget_attempts(self.ctx.idempotency).await?;
         if !self.ends_periods {
             return Ok(0);
         }
         let ended = self.admin.reset_expired_once().await?.count;
-        self.metrics.periods_ended(ended);
+        self.ctx.metrics.periods_ended(ended);
         Ok(ended)
     }
 
@@ -57,6 +54,7 @@ impl PeriodsJob {
             .is_some()
         {
             match self
+                .ctx
                 .metrics
                 .timed(Worker::PeriodsJob, self.sweep_once())
                 .await

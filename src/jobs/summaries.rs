@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::flush::{Error, Handles, rest_after};
-use crate::clock::Clock;
+use super::flush::{Error, rest_after};
+use crate::context::Context;
 use crate::domain::counter::CounterId;
 use crate::domain::ids::{MeterId, OrganizationId};
 use crate::policies::Policies;
-use crate::postgres::{self, Postgres, summaries, usage};
-use crate::redis::{Connection, Redis};
+use crate::postgres::{self, summaries, usage};
+use crate::redis::Connection;
 use crate::usage::recovery::Recovery;
 
 /// Between two rounds; a list lags behind what is stored by as much, and by more where many have changed.
@@ -35,9 +35,7 @@ const WALK: u32 = 100;
 /// The lists; clones share what is due.
 #[derive(Debug, Clone)]
 pub(super) struct Summaries {
-    postgres: Postgres,
-    clock: Clock,
-    redis: Redis,
+    ctx: Context,
     policies: Policies,
     /// Brings back what Redis does not know of.
     recovery: Recovery,
@@ -46,13 +44,11 @@ pub(super) struct Summaries {
 }
 
 impl Summaries {
-    pub(super) fn new(handles: &Handles) -> Self {
+    pub(super) fn new(ctx: Context, policies: Policies, recovery: Recovery) -> Self {
         Self {
-            postgres: handles.postgres.clone(),
-            clock: handles.clock.clone(),
-            redis: handles.redis.clone(),
-            policies: handles.policies.clone(),
-            recovery: handles.recovery.clone(),
+            ctx,
+            policies,
+            recovery,
             due: Arc::default(),
         }
     }
@@ -79,7 +75,7 @@ impl Summaries {
         if some.is_empty() {
             return Ok(false);
         }
-        let refreshed = summaries::refresh(&self.postgres, &some, self.clock.now()).await;
+        let refreshed = summaries::refresh(&self.ctx.postgres, &some, self.ctx.clock.now()).await;
         if let Err(error) = refreshed {
             self.note(some.iter());
             return Err(error);
@@ -89,7 +85,7 @@ impl Summaries {
 
     /// Takes organizations whose period is over off the lists that they were full in; returns how many.
     pub(super) async fn age_once(&self) -> Result<u64, Error> {
-        Ok(summaries::age(&self.postgres, self.clock.now(), BATCH_MAX).await?)
+        Ok(summaries::age(&self.ctx.postgres, self.ctx.clock.now(), BATCH_MAX).await?)
     }
 
     /// Looks through some organizations, whether or not anything was stored; returns the last of them, behind which
@@ -98,19 +94,19 @@ impl Summaries {
         &self,
         after: Option<&OrganizationId>,
     ) -> Result<Option<OrganizationId>, Error> {
-        let mut some = summaries::some_after(&self.postgres, after, WALK).await?;
-        summaries::refresh(&self.postgres, &some, self.clock.now()).await?;
+        let mut some = summaries::some_after(&self.ctx.postgres, after, WALK).await?;
+        summaries::refresh(&self.ctx.postgres, &some, self.ctx.clock.now()).await?;
         self.list_meters(&some).await?;
         Ok(some.pop())
     }
 
     /// Brings meters back that Postgres holds and that Redis does not list beside others of their organization.
     async fn list_meters(&self, organizations: &[OrganizationId]) -> Result<(), Error> {
-        let now = self.clock.now();
-        let mut stored = usage::running_meters(&self.postgres, organizations, now).await?;
-        let connection = self.redis.connection().await?;
+        let now = self.ctx.clock.now();
+        let mut stored = usage::running_meters(&self.ctx.postgres, organizations, now).await?;
+        let connection = self.ctx.redis.connection().await?;
         let ids: Vec<&OrganizationId> = organizations.iter().collect();
-        let known = self.redis.organizations(&connection, &ids).await?;
+        let known = self.ctx.redis.organizations(&connection, &ids).await?;
         for (organization, known) in organizations.iter().zip(known) {
             // Where it lists none, whoever asks is told what Postgres holds.
             let listed = known.and_then(|known| known.meters);
@@ -134,7 +130,7 @@ impl Summaries {
         organization: &OrganizationId,
         meter: &MeterId,
     ) -> Result<(), Error> {
-        let (policy, now) = (self.policies.get(organization).await?, self.clock.now());
+        let (policy, now) = (self.policies.get(organization).await?, self.ctx.clock.now());
         let counter = CounterId {
             organization: organization.clone(),
             meter: meter.clone(),

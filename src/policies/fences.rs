@@ -18,14 +18,18 @@ impl Policies {
         connection: &Arc<Connection>,
         organization: &OrganizationId,
     ) -> Result<Option<KnownOrganization>, Error> {
-        let known = self.redis.organization(connection, organization);
-        let fence = self.redis.fence_of(connection, organization);
+        let known = self.ctx.redis.organization(connection, organization);
+        let fence = self.ctx.redis.fence_of(connection, organization);
         let (known, fence) = futures::try_join!(known, fence)?;
         if fence.is_none() {
             return Ok(known);
         }
         self.pass_fence(organization).await?;
-        Ok(self.redis.organization(connection, organization).await?)
+        Ok(self
+            .ctx
+            .redis
+            .organization(connection, organization)
+            .await?)
     }
 
     /// Puts in force what became of the change that the fence of an organization stands for, if it has one. Callers
@@ -48,13 +52,14 @@ impl Policies {
     }
 
     async fn pass(&self, organization: &OrganizationId) -> Result<(), Error> {
-        let connection = self.redis.connection().await?;
-        let Some(version) = self.redis.fence_of(&connection, organization).await? else {
+        let connection = self.ctx.redis.connection().await?;
+        let Some(version) = self.ctx.redis.fence_of(&connection, organization).await? else {
             return Ok(());
         };
-        let sources = organizations::settled(&self.postgres, organization).await?;
+        let sources = organizations::settled(&self.ctx.postgres, organization).await?;
         self.apply(&connection, organization, &sources).await?;
-        self.redis
+        self.ctx
+            .redis
             .unfence(&connection, organization, version)
             .await?;
         Ok(())

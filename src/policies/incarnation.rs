@@ -18,7 +18,7 @@ use crate::redis::{Configured, Connection};
 impl Policies {
     /// No event that is still to come reaches what ended before this, with a day to spare.
     pub fn reach(&self, now: DateTime<Utc>) -> DateTime<Utc> {
-        retention::oldest_end(now, self.late)
+        retention::oldest_end(now, self.ctx.late)
     }
 
     /// Makes policies known to Redis; returns what Redis then knows of each, and how many counters were erased for it.
@@ -27,9 +27,10 @@ impl Policies {
         connection: &Connection,
         policies: &[Written<'_>],
     ) -> Result<Vec<(Configured, usize)>, Error> {
-        let now = self.clock.now();
+        let now = self.ctx.clock.now();
         let configurations: Vec<_> = policies.iter().map(|it| it.configuration(&[])).collect();
         let configured = self
+            .ctx
             .redis
             .configure(connection, &configurations, now)
             .await?;
@@ -54,11 +55,11 @@ impl Policies {
         former: &str,
         meters: &[MeterId],
     ) -> Result<(Configured, usize), Error> {
-        let now = self.clock.now();
+        let now = self.ctx.clock.now();
         let organization = written.organization;
         // What cannot be read says nothing about its periods.
         let former = held(former);
-        let (from, to) = (now - self.late, now + EARLY);
+        let (from, to) = (now - self.ctx.late, now + EARLY);
         let schedules = former
             .iter()
             .chain([&written.policy])
@@ -78,11 +79,13 @@ impl Policies {
         }
         let reachable: Vec<CounterId> = reachable.into_iter().collect();
         let erased = self
+            .ctx
             .redis
             .erase(connection, organization, written.incarnation, &reachable)
             .await?;
         let configuration = written.configuration(&[]);
         let anew = self
+            .ctx
             .redis
             .start_incarnation(connection, &configuration, now)
             .await?;

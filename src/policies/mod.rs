@@ -22,17 +22,17 @@ use futures::StreamExt;
 use quick_cache::sync::Cache;
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::Clock;
 use crate::coalescer::Coalescer;
+use crate::context::Context;
 use crate::domain::counter::{CounterId, Stamp};
 use crate::domain::ids::OrganizationId;
 use crate::domain::plan::Plan;
-use crate::domain::policy::{Defaults, Policy};
-use crate::metrics::{self, Metrics, Worker};
+use crate::domain::policy::Policy;
+use crate::metrics::{self, Worker};
 use crate::postgres::organizations::{self, Sources};
-use crate::postgres::{self, Actor, Postgres, plans};
+use crate::postgres::{self, Actor, plans};
 use crate::redis::{
-    self, Announcement, Configuration, Configured, Connection, KnownOrganization, PolicyText, Redis,
+    self, Announcement, Configuration, Configured, Connection, KnownOrganization, PolicyText,
 };
 
 pub use cache::{CachedPolicy, Window};
@@ -59,13 +59,7 @@ const SWEEP_BATCH: u32 = 1000;
 /// The handle on policies; clones share the cache.
 #[derive(Debug, Clone)]
 pub struct Policies {
-    redis: Redis,
-    postgres: Postgres,
-    clock: Clock,
-    /// How long after its end a period takes late events.
-    late: TimeDelta,
-    /// What this instance was started with.
-    defaults: Arc<Defaults>,
+    ctx: Context,
     cache: Arc<Cache<OrganizationId, Cached>>,
     /// Policies by their version and JSON, as Redis has them.
     shared: Arc<Cache<Box<str>, Arc<CachedPolicy>>>,
@@ -73,7 +67,6 @@ pub struct Policies {
     look_ups: Coalescer<LookUp, LookUp, Found, Error>,
     /// Of organizations that have a fence.
     passing: Coalescer<OrganizationId, OrganizationId, (), Error>,
-    metrics: Metrics,
 }
 
 /// What somebody wants to know past the cache.
@@ -189,34 +182,22 @@ impl Error {
 
 impl Policies {
     /// A handle that has read nothing yet.
-    pub fn new(
-        redis: Redis,
-        postgres: Postgres,
-        clock: Clock,
-        late: TimeDelta,
-        defaults: Defaults,
-        metrics: Metrics,
-    ) -> Self {
+    pub fn new(ctx: Context) -> Self {
         Self {
-            redis,
-            postgres,
-            clock,
-            late,
-            defaults: Arc::new(defaults),
+            ctx,
             cache: Arc::new(Cache::new(CACHE_SIZE)),
             shared: Arc::new(Cache::new(POLICIES_SIZE)),
             floors: Arc::default(),
             look_ups: Coalescer::default(),
             passing: Coalescer::default(),
-            metrics,
         }
     }
 
-    /// The same, sharing the caches, with other connections to Postgres.
+    /// The same, sharing the caches, with the connections to Postgres of another context.
     #[must_use]
-    pub fn on(&self, postgres: Postgres) -> Self {
+    pub fn on(&self, ctx: Context) -> Self {
         Self {
-            postgres,
+            ctx,
             look_ups: Coalescer::default(),
             passing: Coalescer::default(),
             ..self.clone()
@@ -225,7 +206,7 @@ impl Policies {
 
     /// The policy of an organization: from the cache, else from Redis, else from Postgres.
     pub async fn get(&self, organization: &OrganizationId) -> Result<Arc<CachedPolicy>, Error> {
-        match self.at_hand(organization, self.clock.now()) {
+        match self.at_hand(organization, self.ctx.clock.now()) {
             Some(policy) => Ok(policy),
             // In a box, so that a call whose policy is at hand does not carry this about.
             None => Box::pin(self.fresh(organization)).await,
@@ -241,10 +222,10 @@ impl Policies {
         if let Some(cached) = self.cache.get(organization)
             && self.holds(&cached, now)
         {
-            self.metrics.cache_hit(metrics::Cache::Policies);
+            self.ctx.metrics.cache_hit(metrics::Cache::Policies);
             return Some(cached.policy);
         }
-        self.metrics.cache_missed(metrics::Cache::Policies);
+        self.ctx.metrics.cache_missed(metrics::Cache::Policies);
         None
     }
 
@@ -259,7 +240,7 @@ impl Policies {
         organization: &OrganizationId,
         than: u64,
     ) -> Result<Arc<CachedPolicy>, Error> {
-        self.metrics.policy_refreshed();
+        self.ctx.metrics.policy_refreshed();
         self.look_up(organization, Some(than)).await
     }
 
@@ -288,14 +269,14 @@ impl Policies {
 
     /// What is to be seen of an organization, in Postgres and in Redis.
     pub async fn presence(&self, organization: &OrganizationId) -> Result<Presence, Error> {
-        let stored = organizations::presence(&self.postgres, organization).await?;
+        let stored = organizations::presence(&self.ctx.postgres, organization).await?;
         let mut presence = Presence {
             stored: stored.exists,
             counted: false,
             incarnation: stored.incarnation,
         };
         if !presence.stored {
-            let connection = self.redis.connection().await?;
+            let connection = self.ctx.redis.connection().await?;
             let known = self.known(&connection, organization).await?;
             let (life, counted) = known.map_or((u64::MAX, false), |known| {
                 (known.incarnation, known.meters.is_some())
@@ -318,10 +299,10 @@ impl Policies {
 
     /// The same of some organizations, in their order.
     async fn stored_all(&self, organizations: &[&OrganizationId]) -> Result<Vec<Sources>, Error> {
-        let mut sources = organizations::sources(&self.postgres, organizations).await?;
+        let mut sources = organizations::sources(&self.ctx.postgres, organizations).await?;
         if sources.is_empty() && !organizations.is_empty() {
             self.publish_defaults().await?;
-            sources = organizations::sources(&self.postgres, organizations).await?;
+            sources = organizations::sources(&self.ctx.postgres, organizations).await?;
         }
         if sources.len() < organizations.len() {
             return Err(no_defaults());
@@ -334,7 +315,7 @@ impl Policies {
         if self.floors.defaults() == 0 {
             self.publish_defaults().await?;
         }
-        let changes = plans::versions_since(&self.postgres, self.floors.swept()).await?;
+        let changes = plans::versions_since(&self.ctx.postgres, self.floors.swept()).await?;
         self.floors.sweep(&changes);
         Ok(())
     }
@@ -344,9 +325,9 @@ impl Policies {
     pub async fn apply_plan(&self, plan: &Plan) {
         self.floors.raise_plan(&plan.id, plan.version);
         let announced = async {
-            let connection = self.redis.connection().await?;
+            let connection = self.ctx.redis.connection().await?;
             let changed = Announcement::Plan(plan.id.clone(), plan.version);
-            self.redis.announce(&connection, &changed).await
+            self.ctx.redis.announce(&connection, &changed).await
         };
         if let Err(error) = announced.await {
             tracing::warn!(%error, plan = %plan.id, "a change of a plan was not announced; the sweeps find it");
@@ -362,7 +343,7 @@ impl Policies {
         organization: &OrganizationId,
         sources: &Sources,
     ) -> Result<usize, Error> {
-        let now = self.clock.now();
+        let now = self.ctx.clock.now();
         let written = Written::of(organization, sources, self.reach(now))?;
         let policy = &written.policy;
         let at_now = policy.clone().at(now);
@@ -392,13 +373,14 @@ impl Policies {
                     )
                 })
                 .collect();
-            self.redis
+            self.ctx
+                .redis
                 .configure(connection, &[written.configuration(&running)], now)
                 .await?;
         }
         self.forget(organization);
         let changed = Announcement::Organization(organization.clone());
-        self.redis.announce(connection, &changed).await?;
+        self.ctx.redis.announce(connection, &changed).await?;
         Ok(erased)
     }
 
@@ -407,23 +389,26 @@ impl Policies {
     pub async fn sweep_once(&self) -> Result<usize, Error> {
         self.learn().await?;
         self.end_limits().await?;
-        let connection = self.redis.connection().await?;
-        for organization in self.redis.fenced(&connection).await? {
+        let connection = self.ctx.redis.connection().await?;
+        for organization in self.ctx.redis.fenced(&connection).await? {
             // One that cannot be passed keeps nothing else from being applied.
             if let Err(error) = self.pass_fence(&organization).await {
                 tracing::debug!(%error, org.id = %organization, "a change cannot be finished");
             }
         }
         // The mark is as old as the data set that holds it, so that a rollback is repaired as well.
-        let mark = self.redis.applied(&connection).await?;
-        let changes = organizations::changes_since(&self.postgres, mark, SWEEP_BATCH).await?;
+        let mark = self.ctx.redis.applied(&connection).await?;
+        let changes = organizations::changes_since(&self.ctx.postgres, mark, SWEEP_BATCH).await?;
         self.floors.raise_defaults(changes.defaults_version);
         for organization in &changes.organizations {
             let sources = self.stored(organization).await?;
             self.apply(&connection, organization, &sources).await?;
         }
         if changes.version > mark {
-            self.redis.set_applied(&connection, changes.version).await?;
+            self.ctx
+                .redis
+                .set_applied(&connection, changes.version)
+                .await?;
         }
         Ok(changes.organizations.len())
     }
@@ -446,6 +431,7 @@ impl Policies {
             .is_some()
         {
             match self
+                .ctx
                 .metrics
                 .timed(Worker::PolicySweep, self.sweep_once())
                 .await
@@ -475,7 +461,7 @@ impl Policies {
     async fn listen(&self, stop: &CancellationToken) {
         loop {
             let heard = async {
-                if let Ok(mut announcements) = self.redis.announcements().await {
+                if let Ok(mut announcements) = self.ctx.redis.announcements().await {
                     while let Some(announcement) = announcements.next().await {
                         match announcement {
                             Announcement::Organization(id) => self.forget(&id),
@@ -492,8 +478,9 @@ impl Policies {
     }
 
     async fn publish_defaults(&self) -> Result<(), postgres::Error> {
-        let now = self.clock.now();
-        let version = organizations::publish_defaults(&self.postgres, &self.defaults, now).await?;
+        let now = self.ctx.clock.now();
+        let version =
+            organizations::publish_defaults(&self.ctx.postgres, &self.ctx.defaults, now).await?;
         self.floors.raise_defaults(version);
         Ok(())
     }
@@ -501,8 +488,8 @@ impl Policies {
     /// Takes away temporary limits that have ended. They hold no longer, whether this is done or not; it makes the
     /// end known to the audit log, and to counters that nobody calls.
     async fn end_limits(&self) -> Result<(), postgres::Error> {
-        let now = self.clock.now();
-        let ended = organizations::with_ended_limits(&self.postgres, now, SWEEP_BATCH).await?;
+        let now = self.ctx.clock.now();
+        let ended = organizations::with_ended_limits(&self.ctx.postgres, now, SWEEP_BATCH).await?;
         for organization in &ended {
             self.end_limits_of(organization).await?;
         }
@@ -514,7 +501,7 @@ impl Policies {
         &self,
         organization: &OrganizationId,
     ) -> Result<(), postgres::Error> {
-        let now = self.clock.now();
+        let now = self.ctx.clock.now();
         let end = |before: &Sources| {
             let mut after = before.organization.clone().ok_or(())?;
             let held = after.temporary.len();
@@ -523,8 +510,15 @@ impl Policies {
         };
         let actor = Actor::system();
         // A refusal is that there is nothing to do.
-        let _ = organizations::change(&self.postgres, organization, &actor, "limits.end", now, end)
-            .await?;
+        let _ = organizations::change(
+            &self.ctx.postgres,
+            organization,
+            &actor,
+            "limits.end",
+            now,
+            end,
+        )
+        .await?;
         Ok(())
     }
 
@@ -554,9 +548,10 @@ impl Policies {
     }
 
     async fn look_up_all(&self, wishes: &[LookUp]) -> Result<Vec<Found>, Error> {
-        let connection = self.redis.connection().await?;
+        let connection = self.ctx.redis.connection().await?;
         let organizations: Vec<_> = wishes.iter().map(|it| &it.organization).collect();
         let known = self
+            .ctx
             .redis
             .organizations(&connection, &organizations)
             .await?;
@@ -599,7 +594,7 @@ impl Policies {
             return Ok(Vec::new());
         }
         let sources = self.stored_all(organizations).await?;
-        let reach = self.reach(self.clock.now());
+        let reach = self.reach(self.ctx.clock.now());
         let written = organizations.iter().zip(&sources);
         let written: Vec<Written<'_>> = written
             .map(|(organization, sources)| Written::of(organization, sources, reach))
@@ -614,7 +609,7 @@ impl Policies {
     }
 
     fn keep(&self, organization: &OrganizationId, policy: Arc<CachedPolicy>) -> Arc<CachedPolicy> {
-        let since = self.clock.now();
+        let since = self.ctx.clock.now();
         let stopgap = self.is_outdated(&policy);
         let lifetime = if stopgap {
             STOPGAP_LIFETIME
@@ -641,7 +636,7 @@ impl Policies {
 
     fn share(&self, text: &str, policy: Policy) -> Arc<CachedPolicy> {
         if !policy.temporary.is_empty() {
-            return Arc::new(CachedPolicy::new(policy.at(self.clock.now())));
+            return Arc::new(CachedPolicy::new(policy.at(self.ctx.clock.now())));
         }
         if let Some(same) = self.shared.get(text) {
             return same;

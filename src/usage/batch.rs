@@ -70,7 +70,7 @@ impl Usage {
         requests: &[Request],
     ) -> Result<Vec<Result<Decided, Error>>, Error> {
         // Before anything else, so that an outage is one error and not thousands.
-        self.redis.connection().await?;
+        self.ctx.redis.connection().await?;
         let mut results: Vec<Option<Result<Decided, Error>>> =
             requests.iter().map(|_| None).collect();
         let mut pending: Vec<(usize, RetryState)> = (0..requests.len())
@@ -195,7 +195,7 @@ impl<'a> Round<'a> {
 
     /// The connection and the shard's generation; none if it had none yet, and is to be asked again.
     async fn present(&self, shard: Shard) -> Result<Option<(Arc<Connection>, u64)>, Error> {
-        let connection = self.usage.redis.connection().await?;
+        let connection = self.usage.ctx.redis.connection().await?;
         let generation = self.usage.generation(&connection, shard).await?;
         Ok(generation.map(|generation| (connection, generation)))
     }
@@ -227,7 +227,7 @@ impl<'a> Round<'a> {
     /// Each with the policy of its organization, in their order.
     async fn with_policies(&self, pending: Vec<Pending<'a>>) -> Vec<WithPolicy<'a>> {
         let policies = &self.usage.policies;
-        let now = self.usage.clock.now();
+        let now = self.usage.ctx.clock.now();
         let (mut found, mut unknown) = (Vec::with_capacity(pending.len()), Vec::new());
         let mut all = Loop::default();
         for it in pending {
@@ -263,7 +263,7 @@ impl Usage {
         let _room = self.room_for_batches.acquire_many(charges).await;
         let mut found = Found::default();
         let mut asking = Vec::with_capacity(piece.len());
-        let now = self.clock.now();
+        let now = self.ctx.clock.now();
         let mut late = Vec::new();
         for (it, policy) in piece {
             let policy = match policy {
@@ -280,7 +280,7 @@ impl Usage {
         }
         self.repeat_all(connection, late, &mut found.decided).await;
         let operations = asking.iter().map(|(it, asked)| asked.operation(it.request));
-        match self.redis.count(connection, operations.collect()).await {
+        match self.ctx.redis.count(connection, operations.collect()).await {
             Ok(Some(outcomes)) => {
                 for ((it, asked), outcome) in asking.into_iter().zip(outcomes) {
                     match self.conclude(it.request, &asked, outcome) {
@@ -316,7 +316,7 @@ impl Usage {
             Some((&it.request.organization, attempt))
         });
         let attempts: Vec<_> = attempts.collect();
-        let answered = self.redis.answered(connection, &attempts).await;
+        let answered = self.ctx.redis.answered(connection, &attempts).await;
         let (mut answered, failed) = match answered {
             Ok(answered) => (answered.into_iter(), None),
             Err(error) => (Vec::new().into_iter(), Some(error)),

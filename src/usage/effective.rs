@@ -10,9 +10,9 @@ impl Usage {
     pub async fn effective(&self, organization: &OrganizationId) -> Result<Option<Policy>, Error> {
         match self.held(organization).await {
             Err(error) if error.is_counter_outage() => {
-                let exists = organizations::exists(&self.postgres, organization).await?;
+                let exists = organizations::exists(&self.ctx.postgres, organization).await?;
                 let sources = self.policies.stored(organization).await?;
-                Ok(exists.then(|| sources.resolve(self.clock.now())))
+                Ok(exists.then(|| sources.resolve(self.ctx.clock.now())))
             }
             other => other,
         }
@@ -21,14 +21,14 @@ impl Usage {
     /// What would decide about an organization of which nothing is known here.
     pub async fn effective_for_none(&self, organization: &OrganizationId) -> Result<Policy, Error> {
         let sources = self.policies.stored(organization).await?;
-        Ok(sources.resolve(self.clock.now()))
+        Ok(sources.resolve(self.ctx.clock.now()))
     }
 
     async fn held(&self, organization: &OrganizationId) -> Result<Option<Policy>, Error> {
-        let connection = self.redis.connection().await?;
+        let connection = self.ctx.redis.connection().await?;
         let known = self.policies.known(&connection, organization).await?;
         let counted = known.is_some_and(|known| known.meters.is_some());
-        if !counted && !organizations::exists(&self.postgres, organization).await? {
+        if !counted && !organizations::exists(&self.ctx.postgres, organization).await? {
             return Ok(None);
         }
         // A change is in Redis before whoever made it hears of it; other instances' caches hear later.

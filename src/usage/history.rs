@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use chrono::{DateTime, Duration, Utc};
 use chrono_tz::Tz;
 
-use crate::clock::Clock;
+use crate::context::Context;
 use crate::domain::history::{
     Granularity, INSTANTS, Order, Position, Row, Window, filled, windows,
 };
@@ -16,9 +16,9 @@ use crate::domain::ids::{MeterId, OrganizationId};
 use crate::domain::period::ResetPeriod;
 use crate::domain::schedule::ZoneSpan;
 use crate::policies::{self, Policies};
+use crate::postgres;
 use crate::postgres::events::{self, Recorded};
 use crate::postgres::history::{self, Counted, Filter, Page};
-use crate::postgres::{self, Postgres};
 
 /// The most rows that a list may have when it is filled with zeros.
 pub const FILLED_MAX: usize = 50_000;
@@ -35,11 +35,8 @@ const MOMENT: Duration = Duration::milliseconds(1);
 /// The handle on history.
 #[derive(Debug, Clone)]
 pub struct History {
-    postgres: Postgres,
+    ctx: Context,
     policies: Policies,
-    clock: Clock,
-    /// How long after its end an interval takes late events.
-    late: Duration,
 }
 
 /// Which rows, and in which order.
@@ -90,13 +87,8 @@ pub enum Error {
 
 impl History {
     /// A handle on these.
-    pub fn new(postgres: Postgres, policies: Policies, clock: Clock, late: Duration) -> Self {
-        Self {
-            postgres,
-            policies,
-            clock,
-            late,
-        }
+    pub fn new(ctx: Context, policies: Policies) -> Self {
+        Self { ctx, policies }
     }
 
     /// Whether an organization was ever counted or configured.
@@ -106,7 +98,7 @@ impl History {
 
     /// What happened, newest first.
     pub async fn events(&self, listing: &events::Listing) -> Result<Vec<Recorded>, Error> {
-        Ok(events::list(&self.postgres, listing).await?)
+        Ok(events::list(&self.ctx.postgres, listing).await?)
     }
 
     /// The range that is meant where its ends are left open: up to what began just now, and from 24
@@ -117,7 +109,7 @@ impl History {
         from: Option<DateTime<Utc>>,
         to: Option<DateTime<Utc>>,
     ) -> (DateTime<Utc>, DateTime<Utc>) {
-        let to = to.unwrap_or_else(|| max(self.clock.now() + MOMENT, from.unwrap_or_default()));
+        let to = to.unwrap_or_else(|| max(self.ctx.clock.now() + MOMENT, from.unwrap_or_default()));
         let reach = match granularity {
             Granularity::Hour => Some(Duration::hours(24)),
             Granularity::Day => Some(Duration::days(31)),
@@ -136,7 +128,7 @@ impl History {
         after: Option<&Position>,
         count: usize,
     ) -> Result<Vec<Entry>, Error> {
-        let now = self.clock.now();
+        let now = self.ctx.clock.now();
         let page = Page {
             filter: list.filter(),
             from: list.from,
@@ -153,14 +145,14 @@ impl History {
         };
         let found = match list.granularity.windows() {
             Some(length) => self.windows(list, length, &page).await?,
-            None => history::periods(&self.postgres, &page).await?,
+            None => history::periods(&self.ctx.postgres, &page).await?,
         };
         let rows = filled(found, zeros, list.order, count);
         Ok(rows
             .into_iter()
             .map(|row| Entry {
                 open: row.is_open(now),
-                settled: row.is_final(now, self.late),
+                settled: row.is_final(now, self.ctx.late),
                 row,
             })
             .collect())
@@ -174,13 +166,14 @@ impl History {
         length: ResetPeriod,
         page: &Page<'_>,
     ) -> Result<Vec<Row>, Error> {
-        let Some((oldest, newest)) = history::slots_counted(&self.postgres, &page.filter).await?
+        let Some((oldest, newest)) =
+            history::slots_counted(&self.ctx.postgres, &page.filter).await?
         else {
             return Ok(Vec::new());
         };
         let zones = match list.zone {
             Some(zone) => vec![zone],
-            None => history::zones(&self.postgres).await?,
+            None => history::zones(&self.ctx.postgres).await?,
         };
         // There is nothing before the day of the first slot, nor after the last.
         let mut from = max(page.from, oldest - LONG_DAY);
@@ -228,7 +221,7 @@ impl History {
                 })
                 .filter(|window| step_from < window.end)
                 .collect();
-            rows.extend(history::windows(&self.postgres, &rest, &windows, list.zone).await?);
+            rows.extend(history::windows(&self.ctx.postgres, &rest, &windows, list.zone).await?);
             span = min(span.saturating_mul(2), longest);
         }
         Ok(rows)
@@ -252,7 +245,7 @@ impl History {
         };
         let least = (to - list.from).num_hours() / longest.num_hours();
         let most = FILLED_MAX / usize::try_from(least).unwrap_or(0).max(1);
-        let counted = history::counted(&self.postgres, &list.filter(), most + 1).await?;
+        let counted = history::counted(&self.ctx.postgres, &list.filter(), most + 1).await?;
         if counted.len() > most {
             return Err(Error::TooManyRows);
         }

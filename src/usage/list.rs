@@ -38,7 +38,8 @@ impl Usage {
             count: listing.count.saturating_add(1),
             ..listing.clone()
         };
-        let mut listed = summaries::page(&self.postgres, &one_more, self.clock.now()).await?;
+        let mut listed =
+            summaries::page(&self.ctx.postgres, &one_more, self.ctx.clock.now()).await?;
         let size = usize::try_from(listing.count).unwrap_or(usize::MAX);
         let more = listed.len() > size;
         listed.truncate(size);

@@ -14,7 +14,7 @@ pub mod verify;
 
 use std::sync::Arc;
 
-use chrono::{DateTime, Duration, Utc};
+use chrono::{DateTime, Utc};
 use futures::future::try_join_all;
 use tokio::sync::Semaphore;
 use xxhash_rust::xxh3::xxh3_64;
@@ -22,7 +22,7 @@ use xxhash_rust::xxh3::xxh3_64;
 pub use list::{Entry, Page};
 pub use read::OrganizationUsage;
 
-use crate::clock::Clock;
+use crate::context::Context;
 use crate::domain::counter::{CounterId, Stamp};
 use crate::domain::decision::{self, Demand};
 use crate::domain::ids::{IdempotencyKey, MeterId, OrganizationId};
@@ -32,12 +32,10 @@ use crate::domain::quantity::Count;
 use crate::domain::retention::EARLY;
 use crate::domain::retry::{Waiting, granted_from};
 use crate::domain::threshold::crossed;
-use crate::metrics::{self, Metrics};
+use crate::metrics;
 use crate::policies::{self, CachedPolicy, Policies, Window};
-use crate::postgres::{self, Postgres};
-use crate::redis::{
-    self, Answer, Attempt, Charge, Connection, Operation, Outcome, Reading, Redis, Shard,
-};
+use crate::postgres;
+use crate::redis::{self, Answer, Attempt, Charge, Connection, Operation, Outcome, Reading, Shard};
 use recovery::{Recovered, Recovery};
 
 /// How often a call is repeated with what the last attempt taught, before it gives up. More than a few rounds are
@@ -47,14 +45,9 @@ const ROUNDS_MAX: usize = 80;
 /// The handle on counting; clones share everything.
 #[derive(Debug, Clone)]
 pub struct Usage {
-    redis: Redis,
-    postgres: Postgres,
+    ctx: Context,
     policies: Policies,
-    clock: Clock,
-    /// How long after its end a period takes late events.
-    late: Duration,
     recovery: Recovery,
-    metrics: Metrics,
     /// A permit for each charge of a batch that is on its way.
     room_for_batches: Arc<Semaphore>,
 }
@@ -225,23 +218,11 @@ impl Error {
 
 impl Usage {
     /// A handle on these.
-    pub fn new(
-        redis: Redis,
-        postgres: Postgres,
-        policies: Policies,
-        recovery: Recovery,
-        clock: Clock,
-        late: Duration,
-        metrics: Metrics,
-    ) -> Self {
+    pub fn new(ctx: Context, policies: Policies, recovery: Recovery) -> Self {
         Self {
-            redis,
-            postgres,
+            ctx,
             policies,
-            clock,
-            late,
             recovery,
-            metrics,
             room_for_batches: Arc::new(Semaphore::new(batch::UNDER_WAY_MAX)),
         }
     }
@@ -271,7 +252,7 @@ impl Usage {
                 usage.renews_at = usage.period.end.into_iter().chain(relief).min();
             }
         }
-        let now = self.clock.now();
+        let now = self.ctx.clock.now();
         let schedule = &refusal.policy.schedule;
         let runs = |usage: &MeterUsage| {
             usage.period.contains(now)
@@ -298,13 +279,13 @@ impl Usage {
     async fn find_decision(&self, request: &Request) -> Result<Decided, Error> {
         let mut course = RetryState::default();
         for _ in 0..ROUNDS_MAX {
-            let connection = self.redis.connection().await?;
+            let connection = self.ctx.redis.connection().await?;
             let shard = Shard::of(&request.organization);
             let Some(generation) = self.generation(&connection, shard).await? else {
                 continue;
             };
             let policy = self.policies.get(&request.organization).await?;
-            let now = self.clock.now();
+            let now = self.ctx.clock.now();
             let asked = match self.ask(generation, Arc::clone(&policy), now, request, course) {
                 Ok(asked) => asked,
                 Err(too_late) => {
@@ -312,7 +293,7 @@ impl Usage {
                 }
             };
             let operation = asked.operation(request);
-            let outcomes = self.redis.count(&connection, vec![operation]).await;
+            let outcomes = self.ctx.redis.count(&connection, vec![operation]).await;
             let Some(outcomes) = outcomes.map_err(|error| uncounted(request, error))? else {
                 continue;
             };
@@ -343,7 +324,7 @@ impl Usage {
             return Err(too_late);
         };
         let attempts = [(&request.organization, attempt)];
-        let answered = self.redis.answered(connection, &attempts).await?;
+        let answered = self.ctx.redis.answered(connection, &attempts).await?;
         let answered = answered.into_iter().next().flatten();
         told_before(request, policy, answered, too_late)
     }
@@ -361,7 +342,9 @@ impl Usage {
                 (otherwise, times - granted),
             ] {
                 if calls > 0 {
-                    self.metrics.decided(request.kind, outcome, meter, calls);
+                    self.ctx
+                        .metrics
+                        .decided(request.kind, outcome, meter, calls);
                 }
             }
         }
@@ -487,8 +470,8 @@ impl Usage {
             .iter()
             .map(|demand| asked.charge(&request.organization, demand));
         let counters: Vec<CounterId> = charges.map(|charge| charge.counter).collect();
-        let connection = self.redis.connection().await?;
-        let held = self.redis.read(&connection, &counters).await?;
+        let connection = self.ctx.redis.connection().await?;
+        let held = self.ctx.redis.read(&connection, &counters).await?;
         let meters = request.demands.iter().zip(held);
         let meters = meters.map(|((meter, demand), held)| {
             let has_place = held.is_some();
@@ -550,8 +533,8 @@ impl Usage {
             return Ok(now);
         };
         let age = now - at;
-        if age > self.late || -age > EARLY {
-            return Err(Error::TimestampOutOfRange(self.late.num_hours()));
+        if age > self.ctx.late || -age > EARLY {
+            return Err(Error::TimestampOutOfRange(self.ctx.late.num_hours()));
         }
         Ok(at)
     }

@@ -40,7 +40,7 @@ impl Usage {
         &self,
         organization: &OrganizationId,
     ) -> Result<OrganizationUsage, Error> {
-        let now = self.clock.now();
+        let now = self.ctx.clock.now();
         let policy = self.policies.stored(organization).await?.resolve(now);
         let meters = named(&policy, Vec::new()).into_iter();
         Ok(OrganizationUsage {
@@ -58,7 +58,7 @@ impl Usage {
     ) -> Result<Option<OrganizationUsage>, Error> {
         let shard = Shard::of(organization);
         for _ in 0..ROUNDS_MAX {
-            let connection = self.redis.connection().await?;
+            let connection = self.ctx.redis.connection().await?;
             let Some(generation) = connection.generation(shard) else {
                 self.recovery.number(&connection, shard).await?;
                 continue;
@@ -70,7 +70,7 @@ impl Usage {
                 Some(known) => self.policies.newer(organization, policy, known),
                 None => self.policies.refresh(organization, policy.version).await?,
             };
-            let now = self.clock.now();
+            let now = self.ctx.clock.now();
             let Some(counted) = known.and_then(|known| known.meters) else {
                 // Nothing was counted in this data set, so that the snapshots are all there is.
                 return self
@@ -116,7 +116,7 @@ impl Usage {
                 start: policy.schedule.running(meter, now).start,
             })
             .collect();
-        let snapshots = self.redis.read(connection, &counters).await?;
+        let snapshots = self.ctx.redis.read(connection, &counters).await?;
         let current = counters
             .iter()
             .zip(snapshots)
@@ -139,7 +139,7 @@ impl Usage {
         &self,
         organization: &OrganizationId,
     ) -> Result<Option<OrganizationUsage>, Error> {
-        let now = self.clock.now();
+        let now = self.ctx.clock.now();
         let policy = self.policies.stored(organization).await?.resolve(now);
         self.stored_meters(organization, policy, now, false).await
     }
@@ -151,10 +151,10 @@ impl Usage {
         now: DateTime<Utc>,
         exact: bool,
     ) -> Result<Option<OrganizationUsage>, Error> {
-        if !organizations::exists(&self.postgres, organization).await? {
+        if !organizations::exists(&self.ctx.postgres, organization).await? {
             return Ok(None);
         }
-        let mut snapshots = usage::unfinished(&self.postgres, organization, now).await?;
+        let mut snapshots = usage::unfinished(&self.ctx.postgres, organization, now).await?;
         snapshots
             .retain(|it| it.counter.start == policy.schedule.running(&it.counter.meter, now).start);
         let counted = snapshots

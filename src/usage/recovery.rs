@@ -12,6 +12,7 @@ use chrono::{DateTime, Duration, Utc};
 use tokio::sync::Mutex;
 
 use crate::coalescer::Coalescer;
+use crate::context::Context;
 use crate::domain::counter::{CounterId, Snapshot, Stamp};
 use crate::domain::ids::{MeterId, OrganizationId};
 use crate::domain::period::Period;
@@ -19,13 +20,10 @@ use crate::domain::policy::Policy;
 use crate::domain::retention;
 use crate::domain::schedule::Reset;
 use crate::domain::threshold::Watched;
-use crate::metrics::Metrics;
+use crate::postgres;
 use crate::postgres::adjustments::Pending;
 use crate::postgres::usage::{self, Move, ThresholdEvents};
-use crate::postgres::{self, Postgres};
-use crate::redis::{
-    self, Connection, Correction, Missing, Moved, Next, RecoveryReply, Redis, Shard,
-};
+use crate::redis::{self, Connection, Correction, Missing, Moved, Next, RecoveryReply, Shard};
 
 /// By so much a data set must be older than a period for a missing counter of that period to be zero:
 /// [`EARLY`](retention::EARLY), and a minute by which the clocks of instances may differ.
@@ -40,15 +38,11 @@ const ROUNDS_MAX: usize = 20;
 /// The handle on opening; clones share everything.
 #[derive(Debug, Clone)]
 pub struct Recovery {
-    redis: Redis,
-    postgres: Postgres,
-    /// How long after its end a period takes late events.
-    late: Duration,
+    ctx: Context,
     /// Callers that want the same counter share one opening, under the stamp of the first.
     groups: [Coalescer<CounterId, Wish, RecoveryReply, Error>; HALVES],
     /// Held while a number is drawn, so that one instance draws one at a time. For economy only.
     numbering: Arc<Mutex<()>>,
-    metrics: Metrics,
 }
 
 /// A counter that is to be brought into the generation of its stamp.
@@ -118,22 +112,19 @@ pub enum Recovered {
 
 impl Recovery {
     /// A handle on these.
-    pub fn new(redis: Redis, postgres: Postgres, late: Duration, metrics: Metrics) -> Self {
+    pub fn new(ctx: Context) -> Self {
         Self {
-            redis,
-            postgres,
-            late,
+            ctx,
             groups: Default::default(),
             numbering: Arc::default(),
-            metrics,
         }
     }
 
-    /// The same, with other connections to Postgres.
+    /// The same, with the connections to Postgres of another context.
     #[must_use]
-    pub fn on(&self, postgres: Postgres) -> Self {
+    pub fn on(&self, ctx: Context) -> Self {
         Self {
-            postgres,
+            ctx,
             groups: Default::default(),
             ..self.clone()
         }
@@ -149,11 +140,14 @@ impl Recovery {
         let nameless: Vec<Shard> = Shard::all()
             .filter(|shard| connection.generation(*shard).is_none())
             .collect();
-        let unnumbered = self.redis.identify(connection, &nameless).await?;
+        let unnumbered = self.ctx.redis.identify(connection, &nameless).await?;
         if !unnumbered.is_empty() {
-            let number = self.postgres.draw_generation().await?;
-            self.metrics.generation_drawn();
-            self.redis.number(connection, &unnumbered, number).await?;
+            let number = self.ctx.postgres.draw_generation().await?;
+            self.ctx.metrics.generation_drawn();
+            self.ctx
+                .redis
+                .number(connection, &unnumbered, number)
+                .await?;
         }
         Ok(())
     }
@@ -185,8 +179,8 @@ impl Recovery {
         let opening = match opening.await.ok_or(redis::Error::Overloaded)? {
             Err(Error::Postgres(postgres::Error::NewerGeneration)) => {
                 let shard = Shard::of(&counter.organization);
-                let connection = self.redis.connection().await?;
-                self.redis.identify(&connection, &[shard]).await?;
+                let connection = self.ctx.redis.connection().await?;
+                self.ctx.redis.identify(&connection, &[shard]).await?;
                 RecoveryReply::Generation
             }
             Err(Error::Postgres(postgres::Error::OlderPolicy)) => RecoveryReply::Policy,
@@ -240,7 +234,7 @@ impl Recovery {
                 Recovered::OlderPolicy => return Ok(opened),
                 Recovered::Ready => {
                     let closed = [counter_since(reset.closed_start)];
-                    let read = self.redis.read(connection, &closed).await?;
+                    let read = self.ctx.redis.read(connection, &closed).await?;
                     self.store(read.into_iter().flatten().collect(), now)
                         .await?;
                     return Ok(opened);
@@ -290,7 +284,7 @@ impl Recovery {
         let shard = Shard::of(&counter.organization);
         // Not in an hour that the counter may have dropped, however long this took.
         let at = now
-            .checked_sub_signed(self.late)
+            .checked_sub_signed(self.ctx.late)
             .map_or(adjustment.at, |oldest| adjustment.at.max(oldest));
         let hour = policy.schedule.slot(at).start;
         let limit = policy.limits.get(&counter.meter).cloned();
@@ -309,16 +303,19 @@ impl Recovery {
                 hour,
                 percents: &watched.percents,
             };
-            match self.redis.adjust(connection, &correction, now).await? {
+            match self.ctx.redis.adjust(connection, &correction, now).await? {
                 RecoveryReply::Ready => {
-                    let read = self.redis.read(connection, std::slice::from_ref(counter));
+                    let read = self
+                        .ctx
+                        .redis
+                        .read(connection, std::slice::from_ref(counter));
                     self.store(read.await?.into_iter().flatten().collect(), now)
                         .await?;
                     return Ok(Recovered::Ready);
                 }
                 RecoveryReply::Policy => return Ok(Recovered::OlderPolicy),
                 RecoveryReply::Generation => {
-                    self.redis.identify(connection, &[shard]).await?;
+                    self.ctx.redis.identify(connection, &[shard]).await?;
                 }
                 _ => {
                     let opened = self.ready(connection, policy, counter, now).await?;
@@ -336,9 +333,9 @@ impl Recovery {
             .iter()
             .flat_map(Snapshot::unstored_hours)
             .map(|hour| hour.start);
-        usage::ensure_partitions(&self.postgres, hours).await?;
+        usage::ensure_partitions(&self.ctx.postgres, hours).await?;
         // The flusher has them to store as well, and tells what is to be told.
-        usage::store(&self.postgres, &snapshots, &ThresholdEvents::new(), now).await?;
+        usage::store(&self.ctx.postgres, &snapshots, &ThresholdEvents::new(), now).await?;
         Ok(())
     }
 
@@ -347,7 +344,7 @@ impl Recovery {
         let Some(now) = wishes.iter().map(|wish| wish.now).max() else {
             return Ok(Vec::new());
         };
-        let connection = self.redis.connection().await?;
+        let connection = self.ctx.redis.connection().await?;
         let mut openings = self.begin_all(&connection, wishes, now).await?;
         // What Postgres must be asked for; of a counter that begins at a reset, first the one before.
         let (mut unknown, mut places) = (Vec::new(), Vec::new());
@@ -375,7 +372,7 @@ impl Recovery {
             .collect();
         if !outdated.is_empty() {
             let outdated: Vec<Shard> = outdated.into_iter().collect();
-            self.redis.identify(&connection, &outdated).await?;
+            self.ctx.redis.identify(&connection, &outdated).await?;
         }
         Ok(openings)
     }
@@ -401,8 +398,12 @@ impl Recovery {
             }
         }
         let margin = MARGIN.num_milliseconds();
-        let opened = self.redis.open(connection, &missing, now, margin).await?;
-        let closed = self.redis.close(connection, &next, now, margin).await?;
+        let opened = self
+            .ctx
+            .redis
+            .open(connection, &missing, now, margin)
+            .await?;
+        let closed = self.ctx.redis.close(connection, &next, now, margin).await?;
         let (mut opened, mut closed) = (opened.into_iter(), closed.into_iter());
         let openings = wishes.iter().filter_map(|wish| match wish.begins_at {
             Some(_) => closed.next(),
@@ -419,7 +420,7 @@ impl Recovery {
         now: DateTime<Utc>,
     ) -> Result<Vec<RecoveryReply>, Error> {
         let counters: Vec<CounterId> = unknown.iter().map(|(it, _)| it.clone()).collect();
-        let held = self.redis.read(connection, &counters).await?;
+        let held = self.ctx.redis.read(connection, &counters).await?;
         // What somebody else has brought back meanwhile is ready.
         let mut openings = vec![RecoveryReply::Ready; unknown.len()];
         let (mut places, mut moves, mut named) = (Vec::new(), Vec::new(), BTreeSet::new());
@@ -447,9 +448,9 @@ impl Recovery {
             return Ok(openings);
         }
         let hours = held.iter().flatten().flat_map(|held| &held.hours);
-        usage::ensure_partitions(&self.postgres, hours.map(|hour| hour.start)).await?;
-        let hours_from = retention::oldest_hour(now, self.late);
-        let restored = usage::restore(&self.postgres, &moves, hours_from, now).await?;
+        usage::ensure_partitions(&self.ctx.postgres, hours.map(|hour| hour.start)).await?;
+        let hours_from = retention::oldest_hour(now, self.ctx.late);
+        let restored = usage::restore(&self.ctx.postgres, &moves, hours_from, now).await?;
         let to_write: Vec<Moved<'_>> = moves
             .iter()
             .zip(&restored)
@@ -460,7 +461,7 @@ impl Recovery {
                 policy_version: it.stamp.version,
             })
             .collect();
-        let answers = self.redis.restore(connection, &to_write).await?;
+        let answers = self.ctx.redis.restore(connection, &to_write).await?;
         for (place, opening) in places.into_iter().zip(answers) {
             *place = opening;
         }

@@ -6,23 +6,19 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use crate::clock::Clock;
+use crate::context::Context;
 use crate::domain::counter::CounterId;
 use crate::domain::ids::OrganizationId;
 use crate::domain::verification::{Counted, Mismatch, Sums, mismatches};
 use crate::policies::{self, Policies};
-use crate::postgres::{self, Postgres, verification};
-use crate::redis::{self, Redis, Shard};
+use crate::postgres::{self, verification};
+use crate::redis::{self, Shard};
 
 /// The handle on comparing; clones share everything.
 #[derive(Debug, Clone)]
 pub struct Verifier {
-    redis: Redis,
-    postgres: Postgres,
+    ctx: Context,
     policies: Policies,
-    clock: Clock,
-    /// How long after its end a period takes late events.
-    late: TimeDelta,
 }
 
 /// What a comparison came to.
@@ -63,20 +59,8 @@ pub enum Error {
 
 impl Verifier {
     /// A handle on these.
-    pub fn new(
-        redis: Redis,
-        postgres: Postgres,
-        policies: Policies,
-        clock: Clock,
-        late: TimeDelta,
-    ) -> Self {
-        Self {
-            redis,
-            postgres,
-            policies,
-            clock,
-            late,
-        }
+    pub fn new(ctx: Context, policies: Policies) -> Self {
+        Self { ctx, policies }
     }
 
     /// Whether an organization was ever counted or configured.
@@ -90,7 +74,7 @@ impl Verifier {
         after: Option<&OrganizationId>,
         count: u32,
     ) -> Result<Vec<OrganizationId>, Error> {
-        Ok(verification::organizations_after(&self.postgres, after, count).await?)
+        Ok(verification::organizations_after(&self.ctx.postgres, after, count).await?)
     }
 
     /// Compares the counters of some organizations. What does not fit is looked at again, because a counter may have
@@ -117,13 +101,14 @@ impl Verifier {
     }
 
     async fn look(&self, organizations: &[OrganizationId]) -> Result<Report, Error> {
-        let now = self.clock.now();
+        let now = self.ctx.clock.now();
         // As long as a clean counter stays in Redis.
-        let ends_after = now - self.late - TimeDelta::days(1);
+        let ends_after = now - self.ctx.late - TimeDelta::days(1);
         let counters = self.counters_of(organizations, ends_after, now).await?;
         let before = self.counted(&counters).await?;
         let held: Vec<_> = before.values().map(|it| &it.snapshot).collect();
-        let stored = verification::stored(&self.postgres, organizations, ends_after, &held).await?;
+        let stored =
+            verification::stored(&self.ctx.postgres, organizations, ends_after, &held).await?;
         let after = self.counted(&counters).await?;
         let stored: BTreeMap<_, _> = stored.iter().map(|it| (&it.counter, it)).collect();
         let mut differences = Vec::new();
@@ -153,11 +138,15 @@ impl Verifier {
         ends_after: DateTime<Utc>,
         now: DateTime<Utc>,
     ) -> Result<BTreeSet<CounterId>, Error> {
-        let known = verification::counters(&self.postgres, organizations, ends_after).await?;
+        let known = verification::counters(&self.ctx.postgres, organizations, ends_after).await?;
         let mut counters = BTreeSet::from_iter(known);
-        let connection = self.redis.connection().await?;
+        let connection = self.ctx.redis.connection().await?;
         for organization in organizations {
-            let known = self.redis.organization(&connection, organization).await?;
+            let known = self
+                .ctx
+                .redis
+                .organization(&connection, organization)
+                .await?;
             let meters = known.and_then(|known| known.meters).unwrap_or_default();
             if meters.is_empty() {
                 continue;
@@ -178,9 +167,9 @@ impl Verifier {
         &self,
         counters: &BTreeSet<CounterId>,
     ) -> Result<BTreeMap<CounterId, Counted>, Error> {
-        let connection = self.redis.connection().await?;
+        let connection = self.ctx.redis.connection().await?;
         let ids: Vec<CounterId> = counters.iter().cloned().collect();
-        let found = self.redis.read_settled(&connection, &ids).await?;
+        let found = self.ctx.redis.read_settled(&connection, &ids).await?;
         Ok(found
             .into_iter()
             .flatten()

@@ -36,7 +36,12 @@ async fn told(service: &Instance, organization: &str) -> Vec<String> {
 async fn news(service: &Instance, organization: &str, known: &mut usize) -> Vec<String> {
     service.flush().await;
     // Events of one millisecond are in no order.
-    service.app.state.clock.advance(Duration::milliseconds(1));
+    service
+        .app
+        .state
+        .ctx
+        .clock
+        .advance(Duration::milliseconds(1));
     let once = told(service, organization).await;
     service.flush().await;
     assert_eq!(told(service, organization).await, once, "told twice");
@@ -215,7 +220,7 @@ async fn a_limit_that_arrives_with_a_call_leaves_what_was_crossed_before_it() {
     };
     let now = world.clock.now();
     let change = organizations::change(
-        &state.postgres,
+        &state.ctx.postgres,
         &id,
         &actor,
         "limits.patch",
@@ -232,7 +237,7 @@ async fn a_limit_that_arrives_with_a_call_leaves_what_was_crossed_before_it() {
     );
     let policy = change.await.unwrap().unwrap().policy();
     let json = serde_json::to_string(&policy).unwrap();
-    let connection = state.redis.connection().await.unwrap();
+    let connection = state.ctx.redis.connection().await.unwrap();
     let configuration = [Configuration {
         organization: &id,
         policy: PolicyText {
@@ -242,7 +247,7 @@ async fn a_limit_that_arrives_with_a_call_leaves_what_was_crossed_before_it() {
         },
         running: &[],
     }];
-    let known = state.redis.configure(&connection, &configuration, now);
+    let known = state.ctx.redis.configure(&connection, &configuration, now);
     known.await.unwrap();
     let other = world.instance().await;
     assert_eq!(other.count("org_1", "api", 80).await, 84);

@@ -363,7 +363,7 @@ async fn what_somebody_took_and_died_with_is_delivered_by_another_and_they_note_
     let webhook = register(&service, json!({"url": receiver.url})).await;
     happen(&service, "org_1", 1).await;
     let id = webhook.id.parse().unwrap();
-    let store = &service.app.state.postgres;
+    let store = &service.app.state.ctx.postgres;
     let lease = world.clock.now() + Duration::seconds(30);
     let taken = webhooks::claim(store, &id, world.clock.now(), lease, 10)
         .await

@@ -209,7 +209,7 @@ pub(in crate::http) async fn batch(
     };
     let plan = aside(large, move || Plan::of(&caller, key.as_ref(), &items)).await??;
     let decided = state.usage.decide_all(&plan.requests).await?;
-    let now = state.clock.now();
+    let now = state.ctx.clock.now();
     let span = Span::current();
     aside(large, move || {
         let decided: Vec<Result<Decided, Error>> = decided

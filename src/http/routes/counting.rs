@@ -282,7 +282,7 @@ async fn decide(
     let request = request(caller, kind, key, charges)?;
     let decided = state.usage.decide(&request).await?;
     let refused = kind == Operation::Consume && !decided.granted;
-    let now = state.clock.now();
+    let now = state.ctx.clock.now();
     let body = result(&request, &decided, several);
     let mut response = if refused {
         refusal(&decided, body, now).into_response()

@@ -64,8 +64,8 @@ pub(in crate::http) async fn healthz() -> &'static str {
     )
 )]
 pub(in crate::http) async fn readyz(Shared(state): Shared<State>) -> (StatusCode, Json<Readiness>) {
-    let redis = tokio::time::timeout(PATIENCE, state.redis.ping());
-    let postgres = tokio::time::timeout(PATIENCE, state.postgres.ping());
+    let redis = tokio::time::timeout(PATIENCE, state.ctx.redis.ping());
+    let postgres = tokio::time::timeout(PATIENCE, state.ctx.postgres.ping());
     let (redis, postgres) = tokio::join!(redis, postgres);
     let (redis, postgres) = (matches!(redis, Ok(Ok(()))), matches!(postgres, Ok(Ok(()))));
     let word = |answers| if answers { "ok" } else { "away" };
@@ -115,7 +115,7 @@ pub(in crate::http) async fn metrics(
 
 /// The same, where an address of its own keeps others out.
 async fn metrics_to_anybody(Shared(state): Shared<State>) -> Response {
-    match state.metrics.to_text() {
+    match state.ctx.metrics.to_text() {
         Ok(text) => {
             let headers = [
                 (CONTENT_TYPE, metrics::CONTENT_TYPE),

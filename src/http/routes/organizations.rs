@@ -193,7 +193,7 @@ pub(in crate::http) async fn get_organization(
 ) -> Result<Response, Error> {
     let id = caller.reach(&named)?;
     let sources = state.admin.organization(&id).await?;
-    Organization::of(id, &sources, state.clock.now()).unless_known(&conditions)
+    Organization::of(id, &sources, state.ctx.clock.now()).unless_known(&conditions)
 }
 
 /// Create an organization, or replace its settings
@@ -227,7 +227,7 @@ pub(in crate::http) async fn put_organization(
     let sources = admin
         .put_organization(&id, settings, &conditions, &actor)
         .await?;
-    Ok(Organization::of(id, &sources, state.clock.now()))
+    Ok(Organization::of(id, &sources, state.ctx.clock.now()))
 }
 
 /// Change settings
@@ -260,7 +260,7 @@ pub(in crate::http) async fn patch_organization(
     let sources = admin
         .patch_organization(&id, patch, &conditions, &actor)
         .await?;
-    Ok(Organization::of(id, &sources, state.clock.now()))
+    Ok(Organization::of(id, &sources, state.ctx.clock.now()))
 }
 
 /// What a deletion did.
@@ -356,5 +356,5 @@ pub(in crate::http) async fn patch_limits(
     let sources = admin
         .patch_limits(&id, changes, &conditions, &actor)
         .await?;
-    Ok(Limits::of(id, sources.resolve(state.clock.now())))
+    Ok(Limits::of(id, sources.resolve(state.ctx.clock.now())))
 }

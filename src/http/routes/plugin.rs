@@ -277,7 +277,7 @@ pub(in crate::http) async fn get_usage(
     let period = usage
         .policy
         .schedule
-        .running(&MeterId::default(), state.clock.now());
+        .running(&MeterId::default(), state.ctx.clock.now());
     Ok(Json(PluginUsage {
         api: PluginMeter {
             current: api.map_or(Count::ZERO, |api| api.used),

@@ -19,15 +19,15 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::summaries::Summaries;
-use crate::clock::Clock;
+use crate::context::Context;
 use crate::domain::counter::{CounterId, Snapshot};
 use crate::domain::ids::OrganizationId;
 use crate::domain::retention;
-use crate::metrics::{Metrics, Worker};
+use crate::metrics::Worker;
 use crate::policies::{self, Policies};
+use crate::postgres;
 use crate::postgres::usage::{self, ThresholdEvents};
-use crate::postgres::{self, Postgres};
-use crate::redis::{self, Backlog, Connection, READ_MAX, Redis, Settlement, Shard};
+use crate::redis::{self, Backlog, Connection, READ_MAX, Settlement, Shard};
 use crate::usage::recovery::{self, Recovery};
 
 /// How many counters one transaction stores at most.
@@ -79,37 +79,11 @@ const REST_MAX: Duration = Duration::from_secs(30);
 /// How long the lists are brought up to date when the service stops.
 const LISTS_AT_THE_END: Duration = Duration::from_millis(100);
 
-/// What flushing needs.
-#[derive(Debug)]
-pub struct Handles {
-    /// What is read and settled.
-    pub redis: Redis,
-    /// Where it is stored.
-    pub postgres: Postgres,
-    /// Asked for the thresholds of what may have crossed one.
-    pub policies: Policies,
-    /// Brings back what Redis does not list.
-    pub recovery: Recovery,
-    /// What time it is.
-    pub clock: Clock,
-    /// What is told of it.
-    pub metrics: Metrics,
-    /// How often it flushes.
-    pub interval: Duration,
-    /// How long after its end a period takes late events.
-    pub late: chrono::Duration,
-}
-
 /// The handle on flushing.
 #[derive(Debug, Clone)]
 pub struct Flusher {
-    redis: Redis,
-    postgres: Postgres,
-    clock: Clock,
+    ctx: Context,
     interval: Duration,
-    /// How long after its end a period takes late events.
-    late: chrono::Duration,
-    metrics: Metrics,
     /// Asked for the thresholds of what may have crossed one.
     policies: Policies,
     lists: Summaries,
@@ -192,16 +166,12 @@ pub enum Error {
 
 impl Flusher {
     /// A handle that flushes every interval once it runs.
-    pub fn new(handles: Handles) -> Self {
+    pub fn new(ctx: Context, policies: Policies, recovery: Recovery, interval: Duration) -> Self {
         Self {
-            lists: Summaries::new(&handles),
-            redis: handles.redis,
-            postgres: handles.postgres,
-            clock: handles.clock,
-            interval: handles.interval,
-            late: handles.late,
-            metrics: handles.metrics,
-            policies: handles.policies,
+            lists: Summaries::new(ctx.clone(), policies.clone(), recovery),
+            ctx,
+            interval,
+            policies,
         }
     }
 
@@ -219,13 +189,17 @@ impl Flusher {
                 .await
                 .is_none();
             let flushed = if stopping {
-                let stored = self.metrics.timed(Worker::Flush, self.store_all()).await;
+                let stored = self
+                    .ctx
+                    .metrics
+                    .timed(Worker::Flush, self.store_all())
+                    .await;
                 // A stop does not wait for long lists; what they lack, the next walk finds.
                 let _ = tokio::time::timeout(LISTS_AT_THE_END, self.lists.refresh()).await;
                 Some(stored.map(|report| (report, Duration::ZERO)))
             } else {
                 // A flush may be left at any point, and a rest of its own must not delay a stop.
-                let flush = self.metrics.timed(Worker::Flush, self.flush_beside());
+                let flush = self.ctx.metrics.timed(Worker::Flush, self.flush_beside());
                 // In a box, because it is large, and whoever runs this would have to hold it.
                 stop.run_until_cancelled(Box::pin(flush)).await
             };
@@ -282,7 +256,7 @@ impl Flusher {
 
     /// The same; tells as well how long its last transaction took, after which there was no rest.
     async fn flush_beside(&self) -> Result<(Report, Duration), Error> {
-        let connection = self.redis.connection().await?;
+        let connection = self.ctx.redis.connection().await?;
         // Before Postgres is needed, so that the lag is told while it is away.
         let mut backlog = self.backlog(&connection).await?;
         self.ensure_partitions().await?;
@@ -301,6 +275,7 @@ impl Flusher {
         let together = (dirty / BATCHES).clamp(BATCH_MIN, BATCH_MAX);
         let shards: Vec<Shard> = backlog.iter().map(|it| it.shard).collect();
         let mine = self
+            .ctx
             .redis
             .lease(&connection, &shards, lease_ms.max(1))
             .await?;
@@ -316,7 +291,7 @@ impl Flusher {
     }
 
     async fn store_all(&self) -> Result<Report, Error> {
-        let connection = self.redis.connection().await?;
+        let connection = self.ctx.redis.connection().await?;
         let backlog = self.backlog(&connection).await?;
         self.ensure_partitions().await?;
         let mut lanes = Vec::new();
@@ -340,10 +315,10 @@ impl Flusher {
         wanted: &[(Shard, usize)],
         steps: &'static Steps,
     ) -> Result<Batch, Error> {
-        let connection = self.redis.connection().await?;
+        let connection = self.ctx.redis.connection().await?;
         // Before the reading, so that nothing that changes later is taken for older.
-        let read_at = self.clock.now();
-        let mut dirty = self.redis.dirty(&connection, wanted).await?;
+        let read_at = self.ctx.clock.now();
+        let mut dirty = self.ctx.redis.dirty(&connection, wanted).await?;
         dirty.sort_unstable();
         let mut batch = Batch {
             snapshots: Vec::with_capacity(dirty.len()),
@@ -354,6 +329,7 @@ impl Flusher {
             steps,
         };
         let read = self
+            .ctx
             .redis
             .read_by(&batch.connection, &dirty, steps.read)
             .await?;
@@ -374,12 +350,12 @@ impl Flusher {
             .iter()
             .flat_map(Snapshot::unstored_hours)
             .map(|hour| hour.start);
-        usage::ensure_partitions(&self.postgres, hours).await?;
+        usage::ensure_partitions(&self.ctx.postgres, hours).await?;
         let stored = usage::store(
-            &self.postgres,
+            &self.ctx.postgres,
             &batch.snapshots,
             &batch.news,
-            self.clock.now(),
+            self.ctx.clock.now(),
         )
         .await?;
         let snapshots = batch.snapshots.iter();
@@ -390,7 +366,7 @@ impl Flusher {
 
     /// Notes in Redis what Postgres holds of a batch; returns how many counters are clean now.
     pub async fn settle(&self, batch: &Batch, stored: &[bool]) -> Result<usize, Error> {
-        let drop_hours_before = retention::oldest_hour(self.clock.now(), self.late);
+        let drop_hours_before = retention::oldest_hour(self.ctx.clock.now(), self.ctx.late);
         let mut by_shard: HashMap<Shard, Vec<Settlement<'_>>> = HashMap::new();
         let read =
             batch
@@ -419,7 +395,7 @@ impl Flusher {
         let mut calls = Vec::new();
         for (shard, settlements) in &by_shard {
             for some in settlements.chunks(batch.steps.settled) {
-                let (counters, connection) = (&self.redis, &batch.connection);
+                let (counters, connection) = (&self.ctx.redis, &batch.connection);
                 calls.push(counters.settle(connection, *shard, some, batch.read_at));
             }
         }
@@ -454,7 +430,7 @@ impl Flusher {
             let stored = self.store(&batch).await?;
             report.read += batch.snapshots.len();
             let accepted = stored.iter().filter(|stored| **stored).count();
-            self.metrics.rows_stored(accepted);
+            self.ctx.metrics.rows_stored(accepted);
             report.stored += accepted;
             report.clean += self.settle(&batch, &stored).await?;
             took = started.elapsed();
@@ -464,22 +440,24 @@ impl Flusher {
 
     /// The shards that have counters to be stored; tells how far storing lags behind.
     async fn backlog(&self, connection: &Connection) -> Result<Vec<Backlog>, Error> {
-        let backlog = self.redis.backlog(connection).await?;
+        let backlog = self.ctx.redis.backlog(connection).await?;
         self.tell_lag(&backlog);
         Ok(backlog)
     }
 
     fn tell_lag<'a>(&self, backlog: impl IntoIterator<Item = &'a Backlog>) {
         let oldest = backlog.into_iter().map(|it| it.since).min();
-        let lag = oldest.map_or(TimeDelta::zero(), |since| self.clock.now() - since);
+        let lag = oldest.map_or(TimeDelta::zero(), |since| self.ctx.clock.now() - since);
         // Where another clock runs ahead, a counter may seem to be of the future.
-        self.metrics.flush_lags(lag.to_std().unwrap_or_default());
+        self.ctx
+            .metrics
+            .flush_lags(lag.to_std().unwrap_or_default());
     }
 
     /// This month's partitions and the next two.
     async fn ensure_partitions(&self) -> Result<(), Error> {
-        let now = self.clock.now();
+        let now = self.ctx.clock.now();
         let ahead = (0..3).filter_map(|months| now.checked_add_months(Months::new(months)));
-        Ok(usage::ensure_partitions(&self.postgres, ahead).await?)
+        Ok(usage::ensure_partitions(&self.ctx.postgres, ahead).await?)
     }
 }

@@ -21,15 +21,15 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::clock::Clock;
+use crate::context::Context;
 use crate::domain::ids::{EventId, WebhookId};
 use crate::domain::webhook::{
     Delivery, DeliveryStatus, DisabledReason, InvalidWebhook, NewWebhook, Secret, Webhook,
     WebhookChange, check_events, pause,
 };
-use crate::metrics::{Delivered, Metrics, Worker};
+use crate::metrics::{Delivered, Worker};
 use crate::postgres::webhooks::{self, Attempt, Claimed, Health, Message};
-use crate::postgres::{self, Actor, Postgres};
+use crate::postgres::{self, Actor};
 use sender::{Answer, Sender};
 use targets::Targets;
 
@@ -51,9 +51,7 @@ const GONE: u16 = 410;
 /// The handle on webhooks; clones share the connections.
 #[derive(Debug, Clone)]
 pub struct Webhooks {
-    postgres: Postgres,
-    clock: Clock,
-    metrics: Metrics,
+    ctx: Context,
     targets: Targets,
     sender: Sender,
 }
@@ -92,22 +90,20 @@ pub enum Error {
 
 impl Webhooks {
     /// A handle that sends to public addresses alone, or to any.
-    pub fn new(postgres: Postgres, clock: Clock, metrics: Metrics, allow_private: bool) -> Self {
+    pub fn new(ctx: Context, allow_private: bool) -> Self {
         let targets = Targets::new(allow_private);
         Self {
-            postgres,
-            clock,
-            metrics,
+            ctx,
             sender: Sender::new(targets),
             targets,
         }
     }
 
-    /// The same, with other connections to Postgres.
+    /// The same, with the connections to Postgres of another context.
     #[must_use]
-    pub fn on(&self, postgres: Postgres) -> Self {
+    pub fn on(&self, ctx: Context) -> Self {
         Self {
-            postgres,
+            ctx,
             ..self.clone()
         }
     }
@@ -117,21 +113,21 @@ impl Webhooks {
         check_events(wish.events.as_ref())?;
         self.targets.check(&wish.url).await?;
         let secret = new_secret();
-        let now = self.clock.now();
+        let now = self.ctx.clock.now();
         Ok(Issued {
-            webhook: webhooks::create(&self.postgres, wish, &secret, now, actor).await?,
+            webhook: webhooks::create(&self.ctx.postgres, wish, &secret, now, actor).await?,
             secret: signature::reveal(&secret),
         })
     }
 
     /// At most `count` webhooks, newest first.
     pub async fn list(&self, after: Option<&WebhookId>, count: u32) -> Result<Vec<Webhook>, Error> {
-        Ok(webhooks::list(&self.postgres, after, count).await?)
+        Ok(webhooks::list(&self.ctx.postgres, after, count).await?)
     }
 
     /// One webhook; none if there is none.
     pub async fn find(&self, id: &WebhookId) -> Result<Option<Webhook>, Error> {
-        Ok(webhooks::find(&self.postgres, id).await?)
+        Ok(webhooks::find(&self.ctx.postgres, id).await?)
     }
 
     /// Changes what is named; none if there is no such webhook.
@@ -145,13 +141,13 @@ impl Webhooks {
         if let Some(url) = &change.url {
             self.targets.check(url).await?;
         }
-        let now = self.clock.now();
-        Ok(webhooks::change(&self.postgres, id, change, now, actor).await?)
+        let now = self.ctx.clock.now();
+        Ok(webhooks::change(&self.ctx.postgres, id, change, now, actor).await?)
     }
 
     /// Deletes a webhook, and what was to be delivered to it; false if there is none.
     pub async fn delete(&self, id: &WebhookId, actor: &Actor) -> Result<bool, Error> {
-        Ok(webhooks::delete(&self.postgres, id, actor).await?)
+        Ok(webhooks::delete(&self.ctx.postgres, id, actor).await?)
     }
 
     /// Gives a webhook another secret; the one before signs beside it for a day. None if there is no such webhook.
@@ -161,8 +157,8 @@ impl Webhooks {
         actor: &Actor,
     ) -> Result<Option<Issued>, Error> {
         let secret = new_secret();
-        let until = self.clock.now() + OVERLAP;
-        let webhook = webhooks::rotate(&self.postgres, id, &secret, until, actor).await?;
+        let until = self.ctx.clock.now() + OVERLAP;
+        let webhook = webhooks::rotate(&self.ctx.postgres, id, &secret, until, actor).await?;
         Ok(webhook.map(|webhook| Issued {
             webhook,
             secret: signature::reveal(&secret),
@@ -171,7 +167,7 @@ impl Webhooks {
 
     /// Sends an event to one webhook alone, so that people see what arrives; none if there is no such webhook.
     pub async fn test(&self, id: &WebhookId, actor: &Actor) -> Result<Option<Delivery>, Error> {
-        Ok(webhooks::test(&self.postgres, id, self.clock.now(), actor).await?)
+        Ok(webhooks::test(&self.ctx.postgres, id, self.ctx.clock.now(), actor).await?)
     }
 
     /// Tries a delivery again, from the beginning, whatever became of it; none if there is none.
@@ -181,7 +177,7 @@ impl Webhooks {
         event: &EventId,
         actor: &Actor,
     ) -> Result<Option<Delivery>, Error> {
-        Ok(webhooks::redeliver(&self.postgres, id, event, self.clock.now(), actor).await?)
+        Ok(webhooks::redeliver(&self.ctx.postgres, id, event, self.ctx.clock.now(), actor).await?)
     }
 
     /// Deliveries of a webhook, newest event first; none if there is no such webhook.
@@ -192,7 +188,7 @@ impl Webhooks {
         before: Option<&EventId>,
         count: u32,
     ) -> Result<Option<Vec<Delivery>>, Error> {
-        let found = webhooks::deliveries(&self.postgres, id, status, before, count).await?;
+        let found = webhooks::deliveries(&self.ctx.postgres, id, status, before, count).await?;
         if found.is_empty() && self.find(id).await?.is_none() {
             return Ok(None);
         }
@@ -212,7 +208,7 @@ impl Webhooks {
                 Some(id) = serving.next() => {
                     served.remove(&id);
                 }
-                _ = ticks.tick() => match self.metrics.timed(Worker::Deliver, self.due()).await {
+                _ = ticks.tick() => match self.ctx.metrics.timed(Worker::Deliver, self.due()).await {
                     Ok(due) => {
                         failing = false;
                         for id in due {
@@ -247,11 +243,12 @@ impl Webhooks {
 
     /// The webhooks that something waits for; tells how long it has waited.
     async fn due(&self) -> Result<Vec<WebhookId>, Error> {
-        let now = self.clock.now();
-        let due = webhooks::due(&self.postgres, now).await?;
+        let now = self.ctx.clock.now();
+        let due = webhooks::due(&self.ctx.postgres, now).await?;
         let oldest = due.iter().map(|(_, since)| *since).min();
         let lag = oldest.map_or(TimeDelta::zero(), |since| now - since);
-        self.metrics
+        self.ctx
+            .metrics
             .deliveries_lag(lag.to_std().unwrap_or_default());
         Ok(due.into_iter().map(|(id, _)| id).collect())
     }
@@ -273,14 +270,14 @@ impl Webhooks {
 
     /// Delivers one batch to one webhook.
     async fn deliver(&self, id: &WebhookId) -> Result<Report, Error> {
-        let now = self.clock.now();
-        let claimed = webhooks::claim(&self.postgres, id, now, now + LEASE, BATCH).await?;
+        let now = self.ctx.clock.now();
+        let claimed = webhooks::claim(&self.ctx.postgres, id, now, now + LEASE, BATCH).await?;
         let Some(claimed) = claimed.filter(|claimed| !claimed.messages.is_empty()) else {
             return Ok(Report::default());
         };
         let messages = claimed.messages.iter();
         let answers = join_all(messages.map(|message| self.send(&claimed, message))).await;
-        let now = self.clock.now();
+        let now = self.ctx.clock.now();
         let attempts: Vec<Attempt> = claimed
             .messages
             .iter()
@@ -288,7 +285,7 @@ impl Webhooks {
             .map(|(message, answer)| attempt(id, message, answer, now))
             .collect();
         for attempt in &attempts {
-            self.metrics.delivered(match attempt.status {
+            self.ctx.metrics.delivered(match attempt.status {
                 DeliveryStatus::Succeeded => Delivered::Succeeded,
                 DeliveryStatus::Pending => Delivered::Failed,
                 DeliveryStatus::Failed => Delivered::GivenUp,
@@ -303,8 +300,15 @@ impl Webhooks {
         } else {
             Health::Fails
         };
-        let disabled =
-            webhooks::note(&self.postgres, id, claimed.until, &attempts, health, now).await?;
+        let disabled = webhooks::note(
+            &self.ctx.postgres,
+            id,
+            claimed.until,
+            &attempts,
+            health,
+            now,
+        )
+        .await?;
         match disabled {
             Some(DisabledReason::Gone) => {
                 tracing::warn!(webhook.id = %id, "a webhook is disabled: it has answered 410");
@@ -322,7 +326,7 @@ impl Webhooks {
 
     async fn send(&self, claimed: &Claimed, message: &Message) -> Answer {
         let payload = sender::payload(message);
-        let at = self.clock.now().timestamp();
+        let at = self.ctx.clock.now().timestamp();
         let signatures = signature::sign(&claimed.secrets, &message.id, at, &payload);
         self.sender
             .post(&claimed.url, &message.id, at, &signatures, payload)

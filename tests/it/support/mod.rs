@@ -140,7 +140,10 @@ impl World {
         let router = http::router(app.state.clone());
         let stop = CancellationToken::new();
         let stopped = stop.clone();
-        let server = Server::new(self.config.connections.clone(), app.state.metrics.clone());
+        let server = Server::new(
+            self.config.connections.clone(),
+            app.state.ctx.metrics.clone(),
+        );
         tokio::spawn(async move {
             let grace = Duration::from_mins(1);
             server.serve(listener, router, stopped, grace).await;
