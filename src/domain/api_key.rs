@@ -182,6 +182,10 @@ impl NewApiKey {
 /// A key as it is shown, as often as somebody asks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(example = json!({
+    "id": "0123456789abcdef", "name": "auth server", "scopes": ["ingest", "read"], "organizationId": null,
+    "createdAt": "2026-11-01T09:30:00Z", "expiresAt": null, "lastUsedAt": "2026-11-23T10:14:00Z", "revokedAt": null
+}))]
 pub struct ApiKey {
     /// Names the key; the part of it that is no secret.
     pub id: ApiKeyId,

@@ -15,6 +15,11 @@ use super::patch::{named, not_null};
 /// A webhook, as it is shown: all but its secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(example = json!({
+    "id": "wh_01a207e5f2407000a3f0c2d9e8b7a695", "url": "https://example.com/tallyman",
+    "events": ["usage.warning", "usage.limit_exceeded"], "organizationId": null, "enabled": true, "disabledReason": null,
+    "disabledAt": null, "failingSince": null, "previousSecretUntil": null, "createdAt": "2026-11-23T10:14:00Z"
+}))]
 pub struct Webhook {
     /// Names it.
     pub id: WebhookId,
@@ -170,6 +175,11 @@ impl fmt::Debug for Secret {
 /// An event for a webhook, and what became of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(example = json!({
+    "id": "evt_01a207e5f2407000a3f0c2d9e8b7a695", "type": "usage.warning", "timestamp": "2026-11-23T10:14:00Z",
+    "status": "pending", "attempts": 1, "nextAttemptAt": "2026-11-23T10:14:06.1Z",
+    "lastAttemptAt": "2026-11-23T10:14:01Z", "responseStatus": 503, "latencyMs": 12, "responseBody": "try later", "error": null
+}))]
 pub struct Delivery {
     /// The event's, which every try sends as `webhook-id`.
     pub id: EventId,

@@ -11,7 +11,7 @@ use http_body_util::BodyExt as _;
 use tokio::time::timeout;
 
 use super::problem::Error;
-use super::request_log::{CallerId, Seen};
+use super::request_log::{CallerId, RequestInfo};
 use crate::budget::{Exceeded, Share};
 use crate::http::state::State;
 
@@ -35,7 +35,7 @@ impl Deref for Text {
 
 /// The body, unless it has more than `max` bytes.
 pub(super) async fn read(request: Request, max: usize, state: &State) -> Result<Text, Error> {
-    let seen = request.extensions().get::<Seen>().cloned();
+    let seen = request.extensions().get::<RequestInfo>().cloned();
     let body = request.into_body();
     // One that says so is not waited for.
     if body.size_hint().lower() > max as u64 {
@@ -71,7 +71,7 @@ async fn gather(
     mut body: Body,
     max: usize,
     state: &State,
-    seen: Option<Seen>,
+    seen: Option<RequestInfo>,
 ) -> Result<Text, Error> {
     let mut first = Bytes::new();
     let mut rest: Vec<u8> = Vec::new();
@@ -104,8 +104,8 @@ async fn gather(
     })
 }
 
-fn caller(seen: Option<&Seen>) -> String {
-    match seen.and_then(Seen::caller) {
+fn caller(seen: Option<&RequestInfo>) -> String {
+    match seen.and_then(RequestInfo::caller) {
         Some(CallerId::Key(id)) => id.to_string(),
         Some(CallerId::User(id)) => id.to_string(),
         None => String::new(),

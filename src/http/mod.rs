@@ -1,12 +1,16 @@
 //! HTTP and JSON: the router with its layers; `routes` has every route.
 
+mod auth;
 mod body;
 mod cors;
 mod etag;
 mod extract;
+mod idempotency;
 mod instant;
+mod list;
 mod openapi;
 mod parse;
+mod path;
 mod problem;
 mod rate_limit;
 mod request_log;

@@ -45,7 +45,7 @@ pub(super) const REQUEST_ID: &str = "x-request-id";
 
 /// A request's id and, once that is known, who calls; shared with the extractors by way of the request's extensions.
 #[derive(Debug, Clone)]
-pub(super) struct Seen(Arc<About>);
+pub(super) struct RequestInfo(Arc<About>);
 
 #[derive(Debug)]
 struct About {
@@ -62,9 +62,9 @@ pub(super) enum CallerId {
     User(Arc<str>),
 }
 
-impl Seen {
+impl RequestInfo {
     /// Notes who was accepted.
-    pub(super) fn fill(&self, id: CallerId) {
+    pub(super) fn set_caller(&self, id: CallerId) {
         // Several extractors may ask for the caller; they find the same one.
         let _ = self.0.caller.set(id);
     }
@@ -117,7 +117,7 @@ where
     }
 
     fn call(&mut self, mut request: Request) -> Self::Future {
-        let seen = Seen(Arc::new(About {
+        let seen = RequestInfo(Arc::new(About {
             id: request_id(request.headers().get(NAME)),
             caller: OnceLock::new(),
         }));
@@ -196,7 +196,7 @@ struct Line {
     begun: Instant,
     method: Method,
     route: Option<MatchedPath>,
-    seen: Seen,
+    seen: RequestInfo,
     told: bool,
 }
 

@@ -229,61 +229,35 @@ async fn a_preference_is_found_among_others_and_an_unknown_one_is_ignored() {
 }
 
 #[tokio::test]
-async fn without_a_body_the_fields_come_from_the_query() {
+async fn the_fields_of_a_body_are_refused_in_the_query() {
     let world = World::new().await;
     let service = world.instance().await;
-    let query = "organizationId=user%40example.com&meter=tokens&amount=5";
-    let answer = post(&service, &format!("/v1/consume?{query}"), &[], None).await;
-    assert_eq!(answer.status, 200, "{}", answer.text);
-    assert_eq!(answer.body["organizationId"], "user@example.com");
-    assert_eq!(answer.body["meter"], "tokens");
-    assert_eq!(answer.body["current"], 5);
-    for (path, current) in [("track", 10), ("check", 10), ("refund", 5)] {
-        let answer = post(&service, &format!("/v1/{path}?{query}"), &[], None).await;
-        assert_eq!(answer.body["current"], current, "{path}: {}", answer.text);
-    }
-    let late = "/v1/track?organizationId=user%40example.com&timestamp=2031-03-15T11:00:00Z";
-    assert_eq!(post(&service, late, &[], None).await.status, 200);
-}
-
-#[tokio::test]
-async fn a_body_and_a_query_with_the_same_fields_are_the_same_request() {
-    let world = World::new().await;
-    let service = world.instance().await;
-    let key = [("idempotency-key", "k")];
-    let body = json!({"organizationId": "org_1", "amount": 5});
-    let first = post(&service, "/v1/track", &key, Some(body)).await;
-    assert_eq!(first.status, 200);
-    let path = "/v1/track?organizationId=org_1&amount=5";
-    let again = post(&service, path, &key, None).await;
-    assert_eq!(again.header("idempotent-replayed"), "true");
-    assert_eq!(again.body, first.body);
-}
-
-#[tokio::test]
-async fn a_query_is_as_strict_as_a_body() {
-    let world = World::new().await;
-    let service = world.instance().await;
-    for (query, pointer) in [
-        ("organizationId=org_1&amout=5", "/amout"),
-        ("organizationId=org_1&amount=five", "/amount"),
-        ("organizationId=org_1&amount=0", "/amount"),
-        ("organizationId=org_1&amount=1&amount=2", "/amount"),
-        ("organizationId=a%3Ab", "/organizationId"),
-        ("organizationId=org_1&meters=api", "/meters"),
-        ("organizationId=org_1&require=api", "/require"),
-        ("meter=api", "/organizationId"),
+    let query = "organizationId=org_1&amount=5";
+    for path in [
+        "track",
+        "consume",
+        "check",
+        "refund",
+        "organizations/org_1/adjust",
+        "organizations/org_1/reset",
     ] {
-        let answer = post(&service, &format!("/v1/consume?{query}"), &[], None).await;
-        assert_eq!(answer.status, 400, "{query}");
-        assert_eq!(answer.code(), "invalid_field", "{query}");
-        assert_eq!(answer.body["errors"][0]["pointer"], pointer, "{query}");
+        for body in [None, Some(json!({"organizationId": "org_1"}))] {
+            let answer = post(&service, &format!("/v1/{path}?{query}"), &[], body).await;
+            assert_eq!(answer.status, 400, "{path}");
+            assert_eq!(answer.code(), "malformed_request", "{path}");
+            assert_eq!(
+                answer.body["detail"],
+                r#"this takes no query parameters; put "organizationId" in the JSON body"#
+            );
+        }
     }
-    let body = json!({"organizationId": "org_1"});
-    let both = post(&service, "/v1/track?amount=5", &[], Some(body)).await;
     assert_eq!(
-        (both.status.as_u16(), both.code()),
-        (400, "malformed_request")
+        service
+            .http
+            .get("/v1/organizations/org_1/usage")
+            .await
+            .status,
+        404
     );
 }
 

@@ -467,65 +467,6 @@ async fn every_parameter_of_every_query_is_refused_in_words_that_people_can_act_
 }
 
 #[tokio::test]
-async fn fields_in_a_query_are_refused_as_those_in_a_body_are() {
-    let world = World::new().await;
-    let mut sweep = Sweep::new(&world).await;
-    let mut calls = 0;
-    for call in sweep.calls() {
-        let body = &call.about["requestBody"];
-        if !body["description"]
-            .as_str()
-            .is_some_and(|it| it.contains("query"))
-        {
-            continue;
-        }
-        calls += 1;
-        let content = &body["content"]["application/json"];
-        let example = sweep.example(content);
-        for (pointer, body) in sweep.bodies(&content["schema"], &example, "") {
-            let name = pointer[1..].to_owned();
-            if name.contains('/') {
-                continue;
-            }
-            let rest: Vec<String> = body
-                .as_object()
-                .unwrap()
-                .iter()
-                .filter(|(other, value)| {
-                    **other != name && (value.is_string() || value.is_number())
-                })
-                .map(|(other, value)| {
-                    let value = value
-                        .as_str()
-                        .map_or_else(|| value.to_string(), str::to_owned);
-                    format!("&{other}={}", value.replace(' ', "%20"))
-                })
-                .collect();
-            let rest = rest.concat();
-            for (text, given, wrong) in [
-                ("", "\"\"", true),
-                ("ten", "\"ten\"", name == "amount" || name == "timestamp"),
-                ("-1.5", "\"-1.5\"", name == "amount"),
-                (
-                    "99999999999999999999",
-                    "\"99999999999999999999\"",
-                    name == "amount",
-                ),
-                ("%00", "\"\\0\"", true),
-                ("a+b", "\"a b\"", name != "reason"),
-            ] {
-                let answer = sweep
-                    .send(&call, &format!("?{name}={text}{rest}"), None)
-                    .await;
-                sweep.hold(&call, &answer, &format!("/{name}"), given, wrong);
-            }
-        }
-    }
-    sweep.finish();
-    assert_eq!(calls, 6);
-}
-
-#[tokio::test]
 async fn an_id_in_a_path_that_is_none_is_told_what_ids_look_like() {
     let world = World::new().await;
     let mut sweep = Sweep::new(&world).await;

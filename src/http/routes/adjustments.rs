@@ -10,10 +10,12 @@ use utoipa::ToSchema;
 use crate::admin::Adjustment;
 use crate::domain::ids::{MeterId, OrganizationId, Reason};
 use crate::domain::quantity::{Correction, Count};
-use crate::http::extract::{Administrator, Fields, Idempotency, OrganizationPath};
+use crate::http::auth::{Administrator, InOrganization};
+use crate::http::extract::Body;
+use crate::http::idempotency::{Idempotency, replayable};
 use crate::http::openapi::problems::AdjustingProblems;
+use crate::http::path::Path;
 use crate::http::problem::Error;
-use crate::http::routes::resets::{attempt, told};
 use crate::http::state::State;
 use crate::postgres::adjustments::Wish;
 
@@ -69,8 +71,8 @@ pub(in crate::http) struct AdjustResult {
     operation_id = "adjustOrganization",
     tag = "Organizations",
     security(("key" = ["admin"])),
-    params(OrganizationPath, Idempotency),
-    request_body(content = AdjustBody, description = "Without a body the fields come from the query."),
+    params(Path<OrganizationId>, Idempotency),
+    request_body = AdjustBody,
     responses(
         (status = 200, description = "What was corrected; it is stored.", body = AdjustResult),
         AdjustingProblems,
@@ -78,19 +80,17 @@ pub(in crate::http) struct AdjustResult {
 )]
 pub(in crate::http) async fn adjust(
     Shared(state): Shared<State>,
-    Administrator(caller, actor): Administrator,
-    OrganizationPath(named): OrganizationPath,
-    Idempotency(key): Idempotency,
-    Fields(body): Fields<AdjustBody>,
+    InOrganization(Administrator(caller), organization): InOrganization<Administrator>,
+    idempotency: Idempotency,
+    Body(body): Body<AdjustBody>,
 ) -> Result<Response, Error> {
-    let organization = caller.reach(&named)?;
     let AdjustBody {
         meter,
         amount,
         reason,
     } = body;
     let payload = format!("adjust {meter} {} {:?}", amount.get(), reason.as_str());
-    let attempt = key.map(|key| attempt(organization.to_string(), key, &payload));
+    let attempt = idempotency.record(organization.as_str(), &payload);
     let wish = Wish {
         organization: &organization,
         meter: &meter,
@@ -98,7 +98,7 @@ pub(in crate::http) async fn adjust(
         reason: reason.as_str(),
         attempt: attempt.as_ref(),
     };
-    let Adjustment { replayed, finished } = state.admin.adjust(&wish, &actor).await?;
+    let Adjustment { replayed, finished } = state.admin.adjust(&wish, &caller.actor()).await?;
     let result = AdjustResult {
         organization_id: organization,
         meter: finished.meter,
@@ -109,5 +109,5 @@ pub(in crate::http) async fn adjust(
         period_start: finished.period.start,
         reset_date: finished.period.end,
     };
-    Ok(told(Json(result), replayed))
+    Ok(replayable(Json(result), replayed))
 }

@@ -1,6 +1,5 @@
 //! `GET /v1/audit`.
 
-use axum::Json;
 use axum::extract::State as Shared;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -9,7 +8,10 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::domain::ids::OrganizationId;
 use crate::domain::input::whole;
-use crate::http::extract::{Administrator, PageSize, Query, instant};
+use crate::http::auth::Administrator;
+use crate::http::extract::{Query, instant};
+
+use crate::http::list::{List, PageSize};
 use crate::http::problem::Error;
 use crate::http::state::State;
 use crate::postgres::audit::{Entry, Filter};
@@ -31,8 +33,9 @@ pub(in crate::http) struct Wanted {
     /// Only what is earlier.
     #[serde(default, deserialize_with = "instant")]
     to: Option<DateTime<Utc>>,
+    #[serde(default)]
     #[param(inline)]
-    page_size: Option<PageSize>,
+    page_size: PageSize,
     /// The `nextCursor` of the page before.
     #[serde(default, deserialize_with = "cursor")]
     cursor: Option<u64>,
@@ -43,28 +46,17 @@ fn cursor<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::
     Ok(Some(cursor.unsigned_abs()))
 }
 
-/// Some entries of the audit log, newest first.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-#[schema(example = json!({
-    "data": [{
-        "id": 7, "at": "2026-11-23T10:14:00.125Z", "actor": "key:0123456789abcdef", "action": "limits.patch",
-        "organizationId": "org_123", "before": {"settings": {"resetDay": 15}, "limits": {}},
-        "after": {"settings": {"resetDay": 15}, "limits": {"api": {"limit": 5000}}},
-        "requestId": "019aa0f0-7d1c-7c3a-9c7e-2f6b1f0e8d11"
-    }],
-    "nextCursor": null
-}))]
-pub(in crate::http) struct AuditLog {
-    data: Vec<AuditEntry>,
-    /// Null on the last page.
-    #[schema(required)]
-    next_cursor: Option<String>,
-}
+type AuditLog = List<AuditEntry>;
 
 /// One change.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(example = json!({
+    "id": 7, "at": "2026-11-23T10:14:00.125Z", "actor": "key:0123456789abcdef", "action": "limits.patch",
+    "organizationId": "org_123", "before": {"settings": {"resetDay": 15}, "limits": {}},
+    "after": {"settings": {"resetDay": 15}, "limits": {"api": {"limit": 5000}}},
+    "requestId": "019aa0f0-7d1c-7c3a-9c7e-2f6b1f0e8d11"
+}))]
 pub(in crate::http) struct AuditEntry {
     /// Grows.
     id: u64,
@@ -119,8 +111,7 @@ pub(in crate::http) async fn list_audit(
     Shared(state): Shared<State>,
     _: Administrator,
     Query(page): Query<Wanted>,
-) -> Result<Json<AuditLog>, Error> {
-    let size = page.page_size.unwrap_or_default();
+) -> Result<AuditLog, Error> {
     let filter = Filter {
         organization: page.organization_id,
         actor: page.actor,
@@ -128,13 +119,7 @@ pub(in crate::http) async fn list_audit(
         from: page.from,
         to: page.to,
     };
-    let mut entries = state
-        .admin
-        .audit(&filter, page.cursor, size.and_one())
-        .await?;
-    let last = size.cut(&mut entries);
-    Ok(Json(AuditLog {
-        next_cursor: last.map(|entry| entry.id.to_string()),
-        data: entries.into_iter().map(AuditEntry::from).collect(),
-    }))
+    let size = page.page_size;
+    let found = state.admin.audit(&filter, page.cursor, size.and_one());
+    Ok(List::page(found.await?, size, |entry| entry.id.to_string()))
 }

@@ -19,10 +19,10 @@ use crate::domain::ids::{IdempotencyKey, MeterId, OrganizationId};
 use crate::domain::input::{ByMeter, Instant, given};
 use crate::domain::patch::not_null;
 use crate::domain::quantity::Amount;
+use crate::http::auth::{Caller, Ingest, OrganizationParam};
 use crate::http::body::{BATCH_BODY_MAX, Text, read};
-use crate::http::extract::{
-    Caller, Idempotency, Ingest, MediaType, Object, OrganizationParam, Query, from_json,
-};
+use crate::http::extract::{MediaType, Object, Query, from_json};
+use crate::http::idempotency::Idempotency;
 use crate::http::openapi::problems::NeedsCounterStore;
 use crate::http::parse;
 use crate::http::problem::{Error, Problem};

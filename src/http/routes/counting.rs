@@ -17,9 +17,9 @@ use crate::domain::input::{ByMeter, Instant, given};
 use crate::domain::patch::not_null;
 use crate::domain::policy::Enforcement;
 use crate::domain::quantity::{Amount, Count};
-use crate::http::extract::{
-    Caller, Fields, Idempotency, Ingest, OrganizationParam, Preference, Refund,
-};
+use crate::http::auth::{Caller, Ingest, OrganizationParam, Refund};
+use crate::http::extract::{HotBody, Preference};
+use crate::http::idempotency::{Idempotency, mark_replayed};
 use crate::http::instant;
 use crate::http::openapi::answers::{Checked, Counted, Refused};
 use crate::http::openapi::bodies::{ConsumeBody, RefundBody, TrackBody};
@@ -28,10 +28,6 @@ use crate::http::problem::Error;
 use crate::http::rate_limit::{self, seconds};
 use crate::http::state::State;
 use crate::usage::{self, Decided, MeterUsage, Request};
-
-/// What no schema tells about the body of all four.
-const FROM_THE_QUERY: &str = "Without a body the fields come from the query: `POST /v1/consume?organizationId=org_123&amount=5`; \
-    `meters` and `require` need a body.";
 
 /// What all four take; each refuses the fields that mean nothing to it.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -157,7 +153,7 @@ pub(in crate::http) struct MeterResult {
     tag = "Counting",
     security(("key" = ["ingest"])),
     params(Idempotency, Preference),
-    request_body(content = TrackBody, description = FROM_THE_QUERY),
+    request_body = TrackBody,
     responses(Counted, TrackProblems)
 )]
 pub(in crate::http) async fn track(
@@ -165,7 +161,7 @@ pub(in crate::http) async fn track(
     Ingest(caller): Ingest,
     idempotency: Idempotency,
     preference: Preference,
-    charges: Fields<Charges>,
+    charges: HotBody<Charges>,
 ) -> Result<Response, Error> {
     decide(
         &state,
@@ -188,7 +184,7 @@ pub(in crate::http) async fn track(
     tag = "Counting",
     security(("key" = ["ingest"])),
     params(Idempotency, Preference),
-    request_body(content = ConsumeBody, description = FROM_THE_QUERY),
+    request_body = ConsumeBody,
     responses(Counted, Refused, CountingProblems)
 )]
 pub(in crate::http) async fn consume(
@@ -196,7 +192,7 @@ pub(in crate::http) async fn consume(
     Ingest(caller): Ingest,
     idempotency: Idempotency,
     preference: Preference,
-    charges: Fields<Charges>,
+    charges: HotBody<Charges>,
 ) -> Result<Response, Error> {
     decide(
         &state,
@@ -218,14 +214,14 @@ pub(in crate::http) async fn consume(
     tag = "Counting",
     security(("key" = ["ingest"])),
     params(Idempotency),
-    request_body(content = ConsumeBody, description = FROM_THE_QUERY),
+    request_body = ConsumeBody,
     responses(Checked, CheckingProblems)
 )]
 pub(in crate::http) async fn check(
     Shared(state): Shared<State>,
     Ingest(caller): Ingest,
     idempotency: Idempotency,
-    charges: Fields<Charges>,
+    charges: HotBody<Charges>,
 ) -> Result<Response, Error> {
     // The body is the whole point of asking, so that no preference can do without it.
     let preference = Preference::Full;
@@ -249,7 +245,7 @@ pub(in crate::http) async fn check(
     tag = "Counting",
     security(("key" = ["refund"])),
     params(Idempotency, Preference),
-    request_body(content = RefundBody, description = FROM_THE_QUERY),
+    request_body = RefundBody,
     responses(Counted, CountingProblems)
 )]
 pub(in crate::http) async fn refund(
@@ -257,7 +253,7 @@ pub(in crate::http) async fn refund(
     Refund(caller): Refund,
     idempotency: Idempotency,
     preference: Preference,
-    charges: Fields<Charges>,
+    charges: HotBody<Charges>,
 ) -> Result<Response, Error> {
     decide(
         &state,
@@ -276,7 +272,7 @@ async fn decide(
     kind: Operation,
     Idempotency(key): Idempotency,
     preference: Preference,
-    Fields(charges): Fields<Charges>,
+    HotBody(charges): HotBody<Charges>,
 ) -> Result<Response, Error> {
     let several = charges.meters.is_some();
     let request = request(caller, kind, key, charges)?;
@@ -290,11 +286,7 @@ async fn decide(
         Json(body).into_response()
     };
     rate_limit::describe(&decided.meters, now, response.headers_mut());
-    if decided.replayed {
-        response
-            .headers_mut()
-            .insert("idempotent-replayed", HeaderValue::from_static("true"));
-    }
+    mark_replayed(response.headers_mut(), decided.replayed);
     Ok(match preference {
         Preference::Full => response,
         Preference::Minimal => without_body(response),
@@ -308,7 +300,7 @@ pub(in crate::http) fn request(
     key: Option<IdempotencyKey>,
     charges: Charges,
 ) -> Result<Request, Error> {
-    let organization = caller.reach(&charges.organization_id)?;
+    let organization = caller.authorize(&charges.organization_id)?;
     refuse_what_means_nothing(kind, &charges)?;
     let timestamp = charges.timestamp.map(|at| at.trunc_subsecs(3));
     let demands = demands(charges)?;

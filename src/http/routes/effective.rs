@@ -9,7 +9,10 @@ use utoipa::ToSchema;
 
 use crate::domain::ids::OrganizationId;
 use crate::domain::policy::{Feature, Policy, Source};
-use crate::http::extract::{Caller, Conditions, FeaturePath, NoQuery, OrganizationPath, Read};
+use crate::http::auth::{Caller, InOrganization, Read};
+use crate::http::etag::Conditions;
+use crate::http::extract::NoQuery;
+use crate::http::path::{FeatureName, Path};
 use crate::http::problem::Error;
 use crate::http::routes::organizations::Limits;
 use crate::http::state::State;
@@ -36,7 +39,7 @@ pub(in crate::http) struct FeatureInForce {
     operation_id = "getLimits",
     tag = "Organizations",
     security(("key" = ["read"]), ("token" = [])),
-    params(OrganizationPath, Conditions),
+    params(Path<OrganizationId>, Conditions),
     responses(
         (status = 200, description = "The limits.", body = Limits),
         (status = 304, description = "The caller has them already."),
@@ -44,12 +47,10 @@ pub(in crate::http) struct FeatureInForce {
 )]
 pub(in crate::http) async fn limits(
     Shared(state): Shared<State>,
-    Read(caller): Read,
-    OrganizationPath(named): OrganizationPath,
+    InOrganization(Read(caller), id): InOrganization<Read>,
     _: NoQuery,
     Conditions(conditions): Conditions,
 ) -> Result<Response, Error> {
-    let id = caller.reach(&named)?;
     let policy = policy(&state, &caller, &id).await?;
     Limits::of(id, policy).unless_known(&conditions)
 }
@@ -63,17 +64,15 @@ pub(in crate::http) async fn limits(
     operation_id = "getFeature",
     tag = "Organizations",
     security(("key" = ["read"]), ("token" = [])),
-    params(OrganizationPath, FeaturePath),
+    params(Path<OrganizationId>, Path<FeatureName>),
     responses((status = 200, description = "The feature.", body = FeatureInForce))
 )]
 pub(in crate::http) async fn feature(
     Shared(state): Shared<State>,
-    Read(caller): Read,
-    OrganizationPath(named): OrganizationPath,
-    FeaturePath(feature): FeaturePath,
+    InOrganization(Read(caller), id): InOrganization<Read>,
+    Path(FeatureName(feature)): Path<FeatureName>,
     _: NoQuery,
 ) -> Result<Json<FeatureInForce>, Error> {
-    let id = caller.reach(&named)?;
     let policy = policy(&state, &caller, &id).await?;
     let (value, source) = policy.feature(&feature);
     Ok(Json(FeatureInForce {

@@ -1,6 +1,5 @@
 //! `GET /v1/events`: what happened, newest first.
 
-use axum::Json;
 use axum::extract::State as Shared;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -9,7 +8,10 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::domain::event::EventType;
 use crate::domain::ids::{EventId, OrganizationId};
-use crate::http::extract::{OrganizationParam, PageSize, Query, Read, instant};
+use crate::http::auth::{OrganizationParam, Read};
+use crate::http::extract::{Query, instant};
+
+use crate::http::list::{List, PageSize};
 use crate::http::problem::Error;
 use crate::http::state::State;
 use crate::postgres::events::{Listing, Recorded};
@@ -31,35 +33,25 @@ pub(in crate::http) struct Wanted {
     /// Only before this instant.
     #[serde(default, deserialize_with = "instant")]
     to: Option<DateTime<Utc>>,
+    #[serde(default)]
     #[param(inline)]
-    page_size: Option<PageSize>,
+    page_size: PageSize,
     /// The `nextCursor` of the page before.
     cursor: Option<EventId>,
 }
 
-/// Some events, newest first.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-#[schema(example = json!({
-    "data": [{
-        "id": "evt_01a207e5f2407000a3f0c2d9e8b7a695", "type": "usage.warning", "timestamp": "2026-11-23T10:14:00Z",
-        "data": {
-            "organizationId": "org_123", "meter": "api", "threshold": 80, "current": 801, "limit": 1000,
-            "periodStart": "2026-11-01T00:00:00Z", "resetDate": "2026-12-01T00:00:00Z"
-        }
-    }],
-    "nextCursor": null
-}))]
-pub(in crate::http) struct Events {
-    data: Vec<Event>,
-    /// Null on the last page.
-    #[schema(required)]
-    next_cursor: Option<EventId>,
-}
+type Events = List<Event, EventId>;
 
 /// Something that happened.
 #[derive(Debug, Serialize, ToSchema)]
-struct Event {
+#[schema(example = json!({
+    "id": "evt_01a207e5f2407000a3f0c2d9e8b7a695", "type": "usage.warning", "timestamp": "2026-11-23T10:14:00Z",
+    "data": {
+        "organizationId": "org_123", "meter": "api", "threshold": 80, "current": 801, "limit": 1000,
+        "periodStart": "2026-11-01T00:00:00Z", "resetDate": "2026-12-01T00:00:00Z"
+    }
+}))]
+pub(in crate::http) struct Event {
     id: EventId,
     r#type: EventType,
     /// When it was recorded.
@@ -100,13 +92,9 @@ pub(in crate::http) async fn list_events(
     Shared(state): Shared<State>,
     Read(caller): Read,
     Query(wanted): Query<Wanted>,
-) -> Result<Json<Events>, Error> {
-    let named = wanted.organization_id.as_ref();
-    let organization = named.map(|named| caller.reach(named)).transpose()?;
-    if organization.is_none() {
-        caller.reach_all()?;
-    }
-    let size = wanted.page_size.unwrap_or_default();
+) -> Result<Events, Error> {
+    let organization = caller.authorize_filter(wanted.organization_id.as_ref())?;
+    let size = wanted.page_size;
     let listing = Listing {
         event_type: wanted.r#type,
         organization,
@@ -115,10 +103,6 @@ pub(in crate::http) async fn list_events(
         before: wanted.cursor,
         count: size.and_one(),
     };
-    let mut recorded = state.history.events(&listing).await?;
-    let last = size.cut(&mut recorded);
-    Ok(Json(Events {
-        next_cursor: last.map(|it| it.id.clone()),
-        data: recorded.into_iter().map(Event::from).collect(),
-    }))
+    let found = state.history.events(&listing).await?;
+    Ok(List::page(found, size, |event| event.id.clone()))
 }

@@ -12,7 +12,8 @@ use axum::{Json, Router};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::http::extract::{NoQuery, Read};
+use crate::http::auth::Read;
+use crate::http::extract::NoQuery;
 use crate::http::problem::Error;
 use crate::http::state::State;
 use crate::metrics;
@@ -109,7 +110,7 @@ pub(in crate::http) async fn metrics(
     Read(caller): Read,
     _: NoQuery,
 ) -> Result<Response, Error> {
-    caller.reach_all()?;
+    caller.authorize_all()?;
     Ok(metrics_to_anybody(Shared(state)).await)
 }
 

@@ -21,9 +21,12 @@ use crate::domain::ids::{MeterId, OrganizationId, PlanId};
 use crate::domain::input::{Zone, parsed, written};
 use crate::domain::period::ResetMode;
 use crate::domain::quantity::Count;
-use crate::http::extract::{OrganizationParam, OrganizationPath, PageSize, Query, Read, instant};
+use crate::http::auth::{InOrganization, OrganizationParam, Read};
+use crate::http::extract::{Query, instant};
+use crate::http::list::PageSize;
 use crate::http::openapi::answers::Rows;
 use crate::http::openapi::problems::NeedsCounterStore;
+use crate::http::path::Path;
 use crate::http::problem::{Error, caused};
 use crate::http::state::State;
 use crate::usage::history::{Entry, History, List};
@@ -196,17 +199,15 @@ const COLUMNS: [&str; 13] = [
     operation_id = "getOrganizationHistory",
     tag = "History",
     security(("key" = ["read"]), ("token" = [])),
-    params(OrganizationPath, OfOrganization),
+    params(Path<OrganizationId>, OfOrganization),
     responses(Rows, NeedsCounterStore)
 )]
 pub(in crate::http) async fn of_organization(
     Shared(state): Shared<State>,
-    Read(caller): Read,
-    OrganizationPath(named): OrganizationPath,
+    InOrganization(Read(caller), organization): InOrganization<Read>,
     headers: HeaderMap,
     Query(asked): Query<OfOrganization>,
 ) -> Result<Response, Error> {
-    let organization = caller.reach(&named)?;
     let request = Request::new(
         &state.history,
         Some(vec![organization.clone()]),
@@ -260,10 +261,11 @@ pub(in crate::http) async fn of_all(
         ));
     }
     let named = if named.is_empty() {
-        caller.reach_all()?;
+        caller.authorize_all()?;
         None
     } else {
-        let reached: Result<BTreeSet<_>, _> = named.iter().map(|one| caller.reach(one)).collect();
+        let reached: Result<BTreeSet<_>, _> =
+            named.iter().map(|one| caller.authorize(one)).collect();
         Some(reached?.into_iter().collect())
     };
     let asked = OfOrganization {

@@ -5,42 +5,21 @@ use axum::extract::State as Shared;
 use axum::http::StatusCode;
 use axum::http::header::CACHE_CONTROL;
 use axum::response::{IntoResponse, Response};
-use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::domain::api_key::{ApiKey, NewApiKey};
 use crate::domain::ids::ApiKeyId;
-use crate::http::extract::{Administrator, Body, Idempotency, KeyPath, NoQuery, PageSize, Query};
+use crate::http::auth::Administrator;
+use crate::http::extract::{Body, NoQuery, Query};
+use crate::http::idempotency::Idempotency;
+
+use crate::http::list::{List, Page};
+use crate::http::path::Path;
 use crate::http::problem::Error;
 use crate::http::state::State;
 
-/// Which keys to list.
-#[derive(Debug, Deserialize, IntoParams)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub(in crate::http) struct Page {
-    #[param(inline)]
-    page_size: Option<PageSize>,
-    /// The `nextCursor` of the page before.
-    cursor: Option<ApiKeyId>,
-}
-
-/// Some keys, newest first.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-#[schema(example = json!({
-    "data": [{
-        "id": "0123456789abcdef", "name": "auth server", "scopes": ["ingest", "read"], "organizationId": null,
-        "createdAt": "2026-11-01T09:30:00Z", "expiresAt": null, "lastUsedAt": "2026-11-23T10:14:00Z", "revokedAt": null
-    }],
-    "nextCursor": null
-}))]
-pub(in crate::http) struct Keys {
-    data: Vec<ApiKey>,
-    /// Null on the last page.
-    #[schema(required)]
-    next_cursor: Option<ApiKeyId>,
-}
+type Keys = List<ApiKey, ApiKeyId>;
 
 /// A new key, with the secret.
 #[derive(Serialize, ToSchema)]
@@ -61,23 +40,19 @@ pub(in crate::http) struct Created {
     operation_id = "listApiKeys",
     tag = "API keys",
     security(("key" = ["admin"])),
-    params(Page),
+    params(Page<ApiKeyId>),
     responses((status = 200, description = "A page of keys.", body = Keys))
 )]
 pub(in crate::http) async fn list_keys(
     Shared(state): Shared<State>,
     _: Administrator,
-    Query(page): Query<Page>,
-) -> Result<Json<Keys>, Error> {
-    let size = page.page_size.unwrap_or_default();
-    let mut data = state
+    Query(page): Query<Page<ApiKeyId>>,
+) -> Result<Keys, Error> {
+    let found = state
         .admin
-        .keys(page.cursor.as_ref(), size.and_one())
-        .await?;
-    let last = size.cut(&mut data);
-    Ok(Json(Keys {
-        next_cursor: last.map(|key| key.id.clone()),
-        data,
+        .keys(page.cursor.as_ref(), page.page_size.and_one());
+    Ok(List::page(found.await?, page.page_size, |key| {
+        key.id.clone()
     }))
 }
 
@@ -105,13 +80,12 @@ pub(in crate::http) async fn list_keys(
 )]
 pub(in crate::http) async fn create_key(
     Shared(state): Shared<State>,
-    Administrator(_, actor): Administrator,
-    _: NoQuery,
+    Administrator(caller): Administrator,
     attempt: Idempotency,
     Body(wish): Body<NewApiKey>,
 ) -> Result<Response, Error> {
     attempt.refuse()?;
-    let issued = state.admin.create_key(&wish, &actor).await?;
+    let issued = state.admin.create_key(&wish, &caller.actor()).await?;
     let created = Created {
         shown: issued.key,
         key: issued.text,
@@ -129,16 +103,16 @@ pub(in crate::http) async fn create_key(
     operation_id = "revokeApiKey",
     tag = "API keys",
     security(("key" = ["admin"])),
-    params(KeyPath),
+    params(Path<ApiKeyId>),
     responses((status = 204, description = "It is revoked, or was."))
 )]
 pub(in crate::http) async fn revoke_key(
     Shared(state): Shared<State>,
-    Administrator(_, actor): Administrator,
-    KeyPath(id): KeyPath,
+    Administrator(caller): Administrator,
+    Path(id): Path<ApiKeyId>,
     _: NoQuery,
 ) -> Result<StatusCode, Error> {
-    if state.admin.revoke_key(&id, &actor).await? {
+    if state.admin.revoke_key(&id, &caller.actor()).await? {
         Ok(StatusCode::NO_CONTENT)
     } else {
         Err(Error::NotFound("there is no such API key"))

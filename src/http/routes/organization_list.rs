@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use axum::Json;
 use axum::extract::State as Shared;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -11,7 +10,10 @@ use crate::domain::ids::{MeterId, OrganizationId, PlanId};
 use crate::domain::input::shown;
 use crate::domain::quantity::Count;
 use crate::domain::summary::State as UsageSummary;
-use crate::http::extract::{PageSize, Query, Read};
+use crate::http::auth::Read;
+use crate::http::extract::Query;
+
+use crate::http::list::{List, PageSize};
 use crate::http::problem::Error;
 use crate::http::routes::usage::{self, Meter};
 use crate::http::state::State;
@@ -36,8 +38,9 @@ pub(in crate::http) struct Wanted {
     #[serde(default)]
     #[param(inline)]
     sort: Order,
+    #[serde(default)]
     #[param(inline)]
-    page_size: Option<PageSize>,
+    page_size: PageSize,
     /// The `nextCursor` of the page before.
     cursor: Option<String>,
 }
@@ -60,30 +63,19 @@ enum Order {
     CurrentDescending,
 }
 
-/// A page of the list.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-#[schema(example = json!({
-    "data": [{
-        "organizationId": "org_123", "planId": "free", "state": "ok", "percentage": 0.5, "current": 5,
-        "meters": {"api": {
-            "current": 5, "limit": 1000, "remaining": 995, "overage": 0, "percentage": 0.5, "enforcement": "hard",
-            "periodStart": "2026-11-01T00:00:00Z", "resetDate": "2026-12-01T00:00:00Z"
-        }}
-    }],
-    "nextCursor": null
-}))]
-pub(in crate::http) struct Organizations {
-    data: Vec<Listed>,
-    /// Null on the last page.
-    #[schema(required)]
-    next_cursor: Option<String>,
-}
+type Organizations = List<ListedOrganization>;
 
 /// An organization, and how full it is.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct Listed {
+#[schema(example = json!({
+    "organizationId": "org_123", "planId": "free", "state": "ok", "percentage": 0.5, "current": 5,
+    "meters": {"api": {
+        "current": 5, "limit": 1000, "remaining": 995, "overage": 0, "percentage": 0.5, "enforcement": "hard",
+        "periodStart": "2026-11-01T00:00:00Z", "resetDate": "2026-12-01T00:00:00Z"
+    }}
+}))]
+pub(in crate::http) struct ListedOrganization {
     organization_id: OrganizationId,
     plan_id: PlanId,
     #[schema(inline)]
@@ -115,20 +107,18 @@ pub(in crate::http) async fn organizations(
     Shared(state): Shared<State>,
     Read(caller): Read,
     Query(wanted): Query<Wanted>,
-) -> Result<Json<Organizations>, Error> {
-    caller.reach_all()?;
+) -> Result<Organizations, Error> {
+    caller.authorize_all()?;
     let order = wanted.sort;
     let listing = listing(wanted)?;
     let page = state.usage.directory(&listing).await?;
-    Ok(Json(Organizations {
-        data: page.entries.into_iter().map(listed).collect(),
-        next_cursor: page.next.map(|position| cursor(order, &position)),
-    }))
+    let next = page.next.map(|position| cursor(order, &position));
+    Ok(List::new(page.entries.into_iter().map(listed), next))
 }
 
-fn listed(entry: Entry) -> Listed {
+fn listed(entry: Entry) -> ListedOrganization {
     let percentages = entry.meters.iter().filter_map(usage::percentage);
-    Listed {
+    ListedOrganization {
         percentage: percentages.reduce(f64::max),
         organization_id: entry.organization,
         plan_id: entry.plan,
@@ -161,7 +151,7 @@ fn listing(wanted: Wanted) -> Result<Listing, Error> {
         sort,
         descending,
         after: after.transpose()?,
-        count: wanted.page_size.unwrap_or_default().get(),
+        count: wanted.page_size.get(),
     })
 }
 

@@ -21,10 +21,12 @@ use crate::domain::policy::{
     TemporaryLimit, warn_at,
 };
 use crate::domain::quantity::Count;
-use crate::http::etag::Tagged;
-use crate::http::extract::{Administrator, Body, Conditions, NoQuery, Object, OrganizationPath};
+use crate::http::auth::{Administrator, InOrganization};
+use crate::http::etag::{Conditions, Tagged};
+use crate::http::extract::{Body, NoQuery, Object};
 use crate::http::openapi::bodies::{LimitPatch, SettingsPatch};
 use crate::http::openapi::problems::NeedsCounterStore;
+use crate::http::path::Path;
 use crate::http::problem::Error;
 use crate::http::state::State;
 use crate::postgres::organizations::Sources;
@@ -177,7 +179,7 @@ impl Limits {
     operation_id = "getOrganization",
     tag = "Organizations",
     security(("key" = ["admin"])),
-    params(OrganizationPath, Conditions),
+    params(Path<OrganizationId>, Conditions),
     responses(
         (status = 200, description = "The settings and limits.", body = Organization),
         (status = 304, description = "The caller has them already."),
@@ -186,12 +188,10 @@ impl Limits {
 )]
 pub(in crate::http) async fn get_organization(
     Shared(state): Shared<State>,
-    Administrator(caller, _): Administrator,
-    OrganizationPath(named): OrganizationPath,
+    InOrganization(_, id): InOrganization<Administrator>,
     _: NoQuery,
     Conditions(conditions): Conditions,
 ) -> Result<Response, Error> {
-    let id = caller.reach(&named)?;
     let sources = state.admin.organization(&id).await?;
     Organization::of(id, &sources, state.ctx.clock.now()).unless_known(&conditions)
 }
@@ -207,7 +207,7 @@ pub(in crate::http) async fn get_organization(
     operation_id = "putOrganization",
     tag = "Organizations",
     security(("key" = ["admin"])),
-    params(OrganizationPath, Conditions),
+    params(Path<OrganizationId>, Conditions),
     request_body = OrganizationSettings,
     responses(
         (status = 200, description = "The settings and limits, in force for the next request.", body = Organization),
@@ -216,16 +216,13 @@ pub(in crate::http) async fn get_organization(
 )]
 pub(in crate::http) async fn put_organization(
     Shared(state): Shared<State>,
-    Administrator(caller, actor): Administrator,
-    OrganizationPath(named): OrganizationPath,
-    _: NoQuery,
+    InOrganization(Administrator(caller), id): InOrganization<Administrator>,
     Conditions(conditions): Conditions,
     Body(settings): Body<OrganizationSettings>,
 ) -> Result<Tagged<Organization>, Error> {
-    let id = caller.reach(&named)?;
     let admin = &state.admin;
     let sources = admin
-        .put_organization(&id, settings, &conditions, &actor)
+        .put_organization(&id, settings, &conditions, &caller.actor())
         .await?;
     Ok(Organization::of(id, &sources, state.ctx.clock.now()))
 }
@@ -240,7 +237,7 @@ pub(in crate::http) async fn put_organization(
     operation_id = "patchOrganization",
     tag = "Organizations",
     security(("key" = ["admin"])),
-    params(OrganizationPath, Conditions),
+    params(Path<OrganizationId>, Conditions),
     request_body = SettingsPatch,
     responses(
         (status = 200, description = "The settings and limits, in force for the next request.", body = Organization),
@@ -249,16 +246,13 @@ pub(in crate::http) async fn put_organization(
 )]
 pub(in crate::http) async fn patch_organization(
     Shared(state): Shared<State>,
-    Administrator(caller, actor): Administrator,
-    OrganizationPath(named): OrganizationPath,
-    _: NoQuery,
+    InOrganization(Administrator(caller), id): InOrganization<Administrator>,
     Conditions(conditions): Conditions,
     Body(patch): Body<OrganizationPatch>,
 ) -> Result<Tagged<Organization>, Error> {
-    let id = caller.reach(&named)?;
     let admin = &state.admin;
     let sources = admin
-        .patch_organization(&id, patch, &conditions, &actor)
+        .patch_organization(&id, patch, &conditions, &caller.actor())
         .await?;
     Ok(Organization::of(id, &sources, state.ctx.clock.now()))
 }
@@ -295,19 +289,19 @@ pub(in crate::http) struct DeletionReport {
     operation_id = "deleteOrganization",
     tag = "Organizations",
     security(("key" = ["admin"])),
-    params(OrganizationPath, Conditions),
+    params(Path<OrganizationId>, Conditions),
     responses((status = 200, description = "It is deleted.", body = DeletionReport), NeedsCounterStore)
 )]
 pub(in crate::http) async fn delete_organization(
     Shared(state): Shared<State>,
-    Administrator(caller, actor): Administrator,
-    OrganizationPath(named): OrganizationPath,
+    InOrganization(Administrator(caller), id): InOrganization<Administrator>,
     _: NoQuery,
     Conditions(conditions): Conditions,
 ) -> Result<Json<DeletionReport>, Error> {
-    let id = caller.reach(&named)?;
     let admin = &state.admin;
-    let deletion = admin.delete_organization(&id, &conditions, &actor).await?;
+    let deletion = admin
+        .delete_organization(&id, &conditions, &caller.actor())
+        .await?;
     Ok(Json(DeletionReport {
         organization_id: id,
         deleted: true,
@@ -332,7 +326,7 @@ pub(in crate::http) async fn delete_organization(
     operation_id = "patchLimits",
     tag = "Organizations",
     security(("key" = ["admin"])),
-    params(OrganizationPath, Conditions),
+    params(Path<OrganizationId>, Conditions),
     request_body = LimitPatch,
     responses(
         (status = 200, description = "All limits, in force for the next request on any instance.", body = Limits),
@@ -341,20 +335,17 @@ pub(in crate::http) async fn delete_organization(
 )]
 pub(in crate::http) async fn patch_limits(
     Shared(state): Shared<State>,
-    Administrator(caller, actor): Administrator,
-    OrganizationPath(named): OrganizationPath,
-    _: NoQuery,
+    InOrganization(Administrator(caller), id): InOrganization<Administrator>,
     Conditions(conditions): Conditions,
     Body(changes): Body<BTreeMap<MeterId, Option<Object<LimitChange>>>>,
 ) -> Result<Tagged<Limits>, Error> {
-    let id = caller.reach(&named)?;
     let changes = changes
         .into_iter()
         .map(|(meter, change)| (meter, change.map(|Object(change)| change.into())))
         .collect();
     let admin = &state.admin;
     let sources = admin
-        .patch_limits(&id, changes, &conditions, &actor)
+        .patch_limits(&id, changes, &conditions, &caller.actor())
         .await?;
     Ok(Limits::of(id, sources.resolve(state.ctx.clock.now())))
 }

@@ -2,52 +2,27 @@
 
 use std::collections::BTreeMap;
 
-use axum::Json;
 use axum::extract::State as Shared;
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 
 use crate::domain::ids::{MeterId, PlanId, PlanName};
 use crate::domain::patch::not_null;
 use crate::domain::plan;
 use crate::domain::policy::{Feature, Features, LimitOverride};
-use crate::http::etag::Tagged;
-use crate::http::extract::{
-    Administrator, Body, Conditions, NoQuery, Object, PageSize, PlanPath, Query,
-};
+use crate::http::auth::Administrator;
+use crate::http::etag::{Conditions, Tagged};
+use crate::http::extract::{Body, NoQuery, Object, Query};
+
+use crate::http::list::{List, Page};
 use crate::http::openapi::problems::MayBeInUse;
+use crate::http::path::Path;
 use crate::http::problem::Error;
 use crate::http::state::State;
 
-/// Which plans to list.
-#[derive(Debug, Deserialize, IntoParams)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub(in crate::http) struct Page {
-    #[param(inline)]
-    page_size: Option<PageSize>,
-    /// The `nextCursor` of the page before.
-    cursor: Option<PlanId>,
-}
-
-/// Some plans, by id.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-#[schema(example = json!({
-    "data": [{
-        "id": "pro", "name": "Pro", "limits": {"api": {"limit": 10000, "enforcement": "soft", "warnAt": [80, 100]}},
-        "features": {"sso": true}, "version": 129
-    }],
-    "nextCursor": null
-}))]
-pub(in crate::http) struct Plans {
-    data: Vec<Plan>,
-    /// Null on the last page.
-    #[schema(required)]
-    next_cursor: Option<PlanId>,
-}
+type Plans = List<Plan, PlanId>;
 
 /// A plan as it was put.
 #[derive(Debug, Serialize, ToSchema)]
@@ -119,23 +94,19 @@ pub(in crate::http) struct PlanSettings {
     operation_id = "listPlans",
     tag = "Plans",
     security(("key" = ["admin"])),
-    params(Page),
+    params(Page<PlanId>),
     responses((status = 200, description = "A page of plans.", body = Plans))
 )]
 pub(in crate::http) async fn list_plans(
     Shared(state): Shared<State>,
     _: Administrator,
-    Query(page): Query<Page>,
-) -> Result<Json<Plans>, Error> {
-    let size = page.page_size.unwrap_or_default();
-    let mut plans = state
+    Query(page): Query<Page<PlanId>>,
+) -> Result<Plans, Error> {
+    let found = state
         .admin
-        .plans(page.cursor.as_ref(), size.and_one())
-        .await?;
-    let last = size.cut(&mut plans);
-    Ok(Json(Plans {
-        next_cursor: last.map(|plan| plan.id.clone()),
-        data: plans.into_iter().map(Plan::from).collect(),
+        .plans(page.cursor.as_ref(), page.page_size.and_one());
+    Ok(List::page(found.await?, page.page_size, |plan| {
+        plan.id.clone()
     }))
 }
 
@@ -148,7 +119,7 @@ pub(in crate::http) async fn list_plans(
     operation_id = "getPlan",
     tag = "Plans",
     security(("key" = ["admin"])),
-    params(PlanPath, Conditions),
+    params(Path<PlanId>, Conditions),
     responses(
         (status = 200, description = "The plan.", body = Plan),
         (status = 304, description = "The caller has it already."),
@@ -157,7 +128,7 @@ pub(in crate::http) async fn list_plans(
 pub(in crate::http) async fn get_plan(
     Shared(state): Shared<State>,
     _: Administrator,
-    PlanPath(id): PlanPath,
+    Path(id): Path<PlanId>,
     _: NoQuery,
     Conditions(conditions): Conditions,
 ) -> Result<Response, Error> {
@@ -177,15 +148,14 @@ pub(in crate::http) async fn get_plan(
     operation_id = "putPlan",
     tag = "Plans",
     security(("key" = ["admin"])),
-    params(PlanPath, Conditions),
+    params(Path<PlanId>, Conditions),
     request_body = PlanSettings,
     responses((status = 200, description = "The plan.", body = Plan))
 )]
 pub(in crate::http) async fn put_plan(
     Shared(state): Shared<State>,
-    Administrator(_, actor): Administrator,
-    PlanPath(id): PlanPath,
-    _: NoQuery,
+    Administrator(caller): Administrator,
+    Path(id): Path<PlanId>,
     Conditions(conditions): Conditions,
     Body(settings): Body<PlanSettings>,
 ) -> Result<Tagged<Plan>, Error> {
@@ -199,7 +169,10 @@ pub(in crate::http) async fn put_plan(
         features: settings.features,
         version: 0,
     };
-    let plan = state.admin.put_plan(plan, &conditions, &actor).await?;
+    let plan = state
+        .admin
+        .put_plan(plan, &conditions, &caller.actor())
+        .await?;
     Ok(Plan::tagged(plan))
 }
 
@@ -213,16 +186,19 @@ pub(in crate::http) async fn put_plan(
     operation_id = "deletePlan",
     tag = "Plans",
     security(("key" = ["admin"])),
-    params(PlanPath, Conditions),
+    params(Path<PlanId>, Conditions),
     responses((status = 204, description = "It is gone."), MayBeInUse)
 )]
 pub(in crate::http) async fn delete_plan(
     Shared(state): Shared<State>,
-    Administrator(_, actor): Administrator,
-    PlanPath(id): PlanPath,
+    Administrator(caller): Administrator,
+    Path(id): Path<PlanId>,
     _: NoQuery,
     Conditions(conditions): Conditions,
 ) -> Result<StatusCode, Error> {
-    state.admin.delete_plan(&id, &conditions, &actor).await?;
+    state
+        .admin
+        .delete_plan(&id, &conditions, &caller.actor())
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }

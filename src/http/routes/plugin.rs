@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use axum::Json;
 use axum::extract::State as Shared;
+use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
@@ -22,10 +23,8 @@ use crate::domain::patch::not_null;
 use crate::domain::period::{ResetMode, ResetPeriod};
 use crate::domain::policy::{Feature, Features};
 use crate::domain::quantity::Count;
-use crate::http::extract::{
-    Body, Caller, KeyInBody, NoQuery, OrganizationParam, PlatformAdministrator, Query, Read,
-    ResettingByBody,
-};
+use crate::http::auth::{Caller, OrganizationParam, PlatformAdministrator, Read, ResetExpired};
+use crate::http::extract::{Body, Query};
 use crate::http::problem::Error;
 use crate::http::routes::usage::usage_for;
 use crate::http::state::State;
@@ -170,6 +169,15 @@ pub(in crate::http) struct PluginLimits {
     reset_period: Option<ResetPeriod>,
 }
 
+/// A credential in the body.
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schema(example = json!({"apiKey": "tm_…"}))]
+pub(in crate::http) struct KeyInBody {
+    #[schema(value_type = String)]
+    api_key: Option<String>,
+}
+
 /// It is done.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = json!({"success": true}))]
@@ -242,7 +250,7 @@ fn organization(
     named: Option<&OrganizationParam>,
 ) -> Result<OrganizationId, Refusal> {
     match named {
-        Some(named) => Ok(caller.reach(named)?),
+        Some(named) => Ok(caller.authorize(named)?),
         None => caller
             .default_organization()
             .cloned()
@@ -359,15 +367,14 @@ fn past(entry: Entry) -> Option<PluginEntry> {
 pub(in crate::http) async fn reset(
     Shared(state): Shared<State>,
     caller: Result<PlatformAdministrator, Error>,
-    query: Result<NoQuery, Error>,
     body: Result<Body<PluginReset>, Error>,
 ) -> Answer<PluginSuccess> {
-    let (caller, NoQuery, Body(body)) = (caller?, query?, body?);
-    let organization = caller.reach(&body.organization_id)?;
+    let (caller, Body(body)) = (caller?, body?);
+    let organization = caller.authorize(&body.organization_id)?;
     if body.reset_api {
         let meters = Some(BTreeSet::from([MeterId::default()]));
-        let actor = &caller.actor;
-        let reset = state.admin.reset(&organization, meters, None, None, actor);
+        let actor = caller.0.actor();
+        let reset = state.admin.reset(&organization, meters, None, None, &actor);
         reset.await?;
     } else {
         state.admin.organization(&organization).await?;
@@ -391,17 +398,16 @@ pub(in crate::http) async fn reset(
 pub(in crate::http) async fn update_limits(
     Shared(state): Shared<State>,
     caller: Result<PlatformAdministrator, Error>,
-    query: Result<NoQuery, Error>,
     body: Result<Body<PluginLimits>, Error>,
 ) -> Answer<PluginSuccess> {
-    let (caller, NoQuery, Body(body)) = (caller?, query?, body?);
-    let organization = caller.reach(&body.organization_id)?;
+    let (caller, Body(body)) = (caller?, body?);
+    let organization = caller.authorize(&body.organization_id)?;
     let update = PluginUpdate {
         limit: body.api_limit,
         reset_mode: body.reset_mode,
         reset_period: body.reset_period,
     };
-    let actor = &caller.actor;
+    let actor = &caller.0.actor();
     state
         .admin
         .plugin_update(&organization, update, actor)
@@ -435,11 +441,12 @@ pub(in crate::http) struct PluginExpired {
 )]
 pub(in crate::http) async fn reset_expired(
     Shared(state): Shared<State>,
-    query: Result<NoQuery, Error>,
-    caller: Result<ResettingByBody, Error>,
+    parts: Parts,
+    body: Result<Body<KeyInBody>, Error>,
 ) -> Answer<PluginExpired> {
-    let (ResettingByBody(actor), NoQuery) = (caller?, query?);
-    let expired = state.admin.reset_expired(None, &actor).await?;
+    let Body(KeyInBody { api_key }) = body?;
+    let ResetExpired(caller) = ResetExpired::with_key(api_key.as_deref(), &parts, &state).await?;
+    let expired = state.admin.reset_expired(None, &caller.actor()).await?;
     Ok(Json(PluginExpired {
         success: true,
         reset_count: expired.count,

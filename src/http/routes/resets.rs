@@ -4,27 +4,25 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use axum::Json;
 use axum::extract::State as Shared;
-use axum::http::HeaderValue;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-use xxhash_rust::xxh3::xxh3_64;
 
 use crate::admin::Reset;
-use crate::domain::ids::{IdempotencyKey, METERS_MAX, MeterId, OrganizationId, Reason};
+use crate::domain::ids::{METERS_MAX, MeterId, OrganizationId, Reason};
 use crate::domain::patch::not_null;
 use crate::domain::quantity::Count;
-use crate::http::extract::{
-    Administrator, Fields, Idempotency, NoQuery, OrganizationPath, Resetting,
-};
+use crate::http::auth::{Administrator, InOrganization, ResetExpired};
+use crate::http::extract::{Body, NoQuery};
+use crate::http::idempotency::{Idempotency, replayable};
 use crate::http::openapi::problems::{ExpiringProblems, ResettingProblems};
+use crate::http::path::Path;
 use crate::http::problem::Error;
 use crate::http::state::State;
-use crate::postgres::idempotency::Attempt;
 
 /// What to reset, and why.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schema(example = json!({"meters": ["api"], "reason": "goodwill after the outage"}))]
 pub(in crate::http) struct ResetBody {
@@ -82,8 +80,8 @@ struct MeterReset {
     operation_id = "resetOrganization",
     tag = "Organizations",
     security(("key" = ["admin"])),
-    params(OrganizationPath, Idempotency),
-    request_body(content = ResetBody, description = "Without a body the fields come from the query, if there are any."),
+    params(Path<OrganizationId>, Idempotency),
+    request_body(content = ResetBody, description = "Without a body, every meter is reset."),
     responses(
         (status = 200, description = "What was closed and opened; the next request anywhere counts in the new period.",
          body = ResetResult),
@@ -92,13 +90,11 @@ struct MeterReset {
 )]
 pub(in crate::http) async fn reset(
     Shared(state): Shared<State>,
-    Administrator(caller, actor): Administrator,
-    OrganizationPath(named): OrganizationPath,
-    Idempotency(key): Idempotency,
-    Fields(body): Fields<ResetBody>,
+    InOrganization(Administrator(caller), id): InOrganization<Administrator>,
+    idempotency: Idempotency,
+    body: Option<Body<ResetBody>>,
 ) -> Result<Response, Error> {
-    let id = caller.reach(&named)?;
-    let ResetBody { meters, reason } = body;
+    let ResetBody { meters, reason } = body.map(|Body(body)| body).unwrap_or_default();
     let named = meters.as_ref().map(BTreeSet::len);
     if let Some(named) = named.filter(|named| !(1..=METERS_MAX).contains(named)) {
         return Err(Error::InvalidField {
@@ -110,13 +106,13 @@ pub(in crate::http) async fn reset(
     }
     let reason = reason.as_ref().map(Reason::as_str);
     let payload = format!("reset {meters:?} {reason:?}");
-    let attempt = key.map(|key| attempt(id.to_string(), key, &payload));
+    let attempt = idempotency.record(id.as_str(), &payload);
     let reset = state
         .admin
-        .reset(&id, meters, reason, attempt.as_ref(), &actor)
+        .reset(&id, meters, reason, attempt.as_ref(), &caller.actor())
         .await?;
     let replayed = reset.replayed;
-    Ok(told(Json(ResetResult::of(id, reset)), replayed))
+    Ok(replayable(Json(ResetResult::of(id, reset)), replayed))
 }
 
 /// What was reset.
@@ -153,18 +149,19 @@ pub(in crate::http) struct ExpiredResult {
 )]
 pub(in crate::http) async fn reset_expired(
     Shared(state): Shared<State>,
-    Resetting(actor): Resetting,
-    Idempotency(key): Idempotency,
+    ResetExpired(caller): ResetExpired,
+    idempotency: Idempotency,
     _: NoQuery,
 ) -> Result<Response, Error> {
-    let attempt = key.map(|key| attempt(actor.name.clone(), key, "reset-expired"));
+    let actor = caller.actor();
+    let attempt = idempotency.record(&actor.name, "reset-expired");
     let expired = state.admin.reset_expired(attempt.as_ref(), &actor).await?;
     let result = ExpiredResult {
         reset_count: expired.count,
         truncated: expired.count > expired.organizations.len(),
         organizations: expired.organizations,
     };
-    Ok(told(Json(result), expired.replayed))
+    Ok(replayable(Json(result), expired.replayed))
 }
 
 impl ResetResult {
@@ -183,25 +180,4 @@ impl ResetResult {
             meters: meters.collect(),
         }
     }
-}
-
-/// An attempt under a key of the organization, or of the caller.
-pub(in crate::http) fn attempt(scope: String, key: IdempotencyKey, payload: &str) -> Attempt {
-    Attempt {
-        scope,
-        key,
-        fingerprint: format!("{:016x}", xxh3_64(payload.as_bytes())),
-    }
-}
-
-/// An answer, and whether it is a repeated one.
-pub(in crate::http) fn told(answer: impl IntoResponse, replayed: bool) -> Response {
-    let mut response = answer.into_response();
-    if replayed {
-        let replayed = HeaderValue::from_static("true");
-        response
-            .headers_mut()
-            .insert("idempotent-replayed", replayed);
-    }
-    response
 }

@@ -13,8 +13,10 @@ use crate::domain::period::{ResetMode, ResetPeriod};
 use crate::domain::policy::{Enforcement, Feature, Features};
 use crate::domain::quantity::Count;
 use crate::domain::summary::hundredths;
-use crate::http::extract::{Caller, NoQuery, OrganizationPath, Read};
+use crate::http::auth::{Caller, InOrganization, Read};
+use crate::http::extract::NoQuery;
 use crate::http::openapi::problems::MayBeOverloaded;
+use crate::http::path::Path;
 use crate::http::problem::Error;
 use crate::http::state::State;
 use crate::usage::{MeterUsage, OrganizationUsage};
@@ -77,16 +79,14 @@ pub(in crate::http) struct Meter {
     operation_id = "getUsage",
     tag = "Usage",
     security(("key" = ["read"]), ("token" = [])),
-    params(OrganizationPath),
+    params(Path<OrganizationId>),
     responses((status = 200, description = "The running periods.", body = Usage), MayBeOverloaded)
 )]
 pub(in crate::http) async fn usage(
     Shared(state): Shared<State>,
-    Read(caller): Read,
-    OrganizationPath(named): OrganizationPath,
+    InOrganization(Read(caller), organization): InOrganization<Read>,
     _: NoQuery,
 ) -> Result<Json<Usage>, Error> {
-    let organization = caller.reach(&named)?;
     let usage = usage_for(&state, &caller, &organization).await?;
     Ok(Json(Usage {
         organization_id: organization,

@@ -8,7 +8,9 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::domain::ids::{MeterId, OrganizationId};
 use crate::domain::verification::{Mismatch, Sums};
-use crate::http::extract::{Administrator, OrganizationParam, PageSize, Query};
+use crate::http::auth::{Administrator, OrganizationParam};
+use crate::http::extract::Query;
+use crate::http::list::PageSize;
 use crate::http::openapi::problems::NeedsCounterStore;
 use crate::http::problem::Error;
 use crate::http::state::State;
@@ -23,8 +25,9 @@ pub(in crate::http) struct Wanted {
     #[param(value_type = Option<OrganizationId>)]
     organization_id: Option<OrganizationParam>,
     /// Organizations, not differences.
+    #[serde(default)]
     #[param(inline)]
-    page_size: Option<PageSize>,
+    page_size: PageSize,
     /// The `nextCursor` of the page before.
     #[param(value_type = Option<String>)]
     cursor: Option<OrganizationId>,
@@ -96,23 +99,25 @@ impl From<Difference> for Unfit {
 )]
 pub(in crate::http) async fn verify(
     Shared(state): Shared<State>,
-    Administrator(caller, _): Administrator,
+    Administrator(caller): Administrator,
     Query(wanted): Query<Wanted>,
 ) -> Result<Json<Verification>, Error> {
-    let (organizations, next_cursor) = if let Some(named) = &wanted.organization_id {
-        let organization = caller.reach(named)?;
-        if !state.verifier.exists(&organization).await? {
-            return Err(Error::NotFound("there is no such organization"));
+    let named = wanted.organization_id.as_ref();
+    let (organizations, next_cursor) = match caller.authorize_filter(named)? {
+        Some(organization) => {
+            if !state.verifier.exists(&organization).await? {
+                return Err(Error::NotFound("there is no such organization"));
+            }
+            (vec![organization], None)
         }
-        (vec![organization], None)
-    } else {
-        caller.reach_all()?;
-        let count = wanted.page_size.unwrap_or_default().get();
-        let after = wanted.cursor.as_ref();
-        let page = state.verifier.organizations_after(after, count).await?;
-        let full = page.len() >= usize::try_from(count).unwrap_or(usize::MAX);
-        let last = page.last().filter(|_| full).cloned();
-        (page, last)
+        None => {
+            let count = wanted.page_size.get();
+            let after = wanted.cursor.as_ref();
+            let page = state.verifier.organizations_after(after, count).await?;
+            let full = page.len() >= usize::try_from(count).unwrap_or(usize::MAX);
+            let last = page.last().filter(|_| full).cloned();
+            (page, last)
+        }
     };
     let report = state.verifier.verify(&organizations).await?;
     Ok(Json(Verification {

@@ -10,41 +10,18 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::domain::ids::{EventId, WebhookId};
 use crate::domain::webhook::{Delivery, DeliveryStatus, NewWebhook, Webhook, WebhookChange};
-use crate::http::extract::{
-    Administrator, Body, DeliveryPath, Idempotency, NoQuery, PageSize, Query, WebhookPath,
-};
+use crate::http::auth::Administrator;
+use crate::http::extract::{Body, NoQuery, Query};
+use crate::http::idempotency::Idempotency;
+
+use crate::http::list::{List, Page, PageSize};
+use crate::http::path::Path;
 use crate::http::problem::Error;
 use crate::http::state::State;
 use crate::jobs::webhooks::Issued;
 
-/// Which webhooks to list.
-#[derive(Debug, Deserialize, IntoParams)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub(in crate::http) struct Page {
-    #[param(inline)]
-    page_size: Option<PageSize>,
-    /// The `nextCursor` of the page before.
-    cursor: Option<WebhookId>,
-}
-
-/// Some webhooks, newest first.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-#[schema(example = json!({
-    "data": [{
-        "id": "wh_01a207e5f2407000a3f0c2d9e8b7a695", "url": "https://example.com/tallyman",
-        "events": ["usage.warning", "usage.limit_exceeded"], "organizationId": null, "enabled": true, "disabledReason": null,
-        "disabledAt": null, "failingSince": null, "previousSecretUntil": null, "createdAt": "2026-11-23T10:14:00Z"
-    }],
-    "nextCursor": null
-}))]
-pub(in crate::http) struct Webhooks {
-    data: Vec<Webhook>,
-    /// Null on the last page.
-    #[schema(required)]
-    next_cursor: Option<WebhookId>,
-}
+type Webhooks = List<Webhook, WebhookId>;
+type Deliveries = List<Delivery, EventId>;
 
 /// A webhook, with a new secret.
 #[derive(Serialize, ToSchema)]
@@ -79,28 +56,11 @@ pub(in crate::http) struct Wanted {
     /// Only those that stand so.
     #[param(inline)]
     status: Option<DeliveryStatus>,
+    #[serde(default)]
     #[param(inline)]
-    page_size: Option<PageSize>,
+    page_size: PageSize,
     /// The `nextCursor` of the page before.
     cursor: Option<EventId>,
-}
-
-/// Some deliveries, newest event first.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-#[schema(example = json!({
-    "data": [{
-        "id": "evt_01a207e5f2407000a3f0c2d9e8b7a695", "type": "usage.warning", "timestamp": "2026-11-23T10:14:00Z",
-        "status": "pending", "attempts": 1, "nextAttemptAt": "2026-11-23T10:14:06.1Z",
-        "lastAttemptAt": "2026-11-23T10:14:01Z", "responseStatus": 503, "latencyMs": 12, "responseBody": "try later", "error": null
-    }],
-    "nextCursor": null
-}))]
-pub(in crate::http) struct Deliveries {
-    data: Vec<Delivery>,
-    /// Null on the last page.
-    #[schema(required)]
-    next_cursor: Option<EventId>,
 }
 
 fn no_webhook() -> Error {
@@ -120,24 +80,18 @@ fn no_delivery() -> Error {
     operation_id = "listWebhooks",
     tag = "Webhooks",
     security(("key" = ["admin"])),
-    params(Page),
+    params(Page<WebhookId>),
     responses((status = 200, description = "A page of webhooks.", body = Webhooks))
 )]
 pub(in crate::http) async fn list_webhooks(
     Shared(state): Shared<State>,
     _: Administrator,
-    Query(page): Query<Page>,
-) -> Result<Json<Webhooks>, Error> {
-    let size = page.page_size.unwrap_or_default();
-    let mut data = state
+    Query(page): Query<Page<WebhookId>>,
+) -> Result<Webhooks, Error> {
+    let found = state
         .webhooks
-        .list(page.cursor.as_ref(), size.and_one())
-        .await?;
-    let last = size.cut(&mut data);
-    Ok(Json(Webhooks {
-        next_cursor: last.map(|webhook| webhook.id.clone()),
-        data,
-    }))
+        .list(page.cursor.as_ref(), page.page_size.and_one());
+    Ok(List::page(found.await?, page.page_size, |it| it.id.clone()))
 }
 
 /// Make a webhook
@@ -164,13 +118,12 @@ pub(in crate::http) async fn list_webhooks(
 )]
 pub(in crate::http) async fn create_webhook(
     Shared(state): Shared<State>,
-    Administrator(_, actor): Administrator,
-    _: NoQuery,
+    Administrator(caller): Administrator,
     attempt: Idempotency,
     Body(wish): Body<NewWebhook>,
 ) -> Result<Response, Error> {
     attempt.refuse()?;
-    let created: WithSecret = state.webhooks.create(&wish, &actor).await?.into();
+    let created: WithSecret = state.webhooks.create(&wish, &caller.actor()).await?.into();
     Ok((StatusCode::CREATED, created).into_response())
 }
 
@@ -183,7 +136,7 @@ pub(in crate::http) async fn create_webhook(
     operation_id = "getWebhook",
     tag = "Webhooks",
     security(("key" = ["admin"])),
-    params(WebhookPath),
+    params(Path<WebhookId>),
     responses((status = 200, description = "The webhook.", body = Webhook, example = json!({
         "id": "wh_01a207e5f2407000a3f0c2d9e8b7a695", "url": "https://example.com/tallyman", "events": null,
         "organizationId": null, "enabled": false, "disabledReason": "failing", "disabledAt": "2026-11-28T10:14:09Z",
@@ -193,7 +146,7 @@ pub(in crate::http) async fn create_webhook(
 pub(in crate::http) async fn get_webhook(
     Shared(state): Shared<State>,
     _: Administrator,
-    WebhookPath(id): WebhookPath,
+    Path(id): Path<WebhookId>,
     _: NoQuery,
 ) -> Result<Json<Webhook>, Error> {
     let found = state.webhooks.find(&id).await?;
@@ -209,7 +162,7 @@ pub(in crate::http) async fn get_webhook(
     operation_id = "changeWebhook",
     tag = "Webhooks",
     security(("key" = ["admin"])),
-    params(WebhookPath),
+    params(Path<WebhookId>),
     request_body = WebhookChange,
     responses((status = 200, description = "The webhook as it is now.", body = Webhook, example = json!({
         "id": "wh_01a207e5f2407000a3f0c2d9e8b7a695", "url": "https://example.com/tallyman", "events": null,
@@ -219,12 +172,11 @@ pub(in crate::http) async fn get_webhook(
 )]
 pub(in crate::http) async fn change_webhook(
     Shared(state): Shared<State>,
-    Administrator(_, actor): Administrator,
-    WebhookPath(id): WebhookPath,
-    _: NoQuery,
+    Administrator(caller): Administrator,
+    Path(id): Path<WebhookId>,
     Body(change): Body<WebhookChange>,
 ) -> Result<Json<Webhook>, Error> {
-    let changed = state.webhooks.change(&id, &change, &actor).await?;
+    let changed = state.webhooks.change(&id, &change, &caller.actor()).await?;
     changed.map(Json).ok_or_else(no_webhook)
 }
 
@@ -237,16 +189,16 @@ pub(in crate::http) async fn change_webhook(
     operation_id = "deleteWebhook",
     tag = "Webhooks",
     security(("key" = ["admin"])),
-    params(WebhookPath),
+    params(Path<WebhookId>),
     responses((status = 204, description = "It is gone."))
 )]
 pub(in crate::http) async fn delete_webhook(
     Shared(state): Shared<State>,
-    Administrator(_, actor): Administrator,
-    WebhookPath(id): WebhookPath,
+    Administrator(caller): Administrator,
+    Path(id): Path<WebhookId>,
     _: NoQuery,
 ) -> Result<StatusCode, Error> {
-    if state.webhooks.delete(&id, &actor).await? {
+    if state.webhooks.delete(&id, &caller.actor()).await? {
         Ok(StatusCode::NO_CONTENT)
     } else {
         Err(no_webhook())
@@ -263,7 +215,7 @@ pub(in crate::http) async fn delete_webhook(
     operation_id = "rotateWebhookSecret",
     tag = "Webhooks",
     security(("key" = ["admin"])),
-    params(WebhookPath),
+    params(Path<WebhookId>),
     responses(
         (status = 200, description = "The webhook, with its new secret.", body = WithSecret,
             headers(("Cache-Control" = String, description = "`no-store`")),
@@ -276,13 +228,13 @@ pub(in crate::http) async fn delete_webhook(
 )]
 pub(in crate::http) async fn rotate_secret(
     Shared(state): Shared<State>,
-    Administrator(_, actor): Administrator,
-    WebhookPath(id): WebhookPath,
+    Administrator(caller): Administrator,
+    Path(id): Path<WebhookId>,
     _: NoQuery,
     attempt: Idempotency,
 ) -> Result<WithSecret, Error> {
     attempt.refuse()?;
-    let issued = state.webhooks.rotate_secret(&id, &actor).await?;
+    let issued = state.webhooks.rotate_secret(&id, &caller.actor()).await?;
     issued.map(WithSecret::from).ok_or_else(no_webhook)
 }
 
@@ -296,7 +248,7 @@ pub(in crate::http) async fn rotate_secret(
     operation_id = "testWebhook",
     tag = "Webhooks",
     security(("key" = ["admin"])),
-    params(WebhookPath),
+    params(Path<WebhookId>),
     responses((status = 202, description = "It is about to be sent.", body = Delivery, example = json!({
         "id": "evt_01a207e5f2407000a3f0c2d9e8b7a695", "type": "webhook.test", "timestamp": "2026-11-23T10:14:00Z",
         "status": "pending", "attempts": 0, "nextAttemptAt": "2026-11-23T10:14:00Z", "lastAttemptAt": null,
@@ -305,13 +257,13 @@ pub(in crate::http) async fn rotate_secret(
 )]
 pub(in crate::http) async fn test_webhook(
     Shared(state): Shared<State>,
-    Administrator(_, actor): Administrator,
-    WebhookPath(id): WebhookPath,
+    Administrator(caller): Administrator,
+    Path(id): Path<WebhookId>,
     _: NoQuery,
 ) -> Result<Response, Error> {
     let delivery = state
         .webhooks
-        .test(&id, &actor)
+        .test(&id, &caller.actor())
         .await?
         .ok_or_else(no_webhook)?;
     Ok((StatusCode::ACCEPTED, Json(delivery)).into_response())
@@ -326,26 +278,22 @@ pub(in crate::http) async fn test_webhook(
     operation_id = "listDeliveries",
     tag = "Webhooks",
     security(("key" = ["admin"])),
-    params(WebhookPath, Wanted),
+    params(Path<WebhookId>, Wanted),
     responses((status = 200, description = "A page of deliveries.", body = Deliveries))
 )]
 pub(in crate::http) async fn list_deliveries(
     Shared(state): Shared<State>,
     _: Administrator,
-    WebhookPath(id): WebhookPath,
+    Path(id): Path<WebhookId>,
     Query(wanted): Query<Wanted>,
-) -> Result<Json<Deliveries>, Error> {
-    let size = wanted.page_size.unwrap_or_default();
+) -> Result<Deliveries, Error> {
+    let size = wanted.page_size;
     let found = state
         .webhooks
         .deliveries(&id, wanted.status, wanted.cursor.as_ref(), size.and_one())
-        .await?;
-    let mut data = found.ok_or_else(no_webhook)?;
-    let last = size.cut(&mut data);
-    Ok(Json(Deliveries {
-        next_cursor: last.map(|delivery| delivery.id.clone()),
-        data,
-    }))
+        .await?
+        .ok_or_else(no_webhook)?;
+    Ok(List::page(found, size, |delivery| delivery.id.clone()))
 }
 
 /// Deliver again
@@ -357,7 +305,7 @@ pub(in crate::http) async fn list_deliveries(
     operation_id = "redeliver",
     tag = "Webhooks",
     security(("key" = ["admin"])),
-    params(DeliveryPath),
+    params(Path<WebhookId>, Path<EventId>),
     responses((status = 202, description = "It is about to be sent.", body = Delivery, example = json!({
         "id": "evt_01a207e5f2407000a3f0c2d9e8b7a695", "type": "usage.warning", "timestamp": "2026-11-23T10:14:00Z",
         "status": "pending", "attempts": 0, "nextAttemptAt": "2026-11-25T08:00:00Z",
@@ -367,11 +315,15 @@ pub(in crate::http) async fn list_deliveries(
 )]
 pub(in crate::http) async fn redeliver(
     Shared(state): Shared<State>,
-    Administrator(_, actor): Administrator,
-    DeliveryPath(id, event): DeliveryPath,
+    Administrator(caller): Administrator,
+    Path(id): Path<WebhookId>,
+    Path(event): Path<EventId>,
     _: NoQuery,
 ) -> Result<Response, Error> {
-    let delivery = state.webhooks.redeliver(&id, &event, &actor).await?;
+    let delivery = state
+        .webhooks
+        .redeliver(&id, &event, &caller.actor())
+        .await?;
     let delivery = delivery.ok_or_else(no_delivery)?;
     Ok((StatusCode::ACCEPTED, Json(delivery)).into_response())
 }

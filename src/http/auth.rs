@@ -1,0 +1,306 @@
+//! Authenticates callers. What a caller may do is a type in a handler's signature: one that takes none of the
+//! permissions below is public.
+
+use std::sync::Arc;
+
+use axum::extract::FromRequestParts;
+use axum::http::header::AUTHORIZATION;
+use axum::http::request::Parts;
+use serde::{Deserialize, Deserializer};
+
+use super::extract::single_header;
+use super::path::path_parameter;
+use super::problem::Error;
+use super::request_log::{CallerId, RequestInfo};
+use super::state::State;
+use crate::auth::User;
+use crate::domain::api_key::Scope;
+use crate::domain::ids::OrganizationId;
+use crate::postgres::Actor;
+use crate::postgres::api_keys::{KeyRecord, PresentedKey};
+
+/// An authenticated caller. This alone is no permission: handlers take one of [`Permission`]'s types.
+#[derive(Debug, Clone)]
+pub(super) struct Caller {
+    identity: Identity,
+    request: RequestInfo,
+}
+
+#[derive(Debug, Clone)]
+enum Identity {
+    /// An API key.
+    Key(Arc<KeyRecord>),
+    /// A user of the auth server.
+    User(Arc<User>),
+}
+
+impl Caller {
+    fn new(identity: Identity, parts: &Parts) -> Result<Self, Error> {
+        let request = parts.extensions.get::<RequestInfo>();
+        let request = request.cloned().ok_or(Error::Internal)?;
+        request.set_caller(match &identity {
+            Identity::Key(key) => CallerId::Key(key.id.clone()),
+            Identity::User(user) => CallerId::User(Arc::clone(&user.id)),
+        });
+        Ok(Self { identity, request })
+    }
+
+    /// Authenticates an API key.
+    async fn with_key(key: &PresentedKey, parts: &Parts, state: &State) -> Result<Self, Error> {
+        let record = state.auth.authenticate(key).await?;
+        Self::new(Identity::Key(record.ok_or(Error::Unauthenticated)?), parts)
+    }
+
+    /// The organization that a request names, if this caller has access to it. Checked before any look-up: a caller
+    /// bound to one organization cannot learn which others exist.
+    pub(super) fn authorize(&self, named: &OrganizationParam) -> Result<OrganizationId, Error> {
+        let (own, refusal) = match &self.identity {
+            Identity::Key(key) => (
+                key.organization.as_ref(),
+                "this key is bound to another organization",
+            ),
+            Identity::User(user) => (
+                Some(user.organization.as_ref().ok_or(NO_ORGANIZATION)?),
+                "this token is for another organization",
+            ),
+        };
+        match (own, &named.0) {
+            (Some(own), named) if named.as_ref().ok() != Some(own) => {
+                Err(Error::Forbidden(refusal))
+            }
+            (_, named) => named.clone(),
+        }
+    }
+
+    /// Whether this caller has access to every organization.
+    pub(super) fn authorize_all(&self) -> Result<(), Error> {
+        match &self.identity {
+            Identity::Key(key) if key.organization.is_none() => Ok(()),
+            Identity::Key(_) => Err(Error::Forbidden("this key is bound to one organization")),
+            Identity::User(_) => Err(Error::Forbidden("this token is for one organization")),
+        }
+    }
+
+    /// The organization that a filter names; without one the filter covers all organizations.
+    pub(super) fn authorize_filter(
+        &self,
+        named: Option<&OrganizationParam>,
+    ) -> Result<Option<OrganizationId>, Error> {
+        match named {
+            Some(named) => self.authorize(named).map(Some),
+            None => self.authorize_all().map(|()| None),
+        }
+    }
+
+    /// Whether the auth server guarantees that the caller's organization exists, counted yet or not.
+    pub(super) fn trusts_existence(&self) -> bool {
+        matches!(self.identity, Identity::User(_))
+    }
+
+    /// The organization of a request that names none: the token's.
+    pub(super) fn default_organization(&self) -> Option<&OrganizationId> {
+        match &self.identity {
+            Identity::Key(_) => None,
+            Identity::User(user) => user.organization.as_ref(),
+        }
+    }
+
+    /// Identifies the caller in the audit log and in budgets.
+    pub(super) fn name(&self) -> String {
+        match &self.identity {
+            Identity::Key(key) => format!("key:{}", key.id),
+            Identity::User(user) => format!("user:{}", user.id),
+        }
+    }
+
+    /// The caller and the request, for the audit log.
+    pub(super) fn actor(&self) -> Actor {
+        Actor {
+            name: self.name(),
+            request_id: self.request.request_id().to_owned(),
+        }
+    }
+
+    /// Refuses a caller without this scope.
+    async fn require(
+        self,
+        scope: Scope,
+        state: &State,
+        refusal: &'static str,
+    ) -> Result<Self, Error> {
+        let permitted = match &self.identity {
+            Identity::Key(key) => key.scopes.permit(scope),
+            Identity::User(_) => scope == Scope::Read,
+        };
+        match &self.identity {
+            _ if !permitted => Err(Error::Forbidden(refusal)),
+            // A record that is not proven by Postgres may only count.
+            Identity::Key(key)
+                if !key.proven && !matches!(scope, Scope::Ingest | Scope::Refund) =>
+            {
+                let proven = Box::pin(state.auth.prove(key)).await?;
+                let proven = proven.filter(|key| key.scopes.permit(scope));
+                Ok(Self {
+                    identity: Identity::Key(proven.ok_or(Error::Unauthenticated)?),
+                    ..self
+                })
+            }
+            _ => Ok(self),
+        }
+    }
+}
+
+const NO_ORGANIZATION: Error = Error::Forbidden("this token names no organization");
+
+impl FromRequestParts<State> for Caller {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Error> {
+        let header = single_header(&parts.headers, &AUTHORIZATION)?;
+        let token = header
+            .and_then(|value| value.to_str().ok()?.split_once(' '))
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+            .map(|(_, token)| token.trim())
+            .ok_or(Error::Unauthenticated)?;
+        if let Ok(key) = token.parse::<PresentedKey>() {
+            return Self::with_key(&key, parts, state).await;
+        }
+        // Boxed: keeps the future of a request with a key small.
+        let user = Box::pin(state.auth.user(token)).await?;
+        let user = Arc::new(user.ok_or(Error::Unauthenticated)?);
+        Self::new(Identity::User(user), parts)
+    }
+}
+
+/// An organization as a path, a query or a body names it. Only [`Caller::authorize`] reads it, so that no handler
+/// skips the check. An invalid id is refused as such only to callers that may name more than one organization.
+#[derive(Debug)]
+pub(super) struct OrganizationParam(Result<OrganizationId, Error>);
+
+impl<'de> Deserialize<'de> for OrganizationParam {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        OrganizationId::deserialize(deserializer).map(|id| Self(Ok(id)))
+    }
+}
+
+/// A caller that has a permission.
+pub(super) trait Permission: FromRequestParts<State, Rejection = Error> + Send {
+    /// The caller.
+    fn caller(&self) -> &Caller;
+}
+
+macro_rules! permission {
+    ($(#[$doc:meta])* $name:ident, $scope:expr, $refusal:literal) => {
+        $(#[$doc])*
+        #[derive(Debug)]
+        pub(super) struct $name(pub(super) Caller);
+
+        impl FromRequestParts<State> for $name {
+            type Rejection = Error;
+
+            async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Error> {
+                let caller = Caller::from_request_parts(parts, state).await?;
+                Ok(Self(caller.require($scope, state, $refusal).await?))
+            }
+        }
+
+        impl Permission for $name {
+            fn caller(&self) -> &Caller {
+                &self.0
+            }
+        }
+    };
+}
+
+permission!(
+    /// A caller that may track and consume.
+    Ingest,
+    Scope::Ingest,
+    "this needs a key with the scope ingest"
+);
+
+permission!(
+    /// A caller that may refund.
+    Refund,
+    Scope::Refund,
+    "this needs a key with the scope refund"
+);
+
+permission!(
+    /// A caller that may read.
+    Read,
+    Scope::Read,
+    "this needs a key with the scope read"
+);
+
+permission!(
+    /// A caller that may reset expired periods.
+    ResetExpired,
+    Scope::Reset,
+    "this needs a key with the scope reset"
+);
+
+permission!(
+    /// A caller that may do everything.
+    Administrator,
+    Scope::Admin,
+    "this needs a key with the scope admin"
+);
+
+impl ResetExpired {
+    /// Authenticates a key that a body holds, whatever the headers say.
+    pub(super) async fn with_key(
+        key: Option<&str>,
+        parts: &Parts,
+        state: &State,
+    ) -> Result<Self, Error> {
+        let key = key.and_then(|key| key.parse::<PresentedKey>().ok());
+        let key = key.ok_or(Error::Unauthenticated)?;
+        let caller = Caller::with_key(&key, parts, state).await?;
+        let refusal = "this needs a key with the scope reset";
+        Ok(Self(caller.require(Scope::Reset, state, refusal).await?))
+    }
+}
+
+/// A key with the scope `admin`, or a user with a platform role that the settings name.
+#[derive(Debug)]
+pub(super) struct PlatformAdministrator(pub(super) Caller);
+
+impl PlatformAdministrator {
+    /// The organization that a request names: any.
+    pub(super) fn authorize(&self, named: &OrganizationParam) -> Result<OrganizationId, Error> {
+        match self.0.identity {
+            Identity::User(_) => named.0.clone(),
+            Identity::Key(_) => self.0.authorize(named),
+        }
+    }
+}
+
+impl FromRequestParts<State> for PlatformAdministrator {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Error> {
+        let caller = Caller::from_request_parts(parts, state).await?;
+        if matches!(&caller.identity, Identity::User(user) if user.is_admin) {
+            return Ok(Self(caller));
+        }
+        let refusal =
+            "this needs a key with the scope admin, or a token with a platform role for it";
+        Ok(Self(caller.require(Scope::Admin, state, refusal).await?))
+    }
+}
+
+/// A caller that has the permission `P` and access to the organization in the path.
+#[derive(Debug)]
+pub(super) struct InOrganization<P>(pub(super) P, pub(super) OrganizationId);
+
+impl<P: Permission> FromRequestParts<State> for InOrganization<P> {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Error> {
+        let permission = P::from_request_parts(parts, state).await?;
+        let named = OrganizationParam(path_parameter(parts, state, "id").await);
+        let organization = permission.caller().authorize(&named)?;
+        Ok(Self(permission, organization))
+    }
+}
