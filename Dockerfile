@@ -6,12 +6,14 @@ COPY Cargo.toml Cargo.lock ./
 COPY migrations migrations
 COPY lua lua
 COPY src src
+COPY servers servers
+COPY bench bench
 # The caches keep what dependencies compile to from one build to the next. They may be newer than sources that were
 # checked out earlier, which cargo would then take for built; hence `touch`.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/build/target \
-    find src lua migrations -type f -exec touch {} + \
-    && cargo build --release --locked --bin tallyman \
+    find src servers lua migrations -type f -exec touch {} + \
+    && cargo build --release --locked --package tallyman \
     && cp target/release/tallyman /usr/local/bin/tallyman
 
 FROM debian:bookworm-slim

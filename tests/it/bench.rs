@@ -1,17 +1,18 @@
 //! The audit of the bench tool finds what is wrong, and nothing where nothing is.
 
-use std::process::Output;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::Router;
 use axum::extract::Request;
 use axum::middleware::{Next, from_fn};
+use clap::Parser as _;
 use serde_json::Value;
 use tallyman::http;
+use tallyman_bench::Arguments;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::process::Command;
+use tokio::task::spawn_blocking;
 
 use crate::support::{World, counter_key, instant};
 
@@ -20,9 +21,8 @@ async fn two_thousand_audited_requests_agree_with_the_counts() {
     let world = World::new().await;
     let url = listen(http::router(world.instance().await.app.state)).await;
     // More than the limit of each, so that some are refused.
-    let output = audit(&world, &url, &["--amount", "7", "--organizations", "10"]).await;
-    let told = told(&output);
-    assert!(output.status.success(), "{told}");
+    let (agrees, told) = audit(&world, &url, &["--amount", "7", "--organizations", "10"]).await;
+    assert!(agrees, "{told}");
     assert_eq!(told["load"]["requests"], 2000);
     assert_eq!(told["load"]["statuses"]["429"].as_u64().unwrap() % 10, 0);
     assert_eq!(told["audit"]["acknowledged"], 10 * 994);
@@ -31,7 +31,7 @@ async fn two_thousand_audited_requests_agree_with_the_counts() {
     // What was counted before is no difference, and batches are judged item by item: of 20 for each of 100
     // organizations, 6 fit where 994 units were used before.
     for (format, refused) in [("json", 10 * 14), ("ndjson", 10 * 20)] {
-        let output = audit(
+        let (agrees, told) = audit(
             &world,
             &url,
             &[
@@ -46,8 +46,7 @@ async fn two_thousand_audited_requests_agree_with_the_counts() {
             ],
         )
         .await;
-        let told = self::told(&output);
-        assert!(output.status.success(), "{told}");
+        assert!(agrees, "{told}");
         assert_eq!(told["load"]["items"], 2000);
         assert_eq!(told["audit"]["acknowledged"], 2000 - refused, "{told}");
         assert_eq!(told["audit"]["refused"], refused);
@@ -72,9 +71,8 @@ async fn an_audit_finds_counts_that_were_changed_behind_its_back() {
         }
     });
     let url = listen(http::router(state).layer(tampered)).await;
-    let output = audit(&world, &url, &["--op", "track", "--organizations", "20"]).await;
-    let told = told(&output);
-    assert_eq!(output.status.code(), Some(1), "{told}");
+    let (agrees, told) = audit(&world, &url, &["--op", "track", "--organizations", "20"]).await;
+    assert!(!agrees, "{told}");
     assert_eq!(told["audit"]["differing"], 2, "{told}");
     let differences = &told["audit"]["differences"];
     assert_eq!(differences[0]["organizationId"], "org_0000003");
@@ -94,30 +92,30 @@ async fn what_a_broken_connection_had_asked_is_unknown_and_no_difference() {
     let world = World::new().await;
     let url = listen(http::router(world.instance().await.app.state)).await;
     let way = lose_every(40, url.strip_prefix("http://").unwrap().to_owned()).await;
-    let output = audit(&world, &way, &["--op", "track", "--organizations", "20"]).await;
-    let told = told(&output);
-    assert!(output.status.success(), "{told}");
+    let (agrees, told) = audit(&world, &way, &["--op", "track", "--organizations", "20"]).await;
+    assert!(agrees, "{told}");
     let unanswered = told["load"]["unanswered"].as_u64().unwrap();
     assert!(unanswered > 10, "{told}");
     assert_eq!(told["audit"]["unknown"], unanswered);
     assert_eq!(told["audit"]["acknowledged"], 2000 - unanswered);
 }
 
-/// An audit of 2,000 requests, unless told otherwise.
-async fn audit(world: &World, url: &str, arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_bench"));
-    command.args(["load", "--audit", "--json", "--spread", "turns"]);
-    command.args(["--url", url, "--connections", "16"]);
+/// An audit of 2,000 requests, unless `arguments` say otherwise: whether it found no difference, and its JSON.
+async fn audit(world: &World, url: &str, arguments: &[&str]) -> (bool, Value) {
+    let mut all = vec!["bench", "load", "--audit", "--json", "--spread", "turns"];
+    all.extend(["--key", &world.key, "--url", url, "--connections", "16"]);
     if !arguments.contains(&"--requests") {
-        command.args(["--requests", "2000"]);
+        all.extend(["--requests", "2000"]);
     }
-    command.args(arguments).env("TALLYMAN_KEY", &world.key);
-    command.kill_on_drop(true).output().await.unwrap()
-}
-
-fn told(output: &Output) -> Value {
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{stderr}"))
+    all.extend(arguments);
+    let arguments = Arguments::parse_from(all);
+    // The tool has a runtime of its own.
+    let running = spawn_blocking(move || {
+        let mut out = Vec::new();
+        let agrees = tallyman_bench::run(arguments, &mut out).unwrap();
+        (agrees, serde_json::from_slice(&out).unwrap())
+    });
+    running.await.unwrap()
 }
 
 async fn listen(router: Router) -> String {

@@ -70,7 +70,15 @@ fn compose_waits_for_a_stop_as_long_as_it_may_take() {
 #[test]
 fn the_image_is_built_from_all_that_sources_include() {
     let (ignored, dockerfile) = (source(".dockerignore"), source("Dockerfile"));
-    for part in ["Cargo.toml", "Cargo.lock", "lua", "migrations", "src"] {
+    for part in [
+        "Cargo.toml",
+        "Cargo.lock",
+        "lua",
+        "migrations",
+        "src",
+        "servers",
+        "bench",
+    ] {
         let admitted = ignored.lines().any(|line| line == format!("!{part}"));
         assert!(admitted, ".dockerignore keeps {part} out");
         let copied = dockerfile

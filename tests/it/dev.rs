@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::{Value, json};
-use tallyman::cli::dev::servers::{PostgresOptions, PostgresServer, RedisOptions, RedisServer};
+use tallyman_servers::{PostgresOptions, PostgresServer, RedisOptions, RedisServer};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};

@@ -132,9 +132,11 @@ fn every_module_uses_lower_floors_only() {
 }
 
 #[test]
-fn the_tools_are_clients_and_use_nothing_of_the_library() {
-    for (path, text) in files("src/bin", "rs") {
-        assert!(!text.contains("tallyman::"), "{}", path.display());
+fn the_load_tool_and_the_server_launcher_use_nothing_of_the_library() {
+    for folder in ["bench", "servers"] {
+        for (path, text) in files(folder, "rs") {
+            assert!(!text.contains("tallyman::"), "{}", path.display());
+        }
     }
 }
 
@@ -168,17 +170,11 @@ fn the_domain_does_nothing_but_think() {
 fn only_the_redis_module_speaks_redis_and_only_the_postgres_module_speaks_sql() {
     for (path, text) in files("src", "rs") {
         let path = path.to_str().unwrap();
-        // The tools compare the service with the bare servers.
-        if path.starts_with("src/bin/") {
-            continue;
-        }
-        // The private servers of `dev` are started and asked whether they live.
-        let servers = path.starts_with("src/cli/dev/");
         // Elsewhere `redis::` is our own module, which whoever uses it imports.
-        if !path.starts_with("src/redis/") && !servers && !text.contains("crate::redis") {
+        if !path.starts_with("src/redis/") && !text.contains("crate::redis") {
             assert!(!text.contains("redis::"), "{path} speaks Redis");
         }
-        if !path.starts_with("src/postgres/") && !servers {
+        if !path.starts_with("src/postgres/") {
             assert!(!text.contains("sqlx::"), "{path} speaks SQL");
         }
     }
@@ -192,7 +188,7 @@ fn the_executable_only_calls_the_library() {
 
 #[test]
 fn every_source_opens_with_what_it_is_for() {
-    for folder in ["src", "tests"] {
+    for folder in ["src", "servers", "bench", "tests"] {
         for (path, text) in files(folder, "rs") {
             assert!(text.starts_with("//! "), "{}", path.display());
         }
@@ -311,6 +307,8 @@ fn nothing_is_left_for_later() {
     ];
     let sources = [
         ("src", "rs"),
+        ("servers", "rs"),
+        ("bench", "rs"),
         ("tests", "rs"),
         ("lua", "lua"),
         ("migrations", "sql"),

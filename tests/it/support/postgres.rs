@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{fs, process, thread};
 
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
-use tallyman::cli::dev::servers::{PostgresOptions, PostgresServer};
 use tallyman::postgres::Postgres;
+use tallyman_servers::{PostgresOptions, PostgresServer};
 use tokio::sync::Mutex;
 
 const TEMPLATE: &str = "template_tallyman";

@@ -1,8 +1,8 @@
 //! The load and audit tool: measures a running service, or starts everything itself (`make bench`).
 //!
-//! A client like any other: it uses nothing of the library, and speaks to the service by HTTP. One
-//! thread and few instructions a request, because it shares the cores with what it measures.
-//! `docs/benchmarks.md` says what each number is.
+//! A client: it uses no code of the service and speaks HTTP with it. One thread and few instructions
+//! per request, because it shares the cores with what it measures. `docs/benchmarks.md` explains
+//! each number.
 
 mod audit;
 mod figures;
@@ -16,14 +16,12 @@ mod suite;
 
 use std::cell::RefCell;
 use std::fmt::Write as _;
-use std::io::Write as _;
+use std::io::Write;
 use std::net::SocketAddr;
-use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
-use mimalloc::MiMalloc;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -34,85 +32,81 @@ use crate::load::{Load, Report, Until};
 use crate::requests::{Format, ORGANIZATIONS_MAX, Op, Shape, Spread};
 use crate::stage::{Scratch, Stage};
 
-/// The service's own: the no-op server must not differ from it.
-#[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
-
 /// Measures and audits a Tallyman.
-#[derive(Parser)]
+#[derive(Debug, Parser)]
 #[command(name = "bench")]
-struct Arguments {
+pub struct Arguments {
     #[command(subcommand)]
     command: Command,
 }
 
-#[derive(Subcommand)]
+#[derive(Debug, Subcommand)]
 enum Command {
-    /// Measure everything that is promised, in one run, with servers of its own
+    /// Measure all figures that have a target, in one run, with private servers
     Suite(suite::Options),
-    /// Measure how that scales with organizations and connections
+    /// Measure how they scale with organizations and connections
     Scale(suite::Options),
-    /// Put load on a running service; with --audit, ends with 1 if its counts do not agree
+    /// Put load on a running service; with --audit, exits with 1 if its counts differ
     Load(LoadOptions),
-    /// Serve a POST that does nothing: the ceiling that the service is compared with
+    /// Serve a no-op POST: the ceiling that the service is compared with
     Noop {
         /// Address to listen on
         #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7401")]
         listen: SocketAddr,
-        /// Threads that answer requests
+        /// Worker threads
         #[arg(long, value_name = "N", default_value_t = 1)]
         workers: usize,
     },
 }
 
-#[derive(Args)]
+#[derive(Debug, Args)]
 struct LoadOptions {
-    /// Where the service is
+    /// URL of the service
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:7400")]
     url: String,
     /// An API key with the scopes `ingest`, and `read` to audit
     #[arg(long, env = "TALLYMAN_KEY", hide_env_values = true, default_value = "")]
     key: String,
-    /// What to do to organizations
+    /// Operation of each call or item
     #[arg(long, value_enum, default_value_t = Op::Consume)]
     op: Op,
-    /// Units of each call
+    /// Units of each call or item
     #[arg(long, value_name = "UNITS", default_value_t = 1)]
     amount: u64,
-    /// Give each request an idempotency key of its own
+    /// Give each request its own idempotency key
     #[arg(long)]
     keyed: bool,
-    /// Send batches of so many items
+    /// Send batches of this many items
     #[arg(long, value_name = "ITEMS", value_parser = clap::value_parser!(u32).range(1..))]
     batch: Option<u32>,
-    /// How batches are written
+    /// Format of batches
     #[arg(long, value_enum, default_value_t = Format::Json)]
     format: Format,
-    /// How many requests are on their way at once
+    /// Concurrent requests, each on its own connection
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     connections: u32,
-    /// How many organizations there are
+    /// Number of organizations
     #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=i64::from(ORGANIZATIONS_MAX)))]
     organizations: u32,
-    /// Which of them is next
+    /// How the next organization is chosen
     #[arg(long, value_enum, default_value_t = Spread::Uniform)]
     spread: Spread,
     /// Exponent of the Zipf distribution
     #[arg(long, value_name = "S", default_value_t = 1.0)]
     exponent: f64,
-    /// Requests a second, sent whether or not the service keeps up; without it, each connection waits for its answer
+    /// Requests per second, sent whether or not the service keeps up; without it, each connection waits for its response
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     rate: Option<u32>,
-    /// Seconds that are not measured
+    /// Seconds before the measurement starts
     #[arg(long, value_name = "SECONDS", default_value_t = 1)]
     warm_up: u64,
-    /// Seconds that are measured
+    /// Seconds of the measurement
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     duration: u64,
-    /// Stop after so many requests instead
+    /// Stop after this many requests instead
     #[arg(long, value_name = "N", conflicts_with = "duration")]
     requests: Option<u64>,
-    /// Compare what was answered with what the service has counted; nobody else may use these organizations
+    /// Compare the responses with the counts of the service; requires that nobody else uses these organizations
     #[arg(long)]
     audit: bool,
     /// Print JSON
@@ -120,46 +114,30 @@ struct LoadOptions {
     json: bool,
 }
 
-fn main() -> ExitCode {
-    match run(Arguments::parse().command) {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
+/// Runs the tool and writes its results to `out`. False if an audit found differences.
+pub fn run(arguments: Arguments, out: &mut impl Write) -> Result<bool> {
+    // One thread, for all connections.
+    let client = || Builder::new_current_thread().enable_all().build();
+    match arguments.command {
+        Command::Suite(options) => client()?.block_on(measure(&options, suite::run, out))?,
+        Command::Scale(options) => client()?.block_on(measure(&options, suite::scale, out))?,
+        Command::Load(options) => return client()?.block_on(put_load(options, out)),
+        Command::Noop { listen, workers } => noop::serve(listen, workers)?,
     }
+    Ok(true)
 }
 
-fn run(command: Command) -> Result<ExitCode> {
-    match command {
-        Command::Suite(options) => client()?.block_on(measure(&options, suite::run)),
-        Command::Scale(options) => client()?.block_on(measure(&options, suite::scale)),
-        Command::Load(options) => client()?.block_on(put_load(options)),
-        Command::Noop { listen, workers } => {
-            noop::serve(listen, workers)?;
-            Ok(ExitCode::SUCCESS)
-        }
-    }
-}
-
-/// One thread, for all connections.
-fn client() -> Result<tokio::runtime::Runtime> {
-    Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("the runtime cannot be started")
-}
-
-/// Measures on a stage of its own, which is cleared afterwards, also when we are told to end.
+/// Starts private servers, measures, and removes everything again, also when interrupted.
 async fn measure(
     options: &suite::Options,
     suite: impl AsyncFnOnce(&Stage, &suite::Options) -> Result<Figures>,
-) -> Result<ExitCode> {
+    out: &mut impl Write,
+) -> Result<()> {
     let scratch = Scratch::new()?;
     let measured = async {
         let stage = Stage::open(&scratch, options.workers()).await?;
         let figures = suite(&stage, options).await;
-        stage.close().await?;
+        stage.close().await;
         figures
     };
     let mut terminated = signal(SignalKind::terminate())?;
@@ -169,54 +147,32 @@ async fn measure(
         _ = terminated.recv() => bail!("terminated"),
     };
     if options.json {
-        print(&format!("{:#}\n", figures.to_json()))?;
-    } else {
-        if options.quick {
-            print(
-                "A quick run: a hundredth of the organizations and counters that are named.\n\n",
-            )?;
-        }
-        print(&figures.to_table())?;
+        writeln!(out, "{:#}", figures.to_json())?;
+        return Ok(());
     }
-    Ok(ExitCode::SUCCESS)
+    if options.quick {
+        writeln!(
+            out,
+            "A quick run: a hundredth of the organizations and counters that are named.\n"
+        )?;
+    }
+    write!(out, "{}", figures.to_table())?;
+    Ok(())
 }
 
-async fn put_load(options: LoadOptions) -> Result<ExitCode> {
+async fn put_load(options: LoadOptions, out: &mut impl Write) -> Result<bool> {
     let target = Target::new(&options.url, &options.key)?;
-    let batch = options.batch.map(|items| (items as usize, options.format));
-    let load = Load {
-        target: target.clone(),
-        shape: Shape {
-            op: options.op,
-            amount: options.amount,
-            keyed: options.keyed,
-            batch,
-        },
-        connections: options.connections as usize,
-        organizations: options.organizations,
-        spread: options.spread,
-        exponent: options.exponent,
-        rate: options.rate,
-        warm_up: match options.requests {
-            Some(_) => Duration::ZERO,
-            None => Duration::from_secs(options.warm_up),
-        },
-        until: match options.requests {
-            Some(number) => Until::Requests(number),
-            None => Until::Elapsed(Duration::from_secs(options.duration)),
-        },
-    };
     let ledger = if options.audit {
-        let amount = if options.op == Op::Check {
-            0
-        } else {
-            options.amount
+        let amount = match options.op {
+            Op::Check => 0,
+            Op::Consume | Op::Track => options.amount,
         };
         let ledger = Ledger::open(&target, options.organizations, amount).await?;
         Some(RefCell::new(ledger))
     } else {
         None
     };
+    let load = options.load(target.clone());
     let report = load::run(&load, ledger.as_ref()).await?;
     let verdict = match ledger {
         Some(ledger) => Some(ledger.into_inner().compare(&target).await?),
@@ -224,19 +180,39 @@ async fn put_load(options: LoadOptions) -> Result<ExitCode> {
     };
     if options.json {
         let all = serde_json::json!({"load": report, "audit": verdict});
-        print(&format!("{all:#}\n"))?;
+        writeln!(out, "{all:#}")?;
     } else {
-        print(&describe(&report))?;
-        if let Some(verdict) = &verdict {
-            print(&judge(verdict))?;
+        let audited = verdict.as_ref().map(describe_audit).unwrap_or_default();
+        write!(out, "{}{audited}", describe(&report))?;
+    }
+    Ok(verdict.is_none_or(|verdict| verdict.differing == 0))
+}
+
+impl LoadOptions {
+    fn load(&self, target: Target) -> Load {
+        Load {
+            target,
+            shape: Shape {
+                op: self.op,
+                amount: self.amount,
+                keyed: self.keyed,
+                batch: self.batch.map(|items| (items as usize, self.format)),
+            },
+            connections: self.connections as usize,
+            organizations: self.organizations,
+            spread: self.spread,
+            exponent: self.exponent,
+            rate: self.rate,
+            warm_up: match self.requests {
+                Some(_) => Duration::ZERO,
+                None => Duration::from_secs(self.warm_up),
+            },
+            until: match self.requests {
+                Some(number) => Until::Requests(number),
+                None => Until::Elapsed(Duration::from_secs(self.duration)),
+            },
         }
     }
-    let agrees = verdict.is_none_or(|verdict| verdict.differing == 0);
-    Ok(if agrees {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
 }
 
 fn describe(report: &Report) -> String {
@@ -255,11 +231,11 @@ fn describe(report: &Report) -> String {
         latency.max,
     );
     for (status, number) in &report.statuses {
-        let _ = writeln!(text, "answered {status}: {number}");
+        let _ = writeln!(text, "status {status}: {number}");
     }
     for (what, number) in [
         ("items failed", report.failed),
-        ("requests unanswered", report.unanswered),
+        ("requests without a response", report.unanswered),
         ("requests due and not sent", report.unsent),
     ] {
         if number > 0 {
@@ -269,7 +245,7 @@ fn describe(report: &Report) -> String {
     text
 }
 
-fn judge(verdict: &Verdict) -> String {
+fn describe_audit(verdict: &Verdict) -> String {
     let mut text = format!(
         "audit of {} organizations: {} units acknowledged, {} refused, {} unknown; {} differ\n",
         verdict.organizations,
@@ -286,9 +262,4 @@ fn judge(verdict: &Verdict) -> String {
         );
     }
     text
-}
-
-/// What was asked for goes to standard output.
-fn print(text: &str) -> Result<()> {
-    Ok(std::io::stdout().lock().write_all(text.as_bytes())?)
 }

@@ -1,29 +1,34 @@
-//! What is sent: whole requests, rendered once, in which only the digits of organizations and of
-//! idempotency keys are replaced before each use.
+//! Requests: head and body are rendered once; only the digits of organizations and the idempotency
+//! key are replaced before each use.
 
 use std::fmt::Write as _;
 
+use anyhow::Result;
 use clap::ValueEnum;
+use http_body_util::Full;
+use hyper::Request;
+use hyper::body::Bytes;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_distr::{Distribution as _, Zipf};
 
 use crate::http::Target;
 
-/// How many digits the number of an organization has.
+/// Digits in the number of an organization.
 const DIGITS: usize = 7;
 
-/// The most organizations that fit into them.
+/// Limited by the digits.
 pub(crate) const ORGANIZATIONS_MAX: u32 = 10_000_000;
 
-/// What is done to an organization.
+/// The operation of a call or an item.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Op {
-    /// Counts if it fits
+    /// Count within the limit
     Consume,
-    /// Counts always
+    /// Count regardless of the limit
     Track,
-    /// Asks, and counts nothing
+    /// Check the limit without counting
     Check,
 }
 
@@ -37,56 +42,57 @@ impl Op {
     }
 }
 
-/// How the items of a batch are written.
+/// The format of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// One document
+    /// A JSON document
     Json,
-    /// One item a line
+    /// One item per line
     Ndjson,
 }
 
-/// Which organization is next.
+/// How the next organization is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
 pub(crate) enum Spread {
-    /// One after the other
+    /// In turns
     Turns,
-    /// Each as likely as any other
+    /// All equally likely
     Uniform,
-    /// Few of them most of the time
+    /// By Zipf's distribution: few of them most of the time
     Zipf,
 }
 
-/// What the requests of one load have in common.
+/// The common properties of the requests of one load.
 #[derive(Debug, Clone)]
 pub(crate) struct Shape {
     pub(crate) op: Op,
-    /// Units of each item.
+    /// Units of each call or item.
     pub(crate) amount: u64,
-    /// Whether each request has an idempotency key of its own.
+    /// Whether each request has its own idempotency key.
     pub(crate) keyed: bool,
-    /// None for the call itself, else how many items of it a batch has, and how they are written.
+    /// Number and format of the items of a batch; none for single calls.
     pub(crate) batch: Option<(usize, Format)>,
 }
 
-/// The name of an organization, as it stands in requests.
+/// The id of an organization.
 pub(crate) fn organization(number: u32) -> String {
     format!("org_{number:0DIGITS$}")
 }
 
 /// A rendered request.
 #[derive(Debug, Clone)]
-pub(crate) struct Request {
-    bytes: Vec<u8>,
-    /// Where the digits of the organizations are, one place an item.
+pub(crate) struct Template {
+    head: Request<()>,
+    body: Vec<u8>,
+    /// Offsets in the body of the digits of organizations, one per item.
     organizations_at: Vec<usize>,
-    /// Where the digits of the idempotency key are.
-    key_at: Option<usize>,
+    /// The prefix of idempotency keys, if the requests have one.
+    key_prefix: Option<String>,
 }
 
-impl Request {
-    /// `run` tells the idempotency keys of one run of the tool from those of another.
-    pub(crate) fn new(shape: &Shape, target: &Target, run: u64) -> Self {
+impl Template {
+    /// `run` distinguishes the idempotency keys of one run of the tool from those of another.
+    pub(crate) fn new(shape: &Shape, target: &Target, run: u64) -> Result<Self> {
         let path = match shape.batch {
             Some(_) => "/v1/batch?results=denied".to_owned(),
             None => format!("/v1/{}", shape.op.name()),
@@ -95,57 +101,54 @@ impl Request {
             Some((_, Format::Ndjson)) => "application/x-ndjson",
             _ => "application/json",
         };
-        let (body, places) = body(shape);
-        let mut head = target.head("POST", &path);
-        let _ = write!(head, "content-type: {media_type}\r\n");
-        let key_at = shape.keyed.then(|| {
-            let _ = write!(head, "idempotency-key: {run:016x}-");
-            let at = head.len();
-            let _ = write!(head, "{:016x}\r\n", 0);
-            at
-        });
-        let _ = write!(head, "content-length: {}\r\n\r\n", body.len());
-        Self {
-            organizations_at: places.into_iter().map(|at| head.len() + at).collect(),
-            key_at,
-            bytes: (head + &body).into_bytes(),
-        }
+        let mut head = target.request("POST", &path)?;
+        let media_type = HeaderValue::from_static(media_type);
+        head.headers_mut().insert(CONTENT_TYPE, media_type);
+        let (body, organizations_at) = body(shape);
+        Ok(Self {
+            head,
+            body: body.into_bytes(),
+            organizations_at,
+            key_prefix: shape.keyed.then(|| format!("{run:016x}")),
+        })
     }
 
-    /// How many items it has; 1 if it is no batch.
+    /// Number of items; 1 for a single call.
     pub(crate) fn items(&self) -> usize {
         self.organizations_at.len()
     }
 
-    /// The request for organizations that are chosen now, and noted in `chosen`.
-    pub(crate) fn prepare(
+    /// A request for newly chosen organizations, which it puts into `chosen`.
+    pub(crate) fn request(
         &mut self,
         organizations: &mut Organizations,
         serial: u64,
         chosen: &mut Vec<u32>,
-    ) -> &[u8] {
+    ) -> Result<Request<Full<Bytes>>> {
         chosen.clear();
         for at in &self.organizations_at {
             let organization = organizations.choose();
             chosen.push(organization);
-            write_digits(&mut self.bytes[*at..*at + DIGITS], organization);
+            write_digits(&mut self.body[*at..*at + DIGITS], organization);
         }
-        if let Some(at) = self.key_at {
-            let digits = format!("{serial:016x}");
-            self.bytes[at..at + digits.len()].copy_from_slice(digits.as_bytes());
+        let body = Bytes::copy_from_slice(&self.body);
+        let mut request = self.head.clone().map(|()| Full::new(body));
+        if let Some(prefix) = &self.key_prefix {
+            let key = HeaderValue::try_from(format!("{prefix}-{serial:016x}"))?;
+            request.headers_mut().insert("idempotency-key", key);
         }
-        &self.bytes
+        Ok(request)
     }
 }
 
-/// A body, and where in it the digits of organizations are.
+/// A body, and the offsets in it of the digits of organizations.
 fn body(shape: &Shape) -> (String, Vec<usize>) {
     let (items, op, before, between, after) = match shape.batch {
         None => (1, None, "", "", ""),
         Some((items, Format::Json)) => (items, Some(shape.op), r#"{"items":["#, ",", "]}"),
         Some((items, Format::Ndjson)) => (items, Some(shape.op), "", "\n", "\n"),
     };
-    let (mut text, mut places) = (before.to_owned(), Vec::with_capacity(items));
+    let (mut text, mut offsets) = (before.to_owned(), Vec::with_capacity(items));
     for item in 0..items {
         if item > 0 {
             text.push_str(between);
@@ -155,7 +158,7 @@ fn body(shape: &Shape) -> (String, Vec<usize>) {
             let _ = write!(text, r#""op":"{}","#, op.name());
         }
         text.push_str(r#""organizationId":"org_"#);
-        places.push(text.len());
+        offsets.push(text.len());
         let _ = write!(text, r#"{:0DIGITS$}""#, 0);
         if shape.amount != 1 {
             let _ = write!(text, r#","amount":{}"#, shape.amount);
@@ -163,7 +166,7 @@ fn body(shape: &Shape) -> (String, Vec<usize>) {
         text.push('}');
     }
     text.push_str(after);
-    (text, places)
+    (text, offsets)
 }
 
 fn write_digits(place: &mut [u8], mut number: u32) {
@@ -184,13 +187,13 @@ pub(crate) struct Organizations {
 }
 
 impl Organizations {
-    /// `exponent` is Zipf's: how much more often the first is chosen than the others.
+    /// `exponent` is that of Zipf's distribution.
     pub(crate) fn new(count: u32, spread: Spread, exponent: f64) -> anyhow::Result<Self> {
         Ok(Self {
             count,
             spread,
             zipf: Zipf::new(f64::from(count), exponent)?,
-            // The same in every run, so that runs can be compared.
+            // The same seed in every run, so that runs can be compared.
             random: SmallRng::seed_from_u64(7400),
             turn: 0,
         })
@@ -220,59 +223,67 @@ impl Organizations {
 
 #[cfg(test)]
 mod tests {
+    use http_body_util::BodyExt as _;
+    use hyper::http::request::Parts;
+
     use super::*;
 
-    fn prepared(shape: &Shape, serial: u64) -> String {
+    async fn request(shape: &Shape, serial: u64) -> (Parts, String) {
         let target = Target::new("http://h", "k").unwrap();
         let mut organizations = Organizations::new(43, Spread::Turns, 1.0).unwrap();
         organizations.turn = 42;
-        let mut request = Request::new(shape, &target, 1);
+        let mut template = Template::new(shape, &target, 1).unwrap();
         let mut chosen = Vec::new();
-        let bytes = request.prepare(&mut organizations, serial, &mut chosen);
-        let text = String::from_utf8(bytes.to_vec()).unwrap();
-        let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        assert!(head.contains(&format!("content-length: {}", body.len())));
-        assert_eq!(chosen.len(), request.items());
-        text
+        let request = template.request(&mut organizations, serial, &mut chosen);
+        let (head, body) = request.unwrap().into_parts();
+        assert_eq!(chosen.len(), template.items());
+        let body = body.collect().await.unwrap().to_bytes();
+        (head, String::from_utf8(body.to_vec()).unwrap())
     }
 
-    #[test]
-    fn a_call_names_its_organization_and_its_key() {
+    #[tokio::test]
+    async fn a_call_names_its_organization_and_its_key() {
         let shape = Shape {
             op: Op::Track,
             amount: 5,
             keyed: true,
             batch: None,
         };
-        let text = prepared(&shape, 0xab);
-        assert!(
-            text.starts_with("POST /v1/track HTTP/1.1\r\nhost: h\r\nauthorization: Bearer k\r\n")
+        let (head, body) = request(&shape, 0xab).await;
+        assert_eq!(
+            (head.method.as_str(), head.uri.path()),
+            ("POST", "/v1/track")
         );
-        assert!(text.contains("idempotency-key: 0000000000000001-00000000000000ab\r\n"));
-        assert!(text.ends_with(r#"{"organizationId":"org_0000042","amount":5}"#));
+        assert_eq!(head.headers["host"], "h");
+        assert_eq!(head.headers["authorization"], "Bearer k");
+        let key = "0000000000000001-00000000000000ab";
+        assert_eq!(head.headers["idempotency-key"], key);
+        assert_eq!(body, r#"{"organizationId":"org_0000042","amount":5}"#);
     }
 
-    #[test]
-    fn batches_are_what_their_media_type_says() {
+    #[tokio::test]
+    async fn batches_have_the_format_of_their_media_type() {
         let mut shape = Shape {
             op: Op::Consume,
             amount: 1,
             keyed: false,
             batch: Some((3, Format::Json)),
         };
-        let items = |text: &str| text.split_once("\r\n\r\n").unwrap().1.to_owned();
-        let json: serde_json::Value = serde_json::from_str(&items(&prepared(&shape, 0))).unwrap();
-        let named: Vec<_> = json["items"].as_array().unwrap().iter().collect();
-        assert_eq!(named.len(), 3);
-        assert_eq!(named[0]["organizationId"], organization(42));
-        assert_eq!(named[1]["organizationId"], organization(0));
+        let (head, body) = request(&shape, 0).await;
+        assert_eq!(head.headers["content-type"], "application/json");
+        let json: serde_json::Value = serde_json::from_str(&body).unwrap();
+        let items = json["items"].as_array().unwrap();
+        assert_eq!(items.len(), 3);
+        assert_eq!(items[0]["organizationId"], organization(42));
+        assert_eq!(items[1]["organizationId"], organization(0));
         shape.batch = Some((3, Format::Ndjson));
-        let text = items(&prepared(&shape, 0));
-        let lines: Vec<serde_json::Value> = text
+        let (head, body) = request(&shape, 0).await;
+        assert_eq!(head.headers["content-type"], "application/x-ndjson");
+        let lines: Vec<serde_json::Value> = body
             .lines()
             .map(|line| serde_json::from_str(line).unwrap())
             .collect();
-        assert_eq!(lines.iter().collect::<Vec<_>>(), named);
+        assert_eq!(&lines, items);
     }
 
     #[test]

@@ -1,10 +1,8 @@
 //! `tallyman dev`: the whole service on one machine, without anything to configure.
 //!
 //! Everything lives in one data directory, which only one instance uses at a time (`lock`): the
-//! servers' data (see [`servers`]) and the admin key (`admin-key`), made at the first start. What
+//! servers' data (see [`tallyman_servers`]) and the admin key (`admin-key`), made at the first start. What
 //! was started last is stopped first, so the service can store its last counts.
-
-pub mod servers;
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write as _};
@@ -14,10 +12,10 @@ use std::path::{Path, PathBuf};
 use std::pin::pin;
 
 use anyhow::{Context as _, Result, bail};
+use tallyman_servers::{PostgresOptions, PostgresServer, RedisOptions, RedisServer};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use self::servers::{PostgresOptions, PostgresServer, RedisOptions, RedisServer};
 use crate::app::{self, App};
 use crate::clock::Clock;
 use crate::config::{Config, Servers};

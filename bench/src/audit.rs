@@ -1,15 +1,14 @@
-//! What the service was told and what it answered, organization by organization, and whether its
-//! counts agree with that.
+//! Records what was sent for each organization and how the service responded, and compares that with its counts.
 //!
-//! A count agrees if it has grown by at least what was acknowledged, and by at most what was
-//! acknowledged or has an unknown outcome. It must not be in use by others meanwhile, and no period
-//! may end.
+//! A count agrees if it has grown by at least the acknowledged units, and by at most the acknowledged units plus those
+//! with an unknown outcome. Requires that nobody else uses the organizations meanwhile and that no period ends.
 
 use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use futures::future::try_join_all;
+use http_body_util::Full;
 use serde::Serialize;
 use serde_json::Value;
 use tokio::time::sleep;
@@ -17,22 +16,22 @@ use tokio::time::sleep;
 use crate::http::{Connection, Target};
 use crate::requests::organization;
 
-/// How long a service may not answer exactly, before a comparison is given up.
-const PATIENCE: Duration = Duration::from_mins(1);
+/// How long usage may be inexact or unavailable before the audit fails.
+const WAIT_MAX: Duration = Duration::from_mins(1);
 
 /// Between two attempts to read a count.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// How many counts are read at once.
+/// Counts that are read concurrently.
 const READERS: usize = 32;
 
-/// How many differences are shown.
+/// Differences that are listed.
 const SHOWN_MAX: usize = 20;
 
-/// What the counts of all organizations must be.
+/// The expected counts of all organizations.
 #[derive(Debug)]
 pub(crate) struct Ledger {
-    /// Units of each item.
+    /// Units of each call or item.
     amount: u64,
     entries: Vec<Entry>,
 }
@@ -44,11 +43,11 @@ struct Entry {
     before: u64,
     acknowledged: u64,
     refused: u64,
-    /// Sent and not answered, or answered with an unknown outcome.
+    /// Without a response, or with an error that leaves the outcome open.
     unknown: u64,
 }
 
-/// What a comparison found.
+/// The result of an audit.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Verdict {
@@ -56,25 +55,25 @@ pub(crate) struct Verdict {
     pub(crate) acknowledged: u64,
     pub(crate) refused: u64,
     pub(crate) unknown: u64,
-    /// How many organizations differ.
+    /// Organizations whose count differs.
     pub(crate) differing: usize,
-    /// Some of them.
+    /// The first of them.
     pub(crate) differences: Vec<Difference>,
 }
 
-/// A count that cannot be.
+/// An impossible count.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Difference {
     pub(crate) organization_id: String,
     pub(crate) current: u64,
-    /// At least this much should be in the count, and at most that.
+    /// The lowest and the highest possible count.
     pub(crate) least: u64,
     pub(crate) most: u64,
 }
 
 impl Ledger {
-    /// Begins with what the service says now.
+    /// Starts with the current counts.
     pub(crate) async fn open(target: &Target, organizations: u32, amount: u64) -> Result<Self> {
         let entries = read(target, organizations)
             .await?
@@ -87,7 +86,7 @@ impl Ledger {
         Ok(Self { amount, entries })
     }
 
-    /// An item for each of these is on its way, so its outcome is unknown.
+    /// An item for each of these organizations is sent; until the response its outcome is unknown.
     pub(crate) fn sent(&mut self, organizations: &[u32]) {
         for organization in organizations {
             let amount = self.amount;
@@ -95,8 +94,8 @@ impl Ledger {
         }
     }
 
-    /// An item was answered.
-    pub(crate) fn answered(&mut self, organization: u32, status: u16) {
+    /// The response to an item has arrived.
+    pub(crate) fn settled(&mut self, organization: u32, status: u16) {
         let amount = self.amount;
         let entry = self.entry(organization);
         match status {
@@ -113,7 +112,7 @@ impl Ledger {
         &mut self.entries[organization as usize]
     }
 
-    /// Compares with what the service says now.
+    /// Compares with the current counts.
     pub(crate) async fn compare(&self, target: &Target) -> Result<Verdict> {
         let organizations = u32::try_from(self.entries.len())?;
         let counts = read(target, organizations).await?;
@@ -163,31 +162,37 @@ async fn read(target: &Target, organizations: u32) -> Result<Vec<u64>> {
     Ok(counts.into_inner())
 }
 
-/// Asks until the answer is exact.
+/// Reads the usage until it is exact.
 async fn read_one(connection: &mut Connection, target: &Target, number: u32) -> Result<u64> {
     let path = format!("/v1/organizations/{}/usage", organization(number));
-    let request = target.get(&path);
-    let begun = Instant::now();
+    let request = target.request("GET", &path)?;
+    let start = Instant::now();
     loop {
-        let why = match connection.ask(&request).await {
-            Ok(answer) if answer.status == 404 => return Ok(0),
-            Ok(answer) if answer.status == 200 => {
+        let why = match connection
+            .send(request.clone().map(|()| Full::default()))
+            .await
+        {
+            Ok(response) if response.status == 404 => return Ok(0),
+            Ok(response) if response.status == 200 => {
                 let usage: Value =
-                    serde_json::from_slice(answer.body).context("usage is not JSON")?;
+                    serde_json::from_slice(&response.body).context("usage is not JSON")?;
                 if usage["exact"] == true {
                     let current = &usage["meters"]["api"]["current"];
                     return current.as_u64().context("usage without a count");
                 }
                 "it is not exact".to_owned()
             }
-            Ok(answer) if answer.status < 500 => {
-                bail!("usage cannot be read: {path} answers {}", answer.status)
+            Ok(response) if response.status < 500 => {
+                bail!(
+                    "cannot read usage: {path} responds with {}",
+                    response.status
+                )
             }
-            Ok(answer) => format!("it is answered {}", answer.status),
+            Ok(response) => format!("status {}", response.status),
             Err(cause) => cause.to_string(),
         };
-        if begun.elapsed() > PATIENCE {
-            bail!("usage cannot be read: {why}");
+        if start.elapsed() > WAIT_MAX {
+            bail!("cannot read usage: {why}");
         }
         sleep(PAUSE).await;
     }
@@ -198,16 +203,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_sent_is_unknown_until_it_is_answered() {
+    fn units_are_unknown_until_the_response() {
         let mut ledger = Ledger {
             amount: 3,
             entries: vec![Entry::default()],
         };
         ledger.sent(&[0, 0, 0, 0, 0]);
-        ledger.answered(0, 200);
-        ledger.answered(0, 429);
-        ledger.answered(0, 503);
-        ledger.answered(0, 504);
+        ledger.settled(0, 200);
+        ledger.settled(0, 429);
+        ledger.settled(0, 503);
+        ledger.settled(0, 504);
         let entry = ledger.entries[0];
         let units = (entry.acknowledged, entry.refused, entry.unknown);
         assert_eq!(units, (3, 3, 6));

@@ -1,11 +1,11 @@
-//! Sends requests over a number of connections, and measures how they are answered.
+//! Sends requests over a number of connections, and measures the responses.
 //!
-//! In a closed loop each connection sends its next request once the last was answered. In an open
-//! loop requests are due at a constant rate whatever the service does, and a latency is counted from
-//! when its request was due, so that a stall shows in every request that it delayed.
+//! In a closed loop each connection sends its next request after the response to the last one. In an
+//! open loop requests are due at a constant rate whatever the service does, and latency is measured
+//! from the moment when a request was due, so that a stall shows in every request that it delayed.
 //!
-//! A broken connection is made again. What it had sent and had no answer to is lost from sight, which
-//! the [`Ledger`] knows.
+//! Broken connections are replaced. The outcome of a request without a response is unknown, which the
+//! [`Ledger`] takes into account.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -23,22 +23,22 @@ use tokio::task::unconstrained;
 use tokio::time::{sleep, timeout};
 
 use crate::audit::Ledger;
-use crate::http::{Answer, Connection, Target};
-use crate::requests::{Organizations, Request, Shape, Spread};
+use crate::http::{Connection, Response, Target};
+use crate::requests::{Organizations, Shape, Spread, Template};
 
-/// How long a service may take no connections, or requests that are due may wait for one.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a service may refuse connections, and how long due requests may wait for a connection.
+const WAIT_MAX: Duration = Duration::from_secs(20);
 
-/// A service that answers nothing for so long is given up.
+/// A load is aborted after this long without any response.
 const STALL: Duration = Duration::from_mins(2);
 
 /// Between two attempts to connect.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// How often an open loop looks at the clock. Tokio's timers are ten times as coarse.
+/// Resolution of an open loop. Tokio's timers are ten times as coarse.
 const TICK: Duration = Duration::from_micros(100);
 
-/// What is sent to whom, how fast, and for how long.
+/// What to send, how fast, and for how long.
 #[derive(Debug, Clone)]
 pub(crate) struct Load {
     pub(crate) target: Target,
@@ -46,11 +46,11 @@ pub(crate) struct Load {
     pub(crate) connections: usize,
     pub(crate) organizations: u32,
     pub(crate) spread: Spread,
-    /// Of Zipf's distribution.
+    /// Exponent of Zipf's distribution.
     pub(crate) exponent: f64,
-    /// Requests a second of an open loop; none is a closed loop.
+    /// Requests per second of an open loop; none for a closed loop.
     pub(crate) rate: Option<u32>,
-    /// At the beginning, not measured.
+    /// Before the measurement.
     pub(crate) warm_up: Duration,
     pub(crate) until: Until,
 }
@@ -58,29 +58,29 @@ pub(crate) struct Load {
 /// When a load ends.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Until {
-    /// After so long, the warm-up not counted.
+    /// After this time, in addition to the warm-up.
     Elapsed(Duration),
-    /// After so many requests, those of the warm-up included.
+    /// After this many requests, including those of the warm-up.
     Requests(u64),
 }
 
-/// What was measured.
+/// The result.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Report {
     pub(crate) seconds: f64,
-    /// Requests that were answered.
+    /// Requests with a response.
     pub(crate) requests: u64,
     pub(crate) requests_per_second: f64,
-    /// Items of batches that were counted or denied; of single calls, those answered 2xx or 429.
+    /// Items of batches that were counted or denied; single calls with a status of 2xx or 429.
     pub(crate) items: u64,
     pub(crate) items_per_second: f64,
-    /// Items that were neither.
+    /// All other items.
     pub(crate) failed: u64,
     pub(crate) statuses: BTreeMap<u16, u64>,
-    /// Requests whose connection broke, or that were not answered in time.
+    /// Requests whose connection broke, or whose response was overdue.
     pub(crate) unanswered: u64,
-    /// Requests that were due and not sent, because the service did not keep up.
+    /// Requests that were due and not sent because the service did not keep up.
     pub(crate) unsent: u64,
     pub(crate) latency_ms: Latency,
 }
@@ -95,17 +95,17 @@ pub(crate) struct Latency {
     pub(crate) max: f64,
 }
 
-/// Sends it all, and notes in the ledger what became of it.
+/// Sends all requests, and records their outcomes in the ledger.
 pub(crate) async fn run(load: &Load, ledger: Option<&RefCell<Ledger>>) -> Result<Report> {
     let running = Running::new(load, ledger)?;
     let workers: FuturesUnordered<_> = (0..load.connections).map(|_| running.work()).collect();
-    // Tokio's budget for one task would end each of its rounds early.
+    // Tokio's cooperative budget would make all workers of this task yield together.
     let mut all = Box::pin(unconstrained(workers.try_collect::<()>()));
     loop {
-        let noted = running.noted.get();
+        let completed = running.completed.get();
         match timeout(STALL, &mut all).await {
             Ok(worked) => break worked?,
-            Err(_) if running.noted.get() == noted => break,
+            Err(_) if running.completed.get() == completed => break,
             Err(_) => {}
         }
     }
@@ -113,20 +113,20 @@ pub(crate) async fn run(load: &Load, ledger: Option<&RefCell<Ledger>>) -> Result
     Ok(running.report())
 }
 
-/// A load on its way.
+/// A load in progress.
 struct Running<'a> {
     load: &'a Load,
     ledger: Option<&'a RefCell<Ledger>>,
-    request: Request,
+    template: Template,
     organizations: RefCell<Organizations>,
     pace: Option<Pace>,
-    begun: Instant,
-    /// Requests that were begun.
+    start: Instant,
+    /// Requests that were started.
     serial: Cell<u64>,
     /// Requests that were sent.
     sent: Cell<u64>,
-    /// Requests that were answered, or whose connection broke.
-    noted: Cell<u64>,
+    /// Requests with a response, or with a broken connection.
+    completed: Cell<u64>,
     measured: RefCell<Measured>,
 }
 
@@ -140,14 +140,14 @@ struct Measured {
     last: Instant,
 }
 
-/// One request's turn.
+/// The next request of a worker.
 struct Turn {
     serial: u64,
-    /// When it was due; none is now.
+    /// When it was due; none means now.
     due: Option<Instant>,
 }
 
-/// The body of an answered batch, as far as it is looked at.
+/// The used part of the response to a batch.
 #[derive(Deserialize)]
 struct Summary {
     counted: u64,
@@ -166,25 +166,25 @@ struct ItemResult {
 impl<'a> Running<'a> {
     fn new(load: &'a Load, ledger: Option<&'a RefCell<Ledger>>) -> Result<Self> {
         let run = unique();
-        let begun = Instant::now();
+        let start = Instant::now();
         let pace = load
             .rate
-            .map(|rate| Pace::start(load, rate, begun))
+            .map(|rate| Pace::start(load, rate, start))
             .transpose()?;
         Ok(Self {
             load,
             ledger,
-            request: Request::new(&load.shape, &load.target, run),
+            template: Template::new(&load.shape, &load.target, run)?,
             organizations: RefCell::new(Organizations::new(
                 load.organizations,
                 load.spread,
                 load.exponent,
             )?),
             pace,
-            begun,
+            start,
             serial: Cell::new(0),
             sent: Cell::new(0),
-            noted: Cell::new(0),
+            completed: Cell::new(0),
             measured: RefCell::new(Measured {
                 // From a microsecond to two minutes, in nanoseconds.
                 latency: Histogram::new_with_bounds(1_000, 120_000_000_000, 3)?,
@@ -192,54 +192,54 @@ impl<'a> Running<'a> {
                 items: 0,
                 failed: 0,
                 unanswered: 0,
-                last: begun + load.warm_up,
+                last: start + load.warm_up,
             }),
         })
     }
 
     async fn work(&self) -> Result<()> {
         let mut connection = Connection::new(&self.load.target);
-        let mut request = self.request.clone();
-        let mut chosen = Vec::with_capacity(request.items());
+        let mut template = self.template.clone();
+        let mut chosen = Vec::with_capacity(template.items());
         while let Some(turn) = self.turn().await {
             if !self.connect(&mut connection).await? {
                 return Ok(());
             }
-            let bytes = request.prepare(
+            let request = template.request(
                 &mut self.organizations.borrow_mut(),
                 turn.serial,
                 &mut chosen,
-            );
+            )?;
             if let Some(ledger) = self.ledger {
                 ledger.borrow_mut().sent(&chosen);
             }
             self.sent.update(|number| number + 1);
             let since = turn.due.unwrap_or_else(Instant::now);
-            let answer = connection.ask(bytes).await;
-            self.noted.update(|number| number + 1);
-            match answer {
-                Ok(answer) => self.note(&chosen, since, &answer)?,
+            let response = connection.send(request).await;
+            self.completed.update(|number| number + 1);
+            match response {
+                Ok(response) => self.record(&chosen, since, &response)?,
                 Err(_) => self.measured.borrow_mut().unanswered += 1,
             }
         }
         Ok(())
     }
 
-    /// Waits for the next request to be due; none once the load has ended.
+    /// Waits until the next request is due; none when the load has ended.
     async fn turn(&self) -> Option<Turn> {
         let Some(pace) = &self.pace else {
             let serial = self.serial.replace(self.serial.get() + 1);
             let ended = match self.load.until {
-                Until::Elapsed(duration) => self.begun.elapsed() >= self.load.warm_up + duration,
+                Until::Elapsed(duration) => self.start.elapsed() >= self.load.warm_up + duration,
                 Until::Requests(number) => serial >= number,
             };
             return (!ended).then_some(Turn { serial, due: None });
         };
         pace.due.acquire().await.ok()?.forget();
         let serial = self.serial.get();
-        let due = self.begun + pace.after(serial);
-        // A backlog that has not gone by now never will.
-        if serial >= pace.total || due.elapsed() > PATIENCE {
+        let due = self.start + pace.after(serial);
+        // The service does not keep up.
+        if serial >= pace.total || due.elapsed() > WAIT_MAX {
             return None;
         }
         self.serial.set(serial + 1);
@@ -249,15 +249,15 @@ impl<'a> Running<'a> {
         })
     }
 
-    /// Connects if need be. False where the load ends before the service is back.
+    /// Connects if needed. False if the load ends before the service accepts a connection.
     async fn connect(&self, connection: &mut Connection) -> Result<bool> {
-        let begun = Instant::now();
+        let start = Instant::now();
         while let Err(cause) = connection.open().await {
-            if begun.elapsed() > PATIENCE {
-                return Err(cause).context("the service does not take connections");
+            if start.elapsed() > WAIT_MAX {
+                return Err(cause).context("the service does not accept connections");
             }
             if let Until::Elapsed(duration) = self.load.until
-                && self.begun.elapsed() > self.load.warm_up + duration
+                && self.start.elapsed() > self.load.warm_up + duration
             {
                 return Ok(false);
             }
@@ -266,39 +266,39 @@ impl<'a> Running<'a> {
         Ok(true)
     }
 
-    fn note(&self, chosen: &[u32], since: Instant, answer: &Answer<'_>) -> Result<()> {
+    fn record(&self, chosen: &[u32], since: Instant, response: &Response) -> Result<()> {
         let now = Instant::now();
-        if [401, 403].contains(&answer.status) {
-            bail!("the service does not accept the key ({})", answer.status);
+        if [401, 403].contains(&response.status) {
+            bail!("the service does not accept the key ({})", response.status);
         }
         let summary: Option<Summary> = match self.load.shape.batch {
-            Some(_) if answer.status == 200 => {
-                Some(serde_json::from_slice(answer.body).context("not the answer to a batch")?)
-            }
+            Some(_) if response.status == 200 => Some(
+                serde_json::from_slice(&response.body).context("not the response to a batch")?,
+            ),
             _ => None,
         };
         if let Some(ledger) = self.ledger {
             let ledger = &mut *ledger.borrow_mut();
-            let mut statuses = vec![answer.status; chosen.len()];
+            let mut statuses = vec![response.status; chosen.len()];
             for result in summary.iter().flat_map(|summary| &summary.results) {
                 if let Some(status) = statuses.get_mut(result.index) {
                     *status = result.status;
                 }
             }
             for (organization, status) in chosen.iter().zip(statuses) {
-                ledger.answered(*organization, status);
+                ledger.settled(*organization, status);
             }
         }
-        if since < self.begun + self.load.warm_up {
+        if since < self.start + self.load.warm_up {
             return Ok(());
         }
         let measured = &mut *self.measured.borrow_mut();
         let took = u64::try_from((now - since).as_nanos()).unwrap_or(u64::MAX);
         measured.latency.saturating_record(took);
-        *measured.statuses.entry(answer.status).or_default() += 1;
+        *measured.statuses.entry(response.status).or_default() += 1;
         measured.last = now;
         let number = u64::try_from(chosen.len())?;
-        match (summary, answer.status) {
+        match (summary, response.status) {
             (Some(summary), _) => {
                 measured.items += summary.counted + summary.denied;
                 measured.failed += summary.failed;
@@ -311,7 +311,7 @@ impl<'a> Running<'a> {
 
     fn report(&self) -> Report {
         let measured = self.measured.borrow();
-        let seconds = (measured.last - self.begun)
+        let seconds = (measured.last - self.start)
             .saturating_sub(self.load.warm_up)
             .as_secs_f64();
         let requests = measured.latency.len();
@@ -325,7 +325,7 @@ impl<'a> Running<'a> {
             items_per_second: float(measured.items) / seconds.max(1e-9),
             failed: measured.failed,
             statuses: measured.statuses.clone(),
-            unanswered: measured.unanswered + self.sent.get() - self.noted.get(),
+            unanswered: measured.unanswered + self.sent.get() - self.completed.get(),
             unsent: due.saturating_sub(self.serial.get()),
             latency_ms: Latency {
                 p50: at(0.5),
@@ -339,28 +339,28 @@ impl<'a> Running<'a> {
 }
 
 impl Report {
-    /// Fails where anything was not answered as it should have been, since then nothing was measured.
+    /// Fails if any item failed, because then the measurement means nothing.
     pub(crate) fn flawless(self, what: &str) -> Result<Self> {
         let wrong = self.failed + self.unanswered;
         if wrong > 0 {
-            bail!("{what}: {wrong} items failed or were not answered: {self:?}");
+            bail!("{what}: {wrong} items failed or have no response: {self:?}");
         }
         Ok(self)
     }
 }
 
-/// Says when requests are due, from a thread of its own.
+/// Releases requests when they are due, from its own thread.
 struct Pace {
     /// Nanoseconds between two requests.
     interval: u64,
-    /// Requests that are due in the end.
+    /// Number of requests of the load.
     total: u64,
-    /// A permit for each request that is due and has not begun.
+    /// A permit for each request that is due and not yet started.
     due: Arc<Semaphore>,
 }
 
 impl Pace {
-    fn start(load: &Load, rate: u32, begun: Instant) -> Result<Self> {
+    fn start(load: &Load, rate: u32, start: Instant) -> Result<Self> {
         let interval = 1_000_000_000 / u64::from(rate.max(1));
         let total = match load.until {
             Until::Elapsed(duration) => {
@@ -379,13 +379,13 @@ impl Pace {
             .spawn(move || {
                 let mut released = 0;
                 while released < total && !due.is_closed() {
-                    let elapsed = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
+                    let elapsed = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
                     let now = (elapsed / interval + 1).min(total);
                     due.add_permits(usize::try_from(now - released).unwrap_or(0));
                     released = now;
                     thread::sleep(TICK);
                 }
-                // So that each worker hears of the end.
+                // Wakes all workers, so that they end.
                 due.add_permits(workers);
             })
             .context("a thread cannot be started")?;
@@ -403,17 +403,14 @@ impl Drop for Pace {
     }
 }
 
-/// A number that no other run has.
+/// A number that is unique to this run.
 fn unique() -> u64 {
     use std::hash::{BuildHasher as _, RandomState};
     RandomState::new().hash_one(std::process::id())
 }
 
-/// What was counted, as something to calculate ratios with.
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "what is counted here stays far below 2^53"
-)]
+/// Converts a count for ratios.
+#[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
 pub(crate) fn float(number: u64) -> f64 {
     number as f64
 }

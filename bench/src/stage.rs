@@ -1,0 +1,240 @@
+//! Private servers, and the processes that are measured with them: `tallyman serve` from the same
+//! directory as this executable, and the no-op server.
+//!
+//! All processes end when the tool ends, for whatever reason.
+
+use std::fs::{self, DirBuilder, File};
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use sqlx::{Connection as _, PgConnection};
+use tallyman_servers::{
+    Log, PostgresOptions, PostgresServer, Process, RedisOptions, RedisServer, watched,
+};
+use tokio::process::Command;
+use tokio::time::sleep;
+
+use crate::http::Target;
+
+/// How long a process may take to end: it may have a million counters to flush.
+const STOP_TIME_MAX: Duration = Duration::from_mins(5);
+
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
+
+/// Longer than any measurement, and the longest that the service accepts.
+pub(crate) const NO_FLUSH: (&str, &str) = ("TALLYMAN_FLUSH_INTERVAL_MS", "3600000");
+
+/// A directory for the data of one run.
+#[derive(Debug)]
+pub(crate) struct Scratch(PathBuf);
+
+impl Scratch {
+    pub(crate) fn new() -> Result<Self> {
+        let path = std::env::temp_dir().join(format!("tallyman-bench-{}", std::process::id()));
+        DirBuilder::new()
+            .mode(0o755)
+            .create(&path)
+            .with_context(|| format!("cannot create {}", path.display()))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // A process keeps its log locked until it has ended.
+        for entry in fs::read_dir(&self.0).into_iter().flatten().flatten() {
+            if entry.path().extension().is_some_and(|it| it == "log")
+                && let Ok(log) = File::open(entry.path())
+            {
+                let _ = log.lock();
+            }
+        }
+        // May be a link to another place where Postgres could be kept.
+        if let Ok(postgres) = self.0.join("postgres").canonicalize() {
+            let _ = fs::remove_dir_all(postgres);
+        }
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Both servers, and how to start a service that uses them.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    dir: PathBuf,
+    redis: RedisServer,
+    postgres: PostgresServer,
+    key: String,
+    workers: usize,
+}
+
+impl Stage {
+    /// Starts both servers, as durable as in production. Services on this stage have this many `workers`.
+    pub(crate) async fn open(scratch: &Scratch, workers: usize) -> Result<Self> {
+        let dir = scratch.0.clone();
+        let redis = RedisOptions {
+            append_only: true,
+            ..RedisOptions::default()
+        };
+        let (redis, postgres) = tokio::try_join!(
+            RedisServer::start(&dir, &redis),
+            PostgresServer::start(&dir, &PostgresOptions { durable: true })
+        )?;
+        let mut stage = Self {
+            dir,
+            redis,
+            postgres,
+            key: String::new(),
+            workers,
+        };
+        stage.tallyman(&["migrate"]).await?;
+        let create_key = ["keys", "create", "--name", "bench", "--scope", "admin"];
+        stage.key = stage.tallyman(&create_key).await?;
+        Ok(stage)
+    }
+
+    /// Stops both servers.
+    pub(crate) async fn close(self) {
+        tokio::join!(self.redis.stop(), self.postgres.stop());
+    }
+
+    /// Runs a command that speaks to Postgres alone, and returns its output.
+    async fn tallyman(&self, arguments: &[&str]) -> Result<String> {
+        let output = Command::new(executable("tallyman")?)
+            .args(arguments)
+            .env("TALLYMAN_DATABASE_URL", self.database_url())
+            .kill_on_drop(true)
+            .output()
+            .await?;
+        if !output.status.success() {
+            let error = String::from_utf8_lossy(&output.stderr);
+            bail!("tallyman {}: {}", arguments.join(" "), error.trim());
+        }
+        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    }
+
+    /// Starts the service, with these settings in addition to the usual ones.
+    pub(crate) async fn serve(&self, settings: &[(&str, &str)]) -> Result<Service> {
+        let mut command = watched(&executable("tallyman")?, "TERM");
+        command
+            .arg("serve")
+            .env("TALLYMAN_REDIS_URL", self.redis.url())
+            .env("TALLYMAN_DATABASE_URL", self.database_url())
+            .env("TALLYMAN_WORKERS", self.workers.to_string())
+            // Nothing is denied, and a stop flushes everything.
+            .env("TALLYMAN_DEFAULT_LIMIT", "1000000000000")
+            .env(
+                "TALLYMAN_SHUTDOWN_SECONDS",
+                STOP_TIME_MAX.as_secs().to_string(),
+            )
+            .envs(settings.iter().copied());
+        self.start("serve", command).await
+    }
+
+    /// Starts the no-op server, with as many threads as the service has.
+    pub(crate) async fn serve_noop(&self) -> Result<Service> {
+        let mut command = watched(&executable("bench")?, "TERM");
+        command.args(["noop", "--workers", &self.workers.to_string()]);
+        self.start("noop", command).await
+    }
+
+    async fn start(&self, name: &'static str, mut command: Command) -> Result<Service> {
+        let listen = free_address()?;
+        command.args(["--listen", &listen.to_string()]);
+        let target = Target::new(&format!("http://{listen}"), &self.key)?;
+        let log = Log::open(&self.dir, name).await?;
+        let mut process = Process::spawn(command, Arc::clone(&log))?;
+        process.ready(async || target.ready().await).await?;
+        Ok(Service {
+            target,
+            process,
+            log,
+        })
+    }
+
+    fn database_url(&self) -> String {
+        self.postgres.url("tallyman")
+    }
+
+    /// A connection of the tool's own.
+    pub(crate) async fn postgres(&self) -> Result<PgConnection> {
+        PgConnection::connect(&self.database_url())
+            .await
+            .context("cannot use the private Postgres")
+    }
+
+    /// Bytes that Redis has allocated.
+    pub(crate) async fn redis_memory(&self) -> Result<u64> {
+        let memory = self.redis_info("memory").await?;
+        memory.get("used_memory").context("INFO lacks used_memory")
+    }
+
+    /// Waits while Redis rewrites its append-only file. With a million counters that takes a core for
+    /// several seconds, so a measurement would depend on when it started.
+    pub(crate) async fn redis_has_rewritten(&self) -> Result<()> {
+        loop {
+            let persistence = self.redis_info("persistence").await?;
+            let is_idle = |fact| persistence.get::<u8>(fact) == Some(0);
+            if is_idle("aof_rewrite_scheduled") && is_idle("aof_rewrite_in_progress") {
+                return Ok(());
+            }
+            sleep(POLL_INTERVAL).await;
+        }
+    }
+
+    async fn redis_info(&self, section: &str) -> Result<redis::InfoDict> {
+        let client = redis::Client::open(self.redis.url())?;
+        let mut connection = client.get_multiplexed_async_connection().await?;
+        let mut info = redis::cmd("INFO");
+        Ok(info.arg(section).query_async(&mut connection).await?)
+    }
+}
+
+/// A process that serves HTTP.
+#[derive(Debug)]
+pub(crate) struct Service {
+    pub(crate) target: Target,
+    process: Process,
+    log: Arc<Log>,
+}
+
+impl Service {
+    /// Stops it with SIGTERM, and returns how long that took.
+    pub(crate) async fn stop(self) -> Result<Duration> {
+        let start = Instant::now();
+        let status = self.process.stop(STOP_TIME_MAX).await;
+        let status = status.context("a service does not stop")?;
+        // The no-op server does not handle the signal, hence has no exit code.
+        if !status.success() && status.code().is_some() {
+            bail!("a service failed ({status}): {}", self.log.last_line());
+        }
+        Ok(start.elapsed())
+    }
+
+    /// The resident memory, in bytes.
+    pub(crate) fn memory(&self) -> Result<u64> {
+        let path = format!("/proc/{}/status", self.process.pid());
+        let status = fs::read_to_string(path).context("there is no /proc")?;
+        let line = status.lines().find_map(|it| it.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        Ok(kib.context("there is no VmRSS")? * 1024)
+    }
+}
+
+/// An executable of the same build as this one.
+fn executable(name: &str) -> Result<PathBuf> {
+    let path = std::env::current_exe()?.with_file_name(name);
+    if !path.is_file() {
+        bail!("{} is missing; build it first", path.display());
+    }
+    Ok(path)
+}
+
+/// An unused port of this machine.
+fn free_address() -> Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0").context("there is no free port")?;
+    Ok(listener.local_addr()?)
+}
