@@ -20,11 +20,7 @@ impl Admin {
         schedule: &Schedule,
     ) -> Result<Option<DateTime<Utc>>, Error> {
         let now = self.ctx.clock.now();
-        let known = self
-            .ctx
-            .redis
-            .organization(connection, organization)
-            .await?;
+        let known = connection.organization(organization).await?;
         let meters = known.and_then(|known| known.meters).unwrap_or_default();
         // What Postgres does not have yet was counted in one of the last two periods.
         let counters: Vec<CounterId> = meters
@@ -44,7 +40,7 @@ impl Admin {
                     })
             })
             .collect();
-        let held = self.ctx.redis.read(connection, &counters).await?;
+        let held = connection.read(&counters).await?;
         Ok(held
             .into_iter()
             .flatten()

@@ -59,7 +59,7 @@ impl Admin {
                     .await?;
                 continue;
             }
-            let held = self.ctx.redis.read(&connection, &[counter]).await?;
+            let held = connection.read(&[counter]).await?;
             let added = u64::try_from(wish.amount).unwrap_or_default();
             let overflows = |held: Snapshot| held.used.checked_add(added).is_none();
             if held.into_iter().flatten().any(overflows) {

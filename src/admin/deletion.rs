@@ -77,10 +77,7 @@ impl Admin {
         );
         let prepared = prepared.await??;
         let version = prepared.version;
-        self.ctx
-            .redis
-            .fence(&connection, organization, version)
-            .await?;
+        connection.fence(organization, version).await?;
         let Deleted {
             sources,
             rows,
@@ -93,10 +90,7 @@ impl Admin {
             .policies
             .apply(&connection, organization, &sources)
             .await?;
-        self.ctx
-            .redis
-            .unfence(&connection, organization, version)
-            .await?;
+        connection.unfence(organization, version).await?;
         let mut deletion = Deletion {
             counters,
             history_rows: rows,
@@ -133,10 +127,7 @@ impl Admin {
         for erasure in &due {
             while deletions::erase_history(&self.ctx.postgres, erasure).await? > 0 {}
         }
-        self.ctx
-            .redis
-            .erase_traces(&connection, &incarnations)
-            .await?;
+        connection.erase_traces(&incarnations).await?;
         for erasure in &due {
             deletions::finish(&self.ctx.postgres, erasure).await?;
         }
@@ -174,15 +165,10 @@ impl Admin {
             return Ok(());
         };
         if self.erase_some_history(&erasure, deletion).await?
-            && self.ctx.redis.size(connection).await? <= WALK_MAX
+            && connection.size().await? <= WALK_MAX
         {
             let whose = BTreeMap::from([(organization.clone(), erasure.incarnation)]);
-            deletion.counters += self
-                .ctx
-                .redis
-                .erase_traces(connection, &whose)
-                .await?
-                .counters;
+            deletion.counters += connection.erase_traces(&whose).await?.counters;
             deletions::finish(&self.ctx.postgres, &erasure).await?;
             deletion.background = false;
         }

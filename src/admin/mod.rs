@@ -152,7 +152,7 @@ impl Admin {
     /// Asked for before the commit: while Redis is away or full, nothing should be half done.
     async fn prepared(&self, organization: &OrganizationId) -> Result<Arc<Connection>, Error> {
         let connection = self.ctx.redis.connection().await?;
-        self.ctx.redis.writable(&connection).await?;
+        connection.writable().await?;
         self.policies.pass_fence(organization).await?;
         Ok(connection)
     }
@@ -224,10 +224,7 @@ impl Admin {
         let fence =
             (before.policy().schedule != after.policy().schedule).then_some(prepared.version);
         if let Some(version) = fence {
-            self.ctx
-                .redis
-                .fence(&connection, organization, version)
-                .await?;
+            connection.fence(organization, version).await?;
             // Nothing is counted from here on, so that this is what the new calendar begins with.
             let schedule = before.policy().schedule;
             let counted = self
@@ -235,10 +232,7 @@ impl Admin {
                 .await?;
             if counted != in_redis {
                 drop(prepared);
-                self.ctx
-                    .redis
-                    .unfence(&connection, organization, version)
-                    .await?;
+                connection.unfence(organization, version).await?;
                 return Ok(None);
             }
         }
@@ -247,10 +241,7 @@ impl Admin {
             .apply(&connection, organization, &sources)
             .await?;
         if let Some(version) = fence {
-            self.ctx
-                .redis
-                .unfence(&connection, organization, version)
-                .await?;
+            connection.unfence(organization, version).await?;
         }
         // A counter whose reset is pending still counts, and is none of the running ones.
         self.finish_pending(organization).await?;

@@ -168,7 +168,7 @@ impl Admin {
     ) -> Result<(), Error> {
         let connection = self.ctx.redis.connection().await?;
         let ids: Vec<CounterId> = counters.iter().map(|(id, _)| id.clone()).collect();
-        let held = self.ctx.redis.read(&connection, &ids).await?;
+        let held = connection.read(&ids).await?;
         let newer = held
             .into_iter()
             .zip(counters)
@@ -202,11 +202,7 @@ impl Admin {
             let connection = self.prepared(organization).await?;
             // The first change of all may come before the defaults were published.
             self.policies.stored(organization).await?;
-            let known = self
-                .ctx
-                .redis
-                .organization(&connection, organization)
-                .await?;
+            let known = connection.organization(organization).await?;
             let counted = known.and_then(|known| known.meters).unwrap_or_default();
             let wish = Wish {
                 organization,

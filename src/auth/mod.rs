@@ -216,7 +216,7 @@ impl Auth {
         let mut written = 0;
         loop {
             // The mark is as old as the records beside it, so that a rollback of Redis is repaired as well.
-            let mark = self.ctx.redis.api_keys_mark(&connection).await?;
+            let mark = connection.api_keys_mark().await?;
             // One of another database, or nobody's, is none.
             let seen = mark
                 .as_deref()
@@ -241,12 +241,7 @@ impl Auth {
                 replace: changes.from_the_first,
             };
             // Where another instance was faster, its mark says how far it came.
-            if self
-                .ctx
-                .redis
-                .mirror_api_keys(&connection, mark.as_deref(), &step)
-                .await?
-            {
+            if connection.mirror_api_keys(mark.as_deref(), &step).await? {
                 written += step.records.len();
             }
         }
@@ -328,7 +323,7 @@ impl Auth {
 
     async fn mirrored(&self, id: &ApiKeyId) -> Result<Option<KeyRecord>, redis::Error> {
         let connection = self.ctx.redis.connection().await?;
-        let text = self.ctx.redis.api_key(&connection, id).await?;
+        let text = connection.api_key(id).await?;
         let Some(text) = text else { return Ok(None) };
         let seal = self.seal.get();
         let opened = match seal {

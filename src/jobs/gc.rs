@@ -47,10 +47,8 @@ impl GarbageCollector {
         let (mut cursor, mut forgotten) = (0, Collected::default());
         loop {
             let started = Instant::now();
-            let (next, some) = self
-                .ctx
-                .redis
-                .forget(&connection, cursor, ended_before, written_before)
+            let (next, some) = connection
+                .collect(cursor, ended_before, written_before)
                 .await?;
             forgotten.counters += some.counters;
             forgotten.organizations += some.organizations;
@@ -84,12 +82,7 @@ impl GarbageCollector {
 
     async fn forget_if_due(&self) -> Result<(), redis::Error> {
         let connection = self.ctx.redis.connection().await?;
-        if self
-            .ctx
-            .redis
-            .lease_forgetting(&connection, INTERVAL_MS)
-            .await?
-        {
+        if connection.lease_gc(INTERVAL_MS).await? {
             let Collected {
                 counters,
                 organizations,

@@ -106,7 +106,7 @@ impl Summaries {
         let mut stored = usage::running_meters(&self.ctx.postgres, organizations, now).await?;
         let connection = self.ctx.redis.connection().await?;
         let ids: Vec<&OrganizationId> = organizations.iter().collect();
-        let known = self.ctx.redis.organizations(&connection, &ids).await?;
+        let known = connection.organizations(&ids).await?;
         for (organization, known) in organizations.iter().zip(known) {
             // Where it lists none, whoever asks is told what Postgres holds.
             let listed = known.and_then(|known| known.meters);

@@ -64,10 +64,10 @@ label!(
         Policy = "policy",
         /// `erase.lua`
         Erase = "erase",
-        /// `forget_counters.lua`
-        ForgetCounters = "forget_counters",
-        /// `forget_organizations.lua`, for several hashes at once.
-        ForgetOrganizations = "forget_organizations",
+        /// `gc_counters.lua`
+        GcCounters = "gc_counters",
+        /// `gc_organizations.lua`, for several hashes at once.
+        GcOrganizations = "gc_organizations",
         /// `unfence.lua`
         Unfence = "unfence",
         /// `mirror.lua`

@@ -18,18 +18,14 @@ impl Policies {
         connection: &Arc<Connection>,
         organization: &OrganizationId,
     ) -> Result<Option<KnownOrganization>, Error> {
-        let known = self.ctx.redis.organization(connection, organization);
-        let fence = self.ctx.redis.fence_of(connection, organization);
+        let known = connection.organization(organization);
+        let fence = connection.fence_of(organization);
         let (known, fence) = futures::try_join!(known, fence)?;
         if fence.is_none() {
             return Ok(known);
         }
         self.pass_fence(organization).await?;
-        Ok(self
-            .ctx
-            .redis
-            .organization(connection, organization)
-            .await?)
+        Ok(connection.organization(organization).await?)
     }
 
     /// Puts in force what became of the change that the fence of an organization stands for, if it has one. Callers
@@ -53,15 +49,12 @@ impl Policies {
 
     async fn pass(&self, organization: &OrganizationId) -> Result<(), Error> {
         let connection = self.ctx.redis.connection().await?;
-        let Some(version) = self.ctx.redis.fence_of(&connection, organization).await? else {
+        let Some(version) = connection.fence_of(organization).await? else {
             return Ok(());
         };
         let sources = organizations::settled(&self.ctx.postgres, organization).await?;
         self.apply(&connection, organization, &sources).await?;
-        self.ctx
-            .redis
-            .unfence(&connection, organization, version)
-            .await?;
+        connection.unfence(organization, version).await?;
         Ok(())
     }
 }

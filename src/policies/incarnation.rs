@@ -29,11 +29,7 @@ impl Policies {
     ) -> Result<Vec<(Configured, usize)>, Error> {
         let now = self.ctx.clock.now();
         let configurations: Vec<_> = policies.iter().map(|it| it.configuration(&[])).collect();
-        let configured = self
-            .ctx
-            .redis
-            .configure(connection, &configurations, now)
-            .await?;
+        let configured = connection.configure(&configurations, now).await?;
         let mut known = Vec::with_capacity(configured.len());
         for (written, configured) in policies.iter().zip(configured) {
             known.push(match configured {
@@ -78,17 +74,11 @@ impl Policies {
             }
         }
         let reachable: Vec<CounterId> = reachable.into_iter().collect();
-        let erased = self
-            .ctx
-            .redis
-            .erase(connection, organization, written.incarnation, &reachable)
+        let erased = connection
+            .erase(organization, written.incarnation, &reachable)
             .await?;
         let configuration = written.configuration(&[]);
-        let anew = self
-            .ctx
-            .redis
-            .start_incarnation(connection, &configuration, now)
-            .await?;
+        let anew = connection.start_incarnation(&configuration, now).await?;
         Ok((anew, erased))
     }
 }

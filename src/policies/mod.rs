@@ -327,7 +327,7 @@ impl Policies {
         let announced = async {
             let connection = self.ctx.redis.connection().await?;
             let changed = Announcement::Plan(plan.id.clone(), plan.version);
-            self.ctx.redis.announce(&connection, &changed).await
+            connection.announce(&changed).await
         };
         if let Err(error) = announced.await {
             tracing::warn!(%error, plan = %plan.id, "a change of a plan was not announced; the sweeps find it");
@@ -373,14 +373,13 @@ impl Policies {
                     )
                 })
                 .collect();
-            self.ctx
-                .redis
-                .configure(connection, &[written.configuration(&running)], now)
+            connection
+                .configure(&[written.configuration(&running)], now)
                 .await?;
         }
         self.forget(organization);
         let changed = Announcement::Organization(organization.clone());
-        self.ctx.redis.announce(connection, &changed).await?;
+        connection.announce(&changed).await?;
         Ok(erased)
     }
 
@@ -390,14 +389,14 @@ impl Policies {
         self.learn().await?;
         self.end_limits().await?;
         let connection = self.ctx.redis.connection().await?;
-        for organization in self.ctx.redis.fenced(&connection).await? {
+        for organization in connection.fenced().await? {
             // One that cannot be passed keeps nothing else from being applied.
             if let Err(error) = self.pass_fence(&organization).await {
                 tracing::debug!(%error, org.id = %organization, "a change cannot be finished");
             }
         }
         // The mark is as old as the data set that holds it, so that a rollback is repaired as well.
-        let mark = self.ctx.redis.applied(&connection).await?;
+        let mark = connection.applied().await?;
         let changes = organizations::changes_since(&self.ctx.postgres, mark, SWEEP_BATCH).await?;
         self.floors.raise_defaults(changes.defaults_version);
         for organization in &changes.organizations {
@@ -405,10 +404,7 @@ impl Policies {
             self.apply(&connection, organization, &sources).await?;
         }
         if changes.version > mark {
-            self.ctx
-                .redis
-                .set_applied(&connection, changes.version)
-                .await?;
+            connection.set_applied(changes.version).await?;
         }
         Ok(changes.organizations.len())
     }
@@ -550,11 +546,7 @@ impl Policies {
     async fn look_up_all(&self, wishes: &[LookUp]) -> Result<Vec<Found>, Error> {
         let connection = self.ctx.redis.connection().await?;
         let organizations: Vec<_> = wishes.iter().map(|it| &it.organization).collect();
-        let known = self
-            .ctx
-            .redis
-            .organizations(&connection, &organizations)
-            .await?;
+        let known = connection.organizations(&organizations).await?;
         let (mut held, mut left) = (Vec::with_capacity(wishes.len()), Vec::new());
         for (wish, known) in wishes.iter().zip(known) {
             let known = known.and_then(|known| self.parse(&known.policy));

@@ -1,18 +1,17 @@
-//! What instances tell each other: the text of one message.
-//!
-//! The id of an organization, or `plan:<id>:<version>`; no id has a colon.
+//! What instances announce to each other: the id of an organization whose policy has changed, or `plan:<id>:<version>`. No id
+//! has a colon.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::domain::ids::{OrganizationId, PlanId};
 
-/// Something that policies come from has changed.
+/// A change of what policies are resolved from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Announcement {
-    /// What people set for an organization.
+    /// The settings of an organization.
     Organization(OrganizationId),
-    /// A plan, and since which policy version.
+    /// A plan, and its policy version.
     Plan(PlanId, u64),
 }
 
@@ -45,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_announcement_parses_back_and_nothing_else_does() {
+    fn only_announcements_parse() {
         for announcement in [
             Announcement::Organization("plan".parse().unwrap()),
             Announcement::Plan("pro.2".parse().unwrap(), u64::MAX),

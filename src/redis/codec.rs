@@ -1,9 +1,9 @@
-//! `MessagePack`, as scripts take, return and store it: one value instead of many, because each of many is parsed and
-//! allocated by the library.
+//! `MessagePack`, as scripts take, return and store it: one value instead of many, each of which the library would parse and
+//! allocate.
 
 use rmp::{Marker, decode, encode};
 
-/// A `MessagePack` array while it grows. Writing to memory does not fail, hence the results that nobody reads.
+/// A growing `MessagePack` array. Writing to memory does not fail, so results are ignored.
 #[derive(Debug, Default)]
 pub(super) struct Array {
     length: u32,
@@ -26,7 +26,10 @@ impl Array {
         self.grown()
     }
 
-    pub(super) fn push_nothing(&mut self) -> &mut Self {
+    pub(super) fn push_optional(&mut self, number: Option<u64>) -> &mut Self {
+        if let Some(number) = number {
+            return self.push(number);
+        }
         let _ = encode::write_nil(&mut self.items);
         self.grown()
     }
@@ -46,7 +49,7 @@ impl Array {
     }
 }
 
-/// What is left of a sequence of items.
+/// The rest of a sequence of items.
 #[derive(Debug)]
 pub(super) struct Items<'a>(&'a [u8]);
 
@@ -59,7 +62,7 @@ impl<'a> Items<'a> {
         self.0.is_empty()
     }
 
-    /// How many items the array has that begins here.
+    /// The length of an array that starts here.
     pub(super) fn length(&mut self) -> Option<u32> {
         decode::read_array_len(&mut self.0).ok()
     }
@@ -80,12 +83,13 @@ impl<'a> Items<'a> {
         decode::read_int(&mut self.0).ok()
     }
 
-    /// Whether the next item is nothing, which is skipped then.
-    pub(super) fn nothing(&mut self) -> bool {
+    /// Skips a nil; false if the next item is something else.
+    pub(super) fn skip_nil(&mut self) -> bool {
         decode::read_nil(&mut self.0.get(..1).unwrap_or_default()).is_ok()
             && self.0.split_off_first().is_some()
     }
 
+    /// An index, which scripts count from 1.
     pub(super) fn position(&mut self) -> Option<usize> {
         usize::try_from(self.number()?).ok()?.checked_sub(1)
     }
@@ -95,4 +99,9 @@ impl<'a> Items<'a> {
         self.0 = rest;
         Some(text)
     }
+}
+
+/// Lengths are those of lists in memory.
+pub(super) fn size(length: usize) -> u64 {
+    u64::try_from(length).unwrap_or(u64::MAX)
 }

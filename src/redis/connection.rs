@@ -1,16 +1,16 @@
-//! One connection to Redis, and what is known of the data set behind it.
+//! A fenced connection to Redis: with what is known of the data set behind it.
 //!
-//! A connection never reconnects by itself: a new one may lead to a restarted process or a promoted
-//! replica that is older than what was acknowledged, so it first compares the server's run id with
-//! the one recorded in every shard (`generation.lua`). Generations are therefore facts about a connection.
+//! A connection never reconnects by itself: a new one may lead to a restarted process, or to a promoted replica that lacks
+//! acknowledged writes. So it first compares the server's run id with the one recorded in every shard (`generation.lua`),
+//! and generations are facts about one connection.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use redis::aio::MultiplexedConnection;
-use redis::{
+use ::redis::aio::MultiplexedConnection;
+use ::redis::{
     AsyncConnectionConfig, Client, Cmd, ErrorKind, FromRedisValue, Pipeline, PushInfo, PushKind,
     RedisResult, ServerErrorKind,
 };
@@ -18,7 +18,8 @@ use tokio::sync::mpsc::unbounded_channel;
 
 use super::error::Error;
 use super::keys::{Keys, LAYOUT, SHARDS, Shard};
-use crate::metrics::{Metrics, Script};
+use super::scripts::Script;
+use crate::metrics::Metrics;
 
 /// How long a reply may take before the connection counts as broken.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -29,55 +30,55 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A connection, with the generation of every shard as it was seen over this connection.
 #[derive(Debug)]
 pub struct Connection {
-    connection: MultiplexedConnection,
-    /// The server process, by its own random name.
+    inner: MultiplexedConnection,
+    /// The random name of the server process.
     pub(super) run_id: String,
-    /// By shard; 0 = has no number yet.
+    pub(super) keys: Keys,
+    /// By shard; 0 while it has no number.
     generations: [AtomicU64; SHARDS as usize],
-    /// Set once; whoever finds it set makes a new connection.
+    /// Set once; a broken connection is replaced.
     broken: Arc<AtomicBool>,
     pub(super) metrics: Metrics,
 }
 
 impl Connection {
     /// Connects, and refuses a server to which counts cannot be trusted.
-    pub(super) async fn open(
+    pub(super) async fn establish(
         client: &Client,
         keys: &Keys,
         metrics: &Metrics,
     ) -> Result<Self, Error> {
-        let broken = Arc::new(AtomicBool::new(false));
         let (sender, mut pushes) = unbounded_channel::<PushInfo>();
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
             .set_response_timeout(Some(RESPONSE_TIMEOUT))
             .set_push_sender(sender);
-        let connection = client
+        let inner = client
             .get_multiplexed_async_connection_with_config(&config)
             .await
             .map_err(|error| Error::Unavailable(error.to_string()))?;
-        let noticed = Arc::clone(&broken);
-        // Ends with the connection, which holds the only sender.
+        let mut connection = Self {
+            inner,
+            run_id: String::new(),
+            keys: keys.clone(),
+            generations: [const { AtomicU64::new(0) }; SHARDS as usize],
+            broken: Arc::default(),
+            metrics: metrics.clone(),
+        };
+        let broken = Arc::clone(&connection.broken);
         #[expect(
             clippy::disallowed_methods,
-            reason = "it ends with the connection, and holds nothing to be saved"
+            reason = "it ends with the connection, which holds the only sender, and has nothing to save"
         )]
         tokio::spawn(async move {
             while let Some(push) = pushes.recv().await {
                 if push.kind == PushKind::Disconnection {
-                    noticed.store(true, Ordering::Release);
+                    break;
                 }
             }
-            noticed.store(true, Ordering::Release);
+            broken.store(true, Ordering::Release);
         });
-        let mut connection = Self {
-            connection,
-            run_id: String::new(),
-            generations: [const { AtomicU64::new(0) }; SHARDS as usize],
-            broken,
-            metrics: metrics.clone(),
-        };
-        connection.run_id = connection.examine(keys).await?;
+        connection.run_id = connection.examine().await?;
         Ok(connection)
     }
 
@@ -97,86 +98,98 @@ impl Connection {
         self.broken.load(Ordering::Acquire)
     }
 
-    /// Calls one script once.
-    pub(super) async fn invoke<T: FromRedisValue>(
-        &self,
-        name: Script,
-        call: &Cmd,
-        source: &str,
-    ) -> Result<T, Error> {
-        let begun = Instant::now();
-        let reply = self.evaluate(call, source).await;
-        self.metrics.script_answered(name, begun.elapsed());
-        reply
-    }
-
-    pub(super) async fn run<T: FromRedisValue>(&self, pipeline: &Pipeline) -> Result<T, Error> {
-        let reply = pipeline.query_async(&mut self.connection.clone()).await;
-        self.noting(reply)
-    }
-
-    /// Runs an `EVALSHA`, with the script itself where the server does not have it.
-    pub(super) async fn evaluate<T: FromRedisValue>(
-        &self,
-        call: &Cmd,
-        source: &str,
-    ) -> Result<T, Error> {
-        let reply = call.query_async(&mut self.connection.clone()).await;
-        if is_without_script(&reply) {
-            let mut replies = self.load_and_run(std::iter::once(call), source).await?;
-            let reply = replies.pop();
-            return reply.ok_or_else(|| Error::Inconsistent("a script did not answer".to_owned()));
-        }
-        self.noting(reply)
-    }
-
-    /// The same for several calls of one script, in one round trip. An error of one of them is an error of all, although
-    /// the others were executed.
-    pub(super) async fn evaluate_all<T: FromRedisValue>(
-        &self,
-        name: Script,
-        calls: Vec<Cmd>,
-        source: &str,
-    ) -> Result<Vec<T>, Error> {
-        if calls.is_empty() {
-            return Ok(Vec::new());
-        }
-        let begun = Instant::now();
-        let mut pipeline = redis::pipe();
-        for call in calls {
-            pipeline.add_command(call);
-        }
-        let reply = pipeline.query_async(&mut self.connection.clone()).await;
-        let replies = if is_without_script(&reply) {
-            self.load_and_run(pipeline.cmd_iter(), source).await
-        } else {
-            self.noting(reply)
-        };
-        self.metrics.script_answered(name, begun.elapsed());
-        replies
-    }
-
-    /// Gives the server a script and calls it, in one transaction, so that nobody's `SCRIPT FLUSH` comes in between.
-    async fn load_and_run<'a, T: FromRedisValue>(
-        &self,
-        calls: impl Iterator<Item = &'a Cmd>,
-        source: &str,
-    ) -> Result<Vec<T>, Error> {
-        let mut transaction = redis::pipe();
-        transaction.atomic();
-        transaction.cmd("SCRIPT").arg("LOAD").arg(source).ignore();
-        for call in calls {
-            transaction.add_command(call.clone());
-        }
-        self.run(&transaction).await
-    }
-
-    /// Has this connection replaced.
     pub(super) fn mark_broken(&self) {
         self.broken.store(true, Ordering::Release);
     }
 
-    fn noting<T>(&self, reply: RedisResult<T>) -> Result<T, Error> {
+    /// Runs one command.
+    pub(super) async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Error> {
+        let reply = command.query_async(&mut self.inner.clone()).await;
+        self.check(reply)
+    }
+
+    /// Runs several commands in one round trip.
+    pub(super) async fn query_all<T: FromRedisValue>(
+        &self,
+        commands: &Pipeline,
+    ) -> Result<T, Error> {
+        let reply = commands.query_async(&mut self.inner.clone()).await;
+        self.check(reply)
+    }
+
+    /// Runs a script once, and measures it.
+    pub(super) async fn invoke<T: FromRedisValue>(
+        &self,
+        script: &Script,
+        call: &Cmd,
+    ) -> Result<T, Error> {
+        let started = Instant::now();
+        let reply = self.evaluate(script, call).await;
+        self.metrics
+            .script_answered(script.label, started.elapsed());
+        reply
+    }
+
+    /// Runs a script several times in one round trip. An error of one call is an error of all, although the others were
+    /// executed.
+    pub(super) async fn invoke_all<T: FromRedisValue>(
+        &self,
+        script: &Script,
+        calls: impl IntoIterator<Item = Cmd>,
+    ) -> Result<Vec<T>, Error> {
+        let mut pipeline = ::redis::pipe();
+        for call in calls {
+            pipeline.add_command(call);
+        }
+        if pipeline.is_empty() {
+            return Ok(Vec::new());
+        }
+        let started = Instant::now();
+        let reply = pipeline.query_async(&mut self.inner.clone()).await;
+        let replies = if lacks_script(&reply) {
+            self.load_and_run(script, pipeline.cmd_iter()).await
+        } else {
+            self.check(reply)
+        };
+        self.metrics
+            .script_answered(script.label, started.elapsed());
+        replies
+    }
+
+    /// Runs a script; loads it first if the server lacks it.
+    pub(super) async fn evaluate<T: FromRedisValue>(
+        &self,
+        script: &Script,
+        call: &Cmd,
+    ) -> Result<T, Error> {
+        let reply = call.query_async(&mut self.inner.clone()).await;
+        if lacks_script(&reply) {
+            let (reply,) = self.load_and_run(script, std::iter::once(call)).await?;
+            return Ok(reply);
+        }
+        self.check(reply)
+    }
+
+    /// Loads and runs a script in one transaction, so that no `SCRIPT FLUSH` comes in between.
+    async fn load_and_run<'a, T: FromRedisValue>(
+        &self,
+        script: &Script,
+        calls: impl Iterator<Item = &'a Cmd>,
+    ) -> Result<T, Error> {
+        let mut transaction = ::redis::pipe();
+        transaction.atomic();
+        transaction
+            .cmd("SCRIPT")
+            .arg("LOAD")
+            .arg(&script.text)
+            .ignore();
+        for call in calls {
+            transaction.add_command(call.clone());
+        }
+        self.query_all(&transaction).await
+    }
+
+    fn check<T>(&self, reply: RedisResult<T>) -> Result<T, Error> {
         reply.map_err(|error| {
             let error = Error::from(error);
             if error.breaks_connection() {
@@ -186,39 +199,35 @@ impl Connection {
         })
     }
 
-    /// Checks version, eviction and key layout; returns the run id.
-    async fn examine(&self, keys: &Keys) -> Result<String, Error> {
-        let mut pipeline = redis::pipe();
+    /// Checks version, eviction policy and key layout; returns the run id.
+    async fn examine(&self) -> Result<String, Error> {
+        let mut pipeline = ::redis::pipe();
+        pipeline.cmd("INFO");
         pipeline
-            .cmd("INFO")
             .cmd("SET")
-            .arg(keys.layout())
-            .arg(LAYOUT)
-            .arg("NX")
-            .ignore()
-            .cmd("GET")
-            .arg(keys.layout());
-        let (info, layout): (String, Option<String>) = self.run(&pipeline).await?;
+            .arg((self.keys.layout(), LAYOUT, "NX"))
+            .ignore();
+        pipeline.cmd("GET").arg(self.keys.layout());
+        let (info, layout): (String, Option<String>) = self.query_all(&pipeline).await?;
         let facts: HashMap<&str, &str> = info
             .lines()
             .filter_map(|line| line.split_once(':'))
             .collect();
         let fact = |name: &str| facts.get(name).copied().unwrap_or_default();
 
-        let major = fact("redis_version")
+        let (version, policy) = (fact("redis_version"), fact("maxmemory_policy"));
+        let major = version
             .split('.')
             .next()
-            .and_then(|number| number.parse::<u32>().ok());
+            .and_then(|major| major.parse::<u32>().ok());
         if major.is_none_or(|major| major < 7) {
             return Err(Error::Unfit(format!(
-                "Redis 7 or newer is needed, this is {}",
-                fact("redis_version")
+                "Redis 7 or newer is needed, this is {version}"
             )));
         }
-        if fact("maxmemory_policy") != "noeviction" {
+        if policy != "noeviction" {
             return Err(Error::Unfit(format!(
-                "maxmemory-policy is {}, which may drop counts; set it to noeviction",
-                fact("maxmemory_policy")
+                "maxmemory-policy is {policy}, which may drop counts; set it to noeviction"
             )));
         }
         if layout.as_deref() != Some(LAYOUT) {
@@ -231,6 +240,6 @@ impl Connection {
     }
 }
 
-fn is_without_script<T>(reply: &RedisResult<T>) -> bool {
+fn lacks_script<T>(reply: &RedisResult<T>) -> bool {
     matches!(reply, Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript))
 }

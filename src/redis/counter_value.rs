@@ -1,4 +1,4 @@
-//! What a counter's value in Redis says; `lua/counter.lua` describes the format, and is its writer.
+//! Decodes the value of a counter, which `lua/counter.lua` describes and scripts write.
 
 use chrono::{DateTime, Duration, Utc};
 
@@ -8,7 +8,7 @@ use crate::domain::quantity::Count;
 use crate::domain::threshold::Thresholds;
 use crate::domain::verification::Counted;
 
-/// Reads the value of a counter; none for what no script has written.
+/// Decodes a value; none if it is corrupt.
 pub(super) fn parse(counter: &CounterId, value: &[u8]) -> Option<Counted> {
     let mut items = Items::new(value);
     let used = Count::try_from(items.number()?).ok()?;
@@ -45,7 +45,7 @@ pub(super) fn parse(counter: &CounterId, value: &[u8]) -> Option<Counted> {
 }
 
 fn parse_rest(snapshot: &mut Snapshot, items: &mut Items<'_>) -> Option<()> {
-    /// Those before the hours.
+    /// Items before the hours.
     const FIXED: u32 = 6;
     let mut left = items.length()?.checked_sub(FIXED)?;
     snapshot.refunded = items.number()?;
@@ -62,7 +62,7 @@ fn parse_rest(snapshot: &mut Snapshot, items: &mut Items<'_>) -> Option<()> {
     if let Some(newest) = snapshot.hours.first_mut() {
         newest.refunded = refunded;
     }
-    // An odd one behind the hours.
+    // Pairs are hours; a single last item has the crossed thresholds.
     while left > 1 {
         let (gap, used) = (items.signed()?, items.signed()?);
         left = left.checked_sub(2)?;
@@ -90,9 +90,9 @@ fn some(text: &str) -> Option<&str> {
     (!text.is_empty()).then_some(text)
 }
 
-#[expect(clippy::option_option, reason = "unreadable, nothing, or an instant")]
+#[expect(clippy::option_option, reason = "corrupt, nil, or an instant")]
 fn instant(items: &mut Items<'_>) -> Option<Option<DateTime<Utc>>> {
-    if items.nothing() {
+    if items.skip_nil() {
         return Some(None);
     }
     DateTime::from_timestamp_millis(items.signed()?).map(Some)
@@ -112,7 +112,7 @@ mod tests {
         }
     }
 
-    /// What every value begins with, and what follows where there is more.
+    /// A head, and the array that may follow it.
     fn value() -> (Vec<u8>, Vec<u8>) {
         let mut head = vec![7, 4, 3];
         rmp::encode::write_sint(&mut head, 9 * HOUR).unwrap();
@@ -124,7 +124,7 @@ mod tests {
         for text in ["80:0:17:0", "", "1:-3:4:32400000"] {
             rmp::encode::write_str(&mut rest, text).unwrap();
         }
-        // One hour before, more given back than counted; and one two hours before that, as usual.
+        // An hour before the newest that gave back more than it counted, and a usual one two hours before that.
         rest.extend([1, 0xd1, 0xf1, 0xf0, 0xfe, 0, 3, 0xcd, 0x1c, 0x20, 4]);
         (head, rest)
     }
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn hours_are_read_by_the_gaps_between_them() {
+    fn hours_are_decoded_by_the_gaps_between_them() {
         let (head, rest) = value();
         assert_eq!(hours(&head), [(10, 5, 2, 0)]);
         let whole = [head, rest].concat();
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_crossed_stands_behind_the_hours() {
+    fn crossed_thresholds_follow_the_hours() {
         let (head, mut rest) = value();
         rest[0] += 1;
         rmp::encode::write_str(&mut rest, "80=801,!=1003,").unwrap();
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_script_has_written_is_not_read() {
+    fn corrupt_values_are_not_decoded() {
         let (head, rest) = value();
         let whole = [head.clone(), rest].concat();
         for end in (0..whole.len()).filter(|end| *end != head.len()) {

@@ -1,9 +1,12 @@
-//! Erasing what deleted organizations have left: counters by their names, and everything else by a walk
-//! through all keys, which alone finds idempotency records.
+//! Erasing deleted organizations: counters by their names, and everything else by a scan of all keys, which is the only way
+//! to find idempotency records.
 
 use std::collections::BTreeMap;
 
-use super::{Connection, Error, Redis, Shard, scripts};
+use super::connection::Connection;
+use super::error::Error;
+use super::keys::Shard;
+use super::scripts::ERASE;
 use crate::domain::counter::CounterId;
 use crate::domain::ids::OrganizationId;
 
@@ -19,32 +22,27 @@ pub struct Erased {
     pub records: usize,
 }
 
-impl Redis {
-    /// Erases those of these counters that are of a life before `incarnation`; returns how many.
+impl Connection {
+    /// Erases those of these counters that are older than `incarnation`; returns how many.
     pub async fn erase(
         &self,
-        connection: &Connection,
         organization: &OrganizationId,
         incarnation: u64,
         counters: &[CounterId],
     ) -> Result<usize, Error> {
-        let keys: Vec<String> = counters.iter().map(|it| self.0.keys.counter(it)).collect();
+        let keys: Vec<String> = counters.iter().map(|it| self.keys.counter(it)).collect();
         let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-        let erased = self
-            .erase_keys(connection, organization, incarnation, &keys, &[])
-            .await?;
-        Ok(erased.counters)
+        let erased = self.erase_keys(organization, incarnation, &keys, &[]);
+        Ok(erased.await?.counters)
     }
 
-    /// Walks through all keys once, and erases whatever these organizations, each with its incarnation, have left
-    /// of a life before it.
+    /// Scans all keys once, and erases everything of these organizations that is older than their incarnations.
     pub async fn erase_traces(
         &self,
-        connection: &Connection,
         organizations: &BTreeMap<OrganizationId, u64>,
     ) -> Result<Erased, Error> {
-        let keys = &self.0.keys;
-        // One is looked for by Redis; many cost no more than one, if they are picked out here.
+        let keys = &self.keys;
+        // Redis filters by one organization; several are filtered here, which costs no more.
         let pattern = match organizations.first_key_value() {
             Some((one, _)) if organizations.len() == 1 => keys.pattern_of(one),
             Some(_) => keys.pattern_of_all(),
@@ -52,7 +50,7 @@ impl Redis {
         };
         let (mut erased, mut cursor) = (Erased::default(), 0_u64);
         loop {
-            let (next, found) = self.walk(connection, &pattern, cursor).await?;
+            let (next, found) = self.scan(&pattern, cursor).await?;
             let mut by_organization: BTreeMap<OrganizationId, (Vec<&str>, Vec<&str>)> =
                 BTreeMap::new();
             for key in &found {
@@ -66,7 +64,7 @@ impl Redis {
             for (organization, (counters, records)) in by_organization {
                 if let Some(incarnation) = organizations.get(&organization) {
                     let some = self
-                        .erase_keys(connection, &organization, *incarnation, &counters, &records)
+                        .erase_keys(&organization, *incarnation, &counters, &records)
                         .await?;
                     erased.counters += some.counters;
                     erased.records += some.records;
@@ -79,38 +77,23 @@ impl Redis {
         }
     }
 
-    /// How many keys Redis holds, which is what a walk costs.
-    pub async fn size(&self, connection: &Connection) -> Result<usize, Error> {
-        let mut pipeline = redis::pipe();
-        pipeline.cmd("DBSIZE");
-        let (size,): (usize,) = connection.run(&pipeline).await?;
-        Ok(size)
-    }
-
     async fn erase_keys(
         &self,
-        connection: &Connection,
         organization: &OrganizationId,
         incarnation: u64,
         counters: &[&str],
         records: &[&str],
     ) -> Result<Erased, Error> {
-        let shard = Shard::of(organization);
+        let dirty = self.keys.dirty(Shard::of(organization));
         let counters = counters.chunks(ERASE_MAX).map(|some| (some, &[][..]));
         let records = records.chunks(ERASE_MAX).map(|some| (&[][..], some));
         let mut erased = Erased::default();
         for (counters, records) in counters.chain(records) {
-            let (some, others) = scripts::erase(
-                connection,
-                &self.0.keys,
-                shard,
-                incarnation,
-                counters,
-                records,
-            )
-            .await?;
-            erased.counters += some;
-            erased.records += others;
+            let keys = [&[dirty.as_str()], counters, records].concat();
+            let call = ERASE.call(&keys, (incarnation, counters.len()));
+            let (counters, records): (usize, usize) = self.invoke(&ERASE, &call).await?;
+            erased.counters += counters;
+            erased.records += records;
         }
         Ok(erased)
     }

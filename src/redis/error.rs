@@ -1,29 +1,29 @@
-//! What can go wrong with Redis, by what a caller can do about it.
+//! Failures of Redis, by what a caller can do about them.
 
-use redis::{ErrorKind, RedisError, ServerErrorKind};
+use ::redis::{ErrorKind, RedisError, ServerErrorKind};
 
-/// A call to the counter store that has no answer.
+/// Why a call to Redis has failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     /// Nothing was executed; trying again later is safe.
-    #[error("the counter store is unavailable: {0}")]
+    #[error("Redis is unavailable: {0}")]
     Unavailable(String),
     /// The connection broke before the reply came; the call may have been executed.
-    #[error("the counter store did not answer: {0}")]
+    #[error("Redis did not reply: {0}")]
     Unknown(String),
-    /// More is waiting to be counted than can be soon; nothing was executed.
-    #[error("too much is waiting to be counted")]
+    /// Too many calls are waiting; nothing was executed.
+    #[error("too many calls are waiting to be counted")]
     Overloaded,
-    /// The store is not one that counts can be trusted to; somebody must change its configuration.
-    #[error("the counter store cannot be used: {0}")]
+    /// The server cannot be trusted with counts; its configuration must be changed.
+    #[error("Redis cannot be used: {0}")]
     Unfit(String),
-    /// The store answered something that these scripts and keys never produce.
-    #[error("the counter store replied something unexpected: {0}")]
+    /// A key or a reply is corrupt: these scripts never produce it.
+    #[error("Redis has corrupt data: {0}")]
     Inconsistent(String),
 }
 
 impl Error {
-    /// Whether one of several keys may be to blame, so that the others may fare better without it.
+    /// Whether one corrupt key may be the cause, so that the other calls may succeed without it.
     pub fn may_be_of_one(&self) -> bool {
         matches!(self, Self::Inconsistent(_))
     }
@@ -37,10 +37,10 @@ impl Error {
 impl From<RedisError> for Error {
     fn from(error: RedisError) -> Self {
         let (text, kind) = (error.to_string(), error.kind());
-        // Of a pipeline each of its errors has a code, and the whole has none.
-        let answers = error.into_server_errors();
-        let code = answers.as_deref().and_then(|answers| answers.first());
-        let code = code.map(|(_, answer)| answer.code());
+        // In a pipeline, only the errors of single commands have a code.
+        let errors = error.into_server_errors();
+        let code = errors.as_deref().and_then(|errors| errors.first());
+        let code = code.map(|(_, error)| error.code());
         match kind {
             ErrorKind::Server(
                 ServerErrorKind::BusyLoading
@@ -53,7 +53,7 @@ impl From<RedisError> for Error {
             | ErrorKind::Client
             | ErrorKind::InvalidClientConfig
             | ErrorKind::AuthenticationFailed => Self::Unavailable(text),
-            // Refused before the script began: out of memory, snapshotting failed, another script is stuck.
+            // Refused before the script started: out of memory, snapshot failed, another script is running.
             ErrorKind::Extension
                 if matches!(code, Some("OOM" | "MISCONF" | "BUSY" | "NOREPLICAS")) =>
             {

@@ -1,87 +1,59 @@
-//! Fences: while a change is on its way that decides which counters an organization has, none of its calls is decided.
+//! Fences: while a change is in progress that decides which counters an organization has, none of its calls is decided.
 //!
-//! A fence is written before the change is committed, and so by nobody where Redis takes no writes; it holds the version
-//! that the change would have. `count.lua` decides nothing of an organization that has one. Whoever meets it finds
-//! out what became of the change, puts that in force, and takes the fence away.
+//! A fence is written before the change is committed, so that nothing is committed while Redis takes no writes. It holds the
+//! version that the change would have. `count.lua` decides nothing for a fenced organization. A caller that meets a fence
+//! finds out whether the change was committed, applies it, and removes the fence.
 
 use std::time::Duration;
 
+use ::redis::cmd;
 use tokio::time::timeout;
 
-use super::{Connection, Error, Redis, scripts};
+use super::connection::Connection;
+use super::error::Error;
+use super::scripts::UNFENCE;
 use crate::domain::ids::OrganizationId;
 
-/// How long a fence may take to be written, because whoever writes it holds the lock of all changes.
-const WRITING_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long writing a fence may take, because the writer holds the lock of all changes.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 
-impl Redis {
-    /// Refuses where Redis takes no writes: it is full, say, or a replica.
-    pub async fn writable(&self, connection: &Connection) -> Result<(), Error> {
-        let mut pipeline = redis::pipe();
-        pipeline
-            .cmd("SET")
-            .arg(self.0.keys.writable())
-            .arg("")
-            .arg("PX")
-            .arg(1000)
-            .ignore();
-        connection.run(&pipeline).await
+impl Connection {
+    /// Fails if Redis takes no writes, because it is full or a replica.
+    pub async fn writable(&self) -> Result<(), Error> {
+        let arguments = (self.keys.writable(), "", "PX", 1000);
+        self.query(cmd("SET").arg(arguments)).await
     }
 
-    /// Keeps every call of an organization from being decided until somebody has found out what became of this version.
-    pub async fn fence(
-        &self,
-        connection: &Connection,
-        organization: &OrganizationId,
-        version: u64,
-    ) -> Result<(), Error> {
-        let mut pipeline = redis::pipe();
-        pipeline
-            .cmd("HSET")
-            .arg(self.0.keys.fences())
-            .arg(organization.as_str())
-            .arg(version)
-            .ignore();
+    /// Fences an organization until the outcome of the change with this version is known.
+    pub async fn fence(&self, organization: &OrganizationId, version: u64) -> Result<(), Error> {
+        let mut command = cmd("HSET");
+        command.arg((self.keys.fences(), organization.as_str(), version));
+        let written = timeout(WRITE_TIMEOUT, self.query(&command)).await;
         let late = |_| {
             Err(Error::Unavailable(
-                "a fence was not written in time".to_owned(),
+                "writing a fence took too long".to_owned(),
             ))
         };
-        timeout(WRITING_TIMEOUT, connection.run(&pipeline))
-            .await
-            .unwrap_or_else(late)
+        written.unwrap_or_else(late)
     }
 
-    /// The version that the fence of an organization stands for; none where there is none.
-    pub async fn fence_of(
-        &self,
-        connection: &Connection,
-        organization: &OrganizationId,
-    ) -> Result<Option<u64>, Error> {
-        let mut pipeline = redis::pipe();
-        pipeline
-            .cmd("HGET")
-            .arg(self.0.keys.fences())
-            .arg(organization.as_str());
-        let (version,): (Option<u64>,) = connection.run(&pipeline).await?;
-        Ok(version)
+    /// The version of the change that an organization is fenced for; none if it is not fenced.
+    pub async fn fence_of(&self, organization: &OrganizationId) -> Result<Option<u64>, Error> {
+        let arguments = (self.keys.fences(), organization.as_str());
+        self.query(cmd("HGET").arg(arguments)).await
     }
 
-    /// The organizations that have a fence.
-    pub async fn fenced(&self, connection: &Connection) -> Result<Vec<OrganizationId>, Error> {
-        let mut pipeline = redis::pipe();
-        pipeline.cmd("HKEYS").arg(self.0.keys.fences());
-        let (ids,): (Vec<String>,) = connection.run(&pipeline).await?;
+    /// The fenced organizations.
+    pub async fn fenced(&self) -> Result<Vec<OrganizationId>, Error> {
+        let key = self.keys.fences();
+        let ids: Vec<String> = self.query(cmd("HKEYS").arg(key)).await?;
         Ok(ids.iter().filter_map(|id| id.parse().ok()).collect())
     }
 
-    /// Takes the fence of an organization away, unless it stands for another change by now.
-    pub async fn unfence(
-        &self,
-        connection: &Connection,
-        organization: &OrganizationId,
-        version: u64,
-    ) -> Result<(), Error> {
-        scripts::unfence(connection, &self.0.keys, organization, version).await
+    /// Removes the fence of an organization, unless it is of another change.
+    pub async fn unfence(&self, organization: &OrganizationId, version: u64) -> Result<(), Error> {
+        let keys = [self.keys.fences()];
+        let call = UNFENCE.call(&keys, (organization.as_str(), version));
+        self.invoke(&UNFENCE, &call).await
     }
 }

@@ -1,15 +1,18 @@
-//! Forgetting what is of no use any more, because nothing of an organization expires by itself: counters of periods
-//! that are long over, and organizations of which nothing was counted.
+//! Garbage collection: flushed counters that no event can reach, and organizations without counters. Neither expires by
+//! itself.
 
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 
-use super::{Connection, Error, Redis, Shard, scripts};
+use super::connection::Connection;
+use super::error::Error;
+use super::keys::Shard;
+use super::scripts::{GC_COUNTERS, GC_ORGANIZATIONS};
 use crate::domain::counter::CounterId;
 use crate::domain::verification::Counted;
 
-/// What was forgotten.
+/// What was deleted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Collected {
     /// Counters.
@@ -18,60 +21,71 @@ pub struct Collected {
     pub organizations: usize,
 }
 
-impl Redis {
-    /// Takes the task for `ms`; false where somebody else has it. For economy only: nothing depends on it.
-    pub async fn lease_forgetting(&self, connection: &Connection, ms: u64) -> Result<bool, Error> {
-        let taken = self
-            .take(connection, [self.0.keys.forgetting()], ms)
-            .await?;
-        Ok(taken == [true])
+impl Connection {
+    /// Leases the collection for `ms`; false if another instance has it. Saves work, nothing depends on it.
+    pub async fn lease_gc(&self, ms: u64) -> Result<bool, Error> {
+        let lease = [self.keys.gc_lease()];
+        Ok(self.take_leases(lease, ms).await? == [true])
     }
 
-    /// One step of a walk through everything, which begins, and has ended, at 0; returns where it goes on.
+    /// One step of a scan of all keys; returns the cursor of the next. A scan starts, and has ended, at cursor 0.
     ///
-    /// Forgets counters that Postgres holds exactly and whose period ended before one instant, and organizations of
-    /// which nothing was counted and whose policy was written before another.
-    pub async fn forget(
+    /// Deletes clean counters whose period ended before one instant, and organizations without counters whose policy was
+    /// written before another.
+    pub async fn collect(
         &self,
-        connection: &Connection,
         cursor: u64,
         ended_before: DateTime<Utc>,
         written_before: DateTime<Utc>,
     ) -> Result<(u64, Collected), Error> {
-        let keys = &self.0.keys;
-        let (next, found) = self
-            .walk(connection, &keys.pattern_of_use(), cursor)
-            .await?;
-        let (mut counters, mut hashes) = (Vec::new(), Vec::new());
+        let keys = &self.keys;
+        let pattern = keys.pattern_of_collected();
+        let (next, found) = self.scan(&pattern, cursor).await?;
+        let (mut candidates, mut hashes) = (Vec::new(), Vec::new());
         for key in &found {
             if let Some(shard) = keys.parse_organizations(key) {
-                hashes.push((shard, key.as_str()));
+                hashes.push([key.clone(), keys.policies(shard)]);
             }
-            // What began later has not ended before.
+            // A period that started later has not ended before.
             let counter = keys.parse_counter(key);
-            counters.extend(counter.filter(|it| it.start < ended_before));
+            candidates.extend(counter.filter(|it| it.start < ended_before));
         }
-        let organizations =
-            scripts::forget_organizations(connection, keys, &hashes, written_before).await?;
-        let held = scripts::read_each(connection, keys, &counters).await?;
-        let mut due: BTreeMap<Shard, Vec<&CounterId>> = BTreeMap::new();
-        // What cannot be read stays, for somebody to look at.
-        for Counted { snapshot, settled } in held.iter().flatten().flatten() {
+        let written_before = written_before.timestamp_millis();
+        let calls = hashes.iter();
+        let calls = calls.map(|keys| GC_ORGANIZATIONS.call(keys, written_before));
+        let organizations: Vec<usize> = self.invoke_all(&GC_ORGANIZATIONS, calls).await?;
+        let counters = self.collect_counters(&candidates, ended_before);
+        let collected = Collected {
+            counters: counters.await?,
+            organizations: organizations.into_iter().sum(),
+        };
+        Ok((next, collected))
+    }
+
+    async fn collect_counters(
+        &self,
+        candidates: &[CounterId],
+        ended_before: DateTime<Utc>,
+    ) -> Result<usize, Error> {
+        let keys = &self.keys;
+        let read = self.read_each(candidates).await?;
+        let mut due: BTreeMap<Shard, Vec<String>> = BTreeMap::new();
+        // A corrupt counter stays, to be examined.
+        for Counted { snapshot, settled } in read.iter().flatten().flatten() {
             let over = snapshot.stamp.end.is_some_and(|end| end < ended_before);
             if over && *settled == snapshot.sequence {
                 let shard = Shard::of(&snapshot.counter.organization);
-                due.entry(shard).or_default().push(&snapshot.counter);
+                let keys_of_shard = due
+                    .entry(shard)
+                    .or_insert_with(|| vec![keys.generation(shard)]);
+                keys_of_shard.push(keys.counter(&snapshot.counter));
             }
         }
-        let mut counters = 0;
-        for (shard, due) in &due {
-            counters +=
-                scripts::forget_counters(connection, keys, *shard, due, ended_before).await?;
+        let mut deleted = 0;
+        for keys in due.values() {
+            let call = GC_COUNTERS.call(keys, ended_before.timestamp_millis());
+            deleted += self.invoke::<usize>(&GC_COUNTERS, &call).await?;
         }
-        let forgotten = Collected {
-            counters,
-            organizations,
-        };
-        Ok((next, forgotten))
+        Ok(deleted)
     }
 }

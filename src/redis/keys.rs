@@ -1,9 +1,8 @@
 //! The key grammar, and its inverse.
 //!
-//! Every key of an organization carries the organization's shard as its hash tag, `{00}` to `{ff}`,
-//! so that on Redis Cluster a counter shares a slot with the indexes that the same script touches,
-//! and a flusher walks a fixed number of indexes. The shard is `xxh3_64(id) mod 256`; how keys are
-//! laid out is recorded in the keyspace at first start, and another layout is refused.
+//! Every key of an organization has the organization's shard as its hash tag, `{00}` to `{ff}`, so that on Redis Cluster a
+//! counter shares a slot with the indexes that the same script writes, and the number of indexes is fixed. The shard is
+//! `xxh3_64(id) mod 256`. The layout of keys is recorded at the first start, and another layout is refused.
 
 use std::fmt::Write as _;
 
@@ -16,10 +15,10 @@ use crate::domain::ids::{IdempotencyKey, OrganizationId};
 /// The number of shards; part of the layout, never changed on a live data set.
 pub const SHARDS: u16 = 256;
 
-/// Over so many hashes the organizations of a shard are spread, so that each stays small; part of the layout.
+/// The number of hashes that the organizations of a shard are spread over, so that each stays small; part of the layout.
 const HASHES: u64 = 64;
 
-/// What the layout key must hold.
+/// The value of the layout key.
 pub(super) const LAYOUT: &str = "3 xxh3_64 256 64";
 
 /// One of the [`SHARDS`].
@@ -38,7 +37,7 @@ impl Shard {
         (0..=u8::MAX).map(Self)
     }
 
-    /// The one that holds the receipts of all lanes.
+    /// The one with the receipts of all lanes.
     pub(super) const OF_RECEIPTS: Self = Self(0);
 
     /// Its position among [`Shard::all`].
@@ -47,23 +46,23 @@ impl Shard {
     }
 }
 
-/// A key by itself, with room for most.
+/// A single key.
 fn written(write: impl FnOnce(&mut String)) -> String {
     let mut key = String::with_capacity(96);
     write(&mut key);
     key
 }
 
-/// Keys in one piece of memory, because a batch has hundreds.
+/// Keys in one allocation, because a batch has hundreds.
 #[derive(Debug, Default)]
 pub(super) struct KeyList {
     text: String,
-    /// Where each of them ends.
+    /// The end of each key.
     ends: Vec<usize>,
 }
 
 impl KeyList {
-    /// Adds the key that is written behind what is there.
+    /// Adds a key; `write` appends it.
     pub(super) fn push(&mut self, write: impl FnOnce(&mut String)) {
         write(&mut self.text);
         self.ends.push(self.text.len());
@@ -73,7 +72,7 @@ impl KeyList {
         self.ends.len()
     }
 
-    /// How long they are together.
+    /// Their total length.
     pub(super) fn size(&self) -> usize {
         self.text.len()
     }
@@ -85,14 +84,14 @@ impl KeyList {
     }
 }
 
-/// Makes keys under one prefix.
+/// Formats and parses keys with one prefix.
 #[derive(Debug, Clone)]
 pub(super) struct Keys {
     prefix: String,
 }
 
 impl Keys {
-    /// Keys under `prefix`, such as `tm:`.
+    /// Keys that start with `prefix`, such as `tm:`.
     pub(super) fn new(prefix: &str) -> Self {
         Self {
             prefix: prefix.to_owned(),
@@ -108,7 +107,7 @@ impl Keys {
         format!("{}policies", self.prefix)
     }
 
-    pub(super) fn applied(&self) -> String {
+    pub(super) fn policy_watermark(&self) -> String {
         format!("{}applied", self.prefix)
     }
 
@@ -122,7 +121,7 @@ impl Keys {
         self.sharded(Shard::OF_RECEIPTS, "fences")
     }
 
-    /// What is written to see whether anything can be.
+    /// Written to check that Redis takes writes.
     pub(super) fn writable(&self) -> String {
         format!("{}writable", self.prefix)
     }
@@ -135,13 +134,13 @@ impl Keys {
         written(|key| self.write_dirty(shard, key))
     }
 
-    /// Writes the same behind what is there.
+    /// Appends the same.
     pub(super) fn write_dirty(&self, shard: Shard, key: &mut String) {
         self.write_sharded(shard, "dirty", key);
     }
 
-    /// Whether somebody forgets what is of no use any more.
-    pub(super) fn forgetting(&self) -> String {
+    /// The lease of garbage collection.
+    pub(super) fn gc_lease(&self) -> String {
         format!("{}forgetting", self.prefix)
     }
 
@@ -155,9 +154,9 @@ impl Keys {
         key
     }
 
-    /// The hash that has what is known of an organization, in the field of its id.
+    /// The hash that has an organization in the field of its id.
     pub(super) fn organizations(&self, organization: &OrganizationId) -> String {
-        // By other bits than the shard.
+        // Other bits than those of the shard.
         let hash = (xxh3_64(organization.as_str().as_bytes()) >> 8) % HASHES;
         self.hash_of_organizations(Shard::of(organization), hash)
     }
@@ -177,7 +176,7 @@ impl Keys {
         })
     }
 
-    /// The policies that organizations of a shard have in common.
+    /// The policies that organizations of a shard share.
     pub(super) fn policies(&self, shard: Shard) -> String {
         self.sharded(shard, "policies")
     }
@@ -185,10 +184,10 @@ impl Keys {
     pub(super) fn idempotency(
         &self,
         organization: &OrganizationId,
-        attempt: &IdempotencyKey,
+        name: &IdempotencyKey,
     ) -> String {
         let mut key = self.sharded(Shard::of(organization), "i:");
-        let _ = write!(key, "{organization}:{attempt}");
+        let _ = write!(key, "{organization}:{name}");
         key
     }
 
@@ -196,7 +195,7 @@ impl Keys {
         written(|key| self.write_counter(Shard::of(&counter.organization), counter, key))
     }
 
-    /// Writes the same behind what is there; the shard is that of its organization.
+    /// Appends the same; the shard is that of its organization.
     pub(super) fn write_counter(&self, shard: Shard, counter: &CounterId, key: &mut String) {
         self.write_sharded(shard, "u:", key);
         key.push_str(counter.organization.as_str());
@@ -206,7 +205,7 @@ impl Keys {
         key.push_str(itoa::Buffer::new().format(counter.start.timestamp_millis()));
     }
 
-    /// The inverse of [`Keys::counter`]; none for anything that it does not produce.
+    /// The inverse of [`Keys::counter`]; none for any other key.
     pub(super) fn parse_counter(&self, key: &str) -> Option<CounterId> {
         let (shard, rest) = self.split(key, "}:u:")?;
         let mut parts = rest.split(':');
@@ -229,31 +228,31 @@ impl Keys {
         (*shard == format!("{:02x}", Shard::of(&organization).0)).then_some(organization)
     }
 
-    /// The text of a key's shard, and what stands behind the mark of its kind.
+    /// The text of a key's shard, and what follows the mark of its kind.
     fn split<'a>(&self, key: &'a str, mark: &str) -> Option<(&'a str, &'a str)> {
         key.strip_prefix(&self.prefix)?
             .strip_prefix('{')?
             .split_once(mark)
     }
 
-    /// What matches every counter and every idempotency record of an organization.
+    /// Matches every counter and every idempotency record of an organization.
     pub(super) fn pattern_of(&self, organization: &OrganizationId) -> String {
-        // No id has a character that means something in a pattern.
+        // No id has a special character of patterns.
         let shard = Shard::of(organization).0;
         format!("{}{{{shard:02x}}}:[iu]:{organization}:*", self.literal())
     }
 
-    /// What matches every counter, and every hash of organizations.
-    pub(super) fn pattern_of_use(&self) -> String {
+    /// Matches every counter and every hash of organizations.
+    pub(super) fn pattern_of_collected(&self) -> String {
         format!("{}{{*}}:[uo]:*", self.literal())
     }
 
-    /// What matches every counter and every idempotency record of all organizations.
+    /// Matches every counter and every idempotency record of all organizations.
     pub(super) fn pattern_of_all(&self) -> String {
         format!("{}{{*}}:[iu]:*", self.literal())
     }
 
-    /// The prefix as it stands in a pattern.
+    /// The prefix, escaped for a pattern.
     fn literal(&self) -> String {
         let mut literal = String::new();
         for character in self.prefix.chars() {

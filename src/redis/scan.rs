@@ -1,27 +1,26 @@
-//! One step of a walk through the keys of Redis.
+//! Scanning the keys of Redis.
 
-use super::{Connection, Error, Redis};
+use ::redis::cmd;
 
-/// How many keys one step looks at, so that Redis is never blocked for long.
+use super::connection::Connection;
+use super::error::Error;
+
+/// How many keys one step examines, so that Redis is never blocked for long.
 const STEP: usize = 500;
 
-impl Redis {
-    /// The keys of one step that match, and where the walk goes on; it begins, and has ended, at 0.
-    pub(super) async fn walk(
+impl Connection {
+    /// Keys that match, and the cursor of the next step. A scan starts, and has ended, at cursor 0.
+    pub(super) async fn scan(
         &self,
-        connection: &Connection,
         pattern: &str,
         cursor: u64,
     ) -> Result<(u64, Vec<String>), Error> {
-        let mut pipeline = redis::pipe();
-        pipeline
-            .cmd("SCAN")
-            .arg(cursor)
-            .arg("MATCH")
-            .arg(pattern)
-            .arg("COUNT")
-            .arg(STEP);
-        let (step,): ((u64, Vec<String>),) = connection.run(&pipeline).await?;
-        Ok(step)
+        let arguments = (cursor, "MATCH", pattern, "COUNT", STEP);
+        self.query(cmd("SCAN").arg(arguments)).await
+    }
+
+    /// How many keys Redis has, which is what a whole scan costs.
+    pub async fn size(&self) -> Result<usize, Error> {
+        self.query(&cmd("DBSIZE")).await
     }
 }

@@ -1,8 +1,8 @@
-//! The text of a stamp: one short string that Lua compares.
+//! A stamp as text: one short string that Lua compares.
 //!
-//! `generation:version:limit:enforcement:end`, such as `3:17:1000:h:1764547200000`. An unlimited
-//! counter has no limit, a period that does not end by itself no end. Enforcement is `h` hard or `s`
-//! soft; a capital says that the counter is closed, and then `end` is the instant of closing.
+//! `generation:version:limit:enforcement:end`, such as `3:17:1000:h:1764547200000`. Limit and end
+//! are empty without a limit and for a period that has no end of its own. Enforcement is `h` hard or `s` soft; in capitals,
+//! the counter is closed, and `end` is when.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ use crate::domain::policy::{Enforcement, Rule};
 use crate::domain::quantity::Count;
 
 impl Stamp {
-    /// The inverse of the stamp's text; none for anything else.
+    /// Parses a stamp; none for anything else.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split(':');
         let mut next = || parts.next();
@@ -45,7 +45,7 @@ impl Stamp {
         })
     }
 
-    /// The part that `configure.lua` puts behind whatever generation the counter has.
+    /// The part that `configure.lua` appends to the counter's generation.
     pub(super) fn without_generation(&self) -> String {
         let text = self.to_string();
         text.split_once(':')
@@ -55,7 +55,7 @@ impl Stamp {
 
 impl fmt::Display for Stamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Without the machinery of formatting, because every counted call writes one.
+        // Without formatting machinery: this is the hot path.
         let mut number = itoa::Buffer::new();
         f.write_str(number.format(self.generation))?;
         f.write_str(":")?;
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_stamp_does_not_parse() {
+    fn other_texts_do_not_parse() {
         for text in ["", "1:2:3:h", "1:2:3:z:4", "a:2:3:h:4", "1:2:3:h:4:5"] {
             assert_eq!(Stamp::parse(text), None, "{text}");
         }

@@ -316,7 +316,7 @@ impl Usage {
             Some((&it.request.organization, attempt))
         });
         let attempts: Vec<_> = attempts.collect();
-        let answered = self.ctx.redis.answered(connection, &attempts).await;
+        let answered = connection.answered(&attempts).await;
         let (mut answered, failed) = match answered {
             Ok(answered) => (answered.into_iter(), None),
             Err(error) => (Vec::new().into_iter(), Some(error)),

@@ -324,7 +324,7 @@ impl Usage {
             return Err(too_late);
         };
         let attempts = [(&request.organization, attempt)];
-        let answered = self.ctx.redis.answered(connection, &attempts).await?;
+        let answered = connection.answered(&attempts).await?;
         let answered = answered.into_iter().next().flatten();
         told_before(request, policy, answered, too_late)
     }
@@ -471,7 +471,7 @@ impl Usage {
             .map(|demand| asked.charge(&request.organization, demand));
         let counters: Vec<CounterId> = charges.map(|charge| charge.counter).collect();
         let connection = self.ctx.redis.connection().await?;
-        let held = self.ctx.redis.read(&connection, &counters).await?;
+        let held = connection.read(&counters).await?;
         let meters = request.demands.iter().zip(held);
         let meters = meters.map(|((meter, demand), held)| {
             let has_place = held.is_some();

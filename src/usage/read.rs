@@ -116,7 +116,7 @@ impl Usage {
                 start: policy.schedule.running(meter, now).start,
             })
             .collect();
-        let snapshots = self.ctx.redis.read(connection, &counters).await?;
+        let snapshots = connection.read(&counters).await?;
         let current = counters
             .iter()
             .zip(snapshots)

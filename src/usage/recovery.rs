@@ -234,7 +234,7 @@ impl Recovery {
                 Recovered::OlderPolicy => return Ok(opened),
                 Recovered::Ready => {
                     let closed = [counter_since(reset.closed_start)];
-                    let read = self.ctx.redis.read(connection, &closed).await?;
+                    let read = connection.read(&closed).await?;
                     self.store(read.into_iter().flatten().collect(), now)
                         .await?;
                     return Ok(opened);
@@ -303,12 +303,9 @@ impl Recovery {
                 hour,
                 percents: &watched.percents,
             };
-            match self.ctx.redis.adjust(connection, &correction, now).await? {
+            match connection.adjust(&correction, now).await? {
                 RecoveryReply::Ready => {
-                    let read = self
-                        .ctx
-                        .redis
-                        .read(connection, std::slice::from_ref(counter));
+                    let read = connection.read(std::slice::from_ref(counter));
                     self.store(read.await?.into_iter().flatten().collect(), now)
                         .await?;
                     return Ok(Recovered::Ready);
@@ -398,12 +395,8 @@ impl Recovery {
             }
         }
         let margin = MARGIN.num_milliseconds();
-        let opened = self
-            .ctx
-            .redis
-            .open(connection, &missing, now, margin)
-            .await?;
-        let closed = self.ctx.redis.close(connection, &next, now, margin).await?;
+        let opened = connection.open(&missing, now, margin).await?;
+        let closed = connection.close(&next, now, margin).await?;
         let (mut opened, mut closed) = (opened.into_iter(), closed.into_iter());
         let openings = wishes.iter().filter_map(|wish| match wish.begins_at {
             Some(_) => closed.next(),
@@ -420,7 +413,7 @@ impl Recovery {
         now: DateTime<Utc>,
     ) -> Result<Vec<RecoveryReply>, Error> {
         let counters: Vec<CounterId> = unknown.iter().map(|(it, _)| it.clone()).collect();
-        let held = self.ctx.redis.read(connection, &counters).await?;
+        let held = connection.read(&counters).await?;
         // What somebody else has brought back meanwhile is ready.
         let mut openings = vec![RecoveryReply::Ready; unknown.len()];
         let (mut places, mut moves, mut named) = (Vec::new(), Vec::new(), BTreeSet::new());
@@ -461,7 +454,7 @@ impl Recovery {
                 policy_version: it.stamp.version,
             })
             .collect();
-        let answers = self.ctx.redis.restore(connection, &to_write).await?;
+        let answers = connection.restore(&to_write, now).await?;
         for (place, opening) in places.into_iter().zip(answers) {
             *place = opening;
         }

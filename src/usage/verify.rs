@@ -12,7 +12,7 @@ use crate::domain::ids::OrganizationId;
 use crate::domain::verification::{Counted, Mismatch, Sums, mismatches};
 use crate::policies::{self, Policies};
 use crate::postgres::{self, verification};
-use crate::redis::{self, Shard};
+use crate::redis::{self, READ_MAX, Shard};
 
 /// The handle on comparing; clones share everything.
 #[derive(Debug, Clone)]
@@ -142,11 +142,7 @@ impl Verifier {
         let mut counters = BTreeSet::from_iter(known);
         let connection = self.ctx.redis.connection().await?;
         for organization in organizations {
-            let known = self
-                .ctx
-                .redis
-                .organization(&connection, organization)
-                .await?;
+            let known = connection.organization(organization).await?;
             let meters = known.and_then(|known| known.meters).unwrap_or_default();
             if meters.is_empty() {
                 continue;
@@ -169,7 +165,7 @@ impl Verifier {
     ) -> Result<BTreeMap<CounterId, Counted>, Error> {
         let connection = self.ctx.redis.connection().await?;
         let ids: Vec<CounterId> = counters.iter().cloned().collect();
-        let found = self.ctx.redis.read_settled(&connection, &ids).await?;
+        let found = connection.read_counted(&ids, READ_MAX).await?;
         Ok(found
             .into_iter()
             .flatten()

@@ -82,9 +82,7 @@ async fn commit_and_apply(world: &World, amount: i64) {
         hour: instant("2031-03-15T12:00:00Z"),
         percents: "",
     };
-    let applied = counters
-        .adjust(&connection, &correction, world.clock.now())
-        .await;
+    let applied = connection.adjust(&correction, world.clock.now()).await;
     assert_eq!(applied.unwrap(), RecoveryReply::Ready);
 }
 

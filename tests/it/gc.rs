@@ -184,12 +184,7 @@ async fn one_instance_forgets_for_all() {
         let counters =
             Redis::new(settings_of(&world), world.clock.clone(), world.metrics()).unwrap();
         let connection = counters.connection().await.unwrap();
-        leases.push(
-            counters
-                .lease_forgetting(&connection, 60_000)
-                .await
-                .unwrap(),
-        );
+        leases.push(connection.lease_gc(60_000).await.unwrap());
     }
     assert_eq!(leases, [true, false, false]);
 }

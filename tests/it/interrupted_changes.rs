@@ -44,7 +44,7 @@ impl Mortal {
     async fn fence(&self, organization: &str, version: u64) {
         let connection = self.redis.connection().await.unwrap();
         let id = organization.parse().unwrap();
-        self.redis.fence(&connection, &id, version).await.unwrap();
+        connection.fence(&id, version).await.unwrap();
     }
 
     /// Deletes an organization, up to the commit.
@@ -394,12 +394,9 @@ async fn the_fence_of_a_later_change_outlives_the_end_of_an_earlier_one() {
     let id = "org_1".parse().unwrap();
     mortal.fence("org_1", 64).await;
     mortal.fence("org_1", 128).await;
-    mortal.redis.unfence(&connection, &id, 64).await.unwrap();
-    assert_eq!(
-        mortal.redis.fence_of(&connection, &id).await.unwrap(),
-        Some(128)
-    );
-    mortal.redis.unfence(&connection, &id, 128).await.unwrap();
+    connection.unfence(&id, 64).await.unwrap();
+    assert_eq!(connection.fence_of(&id).await.unwrap(), Some(128));
+    connection.unfence(&id, 128).await.unwrap();
     assert_eq!(fences(&world).await, Vec::<String>::new());
 }
 

@@ -79,8 +79,8 @@ impl Bench {
             running: &[],
         };
         let configured = self
-            .redis
-            .configure(&self.connection, &[configuration], self.now())
+            .connection
+            .configure(&[configuration], self.now())
             .await
             .unwrap();
         assert!(matches!(
@@ -91,9 +91,7 @@ impl Bench {
 
     async fn open(&self, counter: &CounterId, stamp: &Stamp) -> RecoveryReply {
         let missing = [Missing { counter, stamp }];
-        let opened = self
-            .redis
-            .open(&self.connection, &missing, self.now(), MARGIN_MS);
+        let opened = self.connection.open(&missing, self.now(), MARGIN_MS);
         opened.await.unwrap()[0]
     }
 
@@ -104,16 +102,13 @@ impl Bench {
 
     async fn snapshot(&self, counter: &CounterId) -> Option<Snapshot> {
         let counter = std::slice::from_ref(counter);
-        let read = self.redis.read(&self.connection, counter).await.unwrap();
+        let read = self.connection.read(counter).await.unwrap();
         read.into_iter().next().unwrap()
     }
 
     async fn is_dirty(&self, counter: &CounterId) -> bool {
         let shard = Shard::of(&counter.organization);
-        let dirty = self
-            .redis
-            .dirty(&self.connection, &[(shard, 100_000)])
-            .await;
+        let dirty = self.connection.dirty(&[(shard, 100_000)]).await;
         dirty.unwrap().contains(counter)
     }
 
@@ -897,8 +892,8 @@ async fn an_older_policy_never_replaces_a_newer_one() {
             running: &running,
         };
         let configured = bench
-            .redis
-            .configure(&bench.connection, &[configuration], bench.now())
+            .connection
+            .configure(&[configuration], bench.now())
             .await
             .unwrap();
         let [
@@ -911,8 +906,8 @@ async fn an_older_policy_never_replaces_a_newer_one() {
             panic!("nobody was deleted")
         };
         let organization = bench
-            .redis
-            .organization(&bench.connection, &organization)
+            .connection
+            .organization(&organization)
             .await
             .unwrap()
             .unwrap();

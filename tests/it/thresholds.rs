@@ -247,7 +247,7 @@ async fn a_limit_that_arrives_with_a_call_leaves_what_was_crossed_before_it() {
         },
         running: &[],
     }];
-    let known = state.ctx.redis.configure(&connection, &configuration, now);
+    let known = connection.configure(&configuration, now);
     known.await.unwrap();
     let other = world.instance().await;
     assert_eq!(other.count("org_1", "api", 80).await, 84);

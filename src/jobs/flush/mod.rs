@@ -274,11 +274,7 @@ impl Flusher {
         let dirty: usize = backlog.iter().map(|it| it.dirty).sum();
         let together = (dirty / BATCHES).clamp(BATCH_MIN, BATCH_MAX);
         let shards: Vec<Shard> = backlog.iter().map(|it| it.shard).collect();
-        let mine = self
-            .ctx
-            .redis
-            .lease(&connection, &shards, lease_ms.max(1))
-            .await?;
+        let mine = connection.lease(&shards, lease_ms.max(1)).await?;
         backlog.retain(|it| mine.contains(&it.shard));
         self.flush(backlog, together, true).await
     }
@@ -318,7 +314,7 @@ impl Flusher {
         let connection = self.ctx.redis.connection().await?;
         // Before the reading, so that nothing that changes later is taken for older.
         let read_at = self.ctx.clock.now();
-        let mut dirty = self.ctx.redis.dirty(&connection, wanted).await?;
+        let mut dirty = connection.dirty(wanted).await?;
         dirty.sort_unstable();
         let mut batch = Batch {
             snapshots: Vec::with_capacity(dirty.len()),
@@ -328,11 +324,7 @@ impl Flusher {
             connection,
             steps,
         };
-        let read = self
-            .ctx
-            .redis
-            .read_by(&batch.connection, &dirty, steps.read)
-            .await?;
+        let read = batch.connection.read_counted(&dirty, steps.read).await?;
         for (counter, counted) in dirty.into_iter().zip(read) {
             match counted {
                 Some(counted) => batch.snapshots.push(counted.snapshot),
@@ -395,8 +387,7 @@ impl Flusher {
         let mut calls = Vec::new();
         for (shard, settlements) in &by_shard {
             for some in settlements.chunks(batch.steps.settled) {
-                let (counters, connection) = (&self.ctx.redis, &batch.connection);
-                calls.push(counters.settle(connection, *shard, some, batch.read_at));
+                calls.push(batch.connection.settle(*shard, some, batch.read_at));
             }
         }
         let clean: Vec<usize> = stream::iter(calls)
@@ -440,7 +431,7 @@ impl Flusher {
 
     /// The shards that have counters to be stored; tells how far storing lags behind.
     async fn backlog(&self, connection: &Connection) -> Result<Vec<Backlog>, Error> {
-        let backlog = self.ctx.redis.backlog(connection).await?;
+        let backlog = connection.backlog().await?;
         self.tell_lag(&backlog);
         Ok(backlog)
     }

@@ -1,179 +1,178 @@
-//! One call of `count.lua`: what it is asked, and what it answers.
+//! One call of `count.lua`: operations in the form that the script takes.
 //!
-//! Charges on one counter share its keys, and those that one stamp decides in one hour share a rule, so
-//! that a counter is read and written once however many operations charge it. Equal operations that follow each other
-//! on a counter are one for the script.
+//! Charges on one counter share its key, and those with the same stamp and hour share a rule, so that a counter is read and
+//! written once however many operations charge it. Consecutive equal operations on a counter are one for the script.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 
+use ::redis::Cmd;
 use chrono::{DateTime, Utc};
 use foldhash::fast::RandomState;
-use redis::Cmd;
 
+use super::reply;
+use super::types::{Charge, Operation, Outcome};
 use crate::domain::counter::{CounterId, Stamp};
 use crate::domain::decision;
-use crate::domain::quantity::Count;
 use crate::domain::threshold::Watched;
-use crate::redis::codec::{Array, Items};
+use crate::redis::codec::{Array, Items, size};
 use crate::redis::keys::{KeyList, Keys, Shard};
-use crate::redis::{Answer, Attempt, Charge, Operation, Outcome, Reading};
+use crate::redis::scripts::COUNT;
 
-/// How many keys a call has before those of its batch: the lane's receipt, and the data set that holds it.
-pub(in crate::redis) const LANE_KEYS: usize = 2;
+/// How long a receipt is kept after its lane's last batch: longer than any packet is in flight.
+const RECEIPT_LIFETIME_MS: u64 = 3_600_000;
 
-/// Operations in the form that `count.lua` takes, to be sent any number of times.
+/// Keys of a call before those of its batch: the lane's receipt, and the data set that has it.
+const LANE_KEYS: usize = 2;
+
+/// Identifies a batch for its receipt.
 #[derive(Debug)]
-pub(in crate::redis) struct Batch {
-    /// Of the counters, of the idempotency records, and of the dirty indexes of the counters' shards.
+pub(super) struct Header<'a> {
+    /// The name of the lane.
+    pub(super) lane: &'a str,
+    /// Grows from batch to batch of the lane.
+    pub(super) number: u64,
+    /// Whether it was sent before and its reply was lost.
+    pub(super) again: bool,
+    pub(super) now: DateTime<Utc>,
+    pub(super) record_lifetime_ms: u64,
+}
+
+/// Operations as `count.lua` takes them. May be sent any number of times.
+#[derive(Debug)]
+pub(super) struct Batch {
+    /// Counters, idempotency records, and the dirty indexes of the counters' shards.
     keys: [KeyList; 3],
     /// The `MessagePack` array.
     body: Vec<u8>,
-    asked: Vec<Asked>,
-    parts: Vec<Part>,
+    entries: Vec<Entry>,
+    /// For each operation, where its outcome is.
+    shares: Vec<Share>,
 }
 
-/// What the script is asked: an operation, or several equal ones as one that stands for them.
+/// An operation of the script, which stands for equal ones.
 #[derive(Debug)]
-struct Asked {
-    /// The place of the first of them.
+struct Entry {
+    /// The index of the first of them.
     operation: usize,
     times: u32,
-    /// The place of its first charge's rule among those of all charges.
-    rules: usize,
+    /// The index of its first charge in the list of all charges' rules.
+    charges: usize,
 }
 
-/// Where the outcome of an operation will be.
+/// Which part of an entry's outcome belongs to an operation.
 #[derive(Debug)]
-struct Part {
-    asked: usize,
-    /// How many equal ones come before.
+struct Share {
+    entry: usize,
+    /// How many equal ones come before it.
     before: u32,
 }
 
 impl Batch {
-    /// Puts operations into that form.
-    pub(in crate::redis) fn new(keys: &Keys, operations: &[&Operation]) -> Self {
+    pub(super) fn new(keys: &Keys, operations: &[&Operation]) -> Self {
         let mut layout = Layout::default();
-        let mut asked: Vec<Asked> = Vec::with_capacity(operations.len());
-        let mut parts = Vec::with_capacity(operations.len());
-        // The place of each charge's rule.
+        let mut entries: Vec<Entry> = Vec::with_capacity(operations.len());
+        let mut shares = Vec::with_capacity(operations.len());
+        // For each charge, its rule.
         let mut rules = Vec::with_capacity(operations.len());
-        for (place, operation) in operations.iter().enumerate() {
-            let own = rules.len();
+        for (index, operation) in operations.iter().enumerate() {
+            let charges = rules.len();
             for charge in &operation.charges {
                 rules.push(layout.rule(keys, charge));
             }
-            let charged = rules.get(own..).unwrap_or_default();
-            let equal = layout.asked_last(charged).and_then(|at| {
-                let last = asked.get_mut(at)?;
-                let same = rules.get(last.rules) == charged.first()
-                    && extends(operations.get(last.operation)?, operation);
-                same.then_some((at, last))
+            let own = rules.get(charges..).unwrap_or_default();
+            let equal = layout.last_entry(own).and_then(|entry| {
+                let last = entries.get_mut(entry)?;
+                let same = rules.get(last.charges) == own.first()
+                    && can_join(operations.get(last.operation)?, operation);
+                same.then_some((entry, last))
             });
-            if let Some((at, last)) = equal {
-                parts.push(Part {
-                    asked: at,
+            if let Some((entry, last)) = equal {
+                shares.push(Share {
+                    entry,
                     before: last.times,
                 });
                 last.times = last.times.saturating_add(operation.times);
-                rules.truncate(own);
+                rules.truncate(charges);
             } else {
-                layout.ask(charged, asked.len());
-                parts.push(Part {
-                    asked: asked.len(),
-                    before: 0,
-                });
-                asked.push(Asked {
-                    operation: place,
+                let entry = entries.len();
+                layout.set_last_entry(own, entry);
+                shares.push(Share { entry, before: 0 });
+                entries.push(Entry {
+                    operation: index,
                     times: operation.times,
-                    rules: own,
+                    charges,
                 });
             }
         }
         let mut body = Array::default();
-        for it in &asked {
-            let Some(operation) = operations.get(it.operation) else {
-                continue;
-            };
-            body.push(kind(operation.kind)).push(it.times);
-            match &operation.attempt {
-                Some(attempt) => {
-                    let record = keys.idempotency(&operation.organization, &attempt.key);
-                    body.push(layout.record(record))
-                        .push_text(&attempt.fingerprint);
-                }
-                None => {
-                    body.push(0_u8);
-                }
-            }
-            body.push(size(operation.charges.len()));
-            let rules = rules.get(it.rules..).unwrap_or_default();
-            for (charge, rule) in operation.charges.iter().zip(rules) {
-                body.push(nth(*rule))
-                    .push(charge.demand.amount)
-                    .push(charge.demand.need);
+        for entry in &entries {
+            if let Some(operation) = operations.get(entry.operation) {
+                let rules = rules.get(entry.charges..).unwrap_or_default();
+                layout.write_operation(keys, operation, entry.times, rules, &mut body);
             }
         }
-        layout.finish(asked, parts, body)
+        layout.finish(entries, shares, body)
     }
 
-    /// How many keys it names.
-    pub(in crate::redis) fn key_count(&self) -> usize {
-        self.keys.iter().map(KeyList::len).sum()
-    }
-
-    /// How many bytes its keys and its body have together.
-    pub(in crate::redis) fn size(&self) -> usize {
-        let keys: usize = self.keys.iter().map(KeyList::size).sum();
-        keys.saturating_add(self.body.len())
-    }
-
-    /// Adds the keys to a command.
-    pub(in crate::redis) fn write_keys(&self, command: &mut Cmd) {
+    /// The call of the script. Assembled by hand with its capacity, because this is the hot path.
+    pub(super) fn call(&self, keys: &Keys, header: &Header<'_>) -> Cmd {
+        /// Arguments besides the keys of the batch.
+        const ARGUMENTS: usize = 12;
+        let key_count: usize = self.keys.iter().map(KeyList::len).sum();
+        let key_bytes: usize = self.keys.iter().map(KeyList::size).sum();
+        let mut call = Cmd::with_capacity(
+            key_count.saturating_add(ARGUMENTS),
+            key_bytes
+                .saturating_add(self.body.len())
+                .saturating_add(ARGUMENTS * 64),
+        );
+        call.arg("EVALSHA")
+            .arg(&COUNT.hash)
+            .arg(key_count.saturating_add(LANE_KEYS + 1))
+            .arg(keys.receipt(header.lane))
+            .arg(keys.generation(Shard::OF_RECEIPTS));
         for key in self.keys.iter().flat_map(KeyList::iter) {
-            command.arg(key);
+            call.arg(key);
         }
+        call.arg(keys.fences())
+            .arg(header.now.timestamp_millis())
+            .arg(header.record_lifetime_ms)
+            .arg(RECEIPT_LIFETIME_MS)
+            .arg(header.number)
+            .arg(i32::from(header.again))
+            .arg(self.body.as_slice());
+        call
     }
 
-    /// The last argument.
-    pub(in crate::redis) fn body(&self) -> &[u8] {
-        &self.body
-    }
-
-    /// Reads what `count.lua` answered: one outcome for each operation, in order. None if it is something else.
-    pub(in crate::redis) fn outcomes(
-        &self,
-        operations: &[&Operation],
-        answer: &[u8],
-    ) -> Option<Vec<Outcome>> {
-        let mut items = Items::new(answer);
+    /// Decodes the reply: one outcome for each operation, in order. None if it is something else.
+    pub(super) fn outcomes(&self, operations: &[&Operation], reply: &[u8]) -> Option<Vec<Outcome>> {
+        let mut items = Items::new(reply);
         items.length()?;
-        let mut outcomes = Vec::with_capacity(self.asked.len());
-        for asked in &self.asked {
-            let operation = operations.get(asked.operation)?;
-            outcomes.push(Some(outcome(operation, asked.times, &mut items)?));
+        let mut outcomes = Vec::with_capacity(self.entries.len());
+        for entry in &self.entries {
+            let operation = operations.get(entry.operation)?;
+            outcomes.push(Some(reply::outcome(operation, entry.times, &mut items)?));
         }
         if !items.is_empty() {
             return None;
         }
-        let parts = self.parts.iter().zip(operations);
-        parts
-            .map(|(part, operation)| {
-                let of_all = outcomes.get_mut(part.asked)?;
-                if self.asked.get(part.asked)?.times == operation.times {
-                    of_all.take()
+        let shares = self.shares.iter().zip(operations);
+        shares
+            .map(|(share, operation)| {
+                let outcome = outcomes.get_mut(share.entry)?;
+                if self.entries.get(share.entry)?.times == operation.times {
+                    outcome.take()
                 } else {
-                    Some(part_of(of_all.as_ref()?, operation, part.before))
+                    Some(reply::share(outcome.as_ref()?, operation, share.before))
                 }
             })
             .collect()
     }
 }
 
-/// Whether an operation wants just what the one before it wants of the same counter, so that they can be decided
-/// together.
-fn extends(first: &Operation, operation: &Operation) -> bool {
+/// Whether two operations on the same counter are equal and can be decided as one.
+fn can_join(first: &Operation, operation: &Operation) -> bool {
     let demand = |it: &Operation| it.charges.first().map(|charge| charge.demand);
     let plain = |it: &Operation| {
         let demands = it.charges.iter().map(|charge| charge.demand);
@@ -185,73 +184,44 @@ fn extends(first: &Operation, operation: &Operation) -> bool {
         && demand(first) == demand(operation)
 }
 
-/// What became of one of several equal operations, by what became of all of them.
-fn part_of(all: &Outcome, operation: &Operation, before: u32) -> Outcome {
-    let (Outcome::Some { granted, reading }, [charge]) = (all, operation.charges.as_slice()) else {
-        return all.clone();
-    };
-    let share = decision::share(*granted, before, operation.times);
-    let refused = before..before.saturating_add(operation.times);
-    let reading = Reading {
-        used: share.used(reading.used, charge.demand.amount),
-        // Of all of them, the one behind those that were granted.
-        refused_first: reading.refused_first && refused.contains(granted),
-        ..*reading
-    };
-    if operation.times > 1 {
-        Outcome::Some {
-            granted: share.granted,
-            reading,
-        }
-    } else if share.granted == 0 && !reading.stamp.rule.refuses(operation.kind) {
-        Outcome::Overflow(0)
-    } else {
-        Outcome::Answered(Answer {
-            granted: share.granted > 0,
-            replayed: false,
-            readings: vec![reading],
-        })
-    }
-}
-
-/// Which counters and rules a batch needs, each of them once.
+/// The counters, rules and records of a batch, each once.
 #[derive(Debug, Default)]
 struct Layout<'a> {
     keys: KeyList,
-    /// The place of each counter's first rule.
+    /// By counter, the index of its first rule.
     counters: HashMap<&'a CounterId, usize, RandomState>,
     /// The dirty index of each shard.
-    indexes: Once<Shard>,
-    /// By counter, the place of its dirty index among these.
+    indexes: UniqueKeys<Shard>,
+    /// By counter, its dirty index among these.
     index: Vec<usize>,
-    /// By counter, the place of what was last asked of it.
-    last: Vec<Option<usize>>,
+    /// By counter, the last entry that charges it.
+    last_entry: Vec<Option<usize>>,
     rules: Vec<Rule<'a>>,
-    /// The idempotency records, by their own keys.
-    records: Once<String>,
+    /// The idempotency records, by their keys.
+    records: UniqueKeys<String>,
 }
 
-/// Keys of which each is there once, by what it is the key of.
+/// A list of keys without duplicates.
 #[derive(Debug)]
-struct Once<T> {
+struct UniqueKeys<T> {
     keys: KeyList,
-    places: HashMap<T, usize, RandomState>,
+    indexes: HashMap<T, usize, RandomState>,
 }
 
-impl<T> Default for Once<T> {
+impl<T> Default for UniqueKeys<T> {
     fn default() -> Self {
         Self {
             keys: KeyList::default(),
-            places: HashMap::default(),
+            indexes: HashMap::default(),
         }
     }
 }
 
-impl<T: Eq + Hash> Once<T> {
-    /// The place of a key, which is written if it is new.
-    fn place(&mut self, of: T, write: impl FnOnce(&T, &mut String)) -> usize {
+impl<T: Eq + Hash> UniqueKeys<T> {
+    /// The index of a key, which is written if it is new.
+    fn index(&mut self, of: T, write: impl FnOnce(&T, &mut String)) -> usize {
         let keys = &mut self.keys;
-        *self.places.entry(of).or_insert_with_key(|of| {
+        *self.indexes.entry(of).or_insert_with_key(|of| {
             keys.push(|key| write(of, key));
             keys.len() - 1
         })
@@ -269,18 +239,19 @@ struct Rule<'a> {
 }
 
 impl<'a> Layout<'a> {
-    /// The place of a charge's rule.
+    /// The index of a charge's rule.
     fn rule(&mut self, keys: &Keys, charge: &'a Charge) -> usize {
         let new = self.rules.len();
         let first = *self.counters.entry(&charge.counter).or_insert(new);
-        let (mut counter, mut last) = (self.last.len(), None);
+        let (mut counter, mut last) = (self.last_entry.len(), None);
         let mut next = Some(first);
-        while let Some((at, rule)) = next.and_then(|at| Some((at, self.rules.get(at)?))) {
+        while let Some((index, rule)) = next.and_then(|index| Some((index, self.rules.get(index)?)))
+        {
             if rule.stamp == charge.stamp && rule.hour == charge.hour {
-                return at;
+                return index;
             }
             counter = rule.counter;
-            (last, next) = (Some(at), rule.next);
+            (last, next) = (Some(index), rule.next);
         }
         if let Some(last) = last.and_then(|last| self.rules.get_mut(last)) {
             last.next = Some(new);
@@ -290,9 +261,9 @@ impl<'a> Layout<'a> {
                 .push(|key| keys.write_counter(shard, &charge.counter, key));
             let index = self
                 .indexes
-                .place(shard, |shard, key| keys.write_dirty(*shard, key));
+                .index(shard, |shard, key| keys.write_dirty(*shard, key));
             self.index.push(index);
-            self.last.push(None);
+            self.last_entry.push(None);
         }
         self.rules.push(Rule {
             counter,
@@ -304,77 +275,88 @@ impl<'a> Layout<'a> {
         new
     }
 
-    /// The place of what was last asked of the counter of this rule, if it is only one.
-    fn asked_last(&self, rules: &[usize]) -> Option<usize> {
+    /// The last entry that charges the counter of this rule, if there is only one rule.
+    fn last_entry(&self, rules: &[usize]) -> Option<usize> {
         let [rule] = rules else { return None };
-        *self.last.get(self.rules.get(*rule)?.counter)?
+        *self.last_entry.get(self.rules.get(*rule)?.counter)?
     }
 
-    /// Notes what is asked of the counters of these rules.
-    fn ask(&mut self, rules: &[usize], asked: usize) {
+    fn set_last_entry(&mut self, rules: &[usize], entry: usize) {
         for rule in rules {
             let counter = self.rules.get(*rule).map(|rule| rule.counter);
-            if let Some(last) = counter.and_then(|counter| self.last.get_mut(counter)) {
-                *last = Some(asked);
+            if let Some(last) = counter.and_then(|counter| self.last_entry.get_mut(counter)) {
+                *last = Some(entry);
             }
         }
     }
 
-    /// The place of an idempotency record behind the counters, once all of these have their own.
-    fn record(&mut self, key: String) -> u64 {
-        let place = self.records.place(key, |key, text| text.push_str(key));
-        nth(self.keys.len() + place)
+    /// Writes an operation. All counters must have their index by now, because records follow them.
+    fn write_operation(
+        &mut self,
+        keys: &Keys,
+        operation: &Operation,
+        times: u32,
+        rules: &[usize],
+        body: &mut Array,
+    ) {
+        body.push(kind(operation.kind)).push(times);
+        match &operation.attempt {
+            Some(attempt) => {
+                let key = keys.idempotency(&operation.organization, &attempt.key);
+                let record = self.records.index(key, |key, text| text.push_str(key));
+                body.push(lua_index(self.keys.len() + record))
+                    .push_text(&attempt.fingerprint);
+            }
+            None => {
+                body.push(0_u8);
+            }
+        }
+        body.push(size(operation.charges.len()));
+        for (charge, rule) in operation.charges.iter().zip(rules) {
+            body.push(lua_index(*rule))
+                .push(charge.demand.amount)
+                .push(charge.demand.need);
+        }
     }
 
-    fn finish(self, asked: Vec<Asked>, parts: Vec<Part>, mut body: Array) -> Batch {
+    fn finish(self, entries: Vec<Entry>, shares: Vec<Share>, mut body: Array) -> Batch {
         let before = LANE_KEYS + self.keys.len() + self.records.keys.len();
         for index in &self.index {
-            body.push(nth(before + index));
+            body.push(lua_index(before + index));
         }
         let mut array = Array::default();
         array
-            .push(size(self.last.len()))
+            .push(size(self.last_entry.len()))
             .push(size(self.records.keys.len()))
             .push(size(self.rules.len()))
-            .push(size(asked.len()));
-        // Nearly all of a batch have the same.
+            .push(size(entries.len()));
+        // Formatted once for consecutive rules with the same stamp, which nearly all of a batch have.
         let mut stamp: Option<(Stamp, String)> = None;
         for rule in &self.rules {
-            array.push(nth(rule.counter));
-            match rule.stamp.rule.cap() {
-                Some(cap) => array.push(cap.get()),
-                None => array.push_nothing(),
-            };
             let (_, text) = match stamp.take().filter(|(stamp, _)| *stamp == rule.stamp) {
                 Some(same) => stamp.insert(same),
                 None => stamp.insert((rule.stamp, rule.stamp.to_string())),
             };
             array
+                .push(lua_index(rule.counter))
+                .push_optional(rule.stamp.rule.cap().map(|cap| cap.get()))
                 .push_text(text)
-                .push_signed(rule.hour.timestamp_millis());
-            match rule.watched.from {
-                Some(from) => array.push(from),
-                None => array.push_nothing(),
-            };
-            array.push_text(&rule.watched.percents);
+                .push_signed(rule.hour.timestamp_millis())
+                .push_optional(rule.watched.from)
+                .push_text(&rule.watched.percents);
         }
         Batch {
             keys: [self.keys, self.records.keys, self.indexes.keys],
             body: array.followed_by(&body),
-            asked,
-            parts,
+            entries,
+            shares,
         }
     }
 }
 
-/// A place as Lua counts them, from 1.
-fn nth(place: usize) -> u64 {
-    size(place).saturating_add(1)
-}
-
-/// Lengths are those of lists in memory.
-pub(in crate::redis) fn size(length: usize) -> u64 {
-    u64::try_from(length).unwrap_or(u64::MAX)
+/// Lua counts from 1.
+fn lua_index(index: usize) -> u64 {
+    size(index).saturating_add(1)
 }
 
 fn kind(operation: decision::Operation) -> u8 {
@@ -384,92 +366,4 @@ fn kind(operation: decision::Operation) -> u8 {
         decision::Operation::Check => 2,
         decision::Operation::Refund => 3,
     }
-}
-
-/// What became of an operation, or of so many equal ones.
-fn outcome(operation: &Operation, times: u32, items: &mut Items<'_>) -> Option<Outcome> {
-    Some(match items.number()? {
-        status @ (0 | 1) => Outcome::Answered(Answer {
-            granted: status == 0,
-            replayed: false,
-            readings: readings(operation, items)?,
-        }),
-        2 => Outcome::Answered(replayed(items.text()?)?),
-        3 => Outcome::KeyReused,
-        4 => Outcome::Missing(items.position()?),
-        5 => Outcome::Frozen(items.position()?),
-        6 => Outcome::Closed(items.position()?),
-        7 => Outcome::Overflow(items.position()?),
-        9 => items.position().map(|_| Outcome::Fenced)?,
-        8 if times > 1 => {
-            let granted = u32::try_from(items.number()?).ok()?;
-            let reading = reading(items, operation.charges.first()?)?;
-            Outcome::Some { granted, reading }
-        }
-        _ => return None,
-    })
-}
-
-/// The counts of a decision, and behind them, for a refund, what was given back of each.
-fn readings(operation: &Operation, items: &mut Items<'_>) -> Option<Vec<Reading>> {
-    let counts = operation
-        .charges
-        .iter()
-        .map(|charge| reading(items, charge));
-    let mut readings: Vec<Reading> = counts.collect::<Option<_>>()?;
-    if operation.kind == decision::Operation::Refund {
-        for reading in &mut readings {
-            reading.given_back = items.number()?;
-        }
-    }
-    Some(readings)
-}
-
-/// Reads what an attempt was answered before, or that another payload came under its key: `fingerprint|record`.
-pub(in crate::redis) fn answered(attempt: &Attempt, value: &str) -> Option<Outcome> {
-    let (fingerprint, record) = value.split_once('|')?;
-    Some(if fingerprint == attempt.fingerprint {
-        Outcome::Answered(replayed(record)?)
-    } else {
-        Outcome::KeyReused
-    })
-}
-
-/// Reads an idempotency record: `status|start used stamp given-back|…`, with ` first` behind what refused the first call.
-fn replayed(record: &str) -> Option<Answer> {
-    let mut parts = record.split('|');
-    let granted = parts.next()? == "0";
-    let readings = parts.map(|part| {
-        let mut words = part.split(' ');
-        Some(Reading {
-            start: DateTime::from_timestamp_millis(words.next()?.parse().ok()?)?,
-            used: Count::try_from(words.next()?.parse::<u64>().ok()?).ok()?,
-            stamp: Stamp::parse(words.next()?)?,
-            given_back: words.next()?.parse().ok()?,
-            refused_first: words.next() == Some("first"),
-        })
-    });
-    Some(Answer {
-        granted,
-        replayed: true,
-        readings: readings.collect::<Option<_>>()?,
-    })
-}
-
-/// A count, or `count stamp` where the counter's own stamp decided, or `count stamp first`.
-fn reading(items: &mut Items<'_>, charge: &Charge) -> Option<Reading> {
-    let (used, stamp, refused_first) = if items.is_text() {
-        let mut words = items.text()?.split(' ');
-        let (used, stamp) = (words.next()?.parse().ok()?, Stamp::parse(words.next()?)?);
-        (used, stamp, words.next() == Some("first"))
-    } else {
-        (items.number()?, charge.stamp, false)
-    };
-    Some(Reading {
-        start: charge.counter.start,
-        used: Count::try_from(used).ok()?,
-        stamp,
-        given_back: 0,
-        refused_first,
-    })
 }

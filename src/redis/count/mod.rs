@@ -1,4 +1,6 @@
 //! Calls of `count.lua`: lanes gather concurrent operations into batches.
 
-pub(super) mod batch;
+mod batch;
 pub(super) mod lane;
+pub(super) mod reply;
+pub(super) mod types;

@@ -35,7 +35,7 @@ impl Slow {
     /// What the counter in Redis has for a stamp.
     pub async fn stamp(&self) -> Stamp {
         let redis = std::slice::from_ref(&self.counter);
-        let held = self.redis.read(&self.connection, redis).await.unwrap();
+        let held = self.connection.read(redis).await.unwrap();
         held[0].as_ref().unwrap().stamp
     }
 
@@ -59,7 +59,7 @@ impl Slow {
             meters: &moved.meters,
             policy_version,
         };
-        let written = self.redis.restore(&self.connection, &[moved]).await;
+        let written = self.connection.restore(&[moved], self.counter.start).await;
         written.unwrap()[0]
     }
 }

@@ -1,0 +1,89 @@
+//! The handle on Redis. Calls on its connection are in the files of this folder, by purpose.
+
+use std::sync::Arc;
+
+use futures::StreamExt;
+use futures::stream::BoxStream;
+
+use super::announcement::Announcement;
+use super::connection::Connection;
+use super::count::lane::Lanes;
+use super::count::types::{Operation, Outcome};
+use super::error::Error;
+use super::keys::Shard;
+use super::node::{Node, Settings, Unnumbered};
+use crate::clock::Clock;
+use crate::metrics::Metrics;
+
+/// The handle on Redis; clones share one connection and its lanes.
+#[derive(Debug, Clone)]
+pub struct Redis {
+    pub(super) node: Arc<Node>,
+    pub(super) lanes: Lanes,
+}
+
+impl Redis {
+    /// A handle that connects at its first use.
+    pub fn new(settings: Settings, clock: Clock, metrics: Metrics) -> Result<Self, Error> {
+        let node = Arc::new(Node::new(settings, clock, metrics)?);
+        let lanes = Lanes::start(&node);
+        Ok(Self { node, lanes })
+    }
+
+    /// The connection in use, or a new one on which every shard has been identified.
+    pub async fn connection(&self) -> Result<Arc<Connection>, Error> {
+        self.node.connection().await
+    }
+
+    /// Reads again which data sets these shards have; returns those that need a number.
+    pub async fn identify(
+        &self,
+        connection: &Connection,
+        shards: &[Shard],
+    ) -> Result<Vec<Unnumbered>, Error> {
+        self.node.identify(connection, shards).await
+    }
+
+    /// Gives data sets a number that Postgres drew after they were named; returns those that another data set has
+    /// replaced since.
+    pub async fn number(
+        &self,
+        connection: &Connection,
+        shards: &[Unnumbered],
+        number: u64,
+    ) -> Result<Vec<Unnumbered>, Error> {
+        self.node
+            .identify_or_number(connection, shards, Some(number))
+            .await
+    }
+
+    /// Decides and counts; one outcome for each operation, in order. The operations were prepared for the generations of
+    /// `connection`; None, and nothing is counted, if it is not the one in use any more.
+    pub async fn count(
+        &self,
+        connection: &Arc<Connection>,
+        operations: Vec<Operation>,
+    ) -> Result<Option<Vec<Outcome>>, Error> {
+        self.lanes.count(connection, operations).await
+    }
+
+    /// Announced changes, until the connection breaks.
+    pub async fn announcements(&self) -> Result<BoxStream<'static, Announcement>, Error> {
+        let subscription = self.node.client.get_async_pubsub().await;
+        let mut subscription =
+            subscription.map_err(|error| Error::Unavailable(error.to_string()))?;
+        subscription
+            .subscribe(self.node.keys.announcements())
+            .await?;
+        let messages = subscription.into_on_message();
+        Ok(messages
+            .filter_map(|message| async move { message.get_payload::<String>().ok()?.parse().ok() })
+            .boxed())
+    }
+
+    /// Checks that Redis replies.
+    pub async fn ping(&self) -> Result<(), Error> {
+        let connection = self.connection().await?;
+        connection.query(&::redis::cmd("PING")).await
+    }
+}

@@ -1,0 +1,104 @@
+//! An operation on counters, and its outcome.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+
+use crate::domain::counter::{CounterId, Stamp};
+use crate::domain::decision::{self, Demand};
+use crate::domain::ids::{IdempotencyKey, OrganizationId};
+use crate::domain::quantity::Count;
+use crate::domain::threshold::Watched;
+
+/// Counts all of its charges or none.
+#[derive(Debug, Clone)]
+pub struct Operation {
+    /// The organization that the counters belong to.
+    pub organization: OrganizationId,
+    /// Track, consume, check or refund.
+    pub kind: decision::Operation,
+    /// On distinct counters of that organization.
+    pub charges: Vec<Charge>,
+    /// Makes a retry harmless.
+    pub attempt: Option<Attempt>,
+    /// How many equal calls this stands for, each of which succeeds or fails on its own. More than one only
+    /// for a track or a consume with a single charge that needs no more than its amount, and no idempotency key.
+    pub times: u32,
+}
+
+/// What an operation counts on one counter.
+#[derive(Debug, Clone)]
+pub struct Charge {
+    /// The counter.
+    pub counter: CounterId,
+    /// Units to count, and units that must fit.
+    pub demand: Demand,
+    /// What decides, as far as the caller knows.
+    pub stamp: Stamp,
+    /// The start of the hour that the units belong to.
+    pub hour: DateTime<Utc>,
+    /// The thresholds of that stamp's limit.
+    pub watched: Arc<Watched>,
+}
+
+/// The use of an idempotency key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attempt {
+    /// Chosen by the client.
+    pub key: IdempotencyKey,
+    /// A hash of the payload, without `|`.
+    pub fingerprint: String,
+}
+
+/// The outcome of one operation. Only `Answered` and `Some` have counted anything.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Decided.
+    Answered(Answer),
+    /// Of several equal calls the first ones were granted; the others did not fit or, without a limit, would have
+    /// exceeded the maximum of a count.
+    Some {
+        /// How many were granted.
+        granted: u32,
+        /// The counter after all of them.
+        reading: Reading,
+    },
+    /// The idempotency key was used for another payload.
+    KeyReused,
+    /// The counter of this charge is missing: unknown.
+    Missing(usize),
+    /// The counter of this charge is of another generation: unknown.
+    Frozen(usize),
+    /// The period of this charge is closed, or over by a newer policy.
+    Closed(usize),
+    /// This charge would exceed the maximum of a count.
+    Overflow(usize),
+    /// The organization is fenced: a change that decides which counters it has is in progress.
+    Fenced,
+}
+
+/// A final decision, new or replayed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// Whether everything was granted; otherwise nothing was counted.
+    pub granted: bool,
+    /// Whether it comes from an idempotency record.
+    pub replayed: bool,
+    /// For each charge, its counter after the decision.
+    pub readings: Vec<Reading>,
+}
+
+/// A counter after a decision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reading {
+    /// The start of its period.
+    pub start: DateTime<Utc>,
+    /// Units counted.
+    pub used: Count,
+    /// What decided; newer than the caller's if the policy has changed meanwhile.
+    pub stamp: Stamp,
+    /// What a refund gave back.
+    pub given_back: u64,
+    /// Whether the counter refused its first call.
+    pub refused_first: bool,
+}

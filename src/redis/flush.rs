@@ -1,0 +1,168 @@
+//! What the flusher reads and writes: dirty counters, leases, and what Postgres has.
+
+use ::redis::{Value, from_redis_value, pipe};
+use chrono::{DateTime, Utc};
+
+use super::codec::{Array, size};
+use super::connection::Connection;
+use super::error::Error;
+use super::keys::Shard;
+use super::scripts::SETTLE;
+use crate::domain::counter::{CounterId, Snapshot};
+use crate::domain::threshold::Told;
+
+/// A shard with dirty counters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Backlog {
+    /// The shard.
+    pub shard: Shard,
+    /// How many of its counters are dirty.
+    pub dirty: usize,
+    /// When the first of them became dirty.
+    pub since: DateTime<Utc>,
+}
+
+/// What a flush found out about a dirty counter.
+#[derive(Debug, Clone)]
+pub struct Settlement<'a> {
+    /// The counter.
+    pub counter: &'a CounterId,
+    /// What was read; none if the counter was missing, and leaves the dirty index if it still is.
+    pub snapshot: Option<&'a Snapshot>,
+    /// Whether Postgres now has exactly that; otherwise it has something newer.
+    pub stored: bool,
+    /// The thresholds that were notified with it, if there are new ones.
+    pub told: Option<Told>,
+    /// No event can reach hours that start before this.
+    pub drop_hours_before: DateTime<Utc>,
+}
+
+impl Connection {
+    /// The shards that have dirty counters.
+    pub async fn backlog(&self) -> Result<Vec<Backlog>, Error> {
+        let mut pipeline = pipe();
+        for shard in Shard::all() {
+            let dirty = self.keys.dirty(shard);
+            pipeline.cmd("ZCARD").arg(&dirty);
+            pipeline.cmd("ZRANGE").arg((dirty, 0, 0, "WITHSCORES"));
+        }
+        let replies: Vec<Value> = self.query_all(&pipeline).await?;
+        let mut shards = Vec::new();
+        for (shard, reply) in Shard::all().zip(replies.chunks(2)) {
+            let [dirty, oldest] = reply else { continue };
+            let parsed = from_redis_value(dirty.clone())
+                .and_then(|dirty| Ok((dirty, from_redis_value(oldest.clone())?)));
+            let (dirty, oldest): (usize, Vec<(String, f64)>) =
+                parsed.map_err(::redis::RedisError::from)?;
+            if let Some((_, since)) = oldest.first() {
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    reason = "scores are whole milliseconds"
+                )]
+                let since = DateTime::from_timestamp_millis(*since as i64).unwrap_or_default();
+                shards.push(Backlog {
+                    shard,
+                    dirty,
+                    since,
+                });
+            }
+        }
+        Ok(shards)
+    }
+
+    /// Leases shards for `ms`; returns those that no other instance has. Saves work, nothing depends on it.
+    pub async fn lease(&self, shards: &[Shard], ms: u64) -> Result<Vec<Shard>, Error> {
+        if shards.is_empty() {
+            return Ok(Vec::new());
+        }
+        let leases = shards.iter().map(|shard| self.keys.lease(*shard));
+        let taken = self.take_leases(leases, ms).await?;
+        let taken = shards.iter().zip(taken).filter(|(_, taken)| *taken);
+        Ok(taken.map(|(shard, _)| *shard).collect())
+    }
+
+    /// Takes leases for `ms`; for each whether no other instance has it.
+    pub(super) async fn take_leases(
+        &self,
+        leases: impl IntoIterator<Item = String>,
+        ms: u64,
+    ) -> Result<Vec<bool>, Error> {
+        let mut pipeline = pipe();
+        for lease in leases {
+            let arguments = (lease, &self.run_id, "NX", "PX", ms);
+            pipeline.cmd("SET").arg(arguments);
+        }
+        let taken: Vec<Option<String>> = self.query_all(&pipeline).await?;
+        Ok(taken.iter().map(Option::is_some).collect())
+    }
+
+    /// The counters that have been dirty for longest, of each shard at most so many.
+    pub async fn dirty(&self, counts: &[(Shard, usize)]) -> Result<Vec<CounterId>, Error> {
+        if counts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pipeline = pipe();
+        for (shard, count) in counts {
+            let range = (self.keys.dirty(*shard), 0, count.saturating_sub(1));
+            pipeline.cmd("ZRANGE").arg(range);
+        }
+        let members: Vec<Vec<String>> = self.query_all(&pipeline).await?;
+        let parse = |key: &String| {
+            let parsed = self.keys.parse_counter(key);
+            parsed.ok_or_else(|| Error::Inconsistent(format!("{key:?} in the dirty index")))
+        };
+        members.iter().flatten().map(parse).collect()
+    }
+
+    /// Records what Postgres has of some counters of one shard; returns how many are clean now.
+    pub async fn settle(
+        &self,
+        shard: Shard,
+        settlements: &[Settlement<'_>],
+        read_at: DateTime<Utc>,
+    ) -> Result<usize, Error> {
+        let mut keys = vec![self.keys.dirty(shard), self.keys.generation(shard)];
+        let mut batch = Array::default();
+        for settlement in settlements {
+            keys.push(self.keys.counter(settlement.counter));
+            write_settlement(settlement, &mut batch);
+        }
+        let batch = Array::default().followed_by(&batch);
+        let call = SETTLE.call(&keys, (read_at.timestamp_millis(), batch.as_slice()));
+        self.invoke(&SETTLE, &call).await
+    }
+}
+
+fn write_settlement(settlement: &Settlement<'_>, batch: &mut Array) {
+    let Some(snapshot) = settlement.snapshot else {
+        // No counter has generation 0, so one that has come back is left alone.
+        batch.push_text("0:0:").push(0_u8).push(0_u8);
+        batch.push_text("").push(0_u8).push(0_u8).push(0_u8);
+        return;
+    };
+    let hours = || snapshot.unstored_hours();
+    let drops = || {
+        let hours = snapshot.hours.iter();
+        hours.filter(|hour| hour.start < settlement.drop_hours_before)
+    };
+    let stamp = &snapshot.stamp;
+    let told = settlement.told.map(|told| told.to_string());
+    batch
+        .push_text(&format!("{}:{}:", stamp.generation, stamp.version))
+        .push(snapshot.sequence)
+        .push(u8::from(settlement.stored))
+        .push_text(&told.unwrap_or_default())
+        .push(size(snapshot.thresholds.crossed.to_string().len()))
+        .push(size(hours().count()))
+        .push(size(drops().count()));
+    for hour in hours() {
+        batch
+            .push_signed(hour.start.timestamp_millis())
+            .push_signed(hour.used)
+            .push(hour.denied)
+            .push(hour.refunded);
+    }
+    for hour in drops() {
+        batch.push_signed(hour.start.timestamp_millis());
+    }
+}

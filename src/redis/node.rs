@@ -1,0 +1,156 @@
+//! The Redis server that an instance uses, and its fenced connection.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use ::redis::{Client, IntoConnectionInfo, ProtocolVersion};
+use tokio::sync::Mutex;
+use uuid::Uuid;
+
+use super::connection::Connection;
+use super::error::Error;
+use super::keys::{Keys, Shard};
+use super::scripts::GENERATION;
+use crate::clock::Clock;
+use crate::metrics::Metrics;
+
+/// Where Redis is and how it is used.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// `redis://`, `rediss://` or `redis+unix://`.
+    pub url: String,
+    /// Prefix of every key.
+    pub prefix: String,
+    /// Whether a restarted server is trusted to have all acknowledged writes.
+    pub trust_restart: bool,
+    /// How long an idempotency record is kept, ms.
+    pub record_lifetime_ms: u64,
+}
+
+/// A shard whose data set has a name and no number yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unnumbered {
+    /// The shard.
+    pub shard: Shard,
+    /// The name that a number must be drawn for.
+    pub name: String,
+}
+
+/// The server and the connection in use.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) client: Client,
+    pub(super) keys: Keys,
+    pub(super) settings: Settings,
+    pub(super) clock: Clock,
+    metrics: Metrics,
+    /// Replaced when it breaks, never repaired.
+    current: RwLock<Option<Arc<Connection>>>,
+    /// Held while connecting, so that an outage causes one attempt at a time.
+    connecting: Mutex<()>,
+}
+
+impl Node {
+    pub(super) fn new(settings: Settings, clock: Clock, metrics: Metrics) -> Result<Self, Error> {
+        let unfit = |error: ::redis::RedisError| Error::Unfit(error.to_string());
+        let info = settings
+            .url
+            .as_str()
+            .into_connection_info()
+            .map_err(unfit)?;
+        // RESP3 pushes a message when the connection is lost; RESP2 notices it at the next command.
+        let redis = info
+            .redis_settings()
+            .clone()
+            .set_protocol(ProtocolVersion::RESP3);
+        let tcp = info.tcp_settings().clone().set_nodelay(true);
+        let info = info.set_redis_settings(redis).set_tcp_settings(tcp);
+        Ok(Self {
+            client: Client::open(info).map_err(unfit)?,
+            keys: Keys::new(&settings.prefix),
+            settings,
+            clock,
+            metrics,
+            current: RwLock::default(),
+            connecting: Mutex::default(),
+        })
+    }
+
+    /// The connection in use, or a new one on which every shard has been identified.
+    pub(super) async fn connection(&self) -> Result<Arc<Connection>, Error> {
+        match self.healthy() {
+            Some(connection) => Ok(connection),
+            // Boxed: keeps the hot-path future small.
+            None => Box::pin(self.reconnect()).await,
+        }
+    }
+
+    fn healthy(&self) -> Option<Arc<Connection>> {
+        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
+        current
+            .as_ref()
+            .filter(|connection| !connection.is_broken())
+            .cloned()
+    }
+
+    async fn reconnect(&self) -> Result<Arc<Connection>, Error> {
+        let _guard = self.connecting.lock().await;
+        if let Some(connection) = self.healthy() {
+            return Ok(connection);
+        }
+        let connection = Connection::establish(&self.client, &self.keys, &self.metrics).await?;
+        let connection = Arc::new(connection);
+        let all: Vec<Shard> = Shard::all().collect();
+        self.identify(&connection, &all).await?;
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) =
+            Some(Arc::clone(&connection));
+        Ok(connection)
+    }
+
+    /// Reads which data sets these shards have, and returns those that need a number.
+    pub(super) async fn identify(
+        &self,
+        connection: &Connection,
+        shards: &[Shard],
+    ) -> Result<Vec<Unnumbered>, Error> {
+        let unnamed = |shard: &Shard| Unnumbered {
+            shard: *shard,
+            name: String::new(),
+        };
+        let shards: Vec<_> = shards.iter().map(unnamed).collect();
+        self.identify_or_number(connection, &shards, None).await
+    }
+
+    /// The same, with a number drawn for the data sets of these names.
+    pub(super) async fn identify_or_number(
+        &self,
+        connection: &Connection,
+        shards: &[Unnumbered],
+        number: Option<u64>,
+    ) -> Result<Vec<Unnumbered>, Error> {
+        let calls = shards.iter().map(|Unnumbered { shard, name }| {
+            GENERATION.call(
+                &[self.keys.generation(*shard)],
+                (
+                    &connection.run_id,
+                    Uuid::new_v4().to_string(),
+                    self.clock.now().timestamp_millis(),
+                    i32::from(self.settings.trust_restart),
+                    number.map_or("", |_| name.as_str()),
+                    number.map(|number| number.to_string()).unwrap_or_default(),
+                ),
+            )
+        });
+        let replies: Vec<(String, String)> = connection.invoke_all(&GENERATION, calls).await?;
+        let mut unnumbered = Vec::new();
+        for (Unnumbered { shard, .. }, (name, number)) in shards.iter().zip(replies) {
+            connection.set_generation(*shard, number.parse().ok());
+            if number.is_empty() {
+                unnumbered.push(Unnumbered {
+                    shard: *shard,
+                    name,
+                });
+            }
+        }
+        Ok(unnumbered)
+    }
+}
