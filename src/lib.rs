@@ -7,7 +7,7 @@
 //! | 0 | [`domain`] | the rules, pure |
 //! | 1 | [`clock`], [`config`], [`coalescer`], [`budget`], [`metrics`] | the only readers of wall time and of the environment; coalesced batches, and bounds on concurrent work; what is measured |
 //! | 2 | [`redis`], [`postgres`] | the only code that speaks Redis, and SQL |
-//! | 3 | [`context`] | the handles and settings that every use case shares |
+//! | 3 | [`context`], [`failure`] | the handles, settings and failures that every use case shares |
 //! | 4 | [`policies`], [`auth`] | effective policies, and authentication |
 //! | 5 | [`usage`] | counting, reading, history, recovery and verification |
 //! | 6 | [`admin`] | what administrators change |
@@ -27,6 +27,7 @@ pub mod coalescer;
 pub mod config;
 pub mod context;
 pub mod domain;
+pub mod failure;
 pub mod http;
 pub mod jobs;
 pub mod logging;

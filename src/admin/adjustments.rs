@@ -3,6 +3,7 @@
 use super::{Admin, Error};
 use crate::domain::counter::{CounterId, Snapshot};
 use crate::domain::ids::OrganizationId;
+use crate::failure::Failure;
 use crate::postgres::Actor;
 use crate::postgres::adjustments::{self, Finished, Outcome, Wish};
 use crate::postgres::idempotency::{self, Earlier};
@@ -35,7 +36,7 @@ impl Admin {
             // Before all that may have become impossible since.
             match idempotency::answered(&self.ctx.postgres, wish.attempt).await? {
                 Earlier::Nothing => {}
-                Earlier::Other => return Err(Error::KeyReused),
+                Earlier::Other => return Err(Failure::KeyReused.into()),
                 Earlier::Answered(id) => return self.adjusted(organization, id, true).await,
             }
             let now = self.ctx.clock.now();
@@ -63,7 +64,7 @@ impl Admin {
             let added = u64::try_from(wish.amount).unwrap_or_default();
             let overflows = |held: Snapshot| held.used.checked_add(added).is_none();
             if held.into_iter().flatten().any(overflows) {
-                return Err(Error::Overflow(wish.meter.clone()));
+                return Err(Failure::Overflow(wish.meter.clone()).into());
             }
             let exists = |sources: &_| presence.still_exists(sources);
             match adjustments::commit(&self.ctx.postgres, wish, actor, now, exists).await? {
@@ -75,10 +76,10 @@ impl Admin {
                     self.finish_pending(organization).await?;
                     self.finish_adjustment(organization).await?;
                 }
-                Outcome::KeyReused => return Err(Error::KeyReused),
+                Outcome::KeyReused => return Err(Failure::KeyReused.into()),
             }
         }
-        Err(recovery::Error::Contended.into())
+        Err(Failure::Contended.into())
     }
 
     /// What came of an adjustment that is committed.
@@ -94,7 +95,7 @@ impl Admin {
         let finished = finished.ok_or(Error::NotFound)?;
         // Calls had brought the count so near to its ceiling meanwhile that nothing was applied.
         if finished.amount > 0 && finished.applied == 0 {
-            return Err(Error::Overflow(finished.meter));
+            return Err(Failure::Overflow(finished.meter).into());
         }
         Ok(Adjustment { replayed, finished })
     }
@@ -139,6 +140,6 @@ impl Admin {
                     .await?;
             }
         }
-        Err(recovery::Error::Contended.into())
+        Err(Failure::Contended.into())
     }
 }

@@ -27,11 +27,12 @@ use crate::domain::period::InvalidCalendar;
 use crate::domain::policy::{LimitOverride, Organization, TemporaryLimit};
 use crate::domain::precondition::{PreconditionFailed, Preconditions};
 use crate::domain::schedule::Activity;
-use crate::policies::{self, Policies};
+use crate::failure::Failure;
+use crate::policies::Policies;
 use crate::postgres::organizations::{Changed, Sources};
 use crate::postgres::{self, Actor};
-use crate::redis::{self, Connection};
-use crate::usage::recovery::{self, Recovery};
+use crate::redis::Connection;
+use crate::usage::recovery::Recovery;
 
 pub use adjustments::Adjustment;
 pub use deletion::Deletion;
@@ -89,24 +90,15 @@ pub enum Error {
     /// It is in another state than the caller demands.
     #[error(transparent)]
     PreconditionFailed(#[from] PreconditionFailed),
-    /// Redis. If the change had been committed before, the sweep applies it.
+    /// A failure that use cases share.
     #[error(transparent)]
-    Redis(#[from] redis::Error),
-    /// Postgres.
-    #[error(transparent)]
-    Postgres(#[from] postgres::Error),
-    /// Learning or applying a policy.
-    #[error(transparent)]
-    Policies(#[from] policies::Error),
-    /// Bringing a counter into Redis.
-    #[error(transparent)]
-    RecoveryReply(#[from] recovery::Error),
-    /// The idempotency key was used for another payload.
-    #[error("this idempotency key was used for another request")]
-    KeyReused,
-    /// The count would pass its ceiling.
-    #[error("the counter of {0} would pass 2^53 - 1")]
-    Overflow(MeterId),
+    Failure(Failure),
+}
+
+impl<E: Into<Failure>> From<E> for Error {
+    fn from(failure: E) -> Self {
+        Self::Failure(failure.into())
+    }
 }
 
 /// A setting that does not fit the others.
@@ -176,7 +168,7 @@ impl Admin {
                 return Ok(sources);
             }
         }
-        Err(recovery::Error::Contended.into())
+        Err(Failure::Contended.into())
     }
 
     /// The same, unless something was counted meanwhile that the change depends on.

@@ -10,12 +10,12 @@ use crate::domain::counter::{CounterId, Snapshot};
 use crate::domain::ids::{MeterId, OrganizationId};
 use crate::domain::period::Period;
 use crate::domain::quantity::Count;
+use crate::failure::Failure;
 use crate::postgres::idempotency::{self, Attempt, Earlier};
 use crate::postgres::periods::{self, Ended};
 use crate::postgres::resets::{self, Committed, Outcome, Wish};
 use crate::postgres::usage::{self, ThresholdEvents};
 use crate::postgres::{self, Actor, summaries};
-use crate::usage::recovery;
 
 /// How often something is tried while others change the same.
 const ROUNDS_MAX: usize = 20;
@@ -71,7 +71,7 @@ impl Admin {
     ) -> Result<Expired, Error> {
         match idempotency::answered(&self.ctx.postgres, attempt).await? {
             Earlier::Nothing => {}
-            Earlier::Other => return Err(Error::KeyReused),
+            Earlier::Other => return Err(Failure::KeyReused.into()),
             Earlier::Answered(expired) => {
                 return Ok(Expired {
                     replayed: true,
@@ -225,13 +225,13 @@ impl Admin {
                     self.finish_adjustment(organization).await?;
                     self.finish_pending(organization).await?;
                 }
-                Outcome::KeyReused => return Err(Error::KeyReused),
+                Outcome::KeyReused => return Err(Failure::KeyReused.into()),
                 Outcome::TooManyMeters(meter) => {
-                    return Err(recovery::Error::TooManyMeters(meter).into());
+                    return Err(Failure::TooManyMeters(meter).into());
                 }
             }
         }
-        Err(recovery::Error::Contended.into())
+        Err(Failure::Contended.into())
     }
 
     /// Finishes every reset that is committed and may not have reached Redis; returns how many organizations had
@@ -270,7 +270,7 @@ impl Admin {
             // It is full no more.
             summaries::refresh(&self.ctx.postgres, std::slice::from_ref(organization), now).await?;
         }
-        Err(recovery::Error::Contended.into())
+        Err(Failure::Contended.into())
     }
 
     async fn told(

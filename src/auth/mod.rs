@@ -29,6 +29,7 @@ pub use tokens::{User, may_hold_token};
 use crate::config::JwtConfig;
 use crate::context::Context;
 use crate::domain::ids::ApiKeyId;
+use crate::failure::Failure;
 use crate::metrics::{self, Worker};
 use crate::postgres;
 use crate::postgres::api_keys::{self, KeyRecord, PresentedKey};
@@ -98,15 +99,18 @@ impl Known {
 /// Why a key could be neither accepted nor refused, or the mirror not be kept.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Counters.
+    /// A failure that use cases share.
     #[error(transparent)]
-    Redis(#[from] redis::Error),
-    /// Postgres.
-    #[error(transparent)]
-    Postgres(#[from] postgres::Error),
+    Failure(Failure),
     /// The auth server, which alone knows a JWT's key.
     #[error("the keys of the auth server cannot be fetched: {0}")]
     AuthServer(String),
+}
+
+impl<E: Into<Failure>> From<E> for Error {
+    fn from(failure: E) -> Self {
+        Self::Failure(failure.into())
+    }
 }
 
 impl Auth {

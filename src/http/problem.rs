@@ -15,14 +15,12 @@ use crate::auth;
 use crate::domain::ids::METERS_MAX;
 use crate::domain::input::shown;
 use crate::domain::precondition::PreconditionFailed;
+use crate::failure::Failure;
 use crate::jobs::webhooks;
-use crate::policies;
 use crate::postgres;
 use crate::redis;
 use crate::usage;
 use crate::usage::history;
-use crate::usage::recovery;
-use crate::usage::verify;
 
 /// Everything that a request can be answered with but success; one variant for each problem type.
 #[derive(Debug, Clone)]
@@ -439,28 +437,11 @@ pub(super) fn caused(problem: Error, cause: &dyn std::error::Error) -> Error {
     Error::Caused(Box::new(problem), cause.to_string())
 }
 
-impl From<redis::Error> for Error {
-    fn from(error: redis::Error) -> Self {
-        let problem = match &error {
-            // Only counting is not safe to repeat, and says so itself.
-            redis::Error::Unavailable(_) | redis::Error::Unknown(_) | redis::Error::Unfit(_) => {
-                Self::CounterStoreUnavailable
-            }
-            redis::Error::Overloaded => Self::Overloaded,
-            redis::Error::Inconsistent(_) => Self::Internal,
-        };
-        caused(problem, &error)
-    }
-}
-
-impl From<postgres::Error> for Error {
-    fn from(error: postgres::Error) -> Self {
-        let problem = match &error {
-            postgres::Error::Unavailable(_) => Self::DatabaseUnavailable,
-            postgres::Error::NewerGeneration
-            | postgres::Error::OlderPolicy
-            | postgres::Error::TooManyMeters => Self::Overloaded,
-            postgres::Error::NoSuchPlan(plan) => {
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        let problem = match &failure {
+            Failure::Redis(error) => from_redis(error),
+            Failure::Postgres(postgres::Error::NoSuchPlan(plan)) => {
                 return Self::InvalidField {
                     pointer: "/planId".to_owned(),
                     detail: format!(
@@ -469,44 +450,43 @@ impl From<postgres::Error> for Error {
                     ),
                 };
             }
-            postgres::Error::Inconsistent(_) | postgres::Error::Other(_) => Self::Internal,
+            Failure::Postgres(error) => from_postgres(error),
+            Failure::Contended => Self::Overloaded,
+            Failure::TooManyMeters(meter) => return Self::TooManyMeters(meter.to_string()),
+            Failure::Overflow(meter) => return Self::CounterOverflow(meter.to_string()),
+            Failure::KeyReused => return Self::IdempotencyKeyReused,
         };
-        caused(problem, &error)
+        caused(problem, &failure)
     }
 }
 
-impl From<policies::Error> for Error {
-    fn from(error: policies::Error) -> Self {
-        match error {
-            policies::Error::Redis(error) => error.into(),
-            policies::Error::Postgres(error) => error.into(),
+fn from_redis(error: &redis::Error) -> Error {
+    match error {
+        // Counting is not safe to repeat, and reports `OutcomeUnknown` itself.
+        redis::Error::Unavailable(_) | redis::Error::Unknown(_) | redis::Error::Unfit(_) => {
+            Error::CounterStoreUnavailable
         }
+        redis::Error::Overloaded => Error::Overloaded,
+        redis::Error::Inconsistent(_) => Error::Internal,
     }
 }
 
-impl From<recovery::Error> for Error {
-    fn from(error: recovery::Error) -> Self {
-        match error {
-            recovery::Error::Redis(error) => error.into(),
-            recovery::Error::Postgres(error) => error.into(),
-            recovery::Error::TooManyMeters(meter) => Self::TooManyMeters(meter.to_string()),
-            recovery::Error::Contended => caused(Self::Overloaded, &error),
-        }
+fn from_postgres(error: &postgres::Error) -> Error {
+    match error {
+        postgres::Error::Unavailable(_) => Error::DatabaseUnavailable,
+        postgres::Error::NewerGeneration
+        | postgres::Error::OlderPolicy
+        | postgres::Error::TooManyMeters => Error::Overloaded,
+        _ => Error::Internal,
     }
 }
 
 impl From<usage::Error> for Error {
     fn from(error: usage::Error) -> Self {
         match error {
-            usage::Error::Redis(error) => error.into(),
-            usage::Error::Postgres(error) => error.into(),
-            usage::Error::Policies(error) => error.into(),
+            usage::Error::Failure(failure) => failure.into(),
             usage::Error::OutcomeUnknown(_) => caused(Self::OutcomeUnknown, &error),
-            usage::Error::KeyReused => Self::IdempotencyKeyReused,
-            usage::Error::Overflow(meter) => Self::CounterOverflow(meter.to_string()),
             usage::Error::TimestampOutOfRange(_) => Self::TimestampOutOfRange(error.to_string()),
-            usage::Error::TooManyMeters(meter) => Self::TooManyMeters(meter.to_string()),
-            usage::Error::Contended => caused(Self::Overloaded, &error),
         }
     }
 }
@@ -521,12 +501,7 @@ impl From<admin::Error> for Error {
             admin::Error::NoSuchPlan => Self::NotFound("there is no such plan"),
             admin::Error::Conflict(detail) => Self::Conflict(detail),
             admin::Error::PreconditionFailed(failed) => failed.into(),
-            admin::Error::Redis(error) => error.into(),
-            admin::Error::Postgres(error) => error.into(),
-            admin::Error::Policies(error) => error.into(),
-            admin::Error::RecoveryReply(error) => error.into(),
-            admin::Error::KeyReused => Self::IdempotencyKeyReused,
-            admin::Error::Overflow(meter) => Self::CounterOverflow(meter.to_string()),
+            admin::Error::Failure(failure) => failure.into(),
         }
     }
 }
@@ -540,8 +515,7 @@ impl From<PreconditionFailed> for Error {
 impl From<history::Error> for Error {
     fn from(error: history::Error) -> Self {
         match error {
-            history::Error::Postgres(error) => error.into(),
-            history::Error::Policies(error) => error.into(),
+            history::Error::Failure(failure) => failure.into(),
             history::Error::TooManyRows => Self::InvalidField {
                 pointer: "/fill".to_owned(),
                 detail: error.to_string(),
@@ -557,17 +531,7 @@ impl From<webhooks::Error> for Error {
                 pointer: format!("/{}", invalid.field),
                 detail: invalid.detail,
             },
-            webhooks::Error::Postgres(error) => error.into(),
-        }
-    }
-}
-
-impl From<verify::Error> for Error {
-    fn from(error: verify::Error) -> Self {
-        match error {
-            verify::Error::Redis(error) => error.into(),
-            verify::Error::Postgres(error) => error.into(),
-            verify::Error::Policies(error) => error.into(),
+            webhooks::Error::Failure(failure) => failure.into(),
         }
     }
 }
@@ -576,9 +540,7 @@ impl From<auth::Error> for Error {
     fn from(error: auth::Error) -> Self {
         match error {
             // Whatever the reason: a key that cannot be looked up is not a wrong one.
-            auth::Error::Redis(_) | auth::Error::Postgres(_) => {
-                caused(Self::DatabaseUnavailable, &error)
-            }
+            auth::Error::Failure(_) => caused(Self::DatabaseUnavailable, &error),
             auth::Error::AuthServer(_) => caused(Self::AuthServerUnavailable, &error),
         }
     }

@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::flush::{Error, rest_after};
+use super::flush::rest_after;
 use crate::context::Context;
 use crate::domain::counter::CounterId;
 use crate::domain::ids::{MeterId, OrganizationId};
+use crate::failure::Failure;
 use crate::policies::Policies;
 use crate::postgres::{self, summaries, usage};
 use crate::redis::Connection;
@@ -84,7 +85,7 @@ impl Summaries {
     }
 
     /// Takes organizations whose period is over off the lists that they were full in; returns how many.
-    pub(super) async fn age_once(&self) -> Result<u64, Error> {
+    pub(super) async fn age_once(&self) -> Result<u64, Failure> {
         Ok(summaries::age(&self.ctx.postgres, self.ctx.clock.now(), BATCH_MAX).await?)
     }
 
@@ -93,7 +94,7 @@ impl Summaries {
     pub(super) async fn repair_once(
         &self,
         after: Option<&OrganizationId>,
-    ) -> Result<Option<OrganizationId>, Error> {
+    ) -> Result<Option<OrganizationId>, Failure> {
         let mut some = summaries::some_after(&self.ctx.postgres, after, WALK).await?;
         summaries::refresh(&self.ctx.postgres, &some, self.ctx.clock.now()).await?;
         self.list_meters(&some).await?;
@@ -101,7 +102,7 @@ impl Summaries {
     }
 
     /// Brings meters back that Postgres holds and that Redis does not list beside others of their organization.
-    async fn list_meters(&self, organizations: &[OrganizationId]) -> Result<(), Error> {
+    async fn list_meters(&self, organizations: &[OrganizationId]) -> Result<(), Failure> {
         let now = self.ctx.clock.now();
         let mut stored = usage::running_meters(&self.ctx.postgres, organizations, now).await?;
         let connection = self.ctx.redis.connection().await?;
@@ -129,7 +130,7 @@ impl Summaries {
         connection: &Connection,
         organization: &OrganizationId,
         meter: &MeterId,
-    ) -> Result<(), Error> {
+    ) -> Result<(), Failure> {
         let (policy, now) = (self.policies.get(organization).await?, self.ctx.clock.now());
         let counter = CounterId {
             organization: organization.clone(),
@@ -164,7 +165,7 @@ impl Summaries {
     }
 
     /// Whether there is more to be brought up to date, before anything else is looked at.
-    async fn round(&self, reached: &mut Option<OrganizationId>) -> Result<bool, Error> {
+    async fn round(&self, reached: &mut Option<OrganizationId>) -> Result<bool, Failure> {
         if self.refresh_some(BESIDE_MAX).await? {
             return Ok(true);
         }

@@ -6,8 +6,9 @@
 
 use std::sync::Arc;
 
-use super::{Error, Policies};
+use super::Policies;
 use crate::domain::ids::OrganizationId;
+use crate::failure::Failure;
 use crate::postgres::organizations;
 use crate::redis::{self, Connection, KnownOrganization};
 
@@ -17,7 +18,7 @@ impl Policies {
         &self,
         connection: &Arc<Connection>,
         organization: &OrganizationId,
-    ) -> Result<Option<KnownOrganization>, Error> {
+    ) -> Result<Option<KnownOrganization>, Failure> {
         let known = connection.organization(organization);
         let fence = connection.fence_of(organization);
         let (known, fence) = futures::try_join!(known, fence)?;
@@ -30,12 +31,12 @@ impl Policies {
 
     /// Puts in force what became of the change that the fence of an organization stands for, if it has one. Callers
     /// share one look at Postgres.
-    pub async fn pass_fence(&self, organization: &OrganizationId) -> Result<(), Error> {
+    pub async fn pass_fence(&self, organization: &OrganizationId) -> Result<(), Failure> {
         let policies = self.clone();
         let wish = organization.clone();
         let passed = self
             .passing
-            .ask(wish.clone(), wish, Error::may_be_of_one, move |wishes| {
+            .ask(wish.clone(), wish, Failure::may_be_of_one, move |wishes| {
                 let policies = policies.clone();
                 async move {
                     for organization in &wishes {
@@ -47,7 +48,7 @@ impl Policies {
         passed.await.ok_or(redis::Error::Overloaded)?
     }
 
-    async fn pass(&self, organization: &OrganizationId) -> Result<(), Error> {
+    async fn pass(&self, organization: &OrganizationId) -> Result<(), Failure> {
         let connection = self.ctx.redis.connection().await?;
         let Some(version) = connection.fence_of(organization).await? else {
             return Ok(());

@@ -8,11 +8,12 @@ use std::collections::BTreeSet;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::{Error, Policies, Written, held};
+use super::{Policies, Written, held};
 use crate::domain::counter::CounterId;
 use crate::domain::ids::MeterId;
 use crate::domain::retention::{self, EARLY};
 use crate::domain::schedule::Schedule;
+use crate::failure::Failure;
 use crate::redis::{Configured, Connection};
 
 impl Policies {
@@ -26,7 +27,7 @@ impl Policies {
         &self,
         connection: &Connection,
         policies: &[Written<'_>],
-    ) -> Result<Vec<(Configured, usize)>, Error> {
+    ) -> Result<Vec<(Configured, usize)>, Failure> {
         let now = self.ctx.clock.now();
         let configurations: Vec<_> = policies.iter().map(|it| it.configuration(&[])).collect();
         let configured = connection.configure(&configurations, now).await?;
@@ -50,7 +51,7 @@ impl Policies {
         written: &Written<'_>,
         former: &str,
         meters: &[MeterId],
-    ) -> Result<(Configured, usize), Error> {
+    ) -> Result<(Configured, usize), Failure> {
         let now = self.ctx.clock.now();
         let organization = written.organization;
         // What cannot be read says nothing about its periods.

@@ -28,6 +28,7 @@ use crate::domain::counter::{CounterId, Stamp};
 use crate::domain::ids::OrganizationId;
 use crate::domain::plan::Plan;
 use crate::domain::policy::Policy;
+use crate::failure::Failure;
 use crate::metrics::{self, Worker};
 use crate::postgres::organizations::{self, Sources};
 use crate::postgres::{self, Actor, plans};
@@ -64,9 +65,9 @@ pub struct Policies {
     /// Policies by their version and JSON, as Redis has them.
     shared: Arc<Cache<Box<str>, Arc<CachedPolicy>>>,
     floors: Arc<MinVersions>,
-    look_ups: Coalescer<LookUp, LookUp, Found, Error>,
+    look_ups: Coalescer<LookUp, LookUp, Found, Failure>,
     /// Of organizations that have a fence.
-    passing: Coalescer<OrganizationId, OrganizationId, (), Error>,
+    passing: Coalescer<OrganizationId, OrganizationId, (), Failure>,
 }
 
 /// What somebody wants to know past the cache.
@@ -77,7 +78,7 @@ struct LookUp {
     newer_than: Option<u64>,
 }
 
-type Found = Result<Arc<CachedPolicy>, Error>;
+type Found = Result<Arc<CachedPolicy>, Failure>;
 
 /// A policy as Postgres has it, written down for Redis.
 struct Written<'a> {
@@ -93,7 +94,7 @@ impl<'a> Written<'a> {
         organization: &'a OrganizationId,
         sources: &Sources,
         reach: DateTime<Utc>,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, Failure> {
         let mut policy = sources.policy();
         policy.schedule = policy.schedule.since(reach);
         let json = serde_json::to_string(&policy)
@@ -159,27 +160,6 @@ impl Presence {
     }
 }
 
-/// Why a policy cannot be told or applied.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum Error {
-    /// Counters.
-    #[error(transparent)]
-    Redis(#[from] redis::Error),
-    /// Postgres.
-    #[error(transparent)]
-    Postgres(#[from] postgres::Error),
-}
-
-impl Error {
-    /// Whether one of several organizations may be to blame, so that the others may fare better without it.
-    fn may_be_of_one(&self) -> bool {
-        match self {
-            Self::Redis(error) => error.may_be_of_one(),
-            Self::Postgres(error) => error.may_be_of_one(),
-        }
-    }
-}
-
 impl Policies {
     /// A handle that has read nothing yet.
     pub fn new(ctx: Context) -> Self {
@@ -205,7 +185,7 @@ impl Policies {
     }
 
     /// The policy of an organization: from the cache, else from Redis, else from Postgres.
-    pub async fn get(&self, organization: &OrganizationId) -> Result<Arc<CachedPolicy>, Error> {
+    pub async fn get(&self, organization: &OrganizationId) -> Result<Arc<CachedPolicy>, Failure> {
         match self.at_hand(organization, self.ctx.clock.now()) {
             Some(policy) => Ok(policy),
             // In a box, so that a call whose policy is at hand does not carry this about.
@@ -230,7 +210,7 @@ impl Policies {
     }
 
     /// The policy of an organization past the cache: from Redis, else from Postgres.
-    pub async fn fresh(&self, organization: &OrganizationId) -> Result<Arc<CachedPolicy>, Error> {
+    pub async fn fresh(&self, organization: &OrganizationId) -> Result<Arc<CachedPolicy>, Failure> {
         self.look_up(organization, None).await
     }
 
@@ -239,7 +219,7 @@ impl Policies {
         &self,
         organization: &OrganizationId,
         than: u64,
-    ) -> Result<Arc<CachedPolicy>, Error> {
+    ) -> Result<Arc<CachedPolicy>, Failure> {
         self.ctx.metrics.policy_refreshed();
         self.look_up(organization, Some(than)).await
     }
@@ -263,12 +243,12 @@ impl Policies {
     }
 
     /// Whether there is an organization: whether it was ever counted or configured, and not deleted since.
-    pub async fn exists(&self, organization: &OrganizationId) -> Result<bool, Error> {
+    pub async fn exists(&self, organization: &OrganizationId) -> Result<bool, Failure> {
         Ok(self.presence(organization).await?.exists())
     }
 
     /// What is to be seen of an organization, in Postgres and in Redis.
-    pub async fn presence(&self, organization: &OrganizationId) -> Result<Presence, Error> {
+    pub async fn presence(&self, organization: &OrganizationId) -> Result<Presence, Failure> {
         let stored = organizations::presence(&self.ctx.postgres, organization).await?;
         let mut presence = Presence {
             stored: stored.exists,
@@ -292,13 +272,13 @@ impl Policies {
     }
 
     /// What Postgres has of an organization, without Redis.
-    pub async fn stored(&self, organization: &OrganizationId) -> Result<Sources, Error> {
+    pub async fn stored(&self, organization: &OrganizationId) -> Result<Sources, Failure> {
         let sources = self.stored_all(&[organization]).await?;
         sources.into_iter().next().ok_or_else(no_defaults)
     }
 
     /// The same of some organizations, in their order.
-    async fn stored_all(&self, organizations: &[&OrganizationId]) -> Result<Vec<Sources>, Error> {
+    async fn stored_all(&self, organizations: &[&OrganizationId]) -> Result<Vec<Sources>, Failure> {
         let mut sources = organizations::sources(&self.ctx.postgres, organizations).await?;
         if sources.is_empty() && !organizations.is_empty() {
             self.publish_defaults().await?;
@@ -342,7 +322,7 @@ impl Policies {
         connection: &Connection,
         organization: &OrganizationId,
         sources: &Sources,
-    ) -> Result<usize, Error> {
+    ) -> Result<usize, Failure> {
         let now = self.ctx.clock.now();
         let written = Written::of(organization, sources, self.reach(now))?;
         let policy = &written.policy;
@@ -385,7 +365,7 @@ impl Policies {
 
     /// Learns which plans have changed, ends what has ended, and applies every change of an organization that is
     /// committed and may not have reached Redis; returns how many.
-    pub async fn sweep_once(&self) -> Result<usize, Error> {
+    pub async fn sweep_once(&self) -> Result<usize, Failure> {
         self.learn().await?;
         self.end_limits().await?;
         let connection = self.ctx.redis.connection().await?;
@@ -536,14 +516,14 @@ impl Policies {
         let policies = self.clone();
         let found = self
             .look_ups
-            .ask(wish.clone(), wish, Error::may_be_of_one, move |wishes| {
+            .ask(wish.clone(), wish, Failure::may_be_of_one, move |wishes| {
                 let policies = policies.clone();
                 async move { policies.look_up_all(&wishes).await }
             });
         found.await.ok_or(redis::Error::Overloaded)??
     }
 
-    async fn look_up_all(&self, wishes: &[LookUp]) -> Result<Vec<Found>, Error> {
+    async fn look_up_all(&self, wishes: &[LookUp]) -> Result<Vec<Found>, Failure> {
         let connection = self.ctx.redis.connection().await?;
         let organizations: Vec<_> = wishes.iter().map(|it| &it.organization).collect();
         let known = connection.organizations(&organizations).await?;
@@ -560,7 +540,7 @@ impl Policies {
             held.push((does, known));
         }
         let mut loaded = match self.load(&connection, &left).await {
-            Err(error @ Error::Postgres(postgres::Error::Unavailable(_))) => Err(error),
+            Err(error @ Failure::Postgres(postgres::Error::Unavailable(_))) => Err(error),
             other => Ok(other?.into_iter()),
         };
         let found = wishes.iter().zip(held).map(|(wish, (does, held))| {
@@ -581,7 +561,7 @@ impl Policies {
         &self,
         connection: &Connection,
         organizations: &[&OrganizationId],
-    ) -> Result<Vec<Arc<CachedPolicy>>, Error> {
+    ) -> Result<Vec<Arc<CachedPolicy>>, Failure> {
         if organizations.is_empty() {
             return Ok(Vec::new());
         }
@@ -649,6 +629,6 @@ fn held(text: &str) -> Option<Policy> {
     })
 }
 
-fn no_defaults() -> Error {
+fn no_defaults() -> Failure {
     postgres::Error::Inconsistent("the defaults have disappeared".to_owned()).into()
 }

@@ -18,6 +18,7 @@ use super::{
     told_before, uncounted,
 };
 use crate::coalescer::COALESCED_MAX;
+use crate::failure::Failure;
 use crate::policies::CachedPolicy;
 use crate::redis::{Connection, Shard};
 
@@ -93,7 +94,7 @@ impl Usage {
         }
         let results = results.into_iter();
         Ok(results
-            .map(|result| result.unwrap_or(Err(Error::Contended)))
+            .map(|result| result.unwrap_or(Err(Failure::Contended.into())))
             .collect())
     }
 
@@ -163,7 +164,7 @@ impl Usage {
         let clearing_up = stream::iter(unclear).map(|(place, asked, why)| async move {
             let cleared_up = match requests.get(place) {
                 Some(request) => self.clear_up(request, &asked, why).await,
-                None => Err(Error::Contended),
+                None => Err(Failure::Contended.into()),
             };
             (place, cleared_up)
         });

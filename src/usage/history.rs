@@ -15,8 +15,8 @@ use crate::domain::history::{
 use crate::domain::ids::{MeterId, OrganizationId};
 use crate::domain::period::ResetPeriod;
 use crate::domain::schedule::ZoneSpan;
-use crate::policies::{self, Policies};
-use crate::postgres;
+use crate::failure::Failure;
+use crate::policies::Policies;
 use crate::postgres::events::{self, Recorded};
 use crate::postgres::history::{self, Counted, Filter, Page};
 
@@ -74,15 +74,18 @@ pub struct Entry {
 /// Why there is no page.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Postgres.
+    /// A failure that use cases share.
     #[error(transparent)]
-    Postgres(#[from] postgres::Error),
-    /// Looking for the organization.
-    #[error(transparent)]
-    Policies(#[from] policies::Error),
+    Failure(Failure),
     /// Zeros would make the list longer than anybody wants.
     #[error("with zeros this would be more than {FILLED_MAX} rows; ask for less at once")]
     TooManyRows,
+}
+
+impl<E: Into<Failure>> From<E> for Error {
+    fn from(failure: E) -> Self {
+        Self::Failure(failure.into())
+    }
 }
 
 impl History {

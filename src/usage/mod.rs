@@ -32,9 +32,9 @@ use crate::domain::quantity::Count;
 use crate::domain::retention::EARLY;
 use crate::domain::retry::{Waiting, granted_from};
 use crate::domain::threshold::crossed;
+use crate::failure::Failure;
 use crate::metrics;
-use crate::policies::{self, CachedPolicy, Policies, Window};
-use crate::postgres;
+use crate::policies::{CachedPolicy, Policies, Window};
 use crate::redis::{self, Answer, Attempt, Charge, Connection, Operation, Outcome, Reading, Shard};
 use recovery::{Recovered, Recovery};
 
@@ -161,58 +161,32 @@ impl MeterUsage {
 /// Why there is no decision.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
-    /// Counters.
+    /// A failure that use cases share.
     #[error(transparent)]
-    Redis(#[from] redis::Error),
-    /// Postgres, which was needed because Redis did not know.
-    #[error(transparent)]
-    Postgres(#[from] postgres::Error),
-    /// Learning the policy.
-    #[error(transparent)]
-    Policies(#[from] policies::Error),
+    Failure(Failure),
     /// The reply to the counting itself did not come: it may have been counted.
     #[error("the counter store did not say whether it has counted: {0}")]
     OutcomeUnknown(String),
-    /// The idempotency key was used for another payload.
-    #[error("this idempotency key was used for another request")]
-    KeyReused,
-    /// The counter would pass its ceiling.
-    #[error("the counter of {0} would pass 2^53 - 1")]
-    Overflow(MeterId),
     /// The event is older than any period takes, or too far ahead.
     #[error("the timestamp must be at most {0} hours ago and 5 minutes ahead")]
     TimestampOutOfRange(i64),
-    /// The organization has as many meters as it may have.
-    #[error("the organization has as many meters as it may have; {0} would be one more")]
-    TooManyMeters(MeterId),
-    /// The state kept changing under the call.
-    #[error("the counters kept changing under the call")]
-    Contended,
 }
 
-impl From<recovery::Error> for Error {
-    fn from(error: recovery::Error) -> Self {
-        match error {
-            recovery::Error::Redis(error) => error.into(),
-            recovery::Error::Postgres(error) => error.into(),
-            recovery::Error::TooManyMeters(meter) => Self::TooManyMeters(meter),
-            recovery::Error::Contended => Self::Contended,
-        }
+impl<E: Into<Failure>> From<E> for Error {
+    fn from(failure: E) -> Self {
+        Self::Failure(failure.into())
     }
 }
 
 impl Error {
     /// Whether Redis is away, and nothing else is wrong.
     fn is_counter_outage(&self) -> bool {
-        match self {
-            Self::Redis(error) | Self::Policies(policies::Error::Redis(error)) => {
-                matches!(
-                    error,
-                    redis::Error::Unavailable(_) | redis::Error::Unknown(_)
-                )
-            }
-            _ => false,
-        }
+        matches!(
+            self,
+            Self::Failure(Failure::Redis(
+                redis::Error::Unavailable(_) | redis::Error::Unknown(_)
+            ))
+        )
     }
 }
 
@@ -297,7 +271,7 @@ impl Usage {
             let Some(outcomes) = outcomes.map_err(|error| uncounted(request, error))? else {
                 continue;
             };
-            let outcome = outcomes.into_iter().next().ok_or(Error::Contended)?;
+            let outcome = outcomes.into_iter().next().ok_or(Failure::Contended)?;
             match self.conclude(request, &asked, outcome)? {
                 Conclusion::Decided(decided) => return Ok(decided),
                 // In a box, so that a call that is simply decided, which is nearly every one, does not carry this about.
@@ -309,7 +283,7 @@ impl Usage {
                 }
             }
         }
-        Err(Error::Contended)
+        Err(Failure::Contended.into())
     }
 
     /// What becomes of a request that comes too late to be decided.
@@ -402,11 +376,11 @@ impl Usage {
                 };
                 (granted, answer)
             }
-            Outcome::KeyReused => return Err(Error::KeyReused),
+            Outcome::KeyReused => return Err(Failure::KeyReused.into()),
             Outcome::Overflow(position) => {
                 let demand = request.demands.get(position);
                 let meter = demand.map(|(meter, _)| meter.clone());
-                return Err(meter.map_or(Error::Contended, Error::Overflow));
+                return Err(meter.map_or(Failure::Contended, Failure::Overflow).into());
             }
             Outcome::Missing(position) => {
                 return Ok(Conclusion::Miss(Miss::Missing(position)));
@@ -442,7 +416,9 @@ impl Usage {
             }
             Miss::Missing(position) | Miss::Frozen(position) => {
                 match self.open_from(position, request, asked).await {
-                    Err(Error::TooManyMeters(_)) if request.kind == decision::Operation::Check => {
+                    Err(Error::Failure(Failure::TooManyMeters(_)))
+                        if request.kind == decision::Operation::Check =>
+                    {
                         let decided = self.without_a_place(request, asked).await?;
                         Ok(Resolution::Decided(decided))
                     }
@@ -686,7 +662,7 @@ fn told_before(
 ) -> Result<Decided, Error> {
     match answered {
         Some(Outcome::Answered(answer)) => Ok(decided(request, policy, &answer)),
-        Some(Outcome::KeyReused) => Err(Error::KeyReused),
+        Some(Outcome::KeyReused) => Err(Failure::KeyReused.into()),
         _ => Err(too_late),
     }
 }

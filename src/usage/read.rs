@@ -9,6 +9,7 @@ use crate::domain::decision::Demand;
 use crate::domain::ids::{MeterId, OrganizationId};
 use crate::domain::policy::Policy;
 use crate::domain::quantity::Count;
+use crate::failure::Failure;
 use crate::postgres::{organizations, usage};
 use crate::redis::{Connection, Shard};
 
@@ -93,7 +94,7 @@ impl Usage {
                 }));
             }
         }
-        Err(Error::Contended)
+        Err(Failure::Contended.into())
     }
 
     /// The running counters of some meters in the present generation; none if any was not in it, and
@@ -127,7 +128,7 @@ impl Usage {
                 let period = policy.schedule.running(&counter.meter, now);
                 let stamp = Stamp::of(policy, &counter.meter, period, generation);
                 match self.open(policy, counter, &stamp, now).await {
-                    Err(Error::TooManyMeters(_)) => Ok(Some(None)),
+                    Err(Error::Failure(Failure::TooManyMeters(_))) => Ok(Some(None)),
                     Err(error) => Err(error),
                     Ok(()) => Ok(None),
                 }

@@ -20,6 +20,7 @@ use crate::domain::policy::Policy;
 use crate::domain::retention;
 use crate::domain::schedule::Reset;
 use crate::domain::threshold::Watched;
+use crate::failure::Failure;
 use crate::postgres;
 use crate::postgres::adjustments::Pending;
 use crate::postgres::usage::{self, Move, ThresholdEvents};
@@ -40,7 +41,7 @@ const ROUNDS_MAX: usize = 20;
 pub struct Recovery {
     ctx: Context,
     /// Callers that want the same counter share one opening, under the stamp of the first.
-    groups: [Coalescer<CounterId, Wish, RecoveryReply, Error>; HALVES],
+    groups: [Coalescer<CounterId, Wish, RecoveryReply, Failure>; HALVES],
     /// Held while a number is drawn, so that one instance draws one at a time. For economy only.
     numbering: Arc<Mutex<()>>,
 }
@@ -68,34 +69,6 @@ impl Wish {
             ..self.stamp
         };
         (counter, stamp)
-    }
-}
-
-/// Why a counter could not be brought into the data set.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum Error {
-    /// Counters.
-    #[error(transparent)]
-    Redis(#[from] redis::Error),
-    /// Postgres, which was needed because Redis did not know.
-    #[error(transparent)]
-    Postgres(#[from] postgres::Error),
-    /// The organization has as many meters as it may have.
-    #[error("the organization has as many meters as it may have; {0} would be one more")]
-    TooManyMeters(MeterId),
-    /// The state kept changing under the call.
-    #[error("the counters kept changing under the call")]
-    Contended,
-}
-
-impl Error {
-    /// Whether one of several counters may be to blame, so that the others may fare better without it.
-    fn may_be_of_one(&self) -> bool {
-        match self {
-            Self::Redis(error) => error.may_be_of_one(),
-            Self::Postgres(error) => error.may_be_of_one(),
-            Self::TooManyMeters(_) | Self::Contended => false,
-        }
     }
 }
 
@@ -131,7 +104,7 @@ impl Recovery {
     }
 
     /// Sees to it that the data set of a shard has a number.
-    pub async fn number(&self, connection: &Connection, shard: Shard) -> Result<(), Error> {
+    pub async fn number(&self, connection: &Connection, shard: Shard) -> Result<(), Failure> {
         let _one_at_a_time = self.numbering.lock().await;
         if connection.generation(shard).is_some() {
             return Ok(());
@@ -160,7 +133,7 @@ impl Recovery {
         counter: &CounterId,
         stamp: &Stamp,
         now: DateTime<Utc>,
-    ) -> Result<Recovered, Error> {
+    ) -> Result<Recovered, Failure> {
         let reset = policy.schedule.resets.get(&counter.meter);
         let wish = Wish {
             counter: counter.clone(),
@@ -169,22 +142,27 @@ impl Recovery {
             now,
         };
         let half = Shard::of(&counter.organization).index() % HALVES;
-        let groups = self.groups.get(half).ok_or(Error::Contended)?;
+        let groups = self.groups.get(half).ok_or(Failure::Contended)?;
         let recovery = self.clone();
-        let opening = groups.ask(counter.clone(), wish, Error::may_be_of_one, move |wishes| {
-            let recovery = recovery.clone();
-            async move { recovery.open_all(&wishes).await }
-        });
+        let opening = groups.ask(
+            counter.clone(),
+            wish,
+            Failure::may_be_of_one,
+            move |wishes| {
+                let recovery = recovery.clone();
+                async move { recovery.open_all(&wishes).await }
+            },
+        );
         // What is refused is refused to a group of one; the halves of a larger one were tried apart.
         let opening = match opening.await.ok_or(redis::Error::Overloaded)? {
-            Err(Error::Postgres(postgres::Error::NewerGeneration)) => {
+            Err(Failure::Postgres(postgres::Error::NewerGeneration)) => {
                 let shard = Shard::of(&counter.organization);
                 let connection = self.ctx.redis.connection().await?;
                 self.ctx.redis.identify(&connection, &[shard]).await?;
                 RecoveryReply::Generation
             }
-            Err(Error::Postgres(postgres::Error::OlderPolicy)) => RecoveryReply::Policy,
-            Err(Error::Postgres(postgres::Error::TooManyMeters)) => RecoveryReply::TooManyMeters,
+            Err(Failure::Postgres(postgres::Error::OlderPolicy)) => RecoveryReply::Policy,
+            Err(Failure::Postgres(postgres::Error::TooManyMeters)) => RecoveryReply::TooManyMeters,
             other => other?,
         };
         // Here and not in the group, so that it carries the id of the request.
@@ -192,7 +170,7 @@ impl Recovery {
         match opening {
             RecoveryReply::Ready => Ok(Recovered::Ready),
             RecoveryReply::Policy => Ok(Recovered::OlderPolicy),
-            RecoveryReply::TooManyMeters => Err(Error::TooManyMeters(counter.meter.clone())),
+            RecoveryReply::TooManyMeters => Err(Failure::TooManyMeters(counter.meter.clone())),
             RecoveryReply::Changed
             | RecoveryReply::Restore
             | RecoveryReply::RestoreClosed
@@ -209,7 +187,7 @@ impl Recovery {
         organization: &OrganizationId,
         meter: &MeterId,
         now: DateTime<Utc>,
-    ) -> Result<Recovered, Error> {
+    ) -> Result<Recovered, Failure> {
         let Some(reset) = policy.schedule.resets.get(meter) else {
             return Ok(Recovered::OlderPolicy);
         };
@@ -241,7 +219,7 @@ impl Recovery {
                 }
             }
         }
-        Err(Error::Contended)
+        Err(Failure::Contended)
     }
 
     /// Brings the counter of a period into the present data set.
@@ -251,7 +229,7 @@ impl Recovery {
         policy: &Policy,
         counter: &CounterId,
         now: DateTime<Utc>,
-    ) -> Result<Recovered, Error> {
+    ) -> Result<Recovered, Failure> {
         let shard = Shard::of(&counter.organization);
         let schedule = &policy.schedule;
         let period = Period {
@@ -269,7 +247,7 @@ impl Recovery {
                 opened => return Ok(opened),
             }
         }
-        Err(Error::Contended)
+        Err(Failure::Contended)
     }
 
     /// Applies an adjustment to its counter, and stores what that holds then. Doing it twice is harmless.
@@ -279,7 +257,7 @@ impl Recovery {
         policy: &Policy,
         adjustment: &Pending,
         now: DateTime<Utc>,
-    ) -> Result<Recovered, Error> {
+    ) -> Result<Recovered, Failure> {
         let counter = &adjustment.counter;
         let shard = Shard::of(&counter.organization);
         // Not in an hour that the counter may have dropped, however long this took.
@@ -322,10 +300,10 @@ impl Recovery {
                 }
             }
         }
-        Err(Error::Contended)
+        Err(Failure::Contended)
     }
 
-    async fn store(&self, snapshots: Vec<Snapshot>, now: DateTime<Utc>) -> Result<(), Error> {
+    async fn store(&self, snapshots: Vec<Snapshot>, now: DateTime<Utc>) -> Result<(), Failure> {
         let hours = snapshots
             .iter()
             .flat_map(Snapshot::unstored_hours)
@@ -337,7 +315,7 @@ impl Recovery {
     }
 
     /// Brings different counters into the generations of their stamps; says how far each came.
-    async fn open_all(&self, wishes: &[Wish]) -> Result<Vec<RecoveryReply>, Error> {
+    async fn open_all(&self, wishes: &[Wish]) -> Result<Vec<RecoveryReply>, Failure> {
         let Some(now) = wishes.iter().map(|wish| wish.now).max() else {
             return Ok(Vec::new());
         };
@@ -381,7 +359,7 @@ impl Recovery {
         connection: &Connection,
         wishes: &[Wish],
         now: DateTime<Utc>,
-    ) -> Result<Vec<RecoveryReply>, Error> {
+    ) -> Result<Vec<RecoveryReply>, Failure> {
         let (mut missing, mut next) = (Vec::with_capacity(wishes.len()), Vec::new());
         for wish in wishes {
             let (counter, stamp) = (&wish.counter, &wish.stamp);
@@ -411,7 +389,7 @@ impl Recovery {
         connection: &Connection,
         unknown: &[(CounterId, Stamp)],
         now: DateTime<Utc>,
-    ) -> Result<Vec<RecoveryReply>, Error> {
+    ) -> Result<Vec<RecoveryReply>, Failure> {
         let counters: Vec<CounterId> = unknown.iter().map(|(it, _)| it.clone()).collect();
         let held = connection.read(&counters).await?;
         // What somebody else has brought back meanwhile is ready.

@@ -10,9 +10,10 @@ use crate::context::Context;
 use crate::domain::counter::CounterId;
 use crate::domain::ids::OrganizationId;
 use crate::domain::verification::{Counted, Mismatch, Sums, mismatches};
-use crate::policies::{self, Policies};
-use crate::postgres::{self, verification};
-use crate::redis::{self, READ_MAX, Shard};
+use crate::failure::Failure;
+use crate::policies::Policies;
+use crate::postgres::verification;
+use crate::redis::{READ_MAX, Shard};
 
 /// The handle on comparing; clones share everything.
 #[derive(Debug, Clone)]
@@ -43,20 +44,6 @@ pub struct Difference {
     pub found: Sums,
 }
 
-/// Why nothing could be compared.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// Counters.
-    #[error(transparent)]
-    Redis(#[from] redis::Error),
-    /// Postgres.
-    #[error(transparent)]
-    Postgres(#[from] postgres::Error),
-    /// Looking for the organization, or for what is in force.
-    #[error(transparent)]
-    Policies(#[from] policies::Error),
-}
-
 impl Verifier {
     /// A handle on these.
     pub fn new(ctx: Context, policies: Policies) -> Self {
@@ -64,7 +51,7 @@ impl Verifier {
     }
 
     /// Whether an organization was ever counted or configured.
-    pub async fn exists(&self, organization: &OrganizationId) -> Result<bool, Error> {
+    pub async fn exists(&self, organization: &OrganizationId) -> Result<bool, Failure> {
         Ok(self.policies.exists(organization).await?)
     }
 
@@ -73,13 +60,13 @@ impl Verifier {
         &self,
         after: Option<&OrganizationId>,
         count: u32,
-    ) -> Result<Vec<OrganizationId>, Error> {
+    ) -> Result<Vec<OrganizationId>, Failure> {
         Ok(verification::organizations_after(&self.ctx.postgres, after, count).await?)
     }
 
     /// Compares the counters of some organizations. What does not fit is looked at again, because a counter may have
     /// moved on between two looks in a way that only looks wrong.
-    pub async fn verify(&self, organizations: &[OrganizationId]) -> Result<Report, Error> {
+    pub async fn verify(&self, organizations: &[OrganizationId]) -> Result<Report, Failure> {
         let mut report = self.look(organizations).await?;
         if report.differences.is_empty() {
             return Ok(report);
@@ -100,7 +87,7 @@ impl Verifier {
         Ok(report)
     }
 
-    async fn look(&self, organizations: &[OrganizationId]) -> Result<Report, Error> {
+    async fn look(&self, organizations: &[OrganizationId]) -> Result<Report, Failure> {
         let now = self.ctx.clock.now();
         // As long as a clean counter stays in Redis.
         let ends_after = now - self.ctx.late - TimeDelta::days(1);
@@ -137,7 +124,7 @@ impl Verifier {
         organizations: &[OrganizationId],
         ends_after: DateTime<Utc>,
         now: DateTime<Utc>,
-    ) -> Result<BTreeSet<CounterId>, Error> {
+    ) -> Result<BTreeSet<CounterId>, Failure> {
         let known = verification::counters(&self.ctx.postgres, organizations, ends_after).await?;
         let mut counters = BTreeSet::from_iter(known);
         let connection = self.ctx.redis.connection().await?;
@@ -162,7 +149,7 @@ impl Verifier {
     async fn counted(
         &self,
         counters: &BTreeSet<CounterId>,
-    ) -> Result<BTreeMap<CounterId, Counted>, Error> {
+    ) -> Result<BTreeMap<CounterId, Counted>, Failure> {
         let connection = self.ctx.redis.connection().await?;
         let ids: Vec<CounterId> = counters.iter().cloned().collect();
         let found = connection.read_counted(&ids, READ_MAX).await?;

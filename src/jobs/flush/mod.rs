@@ -23,12 +23,12 @@ use crate::context::Context;
 use crate::domain::counter::{CounterId, Snapshot};
 use crate::domain::ids::OrganizationId;
 use crate::domain::retention;
+use crate::failure::Failure;
 use crate::metrics::Worker;
-use crate::policies::{self, Policies};
-use crate::postgres;
+use crate::policies::Policies;
 use crate::postgres::usage::{self, ThresholdEvents};
-use crate::redis::{self, Backlog, Connection, READ_MAX, Settlement, Shard};
-use crate::usage::recovery::{self, Recovery};
+use crate::redis::{Backlog, Connection, READ_MAX, Settlement, Shard};
+use crate::usage::recovery::Recovery;
 
 /// How many counters one transaction stores at most.
 const BATCH_MAX: usize = 5000;
@@ -147,23 +147,6 @@ pub(super) fn rest_after(took: Duration) -> Duration {
     (took * REST).min(REST_MAX)
 }
 
-/// Why a flush ended early. What it had settled stays so; the rest is flushed again.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// Counters.
-    #[error(transparent)]
-    Redis(#[from] redis::Error),
-    /// Postgres.
-    #[error(transparent)]
-    Postgres(#[from] postgres::Error),
-    /// Learning a policy.
-    #[error(transparent)]
-    Policies(#[from] policies::Error),
-    /// Opening a counter.
-    #[error(transparent)]
-    RecoveryReply(#[from] recovery::Error),
-}
-
 impl Flusher {
     /// A handle that flushes every interval once it runs.
     pub fn new(ctx: Context, policies: Policies, recovery: Recovery, interval: Duration) -> Self {
@@ -236,7 +219,7 @@ impl Flusher {
     }
 
     /// Takes organizations whose period is over off the lists that they were full in; returns how many.
-    pub async fn age_once(&self) -> Result<u64, Error> {
+    pub async fn age_once(&self) -> Result<u64, Failure> {
         self.lists.age_once().await
     }
 
@@ -245,17 +228,17 @@ impl Flusher {
     pub async fn repair_once(
         &self,
         after: Option<&OrganizationId>,
-    ) -> Result<Option<OrganizationId>, Error> {
+    ) -> Result<Option<OrganizationId>, Failure> {
         self.lists.repair_once(after).await
     }
 
     /// Flushes the shards that nobody else has at the moment.
-    pub async fn flush_once(&self) -> Result<Report, Error> {
+    pub async fn flush_once(&self) -> Result<Report, Failure> {
         Ok(self.flush_beside().await?.0)
     }
 
     /// The same; tells as well how long its last transaction took, after which there was no rest.
-    async fn flush_beside(&self) -> Result<(Report, Duration), Error> {
+    async fn flush_beside(&self) -> Result<(Report, Duration), Failure> {
         let connection = self.ctx.redis.connection().await?;
         // Before Postgres is needed, so that the lag is told while it is away.
         let mut backlog = self.backlog(&connection).await?;
@@ -280,13 +263,13 @@ impl Flusher {
     }
 
     /// Flushes every shard, whoever has it, and brings the lists up to date.
-    pub async fn flush_all(&self) -> Result<Report, Error> {
+    pub async fn flush_all(&self) -> Result<Report, Failure> {
         let report = self.store_all().await?;
         self.lists.refresh().await?;
         Ok(report)
     }
 
-    async fn store_all(&self) -> Result<Report, Error> {
+    async fn store_all(&self) -> Result<Report, Failure> {
         let connection = self.ctx.redis.connection().await?;
         let backlog = self.backlog(&connection).await?;
         self.ensure_partitions().await?;
@@ -299,7 +282,7 @@ impl Flusher {
     }
 
     /// Reads what has waited longest to be stored in these shards.
-    pub async fn read(&self, shards: &[Shard]) -> Result<Batch, Error> {
+    pub async fn read(&self, shards: &[Shard]) -> Result<Batch, Failure> {
         let share = BATCH_MAX.div_ceil(shards.len().max(1));
         let wanted: Vec<_> = shards.iter().map(|shard| (*shard, share)).collect();
         self.read_some(&wanted, &THROTTLED).await
@@ -310,7 +293,7 @@ impl Flusher {
         &self,
         wanted: &[(Shard, usize)],
         steps: &'static Steps,
-    ) -> Result<Batch, Error> {
+    ) -> Result<Batch, Failure> {
         let connection = self.ctx.redis.connection().await?;
         // Before the reading, so that nothing that changes later is taken for older.
         let read_at = self.ctx.clock.now();
@@ -336,7 +319,7 @@ impl Flusher {
     }
 
     /// Stores a batch. For each snapshot: whether Postgres now holds exactly that.
-    pub async fn store(&self, batch: &Batch) -> Result<Vec<bool>, Error> {
+    pub async fn store(&self, batch: &Batch) -> Result<Vec<bool>, Failure> {
         let hours = batch
             .snapshots
             .iter()
@@ -357,7 +340,7 @@ impl Flusher {
     }
 
     /// Notes in Redis what Postgres holds of a batch; returns how many counters are clean now.
-    pub async fn settle(&self, batch: &Batch, stored: &[bool]) -> Result<usize, Error> {
+    pub async fn settle(&self, batch: &Batch, stored: &[bool]) -> Result<usize, Failure> {
         let drop_hours_before = retention::oldest_hour(self.ctx.clock.now(), self.ctx.late);
         let mut by_shard: HashMap<Shard, Vec<Settlement<'_>>> = HashMap::new();
         let read =
@@ -403,7 +386,7 @@ impl Flusher {
         backlog: Vec<Backlog>,
         together: usize,
         beside: bool,
-    ) -> Result<(Report, Duration), Error> {
+    ) -> Result<(Report, Duration), Failure> {
         let steps = if beside { &THROTTLED } else { &FULL_SPEED };
         let (mut rested, mut took) = (Duration::ZERO, Duration::ZERO);
         let mut report = Report::default();
@@ -430,7 +413,7 @@ impl Flusher {
     }
 
     /// The shards that have counters to be stored; tells how far storing lags behind.
-    async fn backlog(&self, connection: &Connection) -> Result<Vec<Backlog>, Error> {
+    async fn backlog(&self, connection: &Connection) -> Result<Vec<Backlog>, Failure> {
         let backlog = connection.backlog().await?;
         self.tell_lag(&backlog);
         Ok(backlog)
@@ -446,7 +429,7 @@ impl Flusher {
     }
 
     /// This month's partitions and the next two.
-    async fn ensure_partitions(&self) -> Result<(), Error> {
+    async fn ensure_partitions(&self) -> Result<(), Failure> {
         let now = self.ctx.clock.now();
         let ahead = (0..3).filter_map(|months| now.checked_add_months(Months::new(months)));
         Ok(usage::ensure_partitions(&self.ctx.postgres, ahead).await?)

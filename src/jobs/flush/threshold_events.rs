@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 
-use super::{Error, Flusher};
+use super::Flusher;
 use crate::domain::counter::Snapshot;
 use crate::domain::threshold::MeterNews;
+use crate::failure::Failure;
 use crate::policies::{CachedPolicy, Policies};
 use crate::postgres::usage::ThresholdEvents;
 
@@ -15,7 +16,7 @@ const LOOKING_MAX: usize = 64;
 
 impl Flusher {
     /// What is to be told of snapshots, by their places. Only what may have crossed something costs more than a glance.
-    pub(super) async fn news(&self, snapshots: &[Snapshot]) -> Result<ThresholdEvents, Error> {
+    pub(super) async fn news(&self, snapshots: &[Snapshot]) -> Result<ThresholdEvents, Failure> {
         let mut looking = Vec::new();
         for (position, snapshot) in snapshots.iter().enumerate() {
             if snapshot.may_have_news() {
@@ -33,7 +34,7 @@ impl Flusher {
         &self,
         position: usize,
         snapshot: &Snapshot,
-    ) -> Result<Option<(usize, MeterNews)>, Error> {
+    ) -> Result<Option<(usize, MeterNews)>, Failure> {
         let policy = policy_of(&self.policies, snapshot).await?;
         let limit = policy.limits.get(&snapshot.counter.meter);
         let warn_at = limit.map_or(&[][..], |limit| &limit.warn_at);
@@ -42,7 +43,7 @@ impl Flusher {
 }
 
 /// The policy of a counter, not older than the one that last decided about it.
-async fn policy_of(policies: &Policies, snapshot: &Snapshot) -> Result<Arc<CachedPolicy>, Error> {
+async fn policy_of(policies: &Policies, snapshot: &Snapshot) -> Result<Arc<CachedPolicy>, Failure> {
     let organization = &snapshot.counter.organization;
     let at_hand = policies.get(organization).await?;
     if at_hand.version >= snapshot.stamp.version {

@@ -27,9 +27,10 @@ use crate::domain::webhook::{
     Delivery, DeliveryStatus, DisabledReason, InvalidWebhook, NewWebhook, Secret, Webhook,
     WebhookChange, check_events, pause,
 };
+use crate::failure::Failure;
 use crate::metrics::{Delivered, Worker};
+use crate::postgres::Actor;
 use crate::postgres::webhooks::{self, Attempt, Claimed, Health, Message};
-use crate::postgres::{self, Actor};
 use sender::{Answer, Sender};
 use targets::Targets;
 
@@ -83,9 +84,15 @@ pub enum Error {
     /// A field does not do.
     #[error(transparent)]
     Invalid(#[from] InvalidWebhook),
-    /// Postgres.
+    /// A failure that use cases share.
     #[error(transparent)]
-    Postgres(#[from] postgres::Error),
+    Failure(Failure),
+}
+
+impl<E: Into<Failure>> From<E> for Error {
+    fn from(failure: E) -> Self {
+        Self::Failure(failure.into())
+    }
 }
 
 impl Webhooks {
