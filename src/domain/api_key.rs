@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::ids::{ApiKeyId, ApiKeyName, OrganizationId};
-use super::input::{Instant, written};
+use super::input::{Instant, nullable};
 
 /// A kind of call that a key may make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
@@ -140,7 +140,7 @@ pub struct NewApiKey {
     /// The only organization that it reaches; null is all.
     pub organization_id: Option<OrganizationId>,
     /// From when on it is refused; null is never.
-    #[serde(default, deserialize_with = "written::<Instant, _, _>")]
+    #[serde(default, deserialize_with = "nullable::<Instant, _, _>")]
     pub expires_at: Option<DateTime<Utc>>,
 }
 

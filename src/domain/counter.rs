@@ -74,7 +74,7 @@ pub struct Snapshot {
     /// What it remembers of its thresholds.
     pub thresholds: Thresholds,
     /// The last adjustment that it contains, if any.
-    pub adjusted: Option<Adjusted>,
+    pub adjusted: Option<AppliedAdjustment>,
 }
 
 /// What was counted in one hour of a period.
@@ -92,7 +92,7 @@ pub struct Hour {
 
 /// An adjustment that a count contains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Adjusted {
+pub struct AppliedAdjustment {
     /// Names it; a count contains every one of its adjustments up to this.
     pub id: u64,
     /// What the count changed by.
@@ -104,7 +104,7 @@ pub struct Adjusted {
 }
 
 /// `id:applied:used:hour`, such as `7:-100:401:1795341600000`, as the script writes it.
-impl fmt::Display for Adjusted {
+impl fmt::Display for AppliedAdjustment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (id, applied, used) = (self.id, self.applied, self.used.get());
         write!(f, "{id}:{applied}:{used}:{}", self.hour.timestamp_millis())
@@ -116,7 +116,7 @@ impl fmt::Display for Adjusted {
 #[error("says nothing of an adjustment")]
 pub struct Unreadable;
 
-impl FromStr for Adjusted {
+impl FromStr for AppliedAdjustment {
     type Err = Unreadable;
 
     fn from_str(text: &str) -> Result<Self, Unreadable> {

@@ -85,9 +85,9 @@ impl FromStr for EventType {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// A percentage of `warnAt` was reached.
-    UsageWarning(Crossing),
+    UsageWarning(ThresholdCrossing),
     /// The limit was passed, or a hard one refused for the first time; the threshold is 100.
-    LimitExceeded(Crossing),
+    LimitExceeded(ThresholdCrossing),
     /// A period was ended by a reset.
     UsageReset(Reset),
     /// The limits in force are others.
@@ -121,7 +121,7 @@ impl Event {
     }
 
     /// The crossing, where it is one: there is only one such event of it.
-    pub fn crossing(&self) -> Option<&Crossing> {
+    pub fn crossing(&self) -> Option<&ThresholdCrossing> {
         match self {
             Self::UsageWarning(crossing) | Self::LimitExceeded(crossing) => Some(crossing),
             Self::UsageReset(_) | Self::LimitsUpdated(_) | Self::OrganizationDeleted(_) => None,
@@ -132,7 +132,7 @@ impl Event {
 /// What is told of a threshold.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Crossing {
+pub struct ThresholdCrossing {
     /// Whose.
     pub organization_id: OrganizationId,
     /// Of what.

@@ -198,7 +198,7 @@ fn windows_of(
 
 /// The first `count` rows of `found` and `zeros` together, in `order`. What was found is preferred to
 /// a zero in the same place.
-pub fn filled(
+pub fn fill_gaps(
     mut found: Vec<Row>,
     zeros: impl IntoIterator<Item = Row>,
     order: Order,
@@ -408,7 +408,7 @@ mod tests {
             let rows = |positions: &BTreeSet<Position>, used| {
                 positions.iter().cloned().map(|it| row(it, used)).collect::<Vec<_>>()
             };
-            let all = filled(rows(&found, 1), rows(&zeros, 0), order, count);
+            let all = fill_gaps(rows(&found, 1), rows(&zeros, 0), order, count);
             let mut expected: Vec<Position> = found.union(&zeros).cloned().collect();
             if descending {
                 expected.reverse();

@@ -57,7 +57,7 @@ pub fn parse_instant(text: &str) -> Result<DateTime<Utc>, InvalidInstant> {
 }
 
 /// A type that only tells how a value is written.
-pub trait Written {
+pub trait ReadAs {
     /// What is written.
     type Value;
 
@@ -66,21 +66,21 @@ pub trait Written {
 }
 
 /// For `deserialize_with`: a value as `W` reads it, or null.
-pub fn written<'de, W, T, D>(deserializer: D) -> Result<T, D::Error>
+pub fn nullable<'de, W, T, D>(deserializer: D) -> Result<T, D::Error>
 where
-    W: Written + Deserialize<'de>,
+    W: ReadAs + Deserialize<'de>,
     T: From<Option<W::Value>>,
     D: Deserializer<'de>,
 {
     Ok(Option::<W>::deserialize(deserializer)?
-        .map(Written::value)
+        .map(ReadAs::value)
         .into())
 }
 
 /// For `deserialize_with` of a field that may be left out: a value as `W` reads it, and not null.
-pub fn given<'de, W, D>(deserializer: D) -> Result<Option<W::Value>, D::Error>
+pub fn optional<'de, W, D>(deserializer: D) -> Result<Option<W::Value>, D::Error>
 where
-    W: Written + Deserialize<'de>,
+    W: ReadAs + Deserialize<'de>,
     D: Deserializer<'de>,
 {
     required::<W, D>(deserializer).map(Some)
@@ -89,19 +89,19 @@ where
 /// For `deserialize_with`: a value as `W` reads it.
 pub fn required<'de, W, D>(deserializer: D) -> Result<W::Value, D::Error>
 where
-    W: Written + Deserialize<'de>,
+    W: ReadAs + Deserialize<'de>,
     D: Deserializer<'de>,
 {
-    W::deserialize(deserializer).map(Written::value)
+    W::deserialize(deserializer).map(ReadAs::value)
 }
 
-macro_rules! written {
+macro_rules! read_as {
     ($(#[$doc:meta])* $name:ident($value:ty), $deserialize:expr) => {
         $(#[$doc])*
         #[derive(Debug)]
         pub struct $name($value);
 
-        impl Written for $name {
+        impl ReadAs for $name {
             type Value = $value;
 
             fn value(self) -> $value {
@@ -117,49 +117,49 @@ macro_rules! written {
     };
 }
 
-written!(
+read_as!(
     /// An instant.
     Instant(DateTime<Utc>),
-    |deserializer| parsed(deserializer, INSTANT, parse_instant)
+    |deserializer| parse_str(deserializer, INSTANT, parse_instant)
 );
 
-written!(
+read_as!(
     /// The name of a time zone.
     Zone(Tz),
-    |deserializer| parsed(
+    |deserializer| parse_str(
         deserializer,
         "the IANA name of a time zone, such as Europe/Berlin",
         |name| parse_time_zone(name).map_err(|error| error.detail)
     )
 );
 
-written!(
+read_as!(
     /// A day of the month, or of the week; which of both the calendar decides.
     Day(u8),
-    |deserializer| whole(deserializer, 0..=31, "an integer from 0 to 31").map(small)
+    |deserializer| integer(deserializer, 0..=31, "an integer from 0 to 31").map(small)
 );
 
-written!(
+read_as!(
     /// A month.
     Month(u8),
-    |deserializer| whole(deserializer, 1..=12, "an integer from 1 to 12").map(small)
+    |deserializer| integer(deserializer, 1..=12, "an integer from 1 to 12").map(small)
 );
 
-written!(
+read_as!(
     /// Percentages at which people are told.
     WarnAt(Vec<u16>),
     |deserializer| {
         let percentages = Vec::<Percentage>::deserialize(deserializer)?;
-        Ok(percentages.into_iter().map(Written::value).collect())
+        Ok(percentages.into_iter().map(ReadAs::value).collect())
     }
 );
 
-written!(
+read_as!(
     /// One of them.
     Percentage(u16),
     |deserializer| {
         let bounds = i64::from(*WARN_AT.start())..=i64::from(*WARN_AT.end());
-        whole(deserializer, bounds, "an integer from 1 to 1000").map(small)
+        integer(deserializer, bounds, "an integer from 1 to 1000").map(small)
     }
 );
 
@@ -169,7 +169,7 @@ fn small<T: TryFrom<i64> + Default>(number: i64) -> T {
 }
 
 /// Reads a text, and parses it; `expected` says what would do where it is no text.
-pub fn parsed<'de, D, T, E>(
+pub fn parse_str<'de, D, T, E>(
     deserializer: D,
     expected: &'static str,
     parse: impl FnOnce(&str) -> Result<T, E>,
@@ -207,7 +207,7 @@ fn exact(number: f64) -> Option<i64> {
 }
 
 /// Reads a whole number, also where it is written as `3.0`; `expected` says which ones would do.
-pub fn whole<'de, D: Deserializer<'de>>(
+pub fn integer<'de, D: Deserializer<'de>>(
     deserializer: D,
     bounds: RangeInclusive<i64>,
     expected: &'static str,
@@ -278,7 +278,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for ByMeter<T> {
 const SHOWN_MAX: usize = 60;
 
 /// A text as an error repeats it: in quotes, shortened, and without anything that a terminal would obey.
-pub fn shown(text: &str) -> String {
+pub fn quoted(text: &str) -> String {
     let mut beginning: String = text.chars().take(SHOWN_MAX).collect();
     if beginning.len() < text.len() {
         beginning.push('…');
@@ -358,12 +358,12 @@ mod tests {
 
     #[test]
     fn what_an_error_repeats_is_short_and_harmless() {
-        assert_eq!(shown("a\"b"), r#""a\"b""#);
+        assert_eq!(quoted("a\"b"), r#""a\"b""#);
         assert_eq!(
-            shown("\u{1b}[31m\0\u{9b}\u{202e}"),
+            quoted("\u{1b}[31m\0\u{9b}\u{202e}"),
             r#""\u{1b}[31m\0\u{9b}\u{202e}""#
         );
-        assert_eq!(shown(&"ü".repeat(61)), format!("\"{}…\"", "ü".repeat(60)));
-        assert_eq!(shown(&"ü".repeat(60)), format!("\"{}\"", "ü".repeat(60)));
+        assert_eq!(quoted(&"ü".repeat(61)), format!("\"{}…\"", "ü".repeat(60)));
+        assert_eq!(quoted(&"ü".repeat(60)), format!("\"{}\"", "ü".repeat(60)));
     }
 }

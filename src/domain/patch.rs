@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 use super::ids::PlanId;
-use super::input::{Day, Instant, Month, Zone, written};
+use super::input::{Day, Instant, Month, Zone, nullable};
 use super::period::{ResetMode, ResetPeriod};
 use super::policy::{Feature, OrganizationSettings};
 
@@ -26,7 +26,7 @@ pub fn not_null<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
 }
 
 /// Reads a field that may be left out, and tells null in its place apart.
-pub fn named<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+pub fn double_option<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
@@ -88,16 +88,16 @@ pub struct OrganizationPatch {
     /// How long a period is.
     pub reset_period: Change<ResetPeriod>,
     /// The day on which periods begin.
-    #[serde(deserialize_with = "written::<Day, _, _>")]
+    #[serde(deserialize_with = "nullable::<Day, _, _>")]
     pub reset_day: Change<u8>,
     /// The month in which yearly periods begin.
-    #[serde(deserialize_with = "written::<Month, _, _>")]
+    #[serde(deserialize_with = "nullable::<Month, _, _>")]
     pub reset_month: Change<u8>,
     /// An instant; every period begins at its day and time of day instead.
-    #[serde(deserialize_with = "written::<Instant, _, _>")]
+    #[serde(deserialize_with = "nullable::<Instant, _, _>")]
     pub anchor: Change<DateTime<Utc>>,
     /// Where midnight is: an IANA name.
-    #[serde(deserialize_with = "written::<Zone, _, _>")]
+    #[serde(deserialize_with = "nullable::<Zone, _, _>")]
     pub time_zone: Change<Tz>,
     /// Merged at every depth; `null` removes a name.
     pub metadata: Change<Map<String, Value>>,

@@ -19,8 +19,8 @@ use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use super::ids::{MeterId, PlanId};
-use super::input::{Day, Instant, Month, WarnAt, Zone, given, required, written};
-use super::patch::{named, not_null};
+use super::input::{Day, Instant, Month, WarnAt, Zone, nullable, optional, required};
+use super::patch::{double_option, not_null};
 use super::period::{Calendar, InvalidCalendar, ResetMode, ResetPeriod};
 use super::plan::Plan;
 use super::quantity::Count;
@@ -159,7 +159,7 @@ pub struct LimitOverride {
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
-        deserialize_with = "named"
+        deserialize_with = "double_option"
     )]
     #[schema(value_type = Option<Count>)]
     pub limit: Option<Limit>,
@@ -175,7 +175,7 @@ pub struct LimitOverride {
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
-        deserialize_with = "given::<WarnAt, _>"
+        deserialize_with = "optional::<WarnAt, _>"
     )]
     #[schema(schema_with = warn_at)]
     pub warn_at: Option<Vec<u16>>,
@@ -379,19 +379,19 @@ pub struct OrganizationSettings {
     pub reset_period: Option<ResetPeriod>,
     /// The day on which periods begin: 1 to 31 for monthly and yearly, clamped to the month's last day, 1 unless said;
     /// 0 (Sunday) to 6 for weekly, 1 unless said.
-    #[serde(deserialize_with = "written::<Day, _, _>")]
+    #[serde(deserialize_with = "nullable::<Day, _, _>")]
     #[schema(maximum = 31)]
     pub reset_day: Option<u8>,
     /// The month in which yearly periods begin, 1 unless said.
-    #[serde(deserialize_with = "written::<Month, _, _>")]
+    #[serde(deserialize_with = "nullable::<Month, _, _>")]
     #[schema(minimum = 1, maximum = 12)]
     pub reset_month: Option<u8>,
     /// An instant; every period begins at its day and time of day in `timeZone` instead. Not with `resetDay` or
     /// `resetMonth`.
-    #[serde(deserialize_with = "written::<Instant, _, _>")]
+    #[serde(deserialize_with = "nullable::<Instant, _, _>")]
     pub anchor: Option<DateTime<Utc>>,
     /// Where midnight is: an IANA name.
-    #[serde(deserialize_with = "written::<Zone, _, _>")]
+    #[serde(deserialize_with = "nullable::<Zone, _, _>")]
     #[schema(value_type = Option<String>, example = "Europe/Berlin")]
     pub time_zone: Option<Tz>,
     /// Any JSON object; whatever the caller wants to keep here.

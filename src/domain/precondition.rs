@@ -49,7 +49,7 @@ impl Preconditions {
             .if_match
             .as_ref()
             .is_none_or(|tags| tags.contain(version, Comparison::Strong));
-        if matches && !self.is_known(version) {
+        if matches && !self.is_not_modified(version) {
             Ok(())
         } else {
             Err(PreconditionFailed)
@@ -57,7 +57,7 @@ impl Preconditions {
     }
 
     /// Whether `If-None-Match` names this state: who reads it has it already.
-    pub fn is_known(&self, version: Option<u64>) -> bool {
+    pub fn is_not_modified(&self, version: Option<u64>) -> bool {
         self.if_none_match
             .as_ref()
             .is_some_and(|tags| tags.contain(version, Comparison::Weak))

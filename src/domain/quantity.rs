@@ -6,7 +6,7 @@ use utoipa::openapi::schema::{ObjectBuilder, SchemaType, Type};
 use utoipa::openapi::{KnownFormat, RefOr, Schema, SchemaFormat};
 use utoipa::{PartialSchema, ToSchema};
 
-use super::input::whole;
+use super::input::integer;
 
 /// The most that a counter can hold: 2^53 − 1, the largest integer that Lua, JavaScript, JSON and
 /// Postgres' bigint all represent exactly. Lua and SQL repeat this constant.
@@ -56,7 +56,7 @@ impl Count {
 impl<'de> Deserialize<'de> for Count {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let bounds = 0..=COUNT_MAX.cast_signed();
-        let units = whole(deserializer, bounds, COUNT)?;
+        let units = integer(deserializer, bounds, COUNT)?;
         Ok(Self(units.unsigned_abs()))
     }
 }
@@ -97,7 +97,7 @@ impl Amount {
 impl<'de> Deserialize<'de> for Amount {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let bounds = 1..=AMOUNT_MAX.cast_signed();
-        let units = whole(deserializer, bounds, AMOUNT)?;
+        let units = integer(deserializer, bounds, AMOUNT)?;
         Ok(Self(units.unsigned_abs()))
     }
 }
@@ -134,7 +134,7 @@ impl Correction {
 impl<'de> Deserialize<'de> for Correction {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let bounds = AMOUNT_MAX.cast_signed();
-        match whole(deserializer, bounds.wrapping_neg()..=bounds, CORRECTION)? {
+        match integer(deserializer, bounds.wrapping_neg()..=bounds, CORRECTION)? {
             0 => Err(de::Error::custom(InvalidQuantity(CORRECTION))),
             units => Ok(Self(units)),
         }
@@ -156,7 +156,7 @@ impl ToSchema for Correction {}
 
 impl PartialSchema for Count {
     fn schema() -> RefOr<Schema> {
-        integer(0, COUNT_MAX)
+        integer_schema(0, COUNT_MAX)
     }
 }
 
@@ -164,14 +164,14 @@ impl ToSchema for Count {}
 
 impl PartialSchema for Amount {
     fn schema() -> RefOr<Schema> {
-        integer(1, AMOUNT_MAX)
+        integer_schema(1, AMOUNT_MAX)
     }
 }
 
 impl ToSchema for Amount {}
 
 /// Not derived, so that the limits are those of the parsers above.
-fn integer(minimum: u64, maximum: u64) -> RefOr<Schema> {
+fn integer_schema(minimum: u64, maximum: u64) -> RefOr<Schema> {
     ObjectBuilder::new()
         .schema_type(SchemaType::new(Type::Integer))
         .format(Some(SchemaFormat::KnownFormat(KnownFormat::Int64)))

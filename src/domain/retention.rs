@@ -3,7 +3,7 @@
 use chrono::{DateTime, Duration, Utc};
 
 /// How far ahead of the clock an event may be.
-pub const EARLY: Duration = Duration::minutes(5);
+pub const EARLY_MAX: Duration = Duration::minutes(5);
 
 /// What ended before this is final, and no event reaches it any more, with a day to spare: a counter of it that is stored
 /// may disappear from Redis.

@@ -13,7 +13,7 @@ use super::quantity::Count;
 
 /// One meter of a call that was refused.
 #[derive(Debug, Clone, Copy)]
-pub struct Waiting<'a> {
+pub struct DeniedMeter<'a> {
     /// Which one.
     pub meter: &'a MeterId,
     /// What the call wants of it.
@@ -24,7 +24,7 @@ pub struct Waiting<'a> {
     pub end: Option<DateTime<Utc>>,
 }
 
-impl Waiting<'_> {
+impl DeniedMeter<'_> {
     fn fits(&self, policy: &Policy, at: DateTime<Utc>) -> bool {
         let over = self.end.is_some_and(|end| end <= at);
         let used = if over { Count::ZERO } else { self.used };
@@ -34,9 +34,9 @@ impl Waiting<'_> {
 
 /// The first instant from `now` on at which a call that wants all of this would be granted, by the policy at `now`; none
 /// where waiting does not help.
-pub fn granted_from(
+pub fn earliest_grant(
     policy: &Policy,
-    call: &[Waiting<'_>],
+    call: &[DeniedMeter<'_>],
     now: DateTime<Utc>,
 ) -> Option<DateTime<Utc>> {
     let ends = call.iter().filter_map(|it| it.end);
@@ -186,17 +186,17 @@ mod tests {
             };
             let tried = (0..MINUTES).map(|minute| now + Duration::minutes(minute)).find(|at| succeeds(*at));
             let at_now = policy.clone().at(now);
-            let call: Vec<Waiting<'_>> = meters
+            let call: Vec<DeniedMeter<'_>> = meters
                 .iter()
                 .zip(&names)
-                .map(|(meter, name)| Waiting {
+                .map(|(meter, name)| DeniedMeter {
                     meter: name,
                     demand: meter.demand,
                     used: count(meter.used),
                     end: at_now.schedule.running(name, now).end,
                 })
                 .collect();
-            prop_assert_eq!(granted_from(&at_now, &call, now), tried);
+            prop_assert_eq!(earliest_grant(&at_now, &call, now), tried);
         }
     }
 
@@ -215,15 +215,15 @@ mod tests {
         let now: DateTime<Utc> = NOW.parse().unwrap();
         let policy = policy(&meters, ResetMode::Manual, ResetPeriod::Daily).at(now);
         let names = [name(0), name(1)];
-        let call = [0, 1].map(|position: usize| Waiting {
+        let call = [0, 1].map(|position: usize| DeniedMeter {
             meter: &names[position],
             demand: meters[position].demand,
             used: count(meters[position].used),
             end: None,
         });
-        assert_eq!(granted_from(&policy, &call, now), None);
+        assert_eq!(earliest_grant(&policy, &call, now), None);
         let first = now + Duration::minutes(10);
-        assert_eq!(granted_from(&policy, &call[..1], now), Some(first));
-        assert_eq!(granted_from(&policy, &call[1..], now), Some(now));
+        assert_eq!(earliest_grant(&policy, &call[..1], now), Some(first));
+        assert_eq!(earliest_grant(&policy, &call[1..], now), Some(now));
     }
 }

@@ -111,7 +111,7 @@ pub struct UsageSummary {
 impl UsageSummary {
     /// Takes in what was stored of a meter, unless it is of a period that does not run at `now`; an
     /// event that is early by minutes shows with the next one.
-    pub fn take_in(&mut self, meter: &MeterId, news: MeterSummary, now: DateTime<Utc>) {
+    pub fn update(&mut self, meter: &MeterId, news: MeterSummary, now: DateTime<Utc>) {
         let held = self.meters.get(meter);
         if held.is_none_or(|held| held.start <= news.start) && news.start <= now {
             // Where it is over, the pruning takes it out.
@@ -211,8 +211,8 @@ mod tests {
     fn only_what_runs_is_taken_in_and_what_is_over_falls_out() {
         let (api, tokens): (MeterId, MeterId) = ("api".parse().unwrap(), "tokens".parse().unwrap());
         let mut standing = UsageSummary::default();
-        standing.take_in(&api, meter(5, None), at(2));
-        standing.take_in(&tokens, meter(7, None), at(2));
+        standing.update(&api, meter(5, None), at(2));
+        standing.update(&tokens, meter(7, None), at(2));
         assert_eq!(standing.current(&api).get(), 5);
 
         // A late event of an older period, and an early one of the next.
@@ -226,11 +226,11 @@ mod tests {
             end: None,
             ..meter(1, None)
         };
-        standing.take_in(&api, older, at(2));
-        standing.take_in(&api, next.clone(), at(30));
+        standing.update(&api, older, at(2));
+        standing.update(&api, next.clone(), at(30));
         assert_eq!(standing.current(&api).get(), 5);
 
-        standing.take_in(&api, next, at(31));
+        standing.update(&api, next, at(31));
         assert_eq!(standing.current(&api).get(), 1);
         assert_eq!(standing.meters.len(), 1);
         // Closed by a reset.
@@ -239,7 +239,7 @@ mod tests {
             end: Some(at(31)),
             ..meter(9, None)
         };
-        standing.take_in(&api, closed, at(31));
+        standing.update(&api, closed, at(31));
         assert!(standing.meters.is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! Thresholds: which a count has crossed, and which of them are to be told.
+//! Thresholds: which a count has crossed, and which of them are to be notified.
 //!
 //! A percentage of `warnAt` is crossed where the count reaches it; the limit, where the count passes it, or where a
 //! hard one refuses a call. Each is told once, also while the count goes up and down around it. A limit that changes
@@ -8,7 +8,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::counter::Snapshot;
-use super::event::{Crossing, Event};
+use super::event::{Event, ThresholdCrossing};
 use super::policy::{Enforcement, MeterLimit, Rule};
 use super::quantity::Count;
 
@@ -16,28 +16,28 @@ use super::quantity::Count;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Thresholds {
     /// What was told, and since when the limit holds that it was told of.
-    pub told: Told,
+    pub notified: Notified,
     /// The most that was counted under this limit, if that is more than what is counted now.
     pub peak: Count,
     /// Limits that held before, and that nothing was told of yet; oldest first.
-    pub past: Vec<Past>,
+    pub previous_limits: Vec<PreviousLimit>,
     /// What was crossed under this limit and is not told yet.
-    pub crossed: Crossed,
+    pub crossed: Crossings,
 }
 
 /// What a counter is watched for while it is counted, as scripts take it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Watched {
+pub struct WatchedThresholds {
     /// The lowest count that crosses anything; none without a limit.
-    pub from: Option<u64>,
+    pub lowest: Option<u64>,
     /// The percentages, separated by spaces; also without a limit, because the counter may know a newer one.
     pub percents: String,
 }
 
-impl Watched {
+impl WatchedThresholds {
     /// What a limit is watched for.
     pub fn of(limit: &MeterLimit) -> Self {
-        let from = limit.limit.map(|units| {
+        let lowest = limit.limit.map(|units| {
             let units = units.get();
             let reached = limit.warn_at.iter().min().filter(|_| units > 0);
             let reached = reached.map(|percent| {
@@ -49,7 +49,7 @@ impl Watched {
         });
         let percents = limit.warn_at.iter().map(u16::to_string);
         Self {
-            from,
+            lowest,
             percents: percents.collect::<Vec<_>>().join(" "),
         }
     }
@@ -58,7 +58,7 @@ impl Watched {
 /// What was crossed under one limit, each threshold with the count that was the first to do so: that after the call, or
 /// the one that the first refused call has found.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Crossed(Vec<(Threshold, Count)>);
+pub struct Crossings(Vec<(Threshold, Count)>);
 
 /// What can be crossed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +69,7 @@ pub enum Threshold {
     Limit,
 }
 
-impl Crossed {
+impl Crossings {
     /// The count that has crossed a threshold; none where that is not known.
     fn count(&self, threshold: Threshold) -> Option<Count> {
         let mut all = self.0.iter();
@@ -79,7 +79,7 @@ impl Crossed {
 }
 
 /// `threshold=count,` for each, such as `80=801,!=1003,`, where `!` is the limit, as scripts write it.
-impl fmt::Display for Crossed {
+impl fmt::Display for Crossings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|(threshold, count)| {
             match threshold {
@@ -91,7 +91,7 @@ impl fmt::Display for Crossed {
     }
 }
 
-impl FromStr for Crossed {
+impl FromStr for Crossings {
     type Err = Unreadable;
 
     fn from_str(text: &str) -> Result<Self, Unreadable> {
@@ -117,7 +117,7 @@ fn count_of(text: &str) -> Result<Count, Unreadable> {
 
 /// What was told of a counter's thresholds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Told {
+pub struct Notified {
     /// The highest percentage that need not be told any more.
     pub percent: u16,
     /// Whether it was told that the limit was exceeded.
@@ -129,7 +129,7 @@ pub struct Told {
 }
 
 /// `percent:exceeded:since:denied`, such as `80:0:17:5`.
-impl fmt::Display for Told {
+impl fmt::Display for Notified {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let exceeded = u8::from(self.exceeded);
         let (percent, since, denied) = (self.percent, self.since, self.denied_before);
@@ -142,7 +142,7 @@ impl fmt::Display for Told {
 #[error("says nothing of thresholds")]
 pub struct Unreadable;
 
-impl FromStr for Told {
+impl FromStr for Notified {
     type Err = Unreadable;
 
     fn from_str(text: &str) -> Result<Self, Unreadable> {
@@ -159,7 +159,7 @@ impl FromStr for Told {
     }
 }
 
-impl Told {
+impl Notified {
     /// What remains of it when another limit holds from a policy version on, while so much is used and so many calls
     /// were refused.
     #[must_use]
@@ -175,7 +175,7 @@ impl Told {
 
 /// A limit that held before, and what became of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Past {
+pub struct PreviousLimit {
     /// The policy version since which it held.
     pub since: u64,
     /// Calls that were refused in the period before.
@@ -189,12 +189,12 @@ pub struct Past {
     /// Units that were counted when it ended.
     pub used: Count,
     /// What was crossed under it.
-    pub crossed: Crossed,
+    pub crossed: Crossings,
 }
 
 /// `since:denied before:limit:enforcement:peak:denied:used:crossed`, such as `0:0:1000:h:1000:3:950:80=801,`, as scripts
 /// write it.
-impl FromStr for Past {
+impl FromStr for PreviousLimit {
     type Err = Unreadable;
 
     fn from_str(text: &str) -> Result<Self, Unreadable> {
@@ -233,44 +233,57 @@ impl FromStr for Past {
 
 /// What is to be told of a snapshot when it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MeterNews {
+pub struct MeterThresholdEvents {
     /// Each threshold that was crossed and not told yet.
     pub events: Vec<Event>,
     /// What is told then.
-    pub told: Told,
+    pub notified: Notified,
 }
 
 impl Snapshot {
     /// Whether there may be news, whatever the percentages are. Almost always there are none, and then nobody
     /// need look the percentages up.
-    pub fn may_have_news(&self) -> bool {
-        let told = self.thresholds.told;
-        !self.thresholds.past.is_empty()
-            || self.thresholds.crossed != Crossed::default()
-            || percent(self.peak(), self.stamp.rule.limit) > told.percent
-            || (!told.exceeded && self.reign(None).is_exceeded())
+    pub fn may_have_threshold_events(&self) -> bool {
+        let notified = self.thresholds.notified;
+        !self.thresholds.previous_limits.is_empty()
+            || self.thresholds.crossed != Crossings::default()
+            || percent(self.peak(), self.stamp.rule.limit) > notified.percent
+            || (!notified.exceeded && self.current_span(None).is_exceeded())
     }
 
     /// What is to be told of it, given the percentages that its limit has, ascending.
-    pub fn news(&self, warn_at: &[u16]) -> Option<MeterNews> {
-        let Thresholds { told, past, .. } = &self.thresholds;
-        let (mut now, mut began, mut events) = (*told, None, Vec::new());
-        for past in past {
+    pub fn threshold_events(&self, warn_at: &[u16]) -> Option<MeterThresholdEvents> {
+        let Thresholds {
+            notified,
+            previous_limits,
+            ..
+        } = &self.thresholds;
+        let (mut now, mut began, mut events) = (*notified, None, Vec::new());
+        for previous in previous_limits {
             if let Some(used) = began {
-                now = now.under(past.rule.limit, used, past.since, past.denied_before);
+                now = now.under(
+                    previous.rule.limit,
+                    used,
+                    previous.since,
+                    previous.denied_before,
+                );
             }
-            now = self.tell(&LimitSpan::of(past, began), warn_at, now, &mut events);
-            began = Some(past.used);
+            now = self.tell(&LimitSpan::of(previous, began), warn_at, now, &mut events);
+            began = Some(previous.used);
         }
         if let Some(used) = began {
             let limit = self.stamp.rule.limit;
-            now = now.under(limit, used, told.since, told.denied_before);
+            now = now.under(limit, used, notified.since, notified.denied_before);
         }
-        now = self.tell(&self.reign(began), warn_at, now, &mut events);
-        now.since = told.since;
-        now.denied_before = told.denied_before;
-        let settles = !past.is_empty() || self.thresholds.crossed != Crossed::default();
-        (now != *told || settles).then_some(MeterNews { events, told: now })
+        now = self.tell(&self.current_span(began), warn_at, now, &mut events);
+        now.since = notified.since;
+        now.denied_before = notified.denied_before;
+        let settles =
+            !previous_limits.is_empty() || self.thresholds.crossed != Crossings::default();
+        (now != *notified || settles).then_some(MeterThresholdEvents {
+            events,
+            notified: now,
+        })
     }
 
     /// The most that was counted under the present limit.
@@ -278,50 +291,50 @@ impl Snapshot {
         self.used.max(self.thresholds.peak)
     }
 
-    fn reign(&self, began: Option<Count>) -> LimitSpan<'_> {
+    fn current_span(&self, began: Option<Count>) -> LimitSpan<'_> {
         LimitSpan {
             rule: self.stamp.rule,
-            since: self.thresholds.told.since,
+            since: self.thresholds.notified.since,
             began,
             peak: self.peak(),
-            refused: self.denied > self.thresholds.told.denied_before,
+            refused: self.denied > self.thresholds.notified.denied_before,
             crossed: &self.thresholds.crossed,
         }
     }
 
     fn tell(
         &self,
-        reign: &LimitSpan<'_>,
+        span: &LimitSpan<'_>,
         warn_at: &[u16],
-        told: Told,
+        notified: Notified,
         events: &mut Vec<Event>,
-    ) -> Told {
-        let Some(limit) = reign.rule.limit else {
-            return told;
+    ) -> Notified {
+        let Some(limit) = span.rule.limit else {
+            return notified;
         };
-        let crossing = |threshold: Threshold| Crossing {
+        let crossing = |threshold: Threshold| ThresholdCrossing {
             organization_id: self.counter.organization.clone(),
             meter: self.counter.meter.clone(),
             threshold: match threshold {
                 Threshold::Percent(percent) => percent,
                 Threshold::Limit => FULL,
             },
-            current: reign.count_at(threshold, limit),
+            current: span.count_at(threshold, limit),
             limit,
             period_start: self.counter.start,
             reset_date: self.stamp.end,
-            limit_version: reign.since,
+            limit_version: span.since,
         };
-        let mut now = told;
-        let reached = percent(reign.peak, Some(limit));
+        let mut now = notified;
+        let reached = percent(span.peak, Some(limit));
         for threshold in warn_at {
-            if (*threshold <= reached) && (*threshold > told.percent) {
+            if (*threshold <= reached) && (*threshold > notified.percent) {
                 let percent = Threshold::Percent(*threshold);
                 events.push(Event::UsageWarning(crossing(percent)));
                 now.percent = now.percent.max(*threshold);
             }
         }
-        if !told.exceeded && reign.is_exceeded() {
+        if !notified.exceeded && span.is_exceeded() {
             events.push(Event::LimitExceeded(crossing(Threshold::Limit)));
             now.exceeded = true;
         }
@@ -338,18 +351,18 @@ struct LimitSpan<'a> {
     peak: Count,
     /// Whether a call was refused.
     refused: bool,
-    crossed: &'a Crossed,
+    crossed: &'a Crossings,
 }
 
 impl<'a> LimitSpan<'a> {
-    fn of(past: &'a Past, began: Option<Count>) -> Self {
+    fn of(previous: &'a PreviousLimit, began: Option<Count>) -> Self {
         Self {
-            rule: past.rule,
-            since: past.since,
+            rule: previous.rule,
+            since: previous.since,
             began,
-            peak: past.peak,
-            refused: past.denied > past.denied_before,
-            crossed: &past.crossed,
+            peak: previous.peak,
+            refused: previous.denied > previous.denied_before,
+            crossed: &previous.crossed,
         }
     }
 
@@ -446,18 +459,18 @@ mod tests {
     }
 
     /// What is told: percentages, and `!` where the limit is exceeded, each with the limit that it is of.
-    fn told(snapshot: &Snapshot, warn_at: &[u16]) -> (Vec<String>, Told) {
-        let news = snapshot.news(warn_at);
-        assert!(news.is_none() || snapshot.may_have_news());
-        let Some(MeterNews { events, told }) = news else {
-            return (Vec::new(), snapshot.thresholds.told);
+    fn told(snapshot: &Snapshot, warn_at: &[u16]) -> (Vec<String>, Notified) {
+        let news = snapshot.threshold_events(warn_at);
+        assert!(news.is_none() || snapshot.may_have_threshold_events());
+        let Some(MeterThresholdEvents { events, notified }) = news else {
+            return (Vec::new(), snapshot.thresholds.notified);
         };
         let words = events.iter().map(|event| match event {
             Event::UsageWarning(it) => format!("{} of {}", it.threshold, it.limit.get()),
             Event::LimitExceeded(it) => format!("! of {}", it.limit.get()),
             other => panic!("{other:?}"),
         });
-        (words.collect(), told)
+        (words.collect(), notified)
     }
 
     #[test]
@@ -496,11 +509,11 @@ mod tests {
         refused.denied = 1;
         let (words, now) = told(&refused, &[80]);
         assert_eq!(words, ["80 of 100", "! of 100"]);
-        refused.thresholds.told = now;
+        refused.thresholds.notified = now;
         refused.denied = 7;
         assert_eq!(told(&refused, &[80]).0, [""; 0]);
         refused.stamp.rule.enforcement = Enforcement::Soft;
-        refused.thresholds.told = Told::default();
+        refused.thresholds.notified = Notified::default();
         assert_eq!(told(&refused, &[80]).0, ["80 of 100"]);
     }
 
@@ -510,14 +523,14 @@ mod tests {
         hovering.thresholds.peak = count(85);
         let (words, now) = told(&hovering, &[80]);
         assert_eq!(words, ["80 of 100"]);
-        hovering.thresholds.told = now;
+        hovering.thresholds.notified = now;
         hovering.used = count(90);
         assert_eq!(told(&hovering, &[80]).0, [""; 0]);
     }
 
     #[test]
     fn another_limit_takes_back_what_it_does_not_cross() {
-        let before = Told {
+        let before = Notified {
             percent: 100,
             exceeded: true,
             since: 0,
@@ -530,7 +543,7 @@ mod tests {
             (None, 0, false),
         ] {
             let now = before.under(limit.map(count), count(120), 5, 3);
-            let expected = Told {
+            let expected = Notified {
                 percent,
                 exceeded,
                 since: 5,
@@ -544,17 +557,17 @@ mod tests {
     fn what_was_crossed_under_a_limit_that_is_gone_already_is_told_of_that_limit() {
         let mut raised = snapshot(120, hard(1000));
         raised.denied = 2;
-        raised.thresholds.told.since = 9;
-        raised.thresholds.told.denied_before = 2;
-        raised.thresholds.past = vec!["0:0:100:h:100:2:100:".parse().unwrap()];
+        raised.thresholds.notified.since = 9;
+        raised.thresholds.notified.denied_before = 2;
+        raised.thresholds.previous_limits = vec!["0:0:100:h:100:2:100:".parse().unwrap()];
         let (words, now) = told(&raised, &[80, 100]);
         assert_eq!(words, ["80 of 100", "100 of 100", "! of 100"]);
         assert_eq!((now.percent, now.exceeded, now.since), (10, false, 9));
 
         // Raised and lowered again: each of the three for itself.
         let mut lowered = snapshot(130, hard(110));
-        lowered.thresholds.told.since = 9;
-        lowered.thresholds.past = vec![
+        lowered.thresholds.notified.since = 9;
+        lowered.thresholds.previous_limits = vec![
             "0:0:100:h:90:0:90:".parse().unwrap(),
             "8:0:1000:h:130:0:130:".parse().unwrap(),
         ];
@@ -566,7 +579,7 @@ mod tests {
     #[test]
     fn a_crossing_has_the_count_that_crossed_it() {
         let current = |snapshot: &Snapshot, warn_at: &[u16]| -> Vec<u64> {
-            let events = snapshot.news(warn_at).unwrap().events;
+            let events = snapshot.threshold_events(warn_at).unwrap().events;
             let crossings = events.iter().filter_map(Event::crossing);
             crossings.map(|it| it.current.get()).collect()
         };
@@ -576,8 +589,8 @@ mod tests {
         // One that was added later.
         assert_eq!(current(&one, &[50, 80]), [500, 83, 101]);
         // Lowered below the count, and then raised: what was crossed at once, and what by calls.
-        one.thresholds.told.since = 9;
-        one.thresholds.past = vec![
+        one.thresholds.notified.since = 9;
+        one.thresholds.previous_limits = vec![
             "0:0:100:h:90:1:70:80=90,!=88,".parse().unwrap(),
             "8:1:60:h:70:1:65:".parse().unwrap(),
         ];
@@ -595,8 +608,8 @@ mod tests {
                 warn_at: warn_at.to_vec(),
                 ..MeterLimit::default()
             };
-            let watched = Watched::of(&limit);
-            (watched.from, watched.percents)
+            let watched = WatchedThresholds::of(&limit);
+            (watched.lowest, watched.percents)
         };
         let watched = |from: u64, percents: &str| (Some(from), percents.to_owned());
         assert_eq!(from(None, &[80]), (None, "80".to_owned()));
@@ -630,14 +643,14 @@ mod tests {
             let crossed = crossed.into_iter().map(|(percent, units)| {
                 (percent.map_or(Threshold::Limit, Threshold::Percent), count(units))
             });
-            let crossed = Crossed(crossed.collect());
+            let crossed = Crossings(crossed.collect());
             prop_assert_eq!(crossed.to_string().parse(), Ok(crossed));
         }
 
         #[test]
         fn what_was_told_parses_back(percent: u16, exceeded: bool, since: u64, denied_before: u64) {
-            let told = Told { percent, exceeded, since, denied_before };
-            prop_assert_eq!(told.to_string().parse(), Ok(told));
+            let notified = Notified { percent, exceeded, since, denied_before };
+            prop_assert_eq!(notified.to_string().parse(), Ok(notified));
         }
 
         /// However often it is looked at, each threshold is told once, and those are told that the highest count
@@ -657,7 +670,7 @@ mod tests {
                 if looked_at {
                     let (words, now) = told(&one, &warn_at);
                     all.extend(words);
-                    memory.told = now;
+                    memory.notified = now;
                 }
             }
             let mut last = snapshot(0, hard(100));

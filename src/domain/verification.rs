@@ -10,7 +10,7 @@ use super::counter::{CounterId, Snapshot};
 
 /// What was counted, refused and given back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, ToSchema)]
-pub struct Sums {
+pub struct Totals {
     /// Units counted, less those given back.
     pub used: i64,
     /// Calls refused.
@@ -19,7 +19,7 @@ pub struct Sums {
     pub refunded: i64,
 }
 
-impl Sums {
+impl Totals {
     /// What a counter holds.
     fn of(snapshot: &Snapshot) -> Self {
         Self {
@@ -62,7 +62,7 @@ fn signed(number: u64) -> i64 {
 
 /// What Redis holds of a counter.
 #[derive(Debug, Clone)]
-pub struct Counted {
+pub struct LiveCounter {
     /// The counter.
     pub snapshot: Snapshot,
     /// The sequence that Redis believes Postgres to hold.
@@ -71,17 +71,17 @@ pub struct Counted {
 
 /// What Postgres holds of a counter.
 #[derive(Debug, Clone)]
-pub struct Stored {
+pub struct StoredCounter {
     /// Which.
     pub counter: CounterId,
     /// The data set that it comes from, and its sequence there.
     pub version: (u64, u64),
     /// What the snapshot says.
-    pub sums: Sums,
+    pub sums: Totals,
     /// What its hours come to.
-    pub hours: Sums,
+    pub hours: Totals,
     /// What those of them come to that Redis held before.
-    pub hours_in_redis: Sums,
+    pub hours_in_redis: Totals,
 }
 
 /// What does not fit.
@@ -102,45 +102,45 @@ pub enum Mismatch {
 
 /// Every way in which a counter does not fit, with what was expected and what was found.
 pub fn mismatches(
-    before: Option<&Counted>,
-    stored: Option<&Stored>,
-    after: Option<&Counted>,
-) -> Vec<(Mismatch, Sums, Sums)> {
+    before: Option<&LiveCounter>,
+    stored: Option<&StoredCounter>,
+    after: Option<&LiveCounter>,
+) -> Vec<(Mismatch, Totals, Totals)> {
     let mut found = Vec::new();
     if let Some(stored) = stored
         && stored.hours != stored.sums
     {
         found.push((Mismatch::StoredHours, stored.sums, stored.hours));
     }
-    if let Some(Counted { snapshot, settled }) = before {
-        let sums = Sums::of(snapshot);
+    if let Some(LiveCounter { snapshot, settled }) = before {
+        let sums = Totals::of(snapshot);
         // Hours that no event reaches any more are in Postgres alone.
-        let older = stored.map_or(Sums::default(), |it| it.hours.minus(it.hours_in_redis));
-        let hours = older.plus(Sums::of_hours(snapshot));
+        let older = stored.map_or(Totals::default(), |it| it.hours.minus(it.hours_in_redis));
+        let hours = older.plus(Totals::of_hours(snapshot));
         if hours != sums {
             found.push((Mismatch::Hours, sums, hours));
         }
         let version = stored.map_or((0, 0), |stored| stored.version);
         if version < (snapshot.stamp.generation, *settled) && *settled > 0 {
-            let there = stored.map_or(Sums::default(), |stored| stored.sums);
+            let there = stored.map_or(Totals::default(), |stored| stored.sums);
             found.push((Mismatch::Settled, sums, there));
         }
     }
     if let Some(stored) = stored {
         for counted in [before, after].into_iter().flatten() {
-            let sums = Sums::of(&counted.snapshot);
+            let sums = Totals::of(&counted.snapshot);
             if stored.version == version(counted) && stored.sums != sums {
                 found.push((Mismatch::Snapshot, sums, stored.sums));
                 break;
             }
         }
         if let Some(counted) = after.filter(|counted| stored.version > version(counted)) {
-            found.push((Mismatch::Ahead, Sums::of(&counted.snapshot), stored.sums));
+            found.push((Mismatch::Ahead, Totals::of(&counted.snapshot), stored.sums));
         }
     }
     found
 }
 
-fn version(counted: &Counted) -> (u64, u64) {
+fn version(counted: &LiveCounter) -> (u64, u64) {
     (counted.snapshot.stamp.generation, counted.snapshot.sequence)
 }

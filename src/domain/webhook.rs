@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 
 use super::event::EventType;
 use super::ids::{EventId, OrganizationId, WebhookId};
-use super::patch::{named, not_null};
+use super::patch::{double_option, not_null};
 
 /// A webhook, as it is shown: all but its secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
@@ -112,11 +112,11 @@ pub struct WebhookChange {
     #[schema(nullable = false)]
     pub url: Option<String>,
     /// The types that are sent; null is all.
-    #[serde(default, deserialize_with = "named")]
+    #[serde(default, deserialize_with = "double_option")]
     #[schema(value_type = Option<BTreeSet<EventType>>, min_items = 1)]
     pub events: Option<Option<BTreeSet<EventType>>>,
     /// Whose events are sent; null is everybody's.
-    #[serde(default, deserialize_with = "named")]
+    #[serde(default, deserialize_with = "double_option")]
     #[schema(value_type = Option<OrganizationId>)]
     pub organization_id: Option<Option<OrganizationId>>,
     /// Whether anything is sent. What waits when a webhook is disabled is tried again when it is enabled.
@@ -250,7 +250,7 @@ const PAUSES: [i64; 8] = [5, 30, 120, 600, 3600, 3 * 3600, 8 * 3600, 12 * 3600];
 
 /// How long after the last of so many tries comes the next, if any does. `spread`, any number, moves it by a tenth
 /// at most, so that what failed together is not tried together.
-pub fn pause(attempts: u16, spread: u64) -> Option<TimeDelta> {
+pub fn retry_delay(attempts: u16, spread: u64) -> Option<TimeDelta> {
     let seconds = PAUSES.get(usize::from(attempts).checked_sub(1)?)?;
     let per_mille = i64::try_from(spread % 201).ok()?.saturating_add(900);
     Some(TimeDelta::milliseconds(seconds.saturating_mul(per_mille)))
@@ -266,15 +266,17 @@ mod tests {
     #[test]
     fn a_delivery_is_tried_nine_times_within_a_day_and_a_bit() {
         for spread in [0, 100, 200, u64::MAX] {
-            let pauses: Vec<TimeDelta> = (1..).map_while(|tries| pause(tries, spread)).collect();
+            let pauses: Vec<TimeDelta> = (1..)
+                .map_while(|tries| retry_delay(tries, spread))
+                .collect();
             assert_eq!(pauses.len(), 8);
             let all = pauses.iter().sum::<TimeDelta>();
             let day = TimeDelta::hours(24);
             assert!((day * 9 / 10..day * 12 / 10).contains(&all), "{all}");
         }
-        assert_eq!(pause(1, 100), Some(TimeDelta::seconds(5)));
-        assert_eq!(pause(3, 0), Some(TimeDelta::seconds(108)));
-        assert_eq!(pause(0, 0), None);
+        assert_eq!(retry_delay(1, 100), Some(TimeDelta::seconds(5)));
+        assert_eq!(retry_delay(3, 0), Some(TimeDelta::seconds(108)));
+        assert_eq!(retry_delay(0, 0), None);
     }
 
     #[test]

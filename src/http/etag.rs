@@ -28,7 +28,7 @@ impl<T: Serialize> Tagged<T> {
     /// The response to a read: 304 where `If-None-Match` names this version.
     pub(super) fn unless_known(self, conditions: &Preconditions) -> Result<Response, Error> {
         let version = Some(self.version);
-        if conditions.is_known(version) {
+        if conditions.is_not_modified(version) {
             let tag = EntityTag(self.version).to_string();
             return Ok((StatusCode::NOT_MODIFIED, [(ETAG, tag)]).into_response());
         }
@@ -61,7 +61,7 @@ impl FromRequestParts<State> for Conditions {
                 let given = given.collect::<Vec<_>>().join(" and ");
                 Error::MalformedRequest(format!(
                     "If-Match and If-None-Match {error}; got {}",
-                    input::shown(&given)
+                    input::quoted(&given)
                 ))
             })
     }

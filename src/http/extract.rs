@@ -78,7 +78,7 @@ async fn receive(
     if let Some((name, _)) = form_urlencoded::parse(query.as_bytes()).next() {
         return Err(Error::MalformedRequest(format!(
             "this takes no query parameters; put {} in the JSON body",
-            input::shown(&name)
+            input::quoted(&name)
         )));
     }
     let media_type = MediaType::of(request.headers());
@@ -141,7 +141,7 @@ impl FromRequestParts<State> for NoQuery {
             None | Some("") => Ok(Self),
             Some(query) => Err(Error::MalformedRequest(format!(
                 "this takes no query parameters; got {}",
-                input::shown(query)
+                input::quoted(query)
             ))),
         }
     }

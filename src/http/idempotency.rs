@@ -57,7 +57,7 @@ impl FromRequestParts<State> for Idempotency {
             Ok(key) => Ok(Self(Some(key))),
             Err(rule) => Err(Error::MalformedRequest(format!(
                 "Idempotency-Key {rule}; got {}",
-                input::shown(&text)
+                input::quoted(&text)
             ))),
         }
     }

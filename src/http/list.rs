@@ -119,7 +119,7 @@ impl Default for PageSize {
 
 impl<'de> Deserialize<'de> for PageSize {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let size = input::whole(deserializer, 1..=1000, "an integer from 1 to 1000")?;
+        let size = input::integer(deserializer, 1..=1000, "an integer from 1 to 1000")?;
         Ok(Self(u32::try_from(size).unwrap_or(Self::MAX)))
     }
 }

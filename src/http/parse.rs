@@ -17,7 +17,7 @@ use serde::{Deserialize, forward_to_deserialize_any};
 use serde_json::Number;
 
 use super::problem::Error;
-use crate::domain::input::shown;
+use crate::domain::input::quoted;
 
 /// A JSON body.
 pub(super) fn json<T: DeserializeOwned>(text: &[u8]) -> Result<T, Error> {
@@ -72,7 +72,7 @@ impl Fault {
 
     fn null(text: &str) -> Self {
         let fault = Self::new("must not contain the character U+0000");
-        fault.given(|| shown(text))
+        fault.given(|| quoted(text))
     }
 
     /// About a member that is not there, or should not be.
@@ -283,15 +283,15 @@ impl<'a> Given<'a> {
             Self::Json(Json::Null) => "null".to_owned(),
             Self::Json(Json::Bool(value)) => value.to_string(),
             Self::Json(Json::Number(number)) => number.to_string(),
-            Self::Json(Json::Text(text)) => shown(text),
+            Self::Json(Json::Text(text)) => quoted(text),
             Self::Json(Json::Array(_)) => "an array".to_owned(),
             Self::Json(Json::Object(_)) => "an object".to_owned(),
             Self::Query(_) => "a query".to_owned(),
             Self::Values([value]) if value.contains(' ') => {
                 let hint = "in a query a + stands for a space, and is itself written %2B";
-                format!("{} ({hint})", shown(value))
+                format!("{} ({hint})", quoted(value))
             }
-            Self::Values([value]) => shown(value),
+            Self::Values([value]) => quoted(value),
             Self::Values(values) => format!("{} values", values.len()),
         }
     }
@@ -500,7 +500,7 @@ impl<'de, I: Iterator<Item = (&'de str, Given<'de>)>> MapAccess<'de> for Members
             .map_err(|fault: Fault| {
                 // That of an unknown member names it already.
                 if fault.pointer.is_empty() {
-                    fault.given(|| shown(name)).within(name)
+                    fault.given(|| quoted(name)).within(name)
                 } else {
                     fault
                 }

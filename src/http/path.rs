@@ -108,5 +108,5 @@ where
     let text = path.iter().find(|(parameter, _)| *parameter == name);
     let (_, text) = text.ok_or(Error::Internal)?;
     text.parse()
-        .map_err(|rule| invalid(name, format!("{rule}; got {}", input::shown(text))))
+        .map_err(|rule| invalid(name, format!("{rule}; got {}", input::quoted(text))))
 }

@@ -13,7 +13,7 @@ use super::routes::counting::UsageResult;
 use crate::admin;
 use crate::auth;
 use crate::domain::ids::METERS_MAX;
-use crate::domain::input::shown;
+use crate::domain::input::quoted;
 use crate::domain::precondition::PreconditionFailed;
 use crate::failure::Failure;
 use crate::jobs::webhooks;
@@ -446,7 +446,7 @@ impl From<Failure> for Error {
                     pointer: "/planId".to_owned(),
                     detail: format!(
                         "must be a plan that exists, as GET /v1/plans lists them; got {}",
-                        shown(plan)
+                        quoted(plan)
                     ),
                 };
             }

@@ -246,7 +246,7 @@ impl Line {
         self.told = true;
         let took = self.begun.elapsed();
         let (method, route) = (self.method.as_str(), self.route());
-        self.metrics.answered(method, route, status, took);
+        self.metrics.request_completed(method, route, status, took);
         took
     }
 

@@ -68,7 +68,10 @@ impl GarbageCollector {
             .await
             .is_some()
         {
-            let forgetting = self.ctx.metrics.timed(Worker::Forget, self.forget_if_due());
+            let forgetting = self
+                .ctx
+                .metrics
+                .timed(Worker::GarbageCollect, self.forget_if_due());
             match stop.run_until_cancelled(forgetting).await {
                 Some(Err(error)) if !failing => {
                     tracing::warn!(%error, "Redis cannot be rid of what is of no use any more");

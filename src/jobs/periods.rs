@@ -56,7 +56,7 @@ impl PeriodsJob {
             match self
                 .ctx
                 .metrics
-                .timed(Worker::PeriodsJob, self.sweep_once())
+                .timed(Worker::Periods, self.sweep_once())
                 .await
             {
                 Err(error) if !failing => {

@@ -4,7 +4,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 
 use super::OTHER;
-use super::families::{Members, Slots};
+use super::families::{BoundedMap, Members};
 use super::labels::{Label as _, Outcome};
 use crate::domain::decision::Operation;
 use crate::domain::ids::MeterId;
@@ -16,7 +16,7 @@ const METERS_MAX: usize = 50;
 pub(super) struct Decisions {
     counts: Members<3, Counter>,
     /// A counter for each operation and outcome.
-    meters: Slots<MeterId, Box<[Counter]>>,
+    meters: BoundedMap<MeterId, Box<[Counter]>>,
 }
 
 impl Decisions {
@@ -29,7 +29,7 @@ impl Decisions {
         );
         Self {
             counts,
-            meters: Slots::new(METERS_MAX),
+            meters: BoundedMap::new(METERS_MAX),
         }
     }
 

@@ -18,12 +18,12 @@ pub(super) type Members<const N: usize, M> = Family<Labels<N>, M, fn() -> M>;
 
 /// A metric for each value of one label. All exist from the start, so that a rate has a beginning.
 #[derive(Debug)]
-pub(super) struct Each<L, M> {
+pub(super) struct ByLabel<L, M> {
     members: Box<[M]>,
     label: PhantomData<L>,
 }
 
-impl<L: Label, M> Each<L, M>
+impl<L: Label, M> ByLabel<L, M>
 where
     M: Clone + EncodeMetric + TypedMetric + std::fmt::Debug + Send + Sync + 'static,
 {
@@ -54,12 +54,12 @@ where
 /// A short list that only grows: what finds no place in it shares one value. Whatever comes first, and
 /// so probably often, is found fastest.
 #[derive(Debug)]
-pub(super) struct Slots<K, V> {
+pub(super) struct BoundedMap<K, V> {
     slots: Box<[OnceLock<(K, V)>]>,
     rest: OnceLock<V>,
 }
 
-impl<K, V> Slots<K, V> {
+impl<K, V> BoundedMap<K, V> {
     pub(super) fn new(size: usize) -> Self {
         Self {
             slots: (0..size).map(|_| OnceLock::new()).collect(),
@@ -95,7 +95,7 @@ mod tests {
 
     #[test]
     fn what_finds_no_place_shares_one_value() {
-        let slots: Slots<u8, String> = Slots::new(2);
+        let slots: BoundedMap<u8, String> = BoundedMap::new(2);
         let get = |wanted: u8| {
             slots.get(
                 |key| *key == wanted,

@@ -87,11 +87,11 @@ label!(
         /// Changes of API keys are brought to Redis.
         KeySweep = "key_sweep",
         /// Periods that are over are ended, and resets and adjustments finished.
-        PeriodsJob = "scheduler",
+        Periods = "scheduler",
         /// What deleted organizations have left is erased.
         Erase = "erase",
         /// Redis is rid of what is of no use any more.
-        Forget = "forget",
+        GarbageCollect = "forget",
         /// Webhooks that something waits for are looked for.
         Deliver = "deliver",
     }
@@ -99,7 +99,7 @@ label!(
 
 label!(
     /// What became of one try of a delivery.
-    pub Delivered as "outcome" {
+    pub DeliveryOutcome as "outcome" {
         /// It has arrived.
         Succeeded = "succeeded",
         /// It has not, and is tried again.
@@ -145,7 +145,7 @@ label!(
 
 label!(
     /// Why a connection was closed, or refused, by the service.
-    pub Closed as "reason" {
+    pub CloseReason as "reason" {
         /// The head of a request did not arrive in time.
         HeaderTimeout = "header_timeout",
         /// There was no request for too long.
@@ -220,11 +220,11 @@ mod tests {
     fn every_value_of_a_label_stands_at_its_index() {
         each_stands_at_its_index::<Script>();
         each_stands_at_its_index::<Worker>();
-        each_stands_at_its_index::<Delivered>();
+        each_stands_at_its_index::<DeliveryOutcome>();
         each_stands_at_its_index::<Cache>();
         each_stands_at_its_index::<Outcome>();
         each_stands_at_its_index::<Recovered>();
-        each_stands_at_its_index::<Closed>();
+        each_stands_at_its_index::<CloseReason>();
         each_stands_at_its_index::<Method>();
         each_stands_at_its_index::<Operation>();
     }

@@ -23,12 +23,12 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use tracing_appender::non_blocking::ErrorCounter;
 
-pub use labels::{Cache, Closed, Delivered, Outcome, Recovered, Script, Worker};
+pub use labels::{Cache, CloseReason, DeliveryOutcome, Outcome, Recovered, Script, Worker};
 
 use crate::domain::decision::Operation;
 use crate::domain::ids::MeterId;
 use decisions::Decisions;
-use families::Each;
+use families::ByLabel;
 use requests::Requests;
 
 /// What [`Metrics::to_text`] is written in.
@@ -81,24 +81,24 @@ struct Inner {
 #[derive(Debug)]
 struct Connections {
     open: Gauge,
-    closed: Each<Closed, Counter>,
+    closed: ByLabel<CloseReason, Counter>,
 }
 
 /// Of what Redis does and holds.
 #[derive(Debug)]
 struct Redis {
-    scripts: Each<Script, Histogram>,
+    scripts: ByLabel<Script, Histogram>,
     count_calls: Histogram,
     count_charges: Histogram,
-    opened: Each<Recovered, Counter>,
+    opened: ByLabel<Recovered, Counter>,
     generations: Counter,
 }
 
 /// Of what the process knows by itself.
 #[derive(Debug)]
 struct Caches {
-    hits: Each<Cache, Counter>,
-    misses: Each<Cache, Counter>,
+    hits: ByLabel<Cache, Counter>,
+    misses: ByLabel<Cache, Counter>,
     policy_refreshes: Counter,
 }
 
@@ -107,11 +107,11 @@ struct Caches {
 struct Work {
     flush_lag: Gauge<f64, AtomicU64>,
     flush_rows: Counter,
-    deliveries: Each<Delivered, Counter>,
+    deliveries: ByLabel<DeliveryOutcome, Counter>,
     delivery_lag: Gauge<f64, AtomicU64>,
     periods_ended: Counter,
-    durations: Each<Worker, Histogram>,
-    failures: Each<Worker, Counter>,
+    durations: ByLabel<Worker, Histogram>,
+    failures: ByLabel<Worker, Counter>,
 }
 
 impl Metrics {
@@ -159,7 +159,13 @@ impl Metrics {
     }
 
     /// A request was answered; without a status, its caller went away before.
-    pub fn answered(&self, method: &str, route: &str, status: Option<u16>, took: Duration) {
+    pub fn request_completed(
+        &self,
+        method: &str,
+        route: &str,
+        status: Option<u16>,
+        took: Duration,
+    ) {
         self.0.requests.answered(method, route, status, took);
     }
 
@@ -174,7 +180,7 @@ impl Metrics {
     }
 
     /// The service has closed a connection, or refused it.
-    pub fn connection_closed(&self, reason: Closed) {
+    pub fn connection_closed(&self, reason: CloseReason) {
         self.0.connections.closed.get(reason).inc();
     }
 
@@ -184,18 +190,18 @@ impl Metrics {
     }
 
     /// A script has answered, or will not.
-    pub fn script_answered(&self, script: Script, took: Duration) {
+    pub fn script_completed(&self, script: Script, took: Duration) {
         self.0.redis.scripts.get(script).observe(took.as_secs_f64());
     }
 
     /// A batch for `count.lua` holds so many calls of the API, with so many charges in all.
-    pub fn count_called(&self, calls: usize, charges: usize) {
+    pub fn batch_sent(&self, calls: usize, charges: usize) {
         self.0.redis.count_calls.observe(size(calls));
         self.0.redis.count_charges.observe(size(charges));
     }
 
     /// Redis has a counter that it did not have.
-    pub fn counter_opened(&self, opened: Recovered) {
+    pub fn counter_recovered(&self, opened: Recovered) {
         self.0.redis.opened.get(opened).inc();
     }
 
@@ -220,7 +226,7 @@ impl Metrics {
     }
 
     /// The oldest counter that waits to be stored has waited so long.
-    pub fn flush_lags(&self, age: Duration) {
+    pub fn set_flush_lag(&self, age: Duration) {
         self.0.work.flush_lag.set(age.as_secs_f64());
     }
 
@@ -230,12 +236,12 @@ impl Metrics {
     }
 
     /// A delivery to a webhook was tried.
-    pub fn delivered(&self, outcome: Delivered) {
+    pub fn delivery_attempted(&self, outcome: DeliveryOutcome) {
         self.0.work.deliveries.get(outcome).inc();
     }
 
     /// The delivery that is due for longest has been so for so long.
-    pub fn deliveries_lag(&self, age: Duration) {
+    pub fn set_delivery_lag(&self, age: Duration) {
         self.0.work.delivery_lag.set(age.as_secs_f64());
     }
 
@@ -272,7 +278,7 @@ impl Connections {
         );
         Self {
             open,
-            closed: Each::register(
+            closed: ByLabel::register(
                 registry,
                 "connections_closed",
                 "Connections of callers that the service has closed before their callers did, or refused",
@@ -285,7 +291,7 @@ impl Connections {
 impl Redis {
     fn register(registry: &mut Registry) -> Self {
         Self {
-            scripts: Each::register(
+            scripts: ByLabel::register(
                 registry,
                 "script_duration_seconds",
                 "Round trips of calls of scripts in Redis",
@@ -301,7 +307,7 @@ impl Redis {
                 "count_script_charges",
                 "Charges that one batch for `count.lua` holds",
             ),
-            opened: Each::register(
+            opened: ByLabel::register(
                 registry,
                 "counters_opened",
                 "Counters that Redis did not have and has now, by what they start from",
@@ -319,13 +325,13 @@ impl Redis {
 impl Caches {
     fn register(registry: &mut Registry) -> Self {
         Self {
-            hits: Each::register(
+            hits: ByLabel::register(
                 registry,
                 "cache_hits",
                 "Look-ups that the process answered by itself",
                 Counter::default,
             ),
-            misses: Each::register(
+            misses: ByLabel::register(
                 registry,
                 "cache_misses",
                 "Look-ups that went to Redis, and perhaps to Postgres",
@@ -357,7 +363,7 @@ impl Work {
         Self {
             flush_lag,
             delivery_lag,
-            deliveries: Each::register(
+            deliveries: ByLabel::register(
                 registry,
                 "webhook_deliveries",
                 "Tries of deliveries to webhooks",
@@ -373,13 +379,13 @@ impl Work {
                 "scheduled_resets",
                 "Organizations whose periods the scheduler has ended",
             ),
-            durations: Each::register(
+            durations: ByLabel::register(
                 registry,
                 "worker_duration_seconds",
                 "Rounds of work that goes on by itself, failed ones included",
                 || Histogram::new(WORKING_TIMES),
             ),
-            failures: Each::register(
+            failures: ByLabel::register(
                 registry,
                 "worker_failures",
                 "Rounds of that work that failed; a later one makes up for each",

@@ -6,7 +6,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use super::families::{Labels, Members, Slots};
+use super::families::{BoundedMap, Labels, Members};
 use super::labels::{Label as _, Method};
 use super::{OTHER, latency};
 
@@ -20,7 +20,7 @@ const STATUSES_MAX: usize = 32;
 pub(super) struct Requests {
     counts: Members<3, Counter>,
     durations: Members<2, Histogram>,
-    endpoints: Slots<(String, Method), Endpoint>,
+    endpoints: BoundedMap<(String, Method), Endpoint>,
 }
 
 /// What is counted of one route and method.
@@ -29,7 +29,7 @@ struct Endpoint {
     labels: Labels<2>,
     duration: Histogram,
     /// By status; none where the caller went away.
-    answers: Slots<Option<u16>, Counter>,
+    answers: BoundedMap<Option<u16>, Counter>,
 }
 
 impl Requests {
@@ -49,7 +49,7 @@ impl Requests {
         Self {
             counts,
             durations,
-            endpoints: Slots::new(ENDPOINTS_MAX),
+            endpoints: BoundedMap::new(ENDPOINTS_MAX),
         }
     }
 
@@ -78,7 +78,7 @@ impl Requests {
         let labels = [method, ("route", route.to_owned())];
         Endpoint {
             duration: self.durations.get_or_create_owned(&labels),
-            answers: Slots::new(STATUSES_MAX),
+            answers: BoundedMap::new(STATUSES_MAX),
             labels,
         }
     }

@@ -11,7 +11,7 @@ use crate::domain::ids::MeterId;
 use crate::domain::period::Period;
 use crate::domain::policy::{MeterLimit, Policy};
 use crate::domain::slot::Slot;
-use crate::domain::threshold::Watched;
+use crate::domain::threshold::WatchedThresholds;
 
 /// A policy in force. Finding periods and slots in a calendar is dear, and almost every call asks for those
 /// that contain now, so the last answer is kept.
@@ -19,9 +19,9 @@ use crate::domain::threshold::Watched;
 pub struct CachedPolicy {
     policy: Policy,
     /// By meter, what its counters are watched for.
-    watched: BTreeMap<MeterId, Arc<Watched>>,
+    watched: BTreeMap<MeterId, Arc<WatchedThresholds>>,
     /// The same of a meter that it does not name.
-    otherwise: Arc<Watched>,
+    otherwise: Arc<WatchedThresholds>,
     last: ArcSwapOption<Window>,
 }
 
@@ -37,17 +37,18 @@ pub struct Window {
 impl CachedPolicy {
     pub(super) fn new(policy: Policy) -> Self {
         let limits = policy.limits.iter();
-        let watched = limits.map(|(meter, limit)| (meter.clone(), Arc::new(Watched::of(limit))));
+        let watched =
+            limits.map(|(meter, limit)| (meter.clone(), Arc::new(WatchedThresholds::of(limit))));
         Self {
             watched: watched.collect(),
-            otherwise: Arc::new(Watched::of(&MeterLimit::default())),
+            otherwise: Arc::new(WatchedThresholds::of(&MeterLimit::default())),
             policy,
             last: ArcSwapOption::empty(),
         }
     }
 
     /// What the counters of a meter are watched for.
-    pub fn watched(&self, meter: &MeterId) -> Arc<Watched> {
+    pub fn watched(&self, meter: &MeterId) -> Arc<WatchedThresholds> {
         Arc::clone(self.watched.get(meter).unwrap_or(&self.otherwise))
     }
 

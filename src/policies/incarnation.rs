@@ -11,7 +11,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use super::{Policies, Written, held};
 use crate::domain::counter::CounterId;
 use crate::domain::ids::MeterId;
-use crate::domain::retention::{self, EARLY};
+use crate::domain::retention::{self, EARLY_MAX};
 use crate::domain::schedule::Schedule;
 use crate::failure::Failure;
 use crate::redis::{Configured, Connection};
@@ -56,7 +56,7 @@ impl Policies {
         let organization = written.organization;
         // What cannot be read says nothing about its periods.
         let former = held(former);
-        let (from, to) = (now - self.ctx.late, now + EARLY);
+        let (from, to) = (now - self.ctx.late, now + EARLY_MAX);
         let schedules = former
             .iter()
             .chain([&written.policy])

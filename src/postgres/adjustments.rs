@@ -10,7 +10,7 @@ use sqlx::{FromRow, PgConnection};
 use super::idempotency::{self, Attempt, Earlier};
 use super::organizations::{self, Sources, corrupt_row, parse};
 use super::{Actor, Error, Postgres, audit, resets, signed, unsigned, usage};
-use crate::domain::counter::{Adjusted, CounterId, Snapshot};
+use crate::domain::counter::{AppliedAdjustment, CounterId, Snapshot};
 use crate::domain::ids::{MeterId, OrganizationId};
 use crate::domain::period::Period;
 use crate::domain::quantity::Count;
@@ -210,7 +210,7 @@ pub(super) async fn finish(
     connection: &mut PgConnection,
     snapshots: &[&Snapshot],
 ) -> Result<(), Error> {
-    let contained: Vec<(&Snapshot, &Adjusted)> = snapshots
+    let contained: Vec<(&Snapshot, &AppliedAdjustment)> = snapshots
         .iter()
         .filter_map(|snapshot| Some((*snapshot, snapshot.adjusted.as_ref()?)))
         .collect();

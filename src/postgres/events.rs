@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::organizations::{corrupt_row, parse};
 use super::{Error, Postgres, signed};
-use crate::domain::event::{Crossing, Event, EventType};
+use crate::domain::event::{Event, EventType, ThresholdCrossing};
 use crate::domain::ids::{EventId, OrganizationId};
 
 /// An event as it was recorded.
@@ -142,7 +142,7 @@ fn first_id(at: DateTime<Utc>) -> String {
     format!("{PREFIX}{:012x}", at.timestamp_millis().max(0))
 }
 
-fn threshold(crossing: Option<&Crossing>) -> Option<i16> {
+fn threshold(crossing: Option<&ThresholdCrossing>) -> Option<i16> {
     crossing.and_then(|it| i16::try_from(it.threshold).ok())
 }
 

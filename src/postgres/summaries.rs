@@ -204,7 +204,7 @@ async fn read<'a>(
             .copied()
             .unwrap_or_else(|| WARN_AT_DEFAULT.first().copied());
         let standing = standings.entry(id).or_default();
-        standing.take_in(meter, standing_of(snapshot, warn_at), now);
+        standing.update(meter, standing_of(snapshot, warn_at), now);
     }
     Ok(standings)
 }

@@ -17,10 +17,10 @@ use crate::domain::event::Event;
 use crate::domain::ids::{METERS_MAX, MeterId, OrganizationId};
 use crate::domain::policy::{Enforcement, Rule};
 use crate::domain::quantity::Count;
-use crate::domain::threshold::{MeterNews, Thresholds, Told};
+use crate::domain::threshold::{MeterThresholdEvents, Notified, Thresholds};
 
 /// What is to be told of snapshots, by their place among those that are stored together.
-pub type ThresholdEvents = BTreeMap<usize, MeterNews>;
+pub type ThresholdEvents = BTreeMap<usize, MeterThresholdEvents>;
 
 /// Stores snapshots, and records what is to be told of them. For each, in order: whether Postgres now holds exactly
 /// that one. Of one that it does not hold nothing is told.
@@ -300,9 +300,9 @@ fn named<T>(all: &[T], position: i64) -> Option<&T> {
 /// Puts a count under a newer policy. Where that has another limit, what it does not cross may be told again.
 fn adopt(snapshot: &mut Snapshot, stamp: &Stamp) {
     if snapshot.stamp.rule != stamp.rule {
-        let told = snapshot.thresholds.told;
+        let notified = snapshot.thresholds.notified;
         let (limit, denied) = (stamp.rule.limit, snapshot.denied);
-        snapshot.thresholds.told = told.under(limit, snapshot.used, stamp.version, denied);
+        snapshot.thresholds.notified = notified.under(limit, snapshot.used, stamp.version, denied);
     }
     snapshot.stamp = *stamp;
 }
@@ -329,7 +329,7 @@ async fn write_adopted(connection: &mut PgConnection, adopted: &[Snapshot]) -> R
     .bind(adopted.iter().map(|it| it.stamp.rule.limit.map(|limit| signed(limit.get()))).collect::<Vec<_>>())
     .bind(adopted.iter().map(|it| it.stamp.rule.enforcement.as_str()).collect::<Vec<_>>())
     .bind(adopted.iter().map(|it| signed(it.stamp.version)).collect::<Vec<_>>())
-    .bind(adopted.iter().map(|it| told_text(it.thresholds.told)).collect::<Vec<_>>())
+    .bind(adopted.iter().map(|it| notified_text(it.thresholds.notified)).collect::<Vec<_>>())
     .execute(connection)
     .await?;
     Ok(())
@@ -495,7 +495,10 @@ impl HistoryRow {
             never_stored: false,
             adjusted: self.adjusted.as_deref().map(parse).transpose()?,
             thresholds: Thresholds {
-                told: self.told.as_deref().map_or(Ok(Told::default()), parse)?,
+                notified: self
+                    .told
+                    .as_deref()
+                    .map_or(Ok(Notified::default()), parse)?,
                 ..Thresholds::default()
             },
         })
@@ -503,8 +506,8 @@ impl HistoryRow {
 }
 
 /// What was told, as rows hold it.
-fn told_text(told: Told) -> Option<String> {
-    (told != Told::default()).then(|| told.to_string())
+fn notified_text(notified: Notified) -> Option<String> {
+    (notified != Notified::default()).then(|| notified.to_string())
 }
 
 /// When an organization that is new is due, by the mode of the defaults: so the scheduler need not look at it in another
@@ -590,12 +593,12 @@ async fn upsert<'a>(
     now: DateTime<Utc>,
 ) -> Result<(Vec<bool>, Vec<&'a CounterId>), Error> {
     let column = |of: fn(&Snapshot) -> i64| snapshots.iter().map(of).collect::<Vec<_>>();
-    let told: Vec<Option<String>> = snapshots
+    let notified: Vec<Option<String>> = snapshots
         .iter()
         .enumerate()
         .map(|(position, snapshot)| {
             let news = news.get(&position);
-            told_text(news.map_or(snapshot.thresholds.told, |news| news.told))
+            notified_text(news.map_or(snapshot.thresholds.notified, |events| events.notified))
         })
         .collect();
     let rows: Vec<(String, String, DateTime<Utc>, bool)> = sqlx::query_as(concat!(
@@ -657,7 +660,7 @@ async fn upsert<'a>(
     .bind(column(|it| signed(it.stamp.generation)))
     .bind(column(|it| signed(it.sequence)))
     .bind(snapshots.iter().map(|it| it.stamp.end.filter(|_| it.stamp.closed)).collect::<Vec<_>>())
-    .bind(told)
+    .bind(notified)
     .bind(snapshots.iter().map(|it| it.adjusted.map(|it| it.to_string())).collect::<Vec<_>>())
     .bind(now)
     .fetch_all(connection)

@@ -7,7 +7,7 @@ use super::organizations::parse;
 use super::{Error, Postgres, unsigned};
 use crate::domain::counter::{CounterId, Snapshot};
 use crate::domain::ids::OrganizationId;
-use crate::domain::verification::{Stored, Sums};
+use crate::domain::verification::{StoredCounter, Totals};
 
 /// At most `count` organizations in the order of their ids, from the one behind `after` on.
 pub async fn organizations_after(
@@ -60,7 +60,7 @@ pub async fn stored(
     organizations: &[OrganizationId],
     ends_after: DateTime<Utc>,
     held: &[&Snapshot],
-) -> Result<Vec<Stored>, Error> {
+) -> Result<Vec<StoredCounter>, Error> {
     let (mut owners, mut meters) = (Vec::new(), Vec::new());
     let (mut starts, mut hours) = (Vec::new(), Vec::new());
     for snapshot in held {
@@ -124,13 +124,13 @@ struct Row {
 }
 
 impl Row {
-    fn stored(self) -> Result<Stored, Error> {
-        let sums = |used, denied, refunded| Sums {
+    fn stored(self) -> Result<StoredCounter, Error> {
+        let sums = |used, denied, refunded| Totals {
             used,
             denied,
             refunded,
         };
-        Ok(Stored {
+        Ok(StoredCounter {
             counter: CounterId {
                 organization: parse(&self.organization_id)?,
                 meter: parse(&self.meter)?,

@@ -126,7 +126,7 @@ impl Connection {
         let started = Instant::now();
         let reply = self.evaluate(script, call).await;
         self.metrics
-            .script_answered(script.label, started.elapsed());
+            .script_completed(script.label, started.elapsed());
         reply
     }
 
@@ -152,7 +152,7 @@ impl Connection {
             self.check(reply)
         };
         self.metrics
-            .script_answered(script.label, started.elapsed());
+            .script_completed(script.label, started.elapsed());
         replies
     }
 

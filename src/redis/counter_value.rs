@@ -6,10 +6,10 @@ use super::codec::Items;
 use crate::domain::counter::{CounterId, Hour, Snapshot, Stamp};
 use crate::domain::quantity::Count;
 use crate::domain::threshold::Thresholds;
-use crate::domain::verification::Counted;
+use crate::domain::verification::LiveCounter;
 
 /// Decodes a value; none if it is corrupt.
-pub(super) fn parse(counter: &CounterId, value: &[u8]) -> Option<Counted> {
+pub(super) fn parse(counter: &CounterId, value: &[u8]) -> Option<LiveCounter> {
     let mut items = Items::new(value);
     let used = Count::try_from(items.number()?).ok()?;
     let sequence = items.number()?;
@@ -41,7 +41,9 @@ pub(super) fn parse(counter: &CounterId, value: &[u8]) -> Option<Counted> {
     if !items.is_empty() {
         parse_rest(&mut snapshot, &mut items)?;
     }
-    items.is_empty().then_some(Counted { snapshot, settled })
+    items
+        .is_empty()
+        .then_some(LiveCounter { snapshot, settled })
 }
 
 fn parse_rest(snapshot: &mut Snapshot, items: &mut Items<'_>) -> Option<()> {
@@ -50,11 +52,13 @@ fn parse_rest(snapshot: &mut Snapshot, items: &mut Items<'_>) -> Option<()> {
     let mut left = items.length()?.checked_sub(FIXED)?;
     snapshot.refunded = items.number()?;
     snapshot.thresholds.peak = Count::try_from(items.number()?).ok()?;
-    if let Some(told) = some(items.text()?) {
-        snapshot.thresholds.told = told.parse().ok()?;
+    if let Some(notified) = some(items.text()?) {
+        snapshot.thresholds.notified = notified.parse().ok()?;
     }
-    let past = items.text()?.split_whitespace();
-    snapshot.thresholds.past = past.map(|it| it.parse().ok()).collect::<Option<_>>()?;
+    let previous_limits = items.text()?.split_whitespace();
+    snapshot.thresholds.previous_limits = previous_limits
+        .map(|it| it.parse().ok())
+        .collect::<Option<_>>()?;
     if let Some(adjusted) = some(items.text()?) {
         snapshot.adjusted = Some(adjusted.parse().ok()?);
     }
@@ -145,11 +149,11 @@ mod tests {
         assert_eq!(hours(&head), [(10, 5, 2, 0)]);
         let whole = [head, rest].concat();
         assert_eq!(hours(&whole), [(7, 4, 0, 0), (9, -2, 0, 3), (10, 5, 2, 1)]);
-        let Counted { snapshot, settled } = parse(&counter(), &whole).unwrap();
+        let LiveCounter { snapshot, settled } = parse(&counter(), &whole).unwrap();
         assert_eq!((snapshot.used.get(), snapshot.sequence, settled), (7, 4, 3));
         assert_eq!((snapshot.denied, snapshot.refunded), (2, 4));
         assert_eq!(snapshot.thresholds.peak.get(), 8);
-        assert_eq!(snapshot.thresholds.told.percent, 80);
+        assert_eq!(snapshot.thresholds.notified.percent, 80);
         assert_eq!(snapshot.adjusted.unwrap().applied, -3);
     }
 

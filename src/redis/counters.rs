@@ -9,7 +9,7 @@ use super::counter_value;
 use super::error::Error;
 use crate::domain::counter::{CounterId, Snapshot};
 use crate::domain::ids::OrganizationId;
-use crate::domain::verification::Counted;
+use crate::domain::verification::LiveCounter;
 
 /// How many counters are read in one round trip, so that counting never waits for long behind it.
 pub const READ_MAX: usize = 250;
@@ -41,7 +41,7 @@ impl Connection {
     /// Reads counters; none where one is missing.
     pub async fn read(&self, counters: &[CounterId]) -> Result<Vec<Option<Snapshot>>, Error> {
         let counted = self.read_counted(counters, READ_MAX).await?;
-        let snapshot = |counted: Option<Counted>| Some(counted?.snapshot);
+        let snapshot = |counted: Option<LiveCounter>| Some(counted?.snapshot);
         Ok(counted.into_iter().map(snapshot).collect())
     }
 
@@ -50,7 +50,7 @@ impl Connection {
         &self,
         counters: &[CounterId],
         together: usize,
-    ) -> Result<Vec<Option<Counted>>, Error> {
+    ) -> Result<Vec<Option<LiveCounter>>, Error> {
         let mut all = Vec::with_capacity(counters.len());
         for some in counters.chunks(together.max(1)) {
             for counted in self.read_each(some).await? {
@@ -64,7 +64,7 @@ impl Connection {
     pub(super) async fn read_each(
         &self,
         counters: &[CounterId],
-    ) -> Result<Vec<Option<Result<Counted, Error>>>, Error> {
+    ) -> Result<Vec<Option<Result<LiveCounter, Error>>>, Error> {
         if counters.is_empty() {
             return Ok(Vec::new());
         }

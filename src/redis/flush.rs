@@ -9,7 +9,7 @@ use super::error::Error;
 use super::keys::Shard;
 use super::scripts::SETTLE;
 use crate::domain::counter::{CounterId, Snapshot};
-use crate::domain::threshold::Told;
+use crate::domain::threshold::Notified;
 
 /// A shard with dirty counters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub struct Settlement<'a> {
     /// Whether Postgres now has exactly that; otherwise it has something newer.
     pub stored: bool,
     /// The thresholds that were notified with it, if there are new ones.
-    pub told: Option<Told>,
+    pub notified: Option<Notified>,
     /// No event can reach hours that start before this.
     pub drop_hours_before: DateTime<Utc>,
 }
@@ -146,12 +146,12 @@ fn write_settlement(settlement: &Settlement<'_>, batch: &mut Array) {
         hours.filter(|hour| hour.start < settlement.drop_hours_before)
     };
     let stamp = &snapshot.stamp;
-    let told = settlement.told.map(|told| told.to_string());
+    let notified = settlement.notified.map(|notified| notified.to_string());
     batch
         .push_text(&format!("{}:{}:", stamp.generation, stamp.version))
         .push(snapshot.sequence)
         .push(u8::from(settlement.stored))
-        .push_text(&told.unwrap_or_default())
+        .push_text(&notified.unwrap_or_default())
         .push(size(snapshot.thresholds.crossed.to_string().len()))
         .push(size(hours().count()))
         .push(size(drops().count()));

@@ -10,7 +10,7 @@ use super::error::Error;
 use super::keys::Shard;
 use super::scripts::{GC_COUNTERS, GC_ORGANIZATIONS};
 use crate::domain::counter::CounterId;
-use crate::domain::verification::Counted;
+use crate::domain::verification::LiveCounter;
 
 /// What was deleted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -71,7 +71,7 @@ impl Connection {
         let read = self.read_each(candidates).await?;
         let mut due: BTreeMap<Shard, Vec<String>> = BTreeMap::new();
         // A corrupt counter stays, to be examined.
-        for Counted { snapshot, settled } in read.iter().flatten().flatten() {
+        for LiveCounter { snapshot, settled } in read.iter().flatten().flatten() {
             let over = snapshot.stamp.end.is_some_and(|end| end < ended_before);
             if over && *settled == snapshot.sequence {
                 let shard = Shard::of(&snapshot.counter.organization);

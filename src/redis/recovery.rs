@@ -10,7 +10,7 @@ use super::scripts::{ADJUST, CLOSE, OPEN, RESTORE, Script};
 use crate::domain::counter::{CounterId, Snapshot, Stamp};
 use crate::domain::ids::{METERS_MAX, MeterId};
 use crate::domain::schedule::Reset;
-use crate::domain::threshold::Told;
+use crate::domain::threshold::Notified;
 use crate::metrics::Recovered;
 
 /// A counter to start at zero.
@@ -37,10 +37,10 @@ pub struct Moved<'a> {
 
 impl Moved<'_> {
     /// Whether thresholds may have been crossed, and not notified, before the move or under another limit.
-    fn may_have_news(&self) -> bool {
-        let told = &self.snapshot.thresholds.told;
-        let moved = self.held.is_some() || told.since == self.snapshot.stamp.version;
-        moved && self.snapshot.may_have_news()
+    fn may_have_threshold_events(&self) -> bool {
+        let notified = &self.snapshot.thresholds.notified;
+        let moved = self.held.is_some() || notified.since == self.snapshot.stamp.version;
+        moved && self.snapshot.may_have_threshold_events()
     }
 }
 
@@ -142,7 +142,7 @@ impl Connection {
     ) -> Result<Vec<RecoveryReply>, Error> {
         let calls = moved.iter().map(|moved| {
             let snapshot = moved.snapshot;
-            let (counter, told) = (&snapshot.counter, snapshot.thresholds.told);
+            let (counter, notified) = (&snapshot.counter, snapshot.thresholds.notified);
             let meters: Vec<&str> = moved.meters.iter().map(MeterId::as_str).collect();
             let held = moved.held.map(|it| format!("{} {}", it.sequence, it.stamp));
             let arguments = (
@@ -156,9 +156,11 @@ impl Connection {
                 snapshot.refunded,
                 snapshot.sequence,
             );
-            let dirty_since = moved.may_have_news().then(|| now.timestamp_millis());
+            let dirty_since = moved
+                .may_have_threshold_events()
+                .then(|| now.timestamp_millis());
             let mut call = RESTORE.call(&self.recovery_keys(counter), arguments);
-            call.arg(text((told != Told::default()).then_some(told)))
+            call.arg(text((notified != Notified::default()).then_some(notified)))
                 .arg(text(snapshot.adjusted))
                 .arg(text(dirty_since))
                 .arg(counter.organization.as_str());
@@ -243,8 +245,8 @@ impl Connection {
         let words: Vec<String> = self.invoke_all(script, calls).await?;
         for word in &words {
             match word.as_str() {
-                "opened" => self.metrics.counter_opened(Recovered::AtZero),
-                "restored" => self.metrics.counter_opened(Recovered::FromPostgres),
+                "opened" => self.metrics.counter_recovered(Recovered::AtZero),
+                "restored" => self.metrics.counter_recovered(Recovered::FromPostgres),
                 _ => {}
             }
         }

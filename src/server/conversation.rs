@@ -15,7 +15,7 @@ use super::service::Answerer;
 use super::state::{Entry, Order};
 use super::stream::Watched;
 use crate::config::ConnectionLimits;
-use crate::metrics::Closed;
+use crate::metrics::CloseReason;
 
 /// The largest head of a request, bytes. Beside it, room for a URI that is refused for its own length.
 const HEAD_MAX: usize = 80 * 1024;
@@ -121,22 +121,22 @@ impl Conversation {
     }
 
     /// When it has to be looked at again at the latest, and why it ends then if nothing changes.
-    fn deadline(&self) -> Option<(Instant, Closed)> {
+    fn deadline(&self) -> Option<(Instant, CloseReason)> {
         let asked = self.entry.connection.asked.load(Ordering::Relaxed);
         let limits = &self.limits;
         let waiting = self.waiting.map(|since| {
             if asked {
-                (since + limits.idle, Closed::IdleTimeout)
+                (since + limits.idle, CloseReason::IdleTimeout)
             } else {
-                (since + limits.header, Closed::HeaderTimeout)
+                (since + limits.header, CloseReason::HeaderTimeout)
             }
         });
         let head = self
             .head
-            .map(|it| (it + limits.header, Closed::HeaderTimeout));
+            .map(|it| (it + limits.header, CloseReason::HeaderTimeout));
         let stuck = self
             .blocked
-            .map(|it| (it + limits.body, Closed::WriteTimeout));
+            .map(|it| (it + limits.body, CloseReason::WriteTimeout));
         [waiting, head, stuck]
             .into_iter()
             .flatten()
@@ -144,18 +144,18 @@ impl Conversation {
     }
 
     /// Begins to end where that is wanted; ready if there is nothing to wait for.
-    fn poll_order(&mut self, context: &mut Context<'_>) -> Poll<Option<Closed>> {
+    fn poll_order(&mut self, context: &mut Context<'_>) -> Poll<Option<CloseReason>> {
         match self.entry.connection.order() {
             Order::Go => Poll::Pending,
-            Order::Evicted => Poll::Ready(Some(Closed::Evicted)),
-            Order::Close => Poll::Ready(Some(Closed::Stopped)),
+            Order::Evicted => Poll::Ready(Some(CloseReason::Evicted)),
+            Order::Close => Poll::Ready(Some(CloseReason::Stopped)),
             Order::Finish if self.finishing => Poll::Pending,
             Order::Finish => {
                 self.finishing = true;
                 self.speaking.as_mut().graceful_shutdown();
                 let done = self.speaking.as_mut().poll(context).is_ready();
                 if done || self.entry.connection.waits() {
-                    return Poll::Ready(Some(Closed::Stopped));
+                    return Poll::Ready(Some(CloseReason::Stopped));
                 }
                 self.timer.as_mut().reset(Instant::now() + STOP_PATIENCE);
                 Poll::Pending
@@ -164,7 +164,7 @@ impl Conversation {
     }
 
     /// The timer, set to the next deadline again and again.
-    fn poll_timer(&mut self, context: &mut Context<'_>) -> Poll<Option<Closed>> {
+    fn poll_timer(&mut self, context: &mut Context<'_>) -> Poll<Option<CloseReason>> {
         loop {
             let deadline = self.deadline();
             if !self.finishing
@@ -177,7 +177,7 @@ impl Conversation {
             let now = Instant::now();
             if self.finishing {
                 if self.entry.connection.waits_for_caller() {
-                    return Poll::Ready(Some(Closed::Stopped));
+                    return Poll::Ready(Some(CloseReason::Stopped));
                 }
                 self.timer.as_mut().reset(now + STOP_PATIENCE);
                 continue;
@@ -193,9 +193,9 @@ impl Conversation {
 }
 
 impl Future for Conversation {
-    type Output = Option<Closed>;
+    type Output = Option<CloseReason>;
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Closed>> {
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<CloseReason>> {
         self.entry.connection.listen(context.waker());
         // First, so that what was answered has left before anything else is decided.
         if let Poll::Ready(ended) = self.speaking.as_mut().poll(context) {

@@ -24,7 +24,7 @@ pub use open_files::make_room;
 
 use crate::config::ConnectionLimits;
 use crate::http;
-use crate::metrics::{Closed, Metrics};
+use crate::metrics::{CloseReason, Metrics};
 use conversation::{Conversation, Protocols};
 use state::{Connections, Order};
 
@@ -108,7 +108,7 @@ impl Server {
                 );
             });
             if !open.evict() {
-                metrics.connection_closed(Closed::Refused);
+                metrics.connection_closed(CloseReason::Refused);
                 // As far as the socket takes it at once: whoever is refused costs nothing.
                 let _ = stream.try_write(http::refusal(503).unwrap_or_default().as_bytes());
                 return;

@@ -10,7 +10,7 @@ use chrono_tz::Tz;
 
 use crate::context::Context;
 use crate::domain::history::{
-    Granularity, INSTANTS, Order, Position, Row, Window, filled, windows,
+    Granularity, INSTANTS, Order, Position, Row, Window, fill_gaps, windows,
 };
 use crate::domain::ids::{MeterId, OrganizationId};
 use crate::domain::period::ResetPeriod;
@@ -20,7 +20,7 @@ use crate::policies::Policies;
 use crate::postgres::events::{self, Recorded};
 use crate::postgres::history::{self, Counted, Filter, Page};
 
-/// The most rows that a list may have when it is filled with zeros.
+/// The most rows that a list may have when it is fill_gaps with zeros.
 pub const FILLED_MAX: usize = 50_000;
 
 /// The most hours or days of all zones that one statement adds up.
@@ -150,7 +150,7 @@ impl History {
             Some(length) => self.windows(list, length, &page).await?,
             None => history::periods(&self.ctx.postgres, &page).await?,
         };
-        let rows = filled(found, zeros, list.order, count);
+        let rows = fill_gaps(found, zeros, list.order, count);
         Ok(rows
             .into_iter()
             .map(|row| Entry {

@@ -29,8 +29,8 @@ use crate::domain::ids::{IdempotencyKey, MeterId, OrganizationId};
 use crate::domain::period::Period;
 use crate::domain::policy::{Policy, Rule};
 use crate::domain::quantity::Count;
-use crate::domain::retention::EARLY;
-use crate::domain::retry::{Waiting, granted_from};
+use crate::domain::retention::EARLY_MAX;
+use crate::domain::retry::{DeniedMeter, earliest_grant};
 use crate::domain::threshold::crossed;
 use crate::failure::Failure;
 use crate::metrics;
@@ -98,7 +98,7 @@ pub struct Decided {
     /// The state of each meter after the decision, in the order of the demands.
     pub meters: Vec<MeterUsage>,
     /// Of a refusal: from when on the same would be granted, if nobody else calls; none where waiting does not help.
-    pub granted_from: Option<DateTime<Utc>>,
+    pub earliest_grant: Option<DateTime<Utc>>,
     /// What was decided by, as far as this instance knew.
     policy: Arc<CachedPolicy>,
     /// Whether a newer policy than that has decided.
@@ -236,18 +236,18 @@ impl Usage {
         if refusal.replayed && !refusal.meters.iter().all(runs) {
             return;
         }
-        let call: Vec<Waiting<'_>> = refusal
+        let call: Vec<DeniedMeter<'_>> = refusal
             .meters
             .iter()
-            .map(|usage| Waiting {
+            .map(|usage| DeniedMeter {
                 meter: &usage.meter,
                 demand: usage.demand,
                 used: usage.used,
                 end: usage.period.end,
             })
             .collect();
-        let granted_from = granted_from(&refusal.policy, &call, now);
-        refusal.granted_from = granted_from.filter(|at| !refusal.replayed || *at > now);
+        let earliest_grant = earliest_grant(&refusal.policy, &call, now);
+        refusal.earliest_grant = earliest_grant.filter(|at| !refusal.replayed || *at > now);
     }
 
     async fn find_decision(&self, request: &Request) -> Result<Decided, Error> {
@@ -464,7 +464,7 @@ impl Usage {
             times_granted: 0,
             replayed: false,
             meters: meters.collect(),
-            granted_from: None,
+            earliest_grant: None,
             policy: Arc::clone(&asked.policy),
             outdated: false,
         })
@@ -509,7 +509,7 @@ impl Usage {
             return Ok(now);
         };
         let age = now - at;
-        if age > self.ctx.late || -age > EARLY {
+        if age > self.ctx.late || -age > EARLY_MAX {
             return Err(Error::TimestampOutOfRange(self.ctx.late.num_hours()));
         }
         Ok(at)
@@ -697,7 +697,7 @@ fn decided(request: &Request, policy: &Arc<CachedPolicy>, answer: &Answer) -> De
         times_granted: u32::from(answer.granted),
         replayed: answer.replayed,
         meters: meters.collect(),
-        granted_from: None,
+        earliest_grant: None,
         policy: Arc::clone(policy),
         outdated: answer.readings.iter().any(newer),
     }

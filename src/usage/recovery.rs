@@ -19,7 +19,7 @@ use crate::domain::period::Period;
 use crate::domain::policy::Policy;
 use crate::domain::retention;
 use crate::domain::schedule::Reset;
-use crate::domain::threshold::Watched;
+use crate::domain::threshold::WatchedThresholds;
 use crate::failure::Failure;
 use crate::postgres;
 use crate::postgres::adjustments::Pending;
@@ -27,7 +27,7 @@ use crate::postgres::usage::{self, Move, ThresholdEvents};
 use crate::redis::{self, Connection, Correction, Missing, Moved, Next, RecoveryReply, Shard};
 
 /// By so much a data set must be older than a period for a missing counter of that period to be zero:
-/// [`EARLY`](retention::EARLY), and a minute by which the clocks of instances may differ.
+/// [`EARLY_MAX`](retention::EARLY_MAX), and a minute by which the clocks of instances may differ.
 const MARGIN: Duration = Duration::minutes(6);
 
 /// Each half of the shards has its groups, so that one is with Redis while the other is with Postgres.
@@ -266,7 +266,7 @@ impl Recovery {
             .map_or(adjustment.at, |oldest| adjustment.at.max(oldest));
         let hour = policy.schedule.slot(at).start;
         let limit = policy.limits.get(&counter.meter).cloned();
-        let watched = Watched::of(&limit.unwrap_or_default());
+        let watched = WatchedThresholds::of(&limit.unwrap_or_default());
         for _ in 0..ROUNDS_MAX {
             let Some(generation) = connection.generation(shard) else {
                 self.number(connection, shard).await?;

@@ -9,7 +9,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use crate::context::Context;
 use crate::domain::counter::CounterId;
 use crate::domain::ids::OrganizationId;
-use crate::domain::verification::{Counted, Mismatch, Sums, mismatches};
+use crate::domain::verification::{LiveCounter, Mismatch, Totals, mismatches};
 use crate::failure::Failure;
 use crate::policies::Policies;
 use crate::postgres::verification;
@@ -39,9 +39,9 @@ pub struct Difference {
     /// What does not fit.
     pub mismatch: Mismatch,
     /// What the one place says.
-    pub expected: Sums,
+    pub expected: Totals,
     /// What the other says.
-    pub found: Sums,
+    pub found: Totals,
 }
 
 impl Verifier {
@@ -149,7 +149,7 @@ impl Verifier {
     async fn counted(
         &self,
         counters: &BTreeSet<CounterId>,
-    ) -> Result<BTreeMap<CounterId, Counted>, Failure> {
+    ) -> Result<BTreeMap<CounterId, LiveCounter>, Failure> {
         let connection = self.ctx.redis.connection().await?;
         let ids: Vec<CounterId> = counters.iter().cloned().collect();
         let found = connection.read_counted(&ids, READ_MAX).await?;

@@ -48,7 +48,7 @@ fn the_example_of_an_environment_has_every_setting_with_its_default() {
 fn the_table_of_metrics_is_what_is_told() {
     let metrics = Metrics::new("0.1.0", chrono::DateTime::UNIX_EPOCH);
     // What has no samples before something happens.
-    metrics.answered("GET", "/readyz", Some(200), Duration::ZERO);
+    metrics.request_completed("GET", "/readyz", Some(200), Duration::ZERO);
     metrics.decided(
         Operation::Check,
         Outcome::Granted,

@@ -12,7 +12,7 @@ use tallyman::domain::decision::{self, Decision, Demand, decide};
 use tallyman::domain::ids::OrganizationId;
 use tallyman::domain::policy::{Enforcement, MeterLimit, Rule};
 use tallyman::domain::quantity::{AMOUNT_MAX, COUNT_MAX, Count};
-use tallyman::domain::threshold::Watched;
+use tallyman::domain::threshold::WatchedThresholds;
 use tallyman::redis::{
     Answer, Attempt, Charge, Configuration, Configured, Connection, Missing, Operation, Outcome,
     PolicyText, Reading, RecoveryReply, Redis, Settings, Shard,
@@ -275,7 +275,7 @@ struct Held {
     hours: BTreeMap<DateTime<Utc>, (i64, u64, u64)>,
     /// What was crossed under this limit, each with the first count to do so; and under the limits before.
     crossed: Vec<(String, u64)>,
-    past: Vec<String>,
+    previous_limits: Vec<String>,
     /// Calls that were refused before this limit.
     denied_before: u64,
     changed: bool,
@@ -286,7 +286,7 @@ impl Held {
     fn take(&mut self, stamp: Stamp) {
         if self.stamp.rule != stamp.rule {
             let crossed = std::mem::take(&mut self.crossed);
-            self.past.push(written(&crossed));
+            self.previous_limits.push(written(&crossed));
             self.denied_before = self.denied;
         }
         self.stamp = stamp;
@@ -344,14 +344,14 @@ fn written(crossed: &[(String, u64)]) -> String {
 /// What every limit is watched for.
 const WARN_AT: [u16; 3] = [37, 80, 100];
 
-fn watched(rule: Rule) -> Arc<Watched> {
+fn watched(rule: Rule) -> Arc<WatchedThresholds> {
     let limit = MeterLimit {
         limit: rule.limit,
         enforcement: rule.enforcement,
         warn_at: WARN_AT.to_vec(),
         ..MeterLimit::default()
     };
-    Arc::new(Watched::of(&limit))
+    Arc::new(WatchedThresholds::of(&limit))
 }
 
 #[derive(Debug)]
@@ -553,7 +553,7 @@ async fn agrees(bench: &Bench, number: usize, case: &Case) -> Result<(), TestCas
             stamp: first,
             hours: BTreeMap::new(),
             crossed: Vec::new(),
-            past: Vec::new(),
+            previous_limits: Vec::new(),
             denied_before: 0,
             changed: false,
         });
@@ -605,8 +605,11 @@ async fn agrees(bench: &Bench, number: usize, case: &Case) -> Result<(), TestCas
         prop_assert_eq!(snapshot.stamp, held.stamp);
         let thresholds = &snapshot.thresholds;
         prop_assert_eq!(thresholds.crossed.to_string(), written(&held.crossed));
-        let past = thresholds.past.iter().map(|past| past.crossed.to_string());
-        prop_assert_eq!(&past.collect::<Vec<_>>(), &held.past);
+        let previous = thresholds
+            .previous_limits
+            .iter()
+            .map(|it| it.crossed.to_string());
+        prop_assert_eq!(&previous.collect::<Vec<_>>(), &held.previous_limits);
         let hours: BTreeMap<_, _> = snapshot
             .hours
             .iter()

@@ -7,7 +7,7 @@ use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
 
 use crate::domain::ids::OrganizationId;
-use crate::domain::input::whole;
+use crate::domain::input::integer;
 use crate::http::auth::Administrator;
 use crate::http::extract::{Query, instant};
 
@@ -42,7 +42,7 @@ pub(in crate::http) struct Wanted {
 }
 
 fn cursor<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
-    let cursor = whole(deserializer, 0..=i64::MAX, "the nextCursor of a page")?;
+    let cursor = integer(deserializer, 0..=i64::MAX, "the nextCursor of a page")?;
     Ok(Some(cursor.unsigned_abs()))
 }
 

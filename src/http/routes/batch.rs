@@ -16,7 +16,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::domain::decision::{self, Operation};
 use crate::domain::ids::{IdempotencyKey, MeterId, OrganizationId};
-use crate::domain::input::{ByMeter, Instant, given};
+use crate::domain::input::{ByMeter, Instant, optional};
 use crate::domain::patch::not_null;
 use crate::domain::quantity::Amount;
 use crate::http::auth::{Caller, Ingest, OrganizationParam};
@@ -95,7 +95,7 @@ struct Item {
     #[schema(value_type = BTreeMap<MeterId, Amount>, required = false)]
     require: Option<ByMeter<Amount>>,
     /// When it happened; of a track.
-    #[serde(default, deserialize_with = "given::<Instant, _>")]
+    #[serde(default, deserialize_with = "optional::<Instant, _>")]
     #[schema(nullable = false)]
     timestamp: Option<DateTime<Utc>>,
     /// Makes repeating this item harmless; otherwise it is that of the batch, a slash and the item's index.

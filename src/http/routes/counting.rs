@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 
 use crate::domain::decision::{Demand, Operation};
 use crate::domain::ids::{IdempotencyKey, METERS_MAX, MeterId, OrganizationId};
-use crate::domain::input::{ByMeter, Instant, given};
+use crate::domain::input::{ByMeter, Instant, optional};
 use crate::domain::patch::not_null;
 use crate::domain::policy::Enforcement;
 use crate::domain::quantity::{Amount, Count};
@@ -54,7 +54,7 @@ pub(in crate::http) struct Charges {
     pub(in crate::http) require: Option<ByMeter<Amount>>,
     /// When it happened: at most 48 hours ago (a setting), and 5 minutes ahead. It counts in the hour and the period that
     /// it belongs to.
-    #[serde(default, deserialize_with = "given::<Instant, _>")]
+    #[serde(default, deserialize_with = "optional::<Instant, _>")]
     #[schema(nullable = false)]
     pub(in crate::http) timestamp: Option<DateTime<Utc>>,
 }
@@ -483,7 +483,7 @@ pub(in crate::http) fn result(request: &Request, decided: &Decided, several: boo
 /// A refusal as a problem.
 pub(in crate::http) fn refusal(decided: &Decided, usage: UsageResult, now: DateTime<Utc>) -> Error {
     Error::LimitExceeded {
-        retry_after_seconds: decided.granted_from.map(|at| seconds(at - now)),
+        retry_after_seconds: decided.earliest_grant.map(|at| seconds(at - now)),
         usage: Box::new(usage),
     }
 }
@@ -495,7 +495,7 @@ impl Denial {
         Self {
             first: refused.iter().any(|(_, refused)| refused.first),
             denied_by: refused.into_iter().map(|(meter, _)| meter).collect(),
-            retry_at: decided.granted_from,
+            retry_at: decided.earliest_grant,
         }
     }
 }

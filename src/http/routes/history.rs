@@ -18,7 +18,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::domain::history::{Cursor, Granularity, Order, Position};
 use crate::domain::ids::{MeterId, OrganizationId, PlanId};
-use crate::domain::input::{Zone, parsed, written};
+use crate::domain::input::{Zone, nullable, parse_str};
 use crate::domain::period::ResetMode;
 use crate::domain::quantity::Count;
 use crate::http::auth::{InOrganization, OrganizationParam, Read};
@@ -60,7 +60,7 @@ pub(in crate::http) struct OfOrganization {
     #[param(inline)]
     order: Option<Order>,
     /// Days of another zone than the organization's: an IANA name.
-    #[serde(default, deserialize_with = "written::<Zone, _, _>")]
+    #[serde(default, deserialize_with = "nullable::<Zone, _, _>")]
     #[param(value_type = Option<String>, example = "Europe/Berlin")]
     time_zone: Option<Tz>,
     /// For JSON alone; other formats have no pages.
@@ -99,7 +99,7 @@ pub(in crate::http) struct OfAll {
     #[param(inline)]
     order: Option<Order>,
     /// Days of another zone than the organization's: an IANA name.
-    #[serde(default, deserialize_with = "written::<Zone, _, _>")]
+    #[serde(default, deserialize_with = "nullable::<Zone, _, _>")]
     #[param(value_type = Option<String>, example = "Europe/Berlin")]
     time_zone: Option<Tz>,
     /// For JSON alone; other formats have no pages.
@@ -574,7 +574,7 @@ fn fingerprint(
 }
 
 fn cursor<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Cursor>, D::Error> {
-    parsed(deserializer, "the nextCursor of a page", str::parse).map(Some)
+    parse_str(deserializer, "the nextCursor of a page", str::parse).map(Some)
 }
 
 fn invalid(parameter: &str, detail: impl Into<String>) -> Error {

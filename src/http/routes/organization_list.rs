@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::domain::ids::{MeterId, OrganizationId, PlanId};
-use crate::domain::input::shown;
+use crate::domain::input::quoted;
 use crate::domain::quantity::Count;
 use crate::domain::summary::State as UsageSummary;
 use crate::http::auth::Read;
@@ -139,7 +139,7 @@ fn listing(wanted: Wanted) -> Result<Listing, Error> {
             pointer: "/cursor".to_owned(),
             detail: format!(
                 "must be the nextCursor of a page in this order; got {}",
-                shown(&cursor)
+                quoted(&cursor)
             ),
         })
     });

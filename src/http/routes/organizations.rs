@@ -13,8 +13,8 @@ use utoipa::ToSchema;
 
 use crate::admin;
 use crate::domain::ids::{MeterId, OrganizationId, PlanId};
-use crate::domain::input::{WarnAt, given};
-use crate::domain::patch::{Change, OrganizationPatch, named, not_null};
+use crate::domain::input::{WarnAt, optional};
+use crate::domain::patch::{Change, OrganizationPatch, double_option, not_null};
 use crate::domain::period::{ResetMode, ResetPeriod};
 use crate::domain::policy::{
     Enforcement, Feature, Features, Limit, LimitOverride, MeterLimit, OrganizationSettings, Policy,
@@ -101,7 +101,7 @@ impl Organization {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(in crate::http) struct LimitChange {
     /// Units that a period includes; null is unlimited, 0 is nothing.
-    #[serde(default, deserialize_with = "named")]
+    #[serde(default, deserialize_with = "double_option")]
     #[schema(value_type = Option<Count>)]
     limit: Option<Limit>,
     /// What happens beyond the limit.
@@ -109,7 +109,7 @@ pub(in crate::http) struct LimitChange {
     #[schema(nullable = false)]
     enforcement: Option<Enforcement>,
     /// Percentages of the limit at which people are told, ascending.
-    #[serde(default, deserialize_with = "given::<WarnAt, _>")]
+    #[serde(default, deserialize_with = "optional::<WarnAt, _>")]
     #[schema(schema_with = warn_at)]
     warn_at: Option<Vec<u16>>,
     /// A limit that lies on top for a time; null ends it.

@@ -18,7 +18,7 @@ use utoipa::{IntoParams, IntoResponses, ToSchema};
 use crate::admin::PluginUpdate;
 use crate::domain::history::{Granularity, Order};
 use crate::domain::ids::{MeterId, OrganizationId, PlanId};
-use crate::domain::input::whole;
+use crate::domain::input::integer;
 use crate::domain::patch::not_null;
 use crate::domain::period::{ResetMode, ResetPeriod};
 use crate::domain::policy::{Feature, Features};
@@ -69,7 +69,7 @@ impl Default for HistoryLimit {
 
 impl<'de> Deserialize<'de> for HistoryLimit {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let limit = whole(deserializer, 1..=1000, "an integer from 1 to 1000")?;
+        let limit = integer(deserializer, 1..=1000, "an integer from 1 to 1000")?;
         Ok(Self(u16::try_from(limit).unwrap_or_default()))
     }
 }

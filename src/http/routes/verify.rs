@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::domain::ids::{MeterId, OrganizationId};
-use crate::domain::verification::{Mismatch, Sums};
+use crate::domain::verification::{Mismatch, Totals};
 use crate::http::auth::{Administrator, OrganizationParam};
 use crate::http::extract::Query;
 use crate::http::list::PageSize;
@@ -63,9 +63,9 @@ struct Unfit {
     period_start: DateTime<Utc>,
     mismatch: Mismatch,
     /// What Redis says, or for `storedHours` the snapshot.
-    expected: Sums,
+    expected: Totals,
     /// What Postgres says, or for `hours` and `storedHours` the hours.
-    found: Sums,
+    found: Totals,
 }
 
 impl From<Difference> for Unfit {

@@ -353,14 +353,14 @@ impl Flusher {
                     counter: &snapshot.counter,
                     snapshot: Some(snapshot),
                     stored: *stored,
-                    told: batch.news.get(&position).map(|news| news.told),
+                    notified: batch.news.get(&position).map(|events| events.notified),
                     drop_hours_before,
                 });
         let missing = batch.missing.iter().map(|counter| Settlement {
             counter,
             snapshot: None,
             stored: false,
-            told: None,
+            notified: None,
             drop_hours_before,
         });
         for settlement in read.chain(missing) {
@@ -425,7 +425,7 @@ impl Flusher {
         // Where another clock runs ahead, a counter may seem to be of the future.
         self.ctx
             .metrics
-            .flush_lags(lag.to_std().unwrap_or_default());
+            .set_flush_lag(lag.to_std().unwrap_or_default());
     }
 
     /// This month's partitions and the next two.

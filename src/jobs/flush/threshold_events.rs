@@ -6,7 +6,7 @@ use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 
 use super::Flusher;
 use crate::domain::counter::Snapshot;
-use crate::domain::threshold::MeterNews;
+use crate::domain::threshold::MeterThresholdEvents;
 use crate::failure::Failure;
 use crate::policies::{CachedPolicy, Policies};
 use crate::postgres::usage::ThresholdEvents;
@@ -19,11 +19,11 @@ impl Flusher {
     pub(super) async fn news(&self, snapshots: &[Snapshot]) -> Result<ThresholdEvents, Failure> {
         let mut looking = Vec::new();
         for (position, snapshot) in snapshots.iter().enumerate() {
-            if snapshot.may_have_news() {
+            if snapshot.may_have_threshold_events() {
                 looking.push(self.news_of(position, snapshot));
             }
         }
-        let found: Vec<Option<(usize, MeterNews)>> = stream::iter(looking)
+        let found: Vec<Option<(usize, MeterThresholdEvents)>> = stream::iter(looking)
             .buffer_unordered(LOOKING_MAX)
             .try_collect()
             .await?;
@@ -34,11 +34,13 @@ impl Flusher {
         &self,
         position: usize,
         snapshot: &Snapshot,
-    ) -> Result<Option<(usize, MeterNews)>, Failure> {
+    ) -> Result<Option<(usize, MeterThresholdEvents)>, Failure> {
         let policy = policy_of(&self.policies, snapshot).await?;
         let limit = policy.limits.get(&snapshot.counter.meter);
         let warn_at = limit.map_or(&[][..], |limit| &limit.warn_at);
-        Ok(snapshot.news(warn_at).map(|news| (position, news)))
+        Ok(snapshot
+            .threshold_events(warn_at)
+            .map(|news| (position, news)))
     }
 }
 

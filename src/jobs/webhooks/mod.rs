@@ -25,10 +25,10 @@ use crate::context::Context;
 use crate::domain::ids::{EventId, WebhookId};
 use crate::domain::webhook::{
     Delivery, DeliveryStatus, DisabledReason, InvalidWebhook, NewWebhook, Secret, Webhook,
-    WebhookChange, check_events, pause,
+    WebhookChange, check_events, retry_delay,
 };
 use crate::failure::Failure;
-use crate::metrics::{Delivered, Worker};
+use crate::metrics::{DeliveryOutcome, Worker};
 use crate::postgres::Actor;
 use crate::postgres::webhooks::{self, Attempt, Claimed, Health, Message};
 use sender::{Answer, Sender};
@@ -256,7 +256,7 @@ impl Webhooks {
         let lag = oldest.map_or(TimeDelta::zero(), |since| now - since);
         self.ctx
             .metrics
-            .deliveries_lag(lag.to_std().unwrap_or_default());
+            .set_delivery_lag(lag.to_std().unwrap_or_default());
         Ok(due.into_iter().map(|(id, _)| id).collect())
     }
 
@@ -292,10 +292,10 @@ impl Webhooks {
             .map(|(message, answer)| attempt(id, message, answer, now))
             .collect();
         for attempt in &attempts {
-            self.ctx.metrics.delivered(match attempt.status {
-                DeliveryStatus::Succeeded => Delivered::Succeeded,
-                DeliveryStatus::Pending => Delivered::Failed,
-                DeliveryStatus::Failed => Delivered::GivenUp,
+            self.ctx.metrics.delivery_attempted(match attempt.status {
+                DeliveryStatus::Succeeded => DeliveryOutcome::Succeeded,
+                DeliveryStatus::Pending => DeliveryOutcome::Failed,
+                DeliveryStatus::Failed => DeliveryOutcome::GivenUp,
             });
         }
         let arrived = |it: &&Attempt| it.status == DeliveryStatus::Succeeded;
@@ -345,7 +345,7 @@ fn attempt(id: &WebhookId, message: &Message, answer: Answer, now: DateTime<Utc>
     let spread = xxh3_64(format!("{id}{}{}", message.id, message.attempts).as_bytes());
     let next_at = match answer.status {
         Some(200..=299 | GONE) => None,
-        _ => pause(message.attempts.saturating_add(1), spread).map(|pause| now + pause),
+        _ => retry_delay(message.attempts.saturating_add(1), spread).map(|pause| now + pause),
     };
     Attempt {
         id: message.id.clone(),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use reqwest::Url;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
-use crate::domain::input::shown;
+use crate::domain::input::quoted;
 use crate::domain::webhook::InvalidWebhook;
 
 /// The longest URL.
@@ -40,13 +40,13 @@ impl Targets {
             let detail = format!(
                 "must be at most {URL_MAX} bytes; got {} bytes: {}",
                 url.len(),
-                shown(url)
+                quoted(url)
             );
             return Err(InvalidWebhook::url(detail));
         }
         let unlike = || {
             let example = "an http:// or https:// URL, such as https://example.com/tallyman";
-            InvalidWebhook::url(format!("must be {example}; got {}", shown(url)))
+            InvalidWebhook::url(format!("must be {example}; got {}", quoted(url)))
         };
         // A parser of URLs passes over those inside, so that another text would be kept than is called.
         if url.contains(|c: char| c.is_control() || c.is_whitespace()) {

@@ -14,7 +14,7 @@ use super::reply;
 use super::types::{Charge, Operation, Outcome};
 use crate::domain::counter::{CounterId, Stamp};
 use crate::domain::decision;
-use crate::domain::threshold::Watched;
+use crate::domain::threshold::WatchedThresholds;
 use crate::redis::codec::{Array, Items, size};
 use crate::redis::keys::{KeyList, Keys, Shard};
 use crate::redis::scripts::COUNT;
@@ -233,7 +233,7 @@ struct Rule<'a> {
     counter: usize,
     stamp: Stamp,
     hour: DateTime<Utc>,
-    watched: &'a Watched,
+    watched: &'a WatchedThresholds,
     /// Another rule of the same counter.
     next: Option<usize>,
 }
@@ -342,7 +342,7 @@ impl<'a> Layout<'a> {
                 .push_optional(rule.stamp.rule.cap().map(|cap| cap.get()))
                 .push_text(text)
                 .push_signed(rule.hour.timestamp_millis())
-                .push_optional(rule.watched.from)
+                .push_optional(rule.watched.lowest)
                 .push_text(&rule.watched.percents);
         }
         Batch {

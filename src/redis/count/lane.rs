@@ -162,7 +162,7 @@ impl Lane {
         operations.extend(calls.iter().flat_map(|call| &call.operations));
         let batch = Batch::new(&self.node.keys, &operations);
         let charges = operations.iter().map(|it| it.charges.len()).sum();
-        connection.metrics.count_called(calls.len(), charges);
+        connection.metrics.batch_sent(calls.len(), charges);
         let reply = self.send_until_replied(&connection, &batch).await;
         let outcomes = reply.and_then(|reply| {
             let outcomes = batch.outcomes(&operations, &reply);
@@ -254,7 +254,7 @@ impl Lane {
         });
         connection
             .metrics
-            .script_answered(COUNT.label, started.elapsed());
+            .script_completed(COUNT.label, started.elapsed());
         reply
     }
 }

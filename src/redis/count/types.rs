@@ -8,7 +8,7 @@ use crate::domain::counter::{CounterId, Stamp};
 use crate::domain::decision::{self, Demand};
 use crate::domain::ids::{IdempotencyKey, OrganizationId};
 use crate::domain::quantity::Count;
-use crate::domain::threshold::Watched;
+use crate::domain::threshold::WatchedThresholds;
 
 /// Counts all of its charges or none.
 #[derive(Debug, Clone)]
@@ -38,7 +38,7 @@ pub struct Charge {
     /// The start of the hour that the units belong to.
     pub hour: DateTime<Utc>,
     /// The thresholds of that stamp's limit.
-    pub watched: Arc<Watched>,
+    pub watched: Arc<WatchedThresholds>,
 }
 
 /// The use of an idempotency key.
