@@ -1,7 +1,7 @@
-//! What concurrent callers want is seen to in groups: while one group is on its way, the next gathers.
+//! Coalesces requests of concurrent callers into batches: while one batch is processed, the next gathers.
 //!
-//! Nothing waits on a timer, so that a lone caller is served at once, and a thousand share a handful of
-//! round trips. Callers that want the same share one wish. Knows nothing of what is wanted.
+//! No timer is involved: a lone caller is served immediately, and a thousand callers share a few round trips.
+//! Callers with the same key share one request.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
@@ -11,109 +11,119 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures::FutureExt as _;
 use tokio::sync::oneshot;
 
-/// How many different wishes one group holds at most.
+/// The most distinct requests in one batch.
 pub const COALESCED_MAX: usize = 1000;
 
-/// How many callers may wait; more are refused.
+/// The most callers that may wait; more are refused.
 const WAITING_MAX: usize = 65_536;
 
-/// The callers that wait for the next group; clones share them. A wish `W` is told from others by its key `K`, and
-/// is answered with an `A`, or with an `E` where its group failed.
+/// Why a batch failed.
+pub trait BatchError: Clone + Send + Sync + 'static {
+    /// The error for a caller that was not served: too many wait, or its batch panicked.
+    fn overloaded() -> Self;
+
+    /// Whether a single request may have caused it, so that the halves of the batch are worth a retry.
+    fn may_concern_one(&self) -> bool;
+}
+
+/// The callers that wait for the next batch; clones share them. A request `R` is identified by its key `K`, and
+/// its reply is a `T`, or an `E` if its batch failed.
 #[derive(Debug)]
-pub struct Coalescer<K, W, A, E>(Arc<Mutex<Gathering<K, W, A, E>>>);
+pub struct Coalescer<K, R, T, E>(Arc<Mutex<Queue<K, R, T, E>>>);
 
 #[derive(Debug)]
-struct Gathering<K, W, A, E> {
-    /// In the order in which they came.
-    waiting: VecDeque<(K, W, Answer<A, E>)>,
-    /// Whether a task sees to one group after the other until nobody waits.
+struct Queue<K, R, T, E> {
+    /// In order of arrival.
+    waiting: VecDeque<(K, R, Caller<T, E>)>,
+    /// Whether a task processes batches; it runs until nobody waits.
     busy: bool,
 }
 
-type Answer<A, E> = oneshot::Sender<Result<A, E>>;
+type Caller<T, E> = oneshot::Sender<Result<T, E>>;
 
-/// Different wishes, and who waits for each.
-type Group<W, A, E> = Vec<(W, Vec<Answer<A, E>>)>;
+/// Distinct requests, each with the callers that wait for it.
+type Batch<R, T, E> = Vec<(R, Vec<Caller<T, E>>)>;
 
-impl<K, W, A, E> Default for Coalescer<K, W, A, E> {
+impl<K, R, T, E> Default for Coalescer<K, R, T, E> {
     fn default() -> Self {
-        Self(Arc::new(Mutex::new(Gathering {
+        Self(Arc::new(Mutex::new(Queue {
             waiting: VecDeque::new(),
             busy: false,
         })))
     }
 }
 
-impl<K, W, A, E> Clone for Coalescer<K, W, A, E> {
+impl<K, R, T, E> Clone for Coalescer<K, R, T, E> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
     }
 }
 
-impl<K, W, A, E> Coalescer<K, W, A, E>
+impl<K, R, T, E> Coalescer<K, R, T, E>
 where
     K: Eq + Hash + Send + 'static,
-    W: Clone + Send + Sync + 'static,
-    A: Clone + Send + Sync + 'static,
-    E: Clone + Send + Sync + 'static,
+    R: Clone + Send + Sync + 'static,
+    T: Clone + Send + Sync + 'static,
+    E: BatchError,
 {
-    /// Waits until a group with this wish was seen to. Every caller brings the same `see_to`, which answers
-    /// wishes in their order, or fails. Where one wish may be to blame for that (`by_one`), the halves of the group
-    /// are seen to apart, so that the others do not suffer. Goes on where the caller goes away.
-    /// None where too many wait.
-    pub async fn ask<F>(
+    /// Waits until `process` has processed a batch with this request. All callers pass the same function and equal
+    /// contexts. It returns one reply for each request, in order, or fails. If one request may have caused the failure,
+    /// the halves of the batch are retried separately, so that the others succeed. Continues when the caller is
+    /// cancelled.
+    pub async fn process<C, F>(
         &self,
         key: K,
-        wish: W,
-        by_one: fn(&E) -> bool,
-        see_to: impl Fn(Vec<W>) -> F + Send + Sync + 'static,
-    ) -> Option<Result<A, E>>
+        request: R,
+        context: C,
+        process: fn(C, Vec<R>) -> F,
+    ) -> Result<T, E>
     where
-        F: Future<Output = Result<Vec<A>, E>> + Send + 'static,
+        C: Clone + Send + Sync + 'static,
+        F: Future<Output = Result<Vec<T>, E>> + Send + 'static,
     {
-        let (answer, answered) = oneshot::channel();
+        let (caller, reply) = oneshot::channel();
         let idle = {
-            let mut gathering = self.gathering();
-            if gathering.waiting.len() >= WAITING_MAX {
-                return None;
+            let mut queue = self.queue();
+            if queue.waiting.len() >= WAITING_MAX {
+                return Err(E::overloaded());
             }
-            gathering.waiting.push_back((key, wish, answer));
-            !std::mem::replace(&mut gathering.busy, true)
+            queue.waiting.push_back((key, request, caller));
+            !std::mem::replace(&mut queue.busy, true)
         };
         if idle {
             #[expect(
                 clippy::disallowed_methods,
-                reason = "it ends with the callers, each of whom waits for it"
+                reason = "the task ends once no caller waits, and each caller waits for its reply"
             )]
-            tokio::spawn(self.clone().run(by_one, see_to));
+            tokio::spawn(self.clone().run(context, process));
         }
-        answered.await.ok()
+        reply.await.unwrap_or_else(|_| Err(E::overloaded()))
     }
 
-    async fn run<F>(self, by_one: fn(&E) -> bool, see_to: impl Fn(Vec<W>) -> F)
+    async fn run<C: Clone, F>(self, context: C, process: fn(C, Vec<R>) -> F)
     where
-        F: Future<Output = Result<Vec<A>, E>>,
+        F: Future<Output = Result<Vec<T>, E>>,
     {
-        while let Some(group) = self.next_group() {
-            let mut groups = vec![group];
-            while let Some(mut group) = groups.pop() {
-                let wishes = group.iter().map(|(wish, _)| wish.clone()).collect();
-                // A panic must not leave the next callers waiting for ever.
-                let outcome = AssertUnwindSafe(see_to(wishes)).catch_unwind().await;
-                match outcome {
-                    Ok(Ok(answers)) => {
-                        for ((_, askers), answer) in group.into_iter().zip(answers) {
-                            tell(askers, &Ok(answer));
+        while let Some(batch) = self.next_batch() {
+            let mut batches = vec![batch];
+            while let Some(mut batch) = batches.pop() {
+                let requests = batch.iter().map(|(request, _)| request.clone()).collect();
+                // After a panic the next callers must not wait forever.
+                let processed = AssertUnwindSafe(process(context.clone(), requests));
+                match processed.catch_unwind().await {
+                    Ok(Ok(replies)) => {
+                        for ((_, callers), reply) in batch.into_iter().zip(replies) {
+                            send(callers, &Ok(reply));
                         }
                     }
-                    Ok(Err(error)) if group.len() > 1 && by_one(&error) => {
-                        groups.push(group.split_off(group.len() / 2));
-                        groups.push(group);
+                    Ok(Err(error)) if batch.len() > 1 && error.may_concern_one() => {
+                        batches.push(batch.split_off(batch.len() / 2));
+                        batches.push(batch);
                     }
                     Ok(Err(error)) => {
-                        let refused = Err(error);
-                        for (_, askers) in group {
-                            tell(askers, &refused);
+                        let failed = Err(error);
+                        for (_, callers) in batch {
+                            send(callers, &failed);
                         }
                     }
                     Err(_) => {}
@@ -122,35 +132,35 @@ where
         }
     }
 
-    /// Those that have waited longest; none if nobody waits, and then the next caller starts anew.
-    fn next_group(&self) -> Option<Group<W, A, E>> {
-        let mut gathering = self.gathering();
-        let (mut group, mut places) = (Group::new(), HashMap::new());
-        while group.len() < COALESCED_MAX
-            && let Some((key, wish, answer)) = gathering.waiting.pop_front()
+    /// The requests that have waited longest. None if nobody waits: then the next caller starts a new task.
+    fn next_batch(&self) -> Option<Batch<R, T, E>> {
+        let mut queue = self.queue();
+        let (mut batch, mut places) = (Batch::new(), HashMap::new());
+        while batch.len() < COALESCED_MAX
+            && let Some((key, request, caller)) = queue.waiting.pop_front()
         {
-            if answer.is_closed() {
+            if caller.is_closed() {
                 continue;
             }
-            let place = *places.entry(key).or_insert(group.len());
-            match group.get_mut(place) {
-                Some((_, askers)) => askers.push(answer),
-                None => group.push((wish, vec![answer])),
+            let place = *places.entry(key).or_insert(batch.len());
+            match batch.get_mut(place) {
+                Some((_, callers)) => callers.push(caller),
+                None => batch.push((request, vec![caller])),
             }
         }
-        gathering.busy = !group.is_empty();
-        gathering.busy.then_some(group)
+        queue.busy = !batch.is_empty();
+        queue.busy.then_some(batch)
     }
 
-    fn gathering(&self) -> MutexGuard<'_, Gathering<K, W, A, E>> {
+    fn queue(&self) -> MutexGuard<'_, Queue<K, R, T, E>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn tell<A: Clone, E: Clone>(askers: Vec<Answer<A, E>>, answer: &Result<A, E>) {
-    for asker in askers {
-        // Who has gone away does not need to know.
-        let _ = asker.send(answer.clone());
+fn send<T: Clone, E: Clone>(callers: Vec<Caller<T, E>>, reply: &Result<T, E>) {
+    for caller in callers {
+        // A cancelled caller needs no reply.
+        let _ = caller.send(reply.clone());
     }
 }
 
@@ -161,109 +171,120 @@ mod tests {
 
     use super::*;
 
-    type Numbers = Coalescer<u32, u32, u32, &'static str>;
+    #[derive(Debug, Clone, Copy, PartialEq)]
+    enum Failure {
+        Overloaded,
+        One,
+        All,
+    }
 
-    /// What asked for `numbers` at once gets, and the groups that it was seen to in. The first group is on its way
-    /// until all others wait.
-    async fn ask_all(numbers: Vec<u32>) -> (Vec<Option<Result<u32, &'static str>>>, Vec<Vec<u32>>) {
-        let (groups, seen) = (Numbers::default(), Arc::new(Mutex::new(Vec::new())));
+    impl BatchError for Failure {
+        fn overloaded() -> Self {
+            Self::Overloaded
+        }
+
+        fn may_concern_one(&self) -> bool {
+            *self == Self::One
+        }
+    }
+
+    type Numbers = Coalescer<u32, u32, u32, Failure>;
+
+    type Batches = Arc<Mutex<Vec<Vec<u32>>>>;
+
+    /// A batch with 13 or 66 fails, and one with 99 panics.
+    async fn times_ten(
+        (batches, gate): (Batches, Arc<Semaphore>),
+        requests: Vec<u32>,
+    ) -> Result<Vec<u32>, Failure> {
+        gate.acquire().await.unwrap().forget();
+        gate.add_permits(1);
+        batches.lock().unwrap().push(requests.clone());
+        match requests.iter().find(|it| [13, 66].contains(*it)) {
+            Some(13) => Err(Failure::One),
+            Some(_) => Err(Failure::All),
+            None => {
+                assert!(!requests.contains(&99), "a panic in a batch");
+                Ok(requests.iter().map(|it| it * 10).collect())
+            }
+        }
+    }
+
+    /// Requests `numbers` concurrently; returns the replies and the batches. The first batch is in flight until
+    /// all others wait.
+    async fn process_all(numbers: Vec<u32>) -> (Vec<Result<u32, Failure>>, Vec<Vec<u32>>) {
+        let (coalescer, batches) = (Numbers::default(), Arc::new(Mutex::new(Vec::new())));
         let gate = Arc::new(Semaphore::new(0));
-        let asked = numbers.into_iter().map(|number| {
-            let (seen, gate) = (Arc::clone(&seen), Arc::clone(&gate));
-            let by_one = |error: &&str| *error == "odd";
-            groups.ask(number, number, by_one, move |wishes| {
-                let (seen, gate) = (Arc::clone(&seen), Arc::clone(&gate));
-                async move {
-                    gate.acquire().await.unwrap().forget();
-                    gate.add_permits(1);
-                    seen.lock().unwrap().push(wishes.clone());
-                    match wishes.iter().find(|it| [13, 66].contains(*it)) {
-                        Some(13) => Err("odd"),
-                        Some(_) => Err("all"),
-                        None => {
-                            assert!(!wishes.contains(&99), "a defect");
-                            Ok(wishes.iter().map(|it| it * 10).collect())
-                        }
-                    }
-                }
-            })
-        });
-        let all = join_all(asked);
+        let context = (Arc::clone(&batches), Arc::clone(&gate));
+        let replies = numbers
+            .into_iter()
+            .map(|number| coalescer.process(number, number, context.clone(), times_ten));
+        let all = join_all(replies);
         let opened = async { gate.add_permits(1) };
-        let (answers, ()) = tokio::join!(all, opened);
-        let seen = seen.lock().unwrap().clone();
-        (answers, seen)
+        let (replies, ()) = tokio::join!(all, opened);
+        let batches = batches.lock().unwrap().clone();
+        (replies, batches)
     }
 
     #[tokio::test]
-    async fn what_gathers_meanwhile_is_one_group_and_equal_wishes_are_one() {
-        let (answers, seen) = ask_all(vec![1, 2, 3, 2, 4]).await;
-        assert_eq!(answers, [10, 20, 30, 20, 40].map(|it| Some(Ok(it))));
-        assert_eq!(seen, [vec![1, 2, 3, 4]]);
+    async fn requests_that_arrive_during_a_batch_are_the_next_and_equal_ones_are_merged() {
+        let (replies, batches) = process_all(vec![1, 2, 3, 2, 4]).await;
+        assert_eq!(replies, [10, 20, 30, 20, 40].map(Ok));
+        assert_eq!(batches, [vec![1, 2, 3, 4]]);
     }
 
     #[tokio::test]
-    async fn a_group_has_a_bound() {
-        let (answers, seen) = ask_all((100..2600).collect()).await;
-        assert_eq!(answers[2499], Some(Ok(25_990)));
-        let sizes: Vec<usize> = seen.iter().map(Vec::len).collect();
+    async fn batches_are_bounded() {
+        let (replies, batches) = process_all((100..2600).collect()).await;
+        assert_eq!(replies[2499], Ok(25_990));
+        let sizes: Vec<usize> = batches.iter().map(Vec::len).collect();
         assert_eq!(sizes, [1000, 1000, 500]);
     }
 
     #[tokio::test]
-    async fn one_wish_that_fails_its_group_fails_alone() {
-        let (answers, _) = ask_all((1..=40).collect()).await;
-        for (number, answer) in (1..=40).zip(answers) {
+    async fn a_request_that_fails_its_batch_fails_alone() {
+        let (replies, _) = process_all((1..=40).collect()).await;
+        for (number, reply) in (1..=40).zip(replies) {
             let expected = if number == 13 {
-                Err("odd")
+                Err(Failure::One)
             } else {
                 Ok(number * 10)
             };
-            assert_eq!(answer, Some(expected));
+            assert_eq!(reply, expected);
         }
     }
 
     #[tokio::test]
-    async fn what_fails_for_all_is_not_tried_again() {
-        let (answers, seen) = ask_all(vec![1, 66, 2]).await;
-        assert_eq!(answers, [Some(Err("all")); 3]);
-        assert_eq!(seen.len(), 1);
+    async fn a_failure_that_concerns_all_is_not_retried() {
+        let (replies, batches) = process_all(vec![1, 66, 2]).await;
+        assert_eq!(replies, [Err(Failure::All); 3]);
+        assert_eq!(batches.len(), 1);
     }
 
     #[tokio::test]
-    async fn a_caller_that_goes_away_takes_no_other_along() {
-        let groups = Numbers::default();
+    async fn a_cancelled_caller_does_not_affect_others() {
+        async fn echo(gate: Arc<Semaphore>, requests: Vec<u32>) -> Result<Vec<u32>, Failure> {
+            gate.acquire().await.unwrap().forget();
+            Ok(requests)
+        }
+        let coalescer = Numbers::default();
         let gate = Arc::new(Semaphore::new(0));
-        let ask = |number| {
-            let gate = Arc::clone(&gate);
-            groups.ask(
-                number,
-                number,
-                |_| false,
-                move |wishes| {
-                    let gate = Arc::clone(&gate);
-                    async move {
-                        gate.acquire().await.unwrap().forget();
-                        Ok(wishes)
-                    }
-                },
-            )
-        };
-        // Each has been asked for when it goes away; the first sees to the groups.
-        let mut going = Vec::from([Box::pin(ask(1)), Box::pin(ask(2))]);
-        for asked in &mut going {
-            assert!(asked.as_mut().now_or_never().is_none());
+        let request = |number| coalescer.process(number, number, Arc::clone(&gate), echo);
+        // Both are polled once before they are cancelled; the first starts the task.
+        let mut cancelled = Vec::from([Box::pin(request(1)), Box::pin(request(2))]);
+        for request in &mut cancelled {
+            assert!(request.as_mut().now_or_never().is_none());
         }
-        let mut staying = Box::pin(ask(3));
-        assert!(staying.as_mut().now_or_never().is_none());
-        drop(going);
+        let mut kept = Box::pin(request(3));
+        assert!(kept.as_mut().now_or_never().is_none());
+        drop(cancelled);
         gate.add_permits(2);
-        assert_eq!(staying.await, Some(Ok(3)));
+        assert_eq!(kept.await, Ok(3));
     }
 
     #[tokio::test]
-    async fn a_defect_leaves_nobody_waiting() {
-        let (answers, _) = ask_all(vec![1, 99]).await;
-        assert_eq!(answers, [None, None]);
+    async fn a_panic_leaves_no_caller_waiting() {
+        let (replies, _) = process_all(vec![1, 99]).await;
+        assert_eq!(replies, [Err(Failure::Overloaded); 2]);
     }
 }

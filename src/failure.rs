@@ -1,5 +1,6 @@
 //! What any use case can fail with. A use case with errors of its own carries these in one variant.
 
+use crate::coalescer::BatchError;
 use crate::domain::ids::MeterId;
 use crate::postgres;
 use crate::redis;
@@ -27,9 +28,12 @@ pub enum Failure {
     KeyReused,
 }
 
-impl Failure {
-    /// Whether a single item of a batch may have caused this, so that the others may succeed without it.
-    pub fn may_be_of_one(&self) -> bool {
+impl BatchError for Failure {
+    fn overloaded() -> Self {
+        Self::Redis(redis::Error::Overloaded)
+    }
+
+    fn may_concern_one(&self) -> bool {
         match self {
             Self::Redis(error) => error.may_be_of_one(),
             Self::Postgres(error) => error.may_be_of_one(),

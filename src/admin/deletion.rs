@@ -65,7 +65,7 @@ impl Admin {
             &self.ctx.postgres,
             organization,
             actor,
-            self.policies.reach(now),
+            self.policies.oldest_end(now),
             now + HEAD_START,
             now,
             |before| {
@@ -84,7 +84,7 @@ impl Admin {
             keys,
         } = prepared.commit().await?;
         for key in &keys {
-            self.auth.forget(key);
+            self.auth.invalidate(key);
         }
         let counters = self
             .policies

@@ -21,7 +21,7 @@ impl Admin {
     /// Revokes a key for good; false if there is none.
     pub async fn revoke_key(&self, id: &ApiKeyId, actor: &Actor) -> Result<bool, Error> {
         let found = api_keys::revoke(&self.ctx.postgres, id, actor).await?;
-        self.auth.forget(id);
+        self.auth.invalidate(id);
         // It is revoked, whatever comes now: the sweeps to come mirror it as well.
         if let Err(error) = self.auth.sweep_once().await {
             tracing::warn!(%error, "a revoked API key has not reached Redis yet");

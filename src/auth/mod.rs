@@ -1,15 +1,16 @@
-//! Who may call: looks API keys up, close at hand first, and verifies JWTs.
+//! Authentication: looks up API keys, and verifies JWTs.
 //!
-//! Of a key: cache, then the mirror in Redis, then Postgres, so that counting authenticates while Postgres is
-//! away. Keys change in Postgres; only the sweep writes the mirror, in the order of the changes, so that a
-//! revoked key does not come back, whatever was lost, delayed or restored. With both servers up a
-//! revocation is in force everywhere after a sweep and the life of the caches, which is below 5 s.
+//! A key is looked up in the cache, then in the mirror in Redis, then in Postgres, so counting authenticates while
+//! Postgres is down. Keys change in Postgres; only the sweep writes the mirror, in the order of the changes, so a
+//! revoked key does not come back after a loss, a delay or a restored backup. With both servers up, a revocation is
+//! effective everywhere after one sweep and the lifetime of the caches, which is less than 5 s.
 //!
-//! Whoever can write to Redis must not make keys thereby. So what is mirrored is sealed with a secret of Postgres
-//! ([`seal`]), and each instance knows from there which keys are revoked, so that no older record brings one back.
-//! Until an instance has reached Postgres it can tell no seal, and takes a record on trust for counting alone, which
-//! Redis lets its writers do anyway.
+//! Write access to Redis must not be enough to create a key. So the mirrored records are sealed with a secret that
+//! Postgres stores ([`seal`]), and each instance loads the revoked keys from Postgres, so an older record does not
+//! bring one back. Until an instance has reached Postgres it cannot verify seals, and accepts unverified records for
+//! counting only, which anybody with write access to Redis can do anyway.
 
+mod error;
 mod jwks;
 mod seal;
 mod signatures;
@@ -24,12 +25,12 @@ use chrono::{DateTime, DurationRound as _, TimeDelta, Utc};
 use quick_cache::sync::Cache;
 use tokio_util::sync::CancellationToken;
 
+pub use error::Error;
 pub use tokens::{User, may_hold_token};
 
 use crate::config::JwtConfig;
 use crate::context::Context;
 use crate::domain::ids::ApiKeyId;
-use crate::failure::Failure;
 use crate::metrics::{self, Worker};
 use crate::postgres;
 use crate::postgres::api_keys::{self, KeyRecord, PresentedKey};
@@ -37,88 +38,70 @@ use crate::redis::{self, KeyChanges};
 use seal::Seal;
 use tokens::Tokens;
 
-/// How long a key, or the absence of one, is believed without looking again.
+/// How long a record, or the absence of one, is cached.
 const CACHE_LIFETIME: TimeDelta = TimeDelta::seconds(2);
 
-/// How many keys are kept at hand.
+/// The most keys in the cache.
 const CACHE_SIZE: usize = 10_000;
 
-/// Between two looks for changes that the mirror does not have.
+/// Between two sweeps.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How many changes one step of a sweep applies at most.
+/// The most changes that one step of a sweep applies.
 const SWEEP_BATCH: u32 = 1000;
 
-/// Under which name the revision of the mirror is sealed; no id of a key looks like this.
+/// The name that the revision of the mirror is sealed under; no key has this id.
 const MARK: &str = "mark";
 
-/// Between two notes in Postgres of which keys were used.
+/// Between two updates in Postgres of when keys were last used.
 const USES_INTERVAL: Duration = Duration::from_mins(1);
 
-/// The handle on keys and tokens; clones share the cache.
+/// The handle on API keys and JWTs; clones share the cache.
 #[derive(Debug, Clone)]
 pub struct Auth {
     ctx: Context,
-    cache: Arc<Cache<ApiKeyId, Arc<Known>>>,
-    /// Unknown until Postgres was reached.
+    cache: Arc<Cache<ApiKeyId, Arc<CachedKey>>>,
+    /// Unset until Postgres has been reached.
     seal: Arc<OnceLock<Seal>>,
     revoked: Arc<Mutex<Revoked>>,
-    /// The minute in which keys were last used, as far as Postgres has not been told.
+    /// The minute in which keys were last used, until it is stored in Postgres.
     uses: Arc<Mutex<BTreeMap<ApiKeyId, DateTime<Utc>>>>,
-    /// None where no JWT is accepted.
+    /// None if the service accepts no JWTs.
     tokens: Option<Tokens>,
 }
 
-/// Which keys Postgres has said to be revoked.
+/// The keys that are revoked in Postgres.
 #[derive(Debug, Default)]
 struct Revoked {
     ids: HashSet<ApiKeyId>,
-    /// The revision of the last of them.
-    up_to: u64,
+    /// The revision up to which they have been loaded.
+    revision: u64,
 }
 
-/// What a look-up found.
+/// The result of a look-up.
 #[derive(Debug)]
-struct Known {
+struct CachedKey {
     record: Option<Arc<KeyRecord>>,
-    /// Before the look-up, so that nothing that changed during it is believed for longer.
+    /// When the look-up began, so a change during it does not extend the lifetime.
     looked_up_at: DateTime<Utc>,
-    /// Whether its use has been noted, which is once in the life of this.
-    noted: AtomicBool,
+    /// Whether a use was recorded, which happens once in the lifetime of this.
+    use_recorded: AtomicBool,
 }
 
-impl Known {
+impl CachedKey {
     fn is_fresh(&self, now: DateTime<Utc>) -> bool {
         let age = now - self.looked_up_at;
-        // Revoked is final. A clock that was set back must not prolong anything.
+        // A revocation is final. A clock that was set back must not extend a lifetime.
         (TimeDelta::zero()..CACHE_LIFETIME).contains(&age)
             || self.record.as_ref().is_some_and(|record| record.revoked)
     }
 }
 
-/// Why a key could be neither accepted nor refused, or the mirror not be kept.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// A failure that use cases share.
-    #[error(transparent)]
-    Failure(Failure),
-    /// The auth server, which alone knows a JWT's key.
-    #[error("the keys of the auth server cannot be fetched: {0}")]
-    AuthServer(String),
-}
-
-impl<E: Into<Failure>> From<E> for Error {
-    fn from(failure: E) -> Self {
-        Self::Failure(failure.into())
-    }
-}
-
 impl Auth {
-    /// A handle that knows no keys yet.
+    /// Creates a handle with an empty cache.
     pub fn new(ctx: Context, jwt: Option<JwtConfig>) -> Result<Self, reqwest::Error> {
-        let tokens = jwt
-            .map(|jwt| Tokens::new(jwt, ctx.clock.clone()))
-            .transpose()?;
+        let tokens = jwt.map(|jwt| Tokens::new(jwt, ctx.clock.clone()));
+        let tokens = tokens.transpose()?;
         Ok(Self {
             ctx,
             cache: Arc::new(Cache::new(CACHE_SIZE)),
@@ -129,7 +112,7 @@ impl Auth {
         })
     }
 
-    /// The same, sharing all that is known, with the connections to Postgres of another context.
+    /// The same handle, sharing the cache, with the connections to Postgres of another context.
     #[must_use]
     pub fn on(&self, ctx: Context) -> Self {
         Self {
@@ -138,43 +121,43 @@ impl Auth {
         }
     }
 
-    /// The record of a key, if the key is right, and neither expired nor revoked.
+    /// The record of a key, if the secret matches and the key is neither expired nor revoked.
     pub async fn authenticate(&self, key: &PresentedKey) -> Result<Option<Arc<KeyRecord>>, Error> {
         let now = self.ctx.clock.now();
         let cached = self.cache.get(&key.id);
-        let known = if let Some(known) = cached.filter(|known| known.is_fresh(now)) {
+        let cached = if let Some(cached) = cached.filter(|cached| cached.is_fresh(now)) {
             self.ctx.metrics.cache_hit(metrics::Cache::Keys);
-            known
+            cached
         } else {
             self.ctx.metrics.cache_missed(metrics::Cache::Keys);
-            // In a box, so that a call whose key is at hand does not carry this about.
+            // Boxed: keeps the hot-path future small.
             Box::pin(self.look_up(&key.id, now)).await?
         };
-        let Some(record) = &known.record else {
+        let Some(record) = &cached.record else {
             return Ok(None);
         };
         if !record.matches(key) || !record.is_valid_at(now) {
             return Ok(None);
         }
-        if !known.noted.load(Ordering::Relaxed) {
-            known.noted.store(true, Ordering::Relaxed);
-            self.note_use(&key.id, now);
+        if !cached.use_recorded.load(Ordering::Relaxed) {
+            cached.use_recorded.store(true, Ordering::Relaxed);
+            self.record_use(&key.id, now);
         }
         Ok(Some(Arc::clone(record)))
     }
 
-    /// The record of a key as Postgres has it, where one is not proven; none if that does not accept the key.
+    /// Replaces a record whose seal was not verified by the one in Postgres; none if Postgres does not accept the key.
     pub async fn prove(&self, record: &Arc<KeyRecord>) -> Result<Option<Arc<KeyRecord>>, Error> {
         if record.proven {
             return Ok(Some(Arc::clone(record)));
         }
         let found = api_keys::find(&self.ctx.postgres, &record.id).await?;
         let now = self.ctx.clock.now();
-        let same = found.filter(|it| it.is_of_the_key_of(record) && it.is_valid_at(now));
-        Ok(same.map(Arc::new))
+        let accepted = found.filter(|it| it.is_of_the_key_of(record) && it.is_valid_at(now));
+        Ok(accepted.map(Arc::new))
     }
 
-    /// The user that a JWT was made for, if it is right, and now is its time.
+    /// The user that a JWT was issued for, if it is valid now.
     pub async fn user(&self, token: &str) -> Result<Option<User>, Error> {
         match &self.tokens {
             Some(tokens) => tokens.verify(token).await,
@@ -182,36 +165,35 @@ impl Auth {
         }
     }
 
-    /// Drops what is cached of one key.
-    pub fn forget(&self, id: &ApiKeyId) {
+    /// Removes a key from the cache.
+    pub fn invalidate(&self, id: &ApiKeyId) {
         self.cache.remove(id);
     }
 
-    /// Learns what Postgres alone can tell: the seal of the mirror, and which keys are revoked.
+    /// Loads what only Postgres has: the secret of the seal, and the keys that are revoked.
     pub async fn learn(&self) -> Result<(), postgres::Error> {
         if self.seal.get().is_none() {
             let secret = api_keys::mirror_secret(&self.ctx.postgres).await?;
             let _ = self.seal.set(Seal::new(&secret));
         }
         loop {
-            let up_to = self.revoked().up_to;
-            let news = api_keys::revoked_since(&self.ctx.postgres, up_to, SWEEP_BATCH).await?;
-            let Some((_, newest)) = news.last() else {
+            let since = self.revoked().revision;
+            let newly = api_keys::revoked_since(&self.ctx.postgres, since, SWEEP_BATCH).await?;
+            let Some(&(_, newest)) = newly.last() else {
                 return Ok(());
             };
-            let newest = *newest;
-            for (id, _) in &news {
-                self.cache.remove(id);
-            }
             let mut revoked = self.revoked();
-            revoked.ids.extend(news.into_iter().map(|(id, _)| id));
-            revoked.up_to = revoked.up_to.max(newest);
+            for (id, _) in newly {
+                self.cache.remove(&id);
+                revoked.ids.insert(id);
+            }
+            revoked.revision = revoked.revision.max(newest);
         }
     }
 
-    /// Brings the mirror up to date with Postgres; returns how many records it has written.
+    /// Copies changed records from Postgres to the mirror; returns how many.
     pub async fn sweep_once(&self) -> Result<usize, Error> {
-        // First, so that a revocation needs no Redis that takes writes.
+        // First, because a revocation must not wait for a Redis that accepts writes.
         self.learn().await?;
         let Some(seal) = self.seal.get() else {
             return Ok(0);
@@ -219,16 +201,16 @@ impl Auth {
         let connection = self.ctx.redis.connection().await?;
         let mut written = 0;
         loop {
-            // The mark is as old as the records beside it, so that a rollback of Redis is repaired as well.
+            // The mark is in the same hash as the records, so a rollback of Redis takes it back as well.
             let mark = connection.api_keys_mark().await?;
-            // One of another database, or nobody's, is none.
-            let seen = mark
+            // A mark that this database did not seal is ignored.
+            let revision = mark
                 .as_deref()
-                .and_then(|mark| seal.open(MARK, mark)?.parse().ok());
-            let seen = seen.unwrap_or(0);
-            let Some(changes) =
-                api_keys::changes_since(&self.ctx.postgres, seen, SWEEP_BATCH).await?
-            else {
+                .and_then(|mark| seal.open(MARK, mark)?.parse().ok())
+                .unwrap_or(0);
+            let changes =
+                api_keys::changes_since(&self.ctx.postgres, revision, SWEEP_BATCH).await?;
+            let Some(changes) = changes else {
                 return Ok(written);
             };
             let records = changes
@@ -244,27 +226,27 @@ impl Auth {
                 records,
                 replace: changes.from_the_first,
             };
-            // Where another instance was faster, its mark says how far it came.
+            // If another instance was faster, the next step continues at its mark.
             if connection.mirror_api_keys(mark.as_deref(), &step).await? {
                 written += step.records.len();
             }
         }
     }
 
-    /// Tells Postgres which keys were used since the last time.
+    /// Stores in Postgres which keys were used since the last time.
     pub async fn store_uses(&self) -> Result<(), postgres::Error> {
-        let uses = std::mem::take(&mut *self.uses.lock().unwrap_or_else(PoisonError::into_inner));
+        let uses = std::mem::take(&mut *lock(&self.uses));
         let stored = api_keys::note_uses(&self.ctx.postgres, &uses).await;
         if stored.is_err() {
-            let mut waiting = self.uses.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut later = lock(&self.uses);
             for (id, minute) in uses {
-                waiting.entry(id).or_insert(minute);
+                later.entry(id).or_insert(minute);
             }
         }
         stored
     }
 
-    /// Sweeps, and tells Postgres which keys are used, until `stop`.
+    /// Sweeps, and stores which keys are used, until `stop`.
     pub async fn run(&self, stop: CancellationToken) {
         tokio::join!(self.sweep(&stop), self.keep_uses(&stop));
     }
@@ -279,7 +261,7 @@ impl Auth {
                 .await
             {
                 Err(error) if !failing => {
-                    tracing::warn!(%error, "API keys cannot be mirrored in Redis");
+                    tracing::warn!(%error, "cannot mirror API keys in Redis");
                     failing = true;
                 }
                 Err(_) => {}
@@ -297,7 +279,7 @@ impl Auth {
             let pause = tokio::time::sleep(USES_INTERVAL);
             let stopping = stop.run_until_cancelled(pause).await.is_none();
             if let Err(error) = self.store_uses().await {
-                tracing::warn!(%error, "it cannot be stored when API keys were last used");
+                tracing::warn!(%error, "cannot store when API keys were last used");
             }
             if stopping {
                 return;
@@ -305,39 +287,40 @@ impl Auth {
         }
     }
 
-    async fn look_up(&self, id: &ApiKeyId, now: DateTime<Utc>) -> Result<Arc<Known>, Error> {
+    async fn look_up(&self, id: &ApiKeyId, now: DateTime<Utc>) -> Result<Arc<CachedKey>, Error> {
         let record = match self.mirrored(id).await {
             Ok(Some(record)) => Some(record),
-            // Not mirrored yet, or nobody to ask: Postgres knows.
+            // Not mirrored yet, or Redis is down.
             Ok(None) | Err(_) => api_keys::find(&self.ctx.postgres, id).await?,
         };
         let revoked = self.revoked().ids.contains(id);
         let record = record.map(|mut record| {
             record.revoked |= revoked;
-            record
+            Arc::new(record)
         });
-        let known = Arc::new(Known {
-            record: record.map(Arc::new),
+        let cached = Arc::new(CachedKey {
+            record,
             looked_up_at: now,
-            noted: AtomicBool::new(false),
+            use_recorded: AtomicBool::new(false),
         });
-        self.cache.insert(id.clone(), Arc::clone(&known));
-        Ok(known)
+        self.cache.insert(id.clone(), Arc::clone(&cached));
+        Ok(cached)
     }
 
     async fn mirrored(&self, id: &ApiKeyId) -> Result<Option<KeyRecord>, redis::Error> {
         let connection = self.ctx.redis.connection().await?;
-        let text = connection.api_key(id).await?;
-        let Some(text) = text else { return Ok(None) };
+        let Some(text) = connection.api_key(id).await? else {
+            return Ok(None);
+        };
         let seal = self.seal.get();
         let opened = match seal {
             Some(seal) => seal.open(id.as_str(), &text),
             None => text.split_once(' ').map(|(_, text)| text),
         };
         if opened.is_none() {
-            tracing::warn!(key_id = %id, "a record of an API key in Redis is not sealed by this database, and is not believed");
+            tracing::warn!(key_id = %id, "ignoring a record of an API key in Redis that this database did not seal");
         }
-        // What another release wrote and this one cannot read is as good as absent.
+        // A record that another release wrote and this release cannot read counts as missing.
         let record: Option<KeyRecord> = opened.and_then(|text| serde_json::from_str(text).ok());
         Ok(record.map(|mut record| {
             record.proven = seal.is_some();
@@ -346,16 +329,20 @@ impl Auth {
     }
 
     fn revoked(&self) -> MutexGuard<'_, Revoked> {
-        self.revoked.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.revoked)
     }
 
-    /// Rare enough for a lock: once in the life of what is cached of a key.
-    fn note_use(&self, id: &ApiKeyId, now: DateTime<Utc>) {
+    /// Rare enough for a lock: once in the lifetime of a cached key.
+    fn record_use(&self, id: &ApiKeyId, now: DateTime<Utc>) {
         let minute = now.duration_trunc(TimeDelta::minutes(1)).unwrap_or(now);
-        let mut uses = self.uses.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut uses = lock(&self.uses);
         let newest = uses.entry(id.clone()).or_insert(minute);
         *newest = minute.max(*newest);
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn to_json(record: &KeyRecord) -> Result<String, Error> {

@@ -1,11 +1,11 @@
-//! The seal on what Redis mirrors of API keys: made with a secret that only Postgres has, so that whoever can write to
-//! Redis makes no key.
+//! Seals the API key records that are mirrored in Redis, with a secret that only Postgres stores, so that write access
+//! to Redis is not enough to forge a key.
 
 use ring::hmac;
 
 use crate::postgres::api_keys::MirrorSecret;
 
-/// Seals texts, and opens what it has sealed.
+/// Seals texts, and verifies seals.
 #[derive(Debug)]
 pub(super) struct Seal(hmac::Key);
 
@@ -14,13 +14,13 @@ impl Seal {
         Self(hmac::Key::new(hmac::HMAC_SHA256, secret.bytes()))
     }
 
-    /// A text under a name; under another it does not open.
+    /// Seals a text under a name; it opens under no other.
     pub(super) fn close(&self, name: &str, text: &str) -> String {
         let tag = hmac::sign(&self.0, &signed(name, text));
         format!("{} {text}", hex::encode(tag))
     }
 
-    /// The text, if this seal has closed it under this name.
+    /// The text, if this seal closed it under this name.
     pub(super) fn open<'a>(&self, name: &str, sealed: &'a str) -> Option<&'a str> {
         let (tag, text) = sealed.split_once(' ')?;
         let tag = hex::decode(tag).ok()?;
@@ -29,7 +29,7 @@ impl Seal {
     }
 }
 
-/// What is sealed: name and text, told apart by a byte that no name has.
+/// Name and text, separated by a byte that no name contains.
 fn signed(name: &str, text: &str) -> Vec<u8> {
     [name.as_bytes(), b"\0", text.as_bytes()].concat()
 }
@@ -46,7 +46,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_sealed_opens_under_its_own_name_alone(name in "[a-z0-9]{1,16}", text in "\\PC{0,80}") {
+        fn a_sealed_text_opens_under_its_own_name_only(name in "[a-z0-9]{1,16}", text in "\\PC{0,80}") {
             let sealed = seal(1).close(&name, &text);
             prop_assert_eq!(seal(1).open(&name, &sealed), Some(text.as_str()));
             prop_assert_eq!(seal(1).open("another", &sealed), None);

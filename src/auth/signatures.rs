@@ -1,4 +1,4 @@
-//! How the signature of a JWT is verified: with ring, as TLS is.
+//! Verifies the signatures of JWTs with ring, which TLS uses as well.
 
 use jsonwebtoken::crypto::{CryptoProvider, JwtVerifier, KeyUtils};
 use jsonwebtoken::errors::{Error, ErrorKind};
@@ -9,7 +9,7 @@ use ring::signature::{
     UnparsedPublicKey,
 };
 
-/// Makes this the way of the whole process. Another that is there already is as good.
+/// Installs this provider for the process, unless it has one already.
 pub(super) fn install() {
     static RING: CryptoProvider = CryptoProvider {
         signer_factory: |_, _| Err(ErrorKind::UnsupportedAlgorithm.into()),
@@ -19,7 +19,7 @@ pub(super) fn install() {
     let _ = RING.install_default();
 }
 
-/// An algorithm, and a public key that is for it.
+/// An algorithm, and a public key for it.
 struct Ring {
     algorithm: Algorithm,
     key: DecodingKeyKind,

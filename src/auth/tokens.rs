@@ -1,40 +1,41 @@
-//! JWTs of the auth server: who a user is, and which organization they read.
+//! JWTs of the auth server: the user, and the organization that the user may read.
 //!
-//! Only what the auth server has signed, with a key of its JWKS, for this service, and for now. The time is
-//! the service's clock's, as everywhere.
+//! Accepts a token only if the auth server signed it with a key of its JWKS, for this service, and if it is valid at
+//! the time of the service's clock.
 
 use std::sync::Arc;
 
 use jsonwebtoken::{Algorithm, Validation, decode, decode_header};
 use serde_json::{Map, Value};
 
+use super::error::Error;
 use super::jwks::{Jwks, Key};
-use super::{Error, signatures};
+use super::signatures;
 use crate::clock::Clock;
 use crate::config::JwtConfig;
 use crate::domain::ids::OrganizationId;
 
-/// How far the auth server's clock may be off, seconds.
+/// How far the auth server's clock may differ, in seconds.
 const LEEWAY_SECONDS: i64 = 5;
 
-/// The longest name of a user.
+/// The longest user id.
 const USER_MAX: usize = 255;
 
-/// Whoever a JWT was made for.
+/// The user that a JWT was issued for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
     /// The token's `sub`.
     pub id: Arc<str>,
-    /// The only organization that the user reads, if the token names one.
+    /// The only organization that the user may read, if the token names one.
     pub organization: Option<OrganizationId>,
-    /// Whether one of the user's platform roles is among those that may change things.
+    /// Whether one of the user's platform roles is an admin role.
     pub is_admin: bool,
 }
 
-/// The handle on tokens; clones share the auth server's keys.
+/// Verifies tokens; clones share the auth server's keys.
 #[derive(Debug, Clone)]
 pub(super) struct Tokens {
-    jwks: Jwks,
+    jwks: Arc<Jwks>,
     config: Arc<JwtConfig>,
     clock: Clock,
 }
@@ -43,18 +44,18 @@ impl Tokens {
     pub(super) fn new(config: JwtConfig, clock: Clock) -> Result<Self, reqwest::Error> {
         signatures::install();
         Ok(Self {
-            jwks: Jwks::new(config.jwks_url.clone(), clock.clone())?,
+            jwks: Arc::new(Jwks::new(config.jwks_url.clone(), clock.clone())?),
             config: Arc::new(config),
             clock,
         })
     }
 
-    /// Who it was made for, if it is right.
+    /// The user, if the token is valid.
     pub(super) async fn verify(&self, token: &str) -> Result<Option<User>, Error> {
-        let Some(name) = signing_key(token) else {
+        let Some(key_id) = signing_key(token) else {
             return Ok(None);
         };
-        let key = self.jwks.key(&name).await?;
+        let key = self.jwks.key(&key_id).await?;
         Ok(key.and_then(|key| self.user(token, &key)))
     }
 
@@ -63,19 +64,18 @@ impl Tokens {
         validation.set_issuer(&[&self.config.issuer]);
         validation.set_audience(&[&self.config.audience]);
         validation.set_required_spec_claims(&["iss", "aud"]);
-        // It would ask the system's clock.
+        // The library would read the system clock.
         validation.validate_exp = false;
         let claims: Map<String, Value> = decode(token, &key.public, &validation).ok()?.claims;
-        // RFC 7519: one issuer, while an audience may be one of several. The library takes a list of issuers as well.
+        // RFC 7519: `iss` is a single string, but the library accepts a list as well.
         if !claims.get("iss").is_some_and(Value::is_string) {
             return None;
         }
         let now = self.clock.now().timestamp();
-        let (end, begin) = (claims.get("exp"), claims.get("nbf"));
-        if seconds(end?)?.saturating_add(LEEWAY_SECONDS) <= now {
+        if seconds(claims.get("exp")?)?.saturating_add(LEEWAY_SECONDS) <= now {
             return None;
         }
-        if let Some(begin) = begin
+        if let Some(begin) = claims.get("nbf")
             && seconds(begin)? > now + LEEWAY_SECONDS
         {
             return None;
@@ -104,30 +104,27 @@ impl Tokens {
     }
 }
 
-/// The name of the key that a token claims to be signed with; none where it cannot be one of ours, whatever the key.
+/// The id of the key that a token claims to be signed with; none if no key could make the token valid.
 fn signing_key(token: &str) -> Option<String> {
     let header = decode_header(token).ok()?;
-    let ours = [Algorithm::EdDSA, Algorithm::ES256, Algorithm::RS256].contains(&header.alg);
-    // Whoever signs what must be understood (`crit`) says that it is not what it looks like.
-    if ours && header.crit.is_none() {
-        header.kid
-    } else {
-        None
-    }
+    let supported = [Algorithm::EdDSA, Algorithm::ES256, Algorithm::RS256].contains(&header.alg);
+    // A token with critical extensions (`crit`) must be refused by a service that does not implement them.
+    let accepted = supported && header.crit.is_none();
+    header.kid.filter(|_| accepted)
 }
 
-/// A time in a token: seconds since the epoch, which may have fractions.
+/// A time in a token: seconds since the Unix epoch, possibly with a fraction.
 #[expect(
     clippy::cast_possible_truncation,
-    reason = "a time that is far enough away is as good as any"
+    reason = "a time beyond the range of i64 saturates"
 )]
 fn seconds(time: &Value) -> Option<i64> {
     time.as_i64()
         .or_else(|| time.as_f64().map(|time| time as i64))
 }
 
-/// Whether a text holds what may be a token, or the beginning of one, and so must not be repeated: a JSON object
-/// in base64, and a dot after it.
+/// Whether a text may contain a token, or the beginning of one, and so must not be logged or echoed: a JSON object in
+/// base64, followed by a dot.
 pub fn may_hold_token(text: &[u8]) -> bool {
     let is_base64 = |c: &u8| c.is_ascii_alphanumeric() || b"-_".contains(c);
     text.windows(2).enumerate().any(|(at, begins)| {
@@ -139,7 +136,7 @@ pub fn may_hold_token(text: &[u8]) -> bool {
     })
 }
 
-/// No header of a token is shorter in base64: `{"alg":""}`.
+/// The length in base64 of the shortest possible header, `{"alg":""}`.
 const HEADER_MIN: usize = 14;
 
 #[cfg(test)]
@@ -147,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_text_with_a_token_in_it_is_recognized_and_ids_are_not() {
+    fn a_text_that_contains_a_token_is_recognized_and_ids_are_not() {
         let header = "eyJhbGciOiJFZERTQSIsImtpZCI6IjEifQ";
         for token in ["x.y", ".", ".eyJzdWIiOiIxIn0.c2ln"].map(|rest| {
             let dot = if rest.starts_with('.') { "" } else { "." };

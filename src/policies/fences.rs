@@ -1,61 +1,108 @@
-//! What to do where an organization has a fence: find out what became of the change that it stands for, put that in
-//! force, and take the fence away.
+//! Resolves fences: finds out whether the fenced change was committed, applies it, and removes the fence.
 //!
-//! Whoever writes a fence has the lock of all changes until its change is committed, or will never be. So whoever has
-//! seen the fence first and had that lock afterwards knows which; and it does not matter who that is, nor how many.
+//! A fence is written under the lock of all changes, which is held until its change is committed or abandoned. Taking
+//! that lock after reading the fence therefore tells which; any number of callers may do so.
 
 use std::sync::Arc;
 
 use super::Policies;
 use crate::domain::ids::OrganizationId;
 use crate::failure::Failure;
-use crate::postgres::organizations;
-use crate::redis::{self, Connection, KnownOrganization};
+use crate::postgres::organizations::{self, Sources};
+use crate::redis::{Connection, KnownOrganization};
+
+/// Where an organization exists.
+#[derive(Debug, Clone, Copy)]
+pub struct Presence {
+    /// In Postgres.
+    stored: bool,
+    /// Only in Redis: something was counted, and not flushed yet.
+    counted: bool,
+    /// The policy version of its last deletion; 0 if it was never deleted.
+    incarnation: u64,
+}
+
+impl Presence {
+    /// Whether it exists at all.
+    pub fn exists(&self) -> bool {
+        self.stored || self.counted
+    }
+
+    /// The policy version of its last deletion; 0 if it was never deleted.
+    pub fn incarnation(&self) -> u64 {
+        self.incarnation
+    }
+
+    /// Whether it still exists, by what Postgres returns later, under the lock of all changes.
+    pub fn still_exists(&self, sources: &Sources) -> bool {
+        let counted = self.counted && sources.incarnation == self.incarnation;
+        counted || sources.organization.is_some()
+    }
+}
 
 impl Policies {
-    /// What Redis knows of an organization, once no change is on its way that decides which counters it has.
-    pub async fn known(
+    /// Whether an organization was ever counted or configured, and not deleted since.
+    pub async fn exists(&self, organization: &OrganizationId) -> Result<bool, Failure> {
+        Ok(self.presence(organization).await?.exists())
+    }
+
+    /// Looks for an organization in Postgres and, if it is missing there, in Redis.
+    pub async fn presence(&self, organization: &OrganizationId) -> Result<Presence, Failure> {
+        let stored = organizations::presence(&self.ctx.postgres, organization).await?;
+        let mut presence = Presence {
+            stored: stored.exists,
+            counted: false,
+            incarnation: stored.incarnation,
+        };
+        if presence.stored {
+            return Ok(presence);
+        }
+        let connection = self.ctx.redis.connection().await?;
+        if let Some(in_redis) = self.in_redis(&connection, organization).await? {
+            // A deletion that has not reached Redis yet counts all the same.
+            let stale = in_redis.incarnation < presence.incarnation;
+            presence.counted = in_redis.meters.is_some() && !stale;
+            if stale {
+                let sources = self.stored(organization).await?;
+                self.apply(&connection, organization, &sources).await?;
+            }
+        }
+        Ok(presence)
+    }
+
+    /// What Redis has of an organization, once no pending change affects which counters that is.
+    pub async fn in_redis(
         &self,
         connection: &Arc<Connection>,
         organization: &OrganizationId,
     ) -> Result<Option<KnownOrganization>, Failure> {
-        let known = connection.organization(organization);
+        let in_redis = connection.organization(organization);
         let fence = connection.fence_of(organization);
-        let (known, fence) = futures::try_join!(known, fence)?;
+        let (in_redis, fence) = futures::try_join!(in_redis, fence)?;
         if fence.is_none() {
-            return Ok(known);
+            return Ok(in_redis);
         }
         self.pass_fence(organization).await?;
         Ok(connection.organization(organization).await?)
     }
 
-    /// Puts in force what became of the change that the fence of an organization stands for, if it has one. Callers
-    /// share one look at Postgres.
+    /// Resolves the fence of an organization, if it has one. Concurrent callers share the query to Postgres.
     pub async fn pass_fence(&self, organization: &OrganizationId) -> Result<(), Failure> {
-        let policies = self.clone();
-        let wish = organization.clone();
-        let passed = self
-            .passing
-            .ask(wish.clone(), wish, Failure::may_be_of_one, move |wishes| {
-                let policies = policies.clone();
-                async move {
-                    for organization in &wishes {
-                        policies.pass(organization).await?;
-                    }
-                    Ok(vec![(); wishes.len()])
-                }
-            });
-        passed.await.ok_or(redis::Error::Overloaded)?
+        let (key, request) = (organization.clone(), organization.clone());
+        self.fenced
+            .process(key, request, self.clone(), Self::resolve_fences)
+            .await
     }
 
-    async fn pass(&self, organization: &OrganizationId) -> Result<(), Failure> {
+    async fn resolve_fences(self, organizations: Vec<OrganizationId>) -> Result<Vec<()>, Failure> {
         let connection = self.ctx.redis.connection().await?;
-        let Some(version) = connection.fence_of(organization).await? else {
-            return Ok(());
-        };
-        let sources = organizations::settled(&self.ctx.postgres, organization).await?;
-        self.apply(&connection, organization, &sources).await?;
-        connection.unfence(organization, version).await?;
-        Ok(())
+        for id in &organizations {
+            if let Some(version) = connection.fence_of(id).await? {
+                let sources = organizations::settled(&self.ctx.postgres, id).await?;
+                self.apply(&connection, id, &sources).await?;
+                connection.unfence(id, version).await?;
+            }
+        }
+        Ok(vec![(); organizations.len()])
     }
 }

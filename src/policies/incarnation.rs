@@ -1,92 +1,148 @@
-//! What a deleted organization has left in Redis: erased before anybody learns the policy of its new life.
+//! Writes policies to Redis, after erasing the counters of a stale incarnation.
 //!
-//! A counter takes the newest policy that it meets, so one of a former life would go on under the new one. That is
-//! why no policy of a new life is made known, here or to a caller, before every counter that calls
-//! under it could reach is gone. Who finds them first erases them: the deletion itself, the sweep, or a call.
+//! A counter adopts the newest policy that it meets, so a counter from before a deletion would continue under the
+//! policy of the organization's new incarnation. Therefore Redis and callers get that policy only after every counter
+//! that a call under it can reach has been erased. The deletion, the sweep, or a call erases them: the first to notice.
 
 use std::collections::BTreeSet;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::{Policies, Written, held};
-use crate::domain::counter::CounterId;
-use crate::domain::ids::MeterId;
-use crate::domain::retention::{self, EARLY_MAX};
+use super::cache::parse;
+use crate::context::Context;
+use crate::domain::counter::{CounterId, Stamp};
+use crate::domain::ids::{MeterId, OrganizationId};
+use crate::domain::policy::Policy;
+use crate::domain::retention::EARLY_MAX;
 use crate::domain::schedule::Schedule;
 use crate::failure::Failure;
-use crate::redis::{Configured, Connection};
+use crate::postgres;
+use crate::postgres::organizations::Sources;
+use crate::redis::{Configuration, Configured, Connection, PolicyText};
 
-impl Policies {
-    /// No event that is still to come reaches what ended before this, with a day to spare.
-    pub fn reach(&self, now: DateTime<Utc>) -> DateTime<Utc> {
-        retention::oldest_end(now, self.ctx.late)
+/// A policy resolved from Postgres, and its JSON for Redis.
+pub(super) struct SerializedPolicy<'a> {
+    organization: &'a OrganizationId,
+    pub(super) policy: Policy,
+    incarnation: u64,
+    json: String,
+}
+
+impl<'a> SerializedPolicy<'a> {
+    /// Leaves out what no event can reach any more: calendars that ended before `oldest_end`.
+    pub(super) fn new(
+        organization: &'a OrganizationId,
+        sources: &Sources,
+        oldest_end: DateTime<Utc>,
+    ) -> Result<Self, Failure> {
+        let mut policy = sources.policy();
+        policy.schedule = policy.schedule.since(oldest_end);
+        let json = serde_json::to_string(&policy)
+            .map_err(|error| postgres::Error::Inconsistent(error.to_string()))?;
+        Ok(Self {
+            organization,
+            policy,
+            incarnation: sources.incarnation,
+            json,
+        })
     }
 
-    /// Makes policies known to Redis; returns what Redis then knows of each, and how many counters were erased for it.
-    pub(super) async fn make_known(
-        &self,
-        connection: &Connection,
-        policies: &[Written<'_>],
-    ) -> Result<Vec<(Configured, usize)>, Failure> {
-        let now = self.ctx.clock.now();
-        let configurations: Vec<_> = policies.iter().map(|it| it.configuration(&[])).collect();
-        let configured = connection.configure(&configurations, now).await?;
-        let mut known = Vec::with_capacity(configured.len());
-        for (written, configured) in policies.iter().zip(configured) {
-            known.push(match configured {
-                Configured::Former { policy, meters } => {
-                    self.start_incarnation(connection, written, &policy, &meters)
-                        .await?
-                }
-                Configured::Known { .. } => (configured, 0),
-            });
-        }
-        Ok(known)
+    /// The value in Redis.
+    pub(super) fn text(&self) -> String {
+        format!("{} {}", self.policy.version, self.json)
     }
 
-    /// Erases what calls could reach of a former life, and makes the policy of the new one known.
-    async fn start_incarnation(
-        &self,
-        connection: &Connection,
-        written: &Written<'_>,
-        former: &str,
-        meters: &[MeterId],
-    ) -> Result<(Configured, usize), Failure> {
-        let now = self.ctx.clock.now();
-        let organization = written.organization;
-        // What cannot be read says nothing about its periods.
-        let former = held(former);
-        let (from, to) = (now - self.ctx.late, now + EARLY_MAX);
-        let schedules = former
-            .iter()
-            .chain([&written.policy])
-            .map(|it| &it.schedule);
-        let mut reachable = BTreeSet::new();
-        for schedule in schedules {
-            let regular = starts(schedule, from, to);
-            for meter in meters {
-                let resets = schedule.resets.get(meter).into_iter();
-                let reset = resets.flat_map(|reset| [reset.closed_start, reset.at]);
-                reachable.extend(regular.iter().copied().chain(reset).map(|start| CounterId {
-                    organization: organization.clone(),
-                    meter: meter.clone(),
-                    start,
-                }));
-            }
+    pub(super) fn configuration<'b>(
+        &'b self,
+        running: &'b [(CounterId, Stamp)],
+    ) -> Configuration<'b> {
+        Configuration {
+            organization: self.organization,
+            policy: PolicyText {
+                version: self.policy.version,
+                incarnation: self.incarnation,
+                json: &self.json,
+            },
+            running,
         }
-        let reachable: Vec<CounterId> = reachable.into_iter().collect();
-        let erased = connection
-            .erase(organization, written.incarnation, &reachable)
-            .await?;
-        let configuration = written.configuration(&[]);
-        let anew = connection.start_incarnation(&configuration, now).await?;
-        Ok((anew, erased))
     }
 }
 
-/// The starts of all periods of meters that were never reset, which contain an instant of this range, its ends
+/// Writes policies to Redis; returns what Redis then knows of each, and how many counters were erased first.
+pub(super) async fn write(
+    ctx: &Context,
+    connection: &Connection,
+    policies: &[SerializedPolicy<'_>],
+) -> Result<Vec<(Configured, usize)>, Failure> {
+    let now = ctx.clock.now();
+    let configurations: Vec<_> = policies.iter().map(|it| it.configuration(&[])).collect();
+    let replies = connection.configure(&configurations, now);
+    let mut written = Vec::with_capacity(policies.len());
+    for (policy, reply) in policies.iter().zip(replies.await?) {
+        written.push(match reply {
+            Configured::Former {
+                policy: stale,
+                meters,
+            } => {
+                // The periods of an unreadable policy cannot be known.
+                let stale = parse(&stale).map(|it| it.schedule);
+                let schedules = stale.iter().chain([&policy.policy.schedule]);
+                let counters = reachable(policy.organization, schedules, &meters, now, ctx.late);
+                start_incarnation(connection, policy, &counters, now).await?
+            }
+            Configured::Known { .. } => (reply, 0),
+        });
+    }
+    Ok(written)
+}
+
+/// Erases the reachable counters of a stale incarnation, and writes the policy of the new one.
+async fn start_incarnation(
+    connection: &Connection,
+    policy: &SerializedPolicy<'_>,
+    counters: &[CounterId],
+    now: DateTime<Utc>,
+) -> Result<(Configured, usize), Failure> {
+    let (organization, incarnation) = (policy.organization, policy.incarnation);
+    let erased = connection
+        .erase(organization, incarnation, counters)
+        .await?;
+    let configuration = policy.configuration(&[]);
+    let started = connection.start_incarnation(&configuration, now).await?;
+    Ok((started, erased))
+}
+
+/// Every counter that an event under one of these schedules can reach at `now`.
+fn reachable<'a>(
+    organization: &OrganizationId,
+    schedules: impl Iterator<Item = &'a Schedule>,
+    meters: &[MeterId],
+    now: DateTime<Utc>,
+    late: TimeDelta,
+) -> Vec<CounterId> {
+    let mut counters = BTreeSet::new();
+    for schedule in schedules {
+        let regular = period_starts(schedule, now - late, now + EARLY_MAX);
+        for meter in meters {
+            let resets = schedule.resets.get(meter).into_iter();
+            let reset = resets.flat_map(|reset| [reset.closed_start, reset.at]);
+            counters.extend(regular.iter().copied().chain(reset).map(|start| CounterId {
+                organization: organization.clone(),
+                meter: meter.clone(),
+                start,
+            }));
+        }
+    }
+    counters.into_iter().collect()
+}
+
+/// The starts of all periods, of meters that were never reset, that contain an instant from `from` to `to`, both
 /// included.
-fn starts(schedule: &Schedule, from: DateTime<Utc>, to: DateTime<Utc>) -> Vec<DateTime<Utc>> {
+fn period_starts(
+    schedule: &Schedule,
+    from: DateTime<Utc>,
+    to: DateTime<Utc>,
+) -> Vec<DateTime<Utc>> {
     let (mut starts, mut at) = (Vec::new(), to);
     loop {
         let start = schedule.period(at).start;
@@ -117,7 +173,7 @@ mod tests {
     #[test]
     fn every_period_that_an_event_can_reach_is_found() {
         let (from, to) = (at("2031-03-01T10:30:00Z"), at("2031-03-02T12:05:00Z"));
-        let of = |schedule: &Schedule| starts(schedule, from, to);
+        let of = |schedule: &Schedule| period_starts(schedule, from, to);
         assert_eq!(of(&schedule(ResetPeriod::Hourly)).len(), 27);
         assert_eq!(
             of(&schedule(ResetPeriod::Daily)),

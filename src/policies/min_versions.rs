@@ -1,4 +1,4 @@
-//! Below which version a policy is out of date: what this instance knows of the newest defaults and plans.
+//! Minimum versions: a policy below them is stale, because the defaults or its plan have changed since.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,19 +7,19 @@ use arc_swap::ArcSwap;
 
 use crate::domain::ids::PlanId;
 
-/// The newest versions known. They only grow.
+/// The newest versions that this instance knows of; they only grow.
 #[derive(Debug, Default)]
 pub(super) struct MinVersions {
-    /// 0 while this instance knows of none.
+    /// 0 until the defaults have been published.
     defaults: AtomicU64,
-    /// Only plans that have changed since the service was new are in here at all.
+    /// Only plans that were ever changed.
     plans: ArcSwap<HashMap<PlanId, u64>>,
-    /// Up to here every change of a plan is in `plans`; those that were announced may be further.
+    /// Every change of a plan up to this version is in `plans`. Announced changes may be newer.
     swept: AtomicU64,
 }
 
 impl MinVersions {
-    /// Below which version a policy of an organization on this plan was resolved from something older than there is.
+    /// The minimum version of policies on this plan.
     pub(super) fn of(&self, plan: &PlanId) -> u64 {
         let of_plan = self.plans.load().get(plan).copied().unwrap_or(0);
         self.defaults().max(of_plan)
@@ -49,7 +49,7 @@ impl MinVersions {
         self.swept.load(Ordering::Acquire)
     }
 
-    /// Takes in every change of a plan since [`MinVersions::swept`], oldest first.
+    /// Adds every change of a plan since [`MinVersions::swept`], oldest first.
     pub(super) fn sweep(&self, changes: &[(PlanId, u64)]) {
         for (plan, version) in changes {
             self.raise_plan(plan, *version);
@@ -70,24 +70,27 @@ mod tests {
 
     #[test]
     fn a_policy_must_be_as_new_as_the_defaults_and_as_its_plan() {
-        let floors = MinVersions::default();
-        floors.raise_defaults(5);
-        floors.raise_plan(&plan("pro"), 9);
-        floors.raise_plan(&plan("pro"), 7);
-        assert_eq!((floors.of(&plan("pro")), floors.of(&plan("free"))), (9, 5));
-        floors.raise_defaults(12);
+        let versions = MinVersions::default();
+        versions.raise_defaults(5);
+        versions.raise_plan(&plan("pro"), 9);
+        versions.raise_plan(&plan("pro"), 7);
         assert_eq!(
-            (floors.of(&plan("pro")), floors.of(&plan("free"))),
+            (versions.of(&plan("pro")), versions.of(&plan("free"))),
+            (9, 5)
+        );
+        versions.raise_defaults(12);
+        assert_eq!(
+            (versions.of(&plan("pro")), versions.of(&plan("free"))),
             (12, 12)
         );
     }
 
     #[test]
-    fn an_announced_plan_does_not_hide_an_older_change_of_another_from_the_sweep() {
-        let floors = MinVersions::default();
-        floors.raise_plan(&plan("pro"), 9);
-        assert_eq!(floors.swept(), 0);
-        floors.sweep(&[(plan("team"), 8), (plan("pro"), 9)]);
-        assert_eq!((floors.of(&plan("team")), floors.swept()), (8, 9));
+    fn an_announced_plan_does_not_hide_an_older_change_of_another_plan_from_the_sweep() {
+        let versions = MinVersions::default();
+        versions.raise_plan(&plan("pro"), 9);
+        assert_eq!(versions.swept(), 0);
+        versions.sweep(&[(plan("team"), 8), (plan("pro"), 9)]);
+        assert_eq!((versions.of(&plan("team")), versions.swept()), (8, 9));
     }
 }

@@ -1,212 +1,99 @@
-//! The policies in force: cached in the process, held in Redis, and resolved from Postgres.
+//! Effective policies: cached in this process, stored in Redis, and resolved from Postgres.
 //!
-//! Rule 7 of the protocol: a change is committed in Postgres under one version, then written to
-//! Redis (the organization, and its running counters), then announced. What of that is lost is
-//! repaired by the sweep, and by the version in each counter's stamp: a counter that knows a newer policy
-//! than its caller decides by its own, so that what is cached may be old without doing harm.
+//! A change is committed in Postgres under a new version, written to Redis (the organization and its running
+//! counters), and announced to the other instances. If one of these steps fails, the sweep repeats it. The version in
+//! each counter's stamp covers the meantime: a counter with a newer policy than its caller's decides by its own, so a
+//! stale cache does no harm.
 //!
-//! A change of a plan, or of the defaults, reaches Redis one organization at a time: whatever was resolved
-//! from an older one is out of date ([`min_versions`]), and is resolved anew when its organization is asked for.
-//! A temporary limit ends by the clock: what is cached holds until then, and a sweep notes the end.
+//! A change of a plan or of the defaults reaches Redis one organization at a time: every policy below its minimum
+//! version ([`min_versions`]) is stale and is resolved again at the next look-up. A temporary limit ends by the
+//! clock: cached policies expire at its end, and a sweep records it.
 
+mod apply;
 mod cache;
 mod fences;
 mod incarnation;
 mod min_versions;
+mod sync;
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use chrono::{DateTime, TimeDelta, Utc};
-use futures::StreamExt;
-use quick_cache::sync::Cache;
-use tokio_util::sync::CancellationToken;
+use chrono::{DateTime, Utc};
 
 use crate::coalescer::Coalescer;
 use crate::context::Context;
-use crate::domain::counter::{CounterId, Stamp};
 use crate::domain::ids::OrganizationId;
-use crate::domain::plan::Plan;
-use crate::domain::policy::Policy;
+use crate::domain::retention;
 use crate::failure::Failure;
-use crate::metrics::{self, Worker};
+use crate::metrics;
+use crate::postgres;
 use crate::postgres::organizations::{self, Sources};
-use crate::postgres::{self, Actor, plans};
-use crate::redis::{
-    self, Announcement, Configuration, Configured, Connection, KnownOrganization, PolicyText,
-};
+use crate::redis::{Connection, KnownOrganization};
 
+use cache::PolicyCache;
 pub use cache::{CachedPolicy, Window};
-use min_versions::MinVersions;
-
-/// How long a policy is believed without looking at Redis again. Only what never reached Redis needs this at all.
-const CACHE_LIFETIME: TimeDelta = TimeDelta::minutes(5);
-
-/// How long a policy that is out of date is made do with where Postgres cannot tell a newer one.
-const STOPGAP_LIFETIME: TimeDelta = TimeDelta::seconds(1);
-
-/// How many organizations are kept at hand, each with some 150 bytes.
-const CACHE_SIZE: usize = 1_000_000;
-
-/// How many policies are kept at hand; organizations with the same share one.
-const POLICIES_SIZE: usize = 100_000;
-
-/// Between two looks for changes that never reached Redis.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
-
-/// How many changes one sweep applies at most.
-const SWEEP_BATCH: u32 = 1000;
+pub use fences::Presence;
+use incarnation::{SerializedPolicy, write};
 
 /// The handle on policies; clones share the cache.
 #[derive(Debug, Clone)]
 pub struct Policies {
     ctx: Context,
-    cache: Arc<Cache<OrganizationId, Cached>>,
-    /// Policies by their version and JSON, as Redis has them.
-    shared: Arc<Cache<Box<str>, Arc<CachedPolicy>>>,
-    floors: Arc<MinVersions>,
-    look_ups: Coalescer<LookUp, LookUp, Found, Failure>,
-    /// Of organizations that have a fence.
-    passing: Coalescer<OrganizationId, OrganizationId, (), Failure>,
+    cache: Arc<PolicyCache>,
+    lookups: Coalescer<Lookup, Lookup, LookupResult, Failure>,
+    /// Organizations whose fences are resolved.
+    fenced: Coalescer<OrganizationId, OrganizationId, (), Failure>,
 }
 
-/// What somebody wants to know past the cache.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct LookUp {
-    organization: OrganizationId,
-    /// The version that did not do, if Redis was seen to know another.
-    newer_than: Option<u64>,
-}
+/// A look-up past the cache: of whom, and the caller's version if Redis was seen to have a newer one.
+type Lookup = (OrganizationId, Option<u64>);
 
-type Found = Result<Arc<CachedPolicy>, Failure>;
-
-/// A policy as Postgres has it, written down for Redis.
-struct Written<'a> {
-    organization: &'a OrganizationId,
-    policy: Policy,
-    incarnation: u64,
-    json: String,
-}
-
-impl<'a> Written<'a> {
-    /// `reach` is the earliest instant of which any event can still come.
-    fn of(
-        organization: &'a OrganizationId,
-        sources: &Sources,
-        reach: DateTime<Utc>,
-    ) -> Result<Self, Failure> {
-        let mut policy = sources.policy();
-        policy.schedule = policy.schedule.since(reach);
-        let json = serde_json::to_string(&policy)
-            .map_err(|error| postgres::Error::Inconsistent(error.to_string()))?;
-        Ok(Self {
-            organization,
-            policy,
-            incarnation: sources.incarnation,
-            json,
-        })
-    }
-
-    fn configuration<'b>(&'b self, running: &'b [(CounterId, Stamp)]) -> Configuration<'b> {
-        Configuration {
-            organization: self.organization,
-            policy: PolicyText {
-                version: self.policy.version,
-                incarnation: self.incarnation,
-                json: &self.json,
-            },
-            running,
-        }
-    }
-}
-
-#[derive(Debug, Clone)]
-struct Cached {
-    policy: Arc<CachedPolicy>,
-    /// When it was looked up.
-    since: DateTime<Utc>,
-    /// When it is to be looked up again.
-    until: DateTime<Utc>,
-    /// Whether it was out of date when it was looked up, and Postgres away.
-    stopgap: bool,
-}
-
-/// What is to be seen of an organization.
-#[derive(Debug, Clone, Copy)]
-pub struct Presence {
-    /// Postgres has it.
-    stored: bool,
-    /// Redis has counted something of it, and Postgres does not know it.
-    counted: bool,
-    /// The policy version of its last deletion; 0 if it never was deleted.
-    incarnation: u64,
-}
-
-impl Presence {
-    /// Whether there is one.
-    pub fn exists(&self) -> bool {
-        self.stored || self.counted
-    }
-
-    /// The policy version of its last deletion; 0 if it never was deleted.
-    pub fn incarnation(&self) -> u64 {
-        self.incarnation
-    }
-
-    /// Whether there still is one, by what Postgres says later, under the lock that serializes changes.
-    pub fn still_exists(&self, sources: &Sources) -> bool {
-        let counted = self.counted && sources.incarnation == self.incarnation;
-        counted || sources.organization.is_some()
-    }
-}
+type LookupResult = Result<Arc<CachedPolicy>, Failure>;
 
 impl Policies {
-    /// A handle that has read nothing yet.
+    /// Creates a handle with an empty cache.
     pub fn new(ctx: Context) -> Self {
         Self {
             ctx,
-            cache: Arc::new(Cache::new(CACHE_SIZE)),
-            shared: Arc::new(Cache::new(POLICIES_SIZE)),
-            floors: Arc::default(),
-            look_ups: Coalescer::default(),
-            passing: Coalescer::default(),
+            cache: Arc::default(),
+            lookups: Coalescer::default(),
+            fenced: Coalescer::default(),
         }
     }
 
-    /// The same, sharing the caches, with the connections to Postgres of another context.
+    /// The same handle, sharing the cache, with the connections to Postgres of another context.
     #[must_use]
     pub fn on(&self, ctx: Context) -> Self {
         Self {
             ctx,
-            look_ups: Coalescer::default(),
-            passing: Coalescer::default(),
+            lookups: Coalescer::default(),
+            fenced: Coalescer::default(),
             ..self.clone()
         }
     }
 
     /// The policy of an organization: from the cache, else from Redis, else from Postgres.
     pub async fn get(&self, organization: &OrganizationId) -> Result<Arc<CachedPolicy>, Failure> {
-        match self.at_hand(organization, self.ctx.clock.now()) {
+        match self.cached(organization, self.ctx.clock.now()) {
             Some(policy) => Ok(policy),
-            // In a box, so that a call whose policy is at hand does not carry this about.
+            // Boxed: keeps the hot-path future small.
             None => Box::pin(self.fresh(organization)).await,
         }
     }
 
-    /// The policy of an organization, if it is in the cache and holds `now`.
-    pub fn at_hand(
+    /// The policy of an organization, if it is cached and usable at `now`.
+    pub fn cached(
         &self,
         organization: &OrganizationId,
         now: DateTime<Utc>,
     ) -> Option<Arc<CachedPolicy>> {
-        if let Some(cached) = self.cache.get(organization)
-            && self.holds(&cached, now)
-        {
+        let cached = self.cache.get(organization, now);
+        if cached.is_some() {
             self.ctx.metrics.cache_hit(metrics::Cache::Policies);
-            return Some(cached.policy);
+        } else {
+            self.ctx.metrics.cache_missed(metrics::Cache::Policies);
         }
-        self.ctx.metrics.cache_missed(metrics::Cache::Policies);
-        None
+        cached
     }
 
     /// The policy of an organization past the cache: from Redis, else from Postgres.
@@ -214,7 +101,7 @@ impl Policies {
         self.look_up(organization, None).await
     }
 
-    /// Looks for a policy newer than `than`: in Redis first, then in Postgres.
+    /// A policy newer than version `than`: from Redis, else from Postgres.
     pub async fn refresh(
         &self,
         organization: &OrganizationId,
@@ -224,51 +111,31 @@ impl Policies {
         self.look_up(organization, Some(than)).await
     }
 
-    /// The newer of a policy at hand and of what Redis has just been seen to hold.
+    /// The newer one of a cached policy and of the one just read from Redis.
     pub fn newer(
         &self,
         organization: &OrganizationId,
-        at_hand: Arc<CachedPolicy>,
-        known: &KnownOrganization,
+        cached: Arc<CachedPolicy>,
+        in_redis: &KnownOrganization,
     ) -> Arc<CachedPolicy> {
-        match self.parse(&known.policy) {
-            Some(policy) if policy.version > at_hand.version => self.keep(organization, policy),
-            _ => at_hand,
+        let now = self.ctx.clock.now();
+        match self.cache.parse(&in_redis.policy, now) {
+            Some(policy) if policy.version > cached.version => {
+                self.cache.insert(organization, &policy, now);
+                policy
+            }
+            _ => cached,
         }
     }
 
-    /// Drops what is cached of one organization.
-    pub fn forget(&self, organization: &OrganizationId) {
+    /// Removes an organization from the cache.
+    pub fn invalidate(&self, organization: &OrganizationId) {
         self.cache.remove(organization);
     }
 
-    /// Whether there is an organization: whether it was ever counted or configured, and not deleted since.
-    pub async fn exists(&self, organization: &OrganizationId) -> Result<bool, Failure> {
-        Ok(self.presence(organization).await?.exists())
-    }
-
-    /// What is to be seen of an organization, in Postgres and in Redis.
-    pub async fn presence(&self, organization: &OrganizationId) -> Result<Presence, Failure> {
-        let stored = organizations::presence(&self.ctx.postgres, organization).await?;
-        let mut presence = Presence {
-            stored: stored.exists,
-            counted: false,
-            incarnation: stored.incarnation,
-        };
-        if !presence.stored {
-            let connection = self.ctx.redis.connection().await?;
-            let known = self.known(&connection, organization).await?;
-            let (life, counted) = known.map_or((u64::MAX, false), |known| {
-                (known.incarnation, known.meters.is_some())
-            });
-            // What was counted before a deletion that has not reached Redis yet is gone all the same.
-            presence.counted = counted && life >= presence.incarnation;
-            if life < presence.incarnation {
-                let sources = self.stored(organization).await?;
-                self.apply(&connection, organization, &sources).await?;
-            }
-        }
-        Ok(presence)
+    /// No future event reaches a period that ended before this, with a day to spare.
+    pub fn oldest_end(&self, now: DateTime<Utc>) -> DateTime<Utc> {
+        retention::oldest_end(now, self.ctx.late)
     }
 
     /// What Postgres has of an organization, without Redis.
@@ -277,7 +144,7 @@ impl Policies {
         sources.into_iter().next().ok_or_else(no_defaults)
     }
 
-    /// The same of some organizations, in their order.
+    /// The same of several organizations, in order.
     async fn stored_all(&self, organizations: &[&OrganizationId]) -> Result<Vec<Sources>, Failure> {
         let mut sources = organizations::sources(&self.ctx.postgres, organizations).await?;
         if sources.is_empty() && !organizations.is_empty() {
@@ -290,273 +157,64 @@ impl Policies {
         Ok(sources)
     }
 
-    /// Makes this instance's settings the defaults of the service, once, and learns which plans have changed.
-    pub async fn learn(&self) -> Result<(), postgres::Error> {
-        if self.floors.defaults() == 0 {
-            self.publish_defaults().await?;
-        }
-        let changes = plans::versions_since(&self.ctx.postgres, self.floors.swept()).await?;
-        self.floors.sweep(&changes);
-        Ok(())
-    }
-
-    /// Puts a plan in force that was committed in Postgres: here at once, elsewhere as soon as the others hear or
-    /// learn of it. So it needs no Redis.
-    pub async fn apply_plan(&self, plan: &Plan) {
-        self.floors.raise_plan(&plan.id, plan.version);
-        let announced = async {
-            let connection = self.ctx.redis.connection().await?;
-            let changed = Announcement::Plan(plan.id.clone(), plan.version);
-            connection.announce(&changed).await
-        };
-        if let Err(error) = announced.await {
-            tracing::warn!(%error, plan = %plan.id, "a change of a plan was not announced; the sweeps find it");
-        }
-    }
-
-    /// Writes a policy that was committed in Postgres to Redis and to every running counter, so that
-    /// it is in force for the next request of any instance. Returns how many counters of a former life were erased for
-    /// it.
-    pub async fn apply(
-        &self,
-        connection: &Connection,
-        organization: &OrganizationId,
-        sources: &Sources,
-    ) -> Result<usize, Failure> {
-        let now = self.ctx.clock.now();
-        let written = Written::of(organization, sources, self.reach(now))?;
-        let policy = &written.policy;
-        let at_now = policy.clone().at(now);
-        // First the organization alone: from now on no counter is opened under an older version, so the list
-        // of meters that comes back names every counter that still has one.
-        let made_known = self
-            .make_known(connection, std::slice::from_ref(&written))
-            .await?;
-        let erased = made_known.iter().map(|(_, erased)| erased).sum();
-        if let Some((Configured::Known { version, meters }, _)) = made_known.into_iter().next()
-            && version == policy.version
-            && !meters.is_empty()
-        {
-            let running: Vec<_> = meters
-                .into_iter()
-                .map(|meter| {
-                    let period = policy.schedule.running(&meter, now);
-                    // Each counter keeps its own generation.
-                    let stamp = Stamp::of(&at_now, &meter, period, 0);
-                    (
-                        CounterId {
-                            organization: organization.clone(),
-                            meter,
-                            start: period.start,
-                        },
-                        stamp,
-                    )
-                })
-                .collect();
-            connection
-                .configure(&[written.configuration(&running)], now)
-                .await?;
-        }
-        self.forget(organization);
-        let changed = Announcement::Organization(organization.clone());
-        connection.announce(&changed).await?;
-        Ok(erased)
-    }
-
-    /// Learns which plans have changed, ends what has ended, and applies every change of an organization that is
-    /// committed and may not have reached Redis; returns how many.
-    pub async fn sweep_once(&self) -> Result<usize, Failure> {
-        self.learn().await?;
-        self.end_limits().await?;
-        let connection = self.ctx.redis.connection().await?;
-        for organization in connection.fenced().await? {
-            // One that cannot be passed keeps nothing else from being applied.
-            if let Err(error) = self.pass_fence(&organization).await {
-                tracing::debug!(%error, org.id = %organization, "a change cannot be finished");
-            }
-        }
-        // The mark is as old as the data set that holds it, so that a rollback is repaired as well.
-        let mark = connection.applied().await?;
-        let changes = organizations::changes_since(&self.ctx.postgres, mark, SWEEP_BATCH).await?;
-        self.floors.raise_defaults(changes.defaults_version);
-        for organization in &changes.organizations {
-            let sources = self.stored(organization).await?;
-            self.apply(&connection, organization, &sources).await?;
-        }
-        if changes.version > mark {
-            connection.set_applied(changes.version).await?;
-        }
-        Ok(changes.organizations.len())
-    }
-
-    /// Sweeps, learns, and listens to the other instances, until `stop`.
-    pub async fn run(&self, stop: CancellationToken) {
-        // In a box, because it is large, and whoever runs this would have to hold it.
-        tokio::join!(
-            Box::pin(self.sweep(&stop)),
-            self.keep_learning(&stop),
-            self.listen(&stop)
-        );
-    }
-
-    async fn sweep(&self, stop: &CancellationToken) {
-        let mut failing = false;
-        while stop
-            .run_until_cancelled(tokio::time::sleep(SWEEP_INTERVAL))
-            .await
-            .is_some()
-        {
-            match self
-                .ctx
-                .metrics
-                .timed(Worker::PolicySweep, self.sweep_once())
-                .await
-            {
-                Err(error) if !failing => {
-                    tracing::warn!(%error, "changes of policies cannot be looked for");
-                    failing = true;
-                }
-                Err(_) => {}
-                Ok(_) => failing = false,
-            }
-        }
-    }
-
-    /// Beside the sweep, which may have much to apply, so that a plan is nowhere old for longer than is promised.
-    async fn keep_learning(&self, stop: &CancellationToken) {
-        while stop
-            .run_until_cancelled(tokio::time::sleep(SWEEP_INTERVAL))
-            .await
-            .is_some()
-        {
-            // The sweep tells of it.
-            let _ = self.learn().await;
-        }
-    }
-
-    async fn listen(&self, stop: &CancellationToken) {
-        loop {
-            let heard = async {
-                if let Ok(mut announcements) = self.ctx.redis.announcements().await {
-                    while let Some(announcement) = announcements.next().await {
-                        match announcement {
-                            Announcement::Organization(id) => self.forget(&id),
-                            Announcement::Plan(id, version) => self.floors.raise_plan(&id, version),
-                        }
-                    }
-                }
-                tokio::time::sleep(SWEEP_INTERVAL).await;
-            };
-            if stop.run_until_cancelled(heard).await.is_none() {
-                return;
-            }
-        }
-    }
-
+    /// Stores the settings of this instance as the defaults of the service.
     async fn publish_defaults(&self) -> Result<(), postgres::Error> {
         let now = self.ctx.clock.now();
         let version =
             organizations::publish_defaults(&self.ctx.postgres, &self.ctx.defaults, now).await?;
-        self.floors.raise_defaults(version);
+        self.cache.min_versions.raise_defaults(version);
         Ok(())
     }
 
-    /// Takes away temporary limits that have ended. They hold no longer, whether this is done or not; it makes the
-    /// end known to the audit log, and to counters that nobody calls.
-    async fn end_limits(&self) -> Result<(), postgres::Error> {
-        let now = self.ctx.clock.now();
-        let ended = organizations::with_ended_limits(&self.ctx.postgres, now, SWEEP_BATCH).await?;
-        for organization in &ended {
-            self.end_limits_of(organization).await?;
-        }
-        Ok(())
-    }
-
-    /// Takes away those of one organization. Where another instance has done so meanwhile, nothing happens.
-    pub async fn end_limits_of(
+    async fn look_up(
         &self,
         organization: &OrganizationId,
-    ) -> Result<(), postgres::Error> {
-        let now = self.ctx.clock.now();
-        let end = |before: &Sources| {
-            let mut after = before.organization.clone().ok_or(())?;
-            let held = after.temporary.len();
-            after.temporary.retain(|_, it| it.until > now);
-            (after.temporary.len() < held).then_some(after).ok_or(())
-        };
-        let actor = Actor::system();
-        // A refusal is that there is nothing to do.
-        let _ = organizations::change(
-            &self.ctx.postgres,
-            organization,
-            &actor,
-            "limits.end",
-            now,
-            end,
-        )
-        .await?;
-        Ok(())
+        newer_than: Option<u64>,
+    ) -> LookupResult {
+        let lookup: Lookup = (organization.clone(), newer_than);
+        self.lookups
+            .process(lookup.clone(), lookup, self.clone(), Self::look_up_all)
+            .await?
     }
 
-    fn holds(&self, cached: &Cached, now: DateTime<Utc>) -> bool {
-        // A clock that was set back must not prolong anything.
-        (cached.since..cached.until).contains(&now)
-            && (cached.stopgap || !self.is_outdated(&cached.policy))
-    }
-
-    fn is_outdated(&self, policy: &Policy) -> bool {
-        policy.version < self.floors.of(&policy.plan_id)
-    }
-
-    async fn look_up(&self, organization: &OrganizationId, newer_than: Option<u64>) -> Found {
-        let wish = LookUp {
-            organization: organization.clone(),
-            newer_than,
-        };
-        let policies = self.clone();
-        let found = self
-            .look_ups
-            .ask(wish.clone(), wish, Failure::may_be_of_one, move |wishes| {
-                let policies = policies.clone();
-                async move { policies.look_up_all(&wishes).await }
-            });
-        found.await.ok_or(redis::Error::Overloaded)??
-    }
-
-    async fn look_up_all(&self, wishes: &[LookUp]) -> Result<Vec<Found>, Failure> {
+    async fn look_up_all(self, lookups: Vec<Lookup>) -> Result<Vec<LookupResult>, Failure> {
         let connection = self.ctx.redis.connection().await?;
-        let organizations: Vec<_> = wishes.iter().map(|it| &it.organization).collect();
-        let known = connection.organizations(&organizations).await?;
-        let (mut held, mut left) = (Vec::with_capacity(wishes.len()), Vec::new());
-        for (wish, known) in wishes.iter().zip(known) {
-            let known = known.and_then(|known| self.parse(&known.policy));
-            let does = known.as_ref().is_some_and(|it| match wish.newer_than {
-                Some(version) => it.version > version,
-                None => !self.is_outdated(it),
+        let organizations: Vec<_> = lookups.iter().map(|(it, _)| it).collect();
+        let in_redis = connection.organizations(&organizations).await?;
+        let now = self.ctx.clock.now();
+        let (mut found, mut missing) = (Vec::with_capacity(lookups.len()), Vec::new());
+        for ((organization, newer_than), in_redis) in lookups.iter().zip(in_redis) {
+            let policy = in_redis.and_then(|it| self.cache.parse(&it.policy, now));
+            let usable = policy.as_ref().is_some_and(|it| match newer_than {
+                Some(version) => it.version > *version,
+                None => !self.cache.is_stale(it),
             });
-            if !does {
-                left.push(&wish.organization);
+            if !usable {
+                missing.push(organization);
             }
-            held.push((does, known));
+            found.push((usable, policy));
         }
-        let mut loaded = match self.load(&connection, &left).await {
+        let mut loaded = match self.load(&connection, &missing).await {
             Err(error @ Failure::Postgres(postgres::Error::Unavailable(_))) => Err(error),
             other => Ok(other?.into_iter()),
         };
-        let found = wishes.iter().zip(held).map(|(wish, (does, held))| {
-            let policy = match (&mut loaded, held) {
-                (_, Some(held)) if does => held,
+        let results = lookups.iter().zip(found).map(|(lookup, (usable, found))| {
+            let (organization, newer_than) = lookup;
+            let policy = match (&mut loaded, found) {
+                (_, Some(found)) if usable => found,
                 (Ok(loaded), _) => loaded.next().ok_or_else(no_defaults)?,
-                // Without Postgres, an older policy still counts and still refuses.
-                (Err(_), Some(older)) if wish.newer_than.is_none() => older,
+                // While Postgres is down, a stale policy still counts and still refuses.
+                (Err(_), Some(stale)) if newer_than.is_none() => stale,
                 (Err(error), _) => return Err(error.clone()),
             };
-            Ok(self.keep(&wish.organization, policy))
+            let now = self.ctx.clock.now();
+            self.cache.insert(organization, &policy, now);
+            Ok(policy)
         });
-        Ok(found.collect())
+        Ok(results.collect())
     }
 
-    /// Makes policies known to Redis as Postgres has them.
+    /// Resolves policies from Postgres, and writes them to Redis.
     async fn load(
         &self,
         connection: &Connection,
@@ -566,67 +224,17 @@ impl Policies {
             return Ok(Vec::new());
         }
         let sources = self.stored_all(organizations).await?;
-        let reach = self.reach(self.ctx.clock.now());
-        let written = organizations.iter().zip(&sources);
-        let written: Vec<Written<'_>> = written
-            .map(|(organization, sources)| Written::of(organization, sources, reach))
-            .collect::<Result<_, _>>()?;
-        self.make_known(connection, &written).await?;
-        let written = written.into_iter();
-        let shared = written.map(|it| {
-            let text = format!("{} {}", it.policy.version, it.json);
-            self.share(&text, it.policy)
-        });
-        Ok(shared.collect())
+        let oldest_end = self.oldest_end(self.ctx.clock.now());
+        let policies = organizations.iter().zip(&sources);
+        let policies = policies.map(|(id, sources)| SerializedPolicy::new(id, sources, oldest_end));
+        let policies: Vec<_> = policies.collect::<Result<_, _>>()?;
+        write(&self.ctx, connection, &policies).await?;
+        let now = self.ctx.clock.now();
+        let policies = policies.into_iter();
+        Ok(policies
+            .map(|it| self.cache.share(&it.text(), it.policy, now))
+            .collect())
     }
-
-    fn keep(&self, organization: &OrganizationId, policy: Arc<CachedPolicy>) -> Arc<CachedPolicy> {
-        let since = self.ctx.clock.now();
-        let stopgap = self.is_outdated(&policy);
-        let lifetime = if stopgap {
-            STOPGAP_LIFETIME
-        } else {
-            CACHE_LIFETIME
-        };
-        let until = since + lifetime;
-        let cached = Cached {
-            until: policy.until.map_or(until, |ends| ends.min(until)),
-            policy: Arc::clone(&policy),
-            since,
-            stopgap,
-        };
-        self.cache.insert(organization.clone(), cached);
-        policy
-    }
-
-    /// The policy that a text of Redis describes, now.
-    fn parse(&self, text: &str) -> Option<Arc<CachedPolicy>> {
-        self.shared
-            .get(text)
-            .or_else(|| Some(self.share(text, held(text)?)))
-    }
-
-    fn share(&self, text: &str, policy: Policy) -> Arc<CachedPolicy> {
-        if !policy.temporary.is_empty() {
-            return Arc::new(CachedPolicy::new(policy.at(self.ctx.clock.now())));
-        }
-        if let Some(same) = self.shared.get(text) {
-            return same;
-        }
-        let resolved = Arc::new(CachedPolicy::new(policy));
-        self.shared.insert(text.into(), Arc::clone(&resolved));
-        resolved
-    }
-}
-
-/// The policy that a text of Redis holds: its version, a space, and its JSON. What another release wrote and this one
-/// cannot read is as good as absent.
-fn held(text: &str) -> Option<Policy> {
-    let (version, json) = text.split_once(' ')?;
-    Some(Policy {
-        version: version.parse().ok()?,
-        ..serde_json::from_str(json).ok()?
-    })
 }
 
 fn no_defaults() -> Failure {

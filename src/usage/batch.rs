@@ -233,7 +233,7 @@ impl<'a> Round<'a> {
         let mut all = Loop::default();
         for it in pending {
             all.give_way(1).await;
-            match policies.at_hand(&it.request.organization, now) {
+            match policies.cached(&it.request.organization, now) {
                 Some(policy) => found.push((it, Ok(policy))),
                 None => unknown.push(it),
             }

@@ -26,7 +26,7 @@ impl Usage {
 
     async fn held(&self, organization: &OrganizationId) -> Result<Option<Policy>, Error> {
         let connection = self.ctx.redis.connection().await?;
-        let known = self.policies.known(&connection, organization).await?;
+        let known = self.policies.in_redis(&connection, organization).await?;
         let counted = known.is_some_and(|known| known.meters.is_some());
         if !counted && !organizations::exists(&self.ctx.postgres, organization).await? {
             return Ok(None);

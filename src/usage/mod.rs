@@ -349,7 +349,7 @@ impl Usage {
         let at = self.time_of(request, now)?;
         let counts_at = if course.own_period_closed { now } else { at };
         Ok(Asked {
-            moment: policy.moment(counts_at),
+            moment: policy.window(counts_at),
             policy,
             generation,
             now,
@@ -391,7 +391,7 @@ impl Usage {
         };
         let decided = decided(request, policy, &answer);
         if decided.outdated {
-            self.policies.forget(&request.organization);
+            self.policies.invalidate(&request.organization);
         }
         Ok(Conclusion::Decided(Decided {
             times_granted,
@@ -623,7 +623,7 @@ impl Asked {
         if self.counts_at == self.at && period.start <= self.at {
             self.moment.slot.start
         } else {
-            self.policy.moment(self.at.max(period.start)).slot.start
+            self.policy.window(self.at.max(period.start)).slot.start
         }
     }
 }

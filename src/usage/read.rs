@@ -65,7 +65,7 @@ impl Usage {
                 continue;
             };
             let mut policy = self.policies.get(organization).await?;
-            let known = self.policies.known(&connection, organization).await?;
+            let known = self.policies.in_redis(&connection, organization).await?;
             // Where nothing was counted yet, no counter tells that the policy at hand is out of date.
             policy = match &known {
                 Some(known) => self.policies.newer(organization, policy, known),

@@ -24,7 +24,7 @@ use crate::failure::Failure;
 use crate::postgres;
 use crate::postgres::adjustments::Pending;
 use crate::postgres::usage::{self, Move, ThresholdEvents};
-use crate::redis::{self, Connection, Correction, Missing, Moved, Next, RecoveryReply, Shard};
+use crate::redis::{Connection, Correction, Missing, Moved, Next, RecoveryReply, Shard};
 
 /// By so much a data set must be older than a period for a missing counter of that period to be zero:
 /// [`EARLY_MAX`](retention::EARLY_MAX), and a minute by which the clocks of instances may differ.
@@ -143,18 +143,9 @@ impl Recovery {
         };
         let half = Shard::of(&counter.organization).index() % HALVES;
         let groups = self.groups.get(half).ok_or(Failure::Contended)?;
-        let recovery = self.clone();
-        let opening = groups.ask(
-            counter.clone(),
-            wish,
-            Failure::may_be_of_one,
-            move |wishes| {
-                let recovery = recovery.clone();
-                async move { recovery.open_all(&wishes).await }
-            },
-        );
+        let opening = groups.process(counter.clone(), wish, self.clone(), Self::open_all);
         // What is refused is refused to a group of one; the halves of a larger one were tried apart.
-        let opening = match opening.await.ok_or(redis::Error::Overloaded)? {
+        let opening = match opening.await {
             Err(Failure::Postgres(postgres::Error::NewerGeneration)) => {
                 let shard = Shard::of(&counter.organization);
                 let connection = self.ctx.redis.connection().await?;
@@ -315,12 +306,12 @@ impl Recovery {
     }
 
     /// Brings different counters into the generations of their stamps; says how far each came.
-    async fn open_all(&self, wishes: &[Wish]) -> Result<Vec<RecoveryReply>, Failure> {
+    async fn open_all(self, wishes: Vec<Wish>) -> Result<Vec<RecoveryReply>, Failure> {
         let Some(now) = wishes.iter().map(|wish| wish.now).max() else {
             return Ok(Vec::new());
         };
         let connection = self.ctx.redis.connection().await?;
-        let mut openings = self.begin_all(&connection, wishes, now).await?;
+        let mut openings = self.begin_all(&connection, &wishes, now).await?;
         // What Postgres must be asked for; of a counter that begins at a reset, first the one before.
         let (mut unknown, mut places) = (Vec::new(), Vec::new());
         for (wish, opening) in wishes.iter().zip(&mut openings) {

@@ -1,0 +1,152 @@
+//! Keeps this instance, and Redis, up to date with Postgres: sweeps, and listens to announcements.
+
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use tokio_util::sync::CancellationToken;
+
+use super::Policies;
+use crate::domain::ids::OrganizationId;
+use crate::failure::Failure;
+use crate::metrics::Worker;
+use crate::postgres::organizations::{self, Sources};
+use crate::postgres::{self, Actor, plans};
+use crate::redis::Announcement;
+
+/// Between two sweeps.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The most changes that one sweep applies.
+const SWEEP_BATCH: u32 = 1000;
+
+impl Policies {
+    /// Publishes this instance's settings as defaults, once, and loads which plans have changed.
+    pub async fn learn(&self) -> Result<(), postgres::Error> {
+        let versions = &self.cache.min_versions;
+        if versions.defaults() == 0 {
+            self.publish_defaults().await?;
+        }
+        let changes = plans::versions_since(&self.ctx.postgres, versions.swept()).await?;
+        versions.sweep(&changes);
+        Ok(())
+    }
+
+    /// Loads which plans have changed, removes temporary limits that have ended, resolves fences, and applies every
+    /// committed change of an organization that may not have reached Redis; returns how many.
+    pub async fn sweep_once(&self) -> Result<usize, Failure> {
+        let postgres = &self.ctx.postgres;
+        self.learn().await?;
+        self.end_limits().await?;
+        let connection = self.ctx.redis.connection().await?;
+        for organization in connection.fenced().await? {
+            // One that cannot be resolved must not keep the others from being applied.
+            if let Err(error) = self.pass_fence(&organization).await {
+                tracing::debug!(%error, org.id = %organization, "cannot resolve a fence");
+            }
+        }
+        // The watermark is part of the data set, so a rollback of Redis takes it back as well.
+        let watermark = connection.applied().await?;
+        let changes = organizations::changes_since(postgres, watermark, SWEEP_BATCH).await?;
+        let versions = &self.cache.min_versions;
+        versions.raise_defaults(changes.defaults_version);
+        for organization in &changes.organizations {
+            let sources = self.stored(organization).await?;
+            self.apply(&connection, organization, &sources).await?;
+        }
+        if changes.version > watermark {
+            connection.set_applied(changes.version).await?;
+        }
+        Ok(changes.organizations.len())
+    }
+
+    /// Sweeps and listens to other instances until `stop`.
+    pub async fn run(&self, stop: CancellationToken) {
+        // Boxed, because it is large.
+        tokio::join!(
+            Box::pin(self.sweep(&stop)),
+            self.keep_learning(&stop),
+            self.listen(&stop)
+        );
+    }
+
+    async fn sweep(&self, stop: &CancellationToken) {
+        let mut failing = false;
+        while pause(stop).await {
+            let swept = self
+                .ctx
+                .metrics
+                .timed(Worker::PolicySweep, self.sweep_once());
+            let result = swept.await;
+            if let Err(error) = &result
+                && !failing
+            {
+                tracing::warn!(%error, "cannot sweep changes of policies");
+            }
+            failing = result.is_err();
+        }
+    }
+
+    /// Runs next to the sweep, which may have much to apply, so that no instance uses a stale plan for longer than
+    /// documented.
+    async fn keep_learning(&self, stop: &CancellationToken) {
+        while pause(stop).await {
+            // The sweep logs the same failure.
+            let _ = self.learn().await;
+        }
+    }
+
+    async fn listen(&self, stop: &CancellationToken) {
+        let receive = async {
+            loop {
+                if let Ok(mut announcements) = self.ctx.redis.announcements().await {
+                    while let Some(announcement) = announcements.next().await {
+                        match announcement {
+                            Announcement::Organization(id) => self.invalidate(&id),
+                            Announcement::Plan(id, version) => {
+                                self.cache.min_versions.raise_plan(&id, version);
+                            }
+                        }
+                    }
+                }
+                tokio::time::sleep(SWEEP_INTERVAL).await;
+            }
+        };
+        let _ = stop.run_until_cancelled(receive).await;
+    }
+
+    /// Removes temporary limits that have ended. They are not effective any more in either case; this records their
+    /// end in the audit log, and updates counters that nobody calls.
+    async fn end_limits(&self) -> Result<(), postgres::Error> {
+        let now = self.ctx.clock.now();
+        let postgres = &self.ctx.postgres;
+        for organization in organizations::with_ended_limits(postgres, now, SWEEP_BATCH).await? {
+            self.end_limits_of(&organization).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes those of one organization, unless another instance has done so meanwhile.
+    pub async fn end_limits_of(
+        &self,
+        organization: &OrganizationId,
+    ) -> Result<(), postgres::Error> {
+        let now = self.ctx.clock.now();
+        let end = |before: &Sources| {
+            let mut after = before.organization.clone().ok_or(())?;
+            let count = after.temporary.len();
+            after.temporary.retain(|_, it| it.until > now);
+            (after.temporary.len() < count).then_some(after).ok_or(())
+        };
+        let (postgres, actor) = (&self.ctx.postgres, Actor::system());
+        // Refused if nothing is left to remove.
+        let _ =
+            organizations::change(postgres, organization, &actor, "limits.end", now, end).await?;
+        Ok(())
+    }
+}
+
+/// Whether to continue, after a pause.
+async fn pause(stop: &CancellationToken) -> bool {
+    let pause = tokio::time::sleep(SWEEP_INTERVAL);
+    stop.run_until_cancelled(pause).await.is_some()
+}
