@@ -1,4 +1,4 @@
-//! Wires everything, and starts, supervises and stops it.
+//! Wires the service, and starts, supervises and stops it.
 
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -8,11 +8,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use chrono::TimeDelta;
-use futures::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::admin::Admin;
 use crate::auth::Auth;
@@ -23,10 +21,12 @@ use crate::context::Context;
 use crate::http;
 use crate::http::BATCH_BODY_MAX;
 use crate::http::state::{Handles, State};
+use crate::jobs::erase::Eraser;
 use crate::jobs::flush::Flusher;
 use crate::jobs::gc::GarbageCollector;
 use crate::jobs::periods::PeriodsJob;
-use crate::jobs::webhooks::Webhooks;
+use crate::jobs::webhooks::{Deliverer, Webhooks};
+use crate::jobs::{Supervisor, sync};
 use crate::metrics::Metrics;
 use crate::policies::Policies;
 use crate::postgres::Postgres;
@@ -37,10 +37,10 @@ use crate::usage::history::History;
 use crate::usage::recovery::Recovery;
 use crate::usage::verify::Verifier;
 
-/// So many connections are enough for whoever scrapes.
+/// The most connections to the separate address of the metrics.
 const METRICS_CONNECTIONS: usize = 64;
 
-/// How many large batches of one caller are dealt with at once: one is read while another is decided.
+/// The most large batches of one caller that are processed at once: one is read while another is decided.
 const BATCHES_EACH: usize = 2;
 
 /// The service, built and not yet serving.
@@ -53,41 +53,39 @@ pub struct App {
     /// Keeps policies up to date.
     pub policies: Policies,
     /// Delivers events.
-    pub webhooks: Webhooks,
+    pub webhooks: Deliverer,
     /// Ends periods on time.
-    pub scheduler: PeriodsJob,
+    pub periods: PeriodsJob,
     /// Garbage-collects Redis.
     pub garbage_collector: GarbageCollector,
+    /// Erases the data of deleted organizations.
+    pub eraser: Eraser,
     /// Mirrors API keys in Redis.
     auth: Auth,
-    /// Erases the data of deleted organizations.
-    admin: Admin,
-    /// The connections to Postgres that all of these jobs share.
-    background: Postgres,
+    /// The context of all jobs.
+    background: Context,
     config: Config,
 }
 
 impl App {
-    /// Wires the service. Does not wait for Redis or Postgres, but fails where Redis is misconfigured for counting.
+    /// Wires the service. Does not wait for Redis or Postgres, but fails if Redis is misconfigured for counting.
     pub async fn build(config: Config, servers: Servers, clock: Clock) -> Result<Self> {
         let (ctx, background) = connect(&config, servers, clock).await?;
         let policies = Policies::new(ctx.clone());
         let recovery = Recovery::new(ctx.clone());
-        let usage = Usage::new(ctx.clone(), policies.clone(), recovery.clone());
         let auth = Auth::new(ctx.clone(), config.jwt.clone()).context("JWTs cannot be verified")?;
         load_from_postgres(&policies, &auth).await;
+        let admin = |ctx: &Context, policies: &Policies, recovery: &Recovery, auth: &Auth| {
+            let (policies, recovery) = (policies.clone(), recovery.clone());
+            Admin::new(ctx.clone(), policies, recovery, auth.clone())
+        };
         let state = State::new(Handles {
-            admin: Admin::new(
-                ctx.clone(),
-                policies.clone(),
-                recovery.clone(),
-                auth.clone(),
-            ),
-            auth,
-            usage,
+            admin: admin(&ctx, &policies, &recovery, &auth),
+            usage: Usage::new(ctx.clone(), policies.clone(), recovery.clone()),
             verifier: Verifier::new(ctx.clone(), policies.clone()),
             webhooks: Webhooks::new(ctx.clone(), config.webhook_private_addresses),
             history: History::new(ctx.clone(), policies.clone()),
+            auth,
             ctx,
             metrics_apart: config.metrics_listen.is_some(),
             plugin_path: config.plugin_path.clone(),
@@ -97,139 +95,99 @@ impl App {
             batches: Turns::new(BATCHES_EACH),
             draining: AtomicBool::new(false),
         });
-        let (policies, recovery) = (
-            policies.on(background.clone()),
-            recovery.on(background.clone()),
-        );
-        Ok(Self::with_jobs(
-            state, config, background, policies, recovery,
-        ))
-    }
-
-    /// Adds the jobs: the same handles, on the connections to Postgres of `ctx`.
-    fn with_jobs(
-        state: State,
-        config: Config,
-        ctx: Context,
-        policies: Policies,
-        recovery: Recovery,
-    ) -> Self {
-        let auth = state.auth.on(ctx.clone());
-        let admin = Admin::new(
-            ctx.clone(),
-            policies.clone(),
-            recovery.clone(),
-            auth.clone(),
-        );
-        Self {
-            flusher: Flusher::new(
-                ctx.clone(),
-                policies.clone(),
-                recovery,
-                config.flush_interval,
-            ),
+        let jobs = || background.clone();
+        let (policies, recovery) = (policies.on(jobs()), recovery.on(jobs()));
+        let auth = state.auth.on(jobs());
+        let admin = admin(&background, &policies, &recovery, &auth);
+        Ok(Self {
+            flusher: Flusher::new(jobs(), policies.clone(), recovery, config.flush_interval),
             policies,
-            webhooks: state.webhooks.on(ctx.clone()),
-            scheduler: PeriodsJob::new(ctx.clone(), admin.clone(), config.scheduler),
-            garbage_collector: GarbageCollector::new(ctx.clone()),
+            webhooks: Deliverer::new(jobs(), config.webhook_private_addresses),
+            periods: PeriodsJob::new(jobs(), admin, config.scheduler),
+            garbage_collector: GarbageCollector::new(jobs()),
+            eraser: Eraser::new(jobs()),
             auth,
-            admin,
-            background: ctx.postgres,
+            background,
             config,
             state,
-        }
+        })
     }
 
-    /// Serves until `stop`; then answers what was accepted, and stores every count a last time.
-    /// A worker that dies takes the service down.
+    /// Serves until `stop`; then responds to the accepted requests, and stores all counts a last time.
+    /// Stops with an error if a job panics.
     pub async fn serve(self, listener: TcpListener, stop: CancellationToken) -> Result<()> {
-        let metrics = match self.config.metrics_listen {
+        let metrics_listener = match self.config.metrics_listen {
             Some(address) => Some(listen_for_metrics(address).await?),
             None => None,
         };
-        let workers = TaskTracker::new();
-        // Two tokens: the flusher works until the last request has been answered.
-        let (drained, died) = (CancellationToken::new(), CancellationToken::new());
-        let supervise = |work: BoxFuture<'static, ()>| {
-            let alive = died.clone().drop_guard();
-            workers.spawn(async move {
-                work.await;
-                drop(alive);
-            });
-        };
-        let (flusher, stop_flushing) = (self.flusher.clone(), drained.clone());
-        supervise(Box::pin(async move { flusher.run(stop_flushing).await }));
-        let (policies, stop_listening) = (self.policies.clone(), drained.clone());
-        supervise(Box::pin(async move { policies.run(stop_listening).await }));
-        let (scheduler, stop_scheduling) = (self.scheduler.clone(), drained.clone());
-        supervise(Box::pin(
-            async move { scheduler.run(stop_scheduling).await },
-        ));
-        let (auth, stop_admitting) = (self.auth.clone(), drained.clone());
-        supervise(Box::pin(async move { auth.run(stop_admitting).await }));
-        let (admin, stop_erasing) = (self.admin.clone(), drained.clone());
-        supervise(Box::pin(async move { admin.run(stop_erasing).await }));
-        let (webhooks, stop_delivering) = (self.webhooks.clone(), drained.clone());
-        supervise(Box::pin(async move { webhooks.run(stop_delivering).await }));
-        let (garbage_collector, stop_forgetting) =
-            (self.garbage_collector.clone(), drained.clone());
-        supervise(Box::pin(async move {
-            garbage_collector.run(stop_forgetting).await
-        }));
-        if let Some(listener) = metrics {
-            let (router, stop) = (http::metrics_router(self.state.clone()), drained.clone());
-            let limits = ConnectionLimits {
-                max: METRICS_CONNECTIONS,
-                ..self.config.connections.clone()
-            };
-            let server = Server::new(limits, self.state.ctx.metrics.clone());
-            supervise(Box::pin(async move {
-                // A scrape that does not end must not delay a stop.
-                server.serve(listener, router, stop, Duration::ZERO).await;
-            }));
+        // The jobs stop later than the server: the last requests need them.
+        let (jobs, stop_jobs) = (Supervisor::default(), CancellationToken::new());
+        self.spawn_jobs(&jobs, &stop_jobs);
+        if let Some(listener) = metrics_listener {
+            self.spawn_metrics(&jobs, listener, stop_jobs.clone());
         }
-        workers.close();
 
-        let ending = CancellationToken::new();
         let limits = ConnectionLimits {
             max: make_room(
                 self.config.connections.max,
                 self.config.database_connections,
             ),
-            ..self.config.connections
+            ..self.config.connections.clone()
         };
-        let server = Server::new(limits, self.state.ctx.metrics.clone());
-        let router = http::router(self.state.clone());
-        let mut answering =
-            pin!(server.serve(listener, router, ending.clone(), self.config.shutdown));
+        let server = Server::new(limits, self.background.metrics.clone());
+        let (router, stop_server) = (http::router(self.state.clone()), CancellationToken::new());
+        let patience = self.config.shutdown;
+        let mut serving = pin!(server.serve(listener, router, stop_server.clone(), patience));
         let crashed = tokio::select! {
-            _ = &mut answering => false,
+            _ = &mut serving => false,
             () = stop.cancelled() => false,
-            () = died.cancelled() => true,
+            () = jobs.died() => true,
         };
         self.state.draining.store(true, Ordering::Release);
-        ending.cancel();
-        if !answering.await {
+        stop_server.cancel();
+        if !serving.await {
             tracing::warn!("some requests were not answered in time");
         }
-        drained.cancel();
-        if tokio::time::timeout(self.config.shutdown, workers.wait())
-            .await
-            .is_err()
-        {
+        stop_jobs.cancel();
+        if !jobs.ended(patience).await {
             tracing::warn!("the last counts were not stored in time; they stay in Redis");
         }
         self.state.ctx.postgres.close().await;
-        self.background.close().await;
+        self.background.postgres.close().await;
         if crashed {
-            bail!("a worker has died");
+            bail!("a background job has panicked");
         }
         tracing::info!("stopped");
         Ok(())
     }
+
+    fn spawn_jobs(&self, jobs: &Supervisor, stop: &CancellationToken) {
+        let stop = || stop.clone();
+        let ctx = || self.background.clone();
+        jobs.spawn(self.flusher.clone().run(stop()));
+        jobs.spawn(self.periods.clone().run(stop()));
+        jobs.spawn(self.webhooks.clone().run(stop()));
+        jobs.spawn(self.garbage_collector.clone().run(stop()));
+        jobs.spawn(self.eraser.clone().run(stop()));
+        jobs.spawn(sync::policies(ctx(), self.policies.clone(), stop()));
+        jobs.spawn(sync::api_keys(ctx(), self.auth.clone(), stop()));
+    }
+
+    fn spawn_metrics(&self, jobs: &Supervisor, listener: TcpListener, stop: CancellationToken) {
+        let limits = ConnectionLimits {
+            max: METRICS_CONNECTIONS,
+            ..self.config.connections.clone()
+        };
+        let server = Server::new(limits, self.background.metrics.clone());
+        let router = http::metrics_router(self.state.clone());
+        jobs.spawn(async move {
+            // A slow scrape must not delay a stop.
+            server.serve(listener, router, stop, Duration::ZERO).await;
+        });
+    }
 }
 
-/// What the bodies of all callers may take, and those of each: the largest one at least.
+/// Memory for the bodies of all callers, and of each caller: at least the largest body.
 fn body_memory(all: u64) -> Budget {
     Budget::new(all, (all / 4).max(BATCH_BODY_MAX as u64))
 }
@@ -303,7 +261,7 @@ async fn listen_for_metrics(address: SocketAddr) -> Result<TcpListener> {
     Ok(listener)
 }
 
-/// Cancelled by the first SIGINT or SIGTERM; the second ends the process at once.
+/// Cancelled by the first SIGINT or SIGTERM; the second one ends the process at once.
 pub fn shutdown_signal() -> CancellationToken {
     let token = CancellationToken::new();
     let cancelled = token.clone();
@@ -313,7 +271,7 @@ pub fn shutdown_signal() -> CancellationToken {
             signal(SignalKind::interrupt()),
             signal(SignalKind::terminate()),
         ) else {
-            tracing::error!("signals cannot be received");
+            tracing::error!("cannot receive signals");
             return;
         };
         for first in [true, false] {

@@ -1,31 +1,31 @@
-//! API keys: made, listed and revoked.
+//! API keys: creation and revocation.
 
 use super::{Admin, Error, Invalid};
-use crate::domain::api_key::{ApiKey, NewApiKey};
+use crate::domain::api_key::NewApiKey;
 use crate::domain::ids::ApiKeyId;
+use crate::failure::Failure;
 use crate::postgres::Actor;
 use crate::postgres::api_keys::{self, IssuedKey};
 
 impl Admin {
-    /// Makes a key.
-    pub async fn create_key(&self, wish: &NewApiKey, actor: &Actor) -> Result<IssuedKey, Error> {
-        wish.check(self.ctx.clock.now()).map_err(Invalid::from)?;
-        Ok(api_keys::create(&self.ctx.postgres, wish, actor).await?)
+    /// Creates a key.
+    pub async fn create_key(&self, new: &NewApiKey, actor: &Actor) -> Result<IssuedKey, Error> {
+        new.check(self.ctx.clock.now()).map_err(Invalid::from)?;
+        Ok(api_keys::create(&self.ctx.postgres, new, actor).await?)
     }
 
-    /// At most `count` keys, newest first, revoked ones included.
-    pub async fn keys(&self, after: Option<&ApiKeyId>, count: u32) -> Result<Vec<ApiKey>, Error> {
-        Ok(api_keys::list(&self.ctx.postgres, after, count).await?)
-    }
-
-    /// Revokes a key for good; false if there is none.
-    pub async fn revoke_key(&self, id: &ApiKeyId, actor: &Actor) -> Result<bool, Error> {
+    /// Revokes a key for good; false if it does not exist.
+    pub async fn revoke_key(&self, id: &ApiKeyId, actor: &Actor) -> Result<bool, Failure> {
         let found = api_keys::revoke(&self.ctx.postgres, id, actor).await?;
         self.auth.invalidate(id);
-        // It is revoked, whatever comes now: the sweeps to come mirror it as well.
+        self.mirror_revocation().await;
+        Ok(found)
+    }
+
+    /// Mirrors a revocation in Redis now; if that fails, the next sweep does it.
+    pub(super) async fn mirror_revocation(&self) {
         if let Err(error) = self.auth.sweep_once().await {
             tracing::warn!(%error, "a revoked API key has not reached Redis yet");
         }
-        Ok(found)
     }
 }

@@ -1,20 +1,20 @@
-//! An organization's own limits.
+//! Changes of an organization's own limits.
 
 use std::collections::BTreeSet;
 
 use chrono::{DateTime, Utc};
 
-use super::{Admin, Error, Invalid, LimitChange, LimitChanges, Whom};
+use super::change::Change;
+use super::{Admin, Error, Invalid, LimitChange, LimitChanges};
 use crate::domain::ids::{METERS_MAX, MeterId, OrganizationId};
-use crate::domain::patch::Change;
+use crate::domain::patch;
 use crate::domain::policy::{LimitOverride, Organization, TemporaryLimit, WARN_AT, WARN_AT_MAX};
 use crate::domain::precondition::Preconditions;
 use crate::postgres::Actor;
 use crate::postgres::organizations::Sources;
 
 impl Admin {
-    /// Changes what is named: an override is merged into the one there is, none removes it, and what lies on top.
-    /// In force for the next request of any instance.
+    /// Changes the limits of the named meters. Effective for the next request on any instance.
     pub async fn patch_limits(
         &self,
         organization: &OrganizationId,
@@ -31,40 +31,38 @@ impl Admin {
         let ends = |change: &Option<LimitChange>| {
             change
                 .as_ref()
-                .is_none_or(|it| it.temporary != Change::Keep)
+                .is_none_or(|it| it.temporary != patch::Change::Keep)
         };
         if changes.values().any(ends) {
-            // What has ended is noted as that, before anything takes its place.
+            // An expired temporary limit is recorded as ended before another one replaces it.
             self.policies.end_limits_of(organization).await?;
         }
-        self.change(
+        let change = Change {
             organization,
-            Whom::Existing,
+            creates: false,
             conditions,
             actor,
-            "limits.patch",
-            |before, _| {
-                let mut after = before.organization.clone().unwrap_or_default();
-                for (meter, change) in &changes {
-                    apply(&mut after, meter, change.as_ref());
+            action: "limits.patch",
+        };
+        let edit = |before: &Sources, _| {
+            let mut after = before.organization.clone().unwrap_or_default();
+            for (meter, change) in &changes {
+                apply(&mut after, meter, change.as_ref());
+            }
+            let meters = after.limits.keys().chain(after.temporary.keys());
+            let meters = meters.collect::<BTreeSet<_>>().len();
+            if meters > METERS_MAX {
+                return Err(Invalid {
+                    pointer: String::new(),
+                    detail: format!(
+                        "an organization has at most {METERS_MAX} meters, and would have {meters}"
+                    ),
                 }
-                let mut meters: BTreeSet<&MeterId> = after.limits.keys().collect();
-                meters.extend(after.temporary.keys());
-                if meters.len() > METERS_MAX {
-                    let detail = format!(
-                        "an organization has at most {METERS_MAX} meters, and would have {}",
-                        meters.len()
-                    );
-                    return Err(Invalid {
-                        pointer: String::new(),
-                        detail,
-                    }
-                    .into());
-                }
-                Ok(after)
-            },
-        )
-        .await
+                .into());
+            }
+            Ok(after)
+        };
+        self.change(change, edit).await
     }
 }
 
@@ -75,11 +73,11 @@ fn apply(after: &mut Organization, meter: &MeterId, change: Option<&LimitChange>
         return;
     };
     match temporary {
-        Change::Keep => {}
-        Change::Unset => {
+        patch::Change::Keep => {}
+        patch::Change::Unset => {
             after.temporary.remove(meter);
         }
-        Change::Set(limit) => {
+        patch::Change::Set(limit) => {
             after.temporary.insert(meter.clone(), *limit);
         }
     }
@@ -90,11 +88,11 @@ fn apply(after: &mut Organization, meter: &MeterId, change: Option<&LimitChange>
 }
 
 fn check(meter: &MeterId, change: &LimitChange, now: DateTime<Utc>) -> Result<(), Invalid> {
-    check_warn_at(change.lasting.warn_at.as_deref()).map_err(|detail| Invalid {
-        pointer: format!("/{meter}/warnAt"),
-        detail,
-    })?;
-    if let Change::Set(TemporaryLimit { until, .. }) = change.temporary
+    check_warn_at(
+        change.lasting.warn_at.as_deref(),
+        &format!("/{meter}/warnAt"),
+    )?;
+    if let patch::Change::Set(TemporaryLimit { until, .. }) = change.temporary
         && until <= now
     {
         return Err(Invalid {
@@ -105,23 +103,25 @@ fn check(meter: &MeterId, change: &LimitChange, now: DateTime<Utc>) -> Result<()
     Ok(())
 }
 
-/// What thresholds may be; none are the usual ones.
-pub(super) fn check_warn_at(levels: Option<&[u16]>) -> Result<(), String> {
+/// Checks the thresholds of a meter; none means the defaults.
+pub(super) fn check_warn_at(levels: Option<&[u16]>, pointer: &str) -> Result<(), Invalid> {
     let levels = levels.unwrap_or_default();
-    if levels.len() > WARN_AT_MAX || !levels.iter().all(|level| WARN_AT.contains(level)) {
-        return Err(format!(
+    let detail = if levels.len() > WARN_AT_MAX || !levels.iter().all(|it| WARN_AT.contains(it)) {
+        format!(
             "must be at most {WARN_AT_MAX} percentages from {} to {}; got {}",
             WARN_AT.start(),
             WARN_AT.end(),
             levels.len()
-        ));
-    }
-    if !levels.is_sorted_by(|a, b| a < b) {
-        let given: Vec<String> = levels.iter().map(u16::to_string).collect();
-        return Err(format!(
-            "must be ascending, each percentage once; got {}",
-            given.join(", ")
-        ));
-    }
-    Ok(())
+        )
+    } else if !levels.is_sorted_by(|a, b| a < b) {
+        let levels: Vec<String> = levels.iter().map(u16::to_string).collect();
+        let levels = levels.join(", ");
+        format!("must be ascending, each percentage once; got {levels}")
+    } else {
+        return Ok(());
+    };
+    Err(Invalid {
+        pointer: pointer.to_owned(),
+        detail,
+    })
 }

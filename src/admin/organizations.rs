@@ -2,7 +2,8 @@
 
 use chrono::{DateTime, Utc};
 
-use super::{Admin, Error, Invalid, Whom};
+use super::change::Change;
+use super::{Admin, Error, Invalid};
 use crate::domain::ids::OrganizationId;
 use crate::domain::patch::OrganizationPatch;
 use crate::domain::policy::{Organization, OrganizationSettings};
@@ -11,8 +12,11 @@ use crate::domain::schedule::Activity;
 use crate::postgres::Actor;
 use crate::postgres::organizations::Sources;
 
+/// The maximum size of the features, and of the metadata, as JSON, in bytes: as much as one body could contain.
+const COLLECTION_MAX: usize = 64 * 1024;
+
 impl Admin {
-    /// What is set for an organization, and what it inherits.
+    /// The settings of an organization, and those that it inherits.
     pub async fn organization(&self, organization: &OrganizationId) -> Result<Sources, Error> {
         if !self.policies.exists(organization).await? {
             return Err(Error::NotFound);
@@ -20,9 +24,8 @@ impl Admin {
         Ok(self.policies.stored(organization).await?)
     }
 
-    /// Replaces all settings, limits aside. The running period keeps its start and its count, and ends
-    /// at the next boundary of the calendar that these settings come to; one in which nothing was counted takes that
-    /// calendar at once.
+    /// Replaces all settings except limits. The running period keeps its start and count, and ends at the next boundary
+    /// of the new calendar; a period without counts changes to that calendar at once.
     pub async fn put_organization(
         &self,
         organization: &OrganizationId,
@@ -31,19 +34,20 @@ impl Admin {
         actor: &Actor,
     ) -> Result<Sources, Error> {
         let now = self.ctx.clock.now();
-        self.change(
+        let change = Change {
             organization,
-            Whom::Anybody,
+            creates: true,
             conditions,
             actor,
-            "organization.put",
-            |before, activity| Ok(with_settings(before, settings.clone(), now, activity)?),
-        )
+            action: "organization.put",
+        };
+        self.change(change, |before, activity| {
+            Ok(with_settings(before, settings.clone(), now, activity)?)
+        })
         .await
     }
 
-    /// Changes what is named of the settings of an organization that exists; the rest as for
-    /// [`Admin::put_organization`].
+    /// Changes the named settings of an existing organization; otherwise like [`Admin::put_organization`].
     pub async fn patch_organization(
         &self,
         organization: &OrganizationId,
@@ -52,32 +56,32 @@ impl Admin {
         actor: &Actor,
     ) -> Result<Sources, Error> {
         let now = self.ctx.clock.now();
-        self.change(
+        let change = Change {
             organization,
-            Whom::Existing,
+            creates: false,
             conditions,
             actor,
-            "organization.patch",
-            |before, activity| {
-                let own = before.organization.as_ref();
-                let settings = patch
-                    .clone()
-                    .apply(&own.map(|it| it.settings.clone()).unwrap_or_default());
-                Ok(with_settings(before, settings, now, activity)?)
-            },
-        )
+            action: "organization.patch",
+        };
+        self.change(change, |before, activity| {
+            let own = before.organization.clone().unwrap_or_default().settings;
+            let settings = patch.clone().apply(&own);
+            Ok(with_settings(before, settings, now, activity)?)
+        })
         .await
     }
 }
 
-/// What there is, with other settings, if they fit together.
+/// An organization with other settings, if they are valid together.
 fn with_settings(
     before: &Sources,
     settings: OrganizationSettings,
     now: DateTime<Utc>,
     activity: Activity,
 ) -> Result<Organization, Invalid> {
-    check_size(&settings)?;
+    // Each patch may add to them.
+    check_size("/features", serde_json::to_string(&settings.features))?;
+    check_size("/metadata", serde_json::to_string(&settings.metadata))?;
     Ok(Organization {
         timeline: before.rescheduled(&settings, now, activity)?,
         settings,
@@ -85,30 +89,15 @@ fn with_settings(
     })
 }
 
-/// The most that features, and metadata, may take as JSON, bytes; as much as one body could bring.
-const COLLECTION_MAX: usize = 64 * 1024;
-
-/// Refuses what many patches have let grow out of all proportion.
-fn check_size(settings: &OrganizationSettings) -> Result<(), Invalid> {
-    let length = |json: serde_json::Result<String>| json.map_or(0, |text| text.len());
-    for (pointer, length) in [
-        (
-            "/features",
-            length(serde_json::to_string(&settings.features)),
-        ),
-        (
-            "/metadata",
-            length(serde_json::to_string(&settings.metadata)),
-        ),
-    ] {
-        if length > COLLECTION_MAX {
-            return Err(Invalid {
-                pointer: pointer.to_owned(),
-                detail: format!(
-                    "must be at most {COLLECTION_MAX} bytes of JSON altogether; got {length} bytes"
-                ),
-            });
-        }
+fn check_size(pointer: &str, json: serde_json::Result<String>) -> Result<(), Invalid> {
+    let length = json.map_or(0, |text| text.len());
+    if length <= COLLECTION_MAX {
+        return Ok(());
     }
-    Ok(())
+    Err(Invalid {
+        pointer: pointer.to_owned(),
+        detail: format!(
+            "must be at most {COLLECTION_MAX} bytes of JSON altogether; got {length} bytes"
+        ),
+    })
 }

@@ -1,6 +1,7 @@
-//! What the Better Auth plugin's `update-limits` changes, in one change.
+//! The change that the Better Auth plugin's `update-limits` makes.
 
-use super::{Admin, Error, Invalid, Whom};
+use super::change::Change;
+use super::{Admin, Error, Invalid};
 use crate::domain::ids::{MeterId, OrganizationId};
 use crate::domain::period::{ResetMode, ResetPeriod};
 use crate::domain::policy::{Limit, LimitOverride};
@@ -10,19 +11,19 @@ use crate::domain::schedule::Activity;
 use crate::postgres::Actor;
 use crate::postgres::organizations::Sources;
 
-/// What is named changes.
+/// The fields to change.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct PluginUpdate {
     /// The limit of the meter `api`.
     pub limit: Option<Count>,
     /// What ends a period.
     pub reset_mode: Option<ResetMode>,
-    /// How long a period is; another than before begins on its usual day.
+    /// The length of a period; another one than before starts on its default day.
     pub reset_period: Option<ResetPeriod>,
 }
 
 impl Admin {
-    /// Changes an organization, which need not exist yet: it may be the auth server that has just made it.
+    /// Changes an organization, or creates it: the auth server may have just created it on its side.
     pub async fn plugin_update(
         &self,
         organization: &OrganizationId,
@@ -30,7 +31,7 @@ impl Admin {
         actor: &Actor,
     ) -> Result<Sources, Error> {
         let now = self.ctx.clock.now();
-        let change = |before: &Sources, activity: Activity| {
+        let edit = |before: &Sources, activity: Activity| {
             let mut after = before.organization.clone().unwrap_or_default();
             if let Some(limit) = update.limit {
                 let change = LimitOverride {
@@ -55,14 +56,13 @@ impl Admin {
                 .map_err(Invalid::from)?;
             Ok(after)
         };
-        self.change(
+        let change = Change {
             organization,
-            Whom::Anybody,
-            &Preconditions::default(),
+            creates: true,
+            conditions: &Preconditions::default(),
             actor,
-            "plugin.update_limits",
-            change,
-        )
-        .await
+            action: "plugin.update_limits",
+        };
+        self.change(change, edit).await
     }
 }

@@ -19,11 +19,9 @@ mod tokens;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
 
 use chrono::{DateTime, DurationRound as _, TimeDelta, Utc};
 use quick_cache::sync::Cache;
-use tokio_util::sync::CancellationToken;
 
 pub use error::Error;
 pub use tokens::{User, may_hold_token};
@@ -31,7 +29,7 @@ pub use tokens::{User, may_hold_token};
 use crate::config::JwtConfig;
 use crate::context::Context;
 use crate::domain::ids::ApiKeyId;
-use crate::metrics::{self, Worker};
+use crate::metrics;
 use crate::postgres;
 use crate::postgres::api_keys::{self, KeyRecord, PresentedKey};
 use crate::redis::{self, KeyChanges};
@@ -44,17 +42,11 @@ const CACHE_LIFETIME: TimeDelta = TimeDelta::seconds(2);
 /// The most keys in the cache.
 const CACHE_SIZE: usize = 10_000;
 
-/// Between two sweeps.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
-
 /// The most changes that one step of a sweep applies.
 const SWEEP_BATCH: u32 = 1000;
 
 /// The name that the revision of the mirror is sealed under; no key has this id.
 const MARK: &str = "mark";
-
-/// Between two updates in Postgres of when keys were last used.
-const USES_INTERVAL: Duration = Duration::from_mins(1);
 
 /// The handle on API keys and JWTs; clones share the cache.
 #[derive(Debug, Clone)]
@@ -235,56 +227,10 @@ impl Auth {
 
     /// Stores in Postgres which keys were used since the last time.
     pub async fn store_uses(&self) -> Result<(), postgres::Error> {
-        let uses = std::mem::take(&mut *lock(&self.uses));
-        let stored = api_keys::note_uses(&self.ctx.postgres, &uses).await;
-        if stored.is_err() {
-            let mut later = lock(&self.uses);
-            for (id, minute) in uses {
-                later.entry(id).or_insert(minute);
-            }
-        }
-        stored
-    }
-
-    /// Sweeps, and stores which keys are used, until `stop`.
-    pub async fn run(&self, stop: CancellationToken) {
-        tokio::join!(self.sweep(&stop), self.keep_uses(&stop));
-    }
-
-    async fn sweep(&self, stop: &CancellationToken) {
-        let mut failing = false;
-        loop {
-            match self
-                .ctx
-                .metrics
-                .timed(Worker::KeySweep, self.sweep_once())
-                .await
-            {
-                Err(error) if !failing => {
-                    tracing::warn!(%error, "cannot mirror API keys in Redis");
-                    failing = true;
-                }
-                Err(_) => {}
-                Ok(_) => failing = false,
-            }
-            let pause = tokio::time::sleep(SWEEP_INTERVAL);
-            if stop.run_until_cancelled(pause).await.is_none() {
-                return;
-            }
-        }
-    }
-
-    async fn keep_uses(&self, stop: &CancellationToken) {
-        loop {
-            let pause = tokio::time::sleep(USES_INTERVAL);
-            let stopping = stop.run_until_cancelled(pause).await.is_none();
-            if let Err(error) = self.store_uses().await {
-                tracing::warn!(%error, "cannot store when API keys were last used");
-            }
-            if stopping {
-                return;
-            }
-        }
+        let uses = lock(&self.uses).clone();
+        api_keys::note_uses(&self.ctx.postgres, &uses).await?;
+        lock(&self.uses).retain(|id, minute| uses.get(id) != Some(minute));
+        Ok(())
     }
 
     async fn look_up(&self, id: &ApiKeyId, now: DateTime<Utc>) -> Result<Arc<CachedKey>, Error> {

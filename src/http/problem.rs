@@ -437,8 +437,9 @@ pub(super) fn caused(problem: Error, cause: &dyn std::error::Error) -> Error {
     Error::Caused(Box::new(problem), cause.to_string())
 }
 
-impl From<Failure> for Error {
-    fn from(failure: Failure) -> Self {
+impl<E: Into<Failure>> From<E> for Error {
+    fn from(failure: E) -> Self {
+        let failure = failure.into();
         let problem = match &failure {
             Failure::Redis(error) => from_redis(error),
             Failure::Postgres(postgres::Error::NoSuchPlan(plan)) => {

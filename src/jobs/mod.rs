@@ -1,7 +1,12 @@
-//! Background jobs: each has `run`, a loop, and a function that does the work once, which is what tests call.
+//! Background jobs. Each has `run`, which loops until it is stopped, and a function that does one round, which tests call.
 
+mod driver;
+pub mod erase;
 pub mod flush;
 pub mod gc;
 pub mod periods;
-pub mod summaries;
+mod summaries;
+pub mod sync;
 pub mod webhooks;
+
+pub use driver::Supervisor;

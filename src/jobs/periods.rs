@@ -1,29 +1,30 @@
-//! Ends what is over in scheduled mode on time, and finishes resets and adjustments that were cut short.
+//! Ends expired periods on time in scheduled mode, and finishes interrupted resets and adjustments.
 //!
-//! [`PeriodsJob::run`] loops; [`PeriodsJob::sweep_once`] does the work. Any number of instances may do it at once.
+//! [`PeriodsJob::run`] loops; [`PeriodsJob::sweep_once`] does the work. Any number of instances may run it at once.
 
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use super::driver::Job;
 use crate::admin::{self, Admin};
 use crate::context::Context;
 use crate::metrics::Worker;
 
-/// Between two looks; a reset is late by as much at most, and by what the look takes.
+/// Between two sweeps, and so the longest delay of a reset, apart from the duration of a sweep.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// The handle on scheduling.
+/// The job that ends periods.
 #[derive(Debug, Clone)]
 pub struct PeriodsJob {
     ctx: Context,
     admin: Admin,
-    /// Whether periods are ended here; somebody else may do it by `POST /v1/reset-expired`.
+    /// Whether this instance ends periods; where it does not, clients call `POST /v1/reset-expired`.
     ends_periods: bool,
 }
 
 impl PeriodsJob {
-    /// A handle on these.
+    /// A job that ends periods only if `ends_periods`.
     pub fn new(ctx: Context, admin: Admin, ends_periods: bool) -> Self {
         Self {
             ctx,
@@ -32,11 +33,12 @@ impl PeriodsJob {
         }
     }
 
-    /// Finishes resets and adjustments that were cut short, and ends periods that are over; returns of how many organizations.
+    /// Finishes interrupted resets and adjustments, deletes old idempotency records, and ends expired periods; returns of
+    /// how many organizations.
     pub async fn sweep_once(&self) -> Result<usize, admin::Error> {
         self.admin.finish_resets_once().await?;
         self.admin.finish_adjustments_once().await?;
-        self.admin.forget_attempts(self.ctx.idempotency).await?;
+        self.admin.delete_old_idempotency_records().await?;
         if !self.ends_periods {
             return Ok(0);
         }
@@ -46,26 +48,9 @@ impl PeriodsJob {
     }
 
     /// Sweeps until `stop`.
-    pub async fn run(&self, stop: CancellationToken) {
-        let mut failing = false;
-        while stop
-            .run_until_cancelled(tokio::time::sleep(INTERVAL))
-            .await
-            .is_some()
-        {
-            match self
-                .ctx
-                .metrics
-                .timed(Worker::Periods, self.sweep_once())
-                .await
-            {
-                Err(error) if !failing => {
-                    tracing::warn!(%error, "periods cannot be ended");
-                    failing = true;
-                }
-                Err(_) => {}
-                Ok(_) => failing = false,
-            }
-        }
+    pub async fn run(self, stop: CancellationToken) {
+        Job::new(&self.ctx.metrics, Worker::Periods, "end periods")
+            .every(INTERVAL, &stop, || self.sweep_once())
+            .await;
     }
 }

@@ -1,17 +1,18 @@
-//! Keeps the lists of organizations, and the list that Redis has of the meters of each, up to date with what is stored.
+//! Keeps the usage summaries of organizations in Postgres, and the lists of their meters in Redis, up to date with the
+//! stored counts.
 //!
-//! Apart from the flush itself, because a list may lag by seconds and a flush must not wait for it. What was
-//! stored is noted in memory and looked through soon after; what a crash has forgotten is found by walking
-//! through all organizations, slowly, again and again. The walk finds meters as well that were stored for the first
-//! time after Redis had lost them and another meter of their organization was restored.
+//! Separate from the flush: a summary may lag by seconds, and a flush must not wait for it. The organizations of each
+//! flush are queued in memory and refreshed soon after. What a crash has removed from the queue is found by a slow,
+//! endless scan of all organizations. That scan also restores meters that Redis lost and that were stored for the first
+//! time only after another meter of their organization had been restored.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::flush::rest_after;
+use super::driver::{Job, throttle};
 use crate::context::Context;
 use crate::domain::counter::CounterId;
 use crate::domain::ids::{MeterId, OrganizationId};
@@ -21,27 +22,33 @@ use crate::postgres::{self, summaries, usage};
 use crate::redis::Connection;
 use crate::usage::recovery::Recovery;
 
-/// Between two rounds; a list lags behind what is stored by as much, and by more where many have changed.
+/// Between two rounds, and so how far summaries lag behind the stored counts, or more if many have changed.
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// How many organizations one transaction looks through or takes off at most.
+/// The most organizations that one transaction refreshes or ages.
 const BATCH_MAX: u32 = 2000;
 
-/// How many it looks through beside calls that count, so that it keeps them waiting for short.
-const BESIDE_MAX: usize = 100;
+/// The most that it refreshes while the service handles requests, so that these wait only briefly.
+const THROTTLED_MAX: usize = 100;
 
-/// How many organizations a round looks through on its walk through all of them.
-const WALK: u32 = 100;
+/// How many organizations of the scan one round refreshes.
+const SCAN_BATCH: u32 = 100;
 
-/// The lists; clones share what is due.
+/// The job that keeps summaries; clones share the queue.
 #[derive(Debug, Clone)]
 pub(super) struct Summaries {
     ctx: Context,
     policies: Policies,
-    /// Brings back what Redis does not know of.
     recovery: Recovery,
-    /// Whose counts were stored since they were last looked through.
-    due: Arc<Mutex<BTreeSet<OrganizationId>>>,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Organizations whose counts were stored since their summaries were refreshed.
+    queue: BTreeSet<OrganizationId>,
+    /// How far the scan is.
+    scanned: Option<OrganizationId>,
 }
 
 impl Summaries {
@@ -50,58 +57,58 @@ impl Summaries {
             ctx,
             policies,
             recovery,
-            due: Arc::default(),
+            state: Arc::default(),
         }
     }
 
-    /// Notes whose counts were stored.
-    pub(super) fn note<'a>(&self, organizations: impl Iterator<Item = &'a OrganizationId>) {
-        let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Queues organizations whose counts were stored.
+    pub(super) fn enqueue<'a>(&self, organizations: impl Iterator<Item = &'a OrganizationId>) {
+        let queue = &mut self.lock().queue;
         for organization in organizations {
-            if !due.contains(organization) {
-                due.insert(organization.clone());
+            if !queue.contains(organization) {
+                queue.insert(organization.clone());
             }
         }
     }
 
-    /// Brings the lists up to date with all that was noted.
+    /// Refreshes the summaries of all queued organizations.
     pub(super) async fn refresh(&self) -> Result<(), postgres::Error> {
-        while self.refresh_some(BATCH_MAX as usize).await? {}
+        while self.refresh_batch(BATCH_MAX as usize).await? {}
         Ok(())
     }
 
-    /// Brings them up to date with some of that; whether there is more.
-    async fn refresh_some(&self, count: usize) -> Result<bool, postgres::Error> {
-        let some = self.take(count);
-        if some.is_empty() {
+    /// Refreshes at most so many of them; returns whether there may be more.
+    async fn refresh_batch(&self, max: usize) -> Result<bool, postgres::Error> {
+        let batch = self.dequeue(max);
+        if batch.is_empty() {
             return Ok(false);
         }
-        let refreshed = summaries::refresh(&self.ctx.postgres, &some, self.ctx.clock.now()).await;
-        if let Err(error) = refreshed {
-            self.note(some.iter());
-            return Err(error);
+        let now = self.ctx.clock.now();
+        let refreshed = summaries::refresh(&self.ctx.postgres, &batch, now).await;
+        if refreshed.is_err() {
+            self.enqueue(batch.iter());
         }
-        Ok(some.len() == count)
+        refreshed.map(|()| batch.len() == max)
     }
 
-    /// Takes organizations whose period is over off the lists that they were full in; returns how many.
-    pub(super) async fn age_once(&self) -> Result<u64, Failure> {
-        Ok(summaries::age(&self.ctx.postgres, self.ctx.clock.now(), BATCH_MAX).await?)
+    /// Marks organizations whose period has ended as no longer at their limit; returns how many.
+    pub(super) async fn age_once(&self) -> Result<u64, postgres::Error> {
+        summaries::age(&self.ctx.postgres, self.ctx.clock.now(), BATCH_MAX).await
     }
 
-    /// Looks through some organizations, whether or not anything was stored; returns the last of them, behind which
-    /// the next step goes on.
+    /// Refreshes the next batch of the scan, and the lists of their meters; returns the last organization, after which
+    /// the scan continues.
     pub(super) async fn repair_once(
         &self,
         after: Option<&OrganizationId>,
     ) -> Result<Option<OrganizationId>, Failure> {
-        let mut some = summaries::some_after(&self.ctx.postgres, after, WALK).await?;
-        summaries::refresh(&self.ctx.postgres, &some, self.ctx.clock.now()).await?;
-        self.list_meters(&some).await?;
-        Ok(some.pop())
+        let mut batch = summaries::some_after(&self.ctx.postgres, after, SCAN_BATCH).await?;
+        summaries::refresh(&self.ctx.postgres, &batch, self.ctx.clock.now()).await?;
+        self.list_meters(&batch).await?;
+        Ok(batch.pop())
     }
 
-    /// Brings meters back that Postgres holds and that Redis does not list beside others of their organization.
+    /// Restores meters that Postgres holds and that Redis does not list, though it lists others of their organization.
     async fn list_meters(&self, organizations: &[OrganizationId]) -> Result<(), Failure> {
         let now = self.ctx.clock.now();
         let mut stored = usage::running_meters(&self.ctx.postgres, organizations, now).await?;
@@ -109,23 +116,23 @@ impl Summaries {
         let ids: Vec<&OrganizationId> = organizations.iter().collect();
         let known = connection.organizations(&ids).await?;
         for (organization, known) in organizations.iter().zip(known) {
-            // Where it lists none, whoever asks is told what Postgres holds.
+            // Where Redis lists none, readers get the meters that Postgres holds.
             let listed = known.and_then(|known| known.meters);
             let (Some(listed), Some(stored)) = (listed, stored.remove(organization.as_str()))
             else {
                 continue;
             };
             for meter in stored.iter().filter(|meter| !listed.contains(meter)) {
-                // One that cannot be brought back must not keep the walk from the others.
-                if let Err(error) = self.bring_back(&connection, organization, meter).await {
-                    tracing::debug!(%error, org.id = %organization, %meter, "a meter could not be brought back");
+                // A meter that cannot be restored must not stop the scan.
+                if let Err(error) = self.restore(&connection, organization, meter).await {
+                    tracing::debug!(%error, org.id = %organization, %meter, "cannot restore a meter");
                 }
             }
         }
         Ok(())
     }
 
-    async fn bring_back(
+    async fn restore(
         &self,
         connection: &Connection,
         organization: &OrganizationId,
@@ -143,45 +150,36 @@ impl Summaries {
         Ok(())
     }
 
-    /// Does all of it every now and then, until `stop`.
+    /// Refreshes, ages and scans until `stop`.
     pub(super) async fn run(&self, stop: &CancellationToken) {
-        let (mut reached, mut rest) = (None, INTERVAL);
-        while stop
-            .run_until_cancelled(tokio::time::sleep(rest))
-            .await
-            .is_some()
-        {
-            let begun = Instant::now();
-            let more = self.round(&mut reached).await;
-            rest = rest_after(begun.elapsed());
-            if !matches!(more, Ok(true)) {
-                rest = rest.max(INTERVAL);
-            }
-            // Nothing depends on it but the lists, and the flush reports an outage.
-            if let Err(error) = more {
-                tracing::debug!(%error, "the lists of organizations could not be brought up to date");
-            }
-        }
+        Job::auxiliary(&self.ctx.metrics, "refresh usage summaries")
+            .paced(INTERVAL, stop, || async {
+                let started = Instant::now();
+                let more = self.round().await?;
+                let pause = throttle(started.elapsed());
+                Ok::<_, Failure>(if more { pause } else { pause.max(INTERVAL) })
+            })
+            .await;
     }
 
-    /// Whether there is more to be brought up to date, before anything else is looked at.
-    async fn round(&self, reached: &mut Option<OrganizationId>) -> Result<bool, Failure> {
-        if self.refresh_some(BESIDE_MAX).await? {
+    /// Returns whether more organizations are queued, which come before everything else.
+    async fn round(&self) -> Result<bool, Failure> {
+        if self.refresh_batch(THROTTLED_MAX).await? {
             return Ok(true);
         }
         while self.age_once().await? >= u64::from(BATCH_MAX) {}
-        *reached = self.repair_once(reached.as_ref()).await?;
+        let after = self.lock().scanned.clone();
+        let scanned = self.repair_once(after.as_ref()).await?;
+        self.lock().scanned = scanned;
         Ok(false)
     }
 
-    fn take(&self, count: usize) -> Vec<OrganizationId> {
-        let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut some = Vec::new();
-        while some.len() < count
-            && let Some(organization) = due.pop_first()
-        {
-            some.push(organization);
-        }
-        some
+    fn dequeue(&self, max: usize) -> Vec<OrganizationId> {
+        let queue = &mut self.lock().queue;
+        std::iter::from_fn(|| queue.pop_first()).take(max).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

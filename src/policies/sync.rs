@@ -8,13 +8,12 @@ use tokio_util::sync::CancellationToken;
 use super::Policies;
 use crate::domain::ids::OrganizationId;
 use crate::failure::Failure;
-use crate::metrics::Worker;
 use crate::postgres::organizations::{self, Sources};
 use crate::postgres::{self, Actor, plans};
 use crate::redis::Announcement;
 
-/// Between two sweeps.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// Between two attempts to subscribe to announcements.
+const RECONNECT_PAUSE: Duration = Duration::from_secs(1);
 
 /// The most changes that one sweep applies.
 const SWEEP_BATCH: u32 = 1000;
@@ -59,43 +58,8 @@ impl Policies {
         Ok(changes.organizations.len())
     }
 
-    /// Sweeps and listens to other instances until `stop`.
-    pub async fn run(&self, stop: CancellationToken) {
-        // Boxed, because it is large.
-        tokio::join!(
-            Box::pin(self.sweep(&stop)),
-            self.keep_learning(&stop),
-            self.listen(&stop)
-        );
-    }
-
-    async fn sweep(&self, stop: &CancellationToken) {
-        let mut failing = false;
-        while pause(stop).await {
-            let swept = self
-                .ctx
-                .metrics
-                .timed(Worker::PolicySweep, self.sweep_once());
-            let result = swept.await;
-            if let Err(error) = &result
-                && !failing
-            {
-                tracing::warn!(%error, "cannot sweep changes of policies");
-            }
-            failing = result.is_err();
-        }
-    }
-
-    /// Runs next to the sweep, which may have much to apply, so that no instance uses a stale plan for longer than
-    /// documented.
-    async fn keep_learning(&self, stop: &CancellationToken) {
-        while pause(stop).await {
-            // The sweep logs the same failure.
-            let _ = self.learn().await;
-        }
-    }
-
-    async fn listen(&self, stop: &CancellationToken) {
+    /// Listens to the announcements of other instances until `stop`.
+    pub async fn listen(&self, stop: &CancellationToken) {
         let receive = async {
             loop {
                 if let Ok(mut announcements) = self.ctx.redis.announcements().await {
@@ -108,7 +72,7 @@ impl Policies {
                         }
                     }
                 }
-                tokio::time::sleep(SWEEP_INTERVAL).await;
+                tokio::time::sleep(RECONNECT_PAUSE).await;
             }
         };
         let _ = stop.run_until_cancelled(receive).await;
@@ -143,10 +107,4 @@ impl Policies {
             organizations::change(postgres, organization, &actor, "limits.end", now, end).await?;
         Ok(())
     }
-}
-
-/// Whether to continue, after a pause.
-async fn pause(stop: &CancellationToken) -> bool {
-    let pause = tokio::time::sleep(SWEEP_INTERVAL);
-    stop.run_until_cancelled(pause).await.is_some()
 }

@@ -279,7 +279,7 @@ async fn who_ends_periods_that_are_over_is_told_once() {
         service.track(id, 5).await;
     }
     service.flush().await;
-    service.app.scheduler.sweep_once().await.unwrap();
+    service.app.periods.sweep_once().await.unwrap();
     world.move_to("2031-04-01T00:00:01Z");
     let key = world.key_with(&["reset"]).await;
     let http = service.http.with_key(Some(&key));

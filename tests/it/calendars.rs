@@ -86,7 +86,7 @@ async fn other_defaults_leave_every_running_count_as_it_is() {
             assert_eq!(start(&refused.body), "2031-03-01T00:00:00Z");
             assert_eq!(refused.body["resetDate"], end, "{calendar}");
         }
-        after.app.scheduler.sweep_once().await.unwrap();
+        after.app.periods.sweep_once().await.unwrap();
         after.flush().await;
         let rows = periods(&after).await;
         assert_eq!(rows.len(), 1, "{calendar} {rows:?}");
@@ -163,7 +163,7 @@ async fn rows_of_idle_organizations_follow_a_changed_default() {
     service.flush().await;
     world.config.defaults.calendar.reset_period = ResetPeriod::Daily;
     let service = world.instance().await;
-    service.app.scheduler.sweep_once().await.unwrap();
+    service.app.periods.sweep_once().await.unwrap();
     let rows = periods(&service).await;
     assert_eq!(rows[0]["end"], "2031-03-16T00:00:00Z");
     // So the flush that first stores the next period ends it, and tells.
@@ -372,7 +372,7 @@ async fn the_first_period_end_after_a_change_of_calendar_is_told_in_every_mode()
             world.move_to("2031-03-16T00:01:00Z");
             service.count("org_1", "api", 1).await;
             service.flush().await;
-            service.app.scheduler.sweep_once().await.unwrap();
+            service.app.periods.sweep_once().await.unwrap();
             let rows = periods(&service).await;
             assert_eq!(rows[0]["resetType"], mode, "{redis_is_lost} {rows:?}");
             assert_eq!(rows[0]["end"], "2031-03-16T00:00:00Z");

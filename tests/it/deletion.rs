@@ -403,7 +403,7 @@ async fn a_deletion_that_never_reached_redis_is_applied_by_the_next_sweep() {
     assert_eq!(service.app.policies.sweep_once().await.unwrap(), 0);
     // The rest, which nobody waited for, is noted.
     assert_eq!(keys(&world, "org_1").await.len(), 3);
-    assert_eq!(other.app.state.admin.erase_once().await.unwrap(), 1);
+    assert_eq!(other.app.eraser.erase_once().await.unwrap(), 1);
     assert_eq!(
         keys(&world, "org_1").await,
         [
@@ -411,7 +411,7 @@ async fn a_deletion_that_never_reached_redis_is_applied_by_the_next_sweep() {
             &format!("u:org_1:api:{}", instant(PERIOD).timestamp_millis())
         ]
     );
-    assert_eq!(other.app.state.admin.erase_once().await.unwrap(), 0);
+    assert_eq!(other.app.eraser.erase_once().await.unwrap(), 0);
     assert_eq!(service.track("org_1", 1).await, 3);
 }
 
@@ -509,11 +509,11 @@ async fn long_history_goes_in_the_background_and_leaves_what_came_since() {
     assert_eq!(service.track("org_1", 2).await, 2);
     service.flush().await;
     // Whoever answered the caller has a moment of its own for it.
-    let admin = &service.app.state.admin;
-    assert_eq!(admin.erase_once().await.unwrap(), 0);
+    let eraser = &service.app.eraser;
+    assert_eq!(eraser.erase_once().await.unwrap(), 0);
     world.clock.advance(Duration::seconds(10));
-    assert_eq!(admin.erase_once().await.unwrap(), 1);
-    assert_eq!(admin.erase_once().await.unwrap(), 0);
+    assert_eq!(eraser.erase_once().await.unwrap(), 1);
+    assert_eq!(eraser.erase_once().await.unwrap(), 0);
     let stored = rows(&postgres).await;
     assert_eq!(
         (stored.len(), stored[0].used, stored[0].hours_used),
@@ -556,7 +556,7 @@ async fn an_idempotency_key_means_nothing_after_the_deletion() {
     let postgres = world.postgres().await;
     let noted = "insert into erasures select id, incarnation, '2031-01-01Z', '2031-01-01Z' from organizations";
     sqlx::query(noted).execute(&postgres).await.unwrap();
-    assert_eq!(service.app.state.admin.erase_once().await.unwrap(), 1);
+    assert_eq!(service.app.eraser.erase_once().await.unwrap(), 1);
     assert_eq!(consume().await.header("idempotent-replayed"), "true");
     assert_eq!(service.current("org_1", "api").await, 8);
 }

@@ -121,7 +121,7 @@ async fn the_rights_in_redis_that_operations_names_suffice() {
     }
     service.flush().await;
     service.app.policies.sweep_once().await.unwrap();
-    service.app.scheduler.sweep_once().await.unwrap();
+    service.app.periods.sweep_once().await.unwrap();
     service.app.state.auth.sweep_once().await.unwrap();
     service.app.garbage_collector.collect_once().await.unwrap();
     service.app.flusher.flush_once().await.unwrap();

@@ -17,7 +17,7 @@ impl Instance {
     }
 
     async fn end_due(&self) -> usize {
-        self.app.scheduler.sweep_once().await.unwrap()
+        self.app.periods.sweep_once().await.unwrap()
     }
 
     /// Start, use, what ended it, and whether it runs, of each period.
@@ -268,7 +268,7 @@ async fn several_instances_end_each_period_once_and_traffic_stays_exact_meanwhil
             }
         }),
         at_once(4, |sweep| {
-            let scheduler = instances[sweep % 2].app.scheduler.clone();
+            let scheduler = instances[sweep % 2].app.periods.clone();
             async move { scheduler.sweep_once().await.unwrap() }
         })
     );

@@ -14,7 +14,7 @@ use crate::http::extract::{Query, instant};
 use crate::http::list::{List, PageSize};
 use crate::http::problem::Error;
 use crate::http::state::State;
-use crate::postgres::audit::{Entry, Filter};
+use crate::postgres::audit::{self, Entry, Filter};
 
 /// Which entries to list.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -120,6 +120,6 @@ pub(in crate::http) async fn list_audit(
         to: page.to,
     };
     let size = page.page_size;
-    let found = state.admin.audit(&filter, page.cursor, size.and_one());
-    Ok(List::page(found.await?, size, |entry| entry.id.to_string()))
+    let found = audit::list(&state.ctx.postgres, &filter, page.cursor, size.and_one()).await?;
+    Ok(List::page(found, size, |entry| entry.id.to_string()))
 }

@@ -18,6 +18,7 @@ use crate::http::list::{List, Page};
 use crate::http::path::Path;
 use crate::http::problem::Error;
 use crate::http::state::State;
+use crate::postgres::api_keys;
 
 type Keys = List<ApiKey, ApiKeyId>;
 
@@ -48,12 +49,9 @@ pub(in crate::http) async fn list_keys(
     _: Administrator,
     Query(page): Query<Page<ApiKeyId>>,
 ) -> Result<Keys, Error> {
-    let found = state
-        .admin
-        .keys(page.cursor.as_ref(), page.page_size.and_one());
-    Ok(List::page(found.await?, page.page_size, |key| {
-        key.id.clone()
-    }))
+    let (postgres, size) = (&state.ctx.postgres, page.page_size);
+    let found = api_keys::list(postgres, page.cursor.as_ref(), size.and_one()).await?;
+    Ok(List::page(found, size, |key| key.id.clone()))
 }
 
 /// Make an API key

@@ -19,6 +19,7 @@ use crate::http::path::Path;
 use crate::http::problem::Error;
 use crate::http::state::State;
 use crate::jobs::webhooks::Issued;
+use crate::postgres::webhooks;
 
 type Webhooks = List<Webhook, WebhookId>;
 type Deliveries = List<Delivery, EventId>;
@@ -88,10 +89,9 @@ pub(in crate::http) async fn list_webhooks(
     _: Administrator,
     Query(page): Query<Page<WebhookId>>,
 ) -> Result<Webhooks, Error> {
-    let found = state
-        .webhooks
-        .list(page.cursor.as_ref(), page.page_size.and_one());
-    Ok(List::page(found.await?, page.page_size, |it| it.id.clone()))
+    let (postgres, size) = (&state.ctx.postgres, page.page_size);
+    let found = webhooks::list(postgres, page.cursor.as_ref(), size.and_one()).await?;
+    Ok(List::page(found, size, |it| it.id.clone()))
 }
 
 /// Make a webhook
@@ -149,7 +149,7 @@ pub(in crate::http) async fn get_webhook(
     Path(id): Path<WebhookId>,
     _: NoQuery,
 ) -> Result<Json<Webhook>, Error> {
-    let found = state.webhooks.find(&id).await?;
+    let found = webhooks::find(&state.ctx.postgres, &id).await?;
     found.map(Json).ok_or_else(no_webhook)
 }
 
@@ -198,7 +198,7 @@ pub(in crate::http) async fn delete_webhook(
     Path(id): Path<WebhookId>,
     _: NoQuery,
 ) -> Result<StatusCode, Error> {
-    if state.webhooks.delete(&id, &caller.actor()).await? {
+    if webhooks::delete(&state.ctx.postgres, &id, &caller.actor()).await? {
         Ok(StatusCode::NO_CONTENT)
     } else {
         Err(no_webhook())
@@ -261,11 +261,9 @@ pub(in crate::http) async fn test_webhook(
     Path(id): Path<WebhookId>,
     _: NoQuery,
 ) -> Result<Response, Error> {
-    let delivery = state
-        .webhooks
-        .test(&id, &caller.actor())
-        .await?
-        .ok_or_else(no_webhook)?;
+    let (ctx, actor) = (&state.ctx, caller.actor());
+    let delivery = webhooks::test(&ctx.postgres, &id, ctx.clock.now(), &actor).await?;
+    let delivery = delivery.ok_or_else(no_webhook)?;
     Ok((StatusCode::ACCEPTED, Json(delivery)).into_response())
 }
 
@@ -287,12 +285,12 @@ pub(in crate::http) async fn list_deliveries(
     Path(id): Path<WebhookId>,
     Query(wanted): Query<Wanted>,
 ) -> Result<Deliveries, Error> {
-    let size = wanted.page_size;
-    let found = state
-        .webhooks
-        .deliveries(&id, wanted.status, wanted.cursor.as_ref(), size.and_one())
-        .await?
-        .ok_or_else(no_webhook)?;
+    let (postgres, size) = (&state.ctx.postgres, wanted.page_size);
+    let (status, after) = (wanted.status, wanted.cursor.as_ref());
+    let found = webhooks::deliveries(postgres, &id, status, after, size.and_one()).await?;
+    if found.is_empty() && webhooks::find(postgres, &id).await?.is_none() {
+        return Err(no_webhook());
+    }
     Ok(List::page(found, size, |delivery| delivery.id.clone()))
 }
 
@@ -310,7 +308,7 @@ pub(in crate::http) async fn list_deliveries(
         "id": "evt_01a207e5f2407000a3f0c2d9e8b7a695", "type": "usage.warning", "timestamp": "2026-11-23T10:14:00Z",
         "status": "pending", "attempts": 0, "nextAttemptAt": "2026-11-25T08:00:00Z",
         "lastAttemptAt": "2026-11-24T10:31:20Z", "responseStatus": null, "latencyMs": 10000, "responseBody": null,
-        "error": "no answer within 10 seconds"
+        "error": "no response within 10 seconds"
     })))
 )]
 pub(in crate::http) async fn redeliver(
@@ -320,10 +318,9 @@ pub(in crate::http) async fn redeliver(
     Path(event): Path<EventId>,
     _: NoQuery,
 ) -> Result<Response, Error> {
-    let delivery = state
-        .webhooks
-        .redeliver(&id, &event, &caller.actor())
-        .await?;
+    let (ctx, actor) = (&state.ctx, caller.actor());
+    let now = ctx.clock.now();
+    let delivery = webhooks::redeliver(&ctx.postgres, &id, &event, now, &actor).await?;
     let delivery = delivery.ok_or_else(no_delivery)?;
     Ok((StatusCode::ACCEPTED, Json(delivery)).into_response())
 }

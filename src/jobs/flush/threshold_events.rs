@@ -1,55 +1,53 @@
-//! What is to be told of snapshots: the thresholds that they have crossed since the last ones.
+//! The thresholds that counters have crossed since their last snapshots.
 
 use std::sync::Arc;
 
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 
-use super::Flusher;
 use crate::domain::counter::Snapshot;
 use crate::domain::threshold::MeterThresholdEvents;
 use crate::failure::Failure;
 use crate::policies::{CachedPolicy, Policies};
 use crate::postgres::usage::ThresholdEvents;
 
-/// How many policies are looked for at once; almost all of them are at hand.
-const LOOKING_MAX: usize = 64;
+/// The most policies that are looked up at once; almost all of them are cached.
+const LOOK_UPS: usize = 64;
 
-impl Flusher {
-    /// What is to be told of snapshots, by their places. Only what may have crossed something costs more than a glance.
-    pub(super) async fn news(&self, snapshots: &[Snapshot]) -> Result<ThresholdEvents, Failure> {
-        let mut looking = Vec::new();
-        for (position, snapshot) in snapshots.iter().enumerate() {
-            if snapshot.may_have_threshold_events() {
-                looking.push(self.news_of(position, snapshot));
-            }
+/// The threshold events of snapshots, by position. Policies are looked up only where a threshold may be crossed.
+pub(super) async fn threshold_events(
+    policies: &Policies,
+    snapshots: &[Snapshot],
+) -> Result<ThresholdEvents, Failure> {
+    let mut look_ups = Vec::new();
+    for (position, snapshot) in snapshots.iter().enumerate() {
+        if snapshot.may_have_threshold_events() {
+            look_ups.push(async move { Ok((position, events_of(policies, snapshot).await?)) });
         }
-        let found: Vec<Option<(usize, MeterThresholdEvents)>> = stream::iter(looking)
-            .buffer_unordered(LOOKING_MAX)
-            .try_collect()
-            .await?;
-        Ok(found.into_iter().flatten().collect())
     }
-
-    async fn news_of(
-        &self,
-        position: usize,
-        snapshot: &Snapshot,
-    ) -> Result<Option<(usize, MeterThresholdEvents)>, Failure> {
-        let policy = policy_of(&self.policies, snapshot).await?;
-        let limit = policy.limits.get(&snapshot.counter.meter);
-        let warn_at = limit.map_or(&[][..], |limit| &limit.warn_at);
-        Ok(snapshot
-            .threshold_events(warn_at)
-            .map(|news| (position, news)))
-    }
+    let events: Vec<(usize, Option<MeterThresholdEvents>)> = stream::iter(look_ups)
+        .buffer_unordered(LOOK_UPS)
+        .try_collect::<Vec<_>>()
+        .await
+        .map_err(|error: Failure| error)?;
+    let events = events.into_iter();
+    Ok(events.filter_map(|(at, it)| Some((at, it?))).collect())
 }
 
-/// The policy of a counter, not older than the one that last decided about it.
+async fn events_of(
+    policies: &Policies,
+    snapshot: &Snapshot,
+) -> Result<Option<MeterThresholdEvents>, Failure> {
+    let policy = policy_of(policies, snapshot).await?;
+    let limit = policy.limits.get(&snapshot.counter.meter);
+    Ok(snapshot.threshold_events(limit.map_or(&[][..], |limit| &limit.warn_at)))
+}
+
+/// The policy of a counter, at least as new as the one that last decided about it.
 async fn policy_of(policies: &Policies, snapshot: &Snapshot) -> Result<Arc<CachedPolicy>, Failure> {
     let organization = &snapshot.counter.organization;
-    let at_hand = policies.get(organization).await?;
-    if at_hand.version >= snapshot.stamp.version {
-        return Ok(at_hand);
+    let cached = policies.get(organization).await?;
+    if cached.version >= snapshot.stamp.version {
+        return Ok(cached);
     }
-    Ok(policies.refresh(organization, at_hand.version).await?)
+    policies.refresh(organization, cached.version).await
 }

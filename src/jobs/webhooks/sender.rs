@@ -1,4 +1,4 @@
-//! Sends one delivery over HTTP, and reads what is worth knowing of the answer.
+//! Sends one delivery over HTTP, and reads the status and the beginning of the response.
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use reqwest::header::{CONTENT_TYPE, USER_AGENT};
 use reqwest::redirect::Policy;
-use reqwest::{Client, Response, Url};
+use reqwest::{Client, Url};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
@@ -15,10 +15,10 @@ use crate::domain::event::EventType;
 use crate::domain::ids::EventId;
 use crate::postgres::webhooks::Message;
 
-/// How long a delivery may take, the beginning of the answer's body included.
+/// The timeout of a delivery, including the beginning of the response body.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How much of an answer is kept, bytes.
+/// How much of a response body is kept, bytes.
 const BODY_MAX: usize = 1024;
 
 const AGENT: &str = concat!("Tallyman/", env!("CARGO_PKG_VERSION"));
@@ -27,24 +27,24 @@ const AGENT: &str = concat!("Tallyman/", env!("CARGO_PKG_VERSION"));
 #[derive(Debug, Clone)]
 pub(super) struct Sender {
     targets: Targets,
-    /// Made at the first delivery: it reads the machine's certificates, which nobody else may need.
+    /// Created at the first delivery, because it loads the certificates of the machine.
     client: Arc<OnceLock<Client>>,
 }
 
-/// What came of one try.
+/// The outcome of one attempt.
 #[derive(Debug)]
-pub(super) struct Answer {
-    /// None if there was no answer.
+pub(super) struct Response {
+    /// None if there was no response.
     pub(super) status: Option<u16>,
-    /// Until it came, or until nobody waited any longer.
+    /// Until the response or the timeout.
     pub(super) latency_ms: u32,
     /// The first KiB.
     pub(super) body: Option<String>,
-    /// Why there was none.
+    /// Why there was no response.
     pub(super) error: Option<String>,
 }
 
-/// What is sent.
+/// The request body.
 #[derive(Serialize)]
 struct Payload<'a> {
     r#type: EventType,
@@ -52,14 +52,14 @@ struct Payload<'a> {
     data: &'a RawValue,
 }
 
-/// The body of every try of one message.
+/// The request body of every attempt to deliver a message.
 pub(super) fn payload(message: &Message) -> String {
     let payload = Payload {
         r#type: message.event_type,
         timestamp: message.at,
         data: &message.data,
     };
-    // Its parts are JSON already.
+    // Cannot fail: its parts are JSON already.
     serde_json::to_string(&payload).unwrap_or_default()
 }
 
@@ -79,18 +79,18 @@ impl Sender {
         at: i64,
         signatures: &str,
         payload: String,
-    ) -> Answer {
-        let begun = Instant::now();
+    ) -> Response {
+        let started = Instant::now();
         let sent = self.try_post(url, id, at, signatures, payload).await;
-        let latency_ms = u32::try_from(begun.elapsed().as_millis()).unwrap_or(u32::MAX);
+        let latency_ms = u32::try_from(started.elapsed().as_millis()).unwrap_or(u32::MAX);
         match sent {
-            Ok(response) => Answer {
+            Ok(response) => Response {
                 status: Some(response.status().as_u16()),
                 latency_ms,
                 body: Some(beginning(response).await),
                 error: None,
             },
-            Err(error) => Answer {
+            Err(error) => Response {
                 status: None,
                 latency_ms,
                 body: None,
@@ -106,7 +106,7 @@ impl Sender {
         at: i64,
         signatures: &str,
         payload: String,
-    ) -> Result<Response, String> {
+    ) -> Result<reqwest::Response, String> {
         let url: Url = url.parse().map_err(|_| "this is not a URL".to_owned())?;
         self.targets
             .check_literal(&url)
@@ -129,7 +129,7 @@ impl Sender {
         if let Some(client) = self.client.get() {
             return Ok(client);
         }
-        // A redirect or a proxy would lead to where nobody has looked.
+        // A redirect or a proxy could lead to an unchecked address.
         let client = Client::builder()
             .dns_resolver(Arc::new(self.targets))
             .redirect(Policy::none())
@@ -140,11 +140,11 @@ impl Sender {
     }
 }
 
-/// What went wrong, as far down as it is known; without the URL, which people have before them.
+/// The innermost cause, without the URL, which readers of the delivery see anyway.
 #[expect(clippy::needless_pass_by_value, reason = "what `map_err` calls")]
 fn reason(error: reqwest::Error) -> String {
     if error.is_timeout() {
-        return format!("no answer within {} seconds", TIMEOUT.as_secs());
+        return format!("no response within {} seconds", TIMEOUT.as_secs());
     }
     let mut deepest: &dyn std::error::Error = &error;
     while let Some(source) = deepest.source() {
@@ -153,8 +153,8 @@ fn reason(error: reqwest::Error) -> String {
     deepest.to_string()
 }
 
-/// The beginning of a body as text that the database takes. What cannot be read is as good as absent.
-async fn beginning(mut response: Response) -> String {
+/// The beginning of a body as text that Postgres accepts, as far as it can be read.
+async fn beginning(mut response: reqwest::Response) -> String {
     let mut bytes = Vec::new();
     while bytes.len() < BODY_MAX
         && let Ok(Some(piece)) = response.chunk().await

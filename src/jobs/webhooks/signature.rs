@@ -1,4 +1,4 @@
-//! Signatures after the Standard Webhooks specification: an HMAC-SHA256 over id, time and payload.
+//! Signatures as in the Standard Webhooks specification: an HMAC-SHA256 over id, time and payload.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -7,12 +7,12 @@ use ring::hmac;
 use crate::domain::ids::EventId;
 use crate::domain::webhook::Secret;
 
-/// A secret as its owner needs it.
+/// A secret in the format that its owner configures.
 pub(super) fn reveal(secret: &Secret) -> String {
     format!("whsec_{}", STANDARD.encode(secret.0))
 }
 
-/// The value of `webhook-signature`: one signature for each secret, the receiver looks for any that it can verify.
+/// The value of `webhook-signature`: one signature for each secret; receivers accept any that they can verify.
 pub(super) fn sign(secrets: &[Secret], id: &EventId, at: i64, payload: &str) -> String {
     let signed = format!("{id}.{at}.{payload}");
     let signatures: Vec<String> = secrets
@@ -30,9 +30,9 @@ pub(super) fn sign(secrets: &[Secret], id: &EventId, at: i64, payload: &str) -> 
 mod tests {
     use super::*;
 
-    /// Worked out with Python's `hmac`; a test against real receivers uses the specification's own libraries.
+    /// Computed with Python's `hmac`; an integration test uses the libraries of the specification.
     #[test]
-    fn a_signature_is_what_other_implementations_come_to() {
+    fn signatures_equal_those_of_other_implementations() {
         let id = "evt_01a207e5f2407000a3f0c2d9e8b7a695".parse().unwrap();
         let secrets = [Secret([7; 32]), Secret([8; 32])];
         let payload = r#"{"type":"webhook.test"}"#;

@@ -1,7 +1,7 @@
-//! Where events may be sent to: nowhere that only this machine or its network reaches, unless that is allowed.
+//! Prevents requests to private addresses (SSRF), unless they are allowed.
 //!
-//! A URL is checked when it is registered, so that people hear of a mistake. What counts is the check of every address
-//! that is about to be connected to, because a name may lead elsewhere by then.
+//! A URL is checked when it is registered, so that users notice a mistake. For security, every address is checked again
+//! before connecting, because a name may resolve to another address then.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -15,16 +15,16 @@ use crate::domain::webhook::InvalidWebhook;
 /// The longest URL.
 const URL_MAX: usize = 2048;
 
-/// How long looking a name up may take where only people wait for it.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a name look-up may take when a URL is registered.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Which addresses may be sent to.
+/// Which addresses are allowed.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Targets {
     allow_private: bool,
 }
 
-/// Why an address is not sent to.
+/// An address that is not allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("leads to {0}, which is not a public address")]
 pub(super) struct Private(IpAddr);
@@ -34,7 +34,7 @@ impl Targets {
         Self { allow_private }
     }
 
-    /// Refuses a URL that nothing would be sent to. A name that cannot be looked up now may be later.
+    /// Refuses a URL to which nothing would be sent. A name that cannot be resolved now is accepted.
     pub(super) async fn check(self, url: &str) -> Result<(), InvalidWebhook> {
         if url.len() > URL_MAX {
             let detail = format!(
@@ -44,17 +44,17 @@ impl Targets {
             );
             return Err(InvalidWebhook::url(detail));
         }
-        let unlike = || {
+        let malformed = || {
             let example = "an http:// or https:// URL, such as https://example.com/tallyman";
             InvalidWebhook::url(format!("must be {example}; got {}", quoted(url)))
         };
-        // A parser of URLs passes over those inside, so that another text would be kept than is called.
+        // The URL parser removes these, so the stored URL would differ from the requested one.
         if url.contains(|c: char| c.is_control() || c.is_whitespace()) {
-            return Err(unlike());
+            return Err(malformed());
         }
-        let url: Url = url.parse().map_err(|_| unlike())?;
+        let url: Url = url.parse().map_err(|_| malformed())?;
         if !matches!(url.scheme(), "http" | "https") {
-            return Err(unlike());
+            return Err(malformed());
         }
         if !url.username().is_empty() || url.password().is_some() {
             let detail =
@@ -66,12 +66,12 @@ impl Targets {
         let Some(name) = url.domain().filter(|_| !self.allow_private) else {
             return Ok(());
         };
-        // Reserved for this machine, whether anybody resolves it or not.
+        // Always this machine (RFC 6761).
         let last = name.trim_end_matches('.').rsplit('.').next();
         if last == Some("localhost") {
             return Err(InvalidWebhook::url("leads to this machine"));
         }
-        let found = tokio::time::timeout(PATIENCE, tokio::net::lookup_host((name, 0))).await;
+        let found = tokio::time::timeout(LOOKUP_TIMEOUT, tokio::net::lookup_host((name, 0))).await;
         if let Ok(Ok(addresses)) = found {
             self.check_addresses(&addresses.collect::<Vec<_>>())
                 .map_err(|private| InvalidWebhook::url(private.to_string()))?;
@@ -79,7 +79,7 @@ impl Targets {
         Ok(())
     }
 
-    /// Refuses an address that stands in the URL itself, however it is written: nobody resolves it.
+    /// Refuses a literal address in the URL, in any notation: it is not resolved, so no other check sees it.
     pub(super) fn check_literal(self, url: &Url) -> Result<(), Private> {
         let host = url.host_str().unwrap_or_default();
         let bare = host.trim_start_matches('[').trim_end_matches(']');
@@ -89,7 +89,7 @@ impl Targets {
         }
     }
 
-    /// Refuses all addresses of a name if it may not be sent to one of them.
+    /// Refuses all addresses of a name if one of them is not allowed.
     fn check_addresses(self, addresses: &[SocketAddr]) -> Result<(), Private> {
         addresses
             .iter()
@@ -105,7 +105,7 @@ impl Targets {
     }
 }
 
-/// Looks names up for whoever is about to connect.
+/// Resolves names for the HTTP client.
 impl Resolve for Targets {
     fn resolve(&self, name: Name) -> Resolving {
         let targets = *self;
@@ -119,7 +119,7 @@ impl Resolve for Targets {
     }
 }
 
-/// Whether an address is one of the internet's.
+/// Whether an address is public.
 fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => is_public_v4(v4),
@@ -129,7 +129,7 @@ fn is_public(address: IpAddr) -> bool {
 
 fn is_public_v4(address: Ipv4Addr) -> bool {
     let octets = address.octets();
-    // This network, private, loopback; connection-local, where clouds keep their metadata; shared by carriers.
+    // This network, private, loopback; link-local, where clouds serve their metadata; shared by carriers.
     let inside = matches!(
         octets,
         [0 | 10 | 127, ..]
@@ -138,7 +138,7 @@ fn is_public_v4(address: Ipv4Addr) -> bool {
             | [169, 254, ..]
             | [100, 64..=127, ..]
     );
-    // For protocols, documentation and benchmarks; multicast, reserved, broadcast.
+    // Protocols, documentation and benchmarks; multicast, reserved, broadcast.
     let special = matches!(
         octets,
         [192, 0, 0 | 2, _]
@@ -148,7 +148,7 @@ fn is_public_v4(address: Ipv4Addr) -> bool {
             | [203, 0, 113, _]
             | [224..=255, ..]
     );
-    // Azure keeps there what other clouds keep at connection-local addresses.
+    // Azure serves its metadata here.
     let metadata = octets == [168, 63, 129, 16];
     !inside && !special && !metadata
 }
@@ -159,13 +159,13 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
         is_public_v4(Ipv4Addr::new(a, b, c, d))
     };
     match address.segments() {
-        // An IPv4 address in other clothes: mapped, translated by NAT64, tunnelled by 6to4.
+        // An embedded IPv4 address: mapped, translated by NAT64, tunnelled by 6to4.
         [0, 0, 0, 0, 0, 0xffff, high, low]
         | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
         | [0x2002, high, low, ..] => embedded(high, low),
         // Teredo, other protocols, documentation.
         [0x2001, 0..=0x1ff | 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => false,
-        // Only these are anybody's: the rest is loopback, private, connection-local, multicast, or not assigned.
+        // The rest is loopback, private, link-local, multicast, or not assigned.
         [first, ..] => (0x2000..=0x3fff).contains(&first),
     }
 }
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_is_not_the_internets_is_refused_in_any_notation() {
+    fn private_addresses_are_refused_in_any_notation() {
         for url in [
             "http://127.0.0.1/",
             "http://127.1/",
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_of_the_internet_is_taken_and_every_one_where_private_ones_are_allowed() {
+    fn public_addresses_are_accepted_and_all_if_private_ones_are_allowed() {
         for url in [
             "http://1.1.1.1/",
             "http://9.255.255.255/",

@@ -1,0 +1,148 @@
+//! Drives background jobs: rounds at an interval, metrics, logs when an outage begins and ends, throttling, supervision.
+
+use std::fmt::Display;
+use std::time::{Duration, Instant};
+
+use futures::TryFutureExt as _;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::metrics::{Metrics, Worker};
+
+/// How many times as long as its work a throttled job pauses: it runs for at most 10 % of the time, because it
+/// competes with requests for CPU, Redis and Postgres.
+const THROTTLE: u32 = 9;
+
+/// The longest pause of a throttled job: a loss of Redis loses the counts that are not stored yet.
+pub(super) const PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// How long to pause after work that took this long.
+pub(super) fn throttle(took: Duration) -> Duration {
+    (took * THROTTLE).min(PAUSE_MAX)
+}
+
+/// A job that runs in rounds.
+pub(super) struct Job<'a> {
+    metrics: &'a Metrics,
+    /// None if another job reports the same outages.
+    worker: Option<Worker>,
+    /// What it does, for the log: "store counts".
+    task: &'static str,
+    failing_since: Option<Instant>,
+}
+
+impl<'a> Job<'a> {
+    pub(super) fn new(metrics: &'a Metrics, worker: Worker, task: &'static str) -> Self {
+        Self {
+            worker: Some(worker),
+            ..Self::auxiliary(metrics, task)
+        }
+    }
+
+    /// A job without metrics, whose failures are logged at level debug because another job reports the same outages.
+    pub(super) fn auxiliary(metrics: &'a Metrics, task: &'static str) -> Self {
+        Self {
+            metrics,
+            worker: None,
+            task,
+            failing_since: None,
+        }
+    }
+
+    /// Runs `once` every `interval` until `stop`, which also cancels a round that is running.
+    pub(super) async fn every<T, E: Display, F: Future<Output = Result<T, E>>>(
+        &mut self,
+        interval: Duration,
+        stop: &CancellationToken,
+        mut once: impl FnMut() -> F,
+    ) {
+        let round = || once().map_ok(|_| interval);
+        self.paced(interval, stop, round).await;
+    }
+
+    /// The same, where a round returns how long to pause after it; after a failure the pause is `interval`.
+    pub(super) async fn paced<E: Display, F: Future<Output = Result<Duration, E>>>(
+        &mut self,
+        interval: Duration,
+        stop: &CancellationToken,
+        mut once: impl FnMut() -> F,
+    ) {
+        let mut pause = interval;
+        let rounds = async {
+            loop {
+                tokio::time::sleep(pause).await;
+                pause = self.round(once()).await.unwrap_or(interval);
+            }
+        };
+        let _: Option<()> = stop.run_until_cancelled(rounds).await;
+    }
+
+    /// Runs one round: measures it, and logs if it is the first to fail, or to succeed again.
+    pub(super) async fn round<T, E: Display>(
+        &mut self,
+        once: impl Future<Output = Result<T, E>>,
+    ) -> Option<T> {
+        // Boxed, because a round is a large future.
+        let once = Box::pin(once);
+        let done = match self.worker {
+            Some(worker) => self.metrics.timed(worker, once).await,
+            None => once.await,
+        };
+        match done {
+            Ok(done) => {
+                if let Some(since) = self.failing_since.take() {
+                    let seconds = since.elapsed().as_secs();
+                    tracing::info!(outage.seconds = seconds, "can {} again", self.task);
+                }
+                Some(done)
+            }
+            Err(error) => {
+                if self.failing_since.is_none() {
+                    self.log(&error);
+                    self.failing_since = Some(Instant::now());
+                }
+                None
+            }
+        }
+    }
+
+    fn log(&self, error: &impl Display) {
+        match self.worker {
+            // While this fails, a loss of Redis loses counts.
+            Some(Worker::Flush) => tracing::error!(%error, "cannot {}", self.task),
+            Some(_) => tracing::warn!(%error, "cannot {}", self.task),
+            None => tracing::debug!(%error, "cannot {}", self.task),
+        }
+    }
+}
+
+/// Runs jobs, and detects that one has ended before it was stopped, which means that it panicked.
+#[derive(Debug, Default)]
+pub struct Supervisor {
+    tasks: TaskTracker,
+    died: CancellationToken,
+}
+
+impl Supervisor {
+    /// Starts a job.
+    pub fn spawn(&self, job: impl Future<Output = ()> + Send + 'static) {
+        let guard = self.died.clone().drop_guard();
+        self.tasks.spawn(async move {
+            job.await;
+            drop(guard);
+        });
+    }
+
+    /// Waits until a job ends.
+    pub async fn died(&self) {
+        self.died.cancelled().await;
+    }
+
+    /// Waits until all jobs have ended, at most for `patience`; returns whether they have.
+    pub async fn ended(&self, patience: Duration) -> bool {
+        self.tasks.close();
+        tokio::time::timeout(patience, self.tasks.wait())
+            .await
+            .is_ok()
+    }
+}

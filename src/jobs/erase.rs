@@ -1,0 +1,69 @@
+//! Erases the remaining data of deleted organizations: old history in Postgres, and their keys in Redis.
+//!
+//! The deletion itself ([`Admin::delete_organization`](crate::admin::Admin::delete_organization)) is effective at once.
+//! It leaves a row for each erasure, which stays until the data is erased, so an erasure survives a crash.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use tokio_util::sync::CancellationToken;
+
+use super::driver::Job;
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::metrics::Worker;
+use crate::postgres::deletions;
+
+/// Between two rounds.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long an instance may work on an erasure before another one takes it over.
+const LEASE: TimeDelta = TimeDelta::seconds(60);
+
+/// The most erasures that one scan of Redis serves.
+const BATCH: u32 = 1000;
+
+/// The job that erases.
+#[derive(Debug, Clone)]
+pub struct Eraser {
+    ctx: Context,
+}
+
+impl Eraser {
+    /// A job for this service.
+    pub fn new(ctx: Context) -> Self {
+        Self { ctx }
+    }
+
+    /// Erases the remaining data of deleted organizations whose erasure is due; returns how many there were.
+    pub async fn erase_once(&self) -> Result<usize, Failure> {
+        let postgres = &self.ctx.postgres;
+        let now = self.ctx.clock.now();
+        let due = deletions::take_on(postgres, now, now + LEASE, BATCH).await?;
+        if due.is_empty() {
+            return Ok(0);
+        }
+        let connection = self.ctx.redis.connection().await?;
+        let incarnations: BTreeMap<_, _> = due
+            .iter()
+            .map(|it| (it.organization.clone(), it.incarnation))
+            .collect();
+        for erasure in &due {
+            while deletions::erase_history(postgres, erasure).await? > 0 {}
+        }
+        connection.erase_traces(&incarnations).await?;
+        for erasure in &due {
+            deletions::finish(postgres, erasure).await?;
+        }
+        Ok(due.len())
+    }
+
+    /// Erases until `stop`.
+    pub async fn run(self, stop: CancellationToken) {
+        let task = "erase the data of deleted organizations";
+        Job::new(&self.ctx.metrics, Worker::Erase, task)
+            .every(INTERVAL, &stop, || self.erase_once())
+            .await;
+    }
+}
