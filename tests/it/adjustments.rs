@@ -87,7 +87,7 @@ async fn commit_and_apply(world: &World, amount: i64) {
 }
 
 #[tokio::test]
-async fn units_are_added_and_given_back() {
+async fn units_are_added_and_subtracted() {
     let world = World::new().await;
     let instance = world.instance().await;
     instance.count("org_1", "api", 501).await;
@@ -114,7 +114,7 @@ async fn units_are_added_and_given_back() {
 }
 
 #[tokio::test]
-async fn an_adjustment_past_the_ceiling_is_refused_and_applies_nothing() {
+async fn an_adjustment_beyond_the_maximum_count_is_refused_and_applies_nothing() {
     let world = World::new().await;
     let instance = world.instance().await;
     instance.count("org_1", "api", 5).await;
@@ -156,7 +156,7 @@ async fn an_adjustment_past_the_ceiling_is_refused_and_applies_nothing() {
 
 /// What has become impossible since is no matter of a repetition.
 #[tokio::test]
-async fn a_repeated_adjustment_is_answered_although_its_meter_has_no_place_any_more() {
+async fn a_retried_adjustment_is_answered_even_if_its_meter_no_longer_fits() {
     let world = World::new().await;
     let instance = world.instance().await;
     instance.count("org_1", "api", 5).await;
@@ -190,7 +190,7 @@ async fn a_meter_that_was_never_counted_can_be_adjusted() {
 }
 
 #[tokio::test]
-async fn what_is_given_back_stops_at_zero() {
+async fn a_subtraction_stops_at_zero() {
     let world = World::new().await;
     let instance = world.instance().await;
     instance.count("org_1", "api", 5).await;
@@ -203,7 +203,7 @@ async fn what_is_given_back_stops_at_zero() {
 }
 
 #[tokio::test]
-async fn what_is_added_may_pass_the_limit() {
+async fn an_addition_may_exceed_the_limit() {
     let world = World::new().await;
     let instance = world.instance().await;
     instance.count("org_1", "api", 999).await;
@@ -220,7 +220,7 @@ async fn what_is_added_may_pass_the_limit() {
 }
 
 #[tokio::test]
-async fn a_repeated_adjustment_is_answered_as_the_first_and_adjusts_nothing() {
+async fn a_retried_adjustment_returns_the_first_response_and_adjusts_nothing() {
     let world = World::new().await;
     let instance = world.instance().await;
     instance.count("org_1", "api", 10).await;
@@ -248,7 +248,7 @@ async fn a_repeated_adjustment_is_answered_as_the_first_and_adjusts_nothing() {
 }
 
 #[tokio::test]
-async fn adjustments_at_once_under_one_key_adjust_once() {
+async fn concurrent_adjustments_with_one_idempotency_key_adjust_once() {
     let world = World::new().await;
     let instances = [world.instance().await, world.instance().await];
     instances[0].count("org_1", "api", 10).await;
@@ -268,7 +268,7 @@ async fn adjustments_at_once_under_one_key_adjust_once() {
 }
 
 #[tokio::test]
-async fn an_adjustment_that_makes_no_sense_is_refused_and_changes_nothing() {
+async fn an_invalid_adjustment_is_refused_and_changes_nothing() {
     let world = World::new().await;
     let instance = world.instance().await;
     let good = json!({"amount": 1, "reason": "a"});
@@ -316,7 +316,7 @@ async fn an_adjustment_that_makes_no_sense_is_refused_and_changes_nothing() {
 }
 
 #[tokio::test]
-async fn history_tells_adjustments_apart_from_the_gross() {
+async fn history_shows_adjustments_separately() {
     let world = World::new().await;
     let instance = world.instance().await;
     instance.count("org_1", "api", 10).await;
@@ -345,7 +345,7 @@ async fn history_tells_adjustments_apart_from_the_gross() {
 
 /// Whatever was done when the process died: the sweep finishes it, and a second one finds nothing to do.
 #[tokio::test]
-async fn an_adjustment_that_was_cut_short_is_finished_once_by_the_sweep() {
+async fn an_interrupted_adjustment_is_finished_once_by_the_sweep() {
     for applied in [false, true] {
         let world = World::new().await;
         let instance = world.instance().await;
@@ -369,7 +369,7 @@ async fn an_adjustment_that_was_cut_short_is_finished_once_by_the_sweep() {
 }
 
 #[tokio::test]
-async fn an_adjustment_that_was_cut_short_is_finished_once_by_the_next_call() {
+async fn an_interrupted_adjustment_is_finished_once_by_the_next_call() {
     for applied in [false, true] {
         let world = World::new().await;
         let instance = world.instance().await;
@@ -429,7 +429,7 @@ async fn a_loss_of_redis_neither_loses_nor_doubles_an_adjustment() {
 }
 
 #[tokio::test]
-async fn an_older_copy_of_redis_neither_loses_nor_doubles_an_adjustment() {
+async fn a_rollback_of_redis_neither_loses_nor_doubles_an_adjustment() {
     for stored in [false, true] {
         let mut world = World::new().await;
         let instance = world.instance().await;
@@ -449,7 +449,7 @@ async fn an_older_copy_of_redis_neither_loses_nor_doubles_an_adjustment() {
 }
 
 #[tokio::test]
-async fn an_adjustment_that_redis_cannot_hear_of_is_a_503_and_not_committed() {
+async fn without_redis_an_adjustment_is_a_503_and_not_committed() {
     let mut world = World::new().await;
     let instance = world.instance().await;
     instance.count("org_1", "api", 5).await;
@@ -464,7 +464,7 @@ async fn an_adjustment_that_redis_cannot_hear_of_is_a_503_and_not_committed() {
 
 /// However long it took: it counts where it was meant to.
 #[tokio::test]
-async fn an_adjustment_that_waited_until_its_period_was_long_over_is_counted_in_it() {
+async fn an_adjustment_finished_long_after_its_period_counts_in_that_period() {
     let world = World::new().await;
     let instance = world.instance().await;
     instance.count("org_1", "api", 10).await;
@@ -492,7 +492,7 @@ async fn a_reset_waits_for_the_adjustment_of_what_it_closes() {
 }
 
 #[tokio::test]
-async fn a_deletion_takes_an_adjustment_along_that_has_not_reached_the_count() {
+async fn a_deletion_discards_a_pending_adjustment() {
     let world = World::new().await;
     let instance = world.instance().await;
     instance.count("org_1", "api", 10).await;

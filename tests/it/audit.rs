@@ -30,7 +30,7 @@ fn column(entries: &[Value], name: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn every_change_is_told_with_who_when_what_and_from_what_to_what() {
+async fn every_change_is_audited_with_actor_time_action_before_and_after() {
     let world = World::new().await;
     let service = world.instance().await;
     let path = "/v1/organizations/org_1";
@@ -155,7 +155,7 @@ async fn entries_are_found_by_organization_actor_action_and_time() {
 }
 
 #[tokio::test]
-async fn only_administrators_read_it_and_nonsense_is_refused_by_name() {
+async fn only_administrators_read_the_audit_log_and_invalid_filters_are_refused_by_name() {
     let world = World::new().await;
     let service = world.instance().await;
     let reader = service
@@ -216,7 +216,7 @@ async fn the_database_itself_refuses_to_change_or_remove_an_entry() {
 }
 
 #[tokio::test]
-async fn a_test_a_redelivery_and_the_end_of_a_webhook_are_told() {
+async fn tests_redeliveries_and_deletions_of_webhooks_are_audited() {
     let world = World::new().await;
     let service = world.instance().await;
     let receiver = Receiver::new().await;
@@ -269,7 +269,7 @@ async fn a_test_a_redelivery_and_the_end_of_a_webhook_are_told() {
 }
 
 #[tokio::test]
-async fn who_ends_periods_that_are_over_is_told_once() {
+async fn ending_expired_periods_is_audited_once() {
     let world = World::new().await;
     let service = world.instance().await;
     for id in ["org_1", "org_2"] {

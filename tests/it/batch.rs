@@ -136,7 +136,7 @@ async fn equal_items_are_granted_one_after_the_other_until_the_limit() {
 
 /// Equal ones that follow each other are one for the script.
 #[tokio::test]
-async fn of_the_items_that_are_refused_the_first_of_each_meter_is_told_so() {
+async fn the_first_refused_item_of_each_meter_is_marked_first() {
     let world = World::new().await;
     let service = world.instance().await;
     service
@@ -200,7 +200,7 @@ async fn the_items_of_an_organization_are_decided_in_their_order() {
 }
 
 #[tokio::test]
-async fn items_may_come_one_a_line() {
+async fn items_may_be_sent_as_ndjson() {
     let world = World::new().await;
     let service = world.instance().await;
     let lines = format!(
@@ -221,7 +221,7 @@ async fn items_may_come_one_a_line() {
 }
 
 #[tokio::test]
-async fn the_answer_describes_all_items_or_those_not_counted_or_none() {
+async fn the_response_lists_all_items_or_those_not_counted_or_none() {
     let world = World::new().await;
     let service = world.instance().await;
     service.limits("org_1", json!({"api": {"limit": 1}})).await;
@@ -282,7 +282,7 @@ async fn a_repeated_batch_counts_nothing_item_by_item() {
 }
 
 #[tokio::test]
-async fn items_of_organizations_that_a_key_does_not_reach_fail_singly() {
+async fn items_of_organizations_that_the_key_may_not_access_fail_individually() {
     let world = World::new().await;
     let service = world.instance().await;
     let wish = json!({"name": "bound", "scopes": ["ingest"], "organizationId": "org_1"});
@@ -295,7 +295,7 @@ async fn items_of_organizations_that_a_key_does_not_reach_fail_singly() {
 }
 
 #[tokio::test]
-async fn a_batch_that_is_none_is_refused_as_a_whole() {
+async fn an_invalid_batch_is_refused_as_a_whole() {
     let world = World::new().await;
     let service = world.instance().await;
     let none: [Value; 0] = [];
@@ -360,7 +360,7 @@ async fn concurrent_batches_and_calls_of_two_instances_grant_exactly_the_limit()
 }
 
 #[tokio::test]
-async fn what_would_pass_the_ceiling_of_a_counter_fails_item_by_item() {
+async fn items_that_would_exceed_the_maximum_count_fail_individually() {
     let world = World::new().await;
     let service = world.instance().await;
     service.count("org_1", "tokens", 1).await;
@@ -375,7 +375,7 @@ async fn what_would_pass_the_ceiling_of_a_counter_fails_item_by_item() {
 }
 
 #[tokio::test]
-async fn without_redis_a_batch_is_one_outage() {
+async fn without_redis_a_batch_fails_as_a_whole() {
     let mut world = World::new().await;
     let service = world.instance().await;
     service.count("org_1", "api", 1).await;
@@ -386,7 +386,7 @@ async fn without_redis_a_batch_is_one_outage() {
 }
 
 #[tokio::test]
-async fn the_items_of_a_batch_name_a_bounded_number_of_meters_together() {
+async fn the_number_of_meters_in_a_batch_is_bounded() {
     let world = World::new().await;
     let service = world.instance().await;
     let meters: serde_json::Map<_, _> = (0..32).map(|it| (format!("m{it}"), json!(1))).collect();
@@ -416,7 +416,7 @@ async fn the_items_of_a_batch_name_a_bounded_number_of_meters_together() {
 }
 
 #[tokio::test]
-async fn single_calls_go_before_the_rest_of_a_batch() {
+async fn single_calls_overtake_the_rest_of_a_batch() {
     let world = World::new().await;
     let service = world.instance().await;
     let others: Vec<String> = (0..16).map(|it| format!("other_{it}")).collect();

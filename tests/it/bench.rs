@@ -54,7 +54,7 @@ async fn two_thousand_audited_requests_agree_with_the_counts() {
 }
 
 #[tokio::test]
-async fn an_audit_finds_counts_that_were_changed_behind_its_back() {
+async fn an_audit_finds_counts_that_were_changed_externally() {
     let world = Arc::new(World::new().await);
     let state = world.instance().await.app.state;
     let (asked, vandal) = (Arc::new(AtomicUsize::new(0)), Arc::clone(&world));
@@ -88,7 +88,7 @@ async fn an_audit_finds_counts_that_were_changed_behind_its_back() {
 }
 
 #[tokio::test]
-async fn what_a_broken_connection_had_asked_is_unknown_and_no_difference() {
+async fn requests_of_a_broken_connection_are_unknown_and_no_difference() {
     let world = World::new().await;
     let url = listen(http::router(world.instance().await.app.state)).await;
     let way = lose_every(40, url.strip_prefix("http://").unwrap().to_owned()).await;

@@ -39,7 +39,7 @@ fn hourly() -> impl FnOnce(&mut tallyman::config::Config) {
 // --- defaults ---
 
 #[tokio::test]
-async fn other_defaults_leave_every_running_count_as_it_is() {
+async fn other_defaults_keep_every_running_count() {
     let utc_monthly = DefaultCalendar {
         reset_mode: ResetMode::Lazy,
         reset_period: ResetPeriod::Monthly,
@@ -134,7 +134,7 @@ async fn a_default_that_changes_back_and_forth_moves_no_period() {
 }
 
 #[tokio::test]
-async fn a_default_that_does_not_fit_an_organizations_own_day_locks_nobody_out() {
+async fn a_default_that_contradicts_an_organizations_reset_day_does_not_block_it() {
     let mut world = World::new().await;
     let service = world.instance().await;
     service.settings("org_1", json!({"resetDay": 10})).await;
@@ -181,7 +181,7 @@ async fn rows_of_idle_organizations_follow_a_changed_default() {
 // --- changes of an organization's own ---
 
 #[tokio::test]
-async fn a_late_event_counts_in_the_period_of_the_calendar_that_was_in_force_then() {
+async fn a_late_event_counts_in_the_period_of_the_calendar_effective_then() {
     let changes = [
         json!({"resetPeriod": "daily"}),
         json!({"resetMode": "manual"}),
@@ -294,7 +294,7 @@ async fn an_organization_that_counted_nothing_in_the_running_period_takes_a_cale
 
 /// Whatever is counted before the new calendar is in force keeps the running period, and is in its count.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn calls_beside_a_change_of_calendar_are_all_in_the_running_count() {
+async fn calls_concurrent_with_a_change_of_calendar_are_all_in_the_running_count() {
     let world = World::new().await;
     let service = world.instance().await;
     for round in 0..10 {
@@ -323,7 +323,7 @@ async fn calls_beside_a_change_of_calendar_are_all_in_the_running_count() {
 
 /// Each holds a connection while it waits for its turn, and the one whose turn it is must need no further one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn more_changes_of_calendars_at_once_than_connections_all_happen() {
+async fn more_concurrent_changes_of_calendar_than_connections_all_happen() {
     let world = World::with(|config| config.database_connections = 4).await;
     let service = world.instance().await;
     at_once(24, |task| {
@@ -351,7 +351,7 @@ async fn units_that_were_not_stored_yet_keep_the_running_period() {
 }
 
 #[tokio::test]
-async fn the_first_period_end_after_a_change_of_calendar_is_told_in_every_mode() {
+async fn the_first_period_end_after_a_change_of_calendar_is_an_event_in_every_mode() {
     for mode in ["lazy", "scheduled"] {
         for redis_is_lost in [false, true] {
             let world = World::new().await;

@@ -107,7 +107,7 @@ async fn an_organization_is_shown_limited_and_reset() {
 }
 
 #[tokio::test]
-async fn whatever_goes_wrong_is_one_line_and_an_exit_code() {
+async fn every_failure_is_one_line_and_an_exit_code() {
     let world = World::new().await;
     let service = world.instance().await;
     service.count("org_1", "api", 5).await;
@@ -175,7 +175,7 @@ async fn whatever_goes_wrong_is_one_line_and_an_exit_code() {
 }
 
 #[tokio::test]
-async fn verify_ends_with_1_where_something_does_not_fit() {
+async fn verify_exits_with_1_on_a_difference() {
     let world = World::new().await;
     let service = world.instance().await;
     for organization in ["org_1", "org_2"] {
@@ -213,7 +213,7 @@ async fn verify_ends_with_1_where_something_does_not_fit() {
 }
 
 #[tokio::test]
-async fn what_others_have_written_does_not_reach_the_terminal_as_it_is() {
+async fn control_characters_in_stored_text_are_escaped_for_the_terminal() {
     let world = World::new().await;
     let service = world.instance().await;
     let text = "\u{1b}[31m\u{9b}2J\u{202e}";
@@ -240,7 +240,7 @@ async fn what_others_have_written_does_not_reach_the_terminal_as_it_is() {
 }
 
 #[tokio::test]
-async fn a_bad_setting_is_told_before_anything_listens() {
+async fn a_bad_setting_is_reported_before_anything_listens() {
     for (flag, path) in [
         ("--plugin-path", "/v1"),
         ("--plugin-path", "/docs"),
@@ -274,7 +274,7 @@ async fn a_bad_setting_is_told_before_anything_listens() {
 }
 
 #[tokio::test]
-async fn an_argument_that_will_not_do_says_what_would() {
+async fn an_invalid_argument_is_refused_with_a_valid_one() {
     let world = World::new().await;
     let service = world.instance().await;
     for (arguments, told) in [

@@ -21,7 +21,7 @@ async fn send(
 }
 
 #[tokio::test]
-async fn every_answer_that_tells_an_organization_names_its_version() {
+async fn every_response_with_an_organization_has_its_etag() {
     let world = World::new().await;
     let service = world.instance().await;
     let http = &service.http;
@@ -42,7 +42,7 @@ async fn every_answer_that_tells_an_organization_names_its_version() {
 }
 
 #[tokio::test]
-async fn a_change_of_a_state_that_is_gone_is_refused_and_changes_nothing() {
+async fn a_change_of_an_outdated_state_is_refused_and_changes_nothing() {
     let world = World::new().await;
     let service = world.instance().await;
     let http = &service.http;
@@ -76,7 +76,7 @@ async fn a_change_of_a_state_that_is_gone_is_refused_and_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_change_of_the_state_that_was_seen_is_made() {
+async fn a_change_of_the_current_state_is_made() {
     let world = World::new().await;
     let service = world.instance().await;
     let http = &service.http;
@@ -100,7 +100,7 @@ async fn a_change_of_the_state_that_was_seen_is_made() {
 }
 
 #[tokio::test]
-async fn a_condition_tells_creating_from_replacing() {
+async fn a_condition_distinguishes_creating_from_replacing() {
     let world = World::new().await;
     let service = world.instance().await;
     let http = &service.http;
@@ -132,7 +132,7 @@ async fn a_condition_tells_creating_from_replacing() {
 }
 
 #[tokio::test]
-async fn who_has_the_present_state_is_not_sent_it_again() {
+async fn a_client_with_the_current_state_gets_304() {
     let world = World::new().await;
     let service = world.instance().await;
     let http = &service.http;
@@ -159,7 +159,7 @@ async fn who_has_the_present_state_is_not_sent_it_again() {
 }
 
 #[tokio::test]
-async fn what_is_no_list_of_tags_is_a_malformed_request() {
+async fn an_invalid_list_of_etags_is_a_malformed_request() {
     let world = World::new().await;
     let service = world.instance().await;
     let before = service.http.put(PATH, json!({})).await;
@@ -197,7 +197,7 @@ async fn what_is_no_list_of_tags_is_a_malformed_request() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_many_who_saw_the_same_state_exactly_one_changes_it() {
+async fn of_many_concurrent_conditional_changes_exactly_one_succeeds() {
     let world = World::new().await;
     let instances = [world.instance().await, world.instance().await];
     for round in 0..5 {

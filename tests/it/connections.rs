@@ -104,7 +104,7 @@ async fn a_connection_that_sends_nothing_or_half_a_head_is_closed() {
 }
 
 #[tokio::test]
-async fn a_connection_that_falls_idle_is_closed() {
+async fn an_idle_connection_is_closed() {
     let world = World::with(|config| config.connections.idle = SOON).await;
     let service = world.instance().await;
     let mut idle = Raw::to(&service.http).await;
@@ -137,7 +137,7 @@ async fn a_body_that_is_half_sent_or_drips_is_408() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_not_taken_closes_its_connection() {
+async fn a_response_that_the_client_does_not_read_closes_its_connection() {
     let world = World::with(|config| config.connections.body = SOON).await;
     let service = world.instance().await;
     let mut deaf = Raw::to(&service.http).await;
@@ -150,7 +150,7 @@ async fn an_answer_that_is_not_taken_closes_its_connection() {
 }
 
 #[tokio::test]
-async fn where_there_is_no_place_the_longest_idle_gives_way_and_only_then_is_one_refused() {
+async fn at_the_limit_the_longest_idle_connection_is_evicted_before_any_is_refused() {
     let world = World::with(|config| config.connections.max = 8).await;
     let service = world.instance().await;
     let mut idle = Vec::new();
@@ -182,7 +182,7 @@ async fn where_there_is_no_place_the_longest_idle_gives_way_and_only_then_is_one
 }
 
 #[tokio::test]
-async fn with_few_files_it_says_so_and_idle_connections_keep_nobody_out() {
+async fn with_few_open_files_it_warns_and_idle_connections_block_nobody() {
     let world = World::new().await;
     let mut service = Process::serve_with_files(&world, 200).await;
     let line = service.line(|line| line.contains("open files")).await;
@@ -206,7 +206,7 @@ async fn with_few_files_it_says_so_and_idle_connections_keep_nobody_out() {
 }
 
 #[tokio::test]
-async fn a_stop_waits_for_nobody_who_has_sent_nothing_or_half_a_request() {
+async fn a_stop_does_not_wait_for_idle_connections_or_half_sent_requests() {
     let world = World::new().await;
     // Longer than this test may take.
     let variables = [
@@ -232,7 +232,7 @@ async fn a_stop_waits_for_nobody_who_has_sent_nothing_or_half_a_request() {
 }
 
 #[tokio::test]
-async fn a_stop_answers_what_was_asked() {
+async fn a_stop_answers_the_requests_in_flight() {
     let world = World::new().await;
     let service = world.instance().await;
     let http = service.http.clone();
@@ -250,7 +250,7 @@ async fn a_stop_answers_what_was_asked() {
 }
 
 #[tokio::test]
-async fn a_body_that_says_that_it_is_too_large_is_refused_before_it_is_sent() {
+async fn a_body_declared_too_large_is_refused_before_it_is_sent() {
     let world = World::new().await;
     let service = world.instance().await;
     for (line, length) in [
@@ -270,7 +270,7 @@ async fn a_body_that_says_that_it_is_too_large_is_refused_before_it_is_sent() {
 }
 
 #[tokio::test]
-async fn whoever_sends_on_gets_an_early_answer_all_the_same() {
+async fn a_client_that_keeps_sending_still_gets_an_early_response() {
     let world = World::new().await;
     let service = world.instance().await;
     for (line, key, status) in [
@@ -302,7 +302,7 @@ async fn whoever_sends_on_gets_an_early_answer_all_the_same() {
 }
 
 #[tokio::test]
-async fn what_is_no_request_is_answered_with_a_problem() {
+async fn an_unparsable_request_gets_a_problem() {
     let world = World::new().await;
     let service = world.instance().await;
     let long = "a".repeat(200_000);
@@ -348,7 +348,7 @@ async fn what_is_no_request_is_answered_with_a_problem() {
 }
 
 #[tokio::test]
-async fn bodies_under_way_are_bounded_for_each_key_and_for_all() {
+async fn bodies_in_flight_are_bounded_per_key_and_in_total() {
     let world = World::with(|config| config.body_memory = 12 * MIB as u64).await;
     let service = world.instance().await;
     let mut keys = Vec::new();

@@ -87,7 +87,7 @@ async fn the_first_calls_of_an_organization_all_count_though_none_finds_a_counte
 }
 
 #[tokio::test]
-async fn a_result_says_what_the_contract_says() {
+async fn a_result_matches_the_contract() {
     let world = World::new().await;
     let service = world.instance().await;
     service.count("org_123", "api", 500).await;
@@ -143,7 +143,7 @@ async fn a_refused_call_is_recorded_without_being_counted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_any_number_of_concurrent_refusals_exactly_one_is_told_that_it_is_the_first() {
+async fn of_many_concurrent_refusals_exactly_one_is_marked_first() {
     let world = World::new().await;
     let instances = [world.instance().await, world.instance().await];
     instances[0].count("org_1", "api", 999).await;
@@ -173,7 +173,7 @@ async fn of_any_number_of_concurrent_refusals_exactly_one_is_told_that_it_is_the
 }
 
 #[tokio::test]
-async fn a_first_refusal_is_told_of_each_meter_and_repeated_with_its_key() {
+async fn first_is_set_per_meter_and_replayed_with_its_idempotency_key() {
     let world = World::new().await;
     let service = world.instance().await;
     let limits = json!({"tokens": {"limit": 5}, "storage": {"limit": 5}});
@@ -319,7 +319,7 @@ async fn what_is_required_of_a_charged_meter_must_fit_on_top_of_the_charge() {
 }
 
 #[tokio::test]
-async fn a_track_counts_beyond_the_limit_and_says_that_it_is_beyond() {
+async fn a_track_counts_beyond_the_limit_and_reports_the_overage() {
     let world = World::new().await;
     let service = world.instance().await;
     let track = |amount: u64| {
@@ -365,7 +365,7 @@ async fn a_soft_limit_lets_what_does_not_fit_become_overage() {
 }
 
 #[tokio::test]
-async fn a_check_counts_nothing_and_says_what_consume_then_does() {
+async fn a_check_counts_nothing_and_predicts_the_consume() {
     let world = World::new().await;
     let service = world.instance().await;
     service.count("org_1", "api", 990).await;
@@ -400,7 +400,7 @@ async fn a_limit_of_zero_grants_nothing_and_a_track_on_it_is_all_overage() {
 }
 
 #[tokio::test]
-async fn a_meter_that_nobody_limits_is_counted_without_limit() {
+async fn a_meter_without_a_limit_is_unlimited() {
     let world = World::new().await;
     let service = world.instance().await;
     let answer = service.attempt("org_1", "bytes.sent", AMOUNT_MAX).await;
@@ -449,7 +449,7 @@ async fn an_amount_is_a_whole_number_from_one_to_a_million_million() {
 }
 
 #[tokio::test]
-async fn a_check_is_answered_also_where_a_consume_could_not_be_counted() {
+async fn a_check_is_answered_even_if_a_consume_would_be_refused_by_the_maximum_count() {
     let world = World::new().await;
     let service = world.instance().await;
     service.count("org_1", "tokens", 1).await;
@@ -492,7 +492,7 @@ async fn a_check_is_answered_also_where_a_consume_could_not_be_counted() {
 }
 
 #[tokio::test]
-async fn a_thirty_third_meter_is_refused_and_the_others_go_on() {
+async fn a_thirty_third_meter_is_refused_and_the_others_keep_counting() {
     let world = World::new().await;
     let service = world.instance().await;
     for number in 0..32 {
@@ -535,7 +535,7 @@ async fn refuses_another_meter(service: &crate::support::Instance) {
 }
 
 #[tokio::test]
-async fn a_count_never_passes_its_ceiling_and_stays_exact_below_it() {
+async fn a_count_never_exceeds_its_maximum_and_stays_exact_below_it() {
     let world = World::new().await;
     let service = world.instance().await;
     service.count("org_1", "bytes", 1).await;

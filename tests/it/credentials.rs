@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::support::World;
 
 #[tokio::test]
-async fn nothing_but_a_right_key_is_let_in() {
+async fn only_a_valid_key_is_accepted() {
     let world = World::new().await;
     let service = world.instance().await;
     let (id, secret) = world
@@ -79,7 +79,7 @@ async fn only_the_bearer_scheme_carries_a_key_in_any_case() {
 }
 
 #[tokio::test]
-async fn whoever_runs_the_service_needs_no_key_to_ask_how_it_is() {
+async fn health_and_readiness_need_no_key() {
     let world = World::new().await;
     let service = world.instance().await;
     let http = service.http.with_key(None);

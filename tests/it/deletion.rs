@@ -195,7 +195,7 @@ async fn every_trace_is_erased_but_the_audit_log_and_the_tombstone() {
 }
 
 #[tokio::test]
-async fn a_later_call_starts_afresh_on_every_instance_whatever_they_had_at_hand() {
+async fn a_later_call_starts_at_zero_on_every_instance_whatever_it_had_cached() {
     let world = World::new().await;
     let (here, there) = (world.instance().await, world.instance().await);
     for round in 1..=3 {
@@ -280,7 +280,7 @@ async fn a_flush_that_read_before_the_deletion_revives_nothing() {
 }
 
 #[tokio::test]
-async fn a_flush_that_stored_before_the_deletion_and_settles_after_it_harms_nothing() {
+async fn a_flush_that_stored_before_the_deletion_and_settles_after_it_is_harmless() {
     let world = World::new().await;
     let service = world.instance().await;
     let flusher = &service.app.flusher;
@@ -333,7 +333,7 @@ async fn a_restore_in_flight_revives_nothing() {
 }
 
 #[tokio::test]
-async fn losing_redis_afterwards_brings_nothing_back() {
+async fn losing_redis_after_a_deletion_restores_nothing() {
     let world = World::new().await;
     let (service, other) = (world.instance().await, world.instance().await);
     furnish(&world, &service).await;
@@ -349,7 +349,7 @@ async fn losing_redis_afterwards_brings_nothing_back() {
 
 /// Redis comes back with what it held before the deletion.
 #[tokio::test]
-async fn a_rollback_of_redis_brings_nothing_back_with_or_without_a_sweep() {
+async fn a_rollback_of_redis_after_a_deletion_restores_nothing_with_or_without_a_sweep() {
     for sweeps in [false, true] {
         let mut world = World::new().await;
         let service = world.instance().await;
@@ -417,7 +417,7 @@ async fn a_deletion_that_never_reached_redis_is_applied_by_the_next_sweep() {
 
 /// Without a sweep, a call that needs to look the policy up finds out, and erases what it would have gone on from.
 #[tokio::test]
-async fn a_deletion_that_never_reached_redis_is_applied_by_whoever_looks_the_policy_up() {
+async fn a_deletion_that_never_reached_redis_is_applied_by_the_next_policy_look_up() {
     let world = World::new().await;
     let service = world.instance().await;
     service.limits("org_1", json!({"api": {"limit": 20}})).await;
@@ -483,7 +483,7 @@ async fn without_redis_nothing_is_deleted() {
 }
 
 #[tokio::test]
-async fn long_history_goes_in_the_background_and_leaves_what_came_since() {
+async fn long_history_is_erased_in_the_background_and_newer_rows_stay() {
     let world = World::new().await;
     let service = world.instance().await;
     service.track("org_1", 5).await;
@@ -562,7 +562,7 @@ async fn an_idempotency_key_means_nothing_after_the_deletion() {
 }
 
 #[tokio::test]
-async fn keys_that_are_bound_to_it_are_revoked() {
+async fn keys_bound_to_a_deleted_organization_are_revoked() {
     let world = World::new().await;
     let service = world.instance().await;
     service.settings("org_1", json!({})).await;
@@ -606,7 +606,7 @@ async fn keys_that_are_bound_to_it_are_revoked() {
 }
 
 #[tokio::test]
-async fn the_audit_log_says_what_was_deleted() {
+async fn the_audit_log_records_what_was_deleted() {
     let world = World::new().await;
     let service = world.instance().await;
     service.settings("org_1", json!({"resetDay": 3})).await;
@@ -641,7 +641,7 @@ async fn the_audit_log_says_what_was_deleted() {
 }
 
 #[tokio::test]
-async fn a_deletion_may_demand_a_state() {
+async fn a_deletion_may_be_conditional() {
     let world = World::new().await;
     let service = world.instance().await;
     let stale = service
@@ -687,7 +687,7 @@ async fn a_deletion_may_demand_a_state() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_many_deletions_at_once_exactly_one_finds_it() {
+async fn of_many_concurrent_deletions_exactly_one_succeeds() {
     let world = World::new().await;
     let instances = [world.instance().await, world.instance().await];
     for round in 0..3 {
@@ -706,7 +706,7 @@ async fn of_many_deletions_at_once_exactly_one_finds_it() {
 /// Everybody counts, flushes and reads while it is deleted again and again. No call fails; whatever is asked after a
 /// deletion was answered sees nothing of before it began; and in the end Redis and Postgres agree.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn counting_goes_on_while_it_is_deleted() {
+async fn counting_continues_during_a_deletion() {
     let world = World::new().await;
     let instances = [world.instance().await, world.instance().await];
     instances[0]

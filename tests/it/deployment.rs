@@ -58,7 +58,7 @@ fn the_settings_of_the_image_and_of_compose_exist() {
 }
 
 #[test]
-fn compose_waits_for_a_stop_as_long_as_it_may_take() {
+fn compose_waits_long_enough_for_a_stop() {
     let compose = source("docker-compose.yml");
     let seconds = |before: &str, after: &str| -> u32 {
         between(&compose, before, after).trim().parse().unwrap()
@@ -68,7 +68,7 @@ fn compose_waits_for_a_stop_as_long_as_it_may_take() {
 }
 
 #[test]
-fn the_image_is_built_from_all_that_sources_include() {
+fn the_image_is_built_from_every_included_file() {
     let (ignored, dockerfile) = (source(".dockerignore"), source("Dockerfile"));
     for part in [
         "Cargo.toml",
@@ -90,7 +90,7 @@ fn the_image_is_built_from_all_that_sources_include() {
 
 /// As a user who has them and no others.
 #[tokio::test]
-async fn the_rights_in_redis_that_operations_names_suffice() {
+async fn the_documented_redis_permissions_suffice() {
     let world = World::new().await;
     let manual = source("docs/operations.md");
     let rights = between(&manual, "ACL SETUSER ", "\n");

@@ -56,7 +56,7 @@ async fn a_newcomer_sees_a_webhook_arrive_on_their_own_machine() {
 }
 
 #[tokio::test]
-async fn a_key_that_the_database_does_not_know_is_replaced() {
+async fn an_api_key_that_postgres_does_not_know_is_replaced() {
     let dir = TempDir::new().unwrap();
     fs::write(dir.path().join("admin-key"), "tm_of_another_database\n").unwrap();
     let dev = Dev::start(dir.path()).await;
@@ -128,7 +128,7 @@ async fn a_missing_server_is_a_one_line_error() {
 }
 
 #[tokio::test]
-async fn a_server_that_cannot_start_says_why_in_one_line() {
+async fn a_server_that_cannot_start_prints_its_reason_in_one_line() {
     let dir = TempDir::new().unwrap();
     let options = RedisOptions {
         extra: vec!["--no-such-option".to_owned(), "1".to_owned()],

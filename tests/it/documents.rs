@@ -11,7 +11,7 @@ use tallyman::domain::decision::Operation;
 use tallyman::metrics::{Metrics, Outcome};
 
 #[test]
-fn the_tables_of_settings_are_those_of_help() {
+fn the_documented_settings_match_help() {
     let (serve, dev) = (settings("serve"), only_in_dev());
     let name = "docs/configuration.md";
     let text = fs::read_to_string(path(name)).unwrap();
@@ -21,7 +21,7 @@ fn the_tables_of_settings_are_those_of_help() {
 }
 
 #[test]
-fn the_example_of_an_environment_has_every_setting_with_its_default() {
+fn the_example_environment_has_every_setting_with_its_default() {
     let mut text = "\
 # Every setting, commented out, with its default. Tallyman does not read this file; load a copy of it:
 #   set -a; . ./.env; set +a
@@ -45,7 +45,7 @@ fn the_example_of_an_environment_has_every_setting_with_its_default() {
 
 /// Every metric, with what stands before and behind its values in the format of Prometheus.
 #[test]
-fn the_table_of_metrics_is_what_is_told() {
+fn the_documented_metrics_match_the_endpoint() {
     let metrics = Metrics::new("0.1.0", chrono::DateTime::UNIX_EPOCH);
     // What has no samples before something happens.
     metrics.request_completed("GET", "/readyz", Some(200), Duration::ZERO);
@@ -95,7 +95,7 @@ fn described<'a>(line: &'a str, what: &str) -> Option<(&'a str, &'a str)> {
 }
 
 #[test]
-fn the_openapi_document_is_the_one_that_the_program_prints() {
+fn the_committed_openapi_document_matches_the_executable() {
     let output = tallyman(&["openapi"]);
     check("docs/openapi.json", &output);
 }

@@ -23,7 +23,7 @@ async fn feature(service: &Instance, name: &str) -> Value {
 }
 
 #[tokio::test]
-async fn limits_tell_whether_they_are_the_organizations_own_or_the_default() {
+async fn limits_show_whether_they_are_the_organizations_own_or_inherited() {
     let world = World::new().await;
     let service = world.instance().await;
     put(&service, json!({})).await;
@@ -47,7 +47,7 @@ async fn limits_tell_whether_they_are_the_organizations_own_or_the_default() {
 }
 
 #[tokio::test]
-async fn another_instance_tells_a_change_at_once_although_nobody_told_it() {
+async fn another_instance_shows_a_change_at_once_without_an_announcement() {
     let world = World::new().await;
     let (one, other) = (world.instance().await, world.instance().await);
     put(&one, json!({"features": {"sso": true}})).await;
@@ -65,7 +65,7 @@ async fn another_instance_tells_a_change_at_once_although_nobody_told_it() {
 }
 
 #[tokio::test]
-async fn a_feature_is_told_with_its_value_and_is_off_when_nobody_has_set_it() {
+async fn a_feature_is_returned_with_its_value_and_is_off_by_default() {
     let world = World::new().await;
     let service = world.instance().await;
     let features = json!({"sso": true, "beta": false, "seats": 5, "projects": 0, "support": "email", "region": ""});
@@ -110,7 +110,7 @@ async fn an_unknown_organization_has_neither_limits_nor_features() {
 }
 
 #[tokio::test]
-async fn limits_and_features_are_told_while_redis_is_away() {
+async fn limits_and_features_are_readable_while_redis_is_down() {
     let mut world = World::new().await;
     let service = world.instance().await;
     put(&service, json!({"features": {"sso": true}})).await;

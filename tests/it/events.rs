@@ -25,7 +25,7 @@ fn told(page: &Value) -> Vec<(String, u64)> {
 }
 
 #[tokio::test]
-async fn a_change_of_the_limits_in_force_is_one_event_and_any_other_change_is_none() {
+async fn a_change_of_the_effective_limits_is_one_event_and_any_other_change_is_none() {
     let world = World::new().await;
     let service = world.instance().await;
     service.settings("org_1", json!({})).await;
@@ -60,7 +60,7 @@ async fn a_change_of_the_limits_in_force_is_one_event_and_any_other_change_is_no
 }
 
 #[tokio::test]
-async fn a_change_that_is_refused_is_no_event() {
+async fn a_refused_change_is_no_event() {
     let world = World::new().await;
     let service = world.instance().await;
     service.settings("org_1", json!({})).await;

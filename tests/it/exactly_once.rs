@@ -9,7 +9,7 @@ use tokio::sync::Mutex;
 use crate::support::{Forgetful, Http, Instance, World, at_once};
 
 #[tokio::test]
-async fn a_lost_reply_is_asked_for_again_and_the_call_counts_once() {
+async fn after_a_lost_reply_the_batch_is_sent_again_and_the_call_counts_once() {
     let world = World::new().await;
     let way = Forgetful::new(&world);
     let service = world.instance_with(way.servers(&world)).await;

@@ -62,7 +62,7 @@ async fn a_flush_that_dies_between_read_and_commit_neither_loses_nor_doubles() {
 }
 
 #[tokio::test]
-async fn a_flush_that_is_repeated_finds_in_postgres_what_it_read_and_settles() {
+async fn a_repeated_flush_finds_its_snapshots_in_postgres_and_settles() {
     let world = World::new().await;
     let service = world.instance().await;
     service.track("org_1", 5).await;
@@ -134,7 +134,7 @@ async fn refusals_are_stored_by_hour() {
 /// Two flushes of three steps each, any of which may never come: all 69 ways to interleave them,
 /// with counts and 40 minutes between any two steps.
 #[tokio::test]
-async fn two_flushes_in_any_interleaving_and_cut_anywhere_store_what_was_counted() {
+async fn two_flushes_interleaved_and_interrupted_anywhere_store_every_count() {
     let world = World::new().await;
     let services = [world.instance().await, world.instance().await];
     let postgres = world.postgres().await;
@@ -207,7 +207,7 @@ fn interleavings(so_far: &mut Vec<usize>, left: [usize; 2], all: &mut Vec<Vec<us
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_instances_that_flush_at_once_under_load_store_what_was_counted() {
+async fn two_instances_that_flush_concurrently_under_load_store_every_count() {
     let world = World::new().await;
     let services = [world.instance().await, world.instance().await];
     let done = CancellationToken::new();
@@ -460,7 +460,7 @@ async fn partitions_are_made_ahead_and_for_every_hour_that_is_stored() {
 
 /// Both at once would fail on each other's tables, were they not in line.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn instances_that_need_the_same_partition_at_once_make_it_once() {
+async fn instances_that_need_the_same_partition_concurrently_create_it_once() {
     let world = World::new().await;
     let mut flushers = Vec::new();
     for _ in 0..4 {
@@ -477,7 +477,7 @@ async fn instances_that_need_the_same_partition_at_once_make_it_once() {
 }
 
 #[tokio::test]
-async fn hours_that_no_event_reaches_any_more_leave_redis_once_they_are_stored() {
+async fn stored_slots_that_no_event_can_reach_are_removed_from_redis() {
     let world = World::new().await;
     let service = world.instance().await;
     let start = instant(PERIOD);
@@ -506,7 +506,7 @@ async fn hours_that_no_event_reaches_any_more_leave_redis_once_they_are_stored()
 
 /// A counter that changes during every flush is never clean; its hours must leave Redis all the same.
 #[tokio::test]
-async fn a_counter_that_never_rests_keeps_no_more_hours_than_one_that_does() {
+async fn a_constantly_dirty_counter_keeps_no_more_slots_than_an_idle_one() {
     let world = World::new().await;
     let service = world.instance().await;
     let flusher = &service.app.flusher;
@@ -548,7 +548,7 @@ async fn a_counter_with_very_many_hours_is_stored_and_settled() {
 }
 
 #[tokio::test]
-async fn a_counter_that_is_stored_leaves_the_index_of_those_to_be_stored() {
+async fn a_stored_counter_is_removed_from_the_dirty_index() {
     let world = World::new().await;
     let service = world.instance().await;
     let dirty = sharded("org_1", "dirty");

@@ -28,7 +28,7 @@ async fn is_held(world: &World, organization: &str) -> bool {
 }
 
 #[tokio::test]
-async fn only_a_counter_that_is_stored_is_forgotten_and_only_after_its_last_late_event() {
+async fn only_a_stored_counter_is_collected_and_only_after_its_last_late_event() {
     let world = World::new().await;
     let service = world.instance().await;
     let flusher = &service.app.flusher;
@@ -56,7 +56,7 @@ async fn only_a_counter_that_is_stored_is_forgotten_and_only_after_its_last_late
 }
 
 #[tokio::test]
-async fn what_still_runs_is_kept_and_so_is_a_period_without_an_end() {
+async fn running_periods_and_periods_without_an_end_are_kept() {
     let world = World::new().await;
     let service = world.instance().await;
     service
@@ -75,7 +75,7 @@ async fn what_still_runs_is_kept_and_so_is_a_period_without_an_end() {
 }
 
 #[tokio::test]
-async fn a_counter_that_cannot_be_read_stays_and_keeps_no_other() {
+async fn an_unreadable_counter_stays_and_does_not_block_the_others() {
     let world = World::new().await;
     let service = world.instance().await;
     service.count("org_1", "api", 5).await;
@@ -91,7 +91,7 @@ async fn a_counter_that_cannot_be_read_stays_and_keeps_no_other() {
 
 /// A rollback of Redis has left it behind, and Postgres holds something newer.
 #[tokio::test]
-async fn a_counter_of_an_older_data_set_is_forgotten_as_well() {
+async fn a_counter_of_an_older_generation_is_collected_as_well() {
     let mut world = World::new().await;
     let service = world.instance().await;
     service.count("org_1", "api", 5).await;
@@ -105,7 +105,7 @@ async fn a_counter_of_an_older_data_set_is_forgotten_as_well() {
 
 /// An instance whose clock is wrong takes for long over what still runs. That is stored, and is restored.
 #[tokio::test]
-async fn what_was_forgotten_too_early_does_not_start_at_zero() {
+async fn a_counter_collected_too_early_does_not_restart_at_zero() {
     let world = World::new().await;
     let service = world.instance().await;
     service.count("org_1", "api", 5).await;
@@ -141,7 +141,7 @@ async fn what_was_forgotten_too_early_does_not_start_at_zero() {
 }
 
 #[tokio::test]
-async fn an_organization_is_forgotten_if_nothing_was_counted_in_an_hour_after_it_was_asked_for() {
+async fn an_organization_without_counts_is_collected_an_hour_after_its_look_up() {
     let world = World::new().await;
     let service = world.instance().await;
     service.settings("org_1", json!({})).await;
@@ -161,7 +161,7 @@ async fn an_organization_is_forgotten_if_nothing_was_counted_in_an_hour_after_it
 }
 
 #[tokio::test]
-async fn an_organization_that_is_forgotten_gives_its_policy_back() {
+async fn a_collected_organization_releases_its_shared_policy() {
     let world = World::new().await;
     let service = world.instance().await;
     service.settings("org_1", json!({})).await;
@@ -177,7 +177,7 @@ async fn an_organization_that_is_forgotten_gives_its_policy_back() {
 }
 
 #[tokio::test]
-async fn one_instance_forgets_for_all() {
+async fn one_instance_collects_for_all() {
     let world = World::new().await;
     let mut leases = Vec::new();
     for _ in 0..3 {

@@ -58,7 +58,7 @@ async fn limit(service: &Instance, limits: Value) {
 }
 
 #[tokio::test]
-async fn every_counting_answer_tells_the_limit_and_what_is_left_of_it() {
+async fn every_counting_response_has_the_limit_and_the_remaining_units() {
     let world = World::new().await;
     let service = world.instance().await;
     for (path, left) in [
@@ -151,7 +151,7 @@ async fn a_period_that_does_not_end_by_itself_has_no_window() {
 }
 
 #[tokio::test]
-async fn a_minimal_answer_is_the_headers_alone() {
+async fn a_minimal_response_has_headers_only() {
     let world = World::new().await;
     let service = world.instance().await;
     for path in ["/v1/track", "/v1/consume", "/v1/refund"] {
@@ -168,7 +168,7 @@ async fn a_minimal_answer_is_the_headers_alone() {
 }
 
 #[tokio::test]
-async fn a_minimal_refusal_is_an_empty_429_that_says_when_to_come_back() {
+async fn a_minimal_refusal_is_an_empty_429_with_retry_after() {
     let world = World::new().await;
     let service = world.instance().await;
     let body = json!({"organizationId": "org_1", "amount": 1000});
@@ -188,7 +188,7 @@ async fn a_minimal_refusal_is_an_empty_429_that_says_when_to_come_back() {
 }
 
 #[tokio::test]
-async fn problems_other_than_a_refusal_are_told_in_full() {
+async fn problems_other_than_a_refusal_keep_their_body() {
     let world = World::new().await;
     let service = world.instance().await;
     let body = json!({"organizationId": "org_1", "amount": 0});
@@ -198,7 +198,7 @@ async fn problems_other_than_a_refusal_are_told_in_full() {
 }
 
 #[tokio::test]
-async fn a_check_is_answered_in_full_because_its_body_is_the_answer() {
+async fn a_check_always_has_a_body() {
     let world = World::new().await;
     let service = world.instance().await;
     let body = json!({"organizationId": "org_1", "amount": 1001});
@@ -263,7 +263,7 @@ async fn the_fields_of_a_body_are_refused_in_the_query() {
 
 /// Whatever is in a body, no browser takes it for something else, and no cache keeps what a credential has opened.
 #[tokio::test]
-async fn no_answer_is_sniffed_and_none_that_needs_a_credential_is_kept() {
+async fn no_response_is_sniffed_and_none_that_needs_a_credential_is_cached() {
     let world = World::new().await;
     let service = world.instance().await;
     service.track("org_1", 1).await;

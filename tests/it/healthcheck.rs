@@ -64,7 +64,7 @@ async fn a_service_that_is_ready_or_degraded_is_healthy() {
 }
 
 #[tokio::test]
-async fn a_service_that_drains_or_does_not_run_is_not_healthy_and_a_line_says_why() {
+async fn a_service_that_drains_or_does_not_run_is_unhealthy_and_prints_why() {
     let draining = answering(
         "503 Service Unavailable",
         r#"{"status":"draining","checks":{"redis":"ok","postgres":"ok"}}"#,

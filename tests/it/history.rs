@@ -121,7 +121,7 @@ async fn days_are_those_of_each_organization_or_of_one_zone_for_all() {
 // --- what a row says ---
 
 #[tokio::test]
-async fn a_row_tells_use_refunds_and_refusals_apart() {
+async fn a_row_has_usage_refunds_and_refusals_separately() {
     let world = World::new().await;
     let service = world.instance().await;
     track(&service, "org_1", json!({"amount": 900})).await;
@@ -338,7 +338,7 @@ async fn a_row_belongs_to_the_range_in_which_it_starts() {
 }
 
 #[tokio::test]
-async fn zeros_fill_what_has_begun_for_every_meter_that_was_ever_counted() {
+async fn zero_rows_fill_started_ranges_for_every_meter_ever_counted() {
     let world = World::new().await;
     let service = world.instance().await;
     track(&service, "org_1", json!({"meter": "api"})).await;
@@ -468,7 +468,7 @@ async fn pages_of_any_size_and_order_give_every_row_once_while_counting_goes_on(
 }
 
 #[tokio::test]
-async fn a_walk_keeps_the_range_that_it_began_with() {
+async fn paging_keeps_the_range_of_its_first_page() {
     let world = World::new().await;
     let service = world.instance().await;
     for _ in 0..6 {
@@ -492,7 +492,7 @@ async fn a_walk_keeps_the_range_that_it_began_with() {
 }
 
 #[tokio::test]
-async fn csv_and_ndjson_hold_what_json_holds() {
+async fn csv_and_ndjson_have_the_same_rows_as_json() {
     let world = World::new().await;
     let service = world.instance().await;
     settle_in(&service, "org_2", "Asia/Kolkata").await;
@@ -607,7 +607,7 @@ async fn fifty_thousand_hours_are_streamed_whole_and_in_order() {
 
 /// A row that cannot be read stands behind the first page, where the status is already sent.
 #[tokio::test]
-async fn a_stream_that_fails_half_way_breaks_off_and_is_not_taken_for_whole() {
+async fn a_stream_that_fails_half_way_is_aborted_and_not_mistaken_for_complete() {
     let world = World::new().await;
     let service = world.instance().await;
     let sql = world.postgres().await;
@@ -638,7 +638,7 @@ async fn a_stream_that_fails_half_way_breaks_off_and_is_not_taken_for_whole() {
 // --- refusals ---
 
 #[tokio::test]
-async fn a_parameter_that_makes_no_sense_is_refused_by_name() {
+async fn an_invalid_parameter_is_refused_by_name() {
     let world = World::new().await;
     let service = world.instance().await;
     for number in 0..3 {

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::support::{Forgetful, World, at_once, sharded};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_same_key_from_fifty_tasks_counts_once_and_answers_alike() {
+async fn the_same_key_from_fifty_tasks_counts_once_and_gets_one_response() {
     let world = World::new().await;
     let instances = [world.instance().await, world.instance().await];
     let answers = at_once(50, |task| {
@@ -75,7 +75,7 @@ async fn the_same_key_with_another_payload_is_refused() {
 }
 
 #[tokio::test]
-async fn a_payload_is_the_same_however_it_is_spelled() {
+async fn equal_payloads_in_another_spelling_are_the_same() {
     let world = World::new().await;
     let service = world.instance().await;
     let spelled_out = json!({"amount": 1, "meter": "api", "organizationId": "org_1"});
@@ -87,7 +87,7 @@ async fn a_payload_is_the_same_however_it_is_spelled() {
 }
 
 #[tokio::test]
-async fn a_refusal_is_repeated_even_when_it_would_fit_by_now() {
+async fn a_refusal_is_replayed_even_if_the_call_would_now_be_granted() {
     let world = World::new().await;
     let service = world.instance().await;
     service
@@ -117,7 +117,7 @@ async fn a_refusal_is_repeated_even_when_it_would_fit_by_now() {
 }
 
 #[tokio::test]
-async fn the_first_answer_outlives_a_change_of_the_limit_and_of_the_period() {
+async fn the_first_response_is_replayed_after_a_change_of_limit_and_period() {
     let world = World::new().await;
     let service = world.instance().await;
     let body = json!({"organizationId": "org_1", "amount": 600});
@@ -181,7 +181,7 @@ async fn any_printable_key_works_and_no_two_are_confused() {
 }
 
 #[tokio::test]
-async fn an_unfit_key_is_refused_and_counts_nothing() {
+async fn an_invalid_idempotency_key_is_refused_and_counts_nothing() {
     let world = World::new().await;
     let service = world.instance().await;
     for key in [
@@ -203,7 +203,7 @@ async fn an_unfit_key_is_refused_and_counts_nothing() {
 }
 
 #[tokio::test]
-async fn a_key_is_forgotten_after_its_time_and_not_before() {
+async fn an_idempotency_record_expires_after_its_lifetime_and_not_before() {
     let world = World::with(|config| config.idempotency = std::time::Duration::from_hours(2)).await;
     let service = world.instance().await;
     let body = json!({"organizationId": "org_1"});
@@ -214,7 +214,7 @@ async fn a_key_is_forgotten_after_its_time_and_not_before() {
 }
 
 #[tokio::test]
-async fn several_meters_are_repeated_as_one() {
+async fn a_call_on_several_meters_is_replayed_as_one() {
     let world = World::new().await;
     let service = world.instance().await;
     let body = json!({"organizationId": "org_1", "meters": {"api": 1, "tokens": 1200}, "require": {"storage": 3}});
@@ -230,7 +230,7 @@ async fn several_meters_are_repeated_as_one() {
 }
 
 #[tokio::test]
-async fn what_was_not_answered_is_not_remembered() {
+async fn failed_calls_leave_no_idempotency_record() {
     let world = World::new().await;
     let service = world.instance().await;
     for number in 0..32 {
@@ -252,7 +252,7 @@ async fn what_was_not_answered_is_not_remembered() {
 
 /// The event was counted while it was young enough; the answer got lost, and the caller asks again much later.
 #[tokio::test]
-async fn a_repetition_is_answered_although_its_event_is_too_old_by_now() {
+async fn a_retry_is_answered_even_if_its_event_is_now_too_old() {
     let world =
         World::with(|config| config.idempotency = std::time::Duration::from_hours(100)).await;
     let service = world.instance().await;
@@ -314,7 +314,7 @@ async fn a_repetition_is_answered_although_its_event_is_too_old_by_now() {
 
 /// Something was: by the first request under the key.
 #[tokio::test]
-async fn who_reuses_a_key_is_not_told_that_nothing_was_counted() {
+async fn reusing_a_key_does_not_claim_that_nothing_was_counted() {
     let world = World::new().await;
     let service = world.instance().await;
     let post = |amount: u64| {
@@ -328,7 +328,7 @@ async fn who_reuses_a_key_is_not_told_that_nothing_was_counted() {
 }
 
 #[tokio::test]
-async fn a_repeated_refusal_tells_nobody_to_wait_for_a_period_that_is_over() {
+async fn a_replayed_refusal_has_no_retry_after_for_an_ended_period() {
     let world =
         World::with(|config| config.idempotency = std::time::Duration::from_hours(100)).await;
     let service = world.instance().await;
@@ -371,7 +371,7 @@ async fn a_repeated_refusal_tells_nobody_to_wait_for_a_period_that_is_over() {
 
 /// The limit was raised, or the meter reset: the same call is granted under another key.
 #[tokio::test]
-async fn a_repeated_refusal_tells_nobody_to_wait_for_what_is_possible_already() {
+async fn a_replayed_refusal_has_no_retry_after_if_the_call_would_now_be_granted() {
     let world = World::new().await;
     let service = world.instance().await;
     for organization in ["raised", "reset"] {
@@ -402,7 +402,7 @@ async fn a_repeated_refusal_tells_nobody_to_wait_for_what_is_possible_already() 
 }
 
 #[tokio::test]
-async fn where_the_outcome_is_unknown_repeating_with_the_key_counts_once() {
+async fn after_an_unknown_outcome_a_retry_with_the_key_counts_once() {
     let world = World::new().await;
     let way = Forgetful::new(&world);
     let service = world.instance_with(way.servers(&world)).await;

@@ -143,7 +143,7 @@ async fn where_redis_is_full_no_change_is_committed() {
 
 /// The commit waits until Redis is full.
 #[tokio::test]
-async fn what_is_counted_after_a_deletion_that_redis_did_not_take_is_not_erased_with_it() {
+async fn a_deletion_that_redis_missed_does_not_erase_later_counts() {
     let world = World::new().await;
     let service = world.instance().await;
     service.track("org_1", FORMER).await;
@@ -246,7 +246,7 @@ fn next_calls() -> Vec<(Method, &'static str, Option<Value>, u16)> {
 }
 
 #[tokio::test]
-async fn whatever_is_called_next_finishes_a_deletion_whose_process_has_died() {
+async fn the_next_call_finishes_a_deletion_whose_process_died() {
     let world = World::new().await;
     let (service, other) = (world.instance().await, world.instance().await);
     let mortal = Mortal::of(&world);
@@ -282,7 +282,7 @@ async fn whatever_is_called_next_finishes_a_deletion_whose_process_has_died() {
 }
 
 #[tokio::test]
-async fn a_sweep_finishes_what_nobody_calls_for() {
+async fn a_sweep_finishes_interrupted_changes_of_idle_organizations() {
     let world = World::new().await;
     let service = world.instance().await;
     service.track("org_1", FORMER).await;
@@ -293,7 +293,7 @@ async fn a_sweep_finishes_what_nobody_calls_for() {
 }
 
 #[tokio::test]
-async fn a_change_that_was_never_committed_takes_nothing_away() {
+async fn a_change_that_was_never_committed_removes_nothing() {
     let world = World::new().await;
     let service = world.instance().await;
     service.track("org_1", FORMER).await;
@@ -333,7 +333,7 @@ async fn a_call_waits_for_a_deletion_that_is_being_committed() {
 }
 
 #[tokio::test]
-async fn without_postgres_an_organization_that_may_be_deleted_is_503_and_all_others_go_on() {
+async fn without_postgres_a_fenced_organization_is_503_and_all_others_are_served() {
     let world = World::new().await;
     let (servers, cable) = world.cuttable_postgres();
     let service = world.instance_with(servers).await;
@@ -354,7 +354,7 @@ async fn without_postgres_an_organization_that_may_be_deleted_is_503_and_all_oth
 
 /// The period that ran when the calendar changed goes on; by the former calendar another would have begun.
 #[tokio::test]
-async fn what_is_counted_after_a_change_of_calendar_that_redis_missed_is_in_its_period() {
+async fn a_call_after_a_change_of_calendar_that_redis_missed_counts_in_the_new_period() {
     let world = World::with(|config| {
         config.defaults.calendar.reset_period = "hourly".parse().unwrap();
     })

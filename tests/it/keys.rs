@@ -117,7 +117,7 @@ async fn without_a_valid_key_everything_is_401() {
 }
 
 #[tokio::test]
-async fn a_bound_key_reaches_its_organization_and_learns_nothing_of_others() {
+async fn a_bound_key_accesses_its_own_organization_only() {
     let world = World::new().await;
     let service = world.instance().await;
     service.count_one("org_1").await;
@@ -152,7 +152,7 @@ async fn a_bound_key_reaches_its_organization_and_learns_nothing_of_others() {
 }
 
 #[tokio::test]
-async fn a_bound_key_may_come_before_its_organization() {
+async fn a_key_may_be_bound_to_an_organization_that_does_not_exist_yet() {
     let world = World::new().await;
     let service = world.instance().await;
     let caller = service
@@ -165,7 +165,7 @@ async fn a_bound_key_may_come_before_its_organization() {
 }
 
 #[tokio::test]
-async fn a_key_that_makes_no_sense_is_refused_with_the_field_at_fault() {
+async fn an_invalid_key_request_is_refused_with_the_field_at_fault() {
     let world = World::new().await;
     let service = world.instance().await;
     let long = "x".repeat(101);
@@ -431,7 +431,7 @@ async fn keys_that_cannot_be_looked_up_are_503_and_never_401() {
 }
 
 #[tokio::test]
-async fn a_wiped_redis_is_filled_again() {
+async fn the_key_mirror_is_rebuilt_in_a_wiped_redis() {
     let world = World::new().await;
     let service = world.instance().await;
     let (_, good) = service.create(json!({"scopes": ["ingest"]})).await;
@@ -454,7 +454,7 @@ async fn a_wiped_redis_is_filled_again() {
 
 /// A database that was restored from a backup, or made anew, knows less than the mirror does.
 #[tokio::test]
-async fn a_key_that_the_database_has_lost_is_not_accepted() {
+async fn a_key_that_postgres_has_lost_is_not_accepted() {
     let world = World::new().await;
     let service = world.instance().await;
     let (id, lost) = service.create(json!({"scopes": ["ingest"]})).await;
@@ -540,7 +540,7 @@ async fn the_minute_of_the_last_use_is_written_once() {
 }
 
 #[tokio::test]
-async fn making_and_revoking_a_key_is_in_the_audit_log() {
+async fn creating_and_revoking_a_key_is_audited() {
     let world = World::new().await;
     let service = world.instance().await;
     let wish = json!({"scopes": ["ingest"], "organizationId": "org_1"});
@@ -752,7 +752,7 @@ impl Instance {
 
 /// Whoever can write to Redis must not make keys thereby.
 #[tokio::test]
-async fn a_record_that_was_put_into_redis_by_hand_is_no_key() {
+async fn a_forged_key_record_in_redis_is_not_accepted() {
     let world = World::new().await;
     let service = world.instance().await;
     let (id, key) = service.create(json!({"scopes": ["ingest"]})).await;
@@ -792,7 +792,7 @@ async fn a_record_that_was_put_into_redis_by_hand_is_no_key() {
 }
 
 #[tokio::test]
-async fn an_older_record_brings_no_revoked_key_back() {
+async fn an_older_key_record_does_not_revive_a_revoked_key() {
     let world = World::new().await;
     let (first, second) = (world.instance().await, world.instance().await);
     let (id, key) = first.create(json!({"scopes": ["ingest"]})).await;
@@ -809,7 +809,7 @@ async fn an_older_record_brings_no_revoked_key_back() {
 
 /// Redis goes on telling of the key as it was.
 #[tokio::test]
-async fn a_revocation_is_in_force_everywhere_although_redis_takes_no_writes() {
+async fn a_revocation_is_effective_everywhere_even_if_redis_accepts_no_writes() {
     let world = World::new().await;
     let (first, second) = (world.instance().await, world.instance().await);
     let (id, key) = first.create(json!({"scopes": ["read"]})).await;
@@ -830,7 +830,7 @@ async fn a_revocation_is_in_force_everywhere_although_redis_takes_no_writes() {
 
 /// Such an instance cannot tell who has written the mirror, which may be anybody who can write counts as well.
 #[tokio::test]
-async fn until_postgres_was_reached_a_key_counts_and_does_nothing_else() {
+async fn until_postgres_is_reachable_a_mirrored_key_may_only_count() {
     let world = World::new().await;
     let service = world.instance().await;
     service.count_one("org_1").await;
@@ -857,7 +857,7 @@ async fn until_postgres_was_reached_a_key_counts_and_does_nothing_else() {
 
 /// A mirror that another database has sealed is as good as none.
 #[tokio::test]
-async fn a_mirror_with_a_foreign_seal_is_written_anew() {
+async fn a_key_mirror_with_another_seal_is_rewritten() {
     let world = World::new().await;
     let service = world.instance().await;
     let (_, key) = service.create(json!({"scopes": ["ingest"]})).await;

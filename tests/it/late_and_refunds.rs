@@ -57,7 +57,7 @@ async fn a_late_event_counts_in_the_hour_that_it_belongs_to() {
 }
 
 #[tokio::test]
-async fn a_late_event_counts_in_the_period_that_it_belongs_to_although_that_is_over() {
+async fn a_late_event_counts_in_its_own_period_even_after_its_end() {
     let world = World::new().await;
     let service = world.instance().await;
     service.track("org_1", 10).await;
@@ -179,7 +179,7 @@ async fn only_a_track_takes_a_timestamp() {
 }
 
 #[tokio::test]
-async fn a_refund_gives_back_what_is_there_and_no_more() {
+async fn a_refund_never_takes_a_count_below_zero() {
     let world = World::new().await;
     let service = world.instance().await;
     service.track("org_1", 10).await;
@@ -238,7 +238,7 @@ async fn a_refund_makes_room_below_a_hard_limit() {
 }
 
 #[tokio::test]
-async fn a_repeated_refund_gives_back_once_and_answers_alike() {
+async fn a_retried_refund_is_applied_once_and_gets_the_same_response() {
     let world = World::new().await;
     let service = world.instance().await;
     service.track("org_1", 10).await;

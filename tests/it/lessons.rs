@@ -182,7 +182,7 @@ async fn no_counter_is_zeroed_before_its_history_is_written() {
 }
 
 #[tokio::test]
-async fn usage_is_not_shown_without_a_credential() {
+async fn usage_is_not_readable_without_a_credential() {
     let world = World::new().await;
     let service = world.instance().await;
     service.count("org_1", "api", 1).await;
@@ -279,7 +279,7 @@ async fn concurrent_resets_close_what_was_counted_once() {
 
 /// There is no secret that is looked for as text: a key is found by its id, and the hash of the rest compared.
 #[tokio::test]
-async fn secrets_are_compared_in_time_that_tells_nothing_of_them() {
+async fn secrets_are_compared_in_constant_time() {
     let source = include_str!("../../src/postgres/api_keys.rs");
     let compared = source.split("pub fn matches").nth(1).unwrap();
     assert!(compared.split('}').next().unwrap().contains("ct_eq"));

@@ -11,7 +11,7 @@ use tallyman::postgres::{Actor, Postgres, organizations};
 use crate::support::{World, at_once};
 
 #[tokio::test]
-async fn a_new_limit_is_in_force_for_the_next_request_of_every_instance() {
+async fn a_new_limit_is_effective_for_the_next_request_on_every_instance() {
     let world = World::new().await;
     let (here, there) = (world.instance().await, world.instance().await);
     // Both have the policy at hand.
@@ -50,7 +50,7 @@ async fn a_limit_of_an_organization_never_counted_is_known_to_every_instance_at_
 
 /// Everything that is asked after the PATCH was answered is decided by the new limit.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_grant_passes_a_lowered_limit_once_the_patch_has_returned() {
+async fn no_call_is_granted_beyond_a_lowered_limit_once_the_patch_has_returned() {
     let world = World::new().await;
     let instances = [world.instance().await, world.instance().await];
     instances[0]
@@ -147,7 +147,7 @@ async fn naming_one_part_of_a_limit_keeps_the_others() {
 }
 
 #[tokio::test]
-async fn a_change_leaves_the_count_alone() {
+async fn a_change_of_limits_keeps_the_count() {
     let world = World::new().await;
     let service = world.instance().await;
     service.count("org_1", "api", 40).await;
@@ -160,7 +160,7 @@ async fn a_change_leaves_the_count_alone() {
 }
 
 #[tokio::test]
-async fn limits_of_an_organization_that_nobody_knows_are_not_found() {
+async fn limits_of_an_unknown_organization_are_not_found() {
     let world = World::new().await;
     let service = world.instance().await;
     let patch = |id: &'static str| {
@@ -187,7 +187,7 @@ async fn limits_of_an_organization_that_nobody_knows_are_not_found() {
 }
 
 #[tokio::test]
-async fn a_limit_that_makes_no_sense_is_refused_by_name() {
+async fn an_invalid_limit_is_refused_by_name() {
     let world = World::new().await;
     let service = world.instance().await;
     service.settings("org_1", json!({})).await;
@@ -228,7 +228,7 @@ async fn a_limit_that_makes_no_sense_is_refused_by_name() {
 }
 
 #[tokio::test]
-async fn settings_come_back_as_they_are_in_force() {
+async fn settings_are_returned_as_they_are_effective() {
     let world = World::new().await;
     let service = world.instance().await;
     let put = service
@@ -267,7 +267,7 @@ async fn settings_come_back_as_they_are_in_force() {
 }
 
 #[tokio::test]
-async fn settings_that_do_not_fit_are_refused_by_name_and_change_nothing() {
+async fn invalid_settings_are_refused_by_name_and_change_nothing() {
     let world = World::new().await;
     let service = world.instance().await;
     for (settings, pointer) in [
@@ -339,7 +339,7 @@ async fn text_that_cannot_be_stored_is_refused_and_not_a_failure() {
 
 /// Postgres' jsonb writes large numbers out, all 309 digits of them.
 #[tokio::test]
-async fn numbers_of_any_size_come_back_as_they_were_given() {
+async fn numbers_of_any_size_are_returned_unchanged() {
     let world = World::new().await;
     let service = world.instance().await;
     for number in [
@@ -417,7 +417,7 @@ async fn changing_the_calendar_keeps_the_start_and_the_count_and_moves_the_end()
 }
 
 #[tokio::test]
-async fn every_change_says_who_changed_what_from_what_to_what() {
+async fn every_change_of_limits_is_audited_with_actor_before_and_after() {
     let world = World::new().await;
     let service = world.instance().await;
     service.settings("org_1", json!({"resetDay": 3})).await;

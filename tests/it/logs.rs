@@ -29,7 +29,7 @@ fn id(key: &str) -> &str {
 }
 
 #[tokio::test]
-async fn a_request_is_one_line_that_says_what_was_asked_by_whom_and_what_came_of_it() {
+async fn a_request_is_one_log_line_with_caller_operation_and_outcome() {
     let world = World::new().await;
     let service = serve(&world, "info,tallyman::request=debug").await;
     let body = json!({"organizationId": "org_1"});
@@ -74,7 +74,7 @@ async fn a_request_is_one_line_that_says_what_was_asked_by_whom_and_what_came_of
 }
 
 #[tokio::test]
-async fn a_user_is_named_in_the_line_and_no_token_is_logged_at_any_level() {
+async fn a_user_is_logged_and_no_token_is_at_any_level() {
     let world = World::new().await;
     let auth = AuthServer::start().await;
     let variables = [
@@ -116,7 +116,7 @@ async fn a_user_is_named_in_the_line_and_no_token_is_logged_at_any_level() {
 }
 
 #[tokio::test]
-async fn what_happens_inside_a_request_carries_its_id() {
+async fn log_lines_of_a_request_have_its_id() {
     let world = World::new().await;
     let mut service = serve(&world, "info,tallyman=debug").await;
     let body = json!({"organizationId": "org_1"});
@@ -130,7 +130,7 @@ async fn what_happens_inside_a_request_carries_its_id() {
 }
 
 #[tokio::test]
-async fn turned_down_the_log_has_failures_alone_and_their_causes() {
+async fn at_level_error_the_log_has_failures_with_their_causes_only() {
     let mut world = World::new().await;
     let service = serve(&world, "info,tallyman::request=warn").await;
     let body = json!({"organizationId": "org_1"});
@@ -159,7 +159,7 @@ async fn turned_down_the_log_has_failures_alone_and_their_causes() {
 }
 
 #[tokio::test]
-async fn a_caller_that_goes_away_leaves_a_line() {
+async fn a_client_that_disconnects_is_logged() {
     let world = World::new().await;
     let mut service = serve(&world, "info").await;
     let body = br#"{"organizationId":"org_1"}"#;
@@ -266,7 +266,7 @@ async fn no_secret_is_logged_at_any_level() {
 }
 
 #[tokio::test]
-async fn a_log_that_nobody_reads_holds_up_neither_requests_nor_a_stop_and_tells_what_it_dropped() {
+async fn an_unread_log_blocks_neither_requests_nor_a_stop_and_reports_dropped_lines() {
     let world = World::new().await;
     let mut service = Process::serve(&world, world.servers(), &[]).await;
     service.stop_listening();
@@ -296,7 +296,7 @@ async fn a_log_that_nobody_reads_holds_up_neither_requests_nor_a_stop_and_tells_
 }
 
 #[tokio::test]
-async fn the_last_lines_of_a_stop_are_written() {
+async fn the_last_log_lines_of_a_stop_are_written() {
     let world = World::new().await;
     let service = serve(&world, "trace").await;
     let (_, said) = service.stop().await;

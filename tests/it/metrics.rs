@@ -33,7 +33,7 @@ fn assert_value(answer: &Answer, sample: &str, expected: f64) {
 
 #[tokio::test]
 #[expect(clippy::float_cmp, reason = "counts are whole")]
-async fn decisions_are_told_by_meter_operation_and_outcome() {
+async fn decisions_are_measured_by_meter_operation_and_outcome() {
     let world = World::new().await;
     let service = world.instance().await;
     let consume = |amount: u64| json!({"organizationId": "org_1", "amount": amount});
@@ -70,7 +70,7 @@ async fn decisions_are_told_by_meter_operation_and_outcome() {
 
 #[tokio::test]
 #[expect(clippy::float_cmp, reason = "counts are whole")]
-async fn meters_are_told_apart_up_to_a_bound_because_callers_name_them() {
+async fn meter_labels_are_bounded() {
     let world = World::new().await;
     let service = world.instance().await;
     for number in 0..60 {
@@ -86,7 +86,7 @@ async fn meters_are_told_apart_up_to_a_bound_because_callers_name_them() {
 }
 
 #[tokio::test]
-async fn requests_are_told_by_route_method_and_status() {
+async fn requests_are_measured_by_route_method_and_status() {
     let world = World::new().await;
     let service = world.instance().await;
     let http = &service.http;
@@ -125,7 +125,7 @@ async fn requests_are_told_by_route_method_and_status() {
 }
 
 #[tokio::test]
-async fn scripts_caches_openings_and_flushes_are_told() {
+async fn scripts_caches_recoveries_and_flushes_are_measured() {
     let mut world = World::new().await;
     let service = world.instance().await;
     let meters = json!({"organizationId": "org_1", "meters": {"api": 1, "tokens": 1}});
@@ -182,7 +182,7 @@ async fn scripts_caches_openings_and_flushes_are_told() {
 }
 
 #[tokio::test]
-async fn the_lag_of_storing_is_told_while_postgres_is_away() {
+async fn the_flush_lag_is_measured_while_postgres_is_down() {
     let world = World::new().await;
     let (servers, cable) = world.cuttable_postgres();
     let service = world.instance_with(servers).await;
@@ -203,7 +203,7 @@ async fn the_lag_of_storing_is_told_while_postgres_is_away() {
 }
 
 #[tokio::test]
-async fn metrics_are_for_keys_that_read_about_everybody() {
+async fn metrics_need_an_unbound_key_with_scope_read() {
     let world = World::new().await;
     let service = world.instance().await;
     let bound = json!({"name": "bound", "scopes": ["read"], "organizationId": "org_1"});
@@ -224,7 +224,7 @@ async fn metrics_are_for_keys_that_read_about_everybody() {
 }
 
 #[tokio::test]
-async fn an_address_of_their_own_tells_metrics_to_anybody_and_nothing_else() {
+async fn the_metrics_listener_serves_metrics_without_a_key_and_nothing_else() {
     let world = World::new().await;
     let variables = [("TALLYMAN_METRICS_LISTEN", "127.0.0.1:0")];
     let mut service = Process::serve(&world, world.servers(), &variables).await;

@@ -748,7 +748,7 @@ async fn a_counter_of_another_generation_is_frozen() {
 }
 
 #[tokio::test]
-async fn a_closed_counter_takes_nothing_by_any_version_of_the_policy() {
+async fn a_closed_counter_counts_nothing_under_any_policy_version() {
     let bench = Bench::new().await;
     let (_, ids, held) = standing(&bench).await;
     bench
@@ -763,7 +763,7 @@ async fn a_closed_counter_takes_nothing_by_any_version_of_the_policy() {
 
 /// The caller does not know yet that the period ends earlier than it used to.
 #[tokio::test]
-async fn a_period_that_is_over_by_a_newer_policy_takes_nothing_from_a_caller_with_an_older_one() {
+async fn a_period_that_a_newer_policy_has_ended_counts_nothing_under_an_older_one() {
     let bench = Bench::new().await;
     let (_, ids, held) = standing(&bench).await;
     let over = bench.now().timestamp_millis();
@@ -790,7 +790,7 @@ async fn a_period_that_is_over_by_a_newer_policy_takes_nothing_from_a_caller_wit
 }
 
 #[tokio::test]
-async fn a_newer_policy_never_reaches_into_a_period_that_is_over() {
+async fn a_newer_policy_never_changes_an_ended_period() {
     let bench = Bench::new().await;
     let (organization, ids, held) = standing(&bench).await;
     bench.world.move_to("2031-05-01T00:00:00Z");

@@ -33,7 +33,7 @@ const KILLS_WHILE_DELIVERING: [usize; 2] = [9_000, 16_000];
 const PATIENCE: Duration = Duration::from_mins(5);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_crossing_is_told_once_and_delivered_however_often_the_service_is_killed() {
+async fn every_crossing_is_one_event_and_delivered_however_often_the_service_is_killed() {
     let world = World::new().await;
     let postgres = world.postgres().await;
     make_organizations(&postgres).await;

@@ -212,7 +212,7 @@ fn a_route_is_registered_with_its_description_or_not_at_all() {
 }
 
 #[test]
-fn the_plugins_path_cannot_begin_as_those_of_the_api_do() {
+fn the_plugins_path_cannot_collide_with_those_of_the_api() {
     let document = serde_json::to_value(tallyman::http::openapi()).unwrap();
     let paths = document["paths"].as_object().unwrap().keys();
     let begins = paths
@@ -306,7 +306,7 @@ async fn an_operation_is_opened_by_the_scope_that_it_names_and_by_no_other_than_
 }
 
 #[tokio::test]
-async fn every_example_of_a_request_is_accepted_and_answered_as_told() {
+async fn every_example_request_is_accepted_and_answered_as_documented() {
     let world = World::new().await;
     let (service, document) = furnished(&world).await;
     let (mut bodies, mut queries) = (0, 0);
@@ -390,7 +390,7 @@ async fn null_in_place_of_a_field_is_refused_by_name_unless_the_schema_says_othe
 }
 
 #[tokio::test]
-async fn every_example_of_an_answer_is_what_its_schema_says() {
+async fn every_example_response_matches_its_schema() {
     let world = World::new().await;
     let service = world.instance().await;
     let document = Document::of(&service).await;
@@ -417,7 +417,7 @@ async fn every_example_of_an_answer_is_what_its_schema_says() {
 }
 
 #[tokio::test]
-async fn answers_of_every_kind_are_told() {
+async fn responses_of_every_kind_are_documented() {
     let world = World::new().await;
     let (service, document) = furnished(&world).await;
     let operations = document.operations();

@@ -68,7 +68,7 @@ async fn five(service: &Instance) {
 }
 
 #[tokio::test]
-async fn an_organization_is_told_with_its_meters_and_how_it_stands() {
+async fn an_organization_is_listed_with_its_meters_and_its_usage_summary() {
     let world = World::new().await;
     let service = world.instance().await;
     limit(
@@ -131,7 +131,7 @@ async fn organizations_that_are_equally_full_are_all_listed_across_pages() {
 }
 
 #[tokio::test]
-async fn states_tell_who_is_warned_and_who_is_stopped_or_beyond() {
+async fn states_distinguish_warned_stopped_and_exceeded_organizations() {
     let world = World::new().await;
     let service = world.instance().await;
     five(&service).await;
@@ -148,7 +148,7 @@ async fn states_tell_who_is_warned_and_who_is_stopped_or_beyond() {
 }
 
 #[tokio::test]
-async fn a_limits_own_levels_decide_about_the_warning() {
+async fn a_limits_own_thresholds_decide_about_the_warning() {
     let world = World::new().await;
     let service = world.instance().await;
     for (organization, levels) in [("early", json!([10, 90])), ("never", json!([]))] {
@@ -183,7 +183,7 @@ async fn a_limit_that_changes_shows_after_a_flush_though_nothing_was_counted() {
 }
 
 #[tokio::test]
-async fn a_period_that_is_over_counts_as_nothing_used_before_and_after_it_is_taken_off() {
+async fn an_ended_period_shows_no_usage_before_and_after_its_summary_is_removed() {
     let world = World::new().await;
     let service = world.instance().await;
     five(&service).await;
@@ -219,7 +219,7 @@ async fn a_period_that_is_over_counts_as_nothing_used_before_and_after_it_is_tak
 
 /// A flush stores and settles, and its process dies before it has seen to the lists.
 #[tokio::test]
-async fn a_list_that_a_crash_left_behind_is_mended_by_walking_through_everybody() {
+async fn a_summary_that_a_crash_left_stale_is_repaired_by_the_walk() {
     let world = World::new().await;
     let service = world.instance().await;
     five(&service).await;
@@ -240,7 +240,7 @@ async fn a_list_that_a_crash_left_behind_is_mended_by_walking_through_everybody(
 }
 
 #[tokio::test]
-async fn a_late_event_fills_no_period_that_is_over() {
+async fn a_late_event_does_not_change_the_summary_of_the_running_period() {
     let world = World::new().await;
     let service = world.instance().await;
     world.clock.advance(Duration::days(17));
@@ -258,7 +258,7 @@ async fn a_late_event_fills_no_period_that_is_over() {
 }
 
 #[tokio::test]
-async fn what_is_unlimited_has_no_percentage_and_what_is_not_included_is_fuller_than_anything() {
+async fn an_unlimited_meter_has_no_percentage_and_a_limit_of_zero_sorts_first() {
     let world = World::new().await;
     let service = world.instance().await;
     limit(&service, "nothing", json!({"api": {"limit": 0}})).await;
@@ -283,7 +283,7 @@ async fn what_is_unlimited_has_no_percentage_and_what_is_not_included_is_fuller_
 }
 
 #[tokio::test]
-async fn a_search_finds_ids_by_their_beginning_letter_by_letter() {
+async fn a_search_matches_ids_by_prefix() {
     let world = World::new().await;
     let service = world.instance().await;
     for id in [
@@ -316,7 +316,7 @@ async fn a_search_finds_ids_by_their_beginning_letter_by_letter() {
 }
 
 #[tokio::test]
-async fn the_default_plan_lists_those_that_have_none() {
+async fn the_default_plan_lists_organizations_without_a_plan() {
     let world = World::new().await;
     let service = world.instance().await;
     track(&service, "a", "api", 1).await;
@@ -328,7 +328,7 @@ async fn the_default_plan_lists_those_that_have_none() {
 }
 
 #[tokio::test]
-async fn a_list_refuses_what_it_does_not_know() {
+async fn a_list_refuses_unknown_parameters() {
     let world = World::new().await;
     let service = world.instance().await;
     for (query, pointer) in [

@@ -21,7 +21,7 @@ fn settings(mut organization: Value) -> Value {
 }
 
 #[tokio::test]
-async fn only_what_is_named_changes_and_null_is_the_default_again() {
+async fn a_patch_changes_only_the_named_settings_and_null_restores_the_default() {
     let world = World::new().await;
     let service = world.instance().await;
     service
@@ -59,7 +59,7 @@ async fn only_what_is_named_changes_and_null_is_the_default_again() {
 }
 
 #[tokio::test]
-async fn a_patch_is_in_force_for_the_next_request_of_every_instance() {
+async fn a_patch_is_effective_for_the_next_request_on_every_instance() {
     let world = World::new().await;
     let (here, there) = (world.instance().await, world.instance().await);
     there.count("org_1", "api", 5).await;
@@ -76,7 +76,7 @@ async fn a_patch_is_in_force_for_the_next_request_of_every_instance() {
 
 /// A patch that leaves the calendar alone must not move a period that a change of the calendar has pinned.
 #[tokio::test]
-async fn a_patch_of_something_else_leaves_the_running_period_alone() {
+async fn a_patch_without_calendar_settings_keeps_the_running_period() {
     let world = World::new().await;
     let service = world.instance().await;
     service.count("org_1", "api", 5).await;
@@ -92,7 +92,7 @@ async fn a_patch_of_something_else_leaves_the_running_period_alone() {
 }
 
 #[tokio::test]
-async fn a_setting_that_does_not_fit_the_others_is_refused_by_name_and_changes_nothing() {
+async fn a_setting_that_contradicts_the_others_is_refused_by_name_and_changes_nothing() {
     let world = World::new().await;
     let service = world.instance().await;
     let before = service
@@ -142,7 +142,7 @@ async fn a_setting_that_does_not_fit_the_others_is_refused_by_name_and_changes_n
 }
 
 #[tokio::test]
-async fn patches_do_not_let_a_collection_grow_without_bound() {
+async fn patches_cannot_grow_a_collection_without_bound() {
     let world = World::new().await;
     let service = world.instance().await;
     service.settings("org_1", json!({})).await;
@@ -159,7 +159,7 @@ async fn patches_do_not_let_a_collection_grow_without_bound() {
 }
 
 #[tokio::test]
-async fn an_organization_that_nobody_knows_is_not_found() {
+async fn an_unknown_organization_is_not_found() {
     let world = World::new().await;
     let service = world.instance().await;
     assert_eq!(service.http.patch(PATH, json!({})).await.status, 404);

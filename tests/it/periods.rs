@@ -159,7 +159,7 @@ async fn idle_months_are_neither_merged_nor_carried_over() {
 }
 
 #[tokio::test]
-async fn a_day_is_the_organizations_own_also_when_the_clocks_change() {
+async fn days_follow_the_organizations_zone_also_when_the_clocks_change() {
     let world = World::new().await;
     let service = world.instance().await;
     let settings = |zone: &str| json!({"resetPeriod": "daily", "timeZone": zone});
@@ -248,7 +248,7 @@ async fn an_instance_whose_clock_lags_cannot_touch_the_new_period() {
 }
 
 #[tokio::test]
-async fn each_slot_of_the_organizations_clock_is_counted_apart() {
+async fn each_slot_of_the_organizations_clock_is_counted_separately() {
     let world = World::new().await;
     let service = world.instance().await;
     service

@@ -59,7 +59,7 @@ async fn audit(world: &World) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn a_plan_comes_back_as_it_was_put() {
+async fn a_plan_is_returned_as_it_was_put() {
     let world = World::new().await;
     let service = world.instance().await;
     let settings = json!({
@@ -113,7 +113,7 @@ async fn plans_are_listed_by_id_in_pages_and_the_default_plan_is_among_them() {
 }
 
 #[tokio::test]
-async fn each_part_of_a_limit_and_each_feature_comes_from_the_nearest_that_sets_it() {
+async fn each_part_of_a_limit_and_each_feature_comes_from_the_nearest_level_that_sets_it() {
     let world = World::new().await;
     let service = world.instance().await;
     let plan = json!({
@@ -174,7 +174,7 @@ async fn a_stored_plan_of_the_default_plans_id_lies_over_the_settings() {
 }
 
 #[tokio::test]
-async fn an_edit_is_in_force_for_the_next_request_here_and_after_one_sweep_elsewhere() {
+async fn an_edited_plan_is_effective_for_the_next_request_here_and_after_one_sweep_elsewhere() {
     let world = World::new().await;
     let (here, there) = (world.instance().await, world.instance().await);
     put(&here, "pro", api(10)).await;
@@ -211,7 +211,7 @@ async fn an_edit_is_in_force_for_the_next_request_here_and_after_one_sweep_elsew
 }
 
 #[tokio::test]
-async fn an_edit_is_announced_to_the_other_instances() {
+async fn an_edited_plan_is_announced_to_the_other_instances() {
     let world = World::new().await;
     let service = world.instance().await;
     let client = redis::Client::open(world.servers().redis_url).unwrap();
@@ -224,7 +224,7 @@ async fn an_edit_is_announced_to_the_other_instances() {
 }
 
 #[tokio::test]
-async fn an_idle_organization_reads_as_its_plan_is_now() {
+async fn an_idle_organization_shows_its_current_plan() {
     let mut world = World::new().await;
     let (here, there) = (world.instance().await, world.instance().await);
     put(&here, "pro", api(10)).await;
@@ -251,7 +251,7 @@ async fn an_idle_organization_reads_as_its_plan_is_now() {
 }
 
 #[tokio::test]
-async fn lists_warn_at_the_level_of_the_plan_unless_the_organization_has_its_own() {
+async fn lists_warn_at_the_plans_threshold_unless_the_organization_has_its_own() {
     let world = World::new().await;
     let service = world.instance().await;
     let plan = json!({"limits": {"api": {"limit": 100, "warnAt": [50]}}});
@@ -278,7 +278,7 @@ async fn lists_warn_at_the_level_of_the_plan_unless_the_organization_has_its_own
 }
 
 #[tokio::test]
-async fn an_edit_under_a_hundred_thousand_organizations_touches_none_of_them() {
+async fn editing_a_plan_of_a_hundred_thousand_organizations_writes_to_none_of_them() {
     let world = World::new().await;
     let service = world.instance().await;
     put(&service, "pro", api(10)).await;
@@ -307,7 +307,7 @@ async fn an_edit_under_a_hundred_thousand_organizations_touches_none_of_them() {
 }
 
 #[tokio::test]
-async fn a_plan_goes_only_when_nobody_is_on_it() {
+async fn a_plan_is_deleted_only_if_no_organization_is_on_it() {
     let world = World::new().await;
     let service = world.instance().await;
     put(&service, "pro", json!({})).await;
@@ -344,7 +344,7 @@ async fn a_deleted_organization_is_on_no_plan_and_comes_back_on_the_default_one(
 }
 
 #[tokio::test]
-async fn an_organization_moves_onto_plans_that_are_there_only() {
+async fn an_organization_moves_to_existing_plans_only() {
     let world = World::new().await;
     let (here, there) = (world.instance().await, world.instance().await);
     here.count("org_1", "api", 5).await;
@@ -382,7 +382,7 @@ async fn an_organization_moves_onto_plans_that_are_there_only() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_a_deletion_and_moves_onto_the_plan_at_once_only_one_kind_succeeds() {
+async fn of_a_deletion_and_concurrent_moves_onto_the_plan_only_one_kind_succeeds() {
     let world = World::new().await;
     let service = world.instance().await;
     for round in 0..5 {
@@ -411,7 +411,7 @@ async fn of_a_deletion_and_moves_onto_the_plan_at_once_only_one_kind_succeeds() 
 }
 
 #[tokio::test]
-async fn a_plan_that_somebody_else_has_changed_is_not_overwritten() {
+async fn a_plan_changed_meanwhile_is_not_overwritten() {
     let world = World::new().await;
     let service = world.instance().await;
     let send = |method: Method, name: &'static str, tag: String| {
@@ -452,7 +452,7 @@ async fn a_plan_that_somebody_else_has_changed_is_not_overwritten() {
 }
 
 #[tokio::test]
-async fn a_plan_that_makes_no_sense_is_refused_by_name() {
+async fn an_invalid_plan_is_refused_by_name() {
     let world = World::new().await;
     let service = world.instance().await;
     let many: serde_json::Map<String, Value> = (0..33)
@@ -506,7 +506,7 @@ async fn a_plan_that_makes_no_sense_is_refused_by_name() {
 }
 
 #[tokio::test]
-async fn every_change_of_a_plan_says_who_changed_what_and_the_same_again_is_none() {
+async fn every_change_of_a_plan_is_audited_and_an_equal_plan_is_no_change() {
     let world = World::new().await;
     let service = world.instance().await;
     let settings =
@@ -531,7 +531,7 @@ async fn every_change_of_a_plan_says_who_changed_what_and_the_same_again_is_none
 }
 
 #[tokio::test]
-async fn a_plan_is_edited_while_redis_is_away_and_holds_when_it_is_back() {
+async fn a_plan_edited_while_redis_is_down_is_effective_afterwards() {
     let mut world = World::new().await;
     let (here, there) = (world.instance().await, world.instance().await);
     put(&here, "pro", api(10)).await;
@@ -565,7 +565,7 @@ async fn a_plan_survives_the_loss_of_redis() {
 }
 
 #[tokio::test]
-async fn without_postgres_the_plan_that_was_known_still_counts_and_still_refuses() {
+async fn without_postgres_the_cached_plan_still_grants_and_refuses() {
     let world = World::new().await;
     let (servers, cable) = world.cuttable_postgres();
     let (here, there) = (world.instance().await, world.instance_with(servers).await);
@@ -585,7 +585,7 @@ async fn without_postgres_the_plan_that_was_known_still_counts_and_still_refuses
 }
 
 #[tokio::test]
-async fn an_instance_that_starts_later_knows_every_plan_as_it_is() {
+async fn an_instance_that_starts_later_knows_every_current_plan() {
     let world = World::new().await;
     let here = world.instance().await;
     put(&here, "pro", api(10)).await;

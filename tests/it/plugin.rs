@@ -210,7 +210,7 @@ async fn a_platform_role_counts_only_where_the_settings_name_it() {
 }
 
 #[tokio::test]
-async fn what_is_refused_is_said_in_the_plugins_way() {
+async fn refusals_have_the_plugins_error_format() {
     let world = World::new().await;
     let service = world.instance().await;
     let http = &service.http;
@@ -340,7 +340,7 @@ async fn a_wrong_field_is_named_and_changes_nothing() {
 }
 
 #[tokio::test]
-async fn without_a_server_nothing_is_half_done_and_the_client_is_told() {
+async fn without_a_server_nothing_is_half_done_and_the_client_gets_an_error() {
     let mut world = World::new().await;
     let service = world.instance().await;
     service.count("org_1", "api", 1).await;
@@ -364,7 +364,7 @@ async fn without_a_server_nothing_is_half_done_and_the_client_is_told() {
 }
 
 #[tokio::test]
-async fn the_endpoints_are_where_the_setting_says() {
+async fn the_endpoints_are_at_the_configured_path() {
     let world = World::with(|config| config.plugin_path = "/auth/usage".to_owned()).await;
     let service = world.instance().await;
     service.count("org_1", "api", 1).await;
@@ -402,7 +402,7 @@ async fn an_organization_that_the_auth_server_has_just_made_can_be_limited() {
 }
 
 #[tokio::test]
-async fn the_scheduler_resets_what_is_over_by_a_key_in_the_body() {
+async fn the_plugins_scheduler_resets_expired_periods_with_a_key_in_the_body() {
     let world = World::new().await;
     let service = world.instance().await;
     for (organization, mode) in [("org_1", "scheduled"), ("org_2", "lazy")] {

@@ -37,7 +37,7 @@ async fn post_text(http: &Http, text: &str) -> Answer {
 }
 
 #[tokio::test]
-async fn what_is_not_json_is_a_malformed_request() {
+async fn a_body_that_is_not_json_is_a_malformed_request() {
     let world = World::new().await;
     let service = world.instance().await;
     for text in [
@@ -176,7 +176,7 @@ async fn an_array_of_an_objects_values_is_no_object() {
 }
 
 #[tokio::test]
-async fn a_query_parameter_that_nobody_asked_for_is_refused() {
+async fn an_unknown_query_parameter_is_refused() {
     let world = World::new().await;
     let service = world.instance().await;
     let body = || Some(json!({"organizationId": "org_1"}));
@@ -200,7 +200,7 @@ async fn a_query_parameter_that_nobody_asked_for_is_refused() {
 }
 
 #[tokio::test]
-async fn missing_credentials_are_asked_for() {
+async fn missing_credentials_are_401() {
     let world = World::new().await;
     let service = world.instance().await;
     let answer = service.http.with_key(None).get(USAGE).await;
@@ -209,7 +209,7 @@ async fn missing_credentials_are_asked_for() {
 }
 
 #[tokio::test]
-async fn credentials_that_do_not_suffice_are_forbidden() {
+async fn insufficient_credentials_are_403() {
     let world = World::new().await;
     let service = world.instance().await;
     let http = service
@@ -220,7 +220,7 @@ async fn credentials_that_do_not_suffice_are_forbidden() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_is_not_found_and_what_is_there_names_its_methods() {
+async fn an_unknown_path_is_404_and_a_known_one_lists_its_methods() {
     let world = World::new().await;
     let service = world.instance().await;
     for path in [
@@ -289,7 +289,7 @@ async fn a_body_must_be_declared_as_json() {
 }
 
 #[tokio::test]
-async fn what_others_depend_on_is_a_conflict() {
+async fn deleting_something_in_use_is_a_conflict() {
     let world = World::new().await;
     let service = world.instance().await;
     service.settings("org_1", json!({})).await;
@@ -299,7 +299,7 @@ async fn what_others_depend_on_is_a_conflict() {
 }
 
 #[tokio::test]
-async fn a_state_that_is_not_the_one_demanded_fails_the_precondition() {
+async fn a_state_other_than_the_expected_one_fails_the_precondition() {
     let world = World::new().await;
     let service = world.instance().await;
     let headers = [("if-match", "\"1\"")];
@@ -309,7 +309,7 @@ async fn a_state_that_is_not_the_one_demanded_fails_the_precondition() {
 }
 
 #[tokio::test]
-async fn unprocessable_requests_say_which_way() {
+async fn unprocessable_requests_name_their_reason() {
     let world = World::new().await;
     let service = world.instance().await;
     let body = |amount: u64| json!({"organizationId": "org_1", "amount": amount});
@@ -334,7 +334,7 @@ async fn unprocessable_requests_say_which_way() {
 }
 
 #[tokio::test]
-async fn retry_after_is_said_where_waiting_helps_and_reaches_the_new_period() {
+async fn retry_after_is_sent_if_waiting_helps_and_reaches_the_new_period() {
     let world = World::new().await;
     let service = world.instance().await;
     service.count("org_1", "api", 1000).await;
@@ -356,7 +356,7 @@ async fn retry_after_is_said_where_waiting_helps_and_reaches_the_new_period() {
 }
 
 #[tokio::test]
-async fn retry_after_is_not_said_where_waiting_does_not_help() {
+async fn retry_after_is_not_sent_if_waiting_does_not_help() {
     let world = World::new().await;
     let service = world.instance().await;
     // More than a whole period includes.
@@ -387,7 +387,7 @@ async fn retry_after_is_not_said_where_waiting_does_not_help() {
 }
 
 #[tokio::test]
-async fn without_redis_nothing_is_counted_and_the_caller_is_told_to_come_back() {
+async fn without_redis_nothing_is_counted_and_the_response_has_retry_after() {
     let mut world = World::new().await;
     let service = world.instance().await;
     service.count("org_1", "api", 1).await;
@@ -414,7 +414,7 @@ async fn without_redis_nothing_is_counted_and_the_caller_is_told_to_come_back() 
 }
 
 #[tokio::test]
-async fn without_postgres_what_needs_it_says_so() {
+async fn without_postgres_requests_that_need_it_are_503() {
     let world = World::new().await;
     world.instance().await.count("org_1", "api", 1).await;
     let servers = Servers {
@@ -452,7 +452,7 @@ async fn a_reply_that_is_lost_with_the_data_set_is_an_unknown_outcome() {
 
 /// Postgres says that the count has moved to a data set that nobody can find: no round settles it.
 #[tokio::test]
-async fn a_call_that_gets_nowhere_gives_up_as_overloaded() {
+async fn a_call_that_exhausts_its_retries_is_overloaded() {
     let world = World::new().await;
     let service = world.instance().await;
     service.count("org_1", "api", 1).await;
@@ -467,7 +467,7 @@ async fn a_call_that_gets_nowhere_gives_up_as_overloaded() {
 }
 
 #[tokio::test]
-async fn what_should_never_happen_is_an_internal_error_that_tells_nothing() {
+async fn an_unexpected_failure_is_an_internal_error_without_details() {
     let world = World::new().await;
     let service = world.instance().await;
     service.count("org_1", "api", 1).await;
@@ -481,7 +481,7 @@ async fn what_should_never_happen_is_an_internal_error_that_tells_nothing() {
 }
 
 #[tokio::test]
-async fn every_answer_carries_a_request_id_the_callers_where_it_is_fit() {
+async fn every_response_has_a_request_id_the_clients_own_if_valid() {
     let world = World::new().await;
     let service = world.instance().await;
     let get = |path: &'static str, id: String| {

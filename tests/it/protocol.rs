@@ -31,7 +31,7 @@ const ORGANIZATION: &str = "org_1";
 const METERS: &[&[&str]] = &[&["api"], &["tokens"], &["api", "tokens"]];
 
 #[test]
-fn nothing_acknowledged_is_lost_or_doubled_except_what_a_loss_of_redis_took() {
+fn nothing_acknowledged_is_lost_or_doubled_except_by_a_loss_of_redis() {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -51,7 +51,7 @@ async fn calls(service: &Instance, script: &str) -> f64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_first_touches_at_once_by_two_instances_are_each_counted_once() {
+async fn a_thousand_concurrent_first_calls_to_two_instances_count_once_each() {
     let world = World::new().await;
     let services = [world.instance().await, world.instance().await];
     let callers = services.each_ref().map(|it| it.http.clone());
@@ -85,7 +85,7 @@ async fn a_thousand_first_touches_at_once_by_two_instances_are_each_counted_once
 }
 
 #[tokio::test]
-async fn a_thousand_openings_are_a_handful_of_round_trips() {
+async fn recovering_a_thousand_counters_takes_a_handful_of_round_trips() {
     let world = World::new().await;
     let service = world.instance().await;
     for (first, opened_from) in [("a new organization", 0), ("a loss", 1000)] {
@@ -111,7 +111,7 @@ async fn a_thousand_openings_are_a_handful_of_round_trips() {
 
 /// What a group brings to Postgres of an old data set, what this has lost, and what is new.
 #[tokio::test]
-async fn what_a_restart_left_what_it_lost_and_what_is_new_come_back_together() {
+async fn frozen_lost_and_new_counters_are_recovered_in_one_batch() {
     let mut world = World::new().await;
     let service = world.instance().await;
     send(&service, &items(0..30)).await;
@@ -149,7 +149,7 @@ async fn what_a_restart_left_what_it_lost_and_what_is_new_come_back_together() {
 }
 
 #[tokio::test]
-async fn one_bad_counter_does_not_fail_those_that_are_opened_with_it() {
+async fn one_bad_counter_does_not_fail_the_others_of_its_batch() {
     let world = World::new().await;
     let service = world.instance().await;
     send(&service, &items(0..1)).await;
@@ -198,7 +198,7 @@ async fn one_bad_counter_does_not_fail_those_that_are_opened_with_it() {
 }
 
 #[tokio::test]
-async fn of_meters_that_come_together_as_many_are_opened_as_there_is_room_for() {
+async fn concurrent_new_meters_are_opened_up_to_the_maximum() {
     let world = World::new().await;
     let service = world.instance().await;
     let meters = |range: std::ops::Range<u32>| -> Vec<Value> {
@@ -223,7 +223,7 @@ async fn of_meters_that_come_together_as_many_are_opened_as_there_is_room_for() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn policies_that_change_under_groups_lose_no_count_and_are_in_force() {
+async fn policies_that_change_during_recovery_lose_no_count_and_are_effective() {
     let world = World::new().await;
     let services = [world.instance().await, world.instance().await];
     let callers = services.each_ref().map(|it| it.http.clone());
@@ -263,7 +263,7 @@ async fn policies_that_change_under_groups_lose_no_count_and_are_in_force() {
 }
 
 #[tokio::test]
-async fn a_deleted_organization_among_many_begins_anew_and_the_others_go_on() {
+async fn a_deleted_organization_in_a_batch_starts_a_new_incarnation_and_the_others_are_recovered() {
     let world = World::new().await;
     let services = [world.instance().await, world.instance().await];
     send(&services[0], &items(0..40)).await;
@@ -286,7 +286,7 @@ async fn a_deleted_organization_among_many_begins_anew_and_the_others_go_on() {
 }
 
 #[tokio::test]
-async fn where_postgres_refuses_one_of_a_group_it_moves_none() {
+async fn if_postgres_refuses_one_counter_of_a_transaction_it_moves_none() {
     let world = World::new().await;
     let service = world.instance().await;
     send(&service, &items(0..3)).await;

@@ -78,7 +78,7 @@ async fn a_reset_closes_the_running_period_into_history_and_starts_a_new_one_at_
 }
 
 #[tokio::test]
-async fn a_reset_is_told_once_with_the_count_of_the_period_that_it_ended() {
+async fn a_reset_is_one_event_with_the_count_of_the_period_that_it_ended() {
     let world = World::new().await;
     let instance = world.instance().await;
     instance.count("org_1", "api", 501).await;
@@ -106,7 +106,7 @@ async fn a_reset_is_told_once_with_the_count_of_the_period_that_it_ended() {
 }
 
 #[tokio::test]
-async fn the_calendar_goes_on_after_a_reset_as_if_there_had_been_none() {
+async fn the_calendar_continues_after_a_reset_as_if_there_had_been_none() {
     let world = World::new().await;
     let instance = world.instance().await;
     instance.count("org_1", "api", 5).await;
@@ -119,7 +119,7 @@ async fn the_calendar_goes_on_after_a_reset_as_if_there_had_been_none() {
 }
 
 #[tokio::test]
-async fn a_reset_of_some_meters_leaves_the_others_alone() {
+async fn a_reset_of_some_meters_does_not_change_the_others() {
     let world = World::new().await;
     let instance = world.instance().await;
     instance.count("org_1", "api", 5).await;
@@ -175,7 +175,7 @@ async fn in_manual_mode_a_period_runs_from_reset_to_reset() {
 }
 
 #[tokio::test]
-async fn late_events_of_a_closed_period_count_in_the_one_that_runs() {
+async fn late_events_of_a_closed_period_count_in_the_running_one() {
     let world = World::new().await;
     let instance = world.instance().await;
     instance.count("org_1", "api", 5).await;
@@ -226,7 +226,7 @@ async fn late_events_find_a_period_closed_that_an_earlier_reset_has_closed() {
 }
 
 #[tokio::test]
-async fn a_repeated_reset_is_answered_as_the_first_and_resets_nothing() {
+async fn a_retried_reset_returns_the_first_response_and_resets_nothing() {
     let world = World::new().await;
     let instance = world.instance().await;
     instance.count("org_1", "api", 7).await;
@@ -254,7 +254,7 @@ async fn a_repeated_reset_is_answered_as_the_first_and_resets_nothing() {
 }
 
 #[tokio::test]
-async fn a_reset_that_makes_no_sense_is_refused_and_changes_nothing() {
+async fn an_invalid_reset_is_refused_and_changes_nothing() {
     let world = World::new().await;
     let instance = world.instance().await;
     let path = "/v1/organizations/org_1/reset";
@@ -354,7 +354,7 @@ async fn no_call_is_counted_in_two_periods_or_in_none_while_resets_run() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn resets_at_once_follow_one_another() {
+async fn concurrent_resets_are_serialized() {
     let world = World::new().await;
     let instances = [world.instance().await, world.instance().await];
     instances[0].count("org_1", "api", 9).await;
@@ -406,7 +406,7 @@ async fn a_reset_that_only_postgres_knows_is_finished_by_the_sweep() {
 }
 
 #[tokio::test]
-async fn a_reset_that_only_postgres_knows_is_finished_by_whoever_learns_of_it() {
+async fn a_reset_that_only_postgres_knows_is_finished_by_the_next_call() {
     let world = World::new().await;
     let instance = world.instance().await;
     instance.count("org_1", "api", 5).await;
@@ -424,7 +424,7 @@ async fn a_reset_that_only_postgres_knows_is_finished_by_whoever_learns_of_it() 
 }
 
 #[tokio::test]
-async fn a_reset_is_finished_also_where_redis_has_died_between_the_commit_and_the_closing() {
+async fn a_reset_is_finished_even_if_redis_died_between_commit_and_close() {
     for survives in [false, true] {
         let mut world = World::new().await;
         let instance = world.instance().await;
@@ -458,7 +458,7 @@ async fn a_reset_is_finished_also_where_redis_has_died_between_the_commit_and_th
 }
 
 #[tokio::test]
-async fn a_limit_that_is_changed_while_a_reset_is_pending_is_in_force_for_the_next_request() {
+async fn a_limit_changed_during_a_pending_reset_is_effective_for_the_next_request() {
     let world = World::new().await;
     let (instance, other) = (world.instance().await, world.instance().await);
     instance.count("org_1", "api", 5).await;
@@ -486,7 +486,7 @@ async fn a_reset_after_the_loss_of_redis_closes_what_was_stored() {
 }
 
 #[tokio::test]
-async fn an_instance_whose_clock_lags_counts_in_the_period_that_a_reset_began() {
+async fn an_instance_whose_clock_lags_counts_in_the_period_that_a_reset_started() {
     let world = World::new().await;
     let instance = world.instance().await;
     let behind = tallyman::clock::Clock::manual(world.clock.now() - Duration::seconds(2));
@@ -499,8 +499,7 @@ async fn an_instance_whose_clock_lags_counts_in_the_period_that_a_reset_began() 
 }
 
 #[tokio::test]
-async fn an_instance_whose_clock_lags_tells_after_a_loss_what_the_period_holds_that_a_reset_began()
-{
+async fn an_instance_whose_clock_lags_reads_the_period_that_a_reset_started_after_a_loss() {
     let world = World::new().await;
     let instance = world.instance().await;
     let behind = tallyman::clock::Clock::manual(world.clock.now() - Duration::seconds(2));
@@ -514,7 +513,7 @@ async fn an_instance_whose_clock_lags_tells_after_a_loss_what_the_period_holds_t
 }
 
 #[tokio::test]
-async fn a_reset_that_redis_cannot_hear_of_is_a_503_and_not_committed() {
+async fn without_redis_a_reset_is_a_503_and_not_committed() {
     let mut world = World::new().await;
     let instance = world.instance().await;
     instance.count("org_1", "api", 5).await;

@@ -14,7 +14,7 @@ use crate::support::{
 const PERIOD: &str = "2031-03-01T00:00:00Z";
 
 #[tokio::test]
-async fn a_counter_that_is_lost_in_mid_period_goes_on_from_its_snapshot() {
+async fn a_counter_lost_in_mid_period_continues_from_its_snapshot() {
     let world = World::new().await;
     let services = [world.instance().await, world.instance().await];
     services[0].track("org_1", 10).await;
@@ -146,7 +146,7 @@ async fn a_loss_keeps_refusals_and_hours_of_every_meter() {
 /// One instance has noticed the loss and brought one meter back; the other has not noticed it, and is
 /// asked about all of them.
 #[tokio::test]
-async fn usage_is_never_told_as_zero_by_an_instance_that_has_not_noticed_a_loss() {
+async fn an_instance_that_has_not_noticed_a_loss_never_reads_usage_as_zero() {
     let world = World::new().await;
     let services = [world.instance().await, world.instance().await];
     let body = json!({"organizationId": "org_1", "meters": {"api": 10, "tokens": 70}});
@@ -169,7 +169,7 @@ async fn usage_is_never_told_as_zero_by_an_instance_that_has_not_noticed_a_loss(
 
 /// The same where an instance has not heard of a newer policy.
 #[tokio::test]
-async fn usage_is_never_told_as_zero_by_an_instance_that_has_not_heard_of_a_new_limit() {
+async fn an_instance_that_has_missed_a_new_limit_never_reads_usage_as_zero() {
     let world = World::new().await;
     let services = [world.instance().await, world.instance().await];
     let body = json!({"organizationId": "org_1", "meters": {"api": 10, "tokens": 70}});
@@ -195,7 +195,7 @@ async fn usage_is_never_told_as_zero_by_an_instance_that_has_not_heard_of_a_new_
 /// A flush has read the first counts of a meter when Redis loses them, and stores them when another meter of the
 /// organization is back already.
 #[tokio::test]
-async fn a_meter_that_is_stored_after_its_organization_came_back_is_brought_back_as_well() {
+async fn a_meter_stored_after_its_organization_was_restored_is_restored_as_well() {
     let world = World::new().await;
     let service = world.instance().await;
     service.track("org_1", 10).await;
@@ -330,7 +330,7 @@ async fn a_flush_from_before_the_loss_that_is_stored_before_the_restore_saves_wh
 }
 
 #[tokio::test]
-async fn redis_restarted_from_an_older_copy_lowers_nothing_that_postgres_holds() {
+async fn a_rollback_of_redis_lowers_no_count_in_postgres() {
     let mut world = World::new().await;
     let services = [world.instance().await, world.instance().await];
     let postgres = world.postgres().await;
@@ -373,7 +373,7 @@ async fn redis_restarted_from_an_older_copy_lowers_nothing_that_postgres_holds()
 /// A new limit is a change of the counter too. The frozen counter must not change its sequence by it, or
 /// it would overtake the newer counts that Postgres holds.
 #[tokio::test]
-async fn new_limits_after_a_rollback_lower_nothing_that_postgres_holds() {
+async fn new_limits_after_a_rollback_lower_no_count_in_postgres() {
     let mut world = World::new().await;
     let service = world.instance().await;
     let postgres = world.postgres().await;
@@ -515,7 +515,7 @@ async fn without_postgres_a_restarted_redis_is_not_trusted() {
 }
 
 #[tokio::test]
-async fn without_postgres_a_restarted_redis_that_is_trusted_goes_on() {
+async fn without_postgres_a_restarted_redis_that_is_trusted_counts() {
     let mut world = World::with(|config| config.trust_redis_restart = true).await;
     let postgres = world.postgres().await;
     let (servers, cable) = world.cuttable_postgres();
@@ -546,7 +546,7 @@ async fn without_postgres_a_restarted_redis_that_is_trusted_goes_on() {
 }
 
 #[tokio::test]
-async fn a_limit_that_was_set_before_a_loss_is_in_force_after_it() {
+async fn a_limit_set_before_a_loss_is_effective_after_it() {
     let world = World::new().await;
     let services = [world.instance().await, world.instance().await];
     for service in &services {
@@ -566,7 +566,7 @@ async fn a_limit_that_was_set_before_a_loss_is_in_force_after_it() {
 }
 
 #[tokio::test]
-async fn usage_tells_a_limit_that_was_set_before_a_loss() {
+async fn usage_shows_a_limit_that_was_set_before_a_loss() {
     let world = World::new().await;
     let services = [world.instance().await, world.instance().await];
     for service in &services {
@@ -613,7 +613,7 @@ async fn a_limit_that_is_set_while_the_counter_is_lost_is_in_its_snapshot() {
 }
 
 #[tokio::test]
-async fn a_limit_that_a_rollback_took_back_is_in_force_again_after_a_sweep() {
+async fn a_limit_that_a_rollback_reverted_is_effective_again_after_a_sweep() {
     let mut world = World::new().await;
     let service = world.instance().await;
     service.track("org_1", 5).await;
@@ -630,7 +630,7 @@ async fn a_limit_that_a_rollback_took_back_is_in_force_again_after_a_sweep() {
 }
 
 #[tokio::test]
-async fn a_restore_that_others_overtake_changes_nothing() {
+async fn a_restore_overtaken_by_another_changes_nothing() {
     let world = World::new().await;
     let service = world.instance().await;
     let slow = Slow::of(&world).await;
@@ -700,7 +700,7 @@ async fn a_restore_under_an_older_policy_or_over_an_unknown_counter_is_refused()
 
 /// A number that was drawn for a data set says nothing about the one that came after it.
 #[tokio::test]
-async fn a_number_that_was_drawn_before_a_loss_does_not_number_what_came_after_it() {
+async fn a_generation_drawn_before_a_loss_is_not_given_to_the_new_data_set() {
     let world = World::new().await;
     let [one, other] = [0, 1]
         .map(|_| Redis::new(settings_of(&world), world.clock.clone(), world.metrics()).unwrap());
@@ -730,7 +730,7 @@ async fn a_number_that_was_drawn_before_a_loss_does_not_number_what_came_after_i
 
 /// Eight instances meet an empty Redis at once, and again after a loss.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn instances_that_meet_an_empty_redis_at_once_agree_on_its_generation() {
+async fn instances_that_find_an_empty_redis_concurrently_agree_on_its_generation() {
     let world = World::new().await;
     let mut services = Vec::new();
     for _ in 0..8 {
@@ -759,7 +759,7 @@ async fn instances_that_meet_an_empty_redis_at_once_agree_on_its_generation() {
 }
 
 #[tokio::test]
-async fn a_redis_that_may_evict_counts_is_refused() {
+async fn a_redis_with_an_evicting_policy_is_refused() {
     let world = World::new().await;
     let () = world
         .redis_command(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"])
@@ -770,7 +770,7 @@ async fn a_redis_that_may_evict_counts_is_refused() {
 }
 
 #[tokio::test]
-async fn a_redis_whose_keys_are_laid_out_otherwise_is_refused() {
+async fn a_redis_with_another_key_layout_is_refused() {
     let world = World::new().await;
     let () = world
         .redis_command(&["SET", "tm:layout", "0 crc16 16"])

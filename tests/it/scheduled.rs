@@ -51,7 +51,7 @@ async fn resets(world: &World) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn in_scheduled_mode_a_period_ends_on_time_though_nobody_calls() {
+async fn in_scheduled_mode_a_period_ends_on_time_without_any_call() {
     let world = World::new().await;
     let instance = world.instance().await;
     instance.schedule("org_1").await;
@@ -95,7 +95,7 @@ async fn in_scheduled_mode_a_period_ends_on_time_though_nobody_calls() {
 }
 
 #[tokio::test]
-async fn of_an_organization_that_is_idle_one_empty_period_is_told_and_no_more() {
+async fn an_idle_organization_gets_one_event_for_an_empty_period_and_no_more() {
     let world = World::new().await;
     let instance = world.instance().await;
     let daily = json!({"resetMode": "scheduled", "resetPeriod": "daily"});
@@ -130,7 +130,7 @@ async fn of_an_organization_that_is_idle_one_empty_period_is_told_and_no_more() 
 }
 
 #[tokio::test]
-async fn reset_expired_does_what_the_scheduler_does_where_that_is_off() {
+async fn reset_expired_ends_periods_where_the_scheduler_is_off() {
     let world = World::with(|config| config.scheduler = false).await;
     let instance = world.instance().await;
     for organization in ["org_1", "org_2"] {
@@ -206,7 +206,7 @@ async fn in_lazy_mode_the_first_call_afterwards_ends_the_period() {
 }
 
 #[tokio::test]
-async fn a_change_of_mode_or_calendar_is_scheduled_anew() {
+async fn a_change_of_mode_or_calendar_is_rescheduled() {
     let world = World::new().await;
     let instance = world.instance().await;
     instance.count("org_1", "api", 5).await;
@@ -285,7 +285,7 @@ async fn several_instances_end_each_period_once_and_traffic_stays_exact_meanwhil
 }
 
 #[tokio::test]
-async fn one_that_cannot_be_ended_does_not_keep_the_others_from_it() {
+async fn an_organization_that_cannot_be_processed_does_not_block_the_others() {
     let world = World::new().await;
     let instance = world.instance().await;
     for organization in ["org_1", "org_bad", "org_2"] {
@@ -319,7 +319,7 @@ async fn one_that_cannot_be_ended_does_not_keep_the_others_from_it() {
 }
 
 #[tokio::test]
-async fn thousands_that_are_due_at_once_are_ended_in_one_call() {
+async fn thousands_of_due_periods_are_ended_in_one_call() {
     let world = World::new().await;
     let instance = world.instance().await;
     let due = 2500;

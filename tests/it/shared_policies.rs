@@ -59,7 +59,7 @@ async fn organizations_on_one_plan_hold_its_text_once_in_each_shard() {
 }
 
 #[tokio::test]
-async fn a_text_goes_with_the_last_organization_that_refers_to_it() {
+async fn a_shared_policy_is_removed_with_its_last_reference() {
     let world = World::new().await;
     let service = world.instance().await;
     let [one, other] = neighbours();
@@ -89,7 +89,7 @@ async fn a_text_goes_with_the_last_organization_that_refers_to_it() {
 }
 
 #[tokio::test]
-async fn an_instance_that_starts_without_postgres_enforces_what_is_shared() {
+async fn an_instance_that_starts_without_postgres_enforces_shared_policies() {
     let world = World::new().await;
     let here = world.instance().await;
     let [one, other] = neighbours();

@@ -33,7 +33,7 @@ async fn ends(world: &World) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn it_lies_on_top_and_is_over_at_its_instant_on_every_instance_without_any_sweep() {
+async fn a_temporary_limit_overrides_and_ends_on_time_on_every_instance_without_a_sweep() {
     let world = World::new().await;
     let (here, there) = (world.instance().await, world.instance().await);
     here.limits("org_1", json!({"api": {"limit": 10}})).await;
@@ -117,7 +117,7 @@ async fn a_refusal_says_when_the_call_would_be_granted_whichever_limit_ends_firs
 }
 
 #[tokio::test]
-async fn what_is_said_of_waiting_is_true() {
+async fn retry_after_is_correct_for_temporary_limits() {
     let world = World::new().await;
     let (here, there) = (world.instance().await, world.instance().await);
     here.limits("org_1", json!({"api": {"limit": 10}})).await;
@@ -144,7 +144,7 @@ async fn what_is_said_of_waiting_is_true() {
 }
 
 #[tokio::test]
-async fn it_may_be_lower_or_none_at_all_and_leaves_the_rest_of_the_limit_alone() {
+async fn a_temporary_limit_may_be_lower_or_unlimited_and_keeps_the_rest_of_the_limit() {
     let world = World::new().await;
     let service = world.instance().await;
     let own = json!({"api": {"enforcement": "soft", "warnAt": [50]}});
@@ -169,7 +169,7 @@ async fn it_may_be_lower_or_none_at_all_and_leaves_the_rest_of_the_limit_alone()
 }
 
 #[tokio::test]
-async fn null_ends_it_early_and_removing_the_limit_removes_it_too() {
+async fn null_ends_a_temporary_limit_early_and_so_does_removing_the_limit() {
     let world = World::new().await;
     let service = world.instance().await;
     for (end, limit) in [
@@ -193,7 +193,7 @@ async fn null_ends_it_early_and_removing_the_limit_removes_it_too() {
 }
 
 #[tokio::test]
-async fn one_that_makes_no_sense_is_refused_by_name() {
+async fn an_invalid_temporary_limit_is_refused_by_name() {
     let world = World::new().await;
     let service = world.instance().await;
     service.settings("org_1", json!({})).await;
@@ -237,7 +237,7 @@ async fn one_that_makes_no_sense_is_refused_by_name() {
 }
 
 #[tokio::test]
-async fn its_beginning_and_its_end_are_audited_once_each_whoever_sweeps() {
+async fn start_and_end_of_a_temporary_limit_are_audited_once_each() {
     let world = World::new().await;
     let (here, there) = (world.instance().await, world.instance().await);
     here.limits("org_1", temporary(12)).await;
@@ -262,7 +262,7 @@ async fn its_beginning_and_its_end_are_audited_once_each_whoever_sweeps() {
 }
 
 #[tokio::test]
-async fn whoever_listens_to_events_is_told_of_its_beginning_and_of_its_end() {
+async fn start_and_end_of_a_temporary_limit_are_events() {
     let world = World::new().await;
     let service = world.instance().await;
     service.limits("org_1", temporary(12)).await;
@@ -278,7 +278,7 @@ async fn whoever_listens_to_events_is_told_of_its_beginning_and_of_its_end() {
 }
 
 #[tokio::test]
-async fn one_that_has_ended_is_noted_before_another_takes_its_place() {
+async fn an_ended_temporary_limit_is_recorded_before_it_is_replaced() {
     let world = World::new().await;
     let service = world.instance().await;
     service.limits("org_1", temporary(12)).await;
@@ -290,7 +290,7 @@ async fn one_that_has_ended_is_noted_before_another_takes_its_place() {
 }
 
 #[tokio::test]
-async fn a_counter_that_nobody_calls_is_stored_with_the_limit_that_lasts() {
+async fn an_idle_counter_is_stored_with_the_permanent_limit() {
     let world = World::new().await;
     let (here, there) = (world.instance().await, world.instance().await);
     here.limits("org_1", temporary(12)).await;
@@ -306,7 +306,7 @@ async fn a_counter_that_nobody_calls_is_stored_with_the_limit_that_lasts() {
 
 /// Whatever makes the policy newer meanwhile, the end makes it newer still: running counters follow.
 #[tokio::test]
-async fn it_ends_on_time_whatever_else_was_changed_meanwhile() {
+async fn a_temporary_limit_ends_on_time_despite_other_changes() {
     let world = World::new().await;
     let (here, there) = (world.instance().await, world.instance().await);
     let plan = |limit: u64| json!({"limits": {"api": {"limit": limit}}});
@@ -340,7 +340,7 @@ async fn it_ends_on_time_whatever_else_was_changed_meanwhile() {
 }
 
 #[tokio::test]
-async fn it_ends_on_time_without_postgres_and_in_a_process_that_has_just_started() {
+async fn a_temporary_limit_ends_on_time_without_postgres_and_after_a_restart() {
     let world = World::new().await;
     let here = world.instance().await;
     here.limits("org_1", temporary(2000)).await;
@@ -361,7 +361,7 @@ async fn it_ends_on_time_without_postgres_and_in_a_process_that_has_just_started
 }
 
 #[tokio::test]
-async fn an_end_that_was_noted_while_redis_was_away_is_applied_when_it_is_back() {
+async fn an_end_recorded_while_redis_was_down_is_applied_afterwards() {
     let mut world = World::new().await;
     let service = world.instance().await;
     service.limits("org_1", temporary(2000)).await;

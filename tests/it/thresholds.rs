@@ -148,7 +148,7 @@ async fn up_and_down_between_two_snapshots_is_not_missed() {
 }
 
 #[tokio::test]
-async fn a_limit_below_the_count_raises_at_once_and_a_raised_one_arms_what_is_no_longer_crossed() {
+async fn a_limit_below_the_count_raises_events_at_once_and_a_raised_one_rearms_thresholds() {
     let world = World::new().await;
     let service = world.instance().await;
     let known = &mut 0;
@@ -179,7 +179,7 @@ async fn a_limit_below_the_count_raises_at_once_and_a_raised_one_arms_what_is_no
 }
 
 #[tokio::test]
-async fn what_was_crossed_before_the_limit_was_raised_is_told_although_nobody_looked_meanwhile() {
+async fn a_crossing_before_a_raised_limit_is_an_event_without_a_flush_in_between() {
     let world = World::new().await;
     let service = world.instance().await;
     let known = &mut 0;
@@ -204,7 +204,7 @@ async fn what_was_crossed_before_the_limit_was_raised_is_told_although_nobody_lo
 
 /// The counter learns the limit from a call: its organization was told of it, and it was not.
 #[tokio::test]
-async fn a_limit_that_arrives_with_a_call_leaves_what_was_crossed_before_it() {
+async fn a_limit_that_arrives_with_a_call_keeps_earlier_crossings() {
     let world = World::new().await;
     let service = world.instance().await;
     let told_before = &mut 0;
@@ -256,7 +256,7 @@ async fn a_limit_that_arrives_with_a_call_leaves_what_was_crossed_before_it() {
 }
 
 #[tokio::test]
-async fn a_change_that_is_none_of_the_limits_raises_nothing() {
+async fn a_change_of_other_settings_raises_no_event() {
     let world = World::new().await;
     let service = world.instance().await;
     let known = &mut 0;
@@ -271,7 +271,7 @@ async fn a_change_that_is_none_of_the_limits_raises_nothing() {
 }
 
 #[tokio::test]
-async fn a_new_period_arms_everything() {
+async fn a_new_period_rearms_every_threshold() {
     let world = World::new().await;
     let service = world.instance().await;
     let known = &mut 0;
@@ -298,7 +298,7 @@ async fn a_new_period_arms_everything() {
 }
 
 #[tokio::test]
-async fn whoever_begins_anew_after_a_deletion_is_told_of_anew() {
+async fn a_new_incarnation_is_notified_again() {
     let world = World::new().await;
     let service = world.instance().await;
     service.track("org_1", 900).await;
@@ -319,7 +319,7 @@ async fn whoever_begins_anew_after_a_deletion_is_told_of_anew() {
 }
 
 #[tokio::test]
-async fn what_is_crossed_right_before_a_reset_is_told() {
+async fn a_crossing_right_before_a_reset_is_an_event() {
     let world = World::new().await;
     let service = world.instance().await;
     service.track("org_1", 900).await;
@@ -340,7 +340,7 @@ async fn what_is_crossed_right_before_a_reset_is_told() {
 }
 
 #[tokio::test]
-async fn a_flush_that_dies_after_the_commit_tells_nothing_twice() {
+async fn a_flush_that_dies_after_the_commit_records_no_event_twice() {
     let world = World::new().await;
     let (here, there) = (world.instance().await, world.instance().await);
     here.track("org_1", 2000).await;
@@ -360,7 +360,7 @@ async fn a_flush_that_dies_after_the_commit_tells_nothing_twice() {
 }
 
 #[tokio::test]
-async fn a_snapshot_that_is_refused_tells_nothing() {
+async fn a_refused_snapshot_records_no_event() {
     let world = World::new().await;
     let service = world.instance().await;
     service.track("org_1", 900).await;
@@ -375,7 +375,7 @@ async fn a_snapshot_that_is_refused_tells_nothing() {
 }
 
 #[tokio::test]
-async fn a_loss_of_redis_makes_nobody_tell_twice() {
+async fn a_loss_of_redis_records_no_event_twice() {
     let world = World::new().await;
     let service = world.instance().await;
     let known = &mut 0;
@@ -396,7 +396,7 @@ async fn a_loss_of_redis_makes_nobody_tell_twice() {
 
 /// What Redis held was never stored, and a limit changed; both come to light when the counter is restored.
 #[tokio::test]
-async fn what_a_restart_of_redis_brings_to_light_is_told() {
+async fn a_crossing_found_after_a_restart_of_redis_is_an_event() {
     let mut world = World::new().await;
     let service = world.instance().await;
     for organization in ["frozen", "lowered"] {
@@ -425,7 +425,7 @@ async fn what_a_restart_of_redis_brings_to_light_is_told() {
 }
 
 #[tokio::test]
-async fn an_answer_says_which_percentages_its_call_has_crossed() {
+async fn a_response_lists_the_thresholds_that_its_call_crossed() {
     let world = World::new().await;
     let service = world.instance().await;
     service
@@ -552,7 +552,7 @@ async fn a_refusal_that_exceeds_carries_the_count_that_it_found() {
 }
 
 #[tokio::test]
-async fn what_a_change_of_the_limit_crosses_carries_the_count_at_that_time() {
+async fn a_crossing_by_a_changed_limit_has_the_count_at_that_time() {
     let world = World::new().await;
     let service = world.instance().await;
     service.track("org_1", 500).await;
@@ -568,7 +568,7 @@ async fn what_a_change_of_the_limit_crosses_carries_the_count_at_that_time() {
 
 /// A flush stores what it has read; what is crossed meanwhile is told by the next one.
 #[tokio::test]
-async fn what_is_crossed_during_a_flush_keeps_its_count() {
+async fn a_crossing_during_a_flush_keeps_its_count() {
     let world = World::new().await;
     let service = world.instance().await;
     let all: Vec<_> = tallyman::redis::Shard::all().collect();
@@ -588,7 +588,7 @@ async fn what_is_crossed_during_a_flush_keeps_its_count() {
 }
 
 #[tokio::test]
-async fn what_is_replayed_crosses_what_the_first_answer_said() {
+async fn a_replayed_call_has_the_crossings_of_the_first_response() {
     let world = World::new().await;
     let service = world.instance().await;
     let body = json!({"organizationId": "org_1", "amount": 800});

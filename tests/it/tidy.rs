@@ -151,7 +151,7 @@ fn the_table_of_floors_names_every_module_and_no_other() {
 }
 
 #[test]
-fn the_domain_does_nothing_but_think() {
+fn the_domain_is_pure() {
     for (path, text) in files("src/domain", "rs") {
         for forbidden in [
             "async ", ".await", "tokio", "sqlx", "redis::", "axum", "std::fs", "std::net",
@@ -263,7 +263,7 @@ fn every_script_is_a_pure_function_of_its_arguments_and_the_keyspace() {
 }
 
 #[test]
-fn the_ceiling_of_a_count_is_the_same_everywhere() {
+fn the_maximum_count_is_the_same_everywhere() {
     let ceiling = tallyman::domain::quantity::COUNT_MAX.to_string();
     assert!(source("lua/counter.lua").contains(&format!("local COUNT_MAX <const> = {ceiling}\n")));
     let mut checks = 0;
@@ -383,7 +383,7 @@ fn every_migration_names_its_constraints_and_tables_say_what_they_are() {
 }
 
 #[test]
-fn the_documents_of_the_house_are_there() {
+fn every_document_is_present() {
     for document in [
         "README.md",
         "ARCHITECTURE.md",

@@ -113,7 +113,7 @@ async fn a_token_of_better_auth_reads_its_organization_in_every_algorithm_and_do
 }
 
 #[tokio::test]
-async fn a_token_of_better_auth_ends_when_it_says() {
+async fn a_token_of_better_auth_expires() {
     let auth = AuthServer::start().await;
     let world = World::with(|config| config.jwt = Some(auth.config())).await;
     let token = auth.token("EdDSA");
@@ -274,7 +274,7 @@ async fn a_token_is_for_this_service_and_for_now() {
 }
 
 #[tokio::test]
-async fn the_claims_have_the_names_that_the_settings_say() {
+async fn the_claims_have_the_configured_names() {
     let signer = Signer::eddsa("a");
     let issuer = Issuer::start(Publishes::Keys(vec![signer.jwk()])).await;
     let mut jwt = issuer.config();
@@ -288,7 +288,7 @@ async fn the_claims_have_the_names_that_the_settings_say() {
 }
 
 #[tokio::test]
-async fn unknown_keys_are_asked_for_once_a_minute_however_many_there_are() {
+async fn the_jwks_is_fetched_at_most_once_a_minute_for_unknown_keys() {
     let signer = Signer::eddsa("a");
     let (world, issuer, service) = trusting(&[&signer]).await;
     let right = signer.sign(&claims(&world));
@@ -337,7 +337,7 @@ async fn a_key_that_was_withdrawn_is_refused_after_ten_minutes() {
 }
 
 #[tokio::test]
-async fn while_the_keys_cannot_be_fetched_a_token_is_503_and_known_keys_go_on() {
+async fn while_the_jwks_cannot_be_fetched_unknown_keys_are_503_and_known_keys_verify() {
     let (signer, new) = (Signer::eddsa("a"), Signer::eddsa("new"));
     let (world, issuer, service) = trusting(&[&signer]).await;
     let ends = json!({"exp": world.clock.now().timestamp() + 86_400});
@@ -392,7 +392,7 @@ async fn while_the_keys_cannot_be_fetched_a_token_is_503_and_known_keys_go_on() 
 }
 
 #[tokio::test]
-async fn whoever_waits_for_a_fetch_shares_its_failure_and_the_pause_counts_from_its_end() {
+async fn concurrent_callers_share_a_failed_fetch_and_the_pause_starts_at_its_end() {
     let signer = Signer::eddsa("known");
     let (world, issuer, service) = trusting(&[&signer]).await;
     let ends = json!({"exp": world.clock.now().timestamp() + 86_400});
@@ -428,7 +428,7 @@ async fn whoever_waits_for_a_fetch_shares_its_failure_and_the_pause_counts_from_
 }
 
 #[tokio::test]
-async fn an_auth_server_that_nobody_answers_for_is_503() {
+async fn an_unreachable_auth_server_is_503() {
     let signer = Signer::eddsa("a");
     let mut jwt = Issuer::start(Publishes::Keys(Vec::new())).await.config();
     // Port 1 is nobody's.
@@ -464,7 +464,7 @@ async fn keys_for_other_uses_verify_nothing() {
 }
 
 #[tokio::test]
-async fn a_token_is_no_answer_to_cookies_or_other_schemes() {
+async fn a_token_is_accepted_as_a_bearer_token_only() {
     let signer = Signer::eddsa("a");
     let (world, _issuer, service) = trusting(&[&signer]).await;
     let token = signer.sign(&claims(&world));

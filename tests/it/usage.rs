@@ -51,7 +51,7 @@ async fn usage_is_exact_before_any_flush() {
 }
 
 #[tokio::test]
-async fn an_organization_that_nobody_counted_or_configured_is_not_found() {
+async fn an_organization_without_counts_or_settings_is_not_found() {
     let world = World::new().await;
     let service = world.instance().await;
     service.count("org_1", "api", 1).await;
@@ -127,7 +127,7 @@ async fn a_percentage_is_null_where_there_is_nothing_to_divide_by() {
 }
 
 #[tokio::test]
-async fn while_redis_is_away_the_last_snapshot_is_told_and_called_inexact() {
+async fn while_redis_is_down_the_last_snapshot_is_returned_as_inexact() {
     let mut world = World::new().await;
     let service = world.instance().await;
     service.count("org_1", "api", 40).await;
@@ -162,7 +162,7 @@ async fn while_redis_is_away_the_last_snapshot_is_told_and_called_inexact() {
 }
 
 #[tokio::test]
-async fn a_loss_of_redis_shows_what_was_stored_and_never_zero() {
+async fn after_a_loss_of_redis_usage_shows_the_snapshot_and_never_zero() {
     let world = World::new().await;
     let service = world.instance().await;
     service.count("org_1", "api", 40).await;
@@ -178,7 +178,7 @@ async fn a_loss_of_redis_shows_what_was_stored_and_never_zero() {
 
 /// An older copy of Redis does not know a meter that was counted after it was made.
 #[tokio::test]
-async fn an_older_copy_of_redis_hides_no_meter_that_postgres_knows() {
+async fn a_rollback_of_redis_hides_no_meter_that_postgres_knows() {
     let mut world = World::new().await;
     let service = world.instance().await;
     service.count("org_1", "api", 40).await;
@@ -195,7 +195,7 @@ async fn an_older_copy_of_redis_hides_no_meter_that_postgres_knows() {
 }
 
 #[tokio::test]
-async fn an_organization_with_all_the_meters_it_may_have_can_be_read() {
+async fn an_organization_with_the_maximum_number_of_meters_can_be_read() {
     let world = World::new().await;
     let service = world.instance().await;
     for number in 0..32 {
@@ -224,7 +224,7 @@ async fn reading_changes_nothing() {
 }
 
 #[tokio::test]
-async fn readiness_tells_which_server_is_away_and_stays_ready() {
+async fn readiness_names_the_server_that_is_down_and_stays_ready() {
     let mut world = World::new().await;
     let service = world.instance().await;
     world.kill_redis().await;
@@ -247,7 +247,7 @@ async fn readiness_tells_which_server_is_away_and_stays_ready() {
 }
 
 #[tokio::test]
-async fn a_redis_without_room_is_read_and_flushed_from_and_counts_again_when_it_has_some() {
+async fn a_full_redis_is_read_and_flushed_and_counts_again_once_it_has_memory() {
     let world = World::new().await;
     let service = world.instance().await;
     service.limits("org_1", json!({"api": {"limit": 70}})).await;

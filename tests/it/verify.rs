@@ -21,7 +21,7 @@ fn mismatches(found: &Value) -> Vec<&str> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_found_while_calls_resets_changes_and_flushes_go_on() {
+async fn verification_finds_no_difference_under_concurrent_calls_resets_changes_and_flushes() {
     let world = World::new().await;
     let service = world.instance().await;
     for hour in 0..3 {
@@ -104,7 +104,7 @@ async fn a_count_that_is_not_stored_yet_is_no_difference() {
 }
 
 #[tokio::test]
-async fn whatever_does_not_fit_is_found_and_named() {
+async fn every_kind_of_difference_is_found_and_named() {
     let key = key_of("org_1", "api", MARCH);
     let hour = instant("2031-03-15T12:00:00Z").timestamp_millis();
     let field = format!("used@{hour}");
@@ -185,7 +185,7 @@ async fn all_organizations_are_compared_page_by_page() {
 }
 
 #[tokio::test]
-async fn only_administrators_verify_and_only_what_there_is() {
+async fn only_administrators_verify_and_only_known_organizations() {
     let mut world = World::new().await;
     let service = world.instance().await;
     let reader = service

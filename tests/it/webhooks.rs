@@ -66,7 +66,7 @@ fn time(value: &Value) -> DateTime<Utc> {
 }
 
 #[tokio::test]
-async fn an_event_reaches_every_webhook_that_wants_it_and_no_other() {
+async fn an_event_is_sent_to_every_subscribed_webhook_and_no_other() {
     let world = World::new().await;
     let service = world.instance().await;
     let wishes = [
@@ -133,7 +133,7 @@ async fn a_delivery_is_the_event_signed_with_the_secret_that_was_shown_once() {
 }
 
 #[tokio::test]
-async fn a_delivery_that_fails_is_tried_for_a_day_with_longer_and_longer_pauses_and_one_id() {
+async fn a_failed_delivery_is_retried_for_a_day_with_backoff_and_one_id() {
     let world = World::new().await;
     let service = world.instance().await;
     let receiver = Receiver::new().await;
@@ -180,7 +180,7 @@ async fn a_delivery_that_fails_is_tried_for_a_day_with_longer_and_longer_pauses_
 }
 
 #[tokio::test]
-async fn a_delivery_that_arrives_at_last_is_not_sent_again() {
+async fn a_delivery_that_succeeds_after_retries_is_not_sent_again() {
     let world = World::new().await;
     let service = world.instance().await;
     let receiver = Receiver::new().await;
@@ -206,7 +206,7 @@ async fn a_delivery_that_arrives_at_last_is_not_sent_again() {
 }
 
 #[tokio::test]
-async fn an_endpoint_that_is_gone_is_disabled_and_gets_nothing_until_it_is_enabled() {
+async fn an_endpoint_that_answers_410_is_disabled_and_gets_nothing_until_it_is_enabled() {
     let world = World::new().await;
     let service = world.instance().await;
     let receiver = Receiver::new().await;
@@ -240,7 +240,7 @@ async fn an_endpoint_that_is_gone_is_disabled_and_gets_nothing_until_it_is_enabl
 }
 
 #[tokio::test]
-async fn an_endpoint_that_fails_for_five_days_is_disabled_and_says_so() {
+async fn an_endpoint_that_fails_for_five_days_is_disabled_with_a_reason() {
     let world = World::new().await;
     let service = world.instance().await;
     let receiver = Receiver::new().await;
@@ -277,7 +277,7 @@ async fn an_endpoint_that_fails_for_five_days_is_disabled_and_says_so() {
 }
 
 #[tokio::test]
-async fn what_waits_when_a_webhook_is_disabled_waits_on() {
+async fn pending_deliveries_of_a_disabled_webhook_stay_pending() {
     let world = World::new().await;
     let service = world.instance().await;
     let receiver = Receiver::new().await;
@@ -326,7 +326,7 @@ async fn one_slow_endpoint_delays_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn instances_share_the_work_without_doubling_it() {
+async fn instances_share_deliveries_without_sending_any_twice() {
     let world = World::new().await;
     let instances = [world.instance().await, world.instance().await];
     let receiver = Receiver::new().await;
@@ -356,7 +356,7 @@ async fn instances_share_the_work_without_doubling_it() {
 }
 
 #[tokio::test]
-async fn what_somebody_took_and_died_with_is_delivered_by_another_and_they_note_nothing() {
+async fn a_delivery_leased_by_a_dead_instance_is_sent_by_another_which_alone_records_the_result() {
     let world = World::new().await;
     let service = world.instance().await;
     let receiver = Receiver::new().await;
@@ -395,7 +395,7 @@ async fn what_somebody_took_and_died_with_is_delivered_by_another_and_they_note_
 }
 
 #[tokio::test]
-async fn deliveries_tell_what_was_answered_and_when_they_are_tried_next() {
+async fn deliveries_show_the_response_and_the_time_of_the_next_attempt() {
     let world = World::new().await;
     let service = world.instance().await;
     let receiver = Receiver::new().await;
@@ -469,7 +469,7 @@ async fn deliveries_tell_what_was_answered_and_when_they_are_tried_next() {
 }
 
 #[tokio::test]
-async fn a_delivery_is_sent_again_when_somebody_asks() {
+async fn a_delivery_is_sent_again_on_request() {
     let world = World::new().await;
     let service = world.instance().await;
     let receiver = Receiver::new().await;
@@ -498,7 +498,7 @@ async fn a_delivery_is_sent_again_when_somebody_asks() {
 }
 
 #[tokio::test]
-async fn a_test_reaches_one_webhook_whatever_it_wants() {
+async fn a_test_event_reaches_one_webhook_whatever_its_subscriptions() {
     let world = World::new().await;
     let service = world.instance().await;
     let (tested, other) = (Receiver::new().await, Receiver::new().await);
@@ -633,7 +633,7 @@ async fn webhooks_are_listed_changed_and_deleted() {
 }
 
 #[tokio::test]
-async fn a_webhook_that_makes_no_sense_is_refused_by_name() {
+async fn an_invalid_webhook_is_refused_by_name() {
     let world = World::with(|config| config.webhook_private_addresses = false).await;
     let service = world.instance().await;
     let long = format!("https://example.com/{}", "x".repeat(2048));
@@ -686,7 +686,7 @@ async fn a_webhook_that_makes_no_sense_is_refused_by_name() {
 }
 
 #[tokio::test]
-async fn a_url_that_leads_inside_is_refused_when_it_is_registered_and_when_it_is_changed() {
+async fn a_private_url_is_refused_on_registration_and_on_change() {
     let world = World::with(|config| config.webhook_private_addresses = false).await;
     let service = world.instance().await;
     let outside = register(&service, json!({"url": "https://1.1.1.1/hook"})).await;
@@ -737,7 +737,7 @@ async fn a_url_that_leads_inside_is_refused_when_it_is_registered_and_when_it_is
 
 /// Both were fit when they were registered: an address that is literal now, and a name that leads elsewhere now.
 #[tokio::test]
-async fn a_url_that_leads_inside_by_now_is_not_connected_to() {
+async fn a_url_that_has_become_private_is_not_connected_to() {
     let mut world = World::new().await;
     let careless = world.instance().await;
     let receiver = Receiver::new().await;
@@ -790,7 +790,7 @@ async fn a_redirect_is_a_failure_and_is_not_followed() {
 
 /// The bookkeeping of many deliveries waits for Postgres; requests have connections of their own.
 #[tokio::test]
-async fn deliveries_that_cannot_be_noted_keep_no_caller_waiting() {
+async fn deliveries_that_cannot_be_recorded_delay_no_request() {
     let world = World::new().await;
     let service = world.instance().await;
     let receiver = Receiver::new().await;

@@ -353,7 +353,7 @@ fn wrong_values() -> Vec<(Value, &'static str)> {
 }
 
 #[tokio::test]
-async fn every_field_of_every_body_is_refused_in_words_that_people_can_act_on() {
+async fn a_wrong_value_of_any_body_field_is_refused_with_an_actionable_detail() {
     let world = World::new().await;
     let mut sweep = Sweep::new(&world).await;
     let mut fields = 0;
@@ -397,7 +397,7 @@ async fn every_field_of_every_body_is_refused_in_words_that_people_can_act_on() 
 }
 
 #[tokio::test]
-async fn every_parameter_of_every_query_is_refused_in_words_that_people_can_act_on() {
+async fn a_wrong_value_of_any_query_parameter_is_refused_with_an_actionable_detail() {
     let world = World::new().await;
     let mut sweep = Sweep::new(&world).await;
     let mut parameters = 0;
@@ -467,7 +467,7 @@ async fn every_parameter_of_every_query_is_refused_in_words_that_people_can_act_
 }
 
 #[tokio::test]
-async fn an_id_in_a_path_that_is_none_is_told_what_ids_look_like() {
+async fn an_invalid_id_in_a_path_is_refused_with_the_format_of_ids() {
     let world = World::new().await;
     let mut sweep = Sweep::new(&world).await;
     let mut ids = 0;
@@ -498,7 +498,7 @@ async fn an_id_in_a_path_that_is_none_is_told_what_ids_look_like() {
 }
 
 #[tokio::test]
-async fn a_key_of_one_organization_learns_nothing_from_an_id_that_is_none() {
+async fn a_bound_key_learns_nothing_from_an_invalid_id() {
     let world = World::new().await;
     let service = world.instance().await;
     let wish = json!({"name": "own", "scopes": ["read"], "organizationId": "org_1"});
@@ -511,7 +511,7 @@ async fn a_key_of_one_organization_learns_nothing_from_an_id_that_is_none() {
 }
 
 #[tokio::test]
-async fn what_is_given_twice_is_refused_and_named() {
+async fn a_duplicate_field_or_parameter_is_refused_by_name() {
     let world = World::new().await;
     let service = world.instance().await;
     service.settings("org_1", json!({})).await;
@@ -598,7 +598,7 @@ async fn what_is_given_twice_is_refused_and_named() {
 }
 
 #[tokio::test]
-async fn a_header_that_means_one_thing_cannot_be_given_twice() {
+async fn a_single_valued_header_cannot_be_sent_twice() {
     let world = World::new().await;
     let service = world.instance().await;
     let bearer = format!("Bearer {}", world.key);
@@ -648,7 +648,7 @@ async fn a_header_that_means_one_thing_cannot_be_given_twice() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_coded_is_refused_as_that() {
+async fn a_body_with_a_content_encoding_is_refused() {
     let world = World::new().await;
     let service = world.instance().await;
     let body = json!({"organizationId": "org_1"});
@@ -710,7 +710,7 @@ async fn the_plugins_endpoints_refuse_query_parameters_that_nobody_knows() {
 }
 
 #[tokio::test]
-async fn an_instant_that_no_clock_here_shows_is_refused_wherever_it_is_given() {
+async fn an_instant_outside_the_supported_years_is_refused_everywhere() {
     let world = World::new().await;
     let service = world.instance().await;
     service.settings("org_1", json!({})).await;
