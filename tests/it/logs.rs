@@ -130,7 +130,7 @@ async fn log_lines_of_a_request_have_its_id() {
 }
 
 #[tokio::test]
-async fn at_level_error_the_log_has_failures_with_their_causes_only() {
+async fn at_level_warn_the_log_has_failures_with_their_causes_only() {
     let mut world = World::new().await;
     let service = serve(&world, "info,tallyman::request=warn").await;
     let body = json!({"organizationId": "org_1"});
