@@ -73,7 +73,8 @@ impl App {
         let (ctx, background) = connect(&config, servers, clock).await?;
         let policies = Policies::new(ctx.clone());
         let recovery = Recovery::new(ctx.clone());
-        let auth = Auth::new(ctx.clone(), config.jwt.clone()).context("JWTs cannot be verified")?;
+        let auth =
+            Auth::new(ctx.clone(), config.jwt.enabled()).context("JWTs cannot be verified")?;
         load_from_postgres(&policies, &auth).await;
         let admin = |ctx: &Context, policies: &Policies, recovery: &Recovery, auth: &Auth| {
             let (policies, recovery) = (policies.clone(), recovery.clone());

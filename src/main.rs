@@ -1,30 +1,20 @@
-//! The executable: parses arguments, and calls the library.
+//! The executable: calls the library.
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use mimalloc::MiMalloc;
-use tallyman::cli::{self, Command};
-use tallyman::logging;
+use tallyman::{cli, logging};
 
-/// Counts what organizations use and stops them where their plan ends.
-#[derive(Parser)]
-#[command(version, about)]
-struct Arguments {
-    #[command(subcommand)]
-    command: Command,
-}
-
-/// Requests allocate much that lives for microseconds.
+/// Requests make many short-lived allocations.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
-    match cli::run(Arguments::parse().command) {
+    match cli::run(std::env::args_os()) {
         Ok(()) => ExitCode::SUCCESS,
-        // One line, causes included; a backtrace helps nobody who only mistyped a setting.
+        // One line with all causes, without a backtrace: most errors are mistyped settings.
         Err(error) => {
-            logging::last_words(format!("error: {}", cli::readable(&error)));
+            logging::print_error(format!("error: {}", cli::readable(&error)));
             ExitCode::FAILURE
         }
     }

@@ -9,7 +9,7 @@ use chrono::{DateTime, SecondsFormat, SubsecRound as _, Utc};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::service::{harmless, print, print_json};
+use super::service::{escape, print, print_json};
 use crate::clock::Clock;
 use crate::config::DatabaseSettings;
 use crate::domain::api_key::{ApiKey, NewApiKey, Scope};
@@ -70,7 +70,7 @@ const PAGE: u32 = 1000;
 
 /// Runs `tallyman keys`.
 pub async fn run(options: Options, clock: Clock) -> Result<()> {
-    let postgres = Postgres::new(&options.database.check()?, 1)?;
+    let postgres = Postgres::new(&options.database.url()?, 1)?;
     match options.action {
         Action::Create {
             name,
@@ -159,7 +159,7 @@ fn print_list(keys: &[ApiKey], json: bool) -> Result<()> {
             &time(key.expires_at),
             &time(key.last_used_at),
             &time(key.revoked_at),
-            &harmless(key.name.as_str()),
+            &escape(key.name.as_str()),
         ]));
     }
     print(&table)

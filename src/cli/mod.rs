@@ -1,5 +1,4 @@
-//! What the executable can do: serve, here or with servers elsewhere, and commands that do one thing
-//! and end.
+//! The command line: `serve`, `dev`, and commands that do one thing and end.
 
 pub mod administer;
 pub mod dev;
@@ -7,36 +6,42 @@ mod healthcheck;
 pub mod keys;
 mod service;
 
+use std::ffi::OsString;
+use std::net::SocketAddr;
+
 use anyhow::{Context as _, Result};
-use clap::Subcommand;
+use clap::{Parser, Subcommand};
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::app::{App, shutdown_signal};
 use crate::clock::Clock;
-use crate::config::{Config, DatabaseSettings, ListenSettings, ServerSettings, Servers, Settings};
+use crate::config::{self, Config, DatabaseSettings, Servers};
 use crate::http;
 use crate::logging;
 use crate::postgres::Postgres;
 
-/// After so many turns of tasks a thread looks for what has arrived, so that new requests are on their way to Redis while
-/// the answers to others are written. Tokio's own 61 are as many as clients often have connections.
+/// A thread polls sockets after this many task polls. Tokio's default, 61, is about the number of connections that
+/// clients have, so new requests would wait until all responses are written.
 const EVENT_INTERVAL: u32 = 16;
 
-/// What the executable can do.
+/// Counts what organizations use and stops them where their plan ends.
+#[derive(Debug, Parser)]
+#[command(name = "tallyman", version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
 #[derive(Debug, Subcommand)]
-#[expect(
-    missing_docs,
-    reason = "clap would print them as the help of a whole group"
-)]
-pub enum Command {
+enum Command {
     /// Serve, with a Redis and a Postgres that run elsewhere
     Serve {
         #[command(flatten)]
-        settings: Settings,
+        config: Box<Config>,
         #[command(flatten)]
-        servers: ServerSettings,
-        /// Bring the database's schema up to date first
+        servers: Servers,
+        /// Apply the database migrations first
         #[arg(long, env = "TALLYMAN_MIGRATE", value_parser = clap::builder::BoolishValueParser::new())]
         migrate: bool,
     },
@@ -45,64 +50,66 @@ pub enum Command {
         #[command(flatten)]
         options: dev::Options,
         #[command(flatten)]
-        settings: Settings,
+        config: Box<Config>,
     },
-    /// Bring the database's schema up to date
+    /// Apply the database migrations
     Migrate {
         #[command(flatten)]
         database: DatabaseSettings,
     },
-    /// Ask the service on this machine whether it is ready; ends with 1 if it is not
+    /// Check whether the service on this machine is ready; exits with 1 if not
+    #[command(next_help_heading = "Settings")]
     Healthcheck {
-        #[command(flatten)]
-        listen: ListenSettings,
+        /// Address to listen on
+        #[arg(long, env = "TALLYMAN_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:7400", value_parser = config::address)]
+        listen: SocketAddr,
     },
     /// Print the OpenAPI document
     Openapi,
-    /// Make, list and revoke API keys, without the service
+    /// Create, list and revoke API keys, without the service
     Keys(keys::Options),
-    /// Show and change an organization, by way of the service
+    /// Show and change an organization through the service
     Org(administer::OrgOptions),
-    /// List, make, change and delete plans, by way of the service
+    /// List, create, change and delete plans through the service
     Plan(administer::PlanOptions),
-    /// Reset every organization whose time has come, by way of the service
+    /// Reset every organization whose period has ended, through the service
     ResetExpired(administer::ResetExpiredOptions),
-    /// Compare what Redis and Postgres hold, by way of the service; ends with 1 if it does not fit
+    /// Compare the counts in Redis and Postgres through the service; exits with 1 if they differ
     Verify(administer::VerifyOptions),
 }
 
-/// What went wrong, causes included, as lines that a terminal does not obey.
+/// The text of an error and its causes, without control characters that a terminal would obey.
 pub fn readable(error: &anyhow::Error) -> String {
     let text = format!("{error:#}");
-    let lines: Vec<String> = text.lines().map(service::harmless).collect();
+    let lines: Vec<String> = text.lines().map(service::escape).collect();
     lines.join("\n")
 }
 
-/// Does it.
-pub fn run(command: Command) -> Result<()> {
-    // Neither Redis nor HTTP brings a TLS provider of its own. An error means that there is one already.
+/// Runs the command of this command line.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
+    let arguments: Arguments = config::parse(arguments)?;
+    // Neither the Redis nor the HTTP client installs a TLS provider. An error means that there is one already.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    match command {
+    match arguments.command {
         Command::Serve {
-            settings,
+            config,
             servers,
             migrate,
-        } => {
-            let (config, servers) = settings.check_with(&servers)?;
-            runtime(config.workers)?.block_on(serve(config, servers, migrate))
-        }
-        Command::Dev { options, settings } => {
-            let config = settings.check()?;
+        } => runtime(config.workers)?.block_on(serve(*config, servers, migrate)),
+        Command::Dev { options, config } => {
             let _log = logging::start(&config.log);
             logging::log_panics();
-            runtime(config.workers)?.block_on(dev::run(options, config))
+            runtime(config.workers)?.block_on(dev::run(options, *config))
         }
         Command::Migrate { database } => {
-            let url = database.check()?;
+            let url = database.url()?;
             runtime(1)?.block_on(async { Ok(Postgres::new(&url, 1)?.migrate().await?) })
         }
-        Command::Openapi => print_openapi(),
-        Command::Healthcheck { listen } => runtime(1)?.block_on(healthcheck::run(listen.check()?)),
+        Command::Openapi => {
+            let document = http::openapi().to_pretty_json()?;
+            service::print(&format!("{document}\n"))
+        }
+        Command::Healthcheck { listen } => runtime(1)?.block_on(healthcheck::run(listen)),
         Command::Keys(options) => runtime(1)?.block_on(keys::run(options, Clock::System)),
         Command::Org(options) => runtime(1)?.block_on(administer::org(options)),
         Command::Plan(options) => runtime(1)?.block_on(administer::plan(options)),
@@ -112,7 +119,7 @@ pub fn run(command: Command) -> Result<()> {
 }
 
 fn runtime(workers: usize) -> Result<Runtime> {
-    // One thread needs no scheduler that shares work among several.
+    // A single thread does not need the work-stealing scheduler.
     let mut builder = match workers {
         1 => Builder::new_current_thread(),
         _ => Builder::new_multi_thread(),
@@ -140,10 +147,4 @@ async fn serve(config: Config, servers: Servers, migrate: bool) -> Result<()> {
     let app = App::build(config, servers, Clock::System).await?;
     tracing::info!("listening on http://{address}");
     app.serve(listener, stop).await
-}
-
-#[expect(clippy::print_stdout, reason = "the document is what was asked for")]
-fn print_openapi() -> Result<()> {
-    println!("{}", http::openapi().to_pretty_json()?);
-    Ok(())
 }

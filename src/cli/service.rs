@@ -58,7 +58,7 @@ fn service_url(text: &str) -> Result<Url, String> {
     // A scheme is what is forgotten most.
     let meant = format!("http://{text}");
     let example = match meant.parse::<Url>() {
-        Ok(_) if !text.contains("://") => harmless(&meant),
+        Ok(_) if !text.contains("://") => escape(&meant),
         _ => "http://127.0.0.1:7400".to_owned(),
     };
     Err(format!(
@@ -225,7 +225,7 @@ fn write_lines(text: &mut String, name: &str, value: &Value) -> Result<()> {
     match value {
         Value::Object(fields) if !fields.is_empty() => {
             for (field, value) in fields {
-                let field = harmless(field);
+                let field = escape(field);
                 let dot = if name.is_empty() { "" } else { "." };
                 write_lines(text, &format!("{name}{dot}{field}"), value)?;
             }
@@ -245,32 +245,32 @@ fn write_lines(text: &mut String, name: &str, value: &Value) -> Result<()> {
 fn word(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
-        Value::String(text) => harmless(text),
+        Value::String(text) => escape(text),
         Value::Array(values) => values.iter().map(word).collect::<Vec<_>>().join(", "),
-        other => harmless(&other.to_string()),
+        other => escape(&other.to_string()),
     }
 }
 
 /// A text that a terminal does not obey: control characters, and those that turn the direction of what follows, are
 /// escaped. In JSON that leaves the meaning as it is.
-pub(super) fn harmless(text: &str) -> String {
-    let mut harmless = String::with_capacity(text.len());
+pub(super) fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
         if c.is_control()
             || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
         {
-            let _ = write!(harmless, "\\u{:04x}", u32::from(c));
+            let _ = write!(escaped, "\\u{:04x}", u32::from(c));
         } else {
-            harmless.push(c);
+            escaped.push(c);
         }
     }
-    harmless
+    escaped
 }
 
 /// Prints JSON in lines; its own line breaks are the only control characters that are left.
 pub(super) fn print_json(value: &impl Serialize) -> Result<()> {
     let json = serde_json::to_string_pretty(value)?;
-    let lines: Vec<String> = json.lines().map(harmless).collect();
+    let lines: Vec<String> = json.lines().map(escape).collect();
     print(&format!("{}\n", lines.join("\n")))
 }
 
@@ -310,7 +310,7 @@ mod tests {
     #[test]
     fn what_a_terminal_would_obey_is_escaped() {
         let text = "a\u{1b}[31m\u{7f}\u{9b}\u{202e}ü\n";
-        assert_eq!(harmless(text), r"a\u001b[31m\u007f\u009b\u202eü\u000a");
+        assert_eq!(escape(text), r"a\u001b[31m\u007f\u009b\u202eü\u000a");
         let mut lines = String::new();
         let answer = json!({"a\u{1b}": {"b": "\u{9b}x"}, "c": ["\n"], "d": [{"e": "\r"}]});
         write_lines(&mut lines, "", &answer).unwrap();

@@ -203,7 +203,7 @@ async fn usage_is_not_readable_without_a_credential() {
 async fn no_user_resets_or_limits_an_organization_their_own_or_another() {
     let signer = Signer::eddsa("a");
     let issuer = Issuer::start(Publishes::Keys(vec![signer.jwk()])).await;
-    let world = World::with(|config| config.jwt = Some(issuer.config())).await;
+    let world = World::with(|config| config.jwt = issuer.config()).await;
     let service = world.instance().await;
     let token = signer.sign(&json!({
         "sub": "user_1", "iss": ISSUER, "aud": AUDIENCE, "organizationId": "org_1", "role": "owner",

@@ -106,7 +106,7 @@ async fn the_plugins_client_reads_and_administers_with_a_key() {
 #[tokio::test]
 async fn the_plugins_client_needs_no_organization_with_a_token_of_better_auth() {
     let auth = AuthServer::start().await;
-    let world = World::with(|config| config.jwt = Some(auth.config())).await;
+    let world = World::with(|config| config.jwt = auth.config()).await;
     let service = world.instance_at(Clock::System).await;
     let own = auth.text("organizationId");
     let mut member = PluginClient::start(&service.http, auth.token("EdDSA"));
@@ -187,7 +187,7 @@ async fn a_platform_role_counts_only_where_the_settings_name_it() {
         (&[], json!("owner"), 403),
     ] {
         jwt.admin_roles = admin_roles.iter().map(|it| (*it).to_owned()).collect();
-        let world = World::with(|config| config.jwt = Some(jwt.clone())).await;
+        let world = World::with(|config| config.jwt = jwt.clone()).await;
         let service = world.instance().await;
         let token = signer.sign(&json!({
             "sub": "user_1", "iss": ISSUER, "aud": AUDIENCE, "organizationId": "org_1", "role": roles,

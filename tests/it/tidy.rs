@@ -330,7 +330,7 @@ fn every_setting_is_a_variable_that_help_lists() {
         .output()
         .unwrap();
     let help = String::from_utf8(help.stdout).unwrap();
-    let settings = source("src/config.rs") + &source("src/main.rs");
+    let settings = source("src/config/settings.rs") + &source("src/cli/mod.rs");
     let variables: BTreeSet<&str> = settings
         .match_indices("env = \"")
         .filter_map(|(at, found)| settings[at + found.len()..].split('"').next())

@@ -16,7 +16,7 @@ const USAGE: &str = "/v1/organizations/org_1/usage";
 async fn trusting(signers: &[&Signer]) -> (World, Issuer, Instance) {
     let keys = signers.iter().map(|signer| signer.jwk()).collect();
     let issuer = Issuer::start(Publishes::Keys(keys)).await;
-    let world = World::with(|config| config.jwt = Some(issuer.config())).await;
+    let world = World::with(|config| config.jwt = issuer.config()).await;
     let service = world.instance().await;
     (world, issuer, service)
 }
@@ -54,7 +54,7 @@ fn refused(answer: &Answer, status: u16, code: &str) {
 #[tokio::test]
 async fn a_token_of_better_auth_reads_its_organization_in_every_algorithm_and_does_nothing_else() {
     let auth = AuthServer::start().await;
-    let world = World::with(|config| config.jwt = Some(auth.config())).await;
+    let world = World::with(|config| config.jwt = auth.config()).await;
     // Its tokens are of today.
     let service = world.instance_at(Clock::System).await;
     let own = auth.text("organizationId");
@@ -115,7 +115,7 @@ async fn a_token_of_better_auth_reads_its_organization_in_every_algorithm_and_do
 #[tokio::test]
 async fn a_token_of_better_auth_expires() {
     let auth = AuthServer::start().await;
-    let world = World::with(|config| config.jwt = Some(auth.config())).await;
+    let world = World::with(|config| config.jwt = auth.config()).await;
     let token = auth.token("EdDSA");
     let end = opened(token, 1)["exp"].as_i64().unwrap();
     let path = format!("/v1/organizations/{}/usage", auth.text("organizationId"));
@@ -130,7 +130,7 @@ async fn a_token_of_better_auth_expires() {
 #[tokio::test]
 async fn a_new_key_of_better_auth_is_known_a_minute_after_the_last_fetch() {
     let auth = AuthServer::start().await;
-    let world = World::with(|config| config.jwt = Some(auth.config())).await;
+    let world = World::with(|config| config.jwt = auth.config()).await;
     let begin = opened(auth.token("EdDSA"), 1)["iat"].as_i64().unwrap();
     let clock = Clock::manual(DateTime::from_timestamp_secs(begin).unwrap());
     let service = world.instance_at(clock.clone()).await;
@@ -279,7 +279,7 @@ async fn the_claims_have_the_configured_names() {
     let issuer = Issuer::start(Publishes::Keys(vec![signer.jwk()])).await;
     let mut jwt = issuer.config();
     jwt.organization_claim = "https://example.com/tenant".to_owned();
-    let world = World::with(|config| config.jwt = Some(jwt)).await;
+    let world = World::with(|config| config.jwt = jwt).await;
     let service = world.instance().await;
     let usual = signer.sign(&claims(&world));
     refused(&read(&service.http, &usual).await, 403, "forbidden");
@@ -433,7 +433,7 @@ async fn an_unreachable_auth_server_is_503() {
     let mut jwt = Issuer::start(Publishes::Keys(Vec::new())).await.config();
     // Port 1 is nobody's.
     jwt.jwks_url = "http://127.0.0.1:1/jwks".to_owned();
-    let world = World::with(|config| config.jwt = Some(jwt)).await;
+    let world = World::with(|config| config.jwt = jwt).await;
     let service = world.instance().await;
     let answer = read(&service.http, &signer.sign(&claims(&world))).await;
     refused(&answer, 503, "auth_server_unavailable");

@@ -31,7 +31,9 @@ use serde_json::Value;
 use sqlx::PgPool;
 use tallyman::app::App;
 use tallyman::clock::Clock;
-use tallyman::config::{Config, ConnectionLimits, LogConfig, Origins, PLUGIN_PATH, Servers};
+use tallyman::config::{
+    Config, ConnectionLimits, JwtConfig, LogConfig, Origins, PLUGIN_PATH, Servers,
+};
 use tallyman::domain::period::{ResetMode, ResetPeriod};
 use tallyman::domain::policy::{DefaultCalendar, Defaults, MeterLimit};
 use tallyman::domain::quantity::Count;
@@ -84,7 +86,7 @@ impl World {
         static LOG: OnceLock<Log> = OnceLock::new();
         LOG.get_or_init(|| {
             logging::start(&LogConfig {
-                filter: "off".to_owned(),
+                filter: "off".parse().unwrap(),
                 json: false,
             })
         });
@@ -442,7 +444,7 @@ fn usual_config() -> Config {
         listen: "127.0.0.1:0".parse().unwrap(),
         metrics_listen: None,
         cors_origins: Origins::Only(Vec::new()),
-        jwt: None,
+        jwt: JwtConfig::default(),
         plugin_path: PLUGIN_PATH.to_owned(),
         redis_prefix: "tm:".to_owned(),
         trust_redis_restart: false,
@@ -471,7 +473,7 @@ fn usual_config() -> Config {
             },
         },
         log: LogConfig {
-            filter: "off".to_owned(),
+            filter: "off".parse().unwrap(),
             json: false,
         },
     }

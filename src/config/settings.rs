@@ -1,0 +1,320 @@
+//! The settings, and where each comes from.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use clap::builder::ArgAction;
+use clap::{ArgMatches, Args, FromArgMatches};
+use tracing_subscriber::filter::Targets;
+
+use super::parse::InvalidSettings;
+use super::values::{
+    Origins, address, choice, claim, database_url, duration, id, jwks_url, limit, list, log_filter,
+    mebibytes, metrics_address, number, plugin_path, redis_prefix, redis_url, time_zone, value,
+    workers,
+};
+use crate::domain::ids::{MeterId, PlanId};
+use crate::domain::period::{ResetMode, ResetPeriod};
+use crate::domain::policy::{DefaultCalendar, Defaults, Enforcement, MeterLimit};
+use crate::domain::quantity::Count;
+
+/// Where the Better Auth plugin's client expects its endpoints.
+pub const PLUGIN_PATH: &str = "/api/auth/usage-tracking";
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_hours(1);
+
+/// The settings of the service.
+// `std::option::Option`: clap would take `Option` for an argument that may be missing, whose parser returns the value
+// in it.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Settings")]
+pub struct Config {
+    /// Address to listen on
+    #[arg(long, env = "TALLYMAN_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:7400", value_parser = address)]
+    pub listen: SocketAddr,
+
+    /// Address to serve `/metrics` on, without authentication; if empty, `/metrics` is part of the API and requires the
+    /// scope `read`
+    #[arg(long, env = "TALLYMAN_METRICS_LISTEN", value_name = "ADDRESS", default_value = "", value_parser = metrics_address)]
+    pub metrics_listen: std::option::Option<SocketAddr>,
+
+    /// Origins whose pages may call the API from a browser, separated by commas, or `*` for all
+    #[arg(long, env = "TALLYMAN_CORS_ORIGINS", value_name = "ORIGINS", default_value = "",
+          value_parser = value::<Origins>("* or origins such as https://app.example.com, separated by commas"))]
+    pub cors_origins: Origins,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would print it as the help of the group")]
+    pub jwt: JwtConfig,
+
+    /// Path prefix of the Better Auth plugin's endpoints
+    #[arg(long, env = "TALLYMAN_PLUGIN_PATH", value_name = "PATH", default_value = PLUGIN_PATH, value_parser = plugin_path)]
+    pub plugin_path: String,
+
+    /// Prefix of every key in Redis, so that several services can share one
+    #[arg(long, env = "TALLYMAN_REDIS_PREFIX", value_name = "TEXT", default_value = "tm:", value_parser = redis_prefix)]
+    pub redis_prefix: String,
+
+    /// After a restart of Redis: `verify` restores every counter from Postgres; `trust` assumes that Redis has lost
+    /// nothing, which only `appendfsync always` guarantees
+    #[arg(long = "redis-restart", env = "TALLYMAN_REDIS_RESTART", value_name = "verify|trust", default_value = "verify",
+          action = ArgAction::Set, value_parser = choice([("verify", false), ("trust", true)]))]
+    pub trust_redis_restart: bool,
+
+    /// Maximum number of connections to Postgres; half of them are reserved for requests
+    #[arg(long, env = "TALLYMAN_DATABASE_CONNECTIONS", value_name = "N", default_value = "10", value_parser = number::<u32>(2, 1000))]
+    pub database_connections: u32,
+
+    /// Interval between flushes of counts to Postgres, in milliseconds; longer while many counters change
+    #[arg(long = "flush-interval-ms", env = "TALLYMAN_FLUSH_INTERVAL_MS", value_name = "MS", default_value = "1000",
+          value_parser = duration(MILLISECOND, 10, 3_600_000))]
+    pub flush_interval: Duration,
+
+    /// Whether this instance ends periods on time in scheduled mode: `on`, or `off` if something else calls POST
+    /// /v1/reset-expired
+    #[arg(long, env = "TALLYMAN_SCHEDULER", value_name = "SWITCH", default_value = "on",
+          action = ArgAction::Set, value_parser = choice([("on", true), ("off", false)]))]
+    pub scheduler: bool,
+
+    /// Retention of idempotency records, in hours
+    #[arg(long = "idempotency-hours", env = "TALLYMAN_IDEMPOTENCY_HOURS", value_name = "HOURS", default_value = "24",
+          value_parser = duration(HOUR, 1, 24 * 31))]
+    pub idempotency: Duration,
+
+    /// How long after its end a period accepts late events, in hours
+    #[arg(long = "late-hours", env = "TALLYMAN_LATE_HOURS", value_name = "HOURS", default_value = "48",
+          value_parser = duration(HOUR, 0, 24 * 31))]
+    pub late: Duration,
+
+    /// Whether webhooks may call addresses of this machine and of private networks: `refuse` or `allow`; `tallyman dev`
+    /// always allows them
+    #[arg(long, env = "TALLYMAN_WEBHOOK_PRIVATE_ADDRESSES", value_name = "refuse|allow", default_value = "refuse",
+          action = ArgAction::Set, value_parser = choice([("refuse", false), ("allow", true)]))]
+    pub webhook_private_addresses: bool,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would print it as the help of the group")]
+    pub connections: ConnectionLimits,
+
+    /// Memory for the bodies of requests in flight, in MiB; a single key may use a quarter of it, and at least 8 MiB
+    #[arg(long = "body-memory-mib", env = "TALLYMAN_BODY_MEMORY_MIB", value_name = "MIB", default_value = "64", value_parser = mebibytes)]
+    pub body_memory: u64,
+
+    /// Timeout of a graceful shutdown, in seconds: for accepted requests, and again for the last flush
+    #[arg(long = "shutdown-seconds", env = "TALLYMAN_SHUTDOWN_SECONDS", value_name = "SECONDS", default_value = "20",
+          value_parser = duration(SECOND, 1, 3600))]
+    pub shutdown: Duration,
+
+    /// Worker threads; `auto` is half the number of cores
+    #[arg(long, env = "TALLYMAN_WORKERS", value_name = "N|auto", default_value = "auto", value_parser = workers)]
+    pub workers: usize,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would print it as the help of the group")]
+    pub defaults: Defaults,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would print it as the help of the group")]
+    pub log: LogConfig,
+}
+
+/// Limits on TCP connections.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Settings")]
+pub struct ConnectionLimits {
+    /// Maximum number of connections, as far as the limit on open files allows; a new one replaces the one that has
+    /// been idle longest, and is refused if none is idle
+    #[arg(long = "connections", env = "TALLYMAN_CONNECTIONS", value_name = "N", default_value = "2048", value_parser = number::<usize>(1, 1_000_000))]
+    pub max: usize,
+
+    /// Timeout for the head of a request, in seconds; on a new connection from its start
+    #[arg(long = "header-seconds", env = "TALLYMAN_HEADER_SECONDS", value_name = "SECONDS", default_value = "10",
+          value_parser = duration(SECOND, 1, 3600))]
+    pub header: Duration,
+
+    /// Timeout for receiving the body of a request, and for sending a response, in seconds
+    #[arg(long = "body-seconds", env = "TALLYMAN_BODY_SECONDS", value_name = "SECONDS", default_value = "30",
+          value_parser = duration(SECOND, 1, 3600))]
+    pub body: Duration,
+
+    /// How long a connection may be idle, in seconds; longer than a proxy in front of the service keeps idle connections
+    #[arg(long = "idle-seconds", env = "TALLYMAN_IDLE_SECONDS", value_name = "SECONDS", default_value = "75",
+          value_parser = duration(SECOND, 1, 3600))]
+    pub idle: Duration,
+}
+
+/// Which JWTs are accepted in addition to API keys: none if the URL is empty.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Settings")]
+pub struct JwtConfig {
+    /// URL of the auth server's JSON Web Key Set, `http://` or `https://`; without it, no JWT is accepted
+    #[arg(long = "jwt-jwks-url", env = "TALLYMAN_JWT_JWKS_URL", value_name = "URL", default_value = "", value_parser = jwks_url)]
+    pub jwks_url: String,
+
+    /// The `iss` that a JWT must have
+    #[arg(
+        long = "jwt-issuer",
+        env = "TALLYMAN_JWT_ISSUER",
+        value_name = "TEXT",
+        default_value = ""
+    )]
+    pub issuer: String,
+
+    /// The `aud` that a JWT must have, alone or among others
+    #[arg(
+        long = "jwt-audience",
+        env = "TALLYMAN_JWT_AUDIENCE",
+        value_name = "TEXT",
+        default_value = ""
+    )]
+    pub audience: String,
+
+    /// The claim of a JWT that names the organization that it may read
+    #[arg(long = "jwt-organization-claim", env = "TALLYMAN_JWT_ORGANIZATION_CLAIM", value_name = "NAME",
+          default_value = "organizationId", value_parser = claim)]
+    pub organization_claim: String,
+
+    /// The claim of a JWT that has the user's platform roles: a list, or a text with commas
+    #[arg(long = "jwt-role-claim", env = "TALLYMAN_JWT_ROLE_CLAIM", value_name = "NAME", default_value = "role", value_parser = claim)]
+    pub role_claim: String,
+
+    /// Platform roles whose users may reset and limit any organization with the Better Auth plugin's endpoints,
+    /// separated by commas
+    #[arg(long = "jwt-admin-roles", env = "TALLYMAN_JWT_ADMIN_ROLES", value_name = "ROLES", default_value = "", value_parser = |text: &str| Ok::<_, String>(list(text)))]
+    pub admin_roles: std::vec::Vec<String>,
+}
+
+impl JwtConfig {
+    /// None if no JWT is accepted.
+    pub fn enabled(&self) -> Option<Self> {
+        (!self.jwks_url.is_empty()).then(|| self.clone())
+    }
+}
+
+/// The settings that make up [`Defaults`].
+#[derive(Args)]
+#[command(next_help_heading = "Settings")]
+struct DefaultSettings {
+    /// Plan of organizations without one
+    #[arg(long = "default-plan", env = "TALLYMAN_DEFAULT_PLAN", value_name = "PLAN", default_value = "free", value_parser = id::<PlanId>)]
+    plan: PlanId,
+
+    /// Meter that the default plan limits
+    #[arg(long = "default-meter", env = "TALLYMAN_DEFAULT_METER", value_name = "METER", default_value = "api", value_parser = id::<MeterId>)]
+    meter: MeterId,
+
+    /// Units per period of the default plan, or `unlimited`
+    #[arg(long = "default-limit", env = "TALLYMAN_DEFAULT_LIMIT", value_name = "UNITS", default_value = "1000", value_parser = limit)]
+    limit: std::option::Option<Count>,
+
+    /// Whether the default plan denies usage beyond its limit (`hard`) or counts it as overage (`soft`)
+    #[arg(long = "default-enforcement", env = "TALLYMAN_DEFAULT_ENFORCEMENT", value_name = "hard|soft", default_value = "hard",
+          value_parser = choice([("hard", Enforcement::Hard), ("soft", Enforcement::Soft)]))]
+    enforcement: Enforcement,
+
+    /// What starts a new period: `lazy`, `scheduled` or `manual`
+    #[arg(long = "default-reset-mode", env = "TALLYMAN_DEFAULT_RESET_MODE", value_name = "MODE", default_value = "lazy",
+          value_parser = value::<ResetMode>("lazy, scheduled or manual"))]
+    reset_mode: ResetMode,
+
+    /// Length of a period: `hourly`, `daily`, `weekly`, `monthly` or `yearly`
+    #[arg(long = "default-reset-period", env = "TALLYMAN_DEFAULT_RESET_PERIOD", value_name = "PERIOD", default_value = "monthly",
+          value_parser = value::<ResetPeriod>("hourly, daily, weekly, monthly or yearly"))]
+    reset_period: ResetPeriod,
+
+    /// IANA time zone in which periods start at midnight
+    #[arg(long = "default-time-zone", env = "TALLYMAN_DEFAULT_TIME_ZONE", value_name = "ZONE", default_value = "UTC", value_parser = time_zone)]
+    time_zone: chrono_tz::Tz,
+}
+
+impl Args for Defaults {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        DefaultSettings::augment_args(command)
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        DefaultSettings::augment_args_for_update(command)
+    }
+}
+
+impl FromArgMatches for Defaults {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let settings = DefaultSettings::from_arg_matches(matches)?;
+        let limit = MeterLimit {
+            limit: settings.limit,
+            enforcement: settings.enforcement,
+            ..MeterLimit::default()
+        };
+        Ok(Self {
+            plan_id: settings.plan,
+            limits: BTreeMap::from([(settings.meter, limit)]),
+            calendar: DefaultCalendar {
+                reset_mode: settings.reset_mode,
+                reset_period: settings.reset_period,
+                time_zone: settings.time_zone,
+            },
+        })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+/// Content and format of the log.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Settings")]
+pub struct LogConfig {
+    /// Log level, also per module: `LEVEL` or `MODULE=LEVEL`, separated by commas
+    #[arg(long = "log", env = "TALLYMAN_LOG", value_name = "FILTER", default_value = "info,sqlx=warn", value_parser = log_filter)]
+    pub filter: Targets,
+
+    /// Log format: `text` or `json`
+    #[arg(long = "log-format", env = "TALLYMAN_LOG_FORMAT", value_name = "FORMAT", default_value = "text",
+          action = ArgAction::Set, value_parser = choice([("text", false), ("json", true)]))]
+    pub json: bool,
+}
+
+/// URLs of the servers; `tallyman dev` starts its own. `Debug` hides the URLs, which contain passwords.
+#[derive(Clone, Args)]
+#[command(next_help_heading = "Servers")]
+pub struct Servers {
+    /// Redis 7 or newer: `redis://`, `rediss://` or `redis+unix://`
+    #[arg(long, env = "TALLYMAN_REDIS_URL", value_name = "URL", default_value = "", hide_default_value = true, hide_env_values = true, value_parser = redis_url)]
+    pub redis_url: String,
+
+    /// Postgres 15 or newer: `postgres://user:password@host/database`
+    #[arg(long, env = "TALLYMAN_DATABASE_URL", value_name = "URL", default_value = "", hide_default_value = true, hide_env_values = true, value_parser = database_url)]
+    pub database_url: String,
+}
+
+impl fmt::Debug for Servers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Servers { … }")
+    }
+}
+
+/// The URL of Postgres, for commands that need nothing else.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Servers")]
+pub struct DatabaseSettings {
+    /// Postgres 15 or newer: `postgres://user:password@host/database`
+    #[arg(long, env = "TALLYMAN_DATABASE_URL", value_name = "URL", global = true, hide_env_values = true, value_parser = database_url)]
+    database_url: Option<String>,
+}
+
+impl DatabaseSettings {
+    /// The URL, unless it is missing.
+    pub fn url(&self) -> Result<String, InvalidSettings> {
+        let url = self.database_url.as_deref().unwrap_or_default();
+        database_url(url).map_err(|rule| {
+            let line = format!("TALLYMAN_DATABASE_URL (--database-url) {rule}");
+            InvalidSettings(BTreeSet::from([(0, line)]))
+        })
+    }
+}
