@@ -1,6 +1,6 @@
 //! Adjustments of counts.
 
-use super::{Admin, Error};
+use super::{ATTEMPTS_MAX, Admin, Error, UNFINISHED_MAX};
 use crate::domain::counter::{CounterId, Snapshot};
 use crate::domain::ids::OrganizationId;
 use crate::failure::Failure;
@@ -8,12 +8,6 @@ use crate::postgres::Actor;
 use crate::postgres::adjustments::{self, Finished, Outcome, Wish};
 use crate::postgres::idempotency::{self, Earlier};
 use crate::usage::recovery::Recovered;
-
-/// How often an operation is retried because of concurrent changes.
-const ATTEMPTS_MAX: usize = 20;
-
-/// The most organizations whose adjustments one sweep finishes.
-const UNFINISHED_MAX: u32 = 1000;
 
 /// What an adjustment did.
 #[derive(Debug, Clone)]
@@ -107,7 +101,7 @@ impl Admin {
 
     /// Finishes every adjustment that is committed and may not have reached Redis; returns how many. One that fails does
     /// not stop the others.
-    pub async fn finish_adjustments_once(&self) -> Result<usize, Error> {
+    pub async fn finish_adjustments_once(&self) -> Result<usize, Failure> {
         let mut finished = 0;
         for organization in adjustments::unfinished(&self.ctx.postgres, UNFINISHED_MAX).await? {
             match self.finish_adjustment(&organization).await {

@@ -26,6 +26,7 @@ use crate::domain::patch::Change;
 use crate::domain::period::InvalidCalendar;
 use crate::domain::policy::{LimitOverride, TemporaryLimit};
 use crate::domain::precondition::PreconditionFailed;
+use crate::domain::webhook::InvalidWebhook;
 use crate::failure::Failure;
 use crate::policies::Policies;
 use crate::redis::Connection;
@@ -36,6 +37,12 @@ pub use delete::Deletion;
 pub use plugin::PluginUpdate;
 pub use reset::{MeterReset, Reset};
 pub use reset_expired::Expired;
+
+/// How often an operation is retried because of concurrent changes.
+const ATTEMPTS_MAX: usize = 20;
+
+/// The most organizations whose resets, or adjustments, one sweep finishes.
+const UNFINISHED_MAX: u32 = 1000;
 
 /// The handle on administration; clones share everything.
 #[derive(Debug, Clone)]
@@ -99,6 +106,15 @@ pub struct Invalid {
 
 impl From<InvalidCalendar> for Invalid {
     fn from(invalid: InvalidCalendar) -> Self {
+        Self {
+            pointer: format!("/{}", invalid.field),
+            detail: invalid.detail,
+        }
+    }
+}
+
+impl From<InvalidWebhook> for Invalid {
+    fn from(invalid: InvalidWebhook) -> Self {
         Self {
             pointer: format!("/{}", invalid.field),
             detail: invalid.detail,

@@ -1,14 +1,11 @@
 //! An organization's settings.
 
-use chrono::{DateTime, Utc};
-
 use super::change::Change;
 use super::{Admin, Error, Invalid};
 use crate::domain::ids::OrganizationId;
 use crate::domain::patch::OrganizationPatch;
 use crate::domain::policy::{Organization, OrganizationSettings};
 use crate::domain::precondition::Preconditions;
-use crate::domain::schedule::Activity;
 use crate::postgres::Actor;
 use crate::postgres::organizations::Sources;
 
@@ -33,7 +30,6 @@ impl Admin {
         conditions: &Preconditions,
         actor: &Actor,
     ) -> Result<Sources, Error> {
-        let now = self.ctx.clock.now();
         let change = Change {
             organization,
             creates: true,
@@ -41,10 +37,7 @@ impl Admin {
             actor,
             action: "organization.put",
         };
-        self.change(change, |before, activity| {
-            Ok(with_settings(before, settings.clone(), now, activity)?)
-        })
-        .await
+        self.change_settings(change, |_| settings.clone()).await
     }
 
     /// Changes the named settings of an existing organization; otherwise like [`Admin::put_organization`].
@@ -55,7 +48,6 @@ impl Admin {
         conditions: &Preconditions,
         actor: &Actor,
     ) -> Result<Sources, Error> {
-        let now = self.ctx.clock.now();
         let change = Change {
             organization,
             creates: false,
@@ -63,30 +55,32 @@ impl Admin {
             actor,
             action: "organization.patch",
         };
-        self.change(change, |before, activity| {
-            let own = before.organization.clone().unwrap_or_default().settings;
-            let settings = patch.clone().apply(&own);
-            Ok(with_settings(before, settings, now, activity)?)
-        })
-        .await
+        self.change_settings(change, |own| patch.clone().apply(own))
+            .await
     }
-}
 
-/// An organization with other settings, if they are valid together.
-fn with_settings(
-    before: &Sources,
-    settings: OrganizationSettings,
-    now: DateTime<Utc>,
-    activity: Activity,
-) -> Result<Organization, Invalid> {
-    // Each patch may add to them.
-    check_size("/features", serde_json::to_string(&settings.features))?;
-    check_size("/metadata", serde_json::to_string(&settings.metadata))?;
-    Ok(Organization {
-        timeline: before.rescheduled(&settings, now, activity)?,
-        settings,
-        ..before.organization.clone().unwrap_or_default()
-    })
+    async fn change_settings(
+        &self,
+        change: Change<'_>,
+        edit: impl Fn(&OrganizationSettings) -> OrganizationSettings,
+    ) -> Result<Sources, Error> {
+        let now = self.ctx.clock.now();
+        let edit = |before: &Sources, activity| {
+            let own = before.organization.clone().unwrap_or_default();
+            let settings = edit(&own.settings);
+            // Each patch may add to them.
+            check_size("/features", serde_json::to_string(&settings.features))?;
+            check_size("/metadata", serde_json::to_string(&settings.metadata))?;
+            Ok(Organization {
+                timeline: before
+                    .rescheduled(&settings, now, activity)
+                    .map_err(Invalid::from)?,
+                settings,
+                ..own
+            })
+        };
+        self.change(change, edit).await
+    }
 }
 
 fn check_size(pointer: &str, json: serde_json::Result<String>) -> Result<(), Invalid> {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 
-use super::{Admin, Error};
+use super::{ATTEMPTS_MAX, Admin, Error, UNFINISHED_MAX};
 use crate::domain::ids::{MeterId, OrganizationId};
 use crate::domain::period::Period;
 use crate::domain::quantity::Count;
@@ -12,12 +12,6 @@ use crate::failure::Failure;
 use crate::postgres::idempotency::Attempt;
 use crate::postgres::resets::{self, Committed, Outcome, Wish};
 use crate::postgres::{Actor, summaries};
-
-/// How often an operation is retried because of concurrent changes.
-const ATTEMPTS_MAX: usize = 20;
-
-/// The most organizations whose resets one sweep finishes.
-const UNFINISHED_MAX: u32 = 1000;
 
 /// What a reset did.
 #[derive(Debug, Clone)]

@@ -16,7 +16,6 @@ use crate::domain::ids::METERS_MAX;
 use crate::domain::input::quoted;
 use crate::domain::precondition::PreconditionFailed;
 use crate::failure::Failure;
-use crate::jobs::webhooks;
 use crate::postgres;
 use crate::redis;
 use crate::usage;
@@ -521,18 +520,6 @@ impl From<history::Error> for Error {
                 pointer: "/fill".to_owned(),
                 detail: error.to_string(),
             },
-        }
-    }
-}
-
-impl From<webhooks::Error> for Error {
-    fn from(error: webhooks::Error) -> Self {
-        match error {
-            webhooks::Error::Invalid(invalid) => Self::InvalidField {
-                pointer: format!("/{}", invalid.field),
-                detail: invalid.detail,
-            },
-            webhooks::Error::Failure(failure) => failure.into(),
         }
     }
 }

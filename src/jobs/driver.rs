@@ -7,6 +7,7 @@ use futures::TryFutureExt as _;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::context::Context;
 use crate::metrics::{Metrics, Worker};
 
 /// How many times as long as its work a throttled job pauses: it runs for at most 10 % of the time, because it
@@ -32,18 +33,11 @@ pub(super) struct Job<'a> {
 }
 
 impl<'a> Job<'a> {
-    pub(super) fn new(metrics: &'a Metrics, worker: Worker, task: &'static str) -> Self {
+    /// Without a worker, a job has no metrics, and its failures are logged at level debug.
+    pub(super) fn new(ctx: &'a Context, worker: Option<Worker>, task: &'static str) -> Self {
         Self {
-            worker: Some(worker),
-            ..Self::auxiliary(metrics, task)
-        }
-    }
-
-    /// A job without metrics, whose failures are logged at level debug because another job reports the same outages.
-    pub(super) fn auxiliary(metrics: &'a Metrics, task: &'static str) -> Self {
-        Self {
-            metrics,
-            worker: None,
+            metrics: &ctx.metrics,
+            worker,
             task,
             failing_since: None,
         }

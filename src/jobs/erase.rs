@@ -62,7 +62,7 @@ impl Eraser {
     /// Erases until `stop`.
     pub async fn run(self, stop: CancellationToken) {
         let task = "erase the data of deleted organizations";
-        Job::new(&self.ctx.metrics, Worker::Erase, task)
+        Job::new(&self.ctx, Some(Worker::Erase), task)
             .every(INTERVAL, &stop, || self.erase_once())
             .await;
     }

@@ -62,8 +62,8 @@ impl GarbageCollector {
     /// Collects once an hour, unless another instance does, until `stop`.
     pub async fn run(self, stop: CancellationToken) {
         Job::new(
-            &self.ctx.metrics,
-            Worker::GarbageCollect,
+            &self.ctx,
+            Some(Worker::GarbageCollect),
             "garbage-collect Redis",
         )
         .every(ATTEMPT_INTERVAL, &stop, || self.collect_if_due())

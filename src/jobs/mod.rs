@@ -5,7 +5,7 @@ pub mod erase;
 pub mod flush;
 pub mod gc;
 pub mod periods;
-mod summaries;
+pub mod summaries;
 pub mod sync;
 pub mod webhooks;
 

@@ -49,7 +49,7 @@ impl PeriodsJob {
 
     /// Sweeps until `stop`.
     pub async fn run(self, stop: CancellationToken) {
-        Job::new(&self.ctx.metrics, Worker::Periods, "end periods")
+        Job::new(&self.ctx, Some(Worker::Periods), "end periods")
             .every(INTERVAL, &stop, || self.sweep_once())
             .await;
     }

@@ -36,7 +36,7 @@ const SCAN_BATCH: u32 = 100;
 
 /// The job that keeps summaries; clones share the queue.
 #[derive(Debug, Clone)]
-pub(super) struct Summaries {
+pub struct Summaries {
     ctx: Context,
     policies: Policies,
     recovery: Recovery,
@@ -92,13 +92,13 @@ impl Summaries {
     }
 
     /// Marks organizations whose period has ended as no longer at their limit; returns how many.
-    pub(super) async fn age_once(&self) -> Result<u64, postgres::Error> {
+    pub async fn age_once(&self) -> Result<u64, postgres::Error> {
         summaries::age(&self.ctx.postgres, self.ctx.clock.now(), BATCH_MAX).await
     }
 
     /// Refreshes the next batch of the scan, and the lists of their meters; returns the last organization, after which
     /// the scan continues.
-    pub(super) async fn repair_once(
+    pub async fn repair_once(
         &self,
         after: Option<&OrganizationId>,
     ) -> Result<Option<OrganizationId>, Failure> {
@@ -152,7 +152,7 @@ impl Summaries {
 
     /// Refreshes, ages and scans until `stop`.
     pub(super) async fn run(&self, stop: &CancellationToken) {
-        Job::auxiliary(&self.ctx.metrics, "refresh usage summaries")
+        Job::new(&self.ctx, None, "refresh usage summaries")
             .paced(INTERVAL, stop, || async {
                 let started = Instant::now();
                 let more = self.round().await?;

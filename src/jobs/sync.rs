@@ -18,9 +18,9 @@ const USES_INTERVAL: Duration = Duration::from_mins(1);
 
 /// Applies changes of policies until `stop`, and listens to the announcements of other instances.
 pub async fn policies(ctx: Context, policies: Policies, stop: CancellationToken) {
-    let mut sweep = Job::new(&ctx.metrics, Worker::PolicySweep, "sync policies");
+    let mut sweep = Job::new(&ctx, Some(Worker::PolicySweep), "sync policies");
     // Next to the sweep, which may have much to apply, so that no instance uses a stale plan for longer than documented.
-    let mut plans = Job::auxiliary(&ctx.metrics, "load changes of plans");
+    let mut plans = Job::new(&ctx, None, "load changes of plans");
     tokio::join!(
         sweep.every(SWEEP_INTERVAL, &stop, || policies.sweep_once()),
         plans.every(SWEEP_INTERVAL, &stop, || policies.learn()),
@@ -30,8 +30,8 @@ pub async fn policies(ctx: Context, policies: Policies, stop: CancellationToken)
 
 /// Mirrors API keys in Redis until `stop`, and stores in Postgres when they were last used.
 pub async fn api_keys(ctx: Context, auth: Auth, stop: CancellationToken) {
-    let mut sweep = Job::new(&ctx.metrics, Worker::KeySweep, "mirror API keys in Redis");
-    let mut uses = Job::auxiliary(&ctx.metrics, "store when API keys were last used");
+    let mut sweep = Job::new(&ctx, Some(Worker::KeySweep), "mirror API keys in Redis");
+    let mut uses = Job::new(&ctx, None, "store when API keys were last used");
     tokio::join!(
         sweep.every(SWEEP_INTERVAL, &stop, || auth.sweep_once()),
         uses.every(USES_INTERVAL, &stop, || auth.store_uses()),

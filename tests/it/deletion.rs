@@ -120,7 +120,13 @@ async fn every_trace_is_erased_but_the_audit_log_and_the_tombstone() {
     let service = world.instance().await;
     furnish(&world, &service).await;
     service.flush().await;
-    service.app.flusher.repair_once(None).await.unwrap();
+    service
+        .app
+        .flusher
+        .summaries
+        .repair_once(None)
+        .await
+        .unwrap();
     service.track("org_1", 1).await;
     service.track("org_10", 4).await;
     service.flush().await;

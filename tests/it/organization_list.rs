@@ -190,7 +190,7 @@ async fn an_ended_period_shows_no_usage_before_and_after_its_summary_is_removed(
     world.clock.advance(Duration::days(20));
     for taken_off in [false, true] {
         if taken_off {
-            assert_eq!(service.app.flusher.age_once().await.unwrap(), 4);
+            assert_eq!(service.app.flusher.summaries.age_once().await.unwrap(), 4);
         }
         for sort in ["id", "percentage", "current"] {
             let query = format!("sort={sort}&pageSize=2");
@@ -232,10 +232,10 @@ async fn a_summary_that_a_crash_left_stale_is_repaired_by_the_walk() {
     let other = world.instance().await;
     assert_eq!(other.flush().await.read, 0);
     assert!(!ids(&other, "state=warning").await.contains(&"a".to_owned()));
-    let last = other.app.flusher.repair_once(None).await.unwrap();
+    let last = other.app.flusher.summaries.repair_once(None).await.unwrap();
     assert_eq!(last.as_ref().map(OrganizationId::as_str), Some("e"));
     assert_eq!(ids(&other, "state=warning").await, ["a", "b"]);
-    let behind = other.app.flusher.repair_once(last.as_ref()).await;
+    let behind = other.app.flusher.summaries.repair_once(last.as_ref()).await;
     assert_eq!(behind.unwrap(), None);
 }
 

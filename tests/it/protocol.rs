@@ -583,7 +583,7 @@ impl History {
         self.check().await;
         // As every instance does every now and then: meters are listed that were stored after a loss.
         let flusher = &self.instances[0].app.flusher;
-        flusher.repair_once(None).await.unwrap();
+        flusher.summaries.repair_once(None).await.unwrap();
         assert_eq!(self.instances[1].flush().await, Report::default());
         let [one, other] = [self.usage(0).await, self.usage(1).await];
         assert_eq!(one.body, other.body);

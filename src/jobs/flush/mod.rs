@@ -23,11 +23,10 @@ pub use batch::Batch;
 use super::driver::{Job, PAUSE_MAX, throttle};
 use super::summaries::Summaries;
 use crate::context::Context;
-use crate::domain::ids::OrganizationId;
 use crate::failure::Failure;
 use crate::metrics::Worker;
 use crate::policies::Policies;
-use crate::postgres::{self, usage};
+use crate::postgres::usage;
 use crate::redis::{Backlog, Connection, Shard};
 use crate::usage::recovery::Recovery;
 use batch::{FULL_SPEED, Pace, THROTTLED};
@@ -53,7 +52,8 @@ pub struct Flusher {
     ctx: Context,
     policies: Policies,
     interval: Duration,
-    summaries: Summaries,
+    /// The usage summaries, which follow the flush.
+    pub summaries: Summaries,
 }
 
 /// What one flush did.
@@ -92,7 +92,7 @@ impl Flusher {
     }
 
     async fn keep_flushing(&self, stop: &CancellationToken) {
-        let mut job = Job::new(&self.ctx.metrics, Worker::Flush, "store counts");
+        let mut job = Job::new(&self.ctx, Some(Worker::Flush), "store counts");
         job.paced(self.interval, stop, || async {
             let (report, took) = self.flush_throttled().await?;
             if report.read > 0 {
@@ -105,20 +105,6 @@ impl Flusher {
         job.round(self.store_all()).await;
         // A stop does not wait for all summaries: the scan finds the others.
         let _ = tokio::time::timeout(FINAL_REFRESH, self.summaries.refresh()).await;
-    }
-
-    /// Marks organizations whose period has ended as no longer at their limit; returns how many.
-    pub async fn age_once(&self) -> Result<u64, postgres::Error> {
-        self.summaries.age_once().await
-    }
-
-    /// Repairs the summaries of some organizations and the lists of their meters; returns the last organization, after
-    /// which the scan continues.
-    pub async fn repair_once(
-        &self,
-        after: Option<&OrganizationId>,
-    ) -> Result<Option<OrganizationId>, Failure> {
-        self.summaries.repair_once(after).await
     }
 
     /// Flushes the shards that no other instance has leased.

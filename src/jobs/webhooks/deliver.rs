@@ -61,11 +61,7 @@ impl Deliverer {
 
     /// Delivers what is due until `stop`, then finishes the deliveries that are running.
     pub async fn run(self, stop: CancellationToken) {
-        let mut job = Job::new(
-            &self.ctx.metrics,
-            Worker::Deliver,
-            "look for due deliveries",
-        );
+        let mut job = Job::new(&self.ctx, Some(Worker::Deliver), "look for due deliveries");
         let mut ticks = tokio::time::interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut serving = FuturesUnordered::new();

@@ -12,4 +12,4 @@ mod signature;
 mod targets;
 
 pub use deliver::{Deliverer, Report};
-pub use register::{Error, Issued, Webhooks};
+pub use register::{Issued, Webhooks};

@@ -5,11 +5,10 @@ use uuid::Uuid;
 
 use super::signature;
 use super::targets::Targets;
+use crate::admin::{Error, Invalid};
 use crate::context::Context;
 use crate::domain::ids::WebhookId;
-use crate::domain::webhook::{
-    InvalidWebhook, NewWebhook, Secret, Webhook, WebhookChange, check_events,
-};
+use crate::domain::webhook::{NewWebhook, Secret, Webhook, WebhookChange, check_events};
 use crate::failure::Failure;
 use crate::postgres::{Actor, webhooks};
 
@@ -35,23 +34,6 @@ pub struct Issued {
     pub secret: String,
 }
 
-/// Why a webhook is not created or changed.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// A field is invalid.
-    #[error(transparent)]
-    Invalid(#[from] InvalidWebhook),
-    /// A failure that use cases share.
-    #[error(transparent)]
-    Failure(Failure),
-}
-
-impl<E: Into<Failure>> From<E> for Error {
-    fn from(failure: E) -> Self {
-        Self::Failure(failure.into())
-    }
-}
-
 impl Webhooks {
     /// A handle that accepts URLs of public addresses only, or of any.
     pub fn new(ctx: Context, allow_private: bool) -> Self {
@@ -61,8 +43,8 @@ impl Webhooks {
 
     /// Creates a webhook.
     pub async fn create(&self, new: &NewWebhook, actor: &Actor) -> Result<Issued, Error> {
-        check_events(new.events.as_ref())?;
-        self.targets.check(&new.url).await?;
+        check_events(new.events.as_ref()).map_err(Invalid::from)?;
+        self.check_url(&new.url).await?;
         let (secret, now) = (new_secret(), self.ctx.clock.now());
         let webhook = webhooks::create(&self.ctx.postgres, new, &secret, now, actor).await?;
         Ok(issued(webhook, &secret))
@@ -75,12 +57,17 @@ impl Webhooks {
         change: &WebhookChange,
         actor: &Actor,
     ) -> Result<Option<Webhook>, Error> {
-        check_events(change.events.as_ref().and_then(Option::as_ref))?;
+        let events = change.events.as_ref().and_then(Option::as_ref);
+        check_events(events).map_err(Invalid::from)?;
         if let Some(url) = &change.url {
-            self.targets.check(url).await?;
+            self.check_url(url).await?;
         }
         let now = self.ctx.clock.now();
         Ok(webhooks::change(&self.ctx.postgres, id, change, now, actor).await?)
+    }
+
+    async fn check_url(&self, url: &str) -> Result<(), Invalid> {
+        Ok(self.targets.check(url).await?)
     }
 
     /// Replaces the secret; the previous one also signs for a day. None if there is no such webhook.
