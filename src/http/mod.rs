@@ -2,6 +2,7 @@
 
 mod auth;
 mod body;
+mod charges;
 mod cors;
 mod etag;
 mod extract;
@@ -16,13 +17,13 @@ mod rate_limit;
 mod request_log;
 mod routes;
 pub mod state;
+mod usage_result;
 
 use axum::Router;
 use axum::response::IntoResponse;
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 
-use crate::config::PLUGIN_PATH;
 use crate::http::state::State;
 use problem::Error;
 use request_log::Observe;
@@ -33,7 +34,7 @@ pub use routes::health::metrics_router;
 
 /// The OpenAPI document of every route.
 pub fn openapi() -> utoipa::openapi::OpenApi {
-    openapi::complete(routes::routes(true, PLUGIN_PATH).into_openapi())
+    routes::document()
 }
 
 /// Every route, with the layers that all of them share.

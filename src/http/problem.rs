@@ -6,10 +6,12 @@ use std::fmt::Write as _;
 use axum::Json;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use chrono::{DateTime, Utc};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::routes::counting::UsageResult;
+use super::rate_limit::seconds;
+use super::usage_result::UsageResult;
 use crate::admin;
 use crate::auth;
 use crate::domain::ids::METERS_MAX;
@@ -19,6 +21,7 @@ use crate::failure::Failure;
 use crate::postgres;
 use crate::redis;
 use crate::usage;
+use crate::usage::Decided;
 use crate::usage::history;
 
 /// Everything that a request can be answered with but success; one variant for each problem type.
@@ -151,6 +154,18 @@ impl Error {
             Box::new(Self::Internal),
             "a handler has panicked".to_owned(),
         )
+    }
+
+    /// A refusal of a consume.
+    pub(super) fn limit_exceeded(
+        decided: &Decided,
+        usage: UsageResult,
+        now: DateTime<Utc>,
+    ) -> Self {
+        Self::LimitExceeded {
+            retry_after_seconds: decided.granted_from.map(|at| seconds(at - now)),
+            usage: Box::new(usage),
+        }
     }
 
     /// What went wrong behind it, which only the log is told.

@@ -205,7 +205,7 @@ fn a_route_is_registered_with_its_description_or_not_at_all() {
     }
     // Files of Swagger UI are no operations.
     assert_eq!(source.matches(".route(").count(), 1);
-    assert!(source.contains(r#".route("/docs/{file}", get(openapi::docs::file))"#));
+    assert!(source.contains(r#".route("/docs/{file}", get(docs::file))"#));
     // With their descriptions, below a path that a setting chooses.
     assert_eq!(source.matches(".nest(").count(), 1);
     assert!(source.contains(".nest(plugin_path, plugin_routes())"));

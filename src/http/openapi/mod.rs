@@ -5,29 +5,20 @@
 //! description is added to all of them here, by [`complete`], and nowhere else: the problems of keys,
 //! queries, paths and bodies, and the headers of every response.
 
-pub(super) mod answers;
-pub(super) mod bodies;
-pub(super) mod docs;
 pub(super) mod problems;
+pub(super) mod responses;
 
 use std::collections::BTreeMap;
-use std::sync::LazyLock;
 
-use axum::http::header::CONTENT_TYPE;
-use axum::response::IntoResponse;
-use utoipa::ToSchema;
 use utoipa::openapi::header::{Header, HeaderBuilder};
 use utoipa::openapi::path::{Operation, ParameterIn};
 use utoipa::openapi::schema::{ObjectBuilder, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
-use utoipa::openapi::{Components, Content, Ref, RefOr, Response, ResponseBuilder};
+use utoipa::openapi::{Components, Ref, RefOr, Response, ResponseBuilder};
 
-use super::extract::NoQuery;
 use super::problem::{Error, Problem};
 use super::request_log::REQUEST_ID;
-use super::routes::counting::UsageResult;
-use super::routes::history::Page;
-use super::routes::plugin::PluginError;
+use super::usage_result::UsageResult;
 
 /// The document without any operation.
 pub(super) fn outline() -> utoipa::openapi::OpenApi {
@@ -37,7 +28,7 @@ pub(super) fn outline() -> utoipa::openapi::OpenApi {
 #[derive(utoipa::OpenApi)]
 #[openapi(
     info(title = "Tallyman", description = ABOUT, license(name = "MIT", identifier = "MIT")),
-    components(schemas(Problem, UsageResult, Page, PluginError)),
+    components(schemas(Problem, UsageResult)),
     tags(
         (name = "Counting", description = "Count, enforce and give back. All four take the same fields and give the same answer."),
         (name = "Usage", description = "What an organization has used in its running periods."),
@@ -66,22 +57,6 @@ not exist is 404 `not_found`, and another method of one that does is 405 `method
 const PLUGIN: &str = "\
 The endpoints of the plugin for usage tracking, for its client. Here below the usual path; a setting may put them below \
 another. What is refused is `{\"error\": …}`, and no problem.";
-
-/// The document, as JSON
-///
-/// OpenAPI 3.1, generated from the program that answers.
-#[utoipa::path(
-    get,
-    path = "/openapi.json",
-    operation_id = "getOpenapi",
-    tag = "Operations",
-    responses((status = 200, description = "This document.", body = Object))
-)]
-pub(super) async fn openapi_json(_: NoQuery) -> impl IntoResponse {
-    static TEXT: LazyLock<String> =
-        LazyLock::new(|| serde_json::to_string(&super::openapi()).unwrap_or_default());
-    ([(CONTENT_TYPE, "application/json")], TEXT.as_str())
-}
 
 /// Adds to the gathered operations what follows from their descriptions.
 pub(super) fn complete(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
@@ -197,47 +172,6 @@ fn is_plugin(operation: &Operation) -> bool {
     tags.any(|tag| tag == "Better Auth")
 }
 
-/// How the plugin's endpoints refuse: with one body, whatever it is.
-pub(super) fn plugin_refusals<Body: ToSchema>() -> BTreeMap<String, RefOr<Response>> {
-    [
-        (
-            "400",
-            "A field is wrong, or no organization is named.",
-            None,
-        ),
-        (
-            "401",
-            "Missing or wrong credentials.",
-            Some("WWW-Authenticate"),
-        ),
-        ("403", "The credentials do not suffice.", None),
-        ("404", "There is no such organization.", None),
-        ("413", "The body is larger than any call needs.", None),
-        ("415", "The body is not declared as JSON.", None),
-        ("422", "The organization has too many meters.", None),
-        ("500", "Something is wrong in the service.", None),
-        (
-            "503",
-            "A server that is needed is away.",
-            Some("Retry-After"),
-        ),
-    ]
-    .map(|(status, description, header)| {
-        let content = Content::new(Some(Ref::from_schema_name(Body::name())));
-        let mut response = ResponseBuilder::new()
-            .description(description)
-            .content("application/json", content)
-            .build();
-        if let Some(header) = header {
-            response
-                .headers
-                .insert(header.to_owned(), header_ref(header));
-        }
-        (status.to_owned(), response.into())
-    })
-    .into()
-}
-
 /// What can go wrong with whatever has a key, a path, a query or a body.
 fn implied_problems(operation: &Operation) -> Vec<Error> {
     let parameter_in = |place: &ParameterIn| {
@@ -323,8 +257,19 @@ fn share(response: &mut RefOr<Response>, components: &mut Components) {
 }
 
 /// A header of which [`headers`] says the meaning.
-fn header_ref(name: &str) -> RefOr<Header> {
+pub(super) fn header_ref(name: &str) -> RefOr<Header> {
     RefOr::Ref(Ref::new(format!("#/components/headers/{name}")))
+}
+
+/// Adds headers that [`headers`] describes.
+pub(super) fn with_headers(response: ResponseBuilder, names: &[&str]) -> RefOr<Response> {
+    let mut response = response.build();
+    for name in names {
+        response
+            .headers
+            .insert((*name).to_owned(), header_ref(name));
+    }
+    response.into()
 }
 
 fn headers() -> BTreeMap<String, RefOr<Header>> {

@@ -21,13 +21,14 @@ use crate::domain::patch::not_null;
 use crate::domain::quantity::Amount;
 use crate::http::auth::{Caller, Ingest, OrganizationParam};
 use crate::http::body::{BATCH_BODY_MAX, Text, read};
+use crate::http::charges::Charges;
 use crate::http::extract::{MediaType, Object, Query, from_json};
 use crate::http::idempotency::Idempotency;
 use crate::http::openapi::problems::NeedsCounterStore;
 use crate::http::parse;
 use crate::http::problem::{Error, Problem};
-use crate::http::routes::counting::{self, Charges, UsageResult};
 use crate::http::state::State;
+use crate::http::usage_result::UsageResult;
 use crate::usage::{Decided, MeterUsage, Request};
 
 /// The most items of one batch.
@@ -270,7 +271,7 @@ fn request(
         timestamp: item.timestamp,
     };
     let several = charges.meters.is_some();
-    Ok((counting::request(caller, kind, key, charges)?, several))
+    Ok((charges.into_request(caller, kind, key)?, several))
 }
 
 /// What the items come to. Consecutive ones that want the same of one counter are one request, because what a
@@ -455,11 +456,11 @@ fn describe(index: usize, answer: Result<Answer<'_>, Error>, now: DateTime<Utc>)
     let replayed = answer.as_ref().is_ok_and(|answer| answer.decided.replayed);
     let body = match answer {
         Ok(answer) => {
-            let usage = counting::result(answer.request, &answer.decided, answer.several);
+            let usage = UsageResult::new(answer.request, &answer.decided, answer.several);
             if answer.decided.granted {
                 ItemBody::Counted { status: 200, usage }
             } else {
-                ItemBody::Refused(counting::refusal(&answer.decided, usage, now).into_problem())
+                ItemBody::Refused(Error::limit_exceeded(&answer.decided, usage, now).into_problem())
             }
         }
         Err(error) => ItemBody::Refused(error.into_problem()),

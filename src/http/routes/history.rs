@@ -23,13 +23,12 @@ use crate::domain::period::ResetMode;
 use crate::domain::quantity::Count;
 use crate::http::auth::{InOrganization, OrganizationParam, Read};
 use crate::http::extract::{Query, instant};
-use crate::http::list::PageSize;
-use crate::http::openapi::answers::Rows;
+use crate::http::list::{List, PageSize};
 use crate::http::openapi::problems::NeedsCounterStore;
 use crate::http::path::Path;
 use crate::http::problem::{Error, caused};
 use crate::http::state::State;
-use crate::usage::history::{Entry, History, List};
+use crate::usage::history::{self, Entry};
 
 /// How many rows of a stream are read at once.
 const STREAM_PAGE: usize = 1000;
@@ -119,28 +118,17 @@ enum Fill {
     Zero,
 }
 
-/// A part of the rows, in order.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-#[schema(as = History, example = json!({
-    "data": [{
-        "organizationId": "org_123", "meter": "api", "start": "2026-11-22T00:00:00Z", "end": "2026-11-23T00:00:00Z",
-        "used": 40, "refunded": 2, "adjusted": 0, "denied": 1, "limit": null, "planId": null, "resetType": null, "open": false,
-        "final": false
-    }],
-    "nextCursor": null
-}))]
-pub(in crate::http) struct Page {
-    data: Vec<Row>,
-    /// Null on the last page.
-    #[schema(required)]
-    next_cursor: Option<String>,
-}
+type HistoryPage = List<HistoryRow>;
 
 /// What one meter counted in one hour, day or period. CSV has the same columns, in this order.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct Row {
+#[schema(example = json!({
+    "organizationId": "org_123", "meter": "api", "start": "2026-11-22T00:00:00Z", "end": "2026-11-23T00:00:00Z",
+    "used": 40, "refunded": 2, "adjusted": 0, "denied": 1, "limit": null, "planId": null, "resetType": null, "open": false,
+    "final": false
+}))]
+pub(in crate::http) struct HistoryRow {
     /// Only where rows of several organizations may meet.
     #[serde(skip_serializing_if = "Option::is_none")]
     organization_id: Option<OrganizationId>,
@@ -200,7 +188,19 @@ const COLUMNS: [&str; 13] = [
     tag = "History",
     security(("key" = ["read"]), ("token" = [])),
     params(Path<OrganizationId>, OfOrganization),
-    responses(Rows, NeedsCounterStore)
+    responses(
+        (status = 200,
+         description = "A page of rows; as CSV or newline-delimited JSON all rows, with the columns of the JSON.",
+         content(
+            (HistoryPage = "application/json"),
+            (String = "text/csv", example = "meter,start,end,used,refunded,denied,limit,open,final\r\n\
+                api,2026-11-22T00:00:00Z,2026-11-23T00:00:00Z,40,2,1,,false,false\r\n"),
+            (String = "application/x-ndjson", example = "{\"meter\":\"api\",\"start\":\"2026-11-22T00:00:00Z\",\
+                \"end\":\"2026-11-23T00:00:00Z\",\"used\":40,\"refunded\":2,\"denied\":1,\"limit\":null,\
+                \"open\":false,\"final\":false}\n"),
+        )),
+        NeedsCounterStore,
+    )
 )]
 pub(in crate::http) async fn of_organization(
     Shared(state): Shared<State>,
@@ -231,7 +231,18 @@ pub(in crate::http) async fn of_organization(
     tag = "History",
     security(("key" = ["read"]), ("token" = [])),
     params(OfAll),
-    responses(Rows)
+    responses(
+        (status = 200,
+         description = "A page of rows; as CSV or newline-delimited JSON all rows, with the columns of the JSON.",
+         content(
+            (HistoryPage = "application/json"),
+            (String = "text/csv", example = "meter,start,end,used,refunded,denied,limit,open,final\r\n\
+                api,2026-11-22T00:00:00Z,2026-11-23T00:00:00Z,40,2,1,,false,false\r\n"),
+            (String = "application/x-ndjson", example = "{\"meter\":\"api\",\"start\":\"2026-11-22T00:00:00Z\",\
+                \"end\":\"2026-11-23T00:00:00Z\",\"used\":40,\"refunded\":2,\"denied\":1,\"limit\":null,\
+                \"open\":false,\"final\":false}\n"),
+        )),
+    )
 )]
 pub(in crate::http) async fn of_all(
     Shared(state): Shared<State>,
@@ -286,7 +297,7 @@ pub(in crate::http) async fn of_all(
 
 /// A request that makes sense.
 struct Request {
-    list: List,
+    list: history::List,
     /// Tells this list from every other one.
     fingerprint: u64,
     after: Option<Position>,
@@ -296,7 +307,7 @@ struct Request {
 
 impl Request {
     fn new(
-        history: &History,
+        history: &history::History,
         organizations: Option<Vec<OrganizationId>>,
         asked: OfOrganization,
         headers: &HeaderMap,
@@ -350,7 +361,7 @@ impl Request {
             }
         };
         Ok(Self {
-            list: List {
+            list: history::List {
                 organizations,
                 meter: asked.meter,
                 granularity,
@@ -393,13 +404,10 @@ impl Request {
             to: self.list.to,
             last: last.row.position.clone(),
         });
-        let page = Page {
-            next_cursor: next_cursor.map(|cursor| cursor.to_string()),
-            data: entries
-                .into_iter()
-                .map(|entry| row(entry, name_organization))
-                .collect(),
-        };
+        let rows = entries
+            .into_iter()
+            .map(|entry| row(entry, name_organization));
+        let page: HistoryPage = List::new(rows, next_cursor.map(|cursor| cursor.to_string()));
         Ok(Json(page).into_response())
     }
 
@@ -426,7 +434,7 @@ impl Request {
                     }
                     _ => Rest::Nothing,
                 };
-                let rows: Vec<Row> = entries
+                let rows: Vec<HistoryRow> = entries
                     .into_iter()
                     .map(|entry| row(entry, name_organization))
                     .collect();
@@ -451,9 +459,9 @@ enum Rest {
     Nothing,
 }
 
-fn row(entry: Entry, name_organization: bool) -> Row {
+fn row(entry: Entry, name_organization: bool) -> HistoryRow {
     let Entry { row, open, settled } = entry;
-    Row {
+    HistoryRow {
         organization_id: name_organization.then_some(row.position.organization),
         meter: row.position.meter,
         start: row.position.start,
@@ -517,7 +525,7 @@ impl Format {
         }
     }
 
-    fn rows(self, rows: &[Row]) -> Result<Vec<u8>, csv::Error> {
+    fn rows(self, rows: &[HistoryRow]) -> Result<Vec<u8>, csv::Error> {
         match self {
             Self::Csv => {
                 let mut csv = csv_writer();

@@ -7,6 +7,7 @@ pub(super) mod adjustments;
 pub(super) mod audit;
 pub(super) mod batch;
 pub(super) mod counting;
+pub(super) mod docs;
 pub(super) mod effective;
 pub(super) mod events;
 pub(super) mod health;
@@ -14,6 +15,7 @@ pub(super) mod history;
 pub(super) mod keys;
 pub(super) mod organization_list;
 pub(super) mod organizations;
+pub(super) mod patches;
 pub(super) mod plans;
 pub(super) mod plugin;
 pub(super) mod resets;
@@ -21,12 +23,19 @@ pub(super) mod usage;
 pub(super) mod verify;
 pub(super) mod webhooks;
 
+use std::sync::LazyLock;
+
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
 use axum::routing::get;
+use utoipa::OpenApi as _;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::extract::NoQuery;
 use super::openapi;
 use super::state::State;
+use crate::config::PLUGIN_PATH;
 
 /// Every route, and its description. The metrics are beside the others unless they have an address of their own.
 pub(super) fn routes(with_metrics: bool, plugin_path: &str) -> OpenApiRouter<State> {
@@ -74,9 +83,9 @@ pub(super) fn routes(with_metrics: bool, plugin_path: &str) -> OpenApiRouter<Sta
         .routes(routes!(webhooks::redeliver))
         .routes(routes!(health::healthz))
         .routes(routes!(health::readyz))
-        .routes(routes!(openapi::openapi_json))
-        .routes(routes!(openapi::docs::docs))
-        .route("/docs/{file}", get(openapi::docs::file))
+        .routes(routes!(openapi_json))
+        .routes(routes!(docs::docs))
+        .route("/docs/{file}", get(docs::file))
         .nest(plugin_path, plugin_routes());
     if with_metrics {
         routes.routes(routes!(health::metrics))
@@ -87,10 +96,31 @@ pub(super) fn routes(with_metrics: bool, plugin_path: &str) -> OpenApiRouter<Sta
 
 /// The routes of the Better Auth plugin.
 fn plugin_routes() -> OpenApiRouter<State> {
-    OpenApiRouter::new()
+    OpenApiRouter::with_openapi(plugin::PluginSchemas::openapi())
         .routes(routes!(plugin::get_usage))
         .routes(routes!(plugin::get_usage_history))
         .routes(routes!(plugin::reset))
         .routes(routes!(plugin::update_limits))
         .routes(routes!(plugin::reset_expired))
+}
+
+/// The OpenAPI document of every route.
+pub(super) fn document() -> utoipa::openapi::OpenApi {
+    openapi::complete(routes(true, PLUGIN_PATH).into_openapi())
+}
+
+/// The document, as JSON
+///
+/// OpenAPI 3.1, generated from the program that answers.
+#[utoipa::path(
+    get,
+    path = "/openapi.json",
+    operation_id = "getOpenapi",
+    tag = "Operations",
+    responses((status = 200, description = "This document.", body = Object))
+)]
+async fn openapi_json(_: NoQuery) -> impl IntoResponse {
+    static TEXT: LazyLock<String> =
+        LazyLock::new(|| serde_json::to_string(&document()).unwrap_or_default());
+    ([(CONTENT_TYPE, "application/json")], TEXT.as_str())
 }

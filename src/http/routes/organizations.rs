@@ -7,27 +7,21 @@ use axum::extract::State as Shared;
 use axum::response::Response;
 use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use crate::admin;
 use crate::domain::ids::{MeterId, OrganizationId, PlanId};
-use crate::domain::input::{WarnAt, optional};
-use crate::domain::patch::{Change, OrganizationPatch, double_option, not_null};
+use crate::domain::patch::OrganizationPatch;
 use crate::domain::period::{ResetMode, ResetPeriod};
-use crate::domain::policy::{
-    Enforcement, Feature, Features, Limit, LimitOverride, MeterLimit, OrganizationSettings, Policy,
-    TemporaryLimit, warn_at,
-};
-use crate::domain::quantity::Count;
+use crate::domain::policy::{Feature, Features, MeterLimit, OrganizationSettings, Policy};
 use crate::http::auth::{Administrator, InOrganization};
 use crate::http::etag::{Conditions, Tagged};
-use crate::http::extract::{Body, NoQuery, Object};
-use crate::http::openapi::bodies::{LimitPatch, SettingsPatch};
+use crate::http::extract::{Body, NoQuery};
 use crate::http::openapi::problems::NeedsCounterStore;
 use crate::http::path::Path;
 use crate::http::problem::Error;
+use crate::http::routes::patches::{LimitChange, LimitPatch, SettingsPatch};
 use crate::http::state::State;
 use crate::postgres::organizations::Sources;
 
@@ -92,45 +86,6 @@ impl Organization {
         Tagged {
             version: state.version,
             state,
-        }
-    }
-}
-
-/// What a patch changes of one meter's limit; what is absent stays.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(in crate::http) struct LimitChange {
-    /// Units that a period includes; null is unlimited, 0 is nothing.
-    #[serde(default, deserialize_with = "double_option")]
-    #[schema(value_type = Option<Count>)]
-    limit: Option<Limit>,
-    /// What happens beyond the limit.
-    #[serde(default, deserialize_with = "not_null")]
-    #[schema(nullable = false)]
-    enforcement: Option<Enforcement>,
-    /// Percentages of the limit at which people are told, ascending.
-    #[serde(default, deserialize_with = "optional::<WarnAt, _>")]
-    #[schema(schema_with = warn_at)]
-    warn_at: Option<Vec<u16>>,
-    /// A limit that lies on top for a time; null ends it.
-    #[serde(default)]
-    #[schema(value_type = Option<TemporaryLimit>)]
-    temporary: Change<Object<TemporaryLimit>>,
-}
-
-impl From<LimitChange> for admin::LimitChange {
-    fn from(change: LimitChange) -> Self {
-        Self {
-            lasting: LimitOverride {
-                limit: change.limit,
-                enforcement: change.enforcement,
-                warn_at: change.warn_at,
-            },
-            temporary: match change.temporary {
-                Change::Keep => Change::Keep,
-                Change::Unset => Change::Unset,
-                Change::Set(Object(limit)) => Change::Set(limit),
-            },
         }
     }
 }
@@ -337,11 +292,11 @@ pub(in crate::http) async fn patch_limits(
     Shared(state): Shared<State>,
     InOrganization(Administrator(caller), id): InOrganization<Administrator>,
     Conditions(conditions): Conditions,
-    Body(changes): Body<BTreeMap<MeterId, Option<Object<LimitChange>>>>,
+    Body(changes): Body<BTreeMap<MeterId, Option<LimitChange>>>,
 ) -> Result<Tagged<Limits>, Error> {
     let changes = changes
         .into_iter()
-        .map(|(meter, change)| (meter, change.map(|Object(change)| change.into())))
+        .map(|(meter, change)| (meter, change.map(LimitChange::into)))
         .collect();
     let admin = &state.admin;
     let sources = admin

@@ -14,7 +14,7 @@ use crate::domain::plan;
 use crate::domain::policy::{Feature, Features, LimitOverride};
 use crate::http::auth::Administrator;
 use crate::http::etag::{Conditions, Tagged};
-use crate::http::extract::{Body, NoQuery, Object, Query};
+use crate::http::extract::{Body, NoQuery, Query};
 
 use crate::http::list::{List, Page};
 use crate::http::openapi::problems::MayBeInUse;
@@ -77,8 +77,7 @@ pub(in crate::http) struct PlanSettings {
     /// By meter. A meter that is not named is counted without limit; on the default plan, up to the limit of the
     /// service's settings.
     #[serde(default)]
-    #[schema(value_type = BTreeMap<MeterId, LimitOverride>)]
-    limits: BTreeMap<MeterId, Object<LimitOverride>>,
+    limits: BTreeMap<MeterId, LimitOverride>,
     /// By name.
     #[serde(default)]
     #[schema(value_type = BTreeMap<String, Feature>, example = json!({"sso": true, "seats": 5, "support": "email"}))]
@@ -159,13 +158,10 @@ pub(in crate::http) async fn put_plan(
     Conditions(conditions): Conditions,
     Body(settings): Body<PlanSettings>,
 ) -> Result<Tagged<Plan>, Error> {
-    let limits = settings.limits.into_iter();
     let plan = plan::Plan {
         name: settings.name.unwrap_or_else(|| PlanName::from(&id)),
         id,
-        limits: limits
-            .map(|(meter, Object(limit))| (meter, limit))
-            .collect(),
+        limits: settings.limits,
         features: settings.features,
         version: 0,
     };

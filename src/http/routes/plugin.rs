@@ -12,8 +12,8 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize};
-use utoipa::openapi::RefOr;
-use utoipa::{IntoParams, IntoResponses, ToSchema};
+use utoipa::openapi::{Content, Ref, RefOr, ResponseBuilder};
+use utoipa::{IntoParams, IntoResponses, OpenApi, ToSchema};
 
 use crate::admin::PluginUpdate;
 use crate::domain::history::{Granularity, Order};
@@ -25,6 +25,7 @@ use crate::domain::policy::{Feature, Features};
 use crate::domain::quantity::Count;
 use crate::http::auth::{Caller, OrganizationParam, PlatformAdministrator, Read, ResetExpired};
 use crate::http::extract::{Body, Query};
+use crate::http::openapi::with_headers;
 use crate::http::problem::Error;
 use crate::http::routes::usage::usage_for;
 use crate::http::state::State;
@@ -235,12 +236,40 @@ impl IntoResponse for Refusal {
     }
 }
 
+/// Registers the schema of refusals.
+#[derive(OpenApi)]
+#[openapi(components(schemas(PluginError)))]
+pub(in crate::http) struct PluginSchemas;
+
 /// How every endpoint here may refuse.
 pub(in crate::http) struct PluginRefusals;
 
 impl IntoResponses for PluginRefusals {
     fn responses() -> BTreeMap<String, RefOr<utoipa::openapi::Response>> {
-        crate::http::openapi::plugin_refusals::<PluginError>()
+        [
+            ("400", "A field is invalid, or no organization is named."),
+            ("401", "Missing or invalid credentials."),
+            ("403", "Insufficient permissions."),
+            ("404", "Unknown organization."),
+            ("413", "The body is too large."),
+            ("415", "The body is not declared as JSON."),
+            ("422", "The organization has too many meters."),
+            ("500", "Internal error."),
+            ("503", "Redis, Postgres or the auth server is unavailable."),
+        ]
+        .map(|(status, description)| {
+            let content = Content::new(Some(Ref::from_schema_name(PluginError::name())));
+            let response = ResponseBuilder::new()
+                .description(description)
+                .content("application/json", content);
+            let response = match status {
+                "401" => with_headers(response, &["WWW-Authenticate"]),
+                "503" => with_headers(response, &["Retry-After"]),
+                _ => response.into(),
+            };
+            (status.to_owned(), response)
+        })
+        .into()
     }
 }
 

@@ -4,14 +4,13 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use utoipa::openapi::example::{Example, ExampleBuilder};
-use utoipa::openapi::schema::{AllOfBuilder, ObjectBuilder, Type};
-use utoipa::openapi::{Content, ContentBuilder, Ref, RefOr, Response, ResponseBuilder};
+use utoipa::openapi::schema::AllOfBuilder;
+use utoipa::openapi::{ContentBuilder, Ref, RefOr, Response, ResponseBuilder};
 use utoipa::{IntoResponses, ToSchema as _};
 
-use super::header_ref;
+use super::with_headers;
 use crate::http::problem::{MEDIA_TYPE, Problem};
-use crate::http::routes::counting::UsageResult;
-use crate::http::routes::history::Page;
+use crate::http::usage_result::UsageResult;
 
 type Responses = BTreeMap<String, RefOr<Response>>;
 
@@ -24,9 +23,6 @@ pub(crate) struct Counted;
 /// How a consume answers that is refused.
 pub(crate) struct Refused;
 
-/// How history is answered.
-pub(crate) struct Rows;
-
 impl IntoResponses for Checked {
     fn responses() -> Responses {
         let result = ContentBuilder::new()
@@ -35,7 +31,7 @@ impl IntoResponses for Checked {
         let response = ResponseBuilder::new()
             .description("The usage result: of one meter, or of each of `meters` and `require`.")
             .content("application/json", result.build());
-        [("200".to_owned(), with_headers(response, &[]))].into()
+        [("200".to_owned(), counted(response, &[]))].into()
     }
 }
 
@@ -44,10 +40,7 @@ impl IntoResponses for Counted {
         let mut responses = Checked::responses();
         let minimal = ResponseBuilder::new()
             .description("The same, without a body, as `Prefer: return=minimal` wished.");
-        responses.insert(
-            "204".to_owned(),
-            with_headers(minimal, &["Preference-Applied"]),
-        );
+        responses.insert("204".to_owned(), counted(minimal, &["Preference-Applied"]));
         responses
     }
 }
@@ -67,29 +60,7 @@ impl IntoResponses for Refused {
             )
             .content(MEDIA_TYPE, problem.build());
         let headers = ["Retry-After", "Preference-Applied"];
-        [("429".to_owned(), with_headers(response, &headers))].into()
-    }
-}
-
-impl IntoResponses for Rows {
-    fn responses() -> Responses {
-        let text = |example: &str| {
-            let schema = ObjectBuilder::new().schema_type(Type::String);
-            ContentBuilder::new()
-                .schema(Some(schema))
-                .example(Some(example.into()))
-                .build()
-        };
-        let csv = "meter,start,end,used,refunded,denied,limit,open,final\r\n\
-            api,2026-11-22T00:00:00Z,2026-11-23T00:00:00Z,40,2,1,,false,false\r\n";
-        let ndjson = "{\"meter\":\"api\",\"start\":\"2026-11-22T00:00:00Z\",\"end\":\"2026-11-23T00:00:00Z\",\"used\":40,\
-            \"refunded\":2,\"denied\":1,\"limit\":null,\"open\":false,\"final\":false}\n";
-        let response = ResponseBuilder::new()
-            .description("A page of rows; as CSV or newline-delimited JSON all rows, with the columns of the JSON.")
-            .content("application/json", Content::new(Some(Ref::from_schema_name(Page::name()))))
-            .content("text/csv", text(csv))
-            .content("application/x-ndjson", text(ndjson));
-        [("200".to_owned(), response.into())].into()
+        [("429".to_owned(), counted(response, &headers))].into()
     }
 }
 
@@ -127,14 +98,8 @@ fn refusal() -> Value {
     })
 }
 
-/// What every answer of a counting call says in its headers, and some more.
-fn with_headers(mut response: ResponseBuilder, more: &[&str]) -> RefOr<Response> {
-    let usual = ["RateLimit-Policy", "RateLimit", "Idempotent-Replayed"];
-    for name in usual.iter().chain(more) {
-        response = match header_ref(name) {
-            RefOr::Ref(header) => response.header_ref(*name, header),
-            RefOr::T(header) => response.header(*name, header),
-        };
-    }
-    response.into()
+/// Adds the headers of every counting call, and some more.
+fn counted(response: ResponseBuilder, more: &[&str]) -> RefOr<Response> {
+    let common = ["RateLimit-Policy", "RateLimit", "Idempotent-Replayed"];
+    with_headers(response, &[&common, more].concat())
 }

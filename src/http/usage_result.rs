@@ -1,0 +1,174 @@
+//! The usage result: the response of calls that count, which a refusal carries too.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::instant;
+use crate::domain::decision::Operation;
+use crate::domain::ids::{MeterId, OrganizationId};
+use crate::domain::policy::Enforcement;
+use crate::domain::quantity::Count;
+use crate::usage::{Decided, MeterUsage, Request};
+
+/// The usage result.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[serde(untagged)]
+pub(super) enum UsageResult {
+    /// Of a call with `meter`, or without any meter.
+    One {
+        #[serde(flatten)]
+        result: MeterResult,
+        #[serde(flatten)]
+        denial: Denial,
+    },
+    /// Of a call with `meters`.
+    Several {
+        allowed: bool,
+        #[serde(rename = "organizationId")]
+        organization_id: OrganizationId,
+        meters: BTreeMap<MeterId, MeterResult>,
+        #[serde(flatten)]
+        denial: Denial,
+    },
+}
+
+/// Why a call was refused; empty where it was not.
+#[derive(Debug, Clone, Default, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Denial {
+    /// The meters that refused, which may be among those in `require`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    denied_by: Vec<MeterId>,
+    /// True for the first call that one of these meters refuses in its period; else absent, and always absent from a
+    /// check. Of concurrent refusals one has it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schema(required = false)]
+    first: bool,
+    /// The first instant at which the same call would be granted without other usage; absent where waiting does not help.
+    #[serde(
+        serialize_with = "instant::optional",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schema(nullable = false)]
+    retry_at: Option<DateTime<Utc>>,
+}
+
+/// The state of one meter after the decision.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct MeterResult {
+    /// Whether the call was granted; for a track or a refund, whether usage is within the hard limit afterwards.
+    allowed: bool,
+    organization_id: OrganizationId,
+    meter: MeterId,
+    /// The requested amount.
+    amount: u64,
+    /// The units refunded, which may be fewer than the amount.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    applied: Option<u64>,
+    /// Units counted in the period.
+    current: Count,
+    /// Units included in the period; null is unlimited.
+    #[schema(required)]
+    limit: Option<Count>,
+    /// `limit - current`, never below 0; null where the limit is null.
+    #[schema(required)]
+    remaining: Option<Count>,
+    /// `current - limit`, never below 0.
+    overage: Count,
+    /// The percentages of `warnAt` that this call crossed; absent if none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    crossed: Vec<u16>,
+    /// Among several meters: true for the first call that this meter refuses in its period.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schema(required = false)]
+    first: bool,
+    enforcement: Enforcement,
+    /// When the period began.
+    #[serde(serialize_with = "instant::required")]
+    period_start: DateTime<Utc>,
+    /// When the next begins; null where the period does not end by itself.
+    #[schema(required)]
+    #[serde(serialize_with = "instant::optional")]
+    reset_date: Option<DateTime<Utc>>,
+}
+
+impl UsageResult {
+    /// The result of a decision; `several` is whether the call named `meters`.
+    pub(super) fn new(request: &Request, decided: &Decided, several: bool) -> Self {
+        let allowed = |usage: &MeterUsage| match request.kind {
+            // Always counted; the caller acts on the limit.
+            Operation::Track | Operation::Refund => {
+                usage.rule.cap().is_none_or(|cap| usage.used <= cap)
+            }
+            Operation::Consume | Operation::Check => decided.granted,
+        };
+        let counts = matches!(request.kind, Operation::Track | Operation::Consume);
+        let first = |usage: &MeterUsage| usage.refused.is_some_and(|refused| refused.first);
+        let meter_result = |usage: &MeterUsage| MeterResult {
+            allowed: allowed(usage),
+            organization_id: request.organization.clone(),
+            meter: usage.meter.clone(),
+            amount: usage.demand.amount,
+            applied: (request.kind == Operation::Refund).then_some(usage.given_back),
+            current: usage.used,
+            limit: usage.rule.limit,
+            remaining: usage.remaining(),
+            overage: usage.overage(),
+            crossed: if counts && decided.granted {
+                decided.crossed(usage)
+            } else {
+                Vec::new()
+            },
+            // A single meter has it in its denial.
+            first: false,
+            enforcement: usage.rule.enforcement,
+            period_start: usage.period.start,
+            reset_date: usage.period.end,
+        };
+        let denial = if decided.granted {
+            Denial::default()
+        } else {
+            Denial::of(decided)
+        };
+        match decided.meters.iter().find(|usage| usage.demand.amount > 0) {
+            Some(charged) if !several => Self::One {
+                result: meter_result(charged),
+                denial,
+            },
+            _ => Self::Several {
+                allowed: decided.meters.iter().all(allowed),
+                organization_id: request.organization.clone(),
+                meters: decided
+                    .meters
+                    .iter()
+                    .map(|usage| {
+                        let result = MeterResult {
+                            first: first(usage),
+                            ..meter_result(usage)
+                        };
+                        (usage.meter.clone(), result)
+                    })
+                    .collect(),
+                denial,
+            },
+        }
+    }
+}
+
+impl Denial {
+    fn of(decided: &Decided) -> Self {
+        let refused = |usage: &MeterUsage| Some((usage.meter.clone(), usage.refused?));
+        let refused: Vec<_> = decided.meters.iter().filter_map(refused).collect();
+        Self {
+            first: refused.iter().any(|(_, refused)| refused.first),
+            denied_by: refused.into_iter().map(|(meter, _)| meter).collect(),
+            retry_at: decided.granted_from,
+        }
+    }
+}
