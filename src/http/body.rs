@@ -1,4 +1,4 @@
-//! The bodies of requests, within bounds of size, of time, and of memory for all that are under way.
+//! Reads request bodies, within limits of size, of time, and of memory for all bodies being received.
 
 use std::ops::Deref;
 use std::pin::{Pin, pin};
@@ -12,13 +12,13 @@ use tokio::time::timeout;
 
 use super::problem::Error;
 use super::request_log::{CallerId, RequestInfo};
+use super::state::State;
 use crate::budget::{Exceeded, Share};
-use crate::http::state::State;
 
-/// The largest body of a batch, bytes: so many items with ids and keys of some length. No other is larger.
+/// The largest body of a batch, and of all calls, bytes: ITEMS_MAX items with ids and keys of usual length.
 pub const BATCH_BODY_MAX: usize = 8 * 1024 * 1024;
 
-/// A body as it came. Its share of the memory ends with it.
+/// A received body. Dropping it returns its share of the memory budget.
 #[derive(Debug)]
 pub(super) struct Text {
     bytes: Bytes,
@@ -33,15 +33,15 @@ impl Deref for Text {
     }
 }
 
-/// The body, unless it has more than `max` bytes.
+/// Reads a body of at most `max` bytes.
 pub(super) async fn read(request: Request, max: usize, state: &State) -> Result<Text, Error> {
-    let seen = request.extensions().get::<RequestInfo>().cloned();
+    let info = request.extensions().get::<RequestInfo>().cloned();
     let body = request.into_body();
-    // One that says so is not waited for.
+    // A Content-Length beyond the limit is refused before reading.
     if body.size_hint().lower() > max as u64 {
         return Err(Error::PayloadTooLarge(max));
     }
-    let mut gathering = pin!(gather(body, max, state, seen));
+    let mut gathering = pin!(gather(body, max, state, info));
     if let Some(text) = poll_twice(gathering.as_mut()).await {
         return text;
     }
@@ -50,8 +50,8 @@ pub(super) async fn read(request: Request, max: usize, state: &State) -> Result<
         .unwrap_or(Err(Error::RequestTimeout))
 }
 
-/// What a future comes to, if it does so as soon as its connection has had a turn. Nearly every body has arrived with
-/// its head, and setting a timer for it would cost a good part of what reading it does.
+/// Polls a future twice, with a turn of its connection between. Nearly every body arrives with its head, and a timer
+/// would cost a good part of reading it.
 async fn poll_twice<T>(mut future: Pin<&mut impl Future<Output = T>>) -> Option<T> {
     let mut again = true;
     let poll = |context: &mut Context<'_>| match future.as_mut().poll(context) {
@@ -66,18 +66,19 @@ async fn poll_twice<T>(mut future: Pin<&mut impl Future<Output = T>>) -> Option<
     poll_fn(poll).await
 }
 
-/// Puts a body together. What is not there at once counts as under way, and so does all that came before it.
+/// Collects a body. Memory is taken from the budget as soon as the body needs more than one frame.
 async fn gather(
     mut body: Body,
     max: usize,
     state: &State,
-    seen: Option<RequestInfo>,
+    info: Option<RequestInfo>,
 ) -> Result<Text, Error> {
     let mut first = Bytes::new();
     let mut rest: Vec<u8> = Vec::new();
     let mut share: Option<Share> = None;
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|_| unreadable())?;
+        let frame =
+            frame.map_err(|_| Error::MalformedRequest("the body could not be read".to_owned()))?;
         let Ok(data) = frame.into_data() else {
             continue;
         };
@@ -88,13 +89,13 @@ async fn gather(
         if first.is_empty() && rest.is_empty() {
             first = data;
         } else {
-            // In one piece, so that nothing holds more than has arrived.
+            // Copied, so that no frame's larger buffer stays allocated.
             rest.extend_from_slice(&std::mem::take(&mut first));
             rest.extend_from_slice(&data);
         }
         if share.is_some() || !body.is_end_stream() {
-            let share = share.get_or_insert_with(|| state.bodies.share(caller(seen.as_ref())));
-            share.grow(more as u64).map_err(too_much)?;
+            let share = share.get_or_insert_with(|| state.bodies.share(owner(info.as_ref())));
+            share.grow(more as u64).map_err(over_budget)?;
         }
     }
     let bytes = if rest.is_empty() { first } else { rest.into() };
@@ -104,25 +105,22 @@ async fn gather(
     })
 }
 
-fn caller(seen: Option<&RequestInfo>) -> String {
-    match seen.and_then(RequestInfo::caller) {
+/// The caller whose share of the budget a body takes.
+fn owner(info: Option<&RequestInfo>) -> String {
+    match info.and_then(RequestInfo::caller) {
         Some(CallerId::Key(id)) => id.to_string(),
         Some(CallerId::User(id)) => id.to_string(),
         None => String::new(),
     }
 }
 
-fn unreadable() -> Error {
-    Error::MalformedRequest("the body could not be read".to_owned())
-}
-
-fn too_much(exceeded: Exceeded) -> Error {
-    Error::Busy(match exceeded {
+fn over_budget(exceeded: Exceeded) -> Error {
+    Error::Overloaded(match exceeded {
         Exceeded::All => {
-            "the bodies that are under way take all the memory for them; nothing was counted"
+            "the bodies being received take all the memory for them; nothing was counted"
         }
         Exceeded::Own => {
-            "the bodies of this caller that are under way take all the memory for them; nothing was counted"
+            "the bodies being received from this caller take all the memory for them; nothing was counted"
         }
     })
 }

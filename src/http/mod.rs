@@ -6,6 +6,7 @@ mod charges;
 mod cors;
 mod etag;
 mod extract;
+mod failures;
 mod idempotency;
 mod instant;
 mod list;
@@ -26,7 +27,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::http::state::State;
 use problem::Error;
-use request_log::Observe;
+use request_log::RequestLog;
 
 pub use body::BATCH_BODY_MAX;
 pub use problem::refusal;
@@ -34,7 +35,7 @@ pub use routes::health::metrics_router;
 
 /// The OpenAPI document of every route.
 pub fn openapi() -> utoipa::openapi::OpenApi {
-    routes::document()
+    routes::openapi()
 }
 
 /// Every route, with the layers that all of them share.
@@ -47,7 +48,7 @@ pub fn router(state: State) -> Router {
         // As one layer, because the router puts every layer of its own into a box, for every request.
         .layer(
             ServiceBuilder::new()
-                .layer(Observe::layer(state.ctx.metrics.clone()))
+                .layer(RequestLog::layer(state.ctx.metrics.clone()))
                 .option_layer(cors)
                 .layer(CatchPanicLayer::custom(|_| {
                     Error::panicked().into_response()

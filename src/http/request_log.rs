@@ -1,7 +1,7 @@
-//! What is said of every request: an id, a line in the log, and numbers.
+//! The id, the log line and the metrics of every request.
 //!
-//! Never a path, a query, a body or a header as it came, because each may hold a secret; the route
-//! that matched, and the id of a key that was accepted.
+//! The line has no path, query, body or header as received, because each may hold a secret: only the route that
+//! matched and the id of an accepted credential.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -24,14 +24,13 @@ use crate::domain::ids::ApiKeyId;
 use crate::metrics::Metrics;
 use crate::postgres::api_keys;
 
-/// Where lines and spans of requests are filtered by.
+/// The log target of requests.
 const TARGET: &str = "tallyman::request";
 
-/// What the log calls a path that no route matches.
+/// The route of a request that none matches.
 const NO_ROUTE: &str = "none";
 
-/// The calls that auth servers make on every request of theirs. What is answered as it should be has a line only
-/// where the log tells of everything, because writing the line costs more than the counting.
+/// The hot path: successful calls are logged at `debug`, because writing the line costs more than counting.
 const COUNTING: [&str; 5] = [
     "/v1/track",
     "/v1/consume",
@@ -40,61 +39,57 @@ const COUNTING: [&str; 5] = [
     "/v1/batch",
 ];
 
-/// The header that names a request, given or made.
+/// The header with the request's id, the caller's or a new one.
 pub(super) const REQUEST_ID: &str = "x-request-id";
 
-/// A request's id and, once that is known, who calls; shared with the extractors by way of the request's extensions.
+const NAME: HeaderName = HeaderName::from_static(REQUEST_ID);
+
+/// A request's id and caller, shared with the extractors through the request's extensions.
 #[derive(Debug, Clone)]
-pub(super) struct RequestInfo(Arc<About>);
+pub(super) struct RequestInfo(Arc<Info>);
 
 #[derive(Debug)]
-struct About {
+struct Info {
     id: HeaderValue,
     caller: OnceLock<CallerId>,
 }
 
-/// What was accepted.
+/// The id of an accepted credential.
 #[derive(Debug)]
 pub(super) enum CallerId {
-    /// A key.
+    /// An API key's.
     Key(ApiKeyId),
-    /// A user's JWT.
+    /// A user's, from a JWT.
     User(Arc<str>),
 }
 
 impl RequestInfo {
-    /// Notes who was accepted.
+    /// Sets the caller, once.
     pub(super) fn set_caller(&self, id: CallerId) {
-        // Several extractors may ask for the caller; they find the same one.
+        // Several extractors may authenticate the same caller.
         let _ = self.0.caller.set(id);
     }
 
-    /// The caller's id of the request, or one of our own.
+    /// The request's id.
     pub(super) fn request_id(&self) -> &str {
-        self.header().to_str().unwrap_or_default()
+        self.0.id.to_str().unwrap_or_default()
     }
 
-    fn header(&self) -> &HeaderValue {
-        &self.0.id
-    }
-
-    /// Who was accepted, if anybody was yet.
+    /// The caller, if authenticated yet.
     pub(super) fn caller(&self) -> Option<&CallerId> {
         self.0.caller.get()
     }
 }
 
-const NAME: HeaderName = HeaderName::from_static(REQUEST_ID);
-
-/// Names requests, and tells of each when it is answered or its caller has gone away. A service of our own, because
-/// axum's middleware from functions puts two boxes around every request.
+/// Identifies, logs and measures requests. A service of our own: axum's middleware from functions boxes every request
+/// twice.
 #[derive(Debug, Clone)]
-pub(super) struct Observe<S> {
+pub(super) struct RequestLog<S> {
     metrics: Metrics,
     inner: S,
 }
 
-impl<S> Observe<S> {
+impl<S> RequestLog<S> {
     /// The layer.
     pub(super) fn layer(metrics: Metrics) -> impl Layer<S, Service = Self> + Clone {
         tower::layer::layer_fn(move |inner| Self {
@@ -104,107 +99,104 @@ impl<S> Observe<S> {
     }
 }
 
-impl<S, B> Service<Request> for Observe<S>
+impl<S, B> Service<Request> for RequestLog<S>
 where
     S: Service<Request, Response = Response<B>, Error = Infallible>,
 {
     type Response = Response<B>;
     type Error = Infallible;
-    type Future = Observed<S::Future>;
+    type Future = Logged<S::Future>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(context)
     }
 
     fn call(&mut self, mut request: Request) -> Self::Future {
-        let seen = RequestInfo(Arc::new(About {
+        let info = RequestInfo(Arc::new(Info {
             id: request_id(request.headers().get(NAME)),
             caller: OnceLock::new(),
         }));
-        request.extensions_mut().insert(seen.clone());
+        request.extensions_mut().insert(info.clone());
         let line = Line {
             metrics: self.metrics.clone(),
-            begun: Instant::now(),
+            started: Instant::now(),
             method: request.method().clone(),
             route: request.extensions().get().cloned(),
-            seen,
-            told: false,
+            info,
+            logged: false,
         };
+        let request_id = line.info.request_id();
         let span = if line.is_counting() {
-            tracing::debug_span!(target: TARGET, "request", request_id = line.id())
+            tracing::debug_span!(target: TARGET, "request", request_id)
         } else {
-            tracing::info_span!(target: TARGET, "request", request_id = line.id())
+            tracing::info_span!(target: TARGET, "request", request_id)
         };
-        Observed {
-            answer: span
-                .in_scope(|| self.inner.call(request))
-                .instrument(span.clone()),
+        let response = span.in_scope(|| self.inner.call(request));
+        Logged {
+            response: response.instrument(span),
             line,
         }
     }
 }
 
 pin_project! {
-    /// A request on its way.
-    pub(super) struct Observed<F> {
+    /// A request being processed.
+    pub(super) struct Logged<F> {
         #[pin]
-        answer: Instrumented<F>,
+        response: Instrumented<F>,
         line: Line,
     }
 }
 
-impl<F, B> Future for Observed<F>
+impl<F, B> Future for Logged<F>
 where
     F: Future<Output = Result<Response<B>, Infallible>>,
 {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
-        let observed = self.project();
-        let Ok(mut response) = ready!(observed.answer.poll(context));
-        observed.line.answered(&response);
-        let line = observed.line;
+        let this = self.project();
+        let Ok(mut response) = ready!(this.response.poll(context));
+        let status = response.status().as_u16();
+        this.line.log(Some(status), response.extensions().get());
+        let info = &this.line.info;
         let headers = response.headers_mut();
-        headers.insert(NAME, line.seen.header().clone());
+        headers.insert(NAME, info.0.id.clone());
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        if line.seen.caller().is_some() && matches!(line.method, Method::GET | Method::HEAD) {
+        if info.caller().is_some() && matches!(this.line.method, Method::GET | Method::HEAD) {
             headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         }
         Poll::Ready(Ok(response))
     }
 }
 
-/// The caller's id, if it may be repeated in headers and logs, or a new one.
+/// The caller's id, if it is safe in headers and logs, or a new one.
 fn request_id(given: Option<&HeaderValue>) -> HeaderValue {
-    let fit = |id: &&HeaderValue| {
+    let safe = |id: &&HeaderValue| {
         let id = id.as_bytes();
         (1..=128).contains(&id.len())
             && id.iter().all(u8::is_ascii_graphic)
             && !api_keys::may_hold_key(id)
             && !auth::may_hold_token(id)
     };
-    given.filter(fit).cloned().unwrap_or_else(|| {
+    given.filter(safe).cloned().unwrap_or_else(|| {
         let mut buffer = Uuid::encode_buffer();
         let id = Uuid::now_v7().hyphenated().encode_lower(&mut buffer);
         HeaderValue::from_str(id).unwrap_or(HeaderValue::from_static("none"))
     })
 }
 
-/// What is known of a request; told once, at the latest when the request is dropped.
+/// The log line of a request; written once, at the latest on drop.
 struct Line {
     metrics: Metrics,
-    begun: Instant,
+    started: Instant,
     method: Method,
     route: Option<MatchedPath>,
-    seen: RequestInfo,
-    told: bool,
+    info: RequestInfo,
+    logged: bool,
 }
 
 impl Line {
-    fn id(&self) -> &str {
-        self.seen.request_id()
-    }
-
     fn route(&self) -> &str {
         self.route.as_ref().map_or(NO_ROUTE, MatchedPath::as_str)
     }
@@ -213,78 +205,57 @@ impl Line {
         COUNTING.contains(&self.route())
     }
 
-    fn answered<B>(&mut self, response: &Response<B>) {
-        let status = response.status().as_u16();
-        let took = self.measure(Some(status));
-        let reason = response.extensions().get::<Reason>();
-        macro_rules! say {
+    /// Logs and measures the request; without a status the client disconnected.
+    fn log(&mut self, status: Option<u16>, reason: Option<&Reason>) {
+        self.logged = true;
+        let duration = self.started.elapsed();
+        let (method, route) = (self.method.as_str(), self.route());
+        self.metrics
+            .request_completed(method, route, status, duration);
+        let (key_id, user_id) = match self.info.caller() {
+            Some(CallerId::Key(id)) => (Some(id.as_str()), None),
+            Some(CallerId::User(id)) => (None, Some(&**id)),
+            None => (None, None),
+        };
+        let message = match status {
+            Some(_) => "answered",
+            None => "client disconnected",
+        };
+        macro_rules! line {
             ($level:ident) => {
                 tracing::$level!(
                     target: TARGET,
-                    method = self.method.as_str(),
-                    route = self.route(),
+                    method,
+                    route,
                     status,
                     code = reason.map(|reason| reason.code),
-                    duration_ms = milliseconds(took),
-                    request_id = self.id(),
-                    key_id = self.key_id(),
-                    user_id = self.user_id(),
+                    duration_ms = milliseconds(duration),
+                    request_id = self.info.request_id(),
+                    key_id,
+                    user_id,
                     error = reason.and_then(|reason| reason.error.as_deref()),
-                    "answered"
+                    "{message}"
                 )
             };
         }
         match status {
-            500 => say!(error),
-            501.. => say!(warn),
-            200..300 | 429 if self.is_counting() => say!(debug),
-            _ => say!(info),
-        }
-    }
-
-    fn measure(&mut self, status: Option<u16>) -> Duration {
-        self.told = true;
-        let took = self.begun.elapsed();
-        let (method, route) = (self.method.as_str(), self.route());
-        self.metrics.request_completed(method, route, status, took);
-        took
-    }
-
-    fn key_id(&self) -> Option<&str> {
-        match self.seen.caller() {
-            Some(CallerId::Key(id)) => Some(id.as_str()),
-            _ => None,
-        }
-    }
-
-    fn user_id(&self) -> Option<&str> {
-        match self.seen.caller() {
-            Some(CallerId::User(id)) => Some(id),
-            _ => None,
+            Some(500) => line!(error),
+            Some(501..) => line!(warn),
+            Some(200..300 | 429) if self.is_counting() => line!(debug),
+            _ => line!(info),
         }
     }
 }
 
 impl Drop for Line {
     fn drop(&mut self) {
-        if self.told {
-            return;
+        if !self.logged {
+            self.log(None, None);
         }
-        let took = self.measure(None);
-        tracing::info!(
-            target: TARGET,
-            method = self.method.as_str(),
-            route = self.route(),
-            duration_ms = milliseconds(took),
-            request_id = self.id(),
-            key_id = self.key_id(),
-            user_id = self.user_id(),
-            "the caller went away"
-        );
     }
 }
 
-/// With microseconds, and no digits beyond.
-fn milliseconds(took: Duration) -> f64 {
-    (took.as_secs_f64() * 1_000_000.0).round() / 1000.0
+/// Milliseconds with three decimals.
+fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1_000_000.0).round() / 1000.0
 }

@@ -168,7 +168,7 @@ impl Denial {
         Self {
             first: refused.iter().any(|(_, refused)| refused.first),
             denied_by: refused.into_iter().map(|(meter, _)| meter).collect(),
-            retry_at: decided.granted_from,
+            retry_at: decided.earliest_grant,
         }
     }
 }

@@ -1,22 +1,21 @@
-//! How problems are described: each by an example of itself, which is what the service would send.
-//! Statuses, codes and words are those of [`Error`].
+//! Problems in the document: each is described by an example, which is exactly what the service sends.
 
 use std::collections::BTreeMap;
 
 use axum::http::{HeaderName, header};
-use utoipa::openapi::example::ExampleBuilder;
+use utoipa::openapi::example::{Example, ExampleBuilder};
 use utoipa::openapi::{Content, Ref, RefOr, Response, ResponseBuilder};
 use utoipa::{IntoResponses, ToSchema as _};
 
-use super::header_ref;
+use super::headers;
 use crate::http::problem::{Error, MEDIA_TYPE, Problem};
 
 type Responses = BTreeMap<String, RefOr<Response>>;
 
-macro_rules! problems {
-    ($(#[$doc:meta])* $name:ident, [$($problem:expr),+ $(,)?]) => {
+macro_rules! problem_sets {
+    ($($(#[$doc:meta])* $name:ident: $($problem:expr),+;)+) => {$(
         $(#[$doc])*
-        pub(crate) struct $name;
+        pub(in crate::http) struct $name;
 
         impl IntoResponses for $name {
             fn responses() -> Responses {
@@ -27,99 +26,57 @@ macro_rules! problems {
                 responses
             }
         }
-    };
+    )+};
 }
 
-problems!(
-    /// What can go wrong while something is counted.
-    CountingProblems,
-    [
-        Error::IdempotencyKeyReused,
-        Error::CounterOverflow("api".to_owned()),
-        Error::TooManyMeters("tokens".to_owned()),
-        Error::CounterStoreUnavailable,
-        Error::DatabaseUnavailable,
-        Error::Overloaded,
-        Error::OutcomeUnknown,
-    ]
-);
+problem_sets! {
+    /// Of a consume and a refund.
+    CountingProblems: Error::IdempotencyKeyReused, overflow(), too_many_meters(), Error::CounterStoreUnavailable,
+        Error::DatabaseUnavailable, Error::OVERLOADED, Error::OutcomeUnknown;
 
-problems!(
-    /// What can go wrong while somebody asks whether something would be counted.
-    CheckingProblems,
-    [
-        Error::IdempotencyKeyReused,
-        Error::CounterStoreUnavailable,
-        Error::DatabaseUnavailable,
-        Error::Overloaded,
-    ]
-);
+    /// Of a track, whose event may be too late.
+    TrackProblems: Error::IdempotencyKeyReused, overflow(), too_many_meters(), too_late(),
+        Error::CounterStoreUnavailable, Error::DatabaseUnavailable, Error::OVERLOADED, Error::OutcomeUnknown;
 
-problems!(
-    /// The same as while something is counted, and an event that comes too late.
-    TrackProblems,
-    [
-        Error::IdempotencyKeyReused,
-        Error::CounterOverflow("api".to_owned()),
-        Error::TooManyMeters("tokens".to_owned()),
-        Error::TimestampOutOfRange("the event is older than 48 hours, or more than 5 minutes ahead".to_owned()),
-        Error::CounterStoreUnavailable,
-        Error::DatabaseUnavailable,
-        Error::Overloaded,
-        Error::OutcomeUnknown,
-    ]
-);
+    /// Of a check.
+    CheckingProblems: Error::IdempotencyKeyReused, Error::CounterStoreUnavailable, Error::DatabaseUnavailable,
+        Error::OVERLOADED;
 
-problems!(
-    /// What can go wrong while an administrator corrects counts.
-    AdjustingProblems,
-    [
-        Error::IdempotencyKeyReused,
-        Error::CounterOverflow("api".to_owned()),
-        Error::TooManyMeters("tokens".to_owned()),
-        Error::CounterStoreUnavailable,
-        Error::DatabaseUnavailable,
-        Error::Overloaded,
-    ]
-);
+    /// Of an adjustment.
+    AdjustingProblems: Error::IdempotencyKeyReused, overflow(), too_many_meters(), Error::CounterStoreUnavailable,
+        Error::DatabaseUnavailable, Error::OVERLOADED;
 
-problems!(
-    /// What can go wrong while an administrator resets counts.
-    ResettingProblems,
-    [
-        Error::IdempotencyKeyReused,
-        Error::TooManyMeters("tokens".to_owned()),
-        Error::CounterStoreUnavailable,
-        Error::DatabaseUnavailable,
-        Error::Overloaded,
-    ]
-);
+    /// Of a reset.
+    ResettingProblems: Error::IdempotencyKeyReused, too_many_meters(), Error::CounterStoreUnavailable,
+        Error::DatabaseUnavailable, Error::OVERLOADED;
 
-problems!(
-    /// What can go wrong while all that is over is reset.
-    ExpiringProblems,
-    [Error::IdempotencyKeyReused, Error::CounterStoreUnavailable, Error::DatabaseUnavailable]
-);
+    /// Of a reset of all expired periods.
+    ExpiringProblems: Error::IdempotencyKeyReused, Error::CounterStoreUnavailable, Error::DatabaseUnavailable;
 
-problems!(
-    /// Redis must be there.
-    NeedsCounterStore,
-    [Error::CounterStoreUnavailable]
-);
+    /// Of a call that needs Redis.
+    NeedsCounterStore: Error::CounterStoreUnavailable;
 
-problems!(
-    /// A plan is in use.
-    MayBeInUse,
-    [Error::Conflict("3 organizations are on this plan".to_owned())]
-);
+    /// Of the deletion of a plan.
+    MayBeInUse: Error::Conflict("3 organizations are on this plan".to_owned());
 
-problems!(
-    /// The state may change under the call for too long.
-    MayBeOverloaded,
-    [Error::Overloaded]
-);
+    /// Of a call that concurrent changes may delay too long.
+    MayBeOverloaded: Error::OVERLOADED;
+}
 
-/// Adds a problem to the responses of an operation, beside others of the same status.
+fn overflow() -> Error {
+    Error::CounterOverflow("api".to_owned())
+}
+
+fn too_many_meters() -> Error {
+    Error::TooManyMeters("tokens".to_owned())
+}
+
+fn too_late() -> Error {
+    let detail = "the event is older than 48 hours, or more than 5 minutes ahead";
+    Error::TimestampOutOfRange(detail.to_owned())
+}
+
+/// Adds a problem to the responses of an operation, as one more example where its status has some already.
 pub(super) fn declare(responses: &mut Responses, problem: Error) {
     let (status, headers, problem) = problem.parts();
     let response = responses
@@ -132,12 +89,11 @@ pub(super) fn declare(responses: &mut Responses, problem: Error) {
         return;
     };
     for name in headers.keys().filter(|name| **name != header::CONTENT_TYPE) {
-        let name = title_case(name);
-        response.headers.insert(name.clone(), header_ref(&name));
+        headers::add(response, &title_case(name));
     }
     if let Some(RefOr::T(content)) = response.content.get_mut(MEDIA_TYPE) {
         let example = ExampleBuilder::new()
-            .summary(problem.title)
+            .summary(&*problem.title)
             .value(serde_json::to_value(&problem).ok());
         content
             .examples
@@ -147,27 +103,26 @@ pub(super) fn declare(responses: &mut Responses, problem: Error) {
     }
 }
 
-fn summary(example: &RefOr<utoipa::openapi::example::Example>) -> Option<&str> {
+fn summary(example: &RefOr<Example>) -> Option<&str> {
     match example {
         RefOr::T(example) => Some(&example.summary),
         RefOr::Ref(_) => None,
     }
 }
 
-/// What a response that is nothing but problems can be called: after their codes.
+/// The component's name of a response that has problems alone: their codes.
 pub(super) fn name(response: &RefOr<Response>) -> Option<String> {
     let RefOr::T(response) = response else {
         return None;
     };
-    let (media_type, content) = response.content.first()?;
-    let RefOr::T(content) = content else {
+    let (media_type, RefOr::T(content)) = response.content.first()? else {
         return None;
     };
     let codes: Vec<&str> = content.examples.keys().map(String::as_str).collect();
     (media_type == MEDIA_TYPE && !codes.is_empty()).then(|| codes.join("-or-"))
 }
 
-/// `retry-after` as it is written by people.
+/// The usual spelling of a header's name.
 fn title_case(name: &HeaderName) -> String {
     if *name == header::WWW_AUTHENTICATE {
         return "WWW-Authenticate".to_owned();

@@ -1,4 +1,4 @@
-//! Answers that several operations share, with the headers and media types that no type tells.
+//! The responses of calls that count.
 
 use std::collections::BTreeMap;
 
@@ -8,29 +8,29 @@ use utoipa::openapi::schema::AllOfBuilder;
 use utoipa::openapi::{ContentBuilder, Ref, RefOr, Response, ResponseBuilder};
 use utoipa::{IntoResponses, ToSchema as _};
 
-use super::with_headers;
+use super::headers::with_headers;
 use crate::http::problem::{MEDIA_TYPE, Problem};
 use crate::http::usage_result::UsageResult;
 
 type Responses = BTreeMap<String, RefOr<Response>>;
 
-/// How a check answers.
-pub(crate) struct Checked;
+/// Of a check.
+pub(in crate::http) struct Checked;
 
-/// How a track and a refund answer, and a consume that is granted.
-pub(crate) struct Counted;
+/// Of a track, a refund, and a consume that is granted.
+pub(in crate::http) struct Counted;
 
-/// How a consume answers that is refused.
-pub(crate) struct Refused;
+/// Of a consume that is refused.
+pub(in crate::http) struct Refused;
 
 impl IntoResponses for Checked {
     fn responses() -> Responses {
-        let result = ContentBuilder::new()
+        let content = ContentBuilder::new()
             .schema(Some(Ref::from_schema_name(UsageResult::name())))
-            .examples_from_iter([("one", one()), ("several", several())].map(example));
+            .examples_from_iter([example("one", one()), example("several", several())]);
         let response = ResponseBuilder::new()
-            .description("The usage result: of one meter, or of each of `meters` and `require`.")
-            .content("application/json", result.build());
+            .description("The usage result: of one meter, or of each in `meters` and `require`.")
+            .content("application/json", content.build());
         [("200".to_owned(), counted(response, &[]))].into()
     }
 }
@@ -39,7 +39,7 @@ impl IntoResponses for Counted {
     fn responses() -> Responses {
         let mut responses = Checked::responses();
         let minimal = ResponseBuilder::new()
-            .description("The same, without a body, as `Prefer: return=minimal` wished.");
+            .description("The same without a body, with `Prefer: return=minimal`.");
         responses.insert("204".to_owned(), counted(minimal, &["Preference-Applied"]));
         responses
     }
@@ -50,25 +50,29 @@ impl IntoResponses for Refused {
         let schema = AllOfBuilder::new()
             .item(Ref::from_schema_name(Problem::name()))
             .item(Ref::from_schema_name(UsageResult::name()));
-        let problem = ContentBuilder::new()
+        let content = ContentBuilder::new()
             .schema(Some(schema))
-            .examples_from_iter([example(("limit_exceeded", refusal()))]);
+            .examples_from_iter([example("limit_exceeded", refusal())]);
         let response = ResponseBuilder::new()
             .description(
-                "The organization's limit refused; nothing was counted. Carries the usage result; empty with \
+                "The organization's limit refused; nothing was counted. Includes the usage result; empty with \
                  `Prefer: return=minimal`.",
             )
-            .content(MEDIA_TYPE, problem.build());
+            .content(MEDIA_TYPE, content.build());
         let headers = ["Retry-After", "Preference-Applied"];
         [("429".to_owned(), counted(response, &headers))].into()
     }
 }
 
-fn example((name, value): (&str, Value)) -> (String, Example) {
-    (
-        name.to_owned(),
-        ExampleBuilder::new().value(Some(value)).build(),
-    )
+/// Adds the headers of every call that counts, and some more.
+fn counted(response: ResponseBuilder, more: &[&str]) -> RefOr<Response> {
+    let common = ["RateLimit-Policy", "RateLimit", "Idempotent-Replayed"];
+    with_headers(response, &[&common, more].concat())
+}
+
+fn example(name: &str, value: Value) -> (String, Example) {
+    let example = ExampleBuilder::new().value(Some(value));
+    (name.to_owned(), example.build())
 }
 
 fn one() -> Value {
@@ -96,10 +100,4 @@ fn refusal() -> Value {
         "remaining": 995, "overage": 0, "enforcement": "hard", "periodStart": "2026-11-01T00:00:00Z",
         "resetDate": "2026-12-01T00:00:00Z", "deniedBy": ["api"], "first": true, "retryAt": "2026-12-01T00:00:00Z"
     })
-}
-
-/// Adds the headers of every counting call, and some more.
-fn counted(response: ResponseBuilder, more: &[&str]) -> RefOr<Response> {
-    let common = ["RateLimit-Policy", "RateLimit", "Idempotent-Replayed"];
-    with_headers(response, &[&common, more].concat())
 }

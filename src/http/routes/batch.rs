@@ -204,7 +204,7 @@ pub(in crate::http) async fn batch(
     let large = items.body.len() >= LARGE;
     let _turn = if large {
         let turn = timeout(state.body_patience, state.batches.turn(&caller.name())).await;
-        Some(turn.map_err(|_| Error::Busy(TOO_MANY_BATCHES))?)
+        Some(turn.map_err(|_| Error::Overloaded(TOO_MANY_BATCHES))?)
     } else {
         None
     };

@@ -23,10 +23,11 @@ use crate::domain::period::ResetMode;
 use crate::domain::quantity::Count;
 use crate::http::auth::{InOrganization, OrganizationParam, Read};
 use crate::http::extract::{Query, instant};
+use crate::http::failures::caused;
 use crate::http::list::{List, PageSize};
 use crate::http::openapi::problems::NeedsCounterStore;
 use crate::http::path::Path;
-use crate::http::problem::{Error, caused};
+use crate::http::problem::Error;
 use crate::http::state::State;
 use crate::usage::history::{self, Entry};
 

@@ -33,13 +33,13 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::extract::NoQuery;
-use super::openapi;
+use super::openapi::document;
 use super::state::State;
 use crate::config::PLUGIN_PATH;
 
 /// Every route, and its description. The metrics are beside the others unless they have an address of their own.
 pub(super) fn routes(with_metrics: bool, plugin_path: &str) -> OpenApiRouter<State> {
-    let routes = OpenApiRouter::with_openapi(openapi::outline())
+    let routes = OpenApiRouter::with_openapi(document::outline())
         .routes(routes!(counting::track))
         .routes(routes!(counting::consume))
         .routes(routes!(counting::check))
@@ -105,8 +105,8 @@ fn plugin_routes() -> OpenApiRouter<State> {
 }
 
 /// The OpenAPI document of every route.
-pub(super) fn document() -> utoipa::openapi::OpenApi {
-    openapi::complete(routes(true, PLUGIN_PATH).into_openapi())
+pub(super) fn openapi() -> utoipa::openapi::OpenApi {
+    document::complete(routes(true, PLUGIN_PATH).into_openapi())
 }
 
 /// The document, as JSON
@@ -121,6 +121,6 @@ pub(super) fn document() -> utoipa::openapi::OpenApi {
 )]
 async fn openapi_json(_: NoQuery) -> impl IntoResponse {
     static TEXT: LazyLock<String> =
-        LazyLock::new(|| serde_json::to_string(&document()).unwrap_or_default());
+        LazyLock::new(|| serde_json::to_string(&openapi()).unwrap_or_default());
     ([(CONTENT_TYPE, "application/json")], TEXT.as_str())
 }

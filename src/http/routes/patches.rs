@@ -9,7 +9,7 @@ use utoipa::{PartialSchema, ToSchema};
 use crate::admin;
 use crate::domain::ids::{METERS_MAX, MeterId};
 use crate::domain::input::{WarnAt, optional};
-use crate::domain::patch::{Change, named, not_null};
+use crate::domain::patch::{Change, double_option, not_null};
 use crate::domain::policy::{
     Enforcement, Feature, Limit, LimitOverride, OrganizationSettings, TemporaryLimit, warn_at,
 };
@@ -20,7 +20,7 @@ use crate::domain::quantity::Count;
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(in crate::http) struct LimitChange {
     /// Units that a period includes; null is unlimited, 0 is nothing.
-    #[serde(default, deserialize_with = "named")]
+    #[serde(default, deserialize_with = "double_option")]
     #[schema(value_type = Option<Count>)]
     limit: Option<Limit>,
     /// What happens beyond the limit.

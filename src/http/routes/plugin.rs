@@ -25,7 +25,7 @@ use crate::domain::policy::{Feature, Features};
 use crate::domain::quantity::Count;
 use crate::http::auth::{Caller, OrganizationParam, PlatformAdministrator, Read, ResetExpired};
 use crate::http::extract::{Body, Query};
-use crate::http::openapi::with_headers;
+use crate::http::openapi::headers::with_headers;
 use crate::http::problem::Error;
 use crate::http::routes::usage::usage_for;
 use crate::http::state::State;
