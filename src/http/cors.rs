@@ -1,5 +1,5 @@
-//! What browsers let pages of other origins do: call, and read what the answers say in headers.
-//! Never with cookies, which `/v1` does not know.
+//! CORS: pages of allowed origins may call the API and read its response headers. Without credentials mode, because
+//! the API has no cookies.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use super::request_log::REQUEST_ID;
 use crate::config::Origins;
 
-/// How long a browser may remember that it may call.
-const MEMORY: Duration = Duration::from_hours(1);
+/// How long a browser may cache a preflight response.
+const MAX_AGE: Duration = Duration::from_hours(1);
 
-/// The layer that answers browsers; none where nobody's pages may call.
+/// The layer; none where no origin is allowed.
 pub(super) fn layer(origins: &Origins) -> Option<CorsLayer> {
     const NAME: HeaderName = HeaderName::from_static(REQUEST_ID);
     let allowed = match origins {
@@ -55,6 +55,6 @@ pub(super) fn layer(origins: &Origins) -> Option<CorsLayer> {
             HeaderName::from_static("ratelimit-policy"),
             NAME,
         ])
-        .max_age(MEMORY);
+        .max_age(MAX_AGE);
     Some(layer)
 }

@@ -1,11 +1,10 @@
-//! Instants in the answers to calls that count, as chrono's own implementation of serde writes them (RFC 3339). That
-//! formats each number for itself, and hands one character after the other to the writer of JSON, which looks for
-//! something to escape in each.
+//! Serializes instants on the hot path exactly as chrono does (RFC 3339), but faster: chrono formats each number by
+//! itself and passes single characters to the JSON writer, which checks each for escaping.
 
 use chrono::{DateTime, Datelike as _, SecondsFormat, Timelike as _, Utc};
 use serde::Serializer;
 
-/// Writes an instant.
+/// Serializes an instant.
 pub(super) fn required<S: Serializer>(instant: &DateTime<Utc>, to: S) -> Result<S::Ok, S::Error> {
     if let Some(text) = whole_second(instant)
         && let Ok(text) = str::from_utf8(&text)
@@ -15,7 +14,7 @@ pub(super) fn required<S: Serializer>(instant: &DateTime<Utc>, to: S) -> Result<
     to.serialize_str(&instant.to_rfc3339_opts(SecondsFormat::AutoSi, true))
 }
 
-/// The text of an instant as nearly all are: of a year with four digits, and without a fraction.
+/// The usual case: a year with four digits, and no fraction of a second.
 fn whole_second(instant: &DateTime<Utc>) -> Option<[u8; 20]> {
     let mut text = *b"0000-00-00T00:00:00Z";
     let year = u32::try_from(instant.year())
@@ -40,7 +39,7 @@ fn whole_second(instant: &DateTime<Utc>) -> Option<[u8; 20]> {
     Some(text)
 }
 
-/// Writes an instant, or null.
+/// Serializes an instant or null.
 #[expect(clippy::ref_option, reason = "serde passes a reference to the field")]
 pub(super) fn optional<S: Serializer>(
     instant: &Option<DateTime<Utc>>,
@@ -67,7 +66,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn instants_read_as_everywhere_else(
+        fn instants_are_serialized_as_chrono_does(
             seconds in -62_167_219_200_i64..300_000_000_000,
             ms in prop_oneof![Just(0), 0..1000_i64],
             ends: bool,

@@ -1,4 +1,4 @@
-//! HTTP and JSON: the router with its layers; `routes` has every route.
+//! The HTTP API: the router with its layers. Handlers are in `routes`.
 
 mod auth;
 mod body;
@@ -38,14 +38,14 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
     routes::openapi()
 }
 
-/// Every route, with the layers that all of them share.
+/// Every route, with the shared layers.
 pub fn router(state: State) -> Router {
     let cors = cors::layer(&state.cors_origins);
     let (routes, _) = routes::routes(!state.metrics_apart, &state.plugin_path).split_for_parts();
     routes
         .fallback(|| async { Error::NotFound("there is nothing at this path") })
         .method_not_allowed_fallback(|| async { Error::MethodNotAllowed })
-        // As one layer, because the router puts every layer of its own into a box, for every request.
+        // One layer, because the router boxes each layer for every request.
         .layer(
             ServiceBuilder::new()
                 .layer(RequestLog::layer(state.ctx.metrics.clone()))

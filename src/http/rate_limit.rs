@@ -1,5 +1,4 @@
-//! `RateLimit-Policy` and `RateLimit`: what may be used and what is left of it, for clients that know
-//! nothing else of this service (draft-ietf-httpapi-ratelimit-headers-11).
+//! The `RateLimit-Policy` and `RateLimit` headers, for generic clients (draft-ietf-httpapi-ratelimit-headers-11).
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use chrono::{DateTime, Duration, Utc};
@@ -10,16 +9,19 @@ use crate::usage::MeterUsage;
 const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 
-/// The largest integer that a structured field can hold (RFC 9651); larger limits read as this.
+/// The largest integer of a structured field (RFC 9651); larger limits are capped.
 const INTEGER_MAX: u64 = 999_999_999_999_999;
 
-/// What a header with one meter takes at most, as a rule.
-const LENGTH: usize = 64;
+/// Usually enough for a header with one meter.
+const CAPACITY: usize = 64;
 
-/// One member for each meter that has a limit; no header where none has. Of a period that is over nothing is told: nobody
-/// can use what is left of it.
+/// Adds one member for each meter with a limit; no header where no meter has one. Omits ended periods, whose rest cannot
+/// be used any more.
 pub(super) fn describe(meters: &[MeterUsage], now: DateTime<Utc>, headers: &mut HeaderMap) {
-    let (mut policies, mut limits) = (String::with_capacity(LENGTH), String::with_capacity(LENGTH));
+    let (mut policies, mut limits) = (
+        String::with_capacity(CAPACITY),
+        String::with_capacity(CAPACITY),
+    );
     for usage in meters {
         let (Some(limit), Some(remaining)) = (usage.rule.limit, usage.remaining()) else {
             continue;
@@ -31,7 +33,7 @@ pub(super) fn describe(meters: &[MeterUsage], now: DateTime<Utc>, headers: &mut 
             policies.push_str(", ");
             limits.push_str(", ");
         }
-        // No character of a meter's name means anything inside a quoted string.
+        // A meter's name needs no escaping inside a quoted string.
         for (members, parameter, units) in [
             (&mut policies, "\";q=", limit),
             (&mut limits, "\";r=", remaining),
@@ -40,7 +42,7 @@ pub(super) fn describe(meters: &[MeterUsage], now: DateTime<Utc>, headers: &mut 
             members.push_str(usage.meter.as_str());
             push(members, parameter, integer(units));
         }
-        // Without an end there is no window.
+        // A period without end has no window.
         if let Some(end) = usage.period.end {
             push(
                 &mut policies,
@@ -61,7 +63,7 @@ pub(super) fn describe(meters: &[MeterUsage], now: DateTime<Utc>, headers: &mut 
     }
 }
 
-/// Without the machinery of formatting, because every counted call has these.
+/// Faster than `format!`: these headers are on the hot path.
 fn push(members: &mut String, parameter: &str, number: u64) {
     members.push_str(parameter);
     members.push_str(itoa::Buffer::new().format(number));
@@ -71,7 +73,7 @@ fn integer(count: Count) -> u64 {
     count.get().min(INTEGER_MAX)
 }
 
-/// Rounded up, in `Retry-After` too: a caller that waits exactly this long must find what it waited for.
+/// Rounded up: a caller that waits exactly this long, also after `Retry-After`, must find the new period.
 pub(super) fn seconds(duration: Duration) -> u64 {
     let milliseconds = u64::try_from(duration.num_milliseconds()).unwrap_or(0);
     milliseconds.div_ceil(1000).min(INTEGER_MAX)

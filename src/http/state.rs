@@ -1,4 +1,4 @@
-//! The handles that the HTTP faces share.
+//! The handles that HTTP handlers share.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -14,38 +14,38 @@ use crate::usage::Usage;
 use crate::usage::history::History;
 use crate::usage::verify::Verifier;
 
-/// Everything that a handler may need; clones share it.
+/// Shared handles; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct State(Arc<Handles>);
 
-/// The handles themselves.
+/// The handles.
 #[derive(Debug)]
 pub struct Handles {
-    /// Who may call.
+    /// Authenticates callers.
     pub auth: Auth,
-    /// Counting and reading.
+    /// Counts and reads usage.
     pub usage: Usage,
-    /// What was used when.
+    /// Reads past usage.
     pub history: History,
-    /// Changing.
+    /// Administers organizations, plans and keys.
     pub admin: Admin,
-    /// Comparing.
+    /// Compares Redis with Postgres.
     pub verifier: Verifier,
-    /// Notifying others.
+    /// Administers webhooks.
     pub webhooks: Webhooks,
     /// Servers, clock and metrics.
     pub ctx: Context,
-    /// Whether the metrics are told elsewhere than beside the API.
+    /// Whether `/metrics` has an address of its own.
     pub metrics_apart: bool,
-    /// Below which the Better Auth plugin's endpoints are.
+    /// The path prefix of the Better Auth plugin's endpoints.
     pub plugin_path: String,
-    /// Whose pages may call from a browser.
+    /// Origins whose pages may call the API.
     pub cors_origins: Origins,
-    /// How long the body of a request may take to arrive.
+    /// The timeout of receiving a body.
     pub body_patience: Duration,
-    /// The bytes of bodies that are under way.
+    /// The memory budget of bodies being received.
     pub bodies: Budget,
-    /// Whose large batches are under way.
+    /// Limits the large batches that a caller has processed at once.
     pub batches: Turns,
     /// Set when the service stops taking new work.
     pub draining: AtomicBool,

@@ -178,7 +178,9 @@ async fn a_client_that_disconnects_is_logged() {
     let () = world.redis_command(&["CLIENT", "PAUSE", "600000"]).await;
     caller.write_all(body).await.unwrap();
     drop(caller);
-    let line = service.line(|line| line.contains("went away")).await;
+    let line = service
+        .line(|line| line.contains("client disconnected"))
+        .await;
     let line: Value = serde_json::from_str(&line).unwrap();
     assert_eq!(line["request_id"], "gone");
     assert_eq!(line["route"], "/v1/track");

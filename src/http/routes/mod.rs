@@ -1,7 +1,7 @@
-//! Every route on this page, one file for each resource.
+//! The table of routes; each resource has a file.
 //!
-//! Handlers translate; they decide nothing. Permission is a type in a handler's signature
-//! ([`super::extract`]): one that takes none of `Ingest`, `Refund`, `Read` and `Administrator` is public.
+//! Handlers translate between HTTP and the use cases, without decisions of their own. Permission is a type in a
+//! handler's signature ([`super::auth`]): a handler without one is public.
 
 pub(super) mod adjustments;
 pub(super) mod audit;
@@ -37,7 +37,7 @@ use super::openapi::document;
 use super::state::State;
 use crate::config::PLUGIN_PATH;
 
-/// Every route, and its description. The metrics are beside the others unless they have an address of their own.
+/// Every route with its description; `/metrics` unless it has an address of its own.
 pub(super) fn routes(with_metrics: bool, plugin_path: &str) -> OpenApiRouter<State> {
     let routes = OpenApiRouter::with_openapi(document::outline())
         .routes(routes!(counting::track))
@@ -109,9 +109,9 @@ pub(super) fn openapi() -> utoipa::openapi::OpenApi {
     document::complete(routes(true, PLUGIN_PATH).into_openapi())
 }
 
-/// The document, as JSON
+/// The OpenAPI document
 ///
-/// OpenAPI 3.1, generated from the program that answers.
+/// OpenAPI 3.1, generated from the running program.
 #[utoipa::path(
     get,
     path = "/openapi.json",

@@ -15,11 +15,11 @@ use crate::domain::policy::{
 };
 use crate::domain::quantity::Count;
 
-/// What a patch changes of one meter's limit; what is absent stays.
+/// A change of one meter's limit; absent fields stay.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(in crate::http) struct LimitChange {
-    /// Units that a period includes; null is unlimited, 0 is nothing.
+    /// Units included in a period; null is unlimited, 0 is nothing.
     #[serde(default, deserialize_with = "double_option")]
     #[schema(value_type = Option<Count>)]
     limit: Option<Limit>,
@@ -27,11 +27,11 @@ pub(in crate::http) struct LimitChange {
     #[serde(default, deserialize_with = "not_null")]
     #[schema(nullable = false)]
     enforcement: Option<Enforcement>,
-    /// Percentages of the limit at which people are told, ascending.
+    /// Percentages of the limit at which to notify, ascending.
     #[serde(default, deserialize_with = "optional::<WarnAt, _>")]
     #[schema(schema_with = warn_at)]
     warn_at: Option<Vec<u16>>,
-    /// A limit that lies on top for a time; null ends it.
+    /// A limit that applies for a time instead of the lasting one; null ends it.
     #[serde(default)]
     #[schema(value_type = Option<TemporaryLimit>)]
     temporary: Change<TemporaryLimit>,
@@ -50,7 +50,7 @@ impl From<LimitChange> for admin::LimitChange {
     }
 }
 
-/// What a patch of limits takes: a change for each meter, or null.
+/// The body of a patch of limits, for the OpenAPI document: a change for each meter, or null.
 pub(in crate::http) struct LimitPatch;
 
 impl PartialSchema for LimitPatch {
@@ -60,9 +60,7 @@ impl PartialSchema for LimitPatch {
             .item(Ref::from_schema_name(LimitChange::name()));
         ObjectBuilder::new()
             .schema_type(SchemaType::new(Type::Object))
-            .description(Some(
-                "By meter; null removes all that is the organization's own.",
-            ))
+            .description(Some("By meter; null removes the organization's own limit."))
             .property_names(Some(MeterId::schema()))
             .additional_properties(Some(RefOr::T(Schema::OneOf(change.build()))))
             .max_properties(Some(METERS_MAX))
@@ -85,7 +83,7 @@ impl ToSchema for LimitPatch {
     }
 }
 
-/// What a patch of settings takes: any of them, or null.
+/// The body of a patch of settings, for the OpenAPI document: any of them, or null.
 pub(in crate::http) struct SettingsPatch;
 
 impl PartialSchema for SettingsPatch {
@@ -95,9 +93,10 @@ impl PartialSchema for SettingsPatch {
             _ => Object::new(),
         };
         patch.description = Some(
-            "Changes of an organization's settings: what is absent stays, null is the default again.".to_owned(),
+            "Changes of an organization's settings: absent fields stay, null restores the default."
+                .to_owned(),
         );
-        // What is absent is no default here, but stays.
+        // Absent fields stay, so they have no default.
         patch.default = None;
         for field in patch.properties.values_mut() {
             if let RefOr::T(Schema::Object(field)) = field {
