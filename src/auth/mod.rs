@@ -190,11 +190,11 @@ impl Auth {
         let Some(seal) = self.seal.get() else {
             return Ok(0);
         };
-        let connection = self.ctx.redis.connection().await?;
+        let redis = self.ctx.redis.pooled().await?;
         let mut written = 0;
         loop {
             // The mark is in the same hash as the records, so a rollback of Redis takes it back as well.
-            let mark = connection.api_keys_mark().await?;
+            let mark = redis.api_keys_mark().await?;
             // A mark that this database did not seal is ignored.
             let revision = mark
                 .as_deref()
@@ -219,7 +219,7 @@ impl Auth {
                 replace: changes.from_the_first,
             };
             // If another instance was faster, the next step continues at its mark.
-            if connection.mirror_api_keys(mark.as_deref(), &step).await? {
+            if redis.mirror_api_keys(mark.as_deref(), &step).await? {
                 written += step.records.len();
             }
         }

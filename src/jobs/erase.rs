@@ -44,7 +44,6 @@ impl Eraser {
         if due.is_empty() {
             return Ok(0);
         }
-        let connection = self.ctx.redis.connection().await?;
         let incarnations: BTreeMap<_, _> = due
             .iter()
             .map(|it| (it.organization.clone(), it.incarnation))
@@ -52,7 +51,9 @@ impl Eraser {
         for erasure in &due {
             while deletions::erase_history(postgres, erasure).await? > 0 {}
         }
-        connection.erase_traces(&incarnations).await?;
+        let redis = self.ctx.redis.pooled().await?;
+        redis.erase_traces(&incarnations).await?;
+        drop(redis);
         for erasure in &due {
             deletions::finish(postgres, erasure).await?;
         }

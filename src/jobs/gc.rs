@@ -40,15 +40,14 @@ impl GarbageCollector {
 
     /// Scans all keys once.
     pub async fn collect_once(&self) -> Result<Collected, redis::Error> {
-        let connection = self.ctx.redis.connection().await?;
         let now = self.ctx.clock.now();
         let ended_before = retention::oldest_end(now, self.ctx.late);
         let (mut cursor, mut collected) = (0, Collected::default());
         loop {
             let started = Instant::now();
-            let (next, step) = connection
-                .collect(cursor, ended_before, now - UNCOUNTED)
-                .await?;
+            let redis = self.ctx.redis.pooled().await?;
+            let (next, step) = redis.collect(cursor, ended_before, now - UNCOUNTED).await?;
+            drop(redis);
             collected.counters += step.counters;
             collected.organizations += step.organizations;
             if next == 0 {
@@ -71,8 +70,10 @@ impl GarbageCollector {
     }
 
     async fn collect_if_due(&self) -> Result<(), redis::Error> {
-        let connection = self.ctx.redis.connection().await?;
-        if connection.lease_gc(COLLECTION_INTERVAL_MS).await? {
+        let redis = self.ctx.redis.pooled().await?;
+        let leased = redis.lease_gc(COLLECTION_INTERVAL_MS).await?;
+        drop(redis);
+        if leased {
             let Collected {
                 counters,
                 organizations,

@@ -2,7 +2,7 @@
 
 use ::redis::cmd;
 
-use super::connection::Connection;
+use super::channel::Channel;
 use super::error::Error;
 use super::scripts::MIRROR;
 use crate::domain::ids::ApiKeyId;
@@ -21,7 +21,7 @@ pub struct KeyChanges<'a> {
     pub replace: bool,
 }
 
-impl Connection {
+impl Channel {
     /// The mirrored record of an API key.
     pub async fn api_key(&self, id: &ApiKeyId) -> Result<Option<String>, Error> {
         self.mirrored(id.as_str()).await

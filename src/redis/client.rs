@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use deadpool_redis::Pool;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 
@@ -12,27 +13,34 @@ use super::count::types::{Operation, Outcome};
 use super::error::Error;
 use super::keys::Shard;
 use super::node::{Node, Settings, Unnumbered};
+use super::pool::{self, Pooled};
 use crate::clock::Clock;
 use crate::metrics::Metrics;
 
-/// The handle on Redis; clones share one connection and its lanes.
+/// The handle on Redis; clones share one fenced connection, its lanes and the pool.
 #[derive(Debug, Clone)]
 pub struct Redis {
-    pub(super) node: Arc<Node>,
-    pub(super) lanes: Lanes,
+    node: Arc<Node>,
+    lanes: Lanes,
+    pool: Pool,
 }
 
 impl Redis {
     /// A handle that connects at its first use.
     pub fn new(settings: Settings, clock: Clock, metrics: Metrics) -> Result<Self, Error> {
         let node = Arc::new(Node::new(settings, clock, metrics)?);
-        let lanes = Lanes::start(&node);
-        Ok(Self { node, lanes })
+        let (lanes, pool) = (Lanes::start(&node), pool::build(&node)?);
+        Ok(Self { node, lanes, pool })
     }
 
-    /// The connection in use, or a new one on which every shard has been identified.
+    /// The fenced connection in use, or a new one on which every shard has been identified.
     pub async fn connection(&self) -> Result<Arc<Connection>, Error> {
         self.node.connection().await
+    }
+
+    /// A pooled connection, for what reads or scans a lot.
+    pub async fn pooled(&self) -> Result<Pooled, Error> {
+        pool::checkout(&self.pool, &self.node).await
     }
 
     /// Reads again which data sets these shards have; returns those that need a number.

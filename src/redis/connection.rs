@@ -4,41 +4,36 @@
 //! acknowledged writes. So it first compares the server's run id with the one recorded in every shard (`generation.lua`),
 //! and generations are facts about one connection.
 
-use std::collections::HashMap;
+use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
-use ::redis::aio::MultiplexedConnection;
-use ::redis::{
-    AsyncConnectionConfig, Client, Cmd, ErrorKind, FromRedisValue, Pipeline, PushInfo, PushKind,
-    RedisResult, ServerErrorKind,
-};
+use ::redis::{Client, PushInfo, PushKind};
 use tokio::sync::mpsc::unbounded_channel;
 
+use super::channel::{self, Channel};
 use super::error::Error;
-use super::keys::{Keys, LAYOUT, SHARDS, Shard};
-use super::scripts::Script;
+use super::keys::{Keys, SHARDS, Shard};
 use crate::metrics::Metrics;
-
-/// How long a reply may take before the connection counts as broken.
-const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How long connecting may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A connection, with the generation of every shard as it was seen over this connection.
 #[derive(Debug)]
 pub struct Connection {
-    inner: MultiplexedConnection,
+    channel: Channel,
     /// The random name of the server process.
     pub(super) run_id: String,
-    pub(super) keys: Keys,
+    pub(super) established: Instant,
     /// By shard; 0 while it has no number.
     generations: [AtomicU64; SHARDS as usize],
-    /// Set once; a broken connection is replaced.
-    broken: Arc<AtomicBool>,
-    pub(super) metrics: Metrics,
+}
+
+impl Deref for Connection {
+    type Target = Channel;
+
+    fn deref(&self) -> &Channel {
+        &self.channel
+    }
 }
 
 impl Connection {
@@ -49,23 +44,13 @@ impl Connection {
         metrics: &Metrics,
     ) -> Result<Self, Error> {
         let (sender, mut pushes) = unbounded_channel::<PushInfo>();
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_response_timeout(Some(RESPONSE_TIMEOUT))
-            .set_push_sender(sender);
+        let config = channel::config().set_push_sender(sender);
         let inner = client
             .get_multiplexed_async_connection_with_config(&config)
             .await
             .map_err(|error| Error::Unavailable(error.to_string()))?;
-        let mut connection = Self {
-            inner,
-            run_id: String::new(),
-            keys: keys.clone(),
-            generations: [const { AtomicU64::new(0) }; SHARDS as usize],
-            broken: Arc::default(),
-            metrics: metrics.clone(),
-        };
-        let broken = Arc::clone(&connection.broken);
+        let channel = Channel::new(inner, keys, metrics);
+        let broken = Arc::clone(&channel.broken);
         #[expect(
             clippy::disallowed_methods,
             reason = "it ends with the connection, which holds the only sender, and has nothing to save"
@@ -78,8 +63,12 @@ impl Connection {
             }
             broken.store(true, Ordering::Release);
         });
-        connection.run_id = connection.examine().await?;
-        Ok(connection)
+        Ok(Self {
+            run_id: channel.examine().await?,
+            channel,
+            established: Instant::now(),
+            generations: [const { AtomicU64::new(0) }; SHARDS as usize],
+        })
     }
 
     /// The generation of a shard's data set, once it has a number.
@@ -93,153 +82,4 @@ impl Connection {
     pub(super) fn set_generation(&self, shard: Shard, number: Option<u64>) {
         self.generations[shard.index()].store(number.unwrap_or(0), Ordering::Release);
     }
-
-    pub(super) fn is_broken(&self) -> bool {
-        self.broken.load(Ordering::Acquire)
-    }
-
-    pub(super) fn mark_broken(&self) {
-        self.broken.store(true, Ordering::Release);
-    }
-
-    /// Runs one command.
-    pub(super) async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Error> {
-        let reply = command.query_async(&mut self.inner.clone()).await;
-        self.check(reply)
-    }
-
-    /// Runs several commands in one round trip.
-    pub(super) async fn query_all<T: FromRedisValue>(
-        &self,
-        commands: &Pipeline,
-    ) -> Result<T, Error> {
-        let reply = commands.query_async(&mut self.inner.clone()).await;
-        self.check(reply)
-    }
-
-    /// Runs a script once, and measures it.
-    pub(super) async fn invoke<T: FromRedisValue>(
-        &self,
-        script: &Script,
-        call: &Cmd,
-    ) -> Result<T, Error> {
-        let started = Instant::now();
-        let reply = self.evaluate(script, call).await;
-        self.metrics
-            .script_completed(script.label, started.elapsed());
-        reply
-    }
-
-    /// Runs a script several times in one round trip. An error of one call is an error of all, although the others were
-    /// executed.
-    pub(super) async fn invoke_all<T: FromRedisValue>(
-        &self,
-        script: &Script,
-        calls: impl IntoIterator<Item = Cmd>,
-    ) -> Result<Vec<T>, Error> {
-        let mut pipeline = ::redis::pipe();
-        for call in calls {
-            pipeline.add_command(call);
-        }
-        if pipeline.is_empty() {
-            return Ok(Vec::new());
-        }
-        let started = Instant::now();
-        let reply = pipeline.query_async(&mut self.inner.clone()).await;
-        let replies = if lacks_script(&reply) {
-            self.load_and_run(script, pipeline.cmd_iter()).await
-        } else {
-            self.check(reply)
-        };
-        self.metrics
-            .script_completed(script.label, started.elapsed());
-        replies
-    }
-
-    /// Runs a script; loads it first if the server lacks it.
-    pub(super) async fn evaluate<T: FromRedisValue>(
-        &self,
-        script: &Script,
-        call: &Cmd,
-    ) -> Result<T, Error> {
-        let reply = call.query_async(&mut self.inner.clone()).await;
-        if lacks_script(&reply) {
-            let (reply,) = self.load_and_run(script, std::iter::once(call)).await?;
-            return Ok(reply);
-        }
-        self.check(reply)
-    }
-
-    /// Loads and runs a script in one transaction, so that no `SCRIPT FLUSH` comes in between.
-    async fn load_and_run<'a, T: FromRedisValue>(
-        &self,
-        script: &Script,
-        calls: impl Iterator<Item = &'a Cmd>,
-    ) -> Result<T, Error> {
-        let mut transaction = ::redis::pipe();
-        transaction.atomic();
-        transaction
-            .cmd("SCRIPT")
-            .arg("LOAD")
-            .arg(&script.text)
-            .ignore();
-        for call in calls {
-            transaction.add_command(call.clone());
-        }
-        self.query_all(&transaction).await
-    }
-
-    fn check<T>(&self, reply: RedisResult<T>) -> Result<T, Error> {
-        reply.map_err(|error| {
-            let error = Error::from(error);
-            if error.breaks_connection() {
-                self.mark_broken();
-            }
-            error
-        })
-    }
-
-    /// Checks version, eviction policy and key layout; returns the run id.
-    async fn examine(&self) -> Result<String, Error> {
-        let mut pipeline = ::redis::pipe();
-        pipeline.cmd("INFO");
-        pipeline
-            .cmd("SET")
-            .arg((self.keys.layout(), LAYOUT, "NX"))
-            .ignore();
-        pipeline.cmd("GET").arg(self.keys.layout());
-        let (info, layout): (String, Option<String>) = self.query_all(&pipeline).await?;
-        let facts: HashMap<&str, &str> = info
-            .lines()
-            .filter_map(|line| line.split_once(':'))
-            .collect();
-        let fact = |name: &str| facts.get(name).copied().unwrap_or_default();
-
-        let (version, policy) = (fact("redis_version"), fact("maxmemory_policy"));
-        let major = version
-            .split('.')
-            .next()
-            .and_then(|major| major.parse::<u32>().ok());
-        if major.is_none_or(|major| major < 7) {
-            return Err(Error::Unfit(format!(
-                "Redis 7 or newer is needed, this is {version}"
-            )));
-        }
-        if policy != "noeviction" {
-            return Err(Error::Unfit(format!(
-                "maxmemory-policy is {policy}, which may drop counts; set it to noeviction"
-            )));
-        }
-        if layout.as_deref() != Some(LAYOUT) {
-            return Err(Error::Unfit(format!(
-                "its keys are laid out as {}, this version needs {LAYOUT}",
-                layout.unwrap_or_default()
-            )));
-        }
-        Ok(fact("run_id").to_owned())
-    }
-}
-
-fn lacks_script<T>(reply: &RedisResult<T>) -> bool {
-    matches!(reply, Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript))
 }

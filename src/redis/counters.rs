@@ -2,7 +2,7 @@
 
 use ::redis::cmd;
 
-use super::connection::Connection;
+use super::channel::Channel;
 use super::count::reply;
 use super::count::types::{Attempt, Outcome};
 use super::counter_value;
@@ -14,7 +14,7 @@ use crate::domain::verification::LiveCounter;
 /// How many counters are read in one round trip, so that counting never waits for long behind it.
 pub const READ_MAX: usize = 250;
 
-impl Connection {
+impl Channel {
     /// The recorded outcomes of idempotency keys; none where there is no record.
     pub async fn answered(
         &self,

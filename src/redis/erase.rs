@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::connection::Connection;
+use super::channel::Channel;
 use super::error::Error;
 use super::keys::Shard;
 use super::scripts::ERASE;
@@ -22,7 +22,7 @@ pub struct Erased {
     pub records: usize,
 }
 
-impl Connection {
+impl Channel {
     /// Erases those of these counters that are older than `incarnation`; returns how many.
     pub async fn erase(
         &self,

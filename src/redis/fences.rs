@@ -9,7 +9,7 @@ use std::time::Duration;
 use ::redis::cmd;
 use tokio::time::timeout;
 
-use super::connection::Connection;
+use super::channel::Channel;
 use super::error::Error;
 use super::scripts::UNFENCE;
 use crate::domain::ids::OrganizationId;
@@ -17,7 +17,7 @@ use crate::domain::ids::OrganizationId;
 /// How long writing a fence may take, because the writer holds the lock of all changes.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 
-impl Connection {
+impl Channel {
     /// Fails if Redis takes no writes, because it is full or a replica.
     pub async fn writable(&self) -> Result<(), Error> {
         let arguments = (self.keys.writable(), "", "PX", 1000);

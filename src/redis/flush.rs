@@ -1,10 +1,10 @@
 //! What the flusher reads and writes: dirty counters, leases, and what Postgres has.
 
-use ::redis::{Value, from_redis_value, pipe};
+use ::redis::pipe;
 use chrono::{DateTime, Utc};
 
+use super::channel::Channel;
 use super::codec::{Array, size};
-use super::connection::Connection;
 use super::error::Error;
 use super::keys::Shard;
 use super::scripts::SETTLE;
@@ -37,7 +37,7 @@ pub struct Settlement<'a> {
     pub drop_hours_before: DateTime<Utc>,
 }
 
-impl Connection {
+impl Channel {
     /// The shards that have dirty counters.
     pub async fn backlog(&self) -> Result<Vec<Backlog>, Error> {
         let mut pipeline = pipe();
@@ -46,28 +46,22 @@ impl Connection {
             pipeline.cmd("ZCARD").arg(&dirty);
             pipeline.cmd("ZRANGE").arg((dirty, 0, 0, "WITHSCORES"));
         }
-        let replies: Vec<Value> = self.query_all(&pipeline).await?;
-        let mut shards = Vec::new();
-        for (shard, reply) in Shard::all().zip(replies.chunks(2)) {
-            let [dirty, oldest] = reply else { continue };
-            let parsed = from_redis_value(dirty.clone())
-                .and_then(|dirty| Ok((dirty, from_redis_value(oldest.clone())?)));
-            let (dirty, oldest): (usize, Vec<(String, f64)>) =
-                parsed.map_err(::redis::RedisError::from)?;
-            if let Some((_, since)) = oldest.first() {
-                #[expect(
-                    clippy::cast_possible_truncation,
-                    reason = "scores are whole milliseconds"
-                )]
-                let since = DateTime::from_timestamp_millis(*since as i64).unwrap_or_default();
-                shards.push(Backlog {
-                    shard,
-                    dirty,
-                    since,
-                });
-            }
-        }
-        Ok(shards)
+        let replies: Vec<(usize, Vec<(String, f64)>)> = self.query_all(&pipeline).await?;
+        let shards = Shard::all().zip(replies);
+        let backlogs = shards.filter_map(|(shard, (dirty, oldest))| {
+            let (_, since) = oldest.first()?;
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "scores are whole milliseconds"
+            )]
+            let since = DateTime::from_timestamp_millis(*since as i64).unwrap_or_default();
+            Some(Backlog {
+                shard,
+                dirty,
+                since,
+            })
+        });
+        Ok(backlogs.collect())
     }
 
     /// Leases shards for `ms`; returns those that no other instance has. Saves work, nothing depends on it.
@@ -75,25 +69,14 @@ impl Connection {
         if shards.is_empty() {
             return Ok(Vec::new());
         }
-        let leases = shards.iter().map(|shard| self.keys.lease(*shard));
-        let taken = self.take_leases(leases, ms).await?;
-        let taken = shards.iter().zip(taken).filter(|(_, taken)| *taken);
-        Ok(taken.map(|(shard, _)| *shard).collect())
-    }
-
-    /// Takes leases for `ms`; for each whether no other instance has it.
-    pub(super) async fn take_leases(
-        &self,
-        leases: impl IntoIterator<Item = String>,
-        ms: u64,
-    ) -> Result<Vec<bool>, Error> {
         let mut pipeline = pipe();
-        for lease in leases {
-            let arguments = (lease, &self.run_id, "NX", "PX", ms);
+        for shard in shards {
+            let arguments = (self.keys.lease(*shard), "", "NX", "PX", ms);
             pipeline.cmd("SET").arg(arguments);
         }
         let taken: Vec<Option<String>> = self.query_all(&pipeline).await?;
-        Ok(taken.iter().map(Option::is_some).collect())
+        let taken = shards.iter().zip(taken).filter(|(_, it)| it.is_some());
+        Ok(taken.map(|(shard, _)| *shard).collect())
     }
 
     /// The counters that have been dirty for longest, of each shard at most so many.

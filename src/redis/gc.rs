@@ -3,9 +3,10 @@
 
 use std::collections::BTreeMap;
 
+use ::redis::cmd;
 use chrono::{DateTime, Utc};
 
-use super::connection::Connection;
+use super::channel::Channel;
 use super::error::Error;
 use super::keys::Shard;
 use super::scripts::{GC_COUNTERS, GC_ORGANIZATIONS};
@@ -21,11 +22,12 @@ pub struct Collected {
     pub organizations: usize,
 }
 
-impl Connection {
+impl Channel {
     /// Leases the collection for `ms`; false if another instance has it. Saves work, nothing depends on it.
     pub async fn lease_gc(&self, ms: u64) -> Result<bool, Error> {
-        let lease = [self.keys.gc_lease()];
-        Ok(self.take_leases(lease, ms).await? == [true])
+        let arguments = (self.keys.gc_lease(), "", "NX", "PX", ms);
+        let taken: Option<String> = self.query(cmd("SET").arg(arguments)).await?;
+        Ok(taken.is_some())
     }
 
     /// One step of a scan of all keys; returns the cursor of the next. A scan starts, and has ended, at cursor 0.

@@ -5,6 +5,7 @@
 
 mod announcement;
 mod api_keys;
+mod channel;
 mod client;
 mod codec;
 mod connection;
@@ -19,6 +20,7 @@ mod gc;
 mod keys;
 mod node;
 mod organizations;
+mod pool;
 mod recovery;
 mod scan;
 mod scripts;
@@ -26,6 +28,7 @@ mod stamp;
 
 pub use announcement::Announcement;
 pub use api_keys::KeyChanges;
+pub use channel::Channel;
 pub use client::Redis;
 pub use connection::Connection;
 pub use count::types::{Answer, Attempt, Charge, Operation, Outcome, Reading};
@@ -37,4 +40,5 @@ pub use gc::Collected;
 pub use keys::{SHARDS, Shard};
 pub use node::{Settings, Unnumbered};
 pub use organizations::{Configuration, Configured, KnownOrganization, PolicyText};
+pub use pool::Pooled;
 pub use recovery::{Correction, Missing, Moved, Next, RecoveryReply};

@@ -2,10 +2,12 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
+use ::redis::aio::MultiplexedConnection;
 use ::redis::{Client, IntoConnectionInfo, ProtocolVersion};
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
+use super::channel::Channel;
 use super::connection::Connection;
 use super::error::Error;
 use super::keys::{Keys, Shard};
@@ -82,6 +84,27 @@ impl Node {
             // Boxed: keeps the hot-path future small.
             None => Box::pin(self.reconnect()).await,
         }
+    }
+
+    /// Another connection to this node.
+    pub(super) fn channel(&self, inner: MultiplexedConnection) -> Channel {
+        Channel::new(inner, &self.keys, &self.metrics)
+    }
+
+    /// Examines a connection, and makes sure that it leads to the server process of the fenced connection. If it does not,
+    /// the process was replaced: the fenced connection is as well, which identifies the data sets of the new one.
+    pub(super) async fn admit(&self, channel: &Channel) -> Result<(), Error> {
+        let run_id = channel.examine().await?;
+        let mut fenced = self.connection().await?;
+        if fenced.run_id != run_id {
+            fenced.mark_broken();
+            fenced = self.connection().await?;
+        }
+        if fenced.run_id != run_id {
+            let replaced = "the server was replaced while connecting".to_owned();
+            return Err(Error::Unavailable(replaced));
+        }
+        Ok(())
     }
 
     fn healthy(&self) -> Option<Arc<Connection>> {

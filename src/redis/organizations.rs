@@ -4,7 +4,7 @@ use ::redis::cmd;
 use chrono::{DateTime, Utc};
 
 use super::announcement::Announcement;
-use super::connection::Connection;
+use super::channel::Channel;
 use super::error::Error;
 use super::keys::Shard;
 use super::scripts::{CONFIGURE, POLICY};
@@ -63,7 +63,7 @@ pub enum Configured {
     },
 }
 
-impl Connection {
+impl Channel {
     /// What Redis knows of some organizations; none where it does not know the policy.
     pub async fn organizations(
         &self,

@@ -2,13 +2,13 @@
 
 use ::redis::cmd;
 
-use super::connection::Connection;
+use super::channel::Channel;
 use super::error::Error;
 
 /// How many keys one step examines, so that Redis is never blocked for long.
 const STEP: usize = 500;
 
-impl Connection {
+impl Channel {
     /// Keys that match, and the cursor of the next step. A scan starts, and has ended, at cursor 0.
     pub(super) async fn scan(
         &self,

@@ -48,6 +48,7 @@ mod patching;
 mod periods;
 mod plans;
 mod plugin;
+mod pool;
 mod problems;
 mod protocol;
 mod receivers;

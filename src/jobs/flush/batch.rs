@@ -1,7 +1,6 @@
 //! One batch of a flush: counters read from Redis, stored in Postgres, and settled in Redis.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
@@ -13,7 +12,7 @@ use crate::domain::retention;
 use crate::failure::Failure;
 use crate::policies::Policies;
 use crate::postgres::usage::{self, ThresholdEvents};
-use crate::redis::{Connection, READ_MAX, Settlement, Shard};
+use crate::redis::{READ_MAX, Settlement, Shard};
 
 /// How much work Redis gets at once.
 #[derive(Debug)]
@@ -43,7 +42,6 @@ pub(super) const FULL_SPEED: Pace = Pace {
 /// Counters that one transaction stores.
 #[derive(Debug)]
 pub struct Batch {
-    connection: Arc<Connection>,
     pace: &'static Pace,
     /// What was read.
     pub snapshots: Vec<Snapshot>,
@@ -61,12 +59,13 @@ impl Batch {
         shards: &[(Shard, usize)],
         pace: &'static Pace,
     ) -> Result<Self, Failure> {
-        let connection = ctx.redis.connection().await?;
+        let redis = ctx.redis.pooled().await?;
         // Before reading, so that a later change never counts as older.
         let read_at = ctx.clock.now();
-        let mut dirty = connection.dirty(shards).await?;
+        let mut dirty = redis.dirty(shards).await?;
         dirty.sort_unstable();
-        let read = connection.read_counted(&dirty, pace.read).await?;
+        let read = redis.read_counted(&dirty, pace.read).await?;
+        drop(redis);
         let (mut snapshots, mut missing) = (Vec::with_capacity(dirty.len()), Vec::new());
         for (counter, counted) in dirty.into_iter().zip(read) {
             match counted {
@@ -76,7 +75,6 @@ impl Batch {
         }
         Ok(Self {
             threshold_events: threshold_events(policies, &snapshots).await?,
-            connection,
             pace,
             snapshots,
             missing,
@@ -95,10 +93,14 @@ impl Batch {
     /// Records in Redis what Postgres holds; returns how many counters are clean now.
     pub(super) async fn settle(&self, ctx: &Context, stored: &[bool]) -> Result<usize, Failure> {
         let settlements = self.settlements(ctx, stored);
+        if settlements.is_empty() {
+            return Ok(0);
+        }
+        let redis = ctx.redis.pooled().await?;
         let mut calls = Vec::new();
         for (shard, settlements) in &settlements {
             for chunk in settlements.chunks(self.pace.settled) {
-                calls.push(self.connection.settle(*shard, chunk, self.read_at));
+                calls.push(redis.settle(*shard, chunk, self.read_at));
             }
         }
         let clean: Vec<usize> = stream::iter(calls)

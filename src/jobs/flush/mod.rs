@@ -27,7 +27,7 @@ use crate::failure::Failure;
 use crate::metrics::Worker;
 use crate::policies::Policies;
 use crate::postgres::usage;
-use crate::redis::{Backlog, Connection, Shard};
+use crate::redis::{Backlog, Shard};
 use crate::usage::recovery::Recovery;
 use batch::{FULL_SPEED, Pace, THROTTLED};
 
@@ -114,9 +114,8 @@ impl Flusher {
 
     /// The same; also returns how long the last transaction took, after which there was no pause.
     async fn flush_throttled(&self) -> Result<(Report, Duration), Failure> {
-        let connection = self.ctx.redis.connection().await?;
         // Before Postgres is needed, so that the lag is measured while Postgres is down.
-        let mut backlog = self.backlog(&connection).await?;
+        let mut backlog = self.backlog().await?;
         self.ensure_partitions().await?;
         let lease_ms = u64::try_from(self.interval.as_millis())
             .unwrap_or(u64::MAX)
@@ -130,7 +129,9 @@ impl Flusher {
         let dirty: usize = backlog.iter().map(|it| it.dirty).sum();
         let batch_size = (dirty / BATCHES).clamp(BATCH_MIN, BATCH_MAX);
         let shards: Vec<Shard> = backlog.iter().map(|it| it.shard).collect();
-        let leased = connection.lease(&shards, lease_ms.max(1)).await?;
+        let redis = self.ctx.redis.pooled().await?;
+        let leased = redis.lease(&shards, lease_ms.max(1)).await?;
+        drop(redis);
         backlog.retain(|it| leased.contains(&it.shard));
         let (mut paused, mut took) = (Duration::ZERO, Duration::ZERO);
         let mut report = Report::default();
@@ -156,8 +157,7 @@ impl Flusher {
     }
 
     async fn store_all(&self) -> Result<Report, Failure> {
-        let connection = self.ctx.redis.connection().await?;
-        let backlog = self.backlog(&connection).await?;
+        let backlog = self.backlog().await?;
         self.ensure_partitions().await?;
         let lanes = backlog.chunks(backlog.len().div_ceil(LANES).max(1));
         let lanes = lanes.map(|lane| self.flush_lane(lane.iter().cloned().collect()));
@@ -220,8 +220,8 @@ impl Flusher {
     }
 
     /// The shards with dirty counters.
-    async fn backlog(&self, connection: &Connection) -> Result<Vec<Backlog>, Failure> {
-        let backlog = connection.backlog().await?;
+    async fn backlog(&self) -> Result<Vec<Backlog>, Failure> {
+        let backlog = self.ctx.redis.pooled().await?.backlog().await?;
         self.measure_lag(&backlog);
         Ok(backlog)
     }

@@ -1,7 +1,8 @@
 //! A way to Redis that loses what it is told to lose.
 
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use tallyman::config::Servers;
 use tempfile::TempDir;
@@ -20,6 +21,8 @@ pub struct Forgetful {
 
 /// What is to be lost; with it goes the connection.
 struct Plan {
+    /// The socket that new connections lead to.
+    target: Mutex<PathBuf>,
     next_reply: AtomicBool,
     /// Every so many pieces of traffic, whichever way they go; 0 = none.
     every: AtomicUsize,
@@ -32,8 +35,8 @@ impl Forgetful {
     pub fn new(world: &World) -> Self {
         let dir = TempDir::new().unwrap();
         let listener = UnixListener::bind(dir.path().join("redis.sock")).unwrap();
-        let target = world.redis.as_ref().unwrap().socket().to_owned();
         let plan = Arc::new(Plan {
+            target: Mutex::new(socket(world)),
             next_reply: AtomicBool::new(false),
             every: AtomicUsize::new(0),
             passed: AtomicUsize::new(0),
@@ -45,7 +48,8 @@ impl Forgetful {
             while let Ok((client, _)) = listener.accept().await {
                 let mut open = shared.open.subscribe();
                 open.wait_for(|open| *open).await.unwrap();
-                let server = UnixStream::connect(&target).await.unwrap();
+                let target = shared.target.lock().unwrap().clone();
+                let server = UnixStream::connect(target).await.unwrap();
                 tokio::spawn(forward(client, server, Arc::clone(&shared)));
             }
         });
@@ -61,6 +65,11 @@ impl Forgetful {
             ),
             ..world.servers()
         }
+    }
+
+    /// From now on new connections lead to another Redis.
+    pub fn lead_to(&self, other: &World) {
+        *self.plan.target.lock().unwrap() = socket(other);
     }
 
     /// The next request is executed; instead of its reply, the connection ends.
@@ -88,6 +97,10 @@ impl Forgetful {
     pub fn lose_every(&self, pieces: usize) {
         self.plan.every.store(pieces, Ordering::SeqCst);
     }
+}
+
+fn socket(world: &World) -> PathBuf {
+    world.redis.as_ref().unwrap().socket().to_owned()
 }
 
 impl Plan {

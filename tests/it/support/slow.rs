@@ -11,7 +11,6 @@ use super::{World, instant};
 
 /// One instance's restore of `org_1`, step by step, while the service goes on.
 pub struct Slow {
-    redis: Redis,
     postgres: Postgres,
     connection: Arc<Connection>,
     counter: CounterId,
@@ -22,7 +21,6 @@ impl Slow {
         let redis = Redis::new(settings_of(world), world.clock.clone(), world.metrics()).unwrap();
         Self {
             connection: redis.connection().await.unwrap(),
-            redis,
             postgres: Postgres::new(&world.database_url, 1).unwrap(),
             counter: CounterId {
                 organization: "org_1".parse().unwrap(),
