@@ -5,7 +5,7 @@ use std::sync::Arc;
 use chrono::TimeDelta;
 
 use crate::clock::Clock;
-use crate::domain::policy::Defaults;
+use crate::domain::organization::Defaults;
 use crate::metrics::Metrics;
 use crate::postgres::Postgres;
 use crate::redis::Redis;

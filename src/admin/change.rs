@@ -5,7 +5,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use super::{Admin, Error};
 use crate::domain::counter::CounterId;
 use crate::domain::ids::OrganizationId;
-use crate::domain::policy::Organization;
+use crate::domain::organization::Organization;
 use crate::domain::precondition::Preconditions;
 use crate::domain::schedule::{Activity, Schedule};
 use crate::failure::Failure;

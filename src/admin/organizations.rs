@@ -3,8 +3,8 @@
 use super::change::Change;
 use super::{Admin, Error, Invalid};
 use crate::domain::ids::OrganizationId;
+use crate::domain::organization::{Organization, OrganizationSettings};
 use crate::domain::patch::OrganizationPatch;
-use crate::domain::policy::{Organization, OrganizationSettings};
 use crate::domain::precondition::Preconditions;
 use crate::postgres::Actor;
 use crate::postgres::organizations::Sources;

@@ -3,8 +3,8 @@
 use super::change::Change;
 use super::{Admin, Error, Invalid};
 use crate::domain::ids::{MeterId, OrganizationId};
+use crate::domain::limit::{Limit, LimitOverride};
 use crate::domain::period::{ResetMode, ResetPeriod};
-use crate::domain::policy::{Limit, LimitOverride};
 use crate::domain::precondition::Preconditions;
 use crate::domain::quantity::Count;
 use crate::domain::schedule::Activity;

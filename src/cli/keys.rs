@@ -14,7 +14,7 @@ use crate::clock::Clock;
 use crate::config::DatabaseSettings;
 use crate::domain::api_key::{ApiKey, NewApiKey, Scope};
 use crate::domain::ids::{ApiKeyId, ApiKeyName, OrganizationId};
-use crate::domain::input::{InvalidInstant, parse_instant};
+use crate::domain::instant::{InvalidInstant, parse_instant};
 use crate::postgres::api_keys::{self, IssuedKey};
 use crate::postgres::{Actor, Postgres};
 

@@ -16,8 +16,9 @@ use super::values::{
     workers,
 };
 use crate::domain::ids::{MeterId, PlanId};
+use crate::domain::limit::{Enforcement, MeterLimit};
+use crate::domain::organization::{DefaultCalendar, Defaults};
 use crate::domain::period::{ResetMode, ResetPeriod};
-use crate::domain::policy::{DefaultCalendar, Defaults, Enforcement, MeterLimit};
 use crate::domain::quantity::Count;
 
 /// Where the Better Auth plugin's client expects its endpoints.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use reqwest::Url;
 use tracing_subscriber::filter::Targets;
 
-use crate::domain::period::parse_time_zone;
+use crate::domain::calendar::parse_time_zone;
 use crate::domain::quantity::Count;
 
 type Parsed<T> = Result<T, String>;

@@ -1,19 +1,36 @@
-//! API keys: what one may do, where and until when. Its secret is not known here.
+//! API keys: scopes, organization and expiry, without the secret.
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use strum::{Display, EnumString, VariantArray};
 use utoipa::ToSchema;
 
 use super::ids::{ApiKeyId, ApiKeyName, OrganizationId};
 use super::input::{Instant, nullable};
+use super::text::{InvalidWord, invalid_word};
 
-/// A kind of call that a key may make.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+/// A permission of an API key.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    ToSchema,
+    Display,
+    EnumString,
+    VariantArray,
+)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
+#[strum(parse_err_ty = InvalidWord, parse_err_fn = invalid_word::<Scope>)]
 pub enum Scope {
     /// Track, consume, check and batch.
     Ingest,
@@ -21,34 +38,14 @@ pub enum Scope {
     Refund,
     /// Read usage, history and limits.
     Read,
-    /// Reset what is due, and nothing else.
+    /// Reset expired periods only.
     Reset,
     /// Everything.
     Admin,
 }
 
 impl Scope {
-    /// All scopes.
-    pub const ALL: [Self; 5] = [
-        Self::Ingest,
-        Self::Refund,
-        Self::Read,
-        Self::Reset,
-        Self::Admin,
-    ];
-
-    /// The name in JSON, SQL and on the command line.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Ingest => "ingest",
-            Self::Refund => "refund",
-            Self::Read => "read",
-            Self::Reset => "reset",
-            Self::Admin => "admin",
-        }
-    }
-
-    /// Whether this means something for one organization alone.
+    /// Whether a key of one organization can have it.
     fn fits_one_organization(self) -> bool {
         match self {
             Self::Ingest | Self::Refund | Self::Read => true,
@@ -57,46 +54,24 @@ impl Scope {
     }
 }
 
-impl fmt::Display for Scope {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
-
-/// What is not a scope.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("must be ingest, refund, read, reset or admin")]
-pub struct InvalidScope;
-
-impl FromStr for Scope {
-    type Err = InvalidScope;
-
-    fn from_str(text: &str) -> Result<Self, InvalidScope> {
-        Self::ALL
-            .into_iter()
-            .find(|scope| scope.as_str() == text)
-            .ok_or(InvalidScope)
-    }
-}
-
-/// Everything that a key may do; never nothing.
+/// The scopes of a key; at least one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(try_from = "Vec<Scope>")]
 #[schema(value_type = Vec<Scope>, min_items = 1, example = json!(["ingest"]))]
 pub struct Scopes(BTreeSet<Scope>);
 
-/// A key that could do nothing.
+/// A key without scopes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("must name at least one scope of ingest, refund, read, reset and admin")]
 pub struct NoScopes;
 
 impl Scopes {
-    /// Whether they include `wanted`, as `admin` does whatever is wanted.
-    pub fn permit(&self, wanted: Scope) -> bool {
-        self.0.contains(&wanted) || self.0.contains(&Scope::Admin)
+    /// Whether they include `scope`; `admin` includes every scope.
+    pub fn permit(&self, scope: Scope) -> bool {
+        self.0.contains(&scope) || self.0.contains(&Scope::Admin)
     }
 
-    /// Each scope once, in the order of [`Scope::ALL`].
+    /// Each scope once, in the order of the enum.
     pub fn iter(&self) -> impl Iterator<Item = Scope> {
         self.0.iter().copied()
     }
@@ -121,41 +96,41 @@ impl From<Scope> for Scopes {
 
 impl fmt::Display for Scopes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let words: Vec<&str> = self.iter().map(Scope::as_str).collect();
+        let words: Vec<String> = self.iter().map(|scope| scope.to_string()).collect();
         f.pad(&words.join(","))
     }
 }
 
-/// A key as somebody wishes it.
+/// The request to create a key.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schema(example = json!({
     "name": "auth server", "scopes": ["ingest", "read"], "organizationId": "org_123", "expiresAt": "2040-01-01T00:00:00Z"
 }))]
 pub struct NewApiKey {
-    /// What people know it by.
+    /// Its display name.
     pub name: ApiKeyName,
-    /// What it may do.
+    /// Its scopes.
     pub scopes: Scopes,
-    /// The only organization that it reaches; null is all.
+    /// The only organization that it can access; null is all.
     pub organization_id: Option<OrganizationId>,
-    /// From when on it is refused; null is never.
+    /// When it expires; null is never.
     #[serde(default, deserialize_with = "nullable::<Instant, _, _>")]
     pub expires_at: Option<DateTime<Utc>>,
 }
 
-/// A wish whose parts do not fit together.
+/// An invalid request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{detail}")]
 pub struct InvalidApiKey {
-    /// The field at fault, as in JSON.
+    /// The invalid field, as in JSON.
     pub field: &'static str,
     /// What is wrong with it.
     pub detail: String,
 }
 
 impl NewApiKey {
-    /// Refuses a key that would reach beyond its organization, or be refused from the start.
+    /// Rejects a key with scopes beyond its organization, or with an expiry in the past.
     pub fn check(&self, now: DateTime<Utc>) -> Result<(), InvalidApiKey> {
         let beyond = self
             .scopes
@@ -179,7 +154,7 @@ impl NewApiKey {
     }
 }
 
-/// A key as it is shown, as often as somebody asks.
+/// A key as responses show it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(example = json!({
@@ -187,21 +162,21 @@ impl NewApiKey {
     "createdAt": "2026-11-01T09:30:00Z", "expiresAt": null, "lastUsedAt": "2026-11-23T10:14:00Z", "revokedAt": null
 }))]
 pub struct ApiKey {
-    /// Names the key; the part of it that is no secret.
+    /// Its id, the part of the key that is not secret.
     pub id: ApiKeyId,
-    /// What people know it by.
+    /// Its display name.
     pub name: ApiKeyName,
-    /// What it may do.
+    /// Its scopes.
     pub scopes: Scopes,
-    /// The only organization that it reaches; null is all.
+    /// The only organization that it can access; null is all.
     #[schema(required)]
     pub organization_id: Option<OrganizationId>,
-    /// When it was made.
+    /// When it was created.
     pub created_at: DateTime<Utc>,
-    /// From when on it is refused; null is never.
+    /// When it expires; null is never.
     #[schema(required)]
     pub expires_at: Option<DateTime<Utc>>,
-    /// The minute in which it was last accepted, told a minute or two later.
+    /// The minute in which it was last used, with a delay of a minute or two.
     #[schema(required)]
     pub last_used_at: Option<DateTime<Utc>>,
     /// When it was revoked, which is final.
@@ -214,27 +189,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_admin_permits_what_it_does_not_name() {
-        for held in Scope::ALL {
-            for wanted in Scope::ALL {
-                let permitted = Scopes::from(held).permit(wanted);
+    fn a_scope_permits_itself_and_admin_permits_all() {
+        for held in Scope::VARIANTS {
+            for scope in Scope::VARIANTS {
+                let permitted = Scopes::from(*held).permit(*scope);
                 assert_eq!(
                     permitted,
-                    held == wanted || held == Scope::Admin,
-                    "{held} {wanted}"
+                    held == scope || *held == Scope::Admin,
+                    "{held} {scope}"
                 );
             }
         }
     }
 
     #[test]
-    fn scopes_parse_back() {
-        for scope in Scope::ALL {
-            assert_eq!(scope.to_string().parse(), Ok(scope));
-            assert_eq!(
-                serde_json::to_string(&scope).unwrap(),
-                format!("\"{scope}\"")
-            );
+    fn scopes_have_one_spelling() {
+        for scope in Scope::VARIANTS {
+            assert_eq!(scope.to_string().parse(), Ok(*scope));
+            assert_eq!(serde_json::to_value(scope).unwrap(), scope.to_string());
         }
+        let error = "write".parse::<Scope>().unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "must be ingest, refund, read, reset or admin"
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! A count, wherever it is held: its name, what it was decided by, and what it holds.
+//! Counters, as Redis and Postgres hold them.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,39 +6,41 @@ use std::str::FromStr;
 use chrono::{DateTime, Utc};
 
 use super::ids::{MeterId, OrganizationId};
+use super::limit::Rule;
 use super::period::Period;
-use super::policy::{Policy, Rule};
+use super::policy::Policy;
 use super::quantity::Count;
+use super::text::{self, Malformed, field, fields};
 use super::threshold::Thresholds;
 
-/// Which count: one organization, one meter, one period.
+/// Identifies a counter: one organization, one meter, one period.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CounterId {
-    /// Whose.
+    /// The organization.
     pub organization: OrganizationId,
-    /// Of what.
+    /// The meter.
     pub meter: MeterId,
-    /// Since when.
+    /// The start of the period.
     pub start: DateTime<Utc>,
 }
 
-/// What one counter was last decided by.
+/// What the last decision about a counter was based on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stamp {
-    /// The data set that the counter was created or restored in.
+    /// The data set of Redis in which the counter was created or restored.
     pub generation: u64,
-    /// The policy that the rule comes from.
+    /// The policy version of the rule.
     pub version: u64,
-    /// How far the counter may go.
+    /// The limit.
     pub rule: Rule,
     /// When its period ends, or was closed.
     pub end: Option<DateTime<Utc>>,
-    /// Whether a reset ended the period; nothing is counted in it any more.
+    /// Whether a reset closed the period: it counts nothing more.
     pub closed: bool,
 }
 
 impl Stamp {
-    /// The stamp of a counter that this policy decides about.
+    /// The stamp of a counter under a policy.
     pub fn of(policy: &Policy, meter: &MeterId, period: Period, generation: u64) -> Self {
         Self {
             generation,
@@ -50,50 +52,50 @@ impl Stamp {
     }
 }
 
-/// One counter as Redis or Postgres holds it.
+/// The absolute value of a counter in Redis or Postgres.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Which counter.
+    /// The counter.
     pub counter: CounterId,
-    /// What it was last decided by; its generation is the counter's generation.
+    /// What the last decision was based on. Its generation is the counter's.
     pub stamp: Stamp,
-    /// Units counted.
+    /// Units counted, net of refunds.
     pub used: Count,
-    /// Calls refused.
+    /// Calls denied.
     pub denied: u64,
-    /// Units given back; `used` is what remains.
+    /// Units refunded.
     pub refunded: u64,
     /// Grows with every change.
     pub sequence: u64,
-    /// Every hour that is still held, ascending.
+    /// The hours that it still holds, ascending.
     pub hours: Vec<Hour>,
-    /// The start of the oldest hour that was not stored yet, if any was not.
+    /// The start of the oldest hour that is not stored yet, if any.
     pub oldest_unstored: Option<DateTime<Utc>>,
-    /// Whether Postgres never was seen to hold anything of it.
+    /// Whether Postgres is not known to hold it.
     pub never_stored: bool,
-    /// What it remembers of its thresholds.
+    /// Its thresholds.
     pub thresholds: Thresholds,
-    /// The last adjustment that it contains, if any.
+    /// The last adjustment applied, if any.
     pub adjusted: Option<AppliedAdjustment>,
 }
 
-/// What was counted in one hour of a period.
+/// Usage in one hour of a period.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hour {
     /// When it begins, by the organization's wall clock.
     pub start: DateTime<Utc>,
-    /// Units counted, less those given back; negative where more was given back than counted.
+    /// Units counted, net of refunds; negative if more was refunded.
     pub used: i64,
-    /// Calls refused.
+    /// Calls denied.
     pub denied: u64,
-    /// Units given back.
+    /// Units refunded.
     pub refunded: u64,
 }
 
-/// An adjustment that a count contains.
+/// An adjustment that was applied to a counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AppliedAdjustment {
-    /// Names it; a count contains every one of its adjustments up to this.
+    /// Its id; a counter contains all its adjustments up to this one.
     pub id: u64,
     /// What the count changed by.
     pub applied: i64,
@@ -111,32 +113,22 @@ impl fmt::Display for AppliedAdjustment {
     }
 }
 
-/// What nobody has written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("says nothing of an adjustment")]
-pub struct Unreadable;
-
 impl FromStr for AppliedAdjustment {
-    type Err = Unreadable;
+    type Err = Malformed;
 
-    fn from_str(text: &str) -> Result<Self, Unreadable> {
-        let parts: Vec<&str> = text.split(':').collect();
-        let [id, applied, used, hour] = parts[..] else {
-            return Err(Unreadable);
-        };
-        let used: u64 = used.parse().map_err(|_| Unreadable)?;
-        let hour = hour.parse().ok().and_then(DateTime::from_timestamp_millis);
+    fn from_str(text: &str) -> Result<Self, Malformed> {
+        let [id, applied, used, hour] = fields(text)?;
         Ok(Self {
-            id: id.parse().map_err(|_| Unreadable)?,
-            applied: applied.parse().map_err(|_| Unreadable)?,
-            used: Count::try_from(used).map_err(|_| Unreadable)?,
-            hour: hour.ok_or(Unreadable)?,
+            id: field(id)?,
+            applied: field(applied)?,
+            used: text::count(used)?,
+            hour: DateTime::from_timestamp_millis(field(hour)?).ok_or(Malformed)?,
         })
     }
 }
 
 impl Snapshot {
-    /// The hours that Postgres may lack.
+    /// The hours that Postgres may not have.
     pub fn unstored_hours(&self) -> impl Iterator<Item = &Hour> {
         self.hours.iter().filter(|hour| {
             self.oldest_unstored

@@ -1,78 +1,76 @@
-//! Whether a call fits: the executable specification of `lua/count.lua`.
+//! Decisions: the executable specification of `lua/count.lua`.
 //!
-//! Lua decides in production, because only Redis sees every instance's calls in one order. This is
-//! the same rule in Rust; a property test holds the two against each other, and the API uses it to
-//! name the meters that refused.
+//! Lua decides in production, because only Redis orders the calls of all instances. A property test compares both, and the
+//! API uses this one to name the meters that denied a call.
 
-use super::policy::Rule;
+use strum::{IntoStaticStr, VariantArray};
+
+use super::limit::Rule;
 use super::quantity::Count;
 
-/// What a call wants of its counters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// What a call does to its counters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "lowercase")]
 pub enum Operation {
-    /// Count, whatever the limit says.
+    /// Count without regard to limits.
     Track,
     /// Count if everything fits.
     Consume,
-    /// Say whether consume would count; count nothing.
+    /// Decide as consume does, without counting.
     Check,
-    /// Give back, as far as there is something to give back.
+    /// Subtract, down to zero.
     Refund,
 }
 
 impl Operation {
-    /// Whether a limit can refuse this.
+    /// Whether a limit can deny it.
     pub fn respects_limits(self) -> bool {
         matches!(self, Self::Consume | Self::Check)
     }
 
-    /// Whether one of these can stand for several equal ones: a track or a consume without an idempotency key that
-    /// wants units of a single counter, and nothing beyond.
-    pub fn can_stand_for_several(
-        self,
-        has_key: bool,
-        demands: impl IntoIterator<Item = Demand>,
-    ) -> bool {
+    /// Whether equal ones can be coalesced into one: a track or a consume of one counter, without idempotency key and
+    /// without requirements beyond its amount.
+    pub fn can_coalesce(self, has_key: bool, demands: impl IntoIterator<Item = Demand>) -> bool {
         let mut demands = demands.into_iter();
-        let alone = |demand: Demand| demand.amount == demand.need && demand.amount > 0;
+        let plain = |demand: Demand| demand.amount == demand.need && demand.amount > 0;
         matches!(self, Self::Track | Self::Consume)
             && !has_key
-            && demands.next().is_some_and(alone)
+            && demands.next().is_some_and(plain)
             && demands.next().is_none()
     }
 }
 
-/// What one operation wants of one counter.
+/// What one operation demands of one counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Demand {
-    /// Units counted if the operation is granted, or given back; 0 where a meter is only required.
+    /// Units counted if granted, or refunded; 0 if the meter is only required.
     pub amount: u64,
-    /// Units that must fit: the amount, and what is required beyond it.
+    /// Units that must fit: the amount, and any required beyond it.
     pub need: u64,
 }
 
 impl Demand {
-    /// Whether it can be granted on top of what is used.
+    /// Whether it fits on top of `used`.
     pub fn fits(self, rule: Rule, used: Count) -> bool {
         rule.fits(used, self.need) && used.checked_add(self.amount).is_some()
     }
 }
 
-/// What became of an operation as a whole: all its charges, or none.
+/// The outcome of an operation: all its charges are counted, or none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
-    /// Every charge fits; the counters now hold these (for a check: hold still).
+    /// Every charge fits; the resulting counts (for a check, the present ones).
     Granted(Vec<Count>),
-    /// Nothing is counted; the positions of the charges that do not fit.
+    /// The positions of the charges that do not fit.
     Denied(Vec<usize>),
-    /// Nothing is counted; this charge would pass [`COUNT_MAX`](super::quantity::COUNT_MAX).
+    /// The position of a charge that would exceed [`COUNT_MAX`](super::quantity::COUNT_MAX).
     Overflow(usize),
 }
 
-/// Decides one operation, given each charge's rule, current count and demand, in order.
-/// Every charge is of another counter. A check is denied where a consume would pass the ceiling of a counter.
+/// Decides one operation, given rule, count and demand of each charge. Every charge has another counter. A check is denied
+/// where a consume would overflow a counter.
 pub fn decide(operation: Operation, charges: &[(Rule, Count, Demand)]) -> Decision {
-    let refused: Vec<usize> = charges
+    let denied: Vec<usize> = charges
         .iter()
         .enumerate()
         .filter(|(_, (rule, used, demand))| match operation {
@@ -82,8 +80,8 @@ pub fn decide(operation: Operation, charges: &[(Rule, Count, Demand)]) -> Decisi
         })
         .map(|(position, _)| position)
         .collect();
-    if !refused.is_empty() {
-        return Decision::Denied(refused);
+    if !denied.is_empty() {
+        return Decision::Denied(denied);
     }
     let mut counts = Vec::with_capacity(charges.len());
     for (position, (_, used, demand)) in charges.iter().enumerate() {
@@ -103,24 +101,23 @@ pub fn decide(operation: Operation, charges: &[(Rule, Count, Demand)]) -> Decisi
     Decision::Granted(counts)
 }
 
-/// What some of several equal operations were granted.
+/// The part of a coalesced operation that some of its calls get.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Share {
-    /// How many of them were.
+    /// How many of them were granted.
     pub granted: u32,
-    /// How many that come behind them were.
+    /// How many of the later ones were granted.
     pub granted_later: u32,
 }
 
 impl Share {
-    /// The count after these, where all together have left `used`, and each that was granted is of `amount` units.
+    /// The count after these calls, given the count after all, and the amount of each.
     pub fn used(&self, used: Count, amount: u64) -> Count {
         used.saturating_less(amount.saturating_mul(u64::from(self.granted_later)))
     }
 }
 
-/// Of equal operations of which the first so many were `granted`: the share of the `times` that come behind `before`
-/// others.
+/// The share of `times` calls that follow `before` others, if the first `granted` calls were granted.
 pub fn share(granted: u32, before: u32, times: u32) -> Share {
     let left = granted.saturating_sub(before);
     Share {
@@ -130,12 +127,12 @@ pub fn share(granted: u32, before: u32, times: u32) -> Share {
 }
 
 impl Rule {
-    /// Whether this can refuse an operation at all.
-    pub fn refuses(&self, operation: Operation) -> bool {
+    /// Whether it can deny an operation.
+    pub fn can_deny(&self, operation: Operation) -> bool {
         operation.respects_limits() && self.cap().is_some()
     }
 
-    /// Whether `need` more units are within what this rule grants at all.
+    /// Whether `need` more units fit.
     pub fn fits(&self, used: Count, need: u64) -> bool {
         match self.cap() {
             None => true,
@@ -147,7 +144,7 @@ impl Rule {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::policy::Enforcement;
+    use crate::domain::limit::Enforcement;
     use crate::domain::quantity::COUNT_MAX;
 
     fn hard(limit: u64) -> Rule {
@@ -189,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_soft_limit_and_a_track_never_refuse() {
+    fn a_soft_limit_and_a_track_never_deny() {
         let soft = Rule {
             enforcement: Enforcement::Soft,
             ..hard(1)
@@ -205,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn one_meter_that_does_not_fit_refuses_all_and_is_named() {
+    fn one_meter_that_does_not_fit_denies_all_and_is_named() {
         let charges = [(hard(10), Count::ZERO, one(1)), (hard(5), count(5), one(1))];
         assert_eq!(
             decide(Operation::Consume, &charges),
@@ -214,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_required_must_fit_beyond_the_amount_and_is_not_counted() {
+    fn requirements_must_fit_beyond_the_amount_and_are_not_counted() {
         let demand = Demand { amount: 2, need: 5 };
         assert_eq!(
             decide(Operation::Consume, &[(hard(10), count(6), demand)]),
@@ -227,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_counter_never_passes_its_ceiling() {
+    fn a_counter_never_exceeds_its_maximum() {
         let unlimited = Rule {
             limit: None,
             enforcement: Enforcement::Hard,
@@ -239,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_check_at_the_ceiling_is_denied() {
+    fn a_check_at_the_maximum_is_denied() {
         let charge = (Rule::default(), count(COUNT_MAX), one(1));
         assert_eq!(
             decide(Operation::Check, &[charge]),
@@ -248,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn of_equal_operations_the_first_are_granted() {
+    fn of_coalesced_calls_the_first_are_granted() {
         let shares =
             |granted| [(0, 1), (1, 2), (3, 4)].map(|(before, times)| share(granted, before, times));
         let of = |granted, granted_later| Share {
@@ -270,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_check_leaves_the_count_alone() {
+    fn a_check_does_not_count() {
         assert_eq!(
             decide(Operation::Check, &[(hard(10), count(3), one(1))]),
             Decision::Granted(vec![count(3)])

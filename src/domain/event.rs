@@ -1,103 +1,78 @@
-//! What happens to organizations and is worth telling: recorded once, listed, and sent to webhooks.
+//! Events: recorded once, listed, and sent to webhooks.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use strum::{Display, EnumString, VariantArray};
 use utoipa::ToSchema;
 
 use super::ids::{MeterId, OrganizationId};
-use super::policy::MeterLimit;
+use super::limit::MeterLimit;
 use super::quantity::Count;
+use super::text::{InvalidWord, invalid_word};
 
-/// A kind of event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+/// The type of an event.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    ToSchema,
+    Display,
+    EnumString,
+    VariantArray,
+)]
+#[strum(parse_err_ty = InvalidWord, parse_err_fn = invalid_word::<EventType>)]
 pub enum EventType {
     /// A percentage of `warnAt` was reached.
     #[serde(rename = "usage.warning")]
+    #[strum(serialize = "usage.warning")]
     UsageWarning,
-    /// The limit was passed, or a hard one refused for the first time.
+    /// The limit was exceeded, or a hard limit denied a call for the first time.
     #[serde(rename = "usage.limit_exceeded")]
+    #[strum(serialize = "usage.limit_exceeded")]
     LimitExceeded,
-    /// A period was ended by a reset.
+    /// A reset ended a period.
     #[serde(rename = "usage.reset")]
+    #[strum(serialize = "usage.reset")]
     UsageReset,
-    /// The limits in force are others.
+    /// The effective limits changed.
     #[serde(rename = "limits.updated")]
+    #[strum(serialize = "limits.updated")]
     LimitsUpdated,
-    /// Nothing is left of an organization.
+    /// The organization and its usage were deleted.
     #[serde(rename = "organization.deleted")]
+    #[strum(serialize = "organization.deleted")]
     OrganizationDeleted,
-    /// Somebody tries a webhook, and only that one is told.
+    /// A test of one webhook, sent to it alone.
     #[serde(rename = "webhook.test")]
+    #[strum(serialize = "webhook.test")]
     WebhookTest,
 }
 
-impl EventType {
-    /// All types.
-    pub const ALL: [Self; 6] = [
-        Self::UsageWarning,
-        Self::LimitExceeded,
-        Self::UsageReset,
-        Self::LimitsUpdated,
-        Self::OrganizationDeleted,
-        Self::WebhookTest,
-    ];
-
-    /// The name in JSON and SQL.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::UsageWarning => "usage.warning",
-            Self::LimitExceeded => "usage.limit_exceeded",
-            Self::UsageReset => "usage.reset",
-            Self::LimitsUpdated => "limits.updated",
-            Self::OrganizationDeleted => "organization.deleted",
-            Self::WebhookTest => "webhook.test",
-        }
-    }
-}
-
-impl fmt::Display for EventType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
-
-/// What is not a type of event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("is not a type of event")]
-pub struct InvalidEventType;
-
-impl FromStr for EventType {
-    type Err = InvalidEventType;
-
-    fn from_str(text: &str) -> Result<Self, InvalidEventType> {
-        Self::ALL
-            .into_iter()
-            .find(|kind| kind.as_str() == text)
-            .ok_or(InvalidEventType)
-    }
-}
-
-/// An event about an organization, as whoever makes it true tells it.
+/// An event about an organization, to be recorded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// A percentage of `warnAt` was reached.
     UsageWarning(ThresholdCrossing),
-    /// The limit was passed, or a hard one refused for the first time; the threshold is 100.
+    /// The limit was exceeded, or a hard limit denied a call for the first time; the threshold is 100.
     LimitExceeded(ThresholdCrossing),
-    /// A period was ended by a reset.
+    /// A reset ended a period.
     UsageReset(Reset),
-    /// The limits in force are others.
+    /// The effective limits changed.
     LimitsUpdated(LimitsUpdate),
-    /// Nothing is left of an organization.
+    /// The organization and its usage were deleted.
     OrganizationDeleted(Deletion),
 }
 
 impl Event {
-    /// What kind it is.
+    /// Its type.
     pub fn event_type(&self) -> EventType {
         match self {
             Self::UsageWarning(_) => EventType::UsageWarning,
@@ -108,7 +83,7 @@ impl Event {
         }
     }
 
-    /// Whom it is about.
+    /// The organization.
     pub fn organization(&self) -> &OrganizationId {
         match self {
             Self::UsageWarning(crossing) | Self::LimitExceeded(crossing) => {
@@ -120,7 +95,7 @@ impl Event {
         }
     }
 
-    /// The crossing, where it is one: there is only one such event of it.
+    /// The crossing, if it is one. It is recorded once for each threshold.
     pub fn crossing(&self) -> Option<&ThresholdCrossing> {
         match self {
             Self::UsageWarning(crossing) | Self::LimitExceeded(crossing) => Some(crossing),
@@ -129,62 +104,62 @@ impl Event {
     }
 }
 
-/// What is told of a threshold.
+/// The payload of a crossed threshold.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ThresholdCrossing {
-    /// Whose.
+    /// The organization.
     pub organization_id: OrganizationId,
-    /// Of what.
+    /// The meter.
     pub meter: MeterId,
-    /// Per cent of the limit.
+    /// The percentage of the limit.
     pub threshold: u16,
-    /// Units counted when it was crossed.
+    /// The count that crossed it.
     pub current: Count,
-    /// The limit that the threshold is of.
+    /// The limit.
     pub limit: Count,
     /// When the period began.
     pub period_start: DateTime<Utc>,
-    /// When the next begins, if the period ends by itself.
+    /// When the period ends, unless in manual mode.
     pub reset_date: Option<DateTime<Utc>>,
-    /// The policy version since which this limit holds; 0 since the period began.
+    /// The policy version since which the limit has been effective; 0 since the period began.
     #[serde(skip)]
     pub limit_version: u64,
 }
 
-/// What is told of a reset.
+/// The payload of a reset.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Reset {
-    /// Whose.
+    /// The organization.
     pub organization_id: OrganizationId,
-    /// Of what.
+    /// The meter.
     pub meter: MeterId,
-    /// What caused it, in a word.
+    /// The reset mode that ended the period.
     pub reset_type: String,
-    /// Units counted in the period that it ended.
+    /// The count of the ended period.
     pub previous_count: Count,
     /// When the new period began.
     pub period_start: DateTime<Utc>,
-    /// When the next begins, if the period ends by itself.
+    /// When the period ends, unless in manual mode.
     pub reset_date: Option<DateTime<Utc>>,
 }
 
-/// What is told of a change of limits.
+/// The payload of a change of limits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LimitsUpdate {
-    /// Whose.
+    /// The organization.
     pub organization_id: OrganizationId,
-    /// The limits in force from now on, by meter.
+    /// The effective limits, by meter.
     pub limits: BTreeMap<MeterId, MeterLimit>,
 }
 
-/// What is told of a deletion.
+/// The payload of a deletion.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Deletion {
-    /// Who is gone.
+    /// The organization.
     pub organization_id: OrganizationId,
 }
 
@@ -193,11 +168,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_type_has_one_name() {
-        for kind in EventType::ALL {
-            assert_eq!(kind.as_str().parse(), Ok(kind));
-            assert_eq!(serde_json::to_value(kind).unwrap(), kind.as_str());
+    fn a_type_has_one_spelling() {
+        for kind in EventType::VARIANTS {
+            assert_eq!(kind.to_string().parse(), Ok(*kind));
+            assert_eq!(serde_json::to_value(kind).unwrap(), kind.to_string());
         }
-        assert_eq!("usage".parse::<EventType>(), Err(InvalidEventType));
+        assert!("usage".parse::<EventType>().is_err());
     }
 }

@@ -1,18 +1,20 @@
-//! Names: of organizations, meters, plans, API keys, attempts, events and webhooks; and reasons.
+//! Ids and names, validated when parsed and cheap to clone.
 //!
-//! Each is validated when parsed and shared cheaply afterwards. None that becomes part of a Redis key
-//! can hold a `:`, except the idempotency key, which is always the last part.
+//! Ids in Redis keys contain no `:`, except the idempotency key, which is always the last part.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::marker::PhantomData;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
 use super::input::parse_str;
 
-/// Why a name was refused; the text is fit to show to the caller.
+/// Why an id or name is invalid. Clients see the text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("must be {0}")]
 pub struct InvalidId(&'static str);
@@ -25,7 +27,7 @@ macro_rules! id {
         pub struct $name(Arc<str>);
 
         impl $name {
-            /// The name as text.
+            /// The id as text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -59,7 +61,7 @@ macro_rules! id {
 }
 
 id!(
-    /// The tenant being counted; opaque, the auth server's own id.
+    /// The tenant that is counted, under the auth server's own id.
     OrganizationId,
     |text| starts_alphanumeric(text, 128)
         && text.iter().all(|c| c.is_ascii_alphanumeric() || b"_.@-".contains(c)),
@@ -90,7 +92,7 @@ id!(
 );
 
 id!(
-    /// A caller's name for one attempt, so that repeating the attempt counts nothing.
+    /// The key under which a response is stored, so that retries count nothing.
     IdempotencyKey,
     |text| !text.is_empty() && text.len() <= 255 && text.iter().all(|c| (b' '..=b'~').contains(c)),
     "^[ -~]{1,255}$",
@@ -99,7 +101,7 @@ id!(
 );
 
 id!(
-    /// Names an API key; not secret.
+    /// An API key's id, which is not secret.
     ApiKeyId,
     |text| is_hex(text, 16),
     "^[0-9a-f]{16}$",
@@ -108,16 +110,16 @@ id!(
 );
 
 id!(
-    /// What people know an API key by.
+    /// An API key's display name.
     ApiKeyName,
-    readable,
+    display_name,
     r"^(?=.*\S)[^\x00-\x1f\x7f-\x9f]{1,100}$",
     "auth server",
     "1 to 100 characters, not all of them spaces, and none a control character"
 );
 
 id!(
-    /// Names an event; the order of ids is that of events, but for those of one millisecond.
+    /// An event's id. Ids sort by creation, to the millisecond.
     EventId,
     |text| text.strip_prefix(b"evt_").is_some_and(|rest| is_hex(rest, 32)),
     "^evt_[0-9a-f]{32}$",
@@ -126,7 +128,7 @@ id!(
 );
 
 id!(
-    /// Names a webhook; the order of ids is that of their making.
+    /// A webhook's id. Ids sort by creation.
     WebhookId,
     |text| text.strip_prefix(b"wh_").is_some_and(|rest| is_hex(rest, 32)),
     "^wh_[0-9a-f]{32}$",
@@ -135,16 +137,16 @@ id!(
 );
 
 id!(
-    /// What people know a plan by.
+    /// A plan's display name.
     PlanName,
-    readable,
+    display_name,
     r"^(?=.*\S)[^\x00-\x1f\x7f-\x9f]{1,100}$",
     "Pro",
     "1 to 100 characters, not all of them spaces, and none a control character"
 );
 
 id!(
-    /// Why somebody has corrected or reset a count, for the audit log.
+    /// The reason for an adjustment or a reset, for the audit log.
     Reason,
     |text| std::str::from_utf8(text)
         .is_ok_and(|text| (1..=500).contains(&text.chars().count()) && !text.contains('\0')),
@@ -160,13 +162,13 @@ impl From<&PlanId> for PlanName {
 }
 
 impl MeterId {
-    /// The meter of a call that names none.
+    /// The meter of requests that name none.
     pub const DEFAULT: &'static str = "api";
 }
 
 impl Default for MeterId {
     fn default() -> Self {
-        // Not one for all threads, which would wait for each other to count its references.
+        // One for each thread: a shared one would make threads contend for its reference count.
         thread_local!(static ONE: Arc<str> = MeterId::DEFAULT.into());
         Self(ONE.with(Arc::clone))
     }
@@ -175,7 +177,7 @@ impl Default for MeterId {
 /// The most meters that one organization may have.
 pub const METERS_MAX: usize = 32;
 
-fn readable(text: &[u8]) -> bool {
+fn display_name(text: &[u8]) -> bool {
     std::str::from_utf8(text).is_ok_and(|text| {
         (1..=100).contains(&text.chars().count())
             && !text.trim().is_empty()
@@ -194,12 +196,42 @@ fn is_hex(text: &[u8], length: usize) -> bool {
             .all(|c| c.is_ascii_digit() || (b'a'..=b'f').contains(c))
 }
 
+/// Values by meter; a duplicate meter is an error.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ByMeter<T>(pub BTreeMap<MeterId, T>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for ByMeter<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Meters<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Meters<T> {
+            type Value = ByMeter<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object with a member for each meter")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<ByMeter<T>, A::Error> {
+                let mut meters = BTreeMap::new();
+                while let Some((meter, value)) = members.next_entry()? {
+                    if meters.insert(meter, value).is_some() {
+                        return Err(de::Error::custom("must name each meter once"));
+                    }
+                }
+                Ok(ByMeter(meters))
+            }
+        }
+
+        deserializer.deserialize_map(Meters(PhantomData))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn ids_accept_what_auth_servers_use_and_refuse_what_would_break_a_key() {
+    fn ids_accept_those_of_auth_servers_and_reject_key_separators() {
         for good in [
             "org_123",
             "a",
@@ -221,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn api_keys_have_names_that_people_can_read() {
+    fn api_key_names_are_printable() {
         for good in ["auth server", "ü", " a", &"ü".repeat(100)] {
             assert!(good.parse::<ApiKeyName>().is_ok(), "{good}");
         }
@@ -240,8 +272,16 @@ mod tests {
     }
 
     #[test]
-    fn deserialising_validates() {
+    fn deserializing_validates() {
         assert!(serde_json::from_str::<MeterId>(r#""api""#).is_ok());
         assert!(serde_json::from_str::<MeterId>(r#""API""#).is_err());
+    }
+
+    #[test]
+    fn a_duplicate_meter_is_rejected() {
+        let read = serde_json::from_str::<ByMeter<u64>>;
+        assert_eq!(read(r#"{"a": 1, "b": 2}"#).unwrap().0.len(), 2);
+        assert!(read(r#"{"a": 1, "a": 1}"#).is_err());
+        assert!(read(r#"{"a": 1, "\u0061": 2}"#).is_err());
     }
 }

@@ -1,46 +1,28 @@
-//! Changes of an organization's settings as a merge patch (RFC 7386): only what is named changes, and
-//! `null` takes it back to the default.
+//! Merge patches (RFC 7386) of an organization's settings: absent fields stay, `null` resets to the default.
 
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
-use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
+use super::calendar::Zone;
+use super::feature::Feature;
 use super::ids::PlanId;
-use super::input::{Day, Instant, Month, Zone, nullable};
+use super::input::{Day, Instant, Month, nullable};
+use super::organization::OrganizationSettings;
 use super::period::{ResetMode, ResetPeriod};
-use super::policy::{Feature, OrganizationSettings};
 
-/// Reads a field that may be left out, and refuses null in its place: of that nobody could say whether it means the
-/// same.
-pub fn not_null<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<T>, D::Error> {
-    let value = Option::deserialize(deserializer)?;
-    value
-        .map(Some)
-        .ok_or_else(|| D::Error::custom("must not be null; leave the field out instead"))
-}
-
-/// Reads a field that may be left out, and tells null in its place apart.
-pub fn double_option<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<T>, D::Error> {
-    T::deserialize(deserializer).map(Some)
-}
-
-/// What becomes of one setting.
+/// The change of one setting.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub enum Change<T> {
-    /// It was not named and stays as it is.
+    /// Absent: stays.
     #[default]
     Keep,
-    /// It was `null`: the default holds again.
+    /// `null`: back to the default.
     Unset,
-    /// It is this from now on, or has this merged into it.
+    /// A new value, or one to merge.
     Set(T),
 }
 
@@ -65,7 +47,7 @@ impl<T> Change<T> {
         }
     }
 
-    /// For a setting that is a collection: what is set is merged into it.
+    /// For collections: merges a new value.
     fn merge<C: Default>(self, into: &mut C, merge: impl FnOnce(&mut C, T)) {
         match self {
             Self::Keep => {}
@@ -75,13 +57,13 @@ impl<T> Change<T> {
     }
 }
 
-/// Changes of an organization's settings: what is absent stays, `null` is the default again.
+/// A patch of an organization's settings.
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct OrganizationPatch {
     /// The organization's plan.
     pub plan_id: Change<PlanId>,
-    /// By name; `null` removes one.
+    /// Merged by name; `null` removes a feature.
     pub features: Change<BTreeMap<String, Option<Feature>>>,
     /// What ends a period.
     pub reset_mode: Change<ResetMode>,
@@ -93,18 +75,18 @@ pub struct OrganizationPatch {
     /// The month in which yearly periods begin.
     #[serde(deserialize_with = "nullable::<Month, _, _>")]
     pub reset_month: Change<u8>,
-    /// An instant; every period begins at its day and time of day instead.
+    /// An instant; every period begins at its day and time of day.
     #[serde(deserialize_with = "nullable::<Instant, _, _>")]
     pub anchor: Change<DateTime<Utc>>,
-    /// Where midnight is: an IANA name.
+    /// The IANA name of the time zone.
     #[serde(deserialize_with = "nullable::<Zone, _, _>")]
     pub time_zone: Change<Tz>,
-    /// Merged at every depth; `null` removes a name.
+    /// Merged at every depth; `null` removes a member.
     pub metadata: Change<Map<String, Value>>,
 }
 
 impl OrganizationPatch {
-    /// These settings with the changes made.
+    /// The patched settings.
     #[must_use]
     pub fn apply(self, settings: &OrganizationSettings) -> OrganizationSettings {
         let mut settings = settings.clone();
@@ -128,7 +110,7 @@ impl OrganizationPatch {
     }
 }
 
-/// Merges a patch into an object, member by member.
+/// RFC 7386, section 2.
 fn merge(own: &mut Map<String, Value>, patch: Map<String, Value>) {
     for (name, value) in patch {
         match value {
@@ -169,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_named_stays_and_null_is_the_default_again() {
+    fn absent_fields_stay_and_null_resets_to_the_default() {
         let before = json!({
             "planId": "pro", "resetMode": "scheduled", "resetPeriod": "yearly", "resetDay": 3, "resetMonth": 4,
             "timeZone": "Europe/Berlin", "features": {"sso": true}, "metadata": {"a": 1}
@@ -202,7 +184,7 @@ mod tests {
 
     /// The examples of RFC 7386, appendix A, as far as they are objects.
     #[test]
-    fn metadata_is_merged_as_the_rfc_says() {
+    fn metadata_is_merged_as_in_the_rfc() {
         for (before, patch, after) in [
             (json!({"a": "b"}), json!({"a": "c"}), json!({"a": "c"})),
             (

@@ -1,21 +1,22 @@
-//! Plans: named sets of limits and features, under which organizations share what they may use.
+//! Plans: named sets of limits and features that organizations share.
 
 use std::collections::BTreeMap;
 
+use super::feature::Features;
 use super::ids::{MeterId, PlanId, PlanName};
-use super::policy::{Features, LimitOverride};
+use super::limit::LimitOverride;
 
-/// A plan as it is stored. The default plan always is, and lies over the limits of the settings.
+/// A stored plan. The default plan always exists; it overrides the limits of the service's settings.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
-    /// What organizations name it by.
+    /// Its id.
     pub id: PlanId,
-    /// What people know it by.
+    /// Its display name.
     pub name: PlanName,
-    /// Its limits; a meter, or a part of a limit, that it does not name is unlimited, hard, and warned of as usual.
+    /// Its limits; absent meters and fields have the defaults: unlimited, hard, the default `warnAt`.
     pub limits: BTreeMap<MeterId, LimitOverride>,
     /// Its features, by name.
     pub features: Features,
-    /// The policy version of the last change to any of these.
+    /// The policy version of its last change.
     pub version: u64,
 }

@@ -1,9 +1,8 @@
-//! What a caller demands of the present state before a request is carried out: `If-Match` and
-//! `If-None-Match` (RFC 9110, section 13.1). The state is named by its version.
+//! Conditional requests: `If-Match` and `If-None-Match` (RFC 9110, section 13.1) on versions.
 
 use std::fmt;
 
-/// The tag by which a version goes by in HTTP; strong, since equal versions are equal in every byte.
+/// The entity tag of a version. Strong, because equal versions have equal bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EntityTag(pub u64);
 
@@ -13,25 +12,25 @@ impl fmt::Display for EntityTag {
     }
 }
 
-/// The conditions of one request; those that are absent hold.
+/// The conditions of one request; an absent one is met.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Preconditions {
     if_match: Option<Tags>,
     if_none_match: Option<Tags>,
 }
 
-/// A header that does not name any state.
+/// An invalid header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("must be `*`, or entity tags such as \"17\" with commas between them")]
 pub struct InvalidPrecondition;
 
-/// The state is another one than the caller demands.
+/// The present version does not meet the conditions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the present state is not the one that is demanded")]
+#[error("the present version does not match")]
 pub struct PreconditionFailed;
 
 impl Preconditions {
-    /// Reads the headers' values; several headers of one name are one list.
+    /// Parses the values of the headers; several headers of one name form one list.
     pub fn parse(
         if_match: Option<&str>,
         if_none_match: Option<&str>,
@@ -42,8 +41,8 @@ impl Preconditions {
         })
     }
 
-    /// Whether a state with this version is the one that is demanded; none where there is nothing yet. Asked
-    /// under the lock that serializes changes, so that of two callers who saw the same state one wins.
+    /// Checks a version; `None` if the resource does not exist. Call it under the lock that serializes changes, so that of
+    /// two clients that read the same version one wins.
     pub fn check(&self, version: Option<u64>) -> Result<(), PreconditionFailed> {
         let matches = self
             .if_match
@@ -56,7 +55,7 @@ impl Preconditions {
         }
     }
 
-    /// Whether `If-None-Match` names this state: who reads it has it already.
+    /// Whether `If-None-Match` lists this version: the client has it cached.
     pub fn is_not_modified(&self, version: Option<u64>) -> bool {
         self.if_none_match
             .as_ref()
@@ -66,7 +65,7 @@ impl Preconditions {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Tags {
-    /// Any state at all: there must, or must not, be one.
+    /// Any version: the resource exists.
     Any,
     Listed(Vec<Tag>),
 }
@@ -74,13 +73,13 @@ enum Tags {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Tag {
     weak: bool,
-    /// With its quotes.
+    /// Including the quotes.
     text: String,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Comparison {
-    /// A weak tag is equal to none.
+    /// A weak tag matches nothing.
     Strong,
     Weak,
 }
@@ -92,7 +91,7 @@ impl Tags {
         }
         let (mut tags, mut rest) = (Vec::new(), text.trim_start());
         while !rest.is_empty() {
-            // An empty place in a list is no tag, and allowed.
+            // Empty list elements are allowed.
             if let Some(next) = rest.strip_prefix(',') {
                 rest = next.trim_start();
                 continue;
@@ -124,7 +123,7 @@ impl Tags {
 }
 
 impl Tag {
-    /// The tag at the beginning of a text, and what follows it.
+    /// Splits the first tag from the rest.
     fn take(text: &str) -> Result<(Self, &str), InvalidPrecondition> {
         let (weak, quoted) = match text.strip_prefix("W/") {
             Some(quoted) => (true, quoted),
@@ -160,13 +159,13 @@ mod tests {
     }
 
     #[test]
-    fn without_a_condition_any_state_will_do() {
+    fn without_conditions_any_version_is_accepted() {
         assert!(Preconditions::default().check(None).is_ok());
         assert!(Preconditions::default().check(Some(7)).is_ok());
     }
 
     #[test]
-    fn if_match_wants_one_of_the_states_it_lists() {
+    fn if_match_requires_a_listed_version() {
         for (text, holds) in [
             ("\"7\"", true),
             ("\"6\"", false),
@@ -182,20 +181,20 @@ mod tests {
     }
 
     #[test]
-    fn a_weak_tag_suffices_to_know_a_state_and_not_to_change_it() {
+    fn a_weak_tag_matches_for_if_none_match_only() {
         assert!(!if_match("W/\"7\"", Some(7)));
         assert!(!if_none_match("W/\"7\"", Some(7)));
     }
 
     #[test]
-    fn if_none_match_wants_none_of_the_states_it_lists() {
+    fn if_none_match_excludes_listed_versions() {
         assert!(if_none_match("*", None) && !if_none_match("*", Some(7)));
         assert!(if_none_match("\"6\"", Some(7)) && !if_none_match("\"6\", \"7\"", Some(7)));
         assert!(if_none_match("\"7\"", None));
     }
 
     #[test]
-    fn what_is_no_list_of_tags_is_refused() {
+    fn invalid_lists_of_tags_are_rejected() {
         for text in [
             "",
             " ",

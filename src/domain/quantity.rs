@@ -1,4 +1,6 @@
-//! Quantities: how much one call counts, and how much a counter can hold.
+//! Quantities: units in one request, and units in a counter.
+
+use std::ops::RangeInclusive;
 
 use serde::de::{self, Deserializer};
 use serde::{Deserialize, Serialize};
@@ -8,32 +10,92 @@ use utoipa::{PartialSchema, ToSchema};
 
 use super::input::integer;
 
-/// The most that a counter can hold: 2^53 − 1, the largest integer that Lua, JavaScript, JSON and
-/// Postgres' bigint all represent exactly. Lua and SQL repeat this constant.
+/// The largest count: 2^53 − 1, the largest integer that Lua, JavaScript, JSON and Postgres' bigint all represent
+/// exactly. Lua and SQL repeat this constant.
 pub const COUNT_MAX: u64 = (1 << 53) - 1;
 
-/// The most that one call may count: 10^12.
+/// The most units that one request may count: 10^12.
 pub const AMOUNT_MAX: u64 = 1_000_000_000_000;
 
-const COUNT: &str = "an integer from 0 to 2^53 - 1";
-const AMOUNT: &str = "an integer from 1 to 10^12";
 const CORRECTION: &str = "an integer from -10^12 to 10^12, and not 0";
 
-/// Units counted in one period, or the limit that they are held against: 0 to [`COUNT_MAX`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize)]
-#[serde(into = "u64")]
-pub struct Count(u64);
+/// Why a number is invalid. Clients see the text.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("must be {0}")]
+pub struct InvalidQuantity(&'static str);
+
+macro_rules! quantity {
+    ($(#[$doc:meta])* $name:ident, $bounds:expr, $rule:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+        #[serde(into = "u64")]
+        pub struct $name(u64);
+
+        impl $name {
+            const BOUNDS: RangeInclusive<u64> = $bounds;
+
+            /// The number of units.
+            pub fn get(self) -> u64 {
+                self.0
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                integer(deserializer, signed(&Self::BOUNDS), $rule)
+                    .map(|units| Self(units.unsigned_abs()))
+            }
+        }
+
+        impl TryFrom<u64> for $name {
+            type Error = InvalidQuantity;
+
+            fn try_from(units: u64) -> Result<Self, InvalidQuantity> {
+                if Self::BOUNDS.contains(&units) {
+                    Ok(Self(units))
+                } else {
+                    Err(InvalidQuantity($rule))
+                }
+            }
+        }
+
+        impl From<$name> for u64 {
+            fn from(quantity: $name) -> Self {
+                quantity.0
+            }
+        }
+
+        // Not derived, so that the schema has the bounds of the parser.
+        impl PartialSchema for $name {
+            fn schema() -> RefOr<Schema> {
+                schema(&signed(&Self::BOUNDS))
+            }
+        }
+
+        impl ToSchema for $name {}
+    };
+}
+
+quantity!(
+    /// Units counted in one period, or its limit: 0 to [`COUNT_MAX`].
+    #[derive(Default)]
+    Count,
+    0..=COUNT_MAX,
+    "an integer from 0 to 2^53 - 1"
+);
+
+quantity!(
+    /// Units in one request: 1 to [`AMOUNT_MAX`].
+    Amount,
+    1..=AMOUNT_MAX,
+    "an integer from 1 to 10^12"
+);
 
 impl Count {
-    /// Nothing counted.
+    /// No units.
     pub const ZERO: Self = Self(0);
 
-    /// The number of units.
-    pub fn get(self) -> u64 {
-        self.0
-    }
-
-    /// `self − other`, or zero where `other` is the larger.
+    /// `self − other`, or zero where `other` is larger.
     #[must_use]
     pub fn saturating_sub(self, other: Self) -> Self {
         Self(self.0.saturating_sub(other.0))
@@ -45,7 +107,7 @@ impl Count {
         Self(self.0.saturating_sub(units))
     }
 
-    /// `self + units`, or none beyond [`COUNT_MAX`].
+    /// `self + units`, or `None` beyond [`COUNT_MAX`].
     pub fn checked_add(self, units: u64) -> Option<Self> {
         self.0
             .checked_add(units)
@@ -53,78 +115,19 @@ impl Count {
     }
 }
 
-impl<'de> Deserialize<'de> for Count {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let bounds = 0..=COUNT_MAX.cast_signed();
-        let units = integer(deserializer, bounds, COUNT)?;
-        Ok(Self(units.unsigned_abs()))
-    }
-}
-
-impl TryFrom<u64> for Count {
-    type Error = InvalidQuantity;
-
-    fn try_from(units: u64) -> Result<Self, InvalidQuantity> {
-        if units <= COUNT_MAX {
-            Ok(Self(units))
-        } else {
-            Err(InvalidQuantity(COUNT))
-        }
-    }
-}
-
-impl From<Count> for u64 {
-    fn from(count: Count) -> Self {
-        count.0
-    }
-}
-
-/// Units that one call counts: 1 to [`AMOUNT_MAX`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(into = "u64")]
-pub struct Amount(u64);
-
 impl Amount {
-    /// What a call counts unless it says otherwise.
+    /// The default amount.
     pub const ONE: Self = Self(1);
-
-    /// The number of units.
-    pub fn get(self) -> u64 {
-        self.0
-    }
 }
 
-impl<'de> Deserialize<'de> for Amount {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let bounds = 1..=AMOUNT_MAX.cast_signed();
-        let units = integer(deserializer, bounds, AMOUNT)?;
-        Ok(Self(units.unsigned_abs()))
-    }
-}
-
-impl TryFrom<u64> for Amount {
-    type Error = InvalidQuantity;
-
-    fn try_from(units: u64) -> Result<Self, InvalidQuantity> {
-        if (1..=AMOUNT_MAX).contains(&units) {
-            Ok(Self(units))
-        } else {
-            Err(InvalidQuantity(AMOUNT))
-        }
-    }
-}
-
-impl From<Amount> for u64 {
-    fn from(amount: Amount) -> Self {
-        amount.0
-    }
-}
-
-/// Units that a correction adds to a count or, below 0, gives back: never 0, and at most [`AMOUNT_MAX`] either way.
+/// Units that an adjustment adds to a count or, if negative, subtracts: never 0, at most ±[`AMOUNT_MAX`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Correction(i64);
 
 impl Correction {
+    const BOUNDS: RangeInclusive<i64> =
+        AMOUNT_MAX.cast_signed().wrapping_neg()..=AMOUNT_MAX.cast_signed();
+
     /// The number of units.
     pub fn get(self) -> i64 {
         self.0
@@ -133,8 +136,7 @@ impl Correction {
 
 impl<'de> Deserialize<'de> for Correction {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let bounds = AMOUNT_MAX.cast_signed();
-        match integer(deserializer, bounds.wrapping_neg()..=bounds, CORRECTION)? {
+        match integer(deserializer, Self::BOUNDS, CORRECTION)? {
             0 => Err(de::Error::custom(InvalidQuantity(CORRECTION))),
             units => Ok(Self(units)),
         }
@@ -143,54 +145,31 @@ impl<'de> Deserialize<'de> for Correction {
 
 impl PartialSchema for Correction {
     fn schema() -> RefOr<Schema> {
-        ObjectBuilder::new()
-            .schema_type(SchemaType::new(Type::Integer))
-            .format(Some(SchemaFormat::KnownFormat(KnownFormat::Int64)))
-            .minimum(Some(-1_000_000_000_000_i64))
-            .maximum(Some(AMOUNT_MAX))
-            .into()
+        schema(&Self::BOUNDS)
     }
 }
 
 impl ToSchema for Correction {}
 
-impl PartialSchema for Count {
-    fn schema() -> RefOr<Schema> {
-        integer_schema(0, COUNT_MAX)
-    }
+fn signed(bounds: &RangeInclusive<u64>) -> RangeInclusive<i64> {
+    bounds.start().cast_signed()..=bounds.end().cast_signed()
 }
 
-impl ToSchema for Count {}
-
-impl PartialSchema for Amount {
-    fn schema() -> RefOr<Schema> {
-        integer_schema(1, AMOUNT_MAX)
-    }
-}
-
-impl ToSchema for Amount {}
-
-/// Not derived, so that the limits are those of the parsers above.
-fn integer_schema(minimum: u64, maximum: u64) -> RefOr<Schema> {
+fn schema(bounds: &RangeInclusive<i64>) -> RefOr<Schema> {
     ObjectBuilder::new()
         .schema_type(SchemaType::new(Type::Integer))
         .format(Some(SchemaFormat::KnownFormat(KnownFormat::Int64)))
-        .minimum(Some(minimum))
-        .maximum(Some(maximum))
+        .minimum(Some(*bounds.start()))
+        .maximum(Some(*bounds.end()))
         .into()
 }
-
-/// Why a number was refused; the text is fit to show to the caller.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("must be {0}")]
-pub struct InvalidQuantity(&'static str);
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_whole_number_is_the_same_however_it_is_written() {
+    fn integers_parse_from_any_json_notation() {
         for text in ["3", "3.0", "3e0", "0.3e1"] {
             let amount: Amount = serde_json::from_str(text).unwrap();
             assert_eq!(amount.get(), 3, "{text}");

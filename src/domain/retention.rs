@@ -1,21 +1,23 @@
-//! How long counters and their hours are of use, given how late an event may come.
+//! How long counters and their hours are kept in Redis for late events.
 
 use chrono::{DateTime, Duration, Utc};
 
 /// How far ahead of the clock an event may be.
 pub const EARLY_MAX: Duration = Duration::minutes(5);
 
-/// What ended before this is final, and no event reaches it any more, with a day to spare: a counter of it that is stored
-/// may disappear from Redis.
+/// No late event reaches a period that ended before this, with a margin of a day: its stored counters can be
+/// garbage-collected.
 pub fn oldest_end(now: DateTime<Utc>, late: Duration) -> DateTime<Utc> {
-    now.checked_sub_signed(late)
-        .and_then(|instant| instant.checked_sub_signed(Duration::days(1)))
-        .unwrap_or(DateTime::<Utc>::MIN_UTC)
+    before(now, late, Duration::days(1))
 }
 
-/// No event reaches an hour that begins before this; two hours to spare, because some are longer.
+/// No late event reaches an hour that began before this, with a margin of two hours, because some hours are longer.
 pub fn oldest_hour(now: DateTime<Utc>, late: Duration) -> DateTime<Utc> {
+    before(now, late, Duration::hours(2))
+}
+
+fn before(now: DateTime<Utc>, late: Duration, margin: Duration) -> DateTime<Utc> {
     now.checked_sub_signed(late)
-        .and_then(|instant| instant.checked_sub_signed(Duration::hours(2)))
+        .and_then(|instant| instant.checked_sub_signed(margin))
         .unwrap_or(DateTime::<Utc>::MIN_UTC)
 }

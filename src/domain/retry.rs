@@ -1,8 +1,8 @@
-//! When a call that a limit has refused would be granted.
+//! When a denied call would be granted.
 //!
-//! If nobody else calls, what decides about the call changes only where a period of one of its meters ends, which
-//! empties the meter, and where a temporary limit ends, after which what lies below it holds. What has become possible
-//! at one of these instants may be impossible again at the next, so all meters are asked at each of them.
+//! Without other calls, the decision changes only when the period of one of its meters ends, which resets the count, and
+//! when a temporary limit ends, which restores the limit below it. A meter that fits at one of these instants may not fit
+//! at the next, so each instant is checked for all meters.
 
 use chrono::{DateTime, Utc};
 
@@ -11,16 +11,16 @@ use super::ids::MeterId;
 use super::policy::Policy;
 use super::quantity::Count;
 
-/// One meter of a call that was refused.
+/// One meter of a denied call.
 #[derive(Debug, Clone, Copy)]
 pub struct DeniedMeter<'a> {
-    /// Which one.
+    /// The meter.
     pub meter: &'a MeterId,
-    /// What the call wants of it.
+    /// What the call demands of it.
     pub demand: Demand,
-    /// What is used in its period.
+    /// The count of its period.
     pub used: Count,
-    /// When that period ends, if it ends by itself.
+    /// When the period ends, unless in manual mode.
     pub end: Option<DateTime<Utc>>,
 }
 
@@ -32,21 +32,20 @@ impl DeniedMeter<'_> {
     }
 }
 
-/// The first instant from `now` on at which a call that wants all of this would be granted, by the policy at `now`; none
-/// where waiting does not help.
+/// The first instant from `now` on at which the call would be granted under the policy at `now`; none if never.
 pub fn earliest_grant(
     policy: &Policy,
-    call: &[DeniedMeter<'_>],
+    meters: &[DeniedMeter<'_>],
     now: DateTime<Utc>,
 ) -> Option<DateTime<Utc>> {
-    let ends = call.iter().filter_map(|it| it.end);
-    let limits = call.iter().filter_map(|it| policy.limits.get(it.meter));
+    let ends = meters.iter().filter_map(|it| it.end);
+    let limits = meters.iter().filter_map(|it| policy.limits.get(it.meter));
     let changes = ends.chain(limits.filter_map(|limit| limit.until));
     let mut changes: Vec<DateTime<Utc>> = changes.filter(|at| *at > now).collect();
     changes.push(now);
     changes.sort_unstable();
     let mut changes = changes.into_iter();
-    changes.find(|at| call.iter().all(|it| it.fits(policy, *at)))
+    changes.find(|at| meters.iter().all(|it| it.fits(policy, *at)))
 }
 
 #[cfg(test)]
@@ -60,26 +59,27 @@ mod tests {
     use chrono::Duration;
     use chrono_tz::Tz;
     use proptest::prelude::*;
+    use strum::VariantArray as _;
 
     use super::*;
+    use crate::domain::limit::{Enforcement, Limit, LimitOverride, TemporaryLimit};
+    use crate::domain::organization::{
+        DefaultCalendar, Defaults, Organization, OrganizationSettings,
+    };
     use crate::domain::period::{ResetMode, ResetPeriod};
     use crate::domain::plan::Plan;
-    use crate::domain::policy::{
-        DefaultCalendar, Defaults, Enforcement, Limit, LimitOverride, Organization,
-        OrganizationSettings, TemporaryLimit,
-    };
     use crate::domain::quantity::COUNT_MAX;
 
     const NOW: &str = "2031-03-15T12:20:00Z";
 
-    /// Longer than any of what is generated takes to change.
+    /// Longer than any generated period or temporary limit.
     const MINUTES: i64 = 26 * 60;
 
     fn count(units: u64) -> Count {
         Count::try_from(units).unwrap()
     }
 
-    /// One meter: its limit, a temporary one until so many minutes from now, what is used, and what is wanted.
+    /// A meter: limit, temporary limit for so many minutes, count and demand.
     #[derive(Debug, Clone)]
     struct Meter {
         limit: Option<u64>,
@@ -91,7 +91,7 @@ mod tests {
 
     fn meters() -> impl Strategy<Value = Vec<Meter>> {
         let units = || proptest::option::weighted(0.85, 0..12_u64);
-        // Some of them long after the period.
+        // Some end long after the period.
         let until = prop_oneof![1..100_i64, 1..1500_i64];
         let meter = (
             units(),
@@ -163,11 +163,11 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(400))]
 
-        /// As if the call were made again every minute, each time by the policy and in the period of that minute.
+        /// Compares with retrying every minute, under the policy and in the period of that minute.
         #[test]
-        fn it_is_the_first_minute_at_which_trying_again_and_again_succeeds(
+        fn the_earliest_grant_is_the_first_minute_in_which_a_retry_succeeds(
             meters in meters(),
-            mode in prop::sample::select(ResetMode::ALL.to_vec()),
+            mode in prop::sample::select(ResetMode::VARIANTS.to_vec()),
             period in prop::sample::select(vec![ResetPeriod::Hourly, ResetPeriod::Daily]),
         ) {
             let now: DateTime<Utc> = NOW.parse().unwrap();
@@ -200,9 +200,9 @@ mod tests {
         }
     }
 
-    /// The one meter is free until the other one is.
+    /// One meter fits until the other one does.
     #[test]
-    fn what_fits_at_different_times_fits_at_none() {
+    fn meters_that_fit_at_different_times_never_fit_together() {
         let meter = |limit, temporary, minutes| Meter {
             limit: Some(limit),
             soft: false,

@@ -1,16 +1,15 @@
-//! Time slots: what `usage_hourly` has rows for.
+//! Time slots: the rows of `usage_hourly`.
 //!
-//! A slot is an hour of a zone's wall clock or, where a day of any zone begins within it, a part of one. So slots add up
-//! to the hours and days of the zone that they follow, and to the days of every other zone. Nearly all zones are whole
-//! hours off UTC, and their days begin at full hours; those that are not begin at [`DAY_STARTS`]. A zone of the
-//! former kind has 37 slots a day in place of 24 hours; quarters of an hour would add up as well, and would be 96.
+//! A slot is an hour of a zone's wall clock, cut where a day of any zone begins within it. So slots add up to the hours and
+//! days of their own zone, and to the days of every other zone. Most zones are whole hours off UTC; the days of the others
+//! begin at [`DAY_STARTS`]. A day has 37 slots in most zones; quarters of an hour would also add up, but be 96.
 
 use chrono::{DateTime, Timelike, Utc};
 use chrono_tz::Tz;
 
-use super::period::hour;
+use super::wall_clock::hour;
 
-/// The minutes of the UTC day, apart from full hours, at which a local day begins in some zone.
+/// The minutes of the UTC day, other than full hours, at which a local day begins in some zone.
 const DAY_STARTS: [u32; 13] = [
     2 * 60 + 30,
     3 * 60 + 30,
@@ -27,10 +26,10 @@ const DAY_STARTS: [u32; 13] = [
     20 * 60 + 30,
 ];
 
-/// A half-open stretch of time, an hour at most.
+/// A half-open interval of at most an hour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot {
-    /// The first instant; also what identifies the slot.
+    /// The first instant, which also identifies the slot.
     pub start: DateTime<Utc>,
     /// The first instant after it.
     pub end: DateTime<Utc>,
@@ -56,7 +55,7 @@ pub fn of(zone: Tz, at: DateTime<Utc>) -> Slot {
         if hour != utc_start.hour() {
             continue;
         }
-        // A minute of an hour that is there; nothing else could be wrong with it.
+        // Cannot fail: the minute is below 60.
         let Some(cut) = utc_start.with_minute(minute) else {
             continue;
         };
@@ -82,7 +81,8 @@ mod tests {
     use proptest::sample::select;
 
     use super::*;
-    use crate::domain::period::{Calendar, ResetPeriod};
+    use crate::domain::calendar::Calendar;
+    use crate::domain::period::ResetPeriod;
 
     fn utc(text: &str) -> DateTime<Utc> {
         text.parse().expect("an instant")
@@ -111,7 +111,7 @@ mod tests {
         }
     }
 
-    /// Fails when a new edition of the time zone database has a zone with another offset, or a rule that ends unused.
+    /// Fails when a new time zone database has a zone with a new offset, or an entry of [`DAY_STARTS`] is unused.
     #[test]
     fn every_day_of_every_zone_begins_with_a_slot_of_every_zone() {
         let mut needed = BTreeSet::new();
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_day_of_a_zone_that_is_whole_hours_off_has_37_slots() {
+    fn a_day_of_utc_has_37_slots() {
         let (mut at, mut count) = (utc("2031-03-15T00:00:00Z"), 0);
         while at < utc("2031-03-16T00:00:00Z") {
             (at, count) = (of(Tz::UTC, at).end, count + 1);
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn an_hour_in_which_a_day_begins_elsewhere_is_cut_there() {
+    fn an_hour_is_cut_where_a_day_of_another_zone_begins() {
         let slot = |start: &str, end: &str| Slot {
             start: utc(start),
             end: utc(end),

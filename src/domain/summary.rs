@@ -1,52 +1,60 @@
-//! How full an organization is: what the list of organizations shows, and is sorted and filtered by.
+//! Usage summaries, by which the list of organizations is sorted and filtered.
 
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use strum::VariantArray;
 use utoipa::ToSchema;
 
 use super::ids::MeterId;
+use super::limit::{Enforcement, Rule};
 use super::period::Period;
-use super::policy::{Enforcement, Rule};
 use super::quantity::Count;
 
-/// How an organization, or one meter, stands to its limits; the worst meter decides.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+/// The state of a meter, or of an organization: that of its worst meter. Best first.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    ToSchema,
+    VariantArray,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// Below every percentage at which people are told.
+    /// Below every percentage of `warnAt`.
     Ok,
-    /// At the lowest of them, or above.
+    /// At the lowest percentage, or above.
     Warning,
-    /// Beyond the limit, or at a hard one that includes anything: the next consume is refused.
+    /// Beyond the limit, or at a hard limit above 0: the next consume is denied.
     Exceeded,
 }
 
-impl State {
-    /// Every state, best first.
-    pub const ALL: [Self; 3] = [Self::Ok, Self::Warning, Self::Exceeded];
-}
-
-/// One meter in one period, as last stored.
+/// The last stored usage of one meter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MeterSummary {
     /// When the period began.
     pub start: DateTime<Utc>,
-    /// When it ends, if it ends by itself.
+    /// When it ends, unless in manual mode.
     pub end: Option<DateTime<Utc>>,
-    /// Units counted in it.
+    /// Its count.
     pub used: Count,
-    /// Units that it includes; none = unlimited.
+    /// Its limit; none = unlimited.
     pub limit: Option<Count>,
     /// What happens beyond the limit.
     pub enforcement: Enforcement,
-    /// The lowest percentage at which people are told, if any is.
+    /// The lowest percentage of `warnAt`, if any.
     pub warn_at: Option<u16>,
 }
 
 impl MeterSummary {
-    /// How far it may go.
+    /// Its rule.
     pub fn rule(&self) -> Rule {
         Rule {
             limit: self.limit,
@@ -54,7 +62,7 @@ impl MeterSummary {
         }
     }
 
-    /// The period that was counted in.
+    /// Its period.
     pub fn period(&self) -> Period {
         Period {
             start: self.start,
@@ -77,7 +85,7 @@ impl MeterSummary {
         if warns { State::Warning } else { State::Ok }
     }
 
-    /// Used of limit in hundredths of a per cent; boundless where nothing is included and something used.
+    /// Hundredths of a per cent of the limit used; [`FULLNESS_MAX`] for usage under a limit of 0.
     fn fullness(&self) -> u64 {
         match (self.used, self.limit) {
             (Count::ZERO, _) | (_, None) => 0,
@@ -86,63 +94,57 @@ impl MeterSummary {
     }
 }
 
-/// Used of limit in hundredths of a per cent, rounded down, so that nothing looks fuller than it is; none where nothing
-/// is included.
+/// Hundredths of a per cent of the limit used, rounded down; none under a limit of 0.
 pub fn hundredths(used: Count, limit: Count) -> Option<u64> {
     let share = u128::from(used.get()).saturating_mul(10_000);
     let share = share.checked_div(limit.get().into())?;
-    Some(
-        share
-            .try_into()
-            .map_or(FULLNESS_MAX, |share: u64| share.min(FULLNESS_MAX)),
-    )
+    Some(u64::try_from(share.min(FULLNESS_MAX.into())).unwrap_or(FULLNESS_MAX))
 }
 
-/// The largest fullness; it fits into a signed number.
+/// The largest fullness, which fits into a `bigint`.
 const FULLNESS_MAX: u64 = i64::MAX.unsigned_abs();
 
-/// An organization's meters in the periods that run, as last stored.
+/// The last stored usage of an organization in the running periods.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct UsageSummary {
-    /// Those that were counted, by name.
+    /// The counted meters.
     pub meters: BTreeMap<MeterId, MeterSummary>,
 }
 
 impl UsageSummary {
-    /// Takes in what was stored of a meter, unless it is of a period that does not run at `now`; an
-    /// event that is early by minutes shows with the next one.
-    pub fn update(&mut self, meter: &MeterId, news: MeterSummary, now: DateTime<Utc>) {
-        let held = self.meters.get(meter);
-        if held.is_none_or(|held| held.start <= news.start) && news.start <= now {
-            // Where it is over, the pruning takes it out.
-            self.meters.insert(meter.clone(), news);
+    /// Applies what was stored of a meter, unless its period does not run at `now`. An event that is minutes early appears
+    /// with the first event of its period.
+    pub fn update(&mut self, meter: &MeterId, stored: MeterSummary, now: DateTime<Utc>) {
+        let known = self.meters.get(meter);
+        if known.is_none_or(|known| known.start <= stored.start) && stored.start <= now {
+            self.meters.insert(meter.clone(), stored);
         }
         self.prune(now);
     }
 
-    /// Leaves out what is over.
+    /// Removes meters whose period has ended.
     pub fn prune(&mut self, now: DateTime<Utc>) {
         self.meters.retain(|_, it| it.period().contains(now));
     }
 
-    /// How the worst meter stands.
+    /// The state of the worst meter.
     pub fn state(&self) -> State {
         let states = self.meters.values().map(MeterSummary::state);
         states.max().unwrap_or(State::Ok)
     }
 
-    /// How full the fullest meter is, in hundredths of a per cent.
+    /// The fullness of the fullest meter, in hundredths of a per cent.
     pub fn fullness(&self) -> u64 {
         let all = self.meters.values().map(MeterSummary::fullness);
         all.max().unwrap_or(0)
     }
 
-    /// Units of one meter.
+    /// The count of one meter.
     pub fn current(&self, meter: &MeterId) -> Count {
         self.meters.get(meter).map_or(Count::ZERO, |it| it.used)
     }
 
-    /// When the first of these periods ends.
+    /// When the first of the periods ends.
     pub fn end(&self) -> Option<DateTime<Utc>> {
         self.meters.values().filter_map(|it| it.end).min()
     }
@@ -175,8 +177,8 @@ mod tests {
     }
 
     #[test]
-    fn a_meter_warns_from_its_lowest_level_and_exceeds_when_the_next_unit_does_not_fit() {
-        for (standing, state) in [
+    fn a_meter_warns_from_its_lowest_percentage_and_exceeds_when_the_next_unit_does_not_fit() {
+        for (summary, state) in [
             (meter(79, Some(100)), State::Ok),
             (meter(80, Some(100)), State::Warning),
             (meter(99, Some(100)), State::Warning),
@@ -189,7 +191,7 @@ mod tests {
             (meter(1, Some(0)), State::Exceeded),
             (meter(799, Some(1000)), State::Ok),
         ] {
-            assert_eq!(standing.state(), state, "{standing:?}");
+            assert_eq!(summary.state(), state, "{summary:?}");
         }
         let silent = MeterSummary {
             warn_at: None,
@@ -199,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn fullness_is_exact_to_the_hundredth_and_boundless_where_nothing_is_included() {
+    fn fullness_is_exact_to_the_hundredth_and_maximal_under_a_limit_of_zero() {
         assert_eq!(meter(1, Some(3)).fullness(), 3333);
         assert_eq!(meter(250, Some(100)).fullness(), 25_000);
         assert_eq!(meter(0, Some(0)).fullness(), 0);
@@ -208,14 +210,14 @@ mod tests {
     }
 
     #[test]
-    fn only_what_runs_is_taken_in_and_what_is_over_falls_out() {
+    fn only_running_periods_are_kept() {
         let (api, tokens): (MeterId, MeterId) = ("api".parse().unwrap(), "tokens".parse().unwrap());
-        let mut standing = UsageSummary::default();
-        standing.update(&api, meter(5, None), at(2));
-        standing.update(&tokens, meter(7, None), at(2));
-        assert_eq!(standing.current(&api).get(), 5);
+        let mut summary = UsageSummary::default();
+        summary.update(&api, meter(5, None), at(2));
+        summary.update(&tokens, meter(7, None), at(2));
+        assert_eq!(summary.current(&api).get(), 5);
 
-        // A late event of an older period, and an early one of the next.
+        // A late event of an older period, and an early event of the next.
         let older = MeterSummary {
             start: at(1) - chrono::Duration::days(28),
             end: Some(at(1)),
@@ -226,20 +228,20 @@ mod tests {
             end: None,
             ..meter(1, None)
         };
-        standing.update(&api, older, at(2));
-        standing.update(&api, next.clone(), at(30));
-        assert_eq!(standing.current(&api).get(), 5);
+        summary.update(&api, older, at(2));
+        summary.update(&api, next.clone(), at(30));
+        assert_eq!(summary.current(&api).get(), 5);
 
-        standing.update(&api, next, at(31));
-        assert_eq!(standing.current(&api).get(), 1);
-        assert_eq!(standing.meters.len(), 1);
+        summary.update(&api, next, at(31));
+        assert_eq!(summary.current(&api).get(), 1);
+        assert_eq!(summary.meters.len(), 1);
         // Closed by a reset.
         let closed = MeterSummary {
             start: at(31),
             end: Some(at(31)),
             ..meter(9, None)
         };
-        standing.update(&api, closed, at(31));
-        assert!(standing.meters.is_empty());
+        summary.update(&api, closed, at(31));
+        assert!(summary.meters.is_empty());
     }
 }

@@ -1,26 +1,26 @@
-//! Whether what is held of a counter in two places fits together, and adds up.
+//! Verification: whether a counter agrees between Redis and Postgres, and with its hours.
 //!
-//! Calls go on meanwhile. Redis is therefore read before and after Postgres: nothing that was stored at all can be
-//! newer than what is read afterwards, and everything that was settled before must be there.
+//! Calls continue meanwhile, so Redis is read before and after Postgres: a stored snapshot cannot be newer than the second
+//! reading, and everything settled at the first must be stored.
 
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::counter::{CounterId, Snapshot};
 
-/// What was counted, refused and given back.
+/// Totals of a counter or of its hours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, ToSchema)]
 pub struct Totals {
-    /// Units counted, less those given back.
+    /// Units counted, net of refunds.
     pub used: i64,
-    /// Calls refused.
+    /// Calls denied.
     pub denied: i64,
-    /// Units given back.
+    /// Units refunded.
     pub refunded: i64,
 }
 
 impl Totals {
-    /// What a counter holds.
+    /// The totals of a counter.
     fn of(snapshot: &Snapshot) -> Self {
         Self {
             used: signed(snapshot.used.get()),
@@ -29,7 +29,7 @@ impl Totals {
         }
     }
 
-    /// What its hours come to.
+    /// The totals of its hours.
     fn of_hours(snapshot: &Snapshot) -> Self {
         let hours = snapshot.hours.iter().map(|hour| Self {
             used: hour.used,
@@ -60,31 +60,31 @@ fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-/// What Redis holds of a counter.
+/// A counter in Redis.
 #[derive(Debug, Clone)]
 pub struct LiveCounter {
     /// The counter.
     pub snapshot: Snapshot,
-    /// The sequence that Redis believes Postgres to hold.
+    /// The sequence that Postgres confirmed to Redis.
     pub settled: u64,
 }
 
-/// What Postgres holds of a counter.
+/// A counter in Postgres.
 #[derive(Debug, Clone)]
 pub struct StoredCounter {
-    /// Which.
+    /// The counter.
     pub counter: CounterId,
-    /// The data set that it comes from, and its sequence there.
+    /// Generation and sequence of the stored snapshot.
     pub version: (u64, u64),
-    /// What the snapshot says.
+    /// The totals of the snapshot.
     pub sums: Totals,
-    /// What its hours come to.
+    /// The totals of its hours.
     pub hours: Totals,
-    /// What those of them come to that Redis held before.
+    /// The totals of those hours that Redis held at the first reading.
     pub hours_in_redis: Totals,
 }
 
-/// What does not fit.
+/// A mismatch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Mismatch {
@@ -92,15 +92,15 @@ pub enum Mismatch {
     Hours,
     /// The hours in Postgres do not add up to the snapshot there.
     StoredHours,
-    /// The snapshot of the same state has other numbers.
+    /// The snapshot of the same version has other totals.
     Snapshot,
-    /// The snapshot is of a state that Redis has not come to.
+    /// The snapshot is newer than the counter in Redis.
     Ahead,
-    /// Redis takes for stored what Postgres does not have.
+    /// Redis considers stored what Postgres does not have.
     Settled,
 }
 
-/// Every way in which a counter does not fit, with what was expected and what was found.
+/// Every mismatch of a counter, with the expected and the actual totals.
 pub fn mismatches(
     before: Option<&LiveCounter>,
     stored: Option<&StoredCounter>,
@@ -114,7 +114,7 @@ pub fn mismatches(
     }
     if let Some(LiveCounter { snapshot, settled }) = before {
         let sums = Totals::of(snapshot);
-        // Hours that no event reaches any more are in Postgres alone.
+        // Hours that no late event can reach are in Postgres only.
         let older = stored.map_or(Totals::default(), |it| it.hours.minus(it.hours_in_redis));
         let hours = older.plus(Totals::of_hours(snapshot));
         if hours != sums {

@@ -1,18 +1,19 @@
-//! Webhooks: where events are sent to, and when a delivery that failed is tried again.
+//! Webhooks, their deliveries and the back-off of retries.
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::str::FromStr;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
+use strum::{Display, EnumString, VariantArray};
 use utoipa::ToSchema;
 
 use super::event::EventType;
 use super::ids::{EventId, OrganizationId, WebhookId};
-use super::patch::{double_option, not_null};
+use super::input::{double_option, not_null};
+use super::text::{InvalidWord, invalid_word};
 
-/// A webhook, as it is shown: all but its secret.
+/// A webhook as responses show it, without its secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(example = json!({
@@ -21,122 +22,109 @@ use super::patch::{double_option, not_null};
     "disabledAt": null, "failingSince": null, "previousSecretUntil": null, "createdAt": "2026-11-23T10:14:00Z"
 }))]
 pub struct Webhook {
-    /// Names it.
+    /// Its id.
     pub id: WebhookId,
-    /// Where events are sent to.
+    /// The URL that events are sent to.
     pub url: String,
-    /// The types that are sent; null is all.
+    /// The event types that are sent; null is all.
     #[schema(required)]
     pub events: Option<BTreeSet<EventType>>,
-    /// Whose events are sent; null is everybody's.
+    /// The organization whose events are sent; null is all.
     #[schema(required)]
     pub organization_id: Option<OrganizationId>,
-    /// Whether anything is sent.
+    /// Whether events are sent.
     pub enabled: bool,
-    /// Why nothing is.
+    /// Why it is disabled.
     #[schema(required)]
     pub disabled_reason: Option<DisabledReason>,
-    /// Since when nothing is.
+    /// Since when it is disabled.
     #[schema(required)]
     pub disabled_at: Option<DateTime<Utc>>,
-    /// The first failure since something last arrived.
+    /// The first failure since the last success.
     #[schema(required)]
     pub failing_since: Option<DateTime<Utc>>,
-    /// Until when the secret before this one signs as well.
+    /// Until when the previous secret signs as well.
     #[schema(required)]
     pub previous_secret_until: Option<DateTime<Utc>>,
-    /// When it was made.
+    /// When it was created.
     pub created_at: DateTime<Utc>,
 }
 
 /// Why a webhook is disabled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Serialize,
+    Deserialize,
+    ToSchema,
+    Display,
+    EnumString,
+    VariantArray,
+)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
+#[strum(parse_err_ty = InvalidWord, parse_err_fn = invalid_word::<DisabledReason>)]
 pub enum DisabledReason {
-    /// Somebody wished it.
+    /// By a client.
     Asked,
-    /// It answered 410.
+    /// It responded with 410.
     Gone,
-    /// Nothing has arrived for 5 days.
+    /// Every delivery failed for 5 days.
     Failing,
 }
 
-impl DisabledReason {
-    /// The word in JSON and SQL.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Asked => "asked",
-            Self::Gone => "gone",
-            Self::Failing => "failing",
-        }
-    }
-}
-
-impl FromStr for DisabledReason {
-    type Err = UnknownWord;
-
-    fn from_str(text: &str) -> Result<Self, UnknownWord> {
-        [Self::Asked, Self::Gone, Self::Failing]
-            .into_iter()
-            .find(|reason| reason.as_str() == text)
-            .ok_or(UnknownWord)
-    }
-}
-
-/// A word that nobody has written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("is unknown")]
-pub struct UnknownWord;
-
-/// A webhook as somebody wishes it.
+/// The request to create a webhook.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schema(example = json!({"url": "https://example.com/tallyman", "events": ["usage.warning", "usage.limit_exceeded"]}))]
 pub struct NewWebhook {
-    /// `http://` or `https://`, without a user or a password.
+    /// An `http://` or `https://` URL without credentials.
     pub url: String,
-    /// The types that are sent; null is all.
+    /// The event types that are sent; null is all.
     #[schema(min_items = 1)]
     pub events: Option<BTreeSet<EventType>>,
-    /// Whose events are sent; null is everybody's.
+    /// The organization whose events are sent; null is all.
     pub organization_id: Option<OrganizationId>,
 }
 
-/// A change of a webhook; what is absent stays.
+/// A patch of a webhook; absent fields stay.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schema(example = json!({"events": null, "enabled": true}))]
 pub struct WebhookChange {
-    /// `http://` or `https://`, without a user or a password.
+    /// An `http://` or `https://` URL without credentials.
     #[serde(default, deserialize_with = "not_null")]
     #[schema(nullable = false)]
     pub url: Option<String>,
-    /// The types that are sent; null is all.
+    /// The event types that are sent; null is all.
     #[serde(default, deserialize_with = "double_option")]
     #[schema(value_type = Option<BTreeSet<EventType>>, min_items = 1)]
     pub events: Option<Option<BTreeSet<EventType>>>,
-    /// Whose events are sent; null is everybody's.
+    /// The organization whose events are sent; null is all.
     #[serde(default, deserialize_with = "double_option")]
     #[schema(value_type = Option<OrganizationId>)]
     pub organization_id: Option<Option<OrganizationId>>,
-    /// Whether anything is sent. What waits when a webhook is disabled is tried again when it is enabled.
+    /// Whether events are sent. Deliveries pending when a webhook is disabled are retried when it is enabled.
     #[serde(default, deserialize_with = "not_null")]
     #[schema(nullable = false)]
     pub enabled: Option<bool>,
 }
 
-/// Why a webhook is not made, or not changed.
+/// An invalid webhook.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{detail}")]
 pub struct InvalidWebhook {
-    /// The field at fault.
+    /// The invalid field, as in JSON.
     pub field: &'static str,
     /// What is wrong with it.
     pub detail: String,
 }
 
 impl InvalidWebhook {
-    /// A URL that nothing is sent to.
+    /// An invalid URL.
     pub fn url(detail: impl Into<String>) -> Self {
         Self {
             field: "url",
@@ -145,14 +133,14 @@ impl InvalidWebhook {
     }
 }
 
-/// Refuses types that are none, or that cannot be wished.
+/// Rejects an empty list, and the type that cannot be subscribed to.
 pub fn check_events(events: Option<&BTreeSet<EventType>>) -> Result<(), InvalidWebhook> {
     let detail = match events {
         Some(none) if none.is_empty() => {
             "must name at least one type, or be null for all; got an empty array"
         }
         Some(types) if types.contains(&EventType::WebhookTest) => {
-            "must not name webhook.test, which is sent to whoever is tested and to nobody else"
+            "must not name webhook.test, which is sent only to the webhook under test"
         }
         _ => return Ok(()),
     };
@@ -162,7 +150,7 @@ pub fn check_events(events: Option<&BTreeSet<EventType>>) -> Result<(), InvalidW
     })
 }
 
-/// What deliveries are signed with. Printing it for debugging hides it.
+/// The key that signs deliveries. `Debug` hides it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(pub [u8; 32]);
 
@@ -172,7 +160,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// An event for a webhook, and what became of it.
+/// One event for one webhook, and its result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(example = json!({
@@ -181,82 +169,74 @@ impl fmt::Debug for Secret {
     "lastAttemptAt": "2026-11-23T10:14:01Z", "responseStatus": 503, "latencyMs": 12, "responseBody": "try later", "error": null
 }))]
 pub struct Delivery {
-    /// The event's, which every try sends as `webhook-id`.
+    /// The event's id, which every attempt sends as `webhook-id`.
     pub id: EventId,
-    /// The event's.
+    /// The event's type.
     pub r#type: EventType,
     /// When the event was recorded.
     pub timestamp: DateTime<Utc>,
-    /// How it stands.
+    /// Its status.
     pub status: DeliveryStatus,
-    /// Tries since it was recorded, or last asked for again.
+    /// Attempts since it was recorded or redelivered.
     pub attempts: u16,
-    /// When it is tried next; null where it is not.
+    /// When the next attempt is due; null if none is.
     #[schema(required)]
     pub next_attempt_at: Option<DateTime<Utc>>,
-    /// When it was tried last; this and what follows are null before.
+    /// The last attempt; this and the fields below are null before the first one.
     #[schema(required)]
     pub last_attempt_at: Option<DateTime<Utc>>,
-    /// The status of the last answer; null where there was none.
+    /// The HTTP status of the response; null without one.
     #[schema(required)]
     pub response_status: Option<u16>,
-    /// Milliseconds until it came, or until nobody waited any longer.
+    /// Milliseconds until the response or the timeout.
     #[schema(required)]
     pub latency_ms: Option<u32>,
-    /// Its first KiB.
+    /// The first KiB of the response body.
     #[schema(required)]
     pub response_body: Option<String>,
-    /// Why there was none.
+    /// Why there was no response.
     #[schema(required)]
     pub error: Option<String>,
 }
 
-/// How a delivery stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+/// The status of a delivery.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Serialize,
+    Deserialize,
+    ToSchema,
+    Display,
+    EnumString,
+    VariantArray,
+)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
+#[strum(parse_err_ty = InvalidWord, parse_err_fn = invalid_word::<DeliveryStatus>)]
 pub enum DeliveryStatus {
-    /// It is to be tried, for the first time or again.
+    /// An attempt is due, now or later.
     Pending,
-    /// It was answered with 2xx.
+    /// The webhook responded with 2xx.
     Succeeded,
-    /// It is not tried any more.
+    /// No further attempt is made.
     Failed,
 }
 
-impl DeliveryStatus {
-    /// The word in JSON and SQL.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Pending => "pending",
-            Self::Succeeded => "succeeded",
-            Self::Failed => "failed",
-        }
-    }
-}
+/// Seconds after each failed attempt until the next: a day in total.
+const RETRY_DELAYS: [i64; 8] = [5, 30, 120, 600, 3600, 3 * 3600, 8 * 3600, 12 * 3600];
 
-impl FromStr for DeliveryStatus {
-    type Err = UnknownWord;
-
-    fn from_str(text: &str) -> Result<Self, UnknownWord> {
-        [Self::Pending, Self::Succeeded, Self::Failed]
-            .into_iter()
-            .find(|status| status.as_str() == text)
-            .ok_or(UnknownWord)
-    }
-}
-
-/// How long after each failed try comes the next, seconds: a day in all.
-const PAUSES: [i64; 8] = [5, 30, 120, 600, 3600, 3 * 3600, 8 * 3600, 12 * 3600];
-
-/// How long after the last of so many tries comes the next, if any does. `spread`, any number, moves it by a tenth
-/// at most, so that what failed together is not tried together.
-pub fn retry_delay(attempts: u16, spread: u64) -> Option<TimeDelta> {
-    let seconds = PAUSES.get(usize::from(attempts).checked_sub(1)?)?;
-    let per_mille = i64::try_from(spread % 201).ok()?.saturating_add(900);
+/// The delay after so many attempts until the next, if there is one. `jitter`, any number, changes it by at most a
+/// tenth, so that deliveries that failed together are not retried together.
+pub fn retry_delay(attempts: u16, jitter: u64) -> Option<TimeDelta> {
+    let seconds = RETRY_DELAYS.get(usize::from(attempts).checked_sub(1)?)?;
+    let per_mille = i64::try_from(jitter % 201).ok()?.saturating_add(900);
     Some(TimeDelta::milliseconds(seconds.saturating_mul(per_mille)))
 }
 
-/// A webhook that has failed for so long is disabled.
+/// A webhook is disabled after failing for so long.
 pub const FAILING_MAX: TimeDelta = TimeDelta::days(5);
 
 #[cfg(test)]
@@ -264,13 +244,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_delivery_is_tried_nine_times_within_a_day_and_a_bit() {
-        for spread in [0, 100, 200, u64::MAX] {
-            let pauses: Vec<TimeDelta> = (1..)
-                .map_while(|tries| retry_delay(tries, spread))
+    fn a_delivery_is_attempted_nine_times_within_about_a_day() {
+        for jitter in [0, 100, 200, u64::MAX] {
+            let delays: Vec<TimeDelta> = (1..)
+                .map_while(|attempts| retry_delay(attempts, jitter))
                 .collect();
-            assert_eq!(pauses.len(), 8);
-            let all = pauses.iter().sum::<TimeDelta>();
+            assert_eq!(delays.len(), 8);
+            let all = delays.iter().sum::<TimeDelta>();
             let day = TimeDelta::hours(24);
             assert!((day * 9 / 10..day * 12 / 10).contains(&all), "{all}");
         }
@@ -280,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_tells_null_from_absent() {
+    fn a_patch_tells_null_from_absent() {
         let change = |json: &str| serde_json::from_str::<WebhookChange>(json).unwrap();
         assert_eq!(change("{}"), WebhookChange::default());
         assert_eq!(change(r#"{"events": null}"#).events, Some(None));

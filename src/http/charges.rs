@@ -13,9 +13,10 @@ use utoipa::{PartialSchema, ToSchema};
 use super::auth::{Caller, OrganizationParam};
 use super::problem::Error;
 use crate::domain::decision::{Demand, Operation};
+use crate::domain::ids::ByMeter;
 use crate::domain::ids::{IdempotencyKey, METERS_MAX, MeterId, OrganizationId};
-use crate::domain::input::{ByMeter, Instant, optional};
-use crate::domain::patch::not_null;
+use crate::domain::input::not_null;
+use crate::domain::input::{Instant, optional};
 use crate::domain::quantity::Amount;
 use crate::usage::{self, Request};
 

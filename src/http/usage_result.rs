@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 use super::instant;
 use crate::domain::decision::Operation;
 use crate::domain::ids::{MeterId, OrganizationId};
-use crate::domain::policy::Enforcement;
+use crate::domain::limit::Enforcement;
 use crate::domain::quantity::Count;
 use crate::usage::{Decided, MeterUsage, Request};
 

@@ -10,8 +10,9 @@ use quick_cache::sync::Cache;
 
 use super::min_versions::MinVersions;
 use crate::domain::ids::{MeterId, OrganizationId};
+use crate::domain::limit::MeterLimit;
 use crate::domain::period::Period;
-use crate::domain::policy::{MeterLimit, Policy};
+use crate::domain::policy::Policy;
 use crate::domain::slot::Slot;
 use crate::domain::threshold::WatchedThresholds;
 

@@ -159,7 +159,8 @@ mod tests {
     use chrono_tz::Tz;
 
     use super::*;
-    use crate::domain::period::{Calendar, ResetMode, ResetPeriod};
+    use crate::domain::calendar::Calendar;
+    use crate::domain::period::{ResetMode, ResetPeriod};
     use crate::domain::schedule::Activity;
 
     fn schedule(period: ResetPeriod) -> Schedule {

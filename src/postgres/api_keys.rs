@@ -145,7 +145,7 @@ pub async fn create(
 ) -> Result<IssuedKey, Error> {
     let id = Uuid::new_v4().simple().to_string()[..ID_LENGTH].to_owned();
     let secret = format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
-    let scopes: Vec<&str> = wish.scopes.iter().map(Scope::as_str).collect();
+    let scopes: Vec<String> = wish.scopes.iter().map(|it| it.to_string()).collect();
     let (mut transaction, revision) = begin_change(postgres).await?;
     let row: KeyRow = sqlx::query_as(
         "insert into api_keys (id, name, hash, scopes, organization_id, expires_at, revision)

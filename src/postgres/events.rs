@@ -78,7 +78,7 @@ pub(super) async fn record(
     )
     .bind((0..events.len()).map(|position| new_id(now, position)).collect::<Vec<_>>())
     .bind(now)
-    .bind(events.iter().map(|it| it.event_type().as_str()).collect::<Vec<_>>())
+    .bind(events.iter().map(|it| it.event_type().to_string()).collect::<Vec<_>>())
     .bind(events.iter().map(|it| it.organization().as_str()).collect::<Vec<_>>())
     .bind(crossings().map(|it| it.map(|it| it.meter.as_str())).collect::<Vec<_>>())
     .bind(crossings().map(|it| it.map(|it| it.period_start)).collect::<Vec<_>>())
@@ -103,7 +103,7 @@ pub async fn list(postgres: &Postgres, listing: &Listing) -> Result<Vec<Recorded
          order by id desc
          limit $5",
     )
-    .bind(listing.event_type.map(EventType::as_str))
+    .bind(listing.event_type.map(|it| it.to_string()))
     .bind(listing.organization.as_ref().map(OrganizationId::as_str))
     .bind(listing.from.map_or(PREFIX.to_owned(), first_id))
     .bind(

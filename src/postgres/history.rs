@@ -10,9 +10,9 @@ use sqlx::{FromRow, QueryBuilder};
 
 use super::organizations::{corrupt_row, parse};
 use super::{Error, Postgres, unsigned};
+use crate::domain::calendar::parse_time_zone;
 use crate::domain::history::{Order, Position, Row, Window};
 use crate::domain::ids::{MeterId, OrganizationId};
-use crate::domain::period::parse_time_zone;
 use crate::domain::quantity::Count;
 use crate::domain::schedule::ZoneSpan;
 

@@ -9,14 +9,16 @@ use sqlx::{FromRow, PgConnection};
 
 use super::plans::{self, PlanRow};
 use super::{Actor, Error, Postgres, Uncommitted, audit, events, signed, unsigned};
+use crate::domain::calendar::{InvalidCalendar, parse_time_zone};
 use crate::domain::event::{Event, LimitsUpdate};
+use crate::domain::feature::Features;
 use crate::domain::ids::{MeterId, OrganizationId};
-use crate::domain::period::{InvalidCalendar, parse_time_zone};
-use crate::domain::plan::Plan;
-use crate::domain::policy::{
-    DefaultSince, Defaults, Enforcement, Features, Limit, LimitOverride, Organization,
-    OrganizationSettings, Policy, TemporaryLimit, Timeline,
+use crate::domain::limit::{Enforcement, Limit, LimitOverride, TemporaryLimit};
+use crate::domain::organization::{
+    DefaultSince, Defaults, Organization, OrganizationSettings, Timeline,
 };
+use crate::domain::plan::Plan;
+use crate::domain::policy::Policy;
 use crate::domain::quantity::Count;
 use crate::domain::schedule::{Activity, Reset, Schedule};
 
@@ -628,7 +630,7 @@ async fn write_limits(
                 .and_then(|Limit(units)| units)
                 .map(|units| signed(units.get())),
         )
-        .bind(own.enforcement.map(Enforcement::as_str))
+        .bind(own.enforcement.map(|it| it.to_string()))
         .bind(warn_at)
         .execute(&mut *connection)
         .await?;

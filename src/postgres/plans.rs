@@ -8,9 +8,10 @@ use sqlx::{FromRow, PgConnection};
 
 use super::organizations::{parse, read_defaults};
 use super::{Actor, Error, Postgres, audit, signed, unsigned};
+use crate::domain::feature::Features;
 use crate::domain::ids::{MeterId, PlanId};
+use crate::domain::limit::LimitOverride;
 use crate::domain::plan::Plan;
-use crate::domain::policy::{Features, LimitOverride};
 
 /// What became of a change of a plan.
 #[derive(Debug, Clone, PartialEq)]

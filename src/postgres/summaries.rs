@@ -7,12 +7,13 @@ use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
 use sqlx::{FromRow, PgConnection, QueryBuilder};
+use strum::VariantArray as _;
 
 use super::organizations::{parse, read_defaults};
 use super::{Error, Postgres, signed, unsigned, usage};
 use crate::domain::counter::{CounterId, Snapshot};
 use crate::domain::ids::{MeterId, OrganizationId, PlanId};
-use crate::domain::policy::WARN_AT_DEFAULT;
+use crate::domain::limit::WARN_AT_DEFAULT;
 use crate::domain::summary::{MeterSummary, State, UsageSummary};
 
 /// What to list, and in which order.
@@ -315,8 +316,9 @@ impl Select<'_> {
             (Some(State::Ok), _) => vec![Part::Running(State::Ok), Part::Blank],
             (Some(state), _) => vec![Part::Running(state)],
             // By state, because the indexes are.
-            (None, _) => State::ALL
-                .into_iter()
+            (None, _) => State::VARIANTS
+                .iter()
+                .copied()
                 .map(Part::Running)
                 .chain([Part::Blank])
                 .collect(),

@@ -15,9 +15,10 @@ use super::{Error, Postgres, adjustments, deletions, events, resets, signed, uns
 use crate::domain::counter::{CounterId, Hour, Snapshot, Stamp};
 use crate::domain::event::Event;
 use crate::domain::ids::{METERS_MAX, MeterId, OrganizationId};
-use crate::domain::policy::{Enforcement, Rule};
+use crate::domain::limit::Rule;
 use crate::domain::quantity::Count;
-use crate::domain::threshold::{MeterThresholdEvents, Notified, Thresholds};
+use crate::domain::threshold::{Notified, Thresholds};
+use crate::domain::threshold_events::MeterThresholdEvents;
 
 /// What is to be told of snapshots, by their place among those that are stored together.
 pub type ThresholdEvents = BTreeMap<usize, MeterThresholdEvents>;
@@ -186,7 +187,7 @@ async fn move_rows(
     .bind(moves.iter().map(|it| it.counter.start).collect::<Vec<_>>())
     .bind(stamps.clone().map(|it| it.end).collect::<Vec<_>>())
     .bind(stamps.clone().map(|it| it.rule.limit.map(|limit| signed(limit.get()))).collect::<Vec<_>>())
-    .bind(stamps.clone().map(|it| it.rule.enforcement.as_str()).collect::<Vec<_>>())
+    .bind(stamps.clone().map(|it| it.rule.enforcement.to_string()).collect::<Vec<_>>())
     .bind(stamps.clone().map(|it| signed(it.version)).collect::<Vec<_>>())
     .bind(stamps.map(|it| signed(it.generation)).collect::<Vec<_>>())
     .bind(now)
@@ -327,7 +328,7 @@ async fn write_adopted(connection: &mut PgConnection, adopted: &[Snapshot]) -> R
     .bind(adopted.iter().map(|it| it.counter.start).collect::<Vec<_>>())
     .bind(adopted.iter().map(|it| it.stamp.end).collect::<Vec<_>>())
     .bind(adopted.iter().map(|it| it.stamp.rule.limit.map(|limit| signed(limit.get()))).collect::<Vec<_>>())
-    .bind(adopted.iter().map(|it| it.stamp.rule.enforcement.as_str()).collect::<Vec<_>>())
+    .bind(adopted.iter().map(|it| it.stamp.rule.enforcement.to_string()).collect::<Vec<_>>())
     .bind(adopted.iter().map(|it| signed(it.stamp.version)).collect::<Vec<_>>())
     .bind(adopted.iter().map(|it| notified_text(it.thresholds.notified)).collect::<Vec<_>>())
     .execute(connection)
@@ -471,8 +472,10 @@ impl HistoryRow {
             .map(|units| Count::try_from(unsigned(units)))
             .transpose()
             .map_err(corrupt_row)?;
-        let enforcement =
-            Enforcement::parse(&self.enforcement).ok_or_else(|| corrupt_row(&self.enforcement))?;
+        let enforcement = self
+            .enforcement
+            .parse()
+            .map_err(|_| corrupt_row(&self.enforcement))?;
         Ok(Snapshot {
             counter: CounterId {
                 organization: parse(&self.organization_id)?,
@@ -655,7 +658,7 @@ async fn upsert<'a>(
     .bind(column(|it| signed(it.denied)))
     .bind(column(|it| signed(it.refunded)))
     .bind(snapshots.iter().map(|it| it.stamp.rule.limit.map(|limit| signed(limit.get()))).collect::<Vec<_>>())
-    .bind(snapshots.iter().map(|it| it.stamp.rule.enforcement.as_str()).collect::<Vec<_>>())
+    .bind(snapshots.iter().map(|it| it.stamp.rule.enforcement.to_string()).collect::<Vec<_>>())
     .bind(column(|it| signed(it.stamp.version)))
     .bind(column(|it| signed(it.stamp.generation)))
     .bind(column(|it| signed(it.sequence)))

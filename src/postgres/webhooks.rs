@@ -121,7 +121,7 @@ pub async fn change(
     .bind(after.organization_id.as_ref().map(OrganizationId::as_str))
     .bind(after.failing_since)
     .bind(after.disabled_at)
-    .bind(after.disabled_reason.map(DisabledReason::as_str))
+    .bind(after.disabled_reason.map(|it| it.to_string()))
     .execute(&mut *transaction)
     .await?;
     let of = after.organization_id.as_ref();
@@ -203,7 +203,7 @@ pub async fn test(
     .bind(id.as_str())
     .bind(&event)
     .bind(now)
-    .bind(EventType::WebhookTest.as_str())
+    .bind(EventType::WebhookTest.to_string())
     .bind(data)
     .execute(&mut *transaction)
     .await?;
@@ -288,7 +288,7 @@ pub async fn deliveries(
          limit $4",
     )
     .bind(id.as_str())
-    .bind(status.map(DeliveryStatus::as_str))
+    .bind(status.map(|it| it.to_string()))
     .bind(before.map(EventId::as_str))
     .bind(i64::from(count))
     .fetch_all(&postgres.pool)
@@ -457,7 +457,7 @@ pub async fn note(
     .bind(lease)
     .bind(now)
     .bind(attempts.iter().map(|it| it.id.as_str()).collect::<Vec<_>>())
-    .bind(attempts.iter().map(|it| it.status.as_str()).collect::<Vec<_>>())
+    .bind(attempts.iter().map(|it| it.status.to_string()).collect::<Vec<_>>())
     .bind(attempts.iter().map(|it| it.next_at).collect::<Vec<_>>())
     .bind(attempts.iter().map(|it| it.response_status.and_then(|it| i16::try_from(it).ok())).collect::<Vec<_>>())
     .bind(attempts.iter().map(|it| i32::try_from(it.latency_ms).unwrap_or(i32::MAX)).collect::<Vec<_>>())
@@ -526,8 +526,8 @@ async fn lock(
     row.map(WebhookRow::shown).transpose()
 }
 
-fn words(types: &BTreeSet<EventType>) -> Vec<&'static str> {
-    types.iter().map(|it| it.as_str()).collect()
+fn words(types: &BTreeSet<EventType>) -> Vec<String> {
+    types.iter().map(ToString::to_string).collect()
 }
 
 fn secret_of(bytes: &[u8]) -> Result<Secret, Error> {

@@ -9,7 +9,7 @@ use std::fmt;
 use chrono::DateTime;
 
 use crate::domain::counter::Stamp;
-use crate::domain::policy::{Enforcement, Rule};
+use crate::domain::limit::{Enforcement, Rule};
 use crate::domain::quantity::Count;
 
 impl Stamp {

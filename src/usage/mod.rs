@@ -26,8 +26,9 @@ use crate::context::Context;
 use crate::domain::counter::{CounterId, Stamp};
 use crate::domain::decision::{self, Demand};
 use crate::domain::ids::{IdempotencyKey, MeterId, OrganizationId};
+use crate::domain::limit::Rule;
 use crate::domain::period::Period;
-use crate::domain::policy::{Policy, Rule};
+use crate::domain::policy::Policy;
 use crate::domain::quantity::Count;
 use crate::domain::retention::EARLY_MAX;
 use crate::domain::retry::{DeniedMeter, earliest_grant};
@@ -75,7 +76,7 @@ impl Request {
     pub fn extends_to(&self, other: &Self) -> bool {
         let plain = |it: &Self| {
             let demands = it.demands.iter().map(|(_, demand)| *demand);
-            it.kind.can_stand_for_several(it.attempt.is_some(), demands)
+            it.kind.can_coalesce(it.attempt.is_some(), demands)
         };
         plain(self)
             && plain(other)

@@ -3,8 +3,8 @@
 use chrono::Duration;
 use chrono_tz::Tz;
 use serde_json::{Value, json};
+use tallyman::domain::organization::DefaultCalendar;
 use tallyman::domain::period::{ResetMode, ResetPeriod};
-use tallyman::domain::policy::DefaultCalendar;
 
 use crate::support::{Instance, World, at_once};
 

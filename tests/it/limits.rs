@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
-use tallyman::domain::policy::{Limit, LimitOverride, Organization};
+use tallyman::domain::limit::{Limit, LimitOverride};
+use tallyman::domain::organization::Organization;
 use tallyman::domain::quantity::Count;
 use tallyman::postgres::{Actor, Postgres, organizations};
 

@@ -10,7 +10,7 @@ use proptest::test_runner::{Config as ProptestConfig, TestCaseError, TestRunner}
 use tallyman::domain::counter::{CounterId, Snapshot, Stamp};
 use tallyman::domain::decision::{self, Decision, Demand, decide};
 use tallyman::domain::ids::OrganizationId;
-use tallyman::domain::policy::{Enforcement, MeterLimit, Rule};
+use tallyman::domain::limit::{Enforcement, MeterLimit, Rule};
 use tallyman::domain::quantity::{AMOUNT_MAX, COUNT_MAX, Count};
 use tallyman::domain::threshold::WatchedThresholds;
 use tallyman::redis::{
@@ -524,7 +524,7 @@ fn counter(organization: &OrganizationId, meter: &str) -> CounterId {
 }
 
 fn hour(now: DateTime<Utc>, hours_ago: i64) -> DateTime<Utc> {
-    tallyman::domain::period::hour(chrono_tz::Tz::UTC, now - Duration::hours(hours_ago)).0
+    tallyman::domain::wall_clock::hour(chrono_tz::Tz::UTC, now - Duration::hours(hours_ago)).0
 }
 
 async fn agrees(bench: &Bench, number: usize, case: &Case) -> Result<(), TestCaseError> {

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use tallyman::domain::counter::{CounterId, Stamp};
-use tallyman::domain::policy::Rule;
+use tallyman::domain::limit::Rule;
 use tallyman::postgres::usage::{self, Move};
 use tallyman::postgres::{self, Postgres};
 

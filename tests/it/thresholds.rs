@@ -3,7 +3,8 @@
 use chrono::Duration;
 use reqwest::Method;
 use serde_json::{Value, json};
-use tallyman::domain::policy::{Limit, LimitOverride, Organization};
+use tallyman::domain::limit::{Limit, LimitOverride};
+use tallyman::domain::organization::Organization;
 use tallyman::domain::quantity::Count;
 use tallyman::postgres::{Actor, organizations};
 use tallyman::redis::{Configuration, PolicyText};

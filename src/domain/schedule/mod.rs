@@ -1,12 +1,12 @@
-//! Schedules: which period an instant belongs to, over all calendars that an organization has had.
+//! Schedules: the period of an instant, over all calendars of an organization.
 //!
-//! A schedule is a list of segments, each a calendar and the instant from which it chooses periods. The period of an
-//! instant is that of the segment that the instant lies in, cut where a later segment begins. A change of calendar adds
-//! a segment; it never edits one, so that late events and history find the periods that were in force then. Start with
-//! [`Schedule::period`], then [`Schedule::changed`].
+//! A schedule is a list of segments, each a calendar and the instant from which it defines periods. The period of an
+//! instant is that of its segment, cut where a later segment begins. A change of calendar adds a segment and edits none,
+//! so that late events and history find the periods effective then. Start with [`Schedule::period`], then
+//! [`Schedule::changed`].
 //!
-//! **Invariants:** periods tile, over any sequence of changes. No change moves a period that is over and in which
-//! anything was counted, nor the start of a running one.
+//! **Invariants:** periods tile, over any sequence of changes. No change moves an ended period with usage, nor the start
+//! of a running one.
 
 use std::collections::BTreeMap;
 
@@ -14,75 +14,76 @@ use chrono::{DateTime, SubsecRound, Utc};
 use chrono_tz::Tz;
 use serde::{Deserialize, Serialize};
 
+use super::calendar::Calendar;
 use super::ids::MeterId;
-use super::period::{Calendar, Period, ResetMode};
+use super::period::{Period, ResetMode};
 use super::slot::{self, Slot};
 
-/// The most segments that a schedule keeps: the oldest goes first. Only a client that changes the calendar in a loop
+/// The most segments of a schedule; beyond it the oldest is dropped. Only a client that changes the calendar in a loop
 /// reaches it.
 const SEGMENTS_MAX: usize = 1000;
 
-/// An explicit reset of one meter: it cuts the period in which it happened in two.
+/// An explicit reset of one meter, which cuts its period in two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Reset {
-    /// When the period began that the reset closed.
+    /// The start of the period that the reset closed.
     pub closed_start: DateTime<Utc>,
     /// Where that period ends and the next begins; later than `closed_start`.
     pub at: DateTime<Utc>,
 }
 
-/// An organization's rule for choosing periods: the calendars that it has had, and what deviates from them.
+/// An organization's calendars, and the resets that deviate from them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Schedule {
-    /// The calendar in force.
+    /// The effective calendar.
     #[serde(flatten)]
     pub present: Segment,
     /// The calendars before it, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub past: Vec<Segment>,
-    /// The last reset of each meter that ever had one.
+    /// The last reset of each meter that was ever reset.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub resets: BTreeMap<MeterId, Reset>,
 }
 
-/// A calendar, and when it took over.
+/// A calendar, and when it took effect.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Segment {
-    /// What ends a period. Lazy and scheduled choose the same periods; manual ignores the calendar.
+    /// What ends a period. Lazy and scheduled define the same periods; manual ignores the calendar.
     pub mode: ResetMode,
     /// Where periods begin.
     pub calendar: Calendar,
-    /// How it took over from the segment before; none for the first, which has been in force since ever.
+    /// How it replaced the segment before; none for the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub takeover: Option<Takeover>,
 }
 
-/// How a segment took over from the one before.
+/// How a segment replaced the one before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Takeover {
-    /// When the calendar changed. Time slots follow the new zone from here on, and the first period of the segment ends at
-    /// the calendar's next boundary after it.
+    /// When the calendar changed. From here on time slots follow the new zone. The first period ends at the calendar's
+    /// next boundary.
     pub at: DateTime<Utc>,
-    /// When the first period of the segment begins: that of the period which ran at `at`, if anything was counted in it.
+    /// When the first period of the segment begins: at the start of the period running at `at`, if that has usage.
     pub from: DateTime<Utc>,
 }
 
-/// When an organization has counted anything, as far as a change of its calendar depends on it.
+/// When an organization last had usage, as far as a change of calendar depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activity {
     /// Never.
     Never,
-    /// Last in the period that began at this instant.
+    /// In the period with this start.
     LastPeriod(DateTime<Utc>),
-    /// Perhaps in the running period.
+    /// Possibly in the running period.
     Running,
 }
 
-/// A zone, and the half-open stretch of time in which it was in force.
+/// A zone, and the half-open interval in which it is effective.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ZoneSpan {
     /// The zone.
@@ -94,7 +95,7 @@ pub struct ZoneSpan {
 }
 
 impl ZoneSpan {
-    /// A zone that has always been in force.
+    /// A zone without changes.
     pub fn always(zone: Tz) -> Self {
         Self {
             zone,
@@ -105,7 +106,7 @@ impl ZoneSpan {
 }
 
 impl Schedule {
-    /// A schedule that has only ever had one calendar.
+    /// A schedule with one calendar.
     pub fn new(mode: ResetMode, calendar: Calendar) -> Self {
         Self {
             present: Segment {
@@ -128,10 +129,10 @@ impl Schedule {
         &self.present.calendar
     }
 
-    /// The period in which a meter counts what happened at `at`.
+    /// The period in which a meter counts an event of `at`.
     ///
-    /// What happened before a reset, in the period that this has cut, counts in the one that runs at `now`: the part
-    /// before the reset is closed. The same goes for a `now` that lags behind the clock which dated the reset.
+    /// An event before a reset, in the period that the reset cut, counts in the period running at `now`, because the part
+    /// before the reset is closed. The same holds if `now` lags behind the clock of the instance that reset it.
     pub fn period_of(&self, meter: &MeterId, at: DateTime<Utc>, now: DateTime<Utc>) -> Period {
         let period = self.period(at);
         let Some(reset) = self.resets.get(meter) else {
@@ -151,13 +152,13 @@ impl Schedule {
         }
     }
 
-    /// The period of a meter that runs at `now`.
+    /// The period of a meter running at `now`.
     pub fn running(&self, meter: &MeterId, now: DateTime<Utc>) -> Period {
         self.period_of(meter, now, now)
     }
 
-    /// The period, of every meter that was never reset, which contains `at`: that of the latest segment which begins by
-    /// then, cut where a later one begins.
+    /// The period that contains `at`, for meters without resets: that of the latest segment begun by then, cut where a
+    /// later one begins.
     pub fn period(&self, at: DateTime<Utc>) -> Period {
         let mut cut: Option<DateTime<Utc>> = None;
         for segment in self.newest_first() {
@@ -172,8 +173,7 @@ impl Schedule {
         oldest.regular(at).ending_by(cut)
     }
 
-    /// The time slot in which usage is recorded that happened at `at`: of the zone that was in force then, cut where
-    /// another took over.
+    /// The time slot of an event of `at`: of the zone effective then, cut where the zone changed.
     pub fn slot(&self, at: DateTime<Utc>) -> Slot {
         let mut span = ZoneSpan::always(self.past.first().unwrap_or(&self.present).zone());
         for next in self.zones() {
@@ -189,8 +189,7 @@ impl Schedule {
         }
     }
 
-    /// The zones that were in force, oldest first; they tile all time. Counters tell slots apart by whole seconds, and so
-    /// do these.
+    /// The zones, oldest first; they tile all time. Truncated to seconds, as the starts of slots in counters are.
     pub fn zones(&self) -> Vec<ZoneSpan> {
         let mut spans: Vec<ZoneSpan> = Vec::new();
         for segment in self.past.iter().chain([&self.present]) {
@@ -214,8 +213,8 @@ impl Schedule {
     /// The schedule after a change of mode or calendar at `now`.
     ///
     /// The running period keeps its start, and so its count, and ends at the new calendar's next boundary; in manual
-    /// mode it no longer ends by itself. Where nothing was counted in it, the new calendar chooses the running period,
-    /// back to the end of the last one in which anything was counted.
+    /// mode it has no end. Without usage in it, the new calendar defines the running period, but not before the end of the
+    /// last period with usage.
     #[must_use]
     pub fn changed(
         &self,
@@ -227,7 +226,7 @@ impl Schedule {
         if mode == self.mode() && calendar == *self.calendar() {
             return self.clone();
         }
-        // The clocks of two servers differ a little, and changes stay in their order.
+        // Keeps changes in order although the clocks of instances differ.
         let now = self
             .present
             .takeover
@@ -260,11 +259,11 @@ impl Schedule {
             past,
             resets: self.resets.clone(),
         }
-        .without_void()
-        .without_return(now)
+        .without_empty_segments()
+        .without_reverted_change(now)
     }
 
-    /// The schedule without segments that choose neither period nor slot of any instant from `reach` on.
+    /// The schedule without segments that define neither a period nor a slot from `reach` on.
     #[must_use]
     pub fn since(mut self, reach: DateTime<Utc>) -> Self {
         let kept = self.past.iter().enumerate().filter(|(index, _)| {
@@ -275,16 +274,16 @@ impl Schedule {
         self
     }
 
-    /// Drops segments that choose no period, because a later one begins before them, unless their zone differs from the
-    /// zone before: slots of their time follow it.
-    fn without_void(mut self) -> Self {
+    /// Drops segments that define no period, because a later one begins before them, unless their zone differs from the
+    /// zone before and so defines slots.
+    fn without_empty_segments(mut self) -> Self {
         let mut kept: Vec<Segment> = Vec::with_capacity(self.past.len());
         for (index, segment) in self.past.iter().enumerate() {
-            let chooses = segment.takeover.is_none_or(|own| {
+            let defines = segment.takeover.is_none_or(|own| {
                 self.takeovers_after(index)
                     .all(|later| own.from < later.from)
             });
-            if chooses || kept.last().is_none_or(|it| it.zone() != segment.zone()) {
+            if defines || kept.last().is_none_or(|it| it.zone() != segment.zone()) {
                 kept.push(segment.clone());
             }
         }
@@ -294,7 +293,7 @@ impl Schedule {
         self
     }
 
-    /// How the segments behind a former one took over, the oldest first.
+    /// The takeovers of the segments after a past one, oldest first.
     fn takeovers_after(&self, index: usize) -> impl Iterator<Item = Takeover> {
         self.past
             .iter()
@@ -304,8 +303,8 @@ impl Schedule {
             .filter_map(|later| later.takeover)
     }
 
-    /// A change back to the calendar before, within one of its periods, leaves no trace.
-    fn without_return(self, now: DateTime<Utc>) -> Self {
+    /// Drops a change that was reverted within the same period.
+    fn without_reverted_change(self, now: DateTime<Utc>) -> Self {
         let Some((before, past)) = self.past.split_last() else {
             return self;
         };
@@ -350,9 +349,9 @@ impl Segment {
         }
     }
 
-    /// What the period of `at` is by this calendar alone.
+    /// The period of `at` by this calendar alone.
     fn regular(&self, at: DateTime<Utc>) -> Period {
-        let generation = DateTime::UNIX_EPOCH;
+        let epoch = DateTime::UNIX_EPOCH;
         match self.mode {
             ResetMode::Lazy | ResetMode::Scheduled => {
                 let (start, end) = self.calendar.window(at);
@@ -361,26 +360,15 @@ impl Segment {
                     end: Some(end),
                 }
             }
-            ResetMode::Manual if at < generation => Period {
+            ResetMode::Manual if at < epoch => Period {
                 start: DateTime::<Utc>::MIN_UTC,
-                end: Some(generation),
+                end: Some(epoch),
             },
             ResetMode::Manual => Period {
-                start: generation,
+                start: epoch,
                 end: None,
             },
         }
-    }
-}
-
-impl Period {
-    /// The period up to `cut`, where it would end later.
-    fn ending_by(self, cut: Option<DateTime<Utc>>) -> Self {
-        let end = match (self.end, cut) {
-            (Some(end), Some(cut)) => Some(end.min(cut)),
-            (end, cut) => end.or(cut),
-        };
-        Self { end, ..self }
     }
 }
 

@@ -9,6 +9,7 @@ use chrono::TimeDelta;
 use proptest::prelude::*;
 use proptest::sample::select;
 use serde_json::json;
+use strum::VariantArray as _;
 
 use super::*;
 use crate::domain::period::ResetPeriod;
@@ -71,7 +72,7 @@ proptest! {
     }
 
     #[test]
-    fn no_change_moves_a_period_that_is_over_and_counted(
+    fn no_change_moves_an_ended_period_with_usage(
         changes in changes(),
         next in change(),
         at in instants(),
@@ -91,7 +92,7 @@ proptest! {
         if counted_until > before.period(now).start {
             prop_assert_eq!(changed.period(now).start, before.period(now).start);
         }
-        // Slots of what is past are recorded, and never move.
+        // Past slots are stored and must not move.
         if at < before.slot(now).start {
             prop_assert_eq!(changed.slot(at).start, before.slot(at).start);
         }
@@ -105,7 +106,7 @@ proptest! {
     ) {
         let (before, now) = after(&changes);
         let (_, mode, calendar, activity) = next;
-        // The same settings again change nothing, not even where the running period ends.
+        // Equal settings change nothing, not even the end of the running period.
         prop_assume!((before.mode(), before.calendar()) != (mode, &calendar));
         let changed = before.changed(mode, calendar.clone(), now, activity);
         let running = changed.period(now);
@@ -116,7 +117,7 @@ proptest! {
     }
 
     #[test]
-    fn what_no_event_reaches_may_be_left_out(changes in changes(), at in instants(), reach in instants()) {
+    fn segments_out_of_reach_of_late_events_can_be_dropped(changes in changes(), at in instants(), reach in instants()) {
         let (schedule, _) = after(&changes);
         let short = schedule.clone().since(reach);
         prop_assert!(short.past.len() <= schedule.past.len());
@@ -126,7 +127,7 @@ proptest! {
     }
 
     #[test]
-    fn the_periods_of_a_meter_tile_from_its_reset_on_and_contain_what_counts_in_them(
+    fn the_periods_of_a_meter_tile_from_its_reset_on_and_contain_their_events(
         changes in changes(),
         reset in instants(),
         at in instants(),
@@ -153,7 +154,7 @@ proptest! {
     }
 
     #[test]
-    fn a_schedule_survives_json(changes in changes()) {
+    fn a_schedule_round_trips_through_json(changes in changes()) {
         let (schedule, _) = after(&changes);
         let json = serde_json::to_string(&schedule).expect("a schedule is JSON");
         let read: Schedule = serde_json::from_str(&json).expect("its own JSON is valid");
@@ -164,7 +165,7 @@ proptest! {
 // --- changes one by one ---
 
 #[test]
-fn a_late_event_belongs_to_the_period_of_the_calendar_that_was_in_force_then() {
+fn a_late_event_belongs_to_the_period_of_the_calendar_effective_then() {
     let hourly = plain(ResetPeriod::Hourly);
     let now = utc("2025-06-04T17:05:00Z");
     let event = utc("2025-06-04T15:30:00Z");
@@ -182,7 +183,7 @@ fn a_late_event_belongs_to_the_period_of_the_calendar_that_was_in_force_then() {
 }
 
 #[test]
-fn a_period_in_which_nothing_was_counted_takes_a_new_calendar_at_once() {
+fn a_period_without_usage_follows_a_new_calendar_at_once() {
     let monthly = plain(ResetPeriod::Monthly);
     let now = utc("2025-11-29T12:00:00Z");
     let change = |to, activity| {
@@ -194,7 +195,7 @@ fn a_period_in_which_nothing_was_counted_takes_a_new_calendar_at_once() {
     for activity in [Activity::Never, october] {
         assert_eq!(change(ResetPeriod::Daily, activity).period(now), today);
     }
-    // What was counted in October ended there, and so no year may begin before.
+    // The usage of October ended there, so no year may begin before.
     let rest_of_year = period("2025-11-01T00:00:00Z", "2026-01-01T00:00:00Z");
     assert_eq!(
         change(ResetPeriod::Yearly, october).period(now),
@@ -207,7 +208,7 @@ fn a_period_in_which_nothing_was_counted_takes_a_new_calendar_at_once() {
 }
 
 #[test]
-fn changing_the_calendar_back_and_forth_leaves_no_trace() {
+fn a_reverted_change_leaves_no_segment() {
     let before = plain(ResetPeriod::Monthly);
     let now = utc("2025-06-04T12:00:00Z");
     let to = |schedule: &Schedule, period| {
@@ -223,7 +224,7 @@ fn changing_the_calendar_back_and_forth_leaves_no_trace() {
 }
 
 #[test]
-fn a_schedule_that_is_changed_in_a_loop_stays_bounded() {
+fn a_schedule_changed_in_a_loop_stays_bounded() {
     let mut schedule = plain(ResetPeriod::Hourly);
     let mut now = utc("2025-06-04T12:00:00Z");
     for (zone, _) in [Tz::UTC, Tz::Asia__Kolkata]
@@ -280,7 +281,7 @@ fn a_manual_schedule_that_was_never_changed_has_a_single_period() {
 }
 
 #[test]
-fn writing_back_the_same_settings_changes_nothing() {
+fn equal_settings_change_nothing() {
     let monthly = plain(ResetPeriod::Monthly);
     let weekly = Calendar::plain(ResetPeriod::Weekly, Tz::UTC);
     let now = utc("2025-06-10T09:30:00Z");
@@ -291,7 +292,7 @@ fn writing_back_the_same_settings_changes_nothing() {
 }
 
 #[test]
-fn a_server_whose_clock_lags_behind_changes_the_calendar_after_the_change_before() {
+fn a_change_by_an_instance_with_a_slow_clock_is_applied_after_the_previous_one() {
     let monthly = plain(ResetPeriod::Monthly);
     let change = |schedule: &Schedule, to, at: &str| {
         let calendar = Calendar::plain(to, Tz::UTC);
@@ -304,7 +305,7 @@ fn a_server_whose_clock_lags_behind_changes_the_calendar_after_the_change_before
 }
 
 #[test]
-fn what_happened_before_a_reset_counts_in_the_period_that_runs_unless_its_own_is_merely_over() {
+fn an_event_before_a_reset_counts_in_the_running_period_unless_its_own_ended_without_reset() {
     let api = MeterId::default();
     let monthly = plain(ResetPeriod::Monthly);
     let schedule = resetting(&monthly, &api, utc("2025-06-10T09:30:00Z"));
@@ -324,7 +325,7 @@ fn what_happened_before_a_reset_counts_in_the_period_that_runs_unless_its_own_is
 fn periods_come_from_the_calendar_and_not_from_the_first_call() {
     let schedule = plain(ResetPeriod::Monthly);
     let february = schedule.period(utc("2025-02-01T00:00:00Z"));
-    // The first call after half a year of silence is in the period of its own month, and so is the next.
+    // The first call after half a year without calls is in the period of its own month, and so is the next.
     assert_eq!(
         schedule.period(utc("2025-08-31T23:59:59.999Z")),
         period("2025-08-01T00:00:00Z", "2025-09-01T00:00:00Z")
@@ -337,7 +338,7 @@ fn periods_come_from_the_calendar_and_not_from_the_first_call() {
 }
 
 #[test]
-fn lazy_and_scheduled_choose_the_same_periods() {
+fn lazy_and_scheduled_define_the_same_periods() {
     let weekly = Calendar::plain(ResetPeriod::Weekly, Tz::Europe__Berlin);
     let lazy = Schedule::new(ResetMode::Lazy, weekly.clone());
     let scheduled = Schedule::new(ResetMode::Scheduled, weekly);
@@ -346,7 +347,7 @@ fn lazy_and_scheduled_choose_the_same_periods() {
 }
 
 #[test]
-fn no_instant_is_too_far_away() {
+fn every_instant_has_a_period() {
     let now = utc("2025-06-04T12:00:00Z");
     let weekly = Calendar::plain(ResetPeriod::Weekly, Tz::Asia__Kolkata);
     let schedule =
@@ -358,7 +359,7 @@ fn no_instant_is_too_far_away() {
 }
 
 #[test]
-fn a_schedule_is_written_in_camel_case_without_absent_parts() {
+fn json_is_in_camel_case_and_omits_absent_fields() {
     let monthly = Calendar::plain(ResetPeriod::Monthly, Tz::Europe__Berlin);
     let schedule = plain(ResetPeriod::Daily).changed(
         ResetMode::Manual,
@@ -391,7 +392,7 @@ fn calendars() -> impl Strategy<Value = Calendar> + Clone {
         3 => Just(None),
         1 => instants().prop_map(Some)
     ];
-    (select(&ResetPeriod::ALL), anchor, select(&ZONES)).prop_map(|(period, anchor, zone)| {
+    (select(ResetPeriod::VARIANTS), anchor, select(&ZONES)).prop_map(|(period, anchor, zone)| {
         Calendar::new(period, None, None, anchor, zone).expect("the settings are valid")
     })
 }
@@ -407,7 +408,7 @@ fn activities() -> impl Strategy<Value = Activity> + Clone {
 fn change() -> impl Strategy<Value = Change> + Clone {
     (
         0..2000_u32,
-        select(&ResetMode::ALL),
+        select(ResetMode::VARIANTS),
         calendars(),
         activities(),
     )
@@ -417,7 +418,7 @@ fn changes() -> impl Strategy<Value = Vec<Change>> {
     proptest::collection::vec(change(), 1..8)
 }
 
-/// The schedule after these changes, the first of which chose its calendar, and when the last one happened.
+/// The schedule after these changes, the first of which set its calendar, and the instant of the last.
 fn after(changes: &[Change]) -> (Schedule, DateTime<Utc>) {
     let mut now = utc("2025-01-01T00:00:00Z");
     let mut schedule: Option<Schedule> = None;

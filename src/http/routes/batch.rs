@@ -15,9 +15,10 @@ use tracing::Span;
 use utoipa::{IntoParams, ToSchema};
 
 use crate::domain::decision::{self, Operation};
+use crate::domain::ids::ByMeter;
 use crate::domain::ids::{IdempotencyKey, MeterId, OrganizationId};
-use crate::domain::input::{ByMeter, Instant, optional};
-use crate::domain::patch::not_null;
+use crate::domain::input::not_null;
+use crate::domain::input::{Instant, optional};
 use crate::domain::quantity::Amount;
 use crate::http::auth::{Caller, Ingest, OrganizationParam};
 use crate::http::body::{BATCH_BODY_MAX, Text, read};
@@ -430,7 +431,7 @@ fn is_counted(part: &Result<Part, Error>, decided: &[Result<Decided, Error>]) ->
 
 /// Whether what was not granted was refused by a limit. Otherwise the counter would have passed its ceiling.
 fn can_refuse(request: &Request, decided: &Decided) -> bool {
-    let refuses = |usage: &MeterUsage| usage.rule.refuses(request.kind);
+    let refuses = |usage: &MeterUsage| usage.rule.can_deny(request.kind);
     request.times == 1 || decided.meters.iter().any(refuses)
 }
 

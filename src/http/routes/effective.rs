@@ -7,8 +7,10 @@ use axum::response::Response;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::domain::feature::Feature;
 use crate::domain::ids::OrganizationId;
-use crate::domain::policy::{Feature, Policy, Source};
+use crate::domain::limit::Source;
+use crate::domain::policy::Policy;
 use crate::http::auth::{Caller, InOrganization, Read};
 use crate::http::etag::Conditions;
 use crate::http::extract::NoQuery;

@@ -16,9 +16,10 @@ use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::domain::calendar::Zone;
 use crate::domain::history::{Cursor, Granularity, Order, Position};
 use crate::domain::ids::{MeterId, OrganizationId, PlanId};
-use crate::domain::input::{Zone, nullable, parse_str};
+use crate::domain::input::{nullable, parse_str};
 use crate::domain::period::ResetMode;
 use crate::domain::quantity::Count;
 use crate::http::auth::{InOrganization, OrganizationParam, Read};

@@ -11,10 +11,13 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use crate::domain::feature::{Feature, Features};
 use crate::domain::ids::{MeterId, OrganizationId, PlanId};
+use crate::domain::limit::MeterLimit;
+use crate::domain::organization::OrganizationSettings;
 use crate::domain::patch::OrganizationPatch;
 use crate::domain::period::{ResetMode, ResetPeriod};
-use crate::domain::policy::{Feature, Features, MeterLimit, OrganizationSettings, Policy};
+use crate::domain::policy::Policy;
 use crate::http::auth::{Administrator, InOrganization};
 use crate::http::etag::{Conditions, Tagged};
 use crate::http::extract::{Body, NoQuery};

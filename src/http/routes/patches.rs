@@ -7,12 +7,14 @@ use utoipa::openapi::{Object, Ref, RefOr};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::admin;
+use crate::domain::feature::Feature;
 use crate::domain::ids::{METERS_MAX, MeterId};
-use crate::domain::input::{WarnAt, optional};
-use crate::domain::patch::{Change, double_option, not_null};
-use crate::domain::policy::{
-    Enforcement, Feature, Limit, LimitOverride, OrganizationSettings, TemporaryLimit, warn_at,
-};
+use crate::domain::input::optional;
+use crate::domain::input::{double_option, not_null};
+use crate::domain::limit::WarnAt;
+use crate::domain::limit::{Enforcement, Limit, LimitOverride, TemporaryLimit, warn_at};
+use crate::domain::organization::OrganizationSettings;
+use crate::domain::patch::Change;
 use crate::domain::quantity::Count;
 
 /// A change of one meter's limit; absent fields stay.

@@ -8,10 +8,11 @@ use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::domain::feature::{Feature, Features};
 use crate::domain::ids::{MeterId, PlanId, PlanName};
-use crate::domain::patch::not_null;
+use crate::domain::input::not_null;
+use crate::domain::limit::LimitOverride;
 use crate::domain::plan;
-use crate::domain::policy::{Feature, Features, LimitOverride};
 use crate::http::auth::Administrator;
 use crate::http::etag::{Conditions, Tagged};
 use crate::http::extract::{Body, NoQuery, Query};

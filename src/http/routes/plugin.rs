@@ -16,12 +16,12 @@ use utoipa::openapi::{Content, Ref, RefOr, ResponseBuilder};
 use utoipa::{IntoParams, IntoResponses, OpenApi, ToSchema};
 
 use crate::admin::PluginUpdate;
+use crate::domain::feature::{Feature, Features};
 use crate::domain::history::{Granularity, Order};
 use crate::domain::ids::{MeterId, OrganizationId, PlanId};
 use crate::domain::input::integer;
-use crate::domain::patch::not_null;
+use crate::domain::input::not_null;
 use crate::domain::period::{ResetMode, ResetPeriod};
-use crate::domain::policy::{Feature, Features};
 use crate::domain::quantity::Count;
 use crate::http::auth::{Caller, OrganizationParam, PlatformAdministrator, Read, ResetExpired};
 use crate::http::extract::{Body, Query};

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 
 use crate::admin::Reset;
 use crate::domain::ids::{METERS_MAX, MeterId, OrganizationId, Reason};
-use crate::domain::patch::not_null;
+use crate::domain::input::not_null;
 use crate::domain::quantity::Count;
 use crate::http::auth::{Administrator, InOrganization, ResetExpired};
 use crate::http::extract::{Body, NoQuery};

@@ -8,9 +8,10 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::domain::feature::{Feature, Features};
 use crate::domain::ids::{MeterId, OrganizationId, PlanId};
+use crate::domain::limit::Enforcement;
 use crate::domain::period::{ResetMode, ResetPeriod};
-use crate::domain::policy::{Enforcement, Feature, Features};
 use crate::domain::quantity::Count;
 use crate::domain::summary::hundredths;
 use crate::http::auth::{Caller, InOrganization, Read};

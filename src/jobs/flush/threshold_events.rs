@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 
 use crate::domain::counter::Snapshot;
-use crate::domain::threshold::MeterThresholdEvents;
+use crate::domain::threshold_events::MeterThresholdEvents;
 use crate::failure::Failure;
 use crate::policies::{CachedPolicy, Policies};
 use crate::postgres::usage::ThresholdEvents;

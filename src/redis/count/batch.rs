@@ -176,7 +176,7 @@ fn can_join(first: &Operation, operation: &Operation) -> bool {
     let demand = |it: &Operation| it.charges.first().map(|charge| charge.demand);
     let plain = |it: &Operation| {
         let demands = it.charges.iter().map(|charge| charge.demand);
-        it.kind.can_stand_for_several(it.attempt.is_some(), demands)
+        it.kind.can_coalesce(it.attempt.is_some(), demands)
     };
     plain(first)
         && plain(operation)

@@ -49,7 +49,7 @@ pub(super) fn share(all: &Outcome, operation: &Operation, before: u32) -> Outcom
             granted: share.granted,
             reading,
         }
-    } else if share.granted == 0 && !reading.stamp.rule.refuses(operation.kind) {
+    } else if share.granted == 0 && !reading.stamp.rule.can_deny(operation.kind) {
         Outcome::Overflow(0)
     } else {
         Outcome::Answered(Answer {

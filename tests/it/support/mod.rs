@@ -34,8 +34,9 @@ use tallyman::clock::Clock;
 use tallyman::config::{
     Config, ConnectionLimits, JwtConfig, LogConfig, Origins, PLUGIN_PATH, Servers,
 };
+use tallyman::domain::limit::MeterLimit;
+use tallyman::domain::organization::{DefaultCalendar, Defaults};
 use tallyman::domain::period::{ResetMode, ResetPeriod};
-use tallyman::domain::policy::{DefaultCalendar, Defaults, MeterLimit};
 use tallyman::domain::quantity::Count;
 use tallyman::http;
 use tallyman::logging;
