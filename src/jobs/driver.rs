@@ -65,7 +65,9 @@ impl<'a> Job<'a> {
         let rounds = async {
             loop {
                 tokio::time::sleep(pause).await;
-                pause = self.round(once()).await.unwrap_or(interval);
+                // Boxed, because a round is a large future.
+                let round = Box::pin(once());
+                pause = self.round(round).await.unwrap_or(interval);
             }
         };
         let _: Option<()> = stop.run_until_cancelled(rounds).await;
@@ -76,8 +78,6 @@ impl<'a> Job<'a> {
         &mut self,
         once: impl Future<Output = Result<T, E>>,
     ) -> Option<T> {
-        // Boxed, because a round is a large future.
-        let once = Box::pin(once);
         let done = match self.worker {
             Some(worker) => self.metrics.timed(worker, once).await,
             None => once.await,

@@ -21,16 +21,17 @@ pub(super) async fn threshold_events(
     let mut look_ups = Vec::new();
     for (position, snapshot) in snapshots.iter().enumerate() {
         if snapshot.may_have_threshold_events() {
-            look_ups.push(async move { Ok((position, events_of(policies, snapshot).await?)) });
+            look_ups.push(async move {
+                let events = events_of(policies, snapshot).await?;
+                Ok::<_, Failure>(events.map(|events| (position, events)))
+            });
         }
     }
-    let events: Vec<(usize, Option<MeterThresholdEvents>)> = stream::iter(look_ups)
+    let events: Vec<Option<(usize, MeterThresholdEvents)>> = stream::iter(look_ups)
         .buffer_unordered(LOOK_UPS)
-        .try_collect::<Vec<_>>()
-        .await
-        .map_err(|error: Failure| error)?;
-    let events = events.into_iter();
-    Ok(events.filter_map(|(at, it)| Some((at, it?))).collect())
+        .try_collect()
+        .await?;
+    Ok(events.into_iter().flatten().collect())
 }
 
 async fn events_of(
