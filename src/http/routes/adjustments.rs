@@ -19,21 +19,21 @@ use crate::http::problem::Error;
 use crate::http::state::State;
 use crate::postgres::adjustments::Wish;
 
-/// What to correct, and why.
+/// What to adjust, and why.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schema(example = json!({"meter": "api", "amount": -100, "reason": "calls that failed on our side"}))]
 pub(in crate::http) struct AdjustBody {
-    /// `api` unless said.
+    /// `api` by default.
     #[serde(default)]
     meter: MeterId,
-    /// Units to add; below 0 they are given back.
+    /// Units to add, or to subtract if negative.
     amount: Correction,
     /// For the audit log.
     reason: Reason,
 }
 
-/// What was corrected.
+/// The result of an adjustment.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(example = json!({
@@ -43,28 +43,27 @@ pub(in crate::http) struct AdjustBody {
 pub(in crate::http) struct AdjustResult {
     organization_id: OrganizationId,
     meter: MeterId,
-    /// As it was asked for.
+    /// As requested.
     amount: i64,
-    /// What the count has changed by: less than the amount where it stopped at 0.
+    /// The change of the count; smaller than the amount if the count stopped at 0.
     applied: i64,
-    /// Units counted right afterwards.
+    /// The count right afterwards.
     current: Count,
-    /// Units that the period includes; null where it is unlimited.
+    /// The limit; null if unlimited.
     #[schema(required)]
     limit: Option<Count>,
-    /// When the period began that was corrected.
+    /// Start of the adjusted period.
     period_start: DateTime<Utc>,
-    /// When the next begins; null where the period does not end by itself.
+    /// Start of the next period; null if the period does not end by itself.
     #[schema(required)]
     reset_date: Option<DateTime<Utc>>,
 }
 
-/// Adjust
+/// Adjust a count
 ///
-/// Corrects the running count of a meter: the amount is added, and below 0 given back. The count stops at 0, and may
-/// pass the limit. History tells corrections apart from use, as `adjusted`.
-/// A 503 may have been committed, and is then finished when Redis is back; with an `Idempotency-Key` a repetition does not
-/// adjust twice.
+/// Adds units to the running count of a meter, or subtracts them. The count stops at 0 and may exceed the limit. History
+/// shows adjustments separately, as `adjusted`. A 503 may have been committed and is then finished once Redis is up; with an
+/// `Idempotency-Key` a retry does not adjust twice.
 #[utoipa::path(
     post,
     path = "/v1/organizations/{id}/adjust",
@@ -74,7 +73,7 @@ pub(in crate::http) struct AdjustResult {
     params(Path<OrganizationId>, Idempotency),
     request_body = AdjustBody,
     responses(
-        (status = 200, description = "What was corrected; it is stored.", body = AdjustResult),
+        (status = 200, description = "The adjustment, stored.", body = AdjustResult),
         AdjustingProblems,
     )
 )]
@@ -90,13 +89,13 @@ pub(in crate::http) async fn adjust(
         reason,
     } = body;
     let payload = format!("adjust {meter} {} {:?}", amount.get(), reason.as_str());
-    let attempt = idempotency.record(organization.as_str(), &payload);
+    let record = idempotency.record(organization.as_str(), &payload);
     let wish = Wish {
         organization: &organization,
         meter: &meter,
         amount: amount.get(),
         reason: reason.as_str(),
-        attempt: attempt.as_ref(),
+        attempt: record.as_ref(),
     };
     let Adjustment { replayed, finished } = state.admin.adjust(&wish, &caller.actor()).await?;
     let result = AdjustResult {

@@ -20,23 +20,23 @@ use crate::postgres::audit::{self, Entry, Filter};
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub(in crate::http) struct Wanted {
-    /// Only what is about this organization.
+pub(in crate::http) struct AuditQuery {
+    /// Only changes of this organization.
     organization_id: Option<OrganizationId>,
-    /// Only what was done by this actor, such as `key:0123456789abcdef`.
+    /// Only changes by this actor, such as `key:0123456789abcdef`.
     actor: Option<String>,
-    /// Only what was done like this, such as `limits.patch`.
+    /// Only this action, such as `limits.patch`.
     action: Option<String>,
-    /// Nothing earlier.
+    /// Only changes at this instant or later.
     #[serde(default, deserialize_with = "instant")]
     from: Option<DateTime<Utc>>,
-    /// Only what is earlier.
+    /// Only changes before this instant.
     #[serde(default, deserialize_with = "instant")]
     to: Option<DateTime<Utc>>,
     #[serde(default)]
     #[param(inline)]
     page_size: PageSize,
-    /// The `nextCursor` of the page before.
+    /// The `nextCursor` of the previous page.
     #[serde(default, deserialize_with = "cursor")]
     cursor: Option<u64>,
 }
@@ -58,23 +58,23 @@ type AuditLog = List<AuditEntry>;
     "requestId": "019aa0f0-7d1c-7c3a-9c7e-2f6b1f0e8d11"
 }))]
 pub(in crate::http) struct AuditEntry {
-    /// Grows.
+    /// Increases.
     id: u64,
     at: DateTime<Utc>,
-    /// Who: `key:` and the id of an API key, `system` for what the service does by itself, or a command.
+    /// `key:` and the id of an API key, `user:` and the id of a user, `system` for the service itself, or a command.
     actor: String,
-    /// What was changed, and how.
+    /// What was done.
     action: String,
-    /// Null where it is about none.
+    /// Null if the change concerns no organization.
     #[schema(required)]
     organization_id: Option<OrganizationId>,
-    /// What was there before; null where nothing was.
+    /// The state before; null if there was none.
     #[schema(required)]
     before: Value,
-    /// What was there afterwards; null where nothing was.
+    /// The state afterwards; null if there is none.
     #[schema(required)]
     after: Value,
-    /// The `x-request-id` of the request; null where there was none.
+    /// The `x-request-id` of the request; null if there was none.
     #[schema(required)]
     request_id: Option<String>,
 }
@@ -94,32 +94,32 @@ impl From<Entry> for AuditEntry {
     }
 }
 
-/// Who changed what
+/// List the audit log
 ///
-/// Every change of organizations, limits, API keys and defaults, from what to what, newest first. Entries are only ever
-/// added; they stay when an organization is deleted.
+/// Every change with actor, time, and state before and after, newest first. Entries are never changed or removed, not even
+/// when an organization is deleted.
 #[utoipa::path(
     get,
     path = "/v1/audit",
     operation_id = "listAudit",
     tag = "Audit",
     security(("key" = ["admin"])),
-    params(Wanted),
+    params(AuditQuery),
     responses((status = 200, description = "A page of entries.", body = AuditLog))
 )]
 pub(in crate::http) async fn list_audit(
     Shared(state): Shared<State>,
     _: Administrator,
-    Query(page): Query<Wanted>,
+    Query(query): Query<AuditQuery>,
 ) -> Result<AuditLog, Error> {
     let filter = Filter {
-        organization: page.organization_id,
-        actor: page.actor,
-        action: page.action,
-        from: page.from,
-        to: page.to,
+        organization: query.organization_id,
+        actor: query.actor,
+        action: query.action,
+        from: query.from,
+        to: query.to,
     };
-    let size = page.page_size;
-    let found = audit::list(&state.ctx.postgres, &filter, page.cursor, size.and_one()).await?;
+    let size = query.page_size;
+    let found = audit::list(&state.ctx.postgres, &filter, query.cursor, size.and_one()).await?;
     Ok(List::page(found, size, |entry| entry.id.to_string()))
 }

@@ -1,4 +1,4 @@
-//! `POST /v1/batch`: many tracks and consumes in one request, each of which succeeds or fails on its own.
+//! `POST /v1/batch`: many tracks and consumes in one request; each item succeeds or fails independently.
 
 use std::collections::HashMap;
 
@@ -32,75 +32,75 @@ use crate::http::state::State;
 use crate::http::usage_result::UsageResult;
 use crate::usage::{Decided, MeterUsage, Request};
 
-/// The most items of one batch.
+/// The maximum number of items in a batch.
 const ITEMS_MAX: usize = 10_000;
 
-/// The most meters that the items of one batch name together; what an item costs is its meters.
+/// The maximum number of meters in all items of a batch together: an item costs as much as it has meters.
 const CHARGES_MAX: usize = 20_000;
 
-/// The smallest body that is dealt with aside, bytes: below, that costs more than it spares the others.
+/// Bodies of at least this many bytes are processed on a blocking thread; below, the switch costs more than it saves.
 const LARGE: usize = 16 * 1024;
 
-const TOO_MANY_BATCHES: &str = "this caller has as many large batches under way as one may, and none has ended in time; nothing was counted";
+const TOO_MANY_BATCHES: &str = "too many large batches of this caller are in flight, and none finished in time; nothing was counted";
 
-/// What the answer shall say.
+/// What the response contains.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
-pub(in crate::http) struct Wish {
-    /// The items to describe: all, those that were not counted for whatever reason, or none.
+pub(in crate::http) struct BatchQuery {
+    /// The items in the response: all, those that were not counted, or none.
     #[param(inline, required = false)]
     results: Results,
 }
 
-/// Which items the answer describes.
+/// Which items the response contains.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum Results {
     #[default]
     All,
-    /// Those that were not counted, for whatever reason.
+    /// Those that were not counted, for any reason.
     Denied,
     None,
 }
 
-/// The items as they came.
+/// The body, not parsed yet.
 #[derive(Debug)]
 pub(in crate::http) struct Items {
     media_type: MediaType,
     body: Text,
 }
 
-/// A track or a consume, with the fields that it takes alone.
+/// A track or a consume, with the fields of that call.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Item {
     #[schema(inline)]
     op: Op,
-    /// One that is unknown starts on the default plan.
+    /// An unknown organization starts on the default plan.
     #[schema(value_type = OrganizationId)]
     organization_id: OrganizationParam,
-    /// What is counted; `api` unless said.
+    /// What is counted; `api` by default.
     #[serde(default, deserialize_with = "not_null")]
     #[schema(nullable = false)]
     meter: Option<MeterId>,
-    /// How many units; 1 unless said.
+    /// How many units; 1 by default.
     #[serde(default, deserialize_with = "not_null")]
     #[schema(nullable = false)]
     amount: Option<Amount>,
-    /// Units by meter: all of them are charged, or none.
+    /// Units by meter; either all are charged or none.
     #[serde(default, deserialize_with = "not_null")]
     #[schema(value_type = BTreeMap<MeterId, Amount>, required = false)]
     meters: Option<ByMeter<Amount>>,
-    /// Units by meter that must fit on top, and are not charged; of a consume.
+    /// Units by meter that must be available in addition, without being charged; consume only.
     #[serde(default, deserialize_with = "not_null")]
     #[schema(value_type = BTreeMap<MeterId, Amount>, required = false)]
     require: Option<ByMeter<Amount>>,
-    /// When it happened; of a track.
+    /// When it happened; track only.
     #[serde(default, deserialize_with = "optional::<Instant, _>")]
     #[schema(nullable = false)]
     timestamp: Option<DateTime<Utc>>,
-    /// Makes repeating this item harmless; otherwise it is that of the batch, a slash and the item's index.
+    /// Makes retrying this item safe; by default the key of the batch, a slash and the item's index.
     #[serde(default, deserialize_with = "not_null")]
     #[schema(nullable = false)]
     idempotency_key: Option<IdempotencyKey>,
@@ -113,36 +113,36 @@ enum Op {
     Consume,
 }
 
-/// The body of a batch that is JSON.
+/// The JSON body of a batch.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = Batch, bound = "T: ToSchema")]
 struct ItemList<T> {
-    /// Each of them succeeds or fails on its own.
+    /// Each item succeeds or fails independently.
     #[schema(max_items = 10_000)]
     items: Vec<T>,
 }
 
-/// What became of a batch.
+/// The results of a batch.
 #[derive(Debug, Default, Serialize, ToSchema)]
 struct Summary {
     /// Items that were counted.
     counted: u64,
-    /// Items that a limit refused.
+    /// Items refused by a limit.
     denied: u64,
     /// Items that could not be decided.
     failed: u64,
-    /// Items that an earlier attempt had been answered, whatever that was; nothing was counted of them now.
+    /// Items answered from an idempotency record; nothing was counted for them now.
     replayed: u64,
     results: Vec<ItemResult>,
 }
 
-/// What became of an item: the usage result with its status, or the problem that it alone would have been answered with.
+/// The result of an item: the usage result with its status, or the problem that a single call would have got.
 #[derive(Debug, Serialize, ToSchema)]
 struct ItemResult {
-    /// Its place in the batch, from 0.
+    /// Position in the batch, from 0.
     index: usize,
-    /// Whether an earlier attempt was answered so; absent where not.
+    /// Present and true if the result comes from an idempotency record.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     #[schema(required = false)]
     replayed: bool,
@@ -162,17 +162,17 @@ enum ItemBody {
     Refused(Problem),
 }
 
-/// Track and consume many times
+/// Track and consume in a batch
 ///
-/// Each item succeeds or fails on its own. The items name 20,000 meters together at most. Items of one organization are decided in their order, unless a counter had to be
-/// opened or restored first. What a batch costs is its distinct counters.
+/// Each item succeeds or fails independently. All items together may name at most 20,000 meters. Items of one organization
+/// are decided in order, unless a counter has to be recovered first. A batch costs as much as it has distinct counters.
 #[utoipa::path(
     post,
     path = "/v1/batch",
     tag = "Counting",
     security(("key" = ["ingest"])),
-    params(Idempotency, Wish),
-    request_body(description = "JSON, or one item a line.", content(
+    params(Idempotency, BatchQuery),
+    request_body(description = "JSON, or one item per line.", content(
         (ItemList<Item> = "application/json", example = json!({"items": [
             {"op": "consume", "organizationId": "org_123", "amount": 2},
             {"op": "track", "organizationId": "org_456", "meter": "tokens", "amount": 1200},
@@ -180,7 +180,7 @@ enum ItemBody {
         (String = "application/x-ndjson", example = "{\"op\":\"consume\",\"organizationId\":\"org_123\"}\n"),
     )),
     responses(
-        (status = 200, description = "What became of the items.", body = Summary, example = json!({
+        (status = 200, description = "The results of the items.", body = Summary, example = json!({
             "counted": 1, "denied": 1, "failed": 0, "replayed": 0, "results": [
                 {"index": 0, "status": 200, "allowed": true, "organizationId": "org_123", "meter": "api", "amount": 2,
                  "current": 1000, "limit": 1000, "remaining": 0, "overage": 0, "enforcement": "hard",
@@ -199,7 +199,7 @@ pub(in crate::http) async fn batch(
     Shared(state): Shared<State>,
     Ingest(caller): Ingest,
     Idempotency(key): Idempotency,
-    Query(wish): Query<Wish>,
+    Query(query): Query<BatchQuery>,
     items: Items,
 ) -> Result<Response, Error> {
     let large = items.body.len() >= LARGE;
@@ -209,11 +209,11 @@ pub(in crate::http) async fn batch(
     } else {
         None
     };
-    let plan = aside(large, move || Plan::of(&caller, key.as_ref(), &items)).await??;
+    let plan = offload(large, move || Plan::of(&caller, key.as_ref(), &items)).await??;
     let decided = state.usage.decide_all(&plan.requests).await?;
     let now = state.ctx.clock.now();
     let span = Span::current();
-    aside(large, move || {
+    offload(large, move || {
         let decided: Vec<Result<Decided, Error>> = decided
             .into_iter()
             .map(|decided| decided.map_err(Error::from))
@@ -223,13 +223,13 @@ pub(in crate::http) async fn batch(
             let requests = causes.count();
             tracing::warn!(parent: &span, error, requests, "items of a batch could not be decided");
         }
-        Json(plan.summary(&decided, wish.results, now)).into_response()
+        Json(plan.summary(&decided, query.results, now)).into_response()
     })
     .await
 }
 
-/// Does work that takes long for many items; then on another thread, so that it keeps no other request waiting.
-async fn aside<T: Send + 'static>(
+/// Runs CPU-bound work, on a blocking thread if it is large, so that it delays no other request.
+async fn offload<T: Send + 'static>(
     large: bool,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Error> {
@@ -241,7 +241,7 @@ async fn aside<T: Send + 'static>(
     }
 }
 
-/// What one item asks for, and whether it named `meters`.
+/// The request of one item, and whether it names `meters`.
 fn request(
     caller: &Caller,
     key: Option<&IdempotencyKey>,
@@ -254,10 +254,10 @@ fn request(
     };
     let key = match (item.idempotency_key, key) {
         (Some(own), _) => Some(own),
-        (None, Some(of_batch)) => {
-            let numbered = format!("{of_batch}/{index}").parse();
+        (None, Some(batch_key)) => {
+            let numbered = format!("{batch_key}/{index}").parse();
             Some(numbered.map_err(|_| {
-                let detail = "Idempotency-Key leaves no room for the number of an item";
+                let detail = "Idempotency-Key is too long to append the index of an item";
                 Error::MalformedRequest(detail.to_owned())
             })?)
         }
@@ -275,14 +275,14 @@ fn request(
     Ok((charges.into_request(caller, kind, key)?, several))
 }
 
-/// What the items come to. Consecutive ones that want the same of one counter are one request, because what a
-/// batch costs is its distinct counters.
+/// The requests of a batch. Consecutive equal items on one counter are one request, because a batch costs as much as it
+/// has distinct counters.
 #[derive(Debug, Default)]
 struct Plan {
-    /// How many meters the items name together.
+    /// How many meters the items name in total.
     charges: usize,
     requests: Vec<Request>,
-    /// For each item in order, where its answer will be.
+    /// For each item in order, its part of a request.
     parts: Vec<Result<Part, Error>>,
     /// By organization, the last request that charges each of its meters.
     last: HashMap<OrganizationId, Vec<(MeterId, usize)>, RandomState>,
@@ -296,7 +296,7 @@ struct Part {
     several: bool,
 }
 
-/// What became of one item that could be decided.
+/// The result of one item that could be decided.
 struct Answer<'a> {
     request: &'a Request,
     decided: Decided,
@@ -322,8 +322,8 @@ impl Plan {
         Ok(plan)
     }
 
-    fn add(&mut self, asked: Result<(Request, bool), Error>) {
-        let part = asked.map(|(request, several)| {
+    fn add(&mut self, item: Result<(Request, bool), Error>) {
+        let part = item.map(|(request, several)| {
             self.charges += request.demands.len();
             let (request, nth) = self.place(request);
             Part {
@@ -348,7 +348,7 @@ impl Plan {
                 last.push((meter.clone(), new));
                 continue;
             };
-            // One that extends another charges a single counter.
+            // Only requests on a single counter extend each other.
             if let Some(same) = self.requests.get_mut(*last)
                 && same.extends_to(&request)
             {
@@ -362,7 +362,7 @@ impl Plan {
         (new, 0)
     }
 
-    /// What the items came to.
+    /// Counts the outcomes and lists the wanted results.
     fn summary(
         &self,
         decided: &[Result<Decided, Error>],
@@ -422,20 +422,20 @@ impl Plan {
     }
 }
 
-/// Whether an item was counted, now or by an earlier attempt.
+/// Whether an item was counted, now or by the call that left the idempotency record.
 fn is_counted(part: &Result<Part, Error>, decided: &[Result<Decided, Error>]) -> bool {
     let Ok(part) = part else { return false };
     let decided = decided.get(part.request).and_then(|it| it.as_ref().ok());
     decided.is_some_and(|decided| part.nth < decided.times_granted)
 }
 
-/// Whether what was not granted was refused by a limit. Otherwise the counter would have passed its ceiling.
+/// Whether a limit refused what was not granted; otherwise the counter would have exceeded its maximum.
 fn can_refuse(request: &Request, decided: &Decided) -> bool {
     let refuses = |usage: &MeterUsage| usage.rule.can_deny(request.kind);
     request.times == 1 || decided.meters.iter().any(refuses)
 }
 
-/// Narrows what became of several equal calls down to one of them: each was as good as counted after the other.
+/// Narrows the result of several equal calls down to the nth: they count as if made one after the other.
 fn one_of_several(request: &Request, decided: &mut Decided, nth: u32) -> Result<(), Error> {
     let share = decision::share(decided.times_granted, nth, 1);
     decided.granted = share.granted > 0;
@@ -445,7 +445,7 @@ fn one_of_several(request: &Request, decided: &mut Decided, nth: u32) -> Result<
     }
     for usage in &mut decided.meters {
         usage.used = share.used(usage.used, usage.demand.amount);
-        // Only the one behind those that were granted.
+        // Only the first call after the granted ones.
         if let Some(refused) = &mut usage.refused {
             refused.first &= nth == decided.times_granted;
         }
@@ -483,11 +483,11 @@ fn refuse_too_many(items: usize) -> Result<(), Error> {
     Ok(())
 }
 
-/// Why a body is no list of anything.
+/// Why a body is not a list of items.
 fn without_items(body: &[u8], error: &serde_json::Error) -> Error {
     match parse::json::<ItemList<IgnoredAny>>(body) {
         Err(problem) => problem,
-        Ok(_) => Error::MalformedRequest(format!("the body is no batch: {error}")),
+        Ok(_) => Error::MalformedRequest(format!("the body is not a batch: {error}")),
     }
 }
 
@@ -505,12 +505,12 @@ impl FromRequest<State> for Items {
 }
 
 impl Items {
-    /// Takes each of them, as far as it can be read.
+    /// Calls `take` for each item, or with why it cannot be parsed.
     fn each(&self, mut take: impl FnMut(Result<Item, Error>)) -> Result<(), Error> {
         let body: &[u8] = &self.body;
         match self.media_type {
             MediaType::Json => {
-                // Looked through once for what is no text, instead of each string by itself.
+                // Validates UTF-8 once, instead of for each string.
                 let text = std::str::from_utf8(body).ok();
                 let whole = text.and_then(|text| serde_json::from_str(text).ok());
                 if let Some(Object(ItemList { items })) = whole {
@@ -519,7 +519,7 @@ impl Items {
                         take(Ok(item));
                     }
                 } else {
-                    // One of them is wrong, and the others shall be counted all the same.
+                    // Some item is invalid, and the others are counted anyway.
                     let Object(ItemList { items }) =
                         serde_json::from_slice::<Object<ItemList<&RawValue>>>(body)
                             .map_err(|error| without_items(body, &error))?;

@@ -18,9 +18,9 @@ use crate::http::rate_limit;
 use crate::http::state::State;
 use crate::http::usage_result::UsageResult;
 
-/// Count
+/// Track usage
 ///
-/// Counts always; `allowed` is false where a hard limit is exceeded afterwards.
+/// Counts unconditionally; `allowed` is false if a hard limit is exceeded afterwards.
 #[utoipa::path(
     post,
     path = "/v1/track",
@@ -48,10 +48,10 @@ pub(in crate::http) async fn track(
     .await
 }
 
-/// Enforce
+/// Consume
 ///
-/// Counts if everything fits, or always where the limit is soft; otherwise answers 429 and counts nothing.
-/// Of any set of concurrent consumes against a hard limit, never more than the limit is granted.
+/// Counts if every limit allows it; otherwise responds with 429 and counts nothing. A soft limit always allows it.
+/// Concurrent consumes against a hard limit are never granted more than the limit.
 #[utoipa::path(
     post,
     path = "/v1/consume",
@@ -79,9 +79,9 @@ pub(in crate::http) async fn consume(
     .await
 }
 
-/// Ask
+/// Check
 ///
-/// Says what consume would say now; always 200, and counts nothing.
+/// Returns what consume would return now, always with status 200, and counts nothing.
 #[utoipa::path(
     post,
     path = "/v1/check",
@@ -97,7 +97,7 @@ pub(in crate::http) async fn check(
     idempotency: Idempotency,
     charges: HotBody<Charges>,
 ) -> Result<Response, Error> {
-    // The body is the whole point of asking, so that no preference can do without it.
+    // A check without its body would tell nothing, so `Prefer` is ignored.
     let preference = Preference::Full;
     decide(
         &state,
@@ -110,9 +110,9 @@ pub(in crate::http) async fn check(
     .await
 }
 
-/// Give back
+/// Refund
 ///
-/// As far as there is something to give back; the answer has `applied`.
+/// Subtracts units, at most those counted in the period; `applied` has the units subtracted.
 #[utoipa::path(
     post,
     path = "/v1/refund",

@@ -1,5 +1,4 @@
-//! `GET /v1/organizations/{id}/limits` and `/features/{feature}`: what an organization may do, and
-//! who said so.
+//! `GET /v1/organizations/{id}/limits` and `/features/{feature}`: the effective policy and its sources.
 
 use axum::Json;
 use axum::extract::State as Shared;
@@ -22,19 +21,19 @@ use crate::http::state::State;
 /// One feature of an organization.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = json!({"feature": "sso", "enabled": true, "value": true, "source": "organization"}))]
-pub(in crate::http) struct FeatureInForce {
+pub(in crate::http) struct EffectiveFeature {
     feature: String,
-    /// True for a switch that is on, a number other than zero, a text that is not empty.
+    /// Whether the value is `true`, a number other than 0, or a non-empty text.
     enabled: bool,
-    /// Null where nobody has set it.
+    /// Null if it is not set.
     #[schema(required)]
     value: Option<Feature>,
     source: Source,
 }
 
-/// The limits in force, and who set them
+/// Get the effective limits
 ///
-/// A limit is the organization's where it overrides any part of it. A meter that is not named is counted without limit.
+/// With their sources: a limit is the organization's if it overrides any part of it. Meters that are not listed are unlimited.
 #[utoipa::path(
     get,
     path = "/v1/organizations/{id}/limits",
@@ -44,7 +43,7 @@ pub(in crate::http) struct FeatureInForce {
     params(Path<OrganizationId>, Conditions),
     responses(
         (status = 200, description = "The limits.", body = Limits),
-        (status = 304, description = "The caller has them already."),
+        (status = 304, description = "The client already has this version."),
     )
 )]
 pub(in crate::http) async fn limits(
@@ -57,9 +56,9 @@ pub(in crate::http) async fn limits(
     Limits::of(id, policy).unless_known(&conditions)
 }
 
-/// One feature
+/// Get a feature
 ///
-/// One that nobody has set is off.
+/// A feature that is not set is off.
 #[utoipa::path(
     get,
     path = "/v1/organizations/{id}/features/{feature}",
@@ -67,17 +66,17 @@ pub(in crate::http) async fn limits(
     tag = "Organizations",
     security(("key" = ["read"]), ("token" = [])),
     params(Path<OrganizationId>, Path<FeatureName>),
-    responses((status = 200, description = "The feature.", body = FeatureInForce))
+    responses((status = 200, description = "The feature.", body = EffectiveFeature))
 )]
 pub(in crate::http) async fn feature(
     Shared(state): Shared<State>,
     InOrganization(Read(caller), id): InOrganization<Read>,
     Path(FeatureName(feature)): Path<FeatureName>,
     _: NoQuery,
-) -> Result<Json<FeatureInForce>, Error> {
+) -> Result<Json<EffectiveFeature>, Error> {
     let policy = policy(&state, &caller, &id).await?;
     let (value, source) = policy.feature(&feature);
-    Ok(Json(FeatureInForce {
+    Ok(Json(EffectiveFeature {
         enabled: value.is_some_and(Feature::is_enabled),
         value: value.cloned(),
         source,
@@ -85,7 +84,7 @@ pub(in crate::http) async fn feature(
     }))
 }
 
-/// The policy of an organization that the caller reaches. A token's exists, counted yet or not.
+/// The policy of an organization. A token's organization exists even if it was never counted.
 async fn policy(state: &State, caller: &Caller, id: &OrganizationId) -> Result<Policy, Error> {
     match state.usage.effective(id).await? {
         Some(policy) => Ok(policy),

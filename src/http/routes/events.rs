@@ -1,4 +1,4 @@
-//! `GET /v1/events`: what happened, newest first.
+//! `GET /v1/events`: events, newest first.
 
 use axum::extract::State as Shared;
 use chrono::{DateTime, Utc};
@@ -20,29 +20,29 @@ use crate::postgres::events::{Listing, Recorded};
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub(in crate::http) struct Wanted {
+pub(in crate::http) struct EventQuery {
     /// Only this type.
     #[param(inline)]
     r#type: Option<EventType>,
-    /// Only about this organization, which is all that a key reaches that is bound to it.
+    /// Only events of this organization; a key that is bound to an organization must name it.
     #[param(value_type = Option<OrganizationId>)]
     organization_id: Option<OrganizationParam>,
-    /// Only at this instant or later.
+    /// Only events at this instant or later.
     #[serde(default, deserialize_with = "instant")]
     from: Option<DateTime<Utc>>,
-    /// Only before this instant.
+    /// Only events before this instant.
     #[serde(default, deserialize_with = "instant")]
     to: Option<DateTime<Utc>>,
     #[serde(default)]
     #[param(inline)]
     page_size: PageSize,
-    /// The `nextCursor` of the page before.
+    /// The `nextCursor` of the previous page.
     cursor: Option<EventId>,
 }
 
 type Events = List<Event, EventId>;
 
-/// Something that happened.
+/// An event.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = json!({
     "id": "evt_01a207e5f2407000a3f0c2d9e8b7a695", "type": "usage.warning", "timestamp": "2026-11-23T10:14:00Z",
@@ -56,7 +56,7 @@ pub(in crate::http) struct Event {
     r#type: EventType,
     /// When it was recorded.
     timestamp: DateTime<Utc>,
-    /// What there is to tell: always the `organizationId`, and by type
+    /// Always the `organizationId`, and by type
     /// `meter`, `threshold`, `current`, `limit`, `periodStart` and `resetDate` of `usage.warning` and
     /// `usage.limit_exceeded`; `meter`, `resetType`, `previousCount`, `periodStart` and `resetDate` of `usage.reset`;
     /// `limits` by meter of `limits.updated`.
@@ -77,30 +77,30 @@ impl From<Recorded> for Event {
 
 /// List events
 ///
-/// Each threshold that is crossed is one event in a period, unless the limit changes; it is recorded with the count, at most a
-/// flush interval after the crossing.
+/// Each crossed threshold is one event per period, unless the limit changes. It has the count at the crossing and is
+/// recorded at most one flush interval later.
 #[utoipa::path(
     get,
     path = "/v1/events",
     operation_id = "listEvents",
     tag = "Events",
     security(("key" = ["read"]), ("token" = [])),
-    params(Wanted),
+    params(EventQuery),
     responses((status = 200, description = "A page of events.", body = Events))
 )]
 pub(in crate::http) async fn list_events(
     Shared(state): Shared<State>,
     Read(caller): Read,
-    Query(wanted): Query<Wanted>,
+    Query(query): Query<EventQuery>,
 ) -> Result<Events, Error> {
-    let organization = caller.authorize_filter(wanted.organization_id.as_ref())?;
-    let size = wanted.page_size;
+    let organization = caller.authorize_filter(query.organization_id.as_ref())?;
+    let size = query.page_size;
     let listing = Listing {
-        event_type: wanted.r#type,
+        event_type: query.r#type,
         organization,
-        from: wanted.from,
-        to: wanted.to,
-        before: wanted.cursor,
+        from: query.from,
+        to: query.to,
+        before: query.cursor,
         count: size.and_one(),
     };
     let found = state.history.events(&listing).await?;

@@ -1,4 +1,4 @@
-//! `GET /healthz`, `GET /readyz` and `GET /metrics`: for whoever runs the service.
+//! `GET /healthz`, `GET /readyz` and `GET /metrics`: for operators.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -18,20 +18,20 @@ use crate::http::problem::Error;
 use crate::http::state::State;
 use crate::metrics;
 
-/// How long a server may take to answer before it counts as away.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// A server that does not reply within this time is down.
+const PING_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Whether the service takes requests, and what it depends on.
+/// Whether the service accepts requests, and the state of its servers.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = json!({"status": "ready", "checks": {"redis": "ok", "postgres": "ok"}}))]
 pub(in crate::http) struct Readiness {
-    /// `degraded` while a server is away, `draining` while the service stops.
+    /// `degraded` while a server is down, `draining` while the service stops.
     #[schema(pattern = "^(ready|degraded|draining)$")]
     status: &'static str,
     checks: Checks,
 }
 
-/// Each server, `ok` or `away`.
+/// The state of each server: `ok` or `away`.
 #[derive(Debug, Serialize, ToSchema)]
 struct Checks {
     #[schema(pattern = "^(ok|away)$")]
@@ -40,36 +40,38 @@ struct Checks {
     postgres: &'static str,
 }
 
-/// The process lives
+/// Check liveness
+///
+/// Responds while the process runs.
 #[utoipa::path(
     get,
     path = "/healthz",
     tag = "Operations",
-    responses((status = 200, description = "It does.", body = String, example = "ok\n"))
+    responses((status = 200, description = "The process runs.", body = String, example = "ok\n"))
 )]
 pub(in crate::http) async fn healthz() -> &'static str {
     "ok\n"
 }
 
-/// The process takes requests
+/// Check readiness
 ///
-/// It does so also, degraded, while Redis or Postgres is away; but not while it drains.
+/// The service is ready, though degraded, while Redis or Postgres is down; it is not ready while it drains.
 #[utoipa::path(
     get,
     path = "/readyz",
     tag = "Operations",
     responses(
-        (status = 200, description = "It does.", body = Readiness),
-        (status = 503, description = "The service stops.", body = Readiness,
+        (status = 200, description = "The service accepts requests.", body = Readiness),
+        (status = 503, description = "The service is stopping.", body = Readiness,
             example = json!({"status": "draining", "checks": {"redis": "ok", "postgres": "ok"}})),
     )
 )]
 pub(in crate::http) async fn readyz(Shared(state): Shared<State>) -> (StatusCode, Json<Readiness>) {
-    let redis = tokio::time::timeout(PATIENCE, state.ctx.redis.ping());
-    let postgres = tokio::time::timeout(PATIENCE, state.ctx.postgres.ping());
+    let redis = tokio::time::timeout(PING_TIMEOUT, state.ctx.redis.ping());
+    let postgres = tokio::time::timeout(PING_TIMEOUT, state.ctx.postgres.ping());
     let (redis, postgres) = tokio::join!(redis, postgres);
     let (redis, postgres) = (matches!(redis, Ok(Ok(()))), matches!(postgres, Ok(Ok(()))));
-    let word = |answers| if answers { "ok" } else { "away" };
+    let state_of = |up| if up { "ok" } else { "away" };
     let draining = state.draining.load(Ordering::Acquire);
     let status = match (draining, redis && postgres) {
         (true, _) => "draining",
@@ -86,23 +88,23 @@ pub(in crate::http) async fn readyz(Shared(state): Shared<State>) -> (StatusCode
         Json(Readiness {
             status,
             checks: Checks {
-                redis: word(redis),
-                postgres: word(postgres),
+                redis: state_of(redis),
+                postgres: state_of(postgres),
             },
         }),
     )
 }
 
-/// What the service has measured
+/// Get metrics
 ///
-/// In the text format of Prometheus; nothing in it names an organization. Not here where `TALLYMAN_METRICS_LISTEN` gives it
-/// an address of its own. A key that is bound to one organization does not suffice.
+/// In the Prometheus text format, without organization ids. Not served here if `TALLYMAN_METRICS_LISTEN` is set. Needs a key
+/// that is not bound to an organization.
 #[utoipa::path(
     get,
     path = "/metrics",
     tag = "Operations",
     security(("key" = ["read"])),
-    responses((status = 200, description = "One sample a line.", body = String,
+    responses((status = 200, description = "One sample per line.", body = String,
         content_type = "application/openmetrics-text", example = "# TYPE tallyman_requests counter\n"))
 )]
 pub(in crate::http) async fn metrics(
@@ -111,11 +113,11 @@ pub(in crate::http) async fn metrics(
     _: NoQuery,
 ) -> Result<Response, Error> {
     caller.authorize_all()?;
-    Ok(metrics_to_anybody(Shared(state)).await)
+    Ok(public_metrics(Shared(state)).await)
 }
 
-/// The same, where an address of its own keeps others out.
-async fn metrics_to_anybody(Shared(state): Shared<State>) -> Response {
+/// Metrics without authentication.
+async fn public_metrics(Shared(state): Shared<State>) -> Response {
     match state.ctx.metrics.to_text() {
         Ok(text) => {
             let headers = [
@@ -129,9 +131,9 @@ async fn metrics_to_anybody(Shared(state): Shared<State>) -> Response {
     }
 }
 
-/// The metrics alone, for an address that only those reach who may see them.
+/// Metrics only, without authentication, for the address of `TALLYMAN_METRICS_LISTEN`.
 pub fn metrics_router(state: State) -> Router {
     Router::new()
-        .route("/metrics", get(metrics_to_anybody))
+        .route("/metrics", get(public_metrics))
         .with_state(state)
 }

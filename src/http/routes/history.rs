@@ -1,4 +1,4 @@
-//! `GET /v1/organizations/{id}/history` and `GET /v1/history`: a page as JSON, or everything as CSV or
+//! `GET /v1/organizations/{id}/history` and `GET /v1/history`: one page as JSON, or the whole range as a stream of CSV or
 //! newline-delimited JSON.
 
 use std::collections::BTreeSet;
@@ -32,20 +32,20 @@ use crate::http::problem::Error;
 use crate::http::state::State;
 use crate::usage::history::{self, Entry};
 
-/// How many rows of a stream are read at once.
+/// Rows of a stream that one query reads.
 const STREAM_PAGE: usize = 1000;
 
-/// The most organizations that one call may name.
+/// The maximum number of organizations in one call.
 const ORGANIZATIONS_MAX: usize = 100;
 
-/// What one organization's history is asked with.
+/// The query of one organization's history.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(in crate::http) struct OfOrganization {
     /// Only this meter.
     meter: Option<MeterId>,
-    /// How much time a row covers; `day` unless said.
+    /// How much time a row covers; `day` by default.
     #[param(inline)]
     granularity: Option<Granularity>,
     /// Rows that start at this instant or later. Without it, the range is the last 24 hours, 31 days, or all periods.
@@ -54,37 +54,37 @@ pub(in crate::http) struct OfOrganization {
     /// Rows that start before this instant.
     #[serde(default, deserialize_with = "instant")]
     to: Option<DateTime<Utc>>,
-    /// Adds rows of zeros where nothing was counted, up to 50,000; for hours and days.
+    /// Adds rows of zeros where nothing was counted, up to 50,000; hours and days only.
     #[param(inline)]
     fill: Option<Fill>,
-    /// By start, then organization, then meter; `asc` unless said.
+    /// By start, then organization, then meter; `asc` by default.
     #[param(inline)]
     order: Option<Order>,
-    /// Days of another zone than the organization's: an IANA name.
+    /// Days of this time zone (IANA name) instead of the organization's.
     #[serde(default, deserialize_with = "nullable::<Zone, _, _>")]
     #[param(value_type = Option<String>, example = "Europe/Berlin")]
     time_zone: Option<Tz>,
-    /// For JSON alone; other formats have no pages.
+    /// JSON only; other formats have no pages.
     #[param(inline)]
     page_size: Option<PageSize>,
-    /// The `nextCursor` of the page before; everything else as it was asked then.
+    /// The `nextCursor` of the previous page; the other parameters must not change.
     #[serde(default, deserialize_with = "cursor")]
     #[param(value_type = Option<String>)]
     cursor: Option<Cursor>,
 }
 
-/// What the history of all is asked with: the same, and which organizations.
+/// The query of the history of all organizations.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(in crate::http) struct OfAll {
-    /// Only these organizations, 100 at most; the parameter is repeated.
+    /// Only these organizations, at most 100; repeat the parameter.
     #[serde(default)]
     #[param(value_type = Vec<OrganizationId>, required = false, max_items = 100)]
     organization_id: Vec<OrganizationParam>,
     /// Only this meter.
     meter: Option<MeterId>,
-    /// How much time a row covers; `day` unless said.
+    /// How much time a row covers; `day` by default.
     #[param(inline)]
     granularity: Option<Granularity>,
     /// Rows that start at this instant or later. Without it, the range is the last 24 hours, 31 days, or all periods.
@@ -93,36 +93,36 @@ pub(in crate::http) struct OfAll {
     /// Rows that start before this instant.
     #[serde(default, deserialize_with = "instant")]
     to: Option<DateTime<Utc>>,
-    /// Adds rows of zeros where nothing was counted, up to 50,000; for hours and days.
+    /// Adds rows of zeros where nothing was counted, up to 50,000; hours and days only.
     #[param(inline)]
     fill: Option<Fill>,
-    /// By start, then organization, then meter; `asc` unless said.
+    /// By start, then organization, then meter; `asc` by default.
     #[param(inline)]
     order: Option<Order>,
-    /// Days of another zone than the organization's: an IANA name.
+    /// Days of this time zone (IANA name) instead of the organization's.
     #[serde(default, deserialize_with = "nullable::<Zone, _, _>")]
     #[param(value_type = Option<String>, example = "Europe/Berlin")]
     time_zone: Option<Tz>,
-    /// For JSON alone; other formats have no pages.
+    /// JSON only; other formats have no pages.
     #[param(inline)]
     page_size: Option<PageSize>,
-    /// The `nextCursor` of the page before; everything else as it was asked then.
+    /// The `nextCursor` of the previous page; the other parameters must not change.
     #[serde(default, deserialize_with = "cursor")]
     #[param(value_type = Option<String>)]
     cursor: Option<Cursor>,
 }
 
-/// What stands where nothing was counted.
+/// What fills ranges without counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum Fill {
-    /// A row of zeros, instead of none.
+    /// A row of zeros.
     Zero,
 }
 
 type HistoryPage = List<HistoryRow>;
 
-/// What one meter counted in one hour, day or period. CSV has the same columns, in this order.
+/// The usage of one meter in one hour, day or period. CSV has the same columns in this order.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(example = json!({
@@ -131,34 +131,34 @@ type HistoryPage = List<HistoryRow>;
     "final": false
 }))]
 pub(in crate::http) struct HistoryRow {
-    /// Only where rows of several organizations may meet.
+    /// Absent in the history of one organization.
     #[serde(skip_serializing_if = "Option::is_none")]
     organization_id: Option<OrganizationId>,
     meter: MeterId,
     start: DateTime<Utc>,
-    /// Null while a period does not end by itself.
+    /// Null if the period does not end by itself.
     #[schema(required)]
     end: Option<DateTime<Utc>>,
-    /// What remains after refunds and corrections; an hour or a day may be negative.
+    /// Units after refunds and adjustments; negative in an hour or day with more refunded than counted.
     used: i64,
-    /// Units given back; `used + refunded - adjusted` is the gross.
+    /// Units refunded; `used + refunded - adjusted` is the gross.
     refunded: u64,
-    /// What corrections have changed `used` by.
+    /// The sum of adjustments contained in `used`.
     adjusted: i64,
     /// Calls refused.
     denied: u64,
-    /// Units that the period included; null for hours and days, and where it was unlimited.
+    /// The limit of the period; null for hours and days, and if unlimited.
     #[schema(required)]
     limit: Option<Count>,
-    /// The plan that the organization was on; null for hours and days.
+    /// The plan of the organization at that time; null for hours and days.
     #[schema(required)]
     plan_id: Option<PlanId>,
-    /// What ended the period; null for hours and days, and while nothing has.
+    /// What ended the period; null for hours and days, and while it runs.
     #[schema(required)]
     reset_type: Option<ResetMode>,
-    /// The interval has not ended.
+    /// Whether the interval has not ended.
     open: bool,
-    /// No event is accepted into its period any more.
+    /// Whether late events can no longer change it.
     r#final: bool,
 }
 
@@ -178,11 +178,11 @@ const COLUMNS: [&str; 13] = [
     "final",
 ];
 
-/// One organization's history
+/// Get an organization's history
 ///
 /// Rows by hour, day or period; `Accept: text/csv` or `application/x-ndjson` streams the whole range.
-/// Hours follow the wall clock of the organization's zone, so that hours add up to days and periods.
-/// A row belongs to the range in which it starts, and is whole. History trails the counters by at most a flush interval.
+/// Hours follow the wall clock of the organization's time zone, so hours add up to days and periods.
+/// A row belongs to the range in which it starts. History lags the counters by at most one flush interval.
 #[utoipa::path(
     get,
     path = "/v1/organizations/{id}/history",
@@ -192,7 +192,7 @@ const COLUMNS: [&str; 13] = [
     params(Path<OrganizationId>, OfOrganization),
     responses(
         (status = 200,
-         description = "A page of rows; as CSV or newline-delimited JSON all rows, with the columns of the JSON.",
+         description = "A page of rows, or all rows as CSV or newline-delimited JSON with the same columns.",
          content(
             (HistoryPage = "application/json"),
             (String = "text/csv", example = "meter,start,end,used,refunded,denied,limit,open,final\r\n\
@@ -208,24 +208,24 @@ pub(in crate::http) async fn of_organization(
     Shared(state): Shared<State>,
     InOrganization(Read(caller), organization): InOrganization<Read>,
     headers: HeaderMap,
-    Query(asked): Query<OfOrganization>,
+    Query(query): Query<OfOrganization>,
 ) -> Result<Response, Error> {
     let request = Request::new(
         &state.history,
         Some(vec![organization.clone()]),
-        asked,
+        query,
         &headers,
     )?;
     if !caller.trusts_existence() && !state.history.exists(&organization).await? {
         return Err(Error::NotFound("there is no such organization"));
     }
-    request.answer(state, false).await
+    request.respond(state, false).await
 }
 
-/// The history of all organizations
+/// Get the history of all organizations
 ///
-/// Or of those that are named, which is all that a key reaches that is bound to one.
-/// Otherwise as one organization's; each row has an `organizationId`.
+/// Or of the named ones; a key that is bound to an organization must name it. Each row has an `organizationId`;
+/// everything else is as for one organization.
 #[utoipa::path(
     get,
     path = "/v1/history",
@@ -235,7 +235,7 @@ pub(in crate::http) async fn of_organization(
     params(OfAll),
     responses(
         (status = 200,
-         description = "A page of rows; as CSV or newline-delimited JSON all rows, with the columns of the JSON.",
+         description = "A page of rows, or all rows as CSV or newline-delimited JSON with the same columns.",
          content(
             (HistoryPage = "application/json"),
             (String = "text/csv", example = "meter,start,end,used,refunded,denied,limit,open,final\r\n\
@@ -250,7 +250,7 @@ pub(in crate::http) async fn of_all(
     Shared(state): Shared<State>,
     Read(caller): Read,
     headers: HeaderMap,
-    Query(asked): Query<OfAll>,
+    Query(query): Query<OfAll>,
 ) -> Result<Response, Error> {
     let OfAll {
         organization_id: named,
@@ -263,12 +263,12 @@ pub(in crate::http) async fn of_all(
         time_zone,
         page_size,
         cursor,
-    } = asked;
+    } = query;
     if named.len() > ORGANIZATIONS_MAX {
         return Err(invalid(
             "organizationId",
             format!(
-                "must be given {ORGANIZATIONS_MAX} times at most, or be left out for all; got {}",
+                "must be given at most {ORGANIZATIONS_MAX} times, or be left out for all organizations; got {}",
                 named.len()
             ),
         ));
@@ -277,11 +277,11 @@ pub(in crate::http) async fn of_all(
         caller.authorize_all()?;
         None
     } else {
-        let reached: Result<BTreeSet<_>, _> =
+        let authorized: Result<BTreeSet<_>, _> =
             named.iter().map(|one| caller.authorize(one)).collect();
-        Some(reached?.into_iter().collect())
+        Some(authorized?.into_iter().collect())
     };
-    let asked = OfOrganization {
+    let query = OfOrganization {
         meter,
         granularity,
         from,
@@ -292,15 +292,15 @@ pub(in crate::http) async fn of_all(
         page_size,
         cursor,
     };
-    Request::new(&state.history, named, asked, &headers)?
-        .answer(state, true)
+    Request::new(&state.history, named, query, &headers)?
+        .respond(state, true)
         .await
 }
 
-/// A request that makes sense.
+/// A valid request.
 struct Request {
     list: history::List,
-    /// Tells this list from every other one.
+    /// Identifies the parameters, which must not change between pages.
     fingerprint: u64,
     after: Option<Position>,
     page_size: usize,
@@ -311,76 +311,76 @@ impl Request {
     fn new(
         history: &history::History,
         organizations: Option<Vec<OrganizationId>>,
-        asked: OfOrganization,
+        query: OfOrganization,
         headers: &HeaderMap,
     ) -> Result<Self, Error> {
-        let format = Format::wanted(headers);
-        let granularity = asked.granularity.unwrap_or(Granularity::Day);
-        let fingerprint = fingerprint(organizations.as_deref(), &asked, granularity);
-        if let (Some(from), Some(to)) = (asked.from, asked.to)
+        let format = Format::accepted(headers);
+        let granularity = query.granularity.unwrap_or(Granularity::Day);
+        let fingerprint = fingerprint(organizations.as_deref(), &query, granularity);
+        if let (Some(from), Some(to)) = (query.from, query.to)
             && from > to
         {
             let detail = format!("must not be after to; got {from} and {to}");
             return Err(invalid("from", detail));
         }
-        if asked.time_zone.is_some() && granularity != Granularity::Day {
+        if query.time_zone.is_some() && granularity != Granularity::Day {
             return Err(invalid(
                 "timeZone",
-                "is for granularity=day alone; leave it out otherwise",
+                "applies to granularity=day only; leave it out otherwise",
             ));
         }
-        if asked.fill.is_some() && granularity == Granularity::Period {
+        if query.fill.is_some() && granularity == Granularity::Period {
             return Err(invalid(
                 "fill",
-                "is for granularity=hour and day; a period without any usage has left no trace of its limit, so leave it out",
+                "applies to granularity=hour and day only; leave it out otherwise",
             ));
         }
         if format != Format::Json {
             let paging = [
-                ("pageSize", asked.page_size.is_some()),
-                ("cursor", asked.cursor.is_some()),
+                ("pageSize", query.page_size.is_some()),
+                ("cursor", query.cursor.is_some()),
             ];
             if let Some((name, _)) = paging.into_iter().find(|(_, given)| *given) {
                 return Err(invalid(
                     name,
-                    "is for JSON alone; leave it out, other formats have no pages",
+                    "applies to JSON only, because other formats have no pages; leave it out",
                 ));
             }
         }
-        let (from, to, after) = match asked.cursor {
+        let (from, to, after) = match query.cursor {
             Some(cursor) if cursor.list == fingerprint => {
                 (cursor.from, cursor.to, Some(cursor.last))
             }
             Some(_) => {
                 return Err(invalid(
                     "cursor",
-                    "was given for another list; ask as it was asked then",
+                    "belongs to a list with other parameters; repeat those of the first page",
                 ));
             }
             None => {
-                let (from, to) = history.range(granularity, asked.from, asked.to);
+                let (from, to) = history.range(granularity, query.from, query.to);
                 (from, to, None)
             }
         };
         Ok(Self {
             list: history::List {
                 organizations,
-                meter: asked.meter,
+                meter: query.meter,
                 granularity,
                 from,
                 to,
-                fill: asked.fill.is_some(),
-                order: asked.order.unwrap_or_default(),
-                zone: asked.time_zone,
+                fill: query.fill.is_some(),
+                order: query.order.unwrap_or_default(),
+                zone: query.time_zone,
             },
             fingerprint,
             after,
-            page_size: asked.page_size.unwrap_or_default().get() as usize,
+            page_size: query.page_size.unwrap_or_default().get() as usize,
             format,
         })
     }
 
-    async fn answer(self, state: State, name_organization: bool) -> Result<Response, Error> {
+    async fn respond(self, state: State, name_organization: bool) -> Result<Response, Error> {
         let mut response = match self.format {
             Format::Json => self.page(&state, name_organization).await?,
             Format::Csv | Format::NdJson => self.stream(state, name_organization).await?,
@@ -391,11 +391,11 @@ impl Request {
     }
 
     async fn page(self, state: &State, name_organization: bool) -> Result<Response, Error> {
-        // One more than is given, to learn whether there are more.
-        let wanted = self.page_size.saturating_add(1);
+        // One more than the page, to know whether it is the last.
+        let count = self.page_size.saturating_add(1);
         let mut entries = state
             .history
-            .page(&self.list, self.after.as_ref(), wanted)
+            .page(&self.list, self.after.as_ref(), count)
             .await?;
         let more = entries.len() > self.page_size;
         entries.truncate(self.page_size);
@@ -413,9 +413,8 @@ impl Request {
         Ok(Json(page).into_response())
     }
 
-    /// Everything, a page at a time. The first page comes before the status, so that what goes wrong
-    /// then is a problem; what goes wrong later breaks the connection off, and nobody takes a part
-    /// for the whole.
+    /// Streams every row, a page at a time. The first page is read before the status is sent, so that its failure is a
+    /// problem; a later failure aborts the response, so that no client takes a part for the whole.
     async fn stream(self, state: State, name_organization: bool) -> Result<Response, Error> {
         let Self { list, format, .. } = self;
         let first = state.history.page(&list, None, STREAM_PAGE).await?;
@@ -425,14 +424,14 @@ impl Request {
             async move {
                 let entries = match rest {
                     Rest::Read(entries) => entries,
-                    Rest::After(given) => {
-                        state.history.page(&list, Some(&given), STREAM_PAGE).await?
+                    Rest::After(last) => {
+                        state.history.page(&list, Some(&last), STREAM_PAGE).await?
                     }
                     Rest::Nothing => return Ok::<_, Error>(None),
                 };
                 let rest = match entries.last() {
-                    Some(given) if entries.len() == STREAM_PAGE => {
-                        Rest::After(given.row.position.clone())
+                    Some(last) if entries.len() == STREAM_PAGE => {
+                        Rest::After(last.row.position.clone())
                     }
                     _ => Rest::Nothing,
                 };
@@ -446,17 +445,17 @@ impl Request {
         });
         let body = stream::once(async move { Ok(Bytes::from(head)) })
             .chain(pages)
-            .map_err(|_| std::io::Error::other("the rest could not be read"));
+            .map_err(|_| std::io::Error::other("the remaining rows could not be read"));
         let content_type = HeaderValue::from_static(format.content_type());
         Ok(([(CONTENT_TYPE, content_type)], Body::from_stream(body)).into_response())
     }
 }
 
-/// What a stream still has to give.
+/// What a stream has not sent yet.
 enum Rest {
-    /// These, and what is behind them.
+    /// These rows, and those after them.
     Read(Vec<Entry>),
-    /// What is behind this.
+    /// The rows after this position.
     After(Position),
     Nothing,
 }
@@ -480,7 +479,7 @@ fn row(entry: Entry, name_organization: bool) -> HistoryRow {
     }
 }
 
-/// What rows are written as.
+/// The format of the response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Format {
     Json,
@@ -489,8 +488,8 @@ enum Format {
 }
 
 impl Format {
-    /// The first that the caller accepts and there is; JSON where there is none.
-    fn wanted(headers: &HeaderMap) -> Self {
+    /// The first supported format that the client accepts, else JSON.
+    fn accepted(headers: &HeaderMap) -> Self {
         headers
             .get_all(ACCEPT)
             .iter()
@@ -514,7 +513,7 @@ impl Format {
         }
     }
 
-    /// What comes before the rows.
+    /// What precedes the rows.
     fn head(self, name_organization: bool) -> Result<Vec<u8>, csv::Error> {
         match self {
             Self::Csv => {
@@ -559,10 +558,10 @@ fn finish(csv: csv::Writer<Vec<u8>>) -> Result<Vec<u8>, csv::Error> {
     csv.into_inner().map_err(|error| error.into_error().into())
 }
 
-/// All that makes one list another one than the next. The size of pages does not.
+/// A hash of all parameters that must not change between pages; the page size may.
 fn fingerprint(
     organizations: Option<&[OrganizationId]>,
-    asked: &OfOrganization,
+    query: &OfOrganization,
     granularity: Granularity,
 ) -> u64 {
     let organizations: Vec<&str> = organizations
@@ -571,14 +570,14 @@ fn fingerprint(
         .map(OrganizationId::as_str)
         .collect();
     let instant = |instant: Option<DateTime<Utc>>| instant.map(|it| it.timestamp_millis());
-    let zone = asked.time_zone.map(Tz::name);
+    let zone = query.time_zone.map(Tz::name);
     let text = format!(
         "{organizations:?} {:?} {granularity:?} {:?} {:?} {:?} {:?} {zone:?}",
-        asked.meter.as_ref().map(MeterId::as_str),
-        instant(asked.from),
-        instant(asked.to),
-        asked.fill,
-        asked.order.unwrap_or_default(),
+        query.meter.as_ref().map(MeterId::as_str),
+        instant(query.from),
+        instant(query.to),
+        query.fill,
+        query.order.unwrap_or_default(),
     );
     xxh3_64(text.as_bytes())
 }
@@ -594,7 +593,7 @@ fn invalid(parameter: &str, detail: impl Into<String>) -> Error {
     }
 }
 
-/// Rows that cannot be written are a defect.
+/// A row that cannot be serialized is a bug.
 #[expect(clippy::needless_pass_by_value, reason = "what `map_err` calls")]
 fn broken(error: csv::Error) -> Error {
     caused(Error::Internal, &error)

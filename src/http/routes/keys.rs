@@ -22,19 +22,19 @@ use crate::postgres::api_keys;
 
 type Keys = List<ApiKey, ApiKeyId>;
 
-/// A new key, with the secret.
+/// A new key with its secret.
 #[derive(Serialize, ToSchema)]
 #[schema(as = CreatedApiKey)]
 pub(in crate::http) struct Created {
     #[serde(flatten)]
     shown: ApiKey,
-    /// What its owner sends; shown this once.
+    /// The key to send in requests; shown only once.
     key: String,
 }
 
 /// List API keys
 ///
-/// Newest first, revoked and expired ones included; without their secrets, which nobody keeps.
+/// Newest first, including revoked and expired keys; without secrets, which are not stored.
 #[utoipa::path(
     get,
     path = "/v1/api-keys",
@@ -54,11 +54,11 @@ pub(in crate::http) async fn list_keys(
     Ok(List::page(found, size, |key| key.id.clone()))
 }
 
-/// Make an API key
+/// Create an API key
 ///
-/// Its secret is shown this once, and not kept; so this takes no `Idempotency-Key`.
-/// A key with an `organizationId` reaches nothing else, and has the scopes `ingest`, `refund` and `read` at most.
-/// `expiresAt` lies in the future.
+/// The secret is shown only once and not stored, so `Idempotency-Key` is refused.
+/// A key with an `organizationId` is bound to that organization and may have the scopes `ingest`, `refund` and `read` only.
+/// `expiresAt` must be in the future.
 #[utoipa::path(
     post,
     path = "/v1/api-keys",
@@ -67,7 +67,7 @@ pub(in crate::http) async fn list_keys(
     security(("key" = ["admin"])),
     request_body = NewApiKey,
     responses(
-        (status = 201, description = "The key, with its secret.", body = Created,
+        (status = 201, description = "The key with its secret.", body = Created,
             headers(("Cache-Control" = String, description = "`no-store`")),
             example = json!({
                 "id": "0123456789abcdef", "name": "auth server", "scopes": ["ingest", "read"], "organizationId": "org_123",
@@ -79,11 +79,11 @@ pub(in crate::http) async fn list_keys(
 pub(in crate::http) async fn create_key(
     Shared(state): Shared<State>,
     Administrator(caller): Administrator,
-    attempt: Idempotency,
-    Body(wish): Body<NewApiKey>,
+    idempotency: Idempotency,
+    Body(new): Body<NewApiKey>,
 ) -> Result<Response, Error> {
-    attempt.refuse()?;
-    let issued = state.admin.create_key(&wish, &caller.actor()).await?;
+    idempotency.refuse()?;
+    let issued = state.admin.create_key(&new, &caller.actor()).await?;
     let created = Created {
         shown: issued.key,
         key: issued.text,
@@ -94,7 +94,7 @@ pub(in crate::http) async fn create_key(
 
 /// Revoke an API key
 ///
-/// For good. It stops everywhere within 5 seconds while Redis and Postgres are up.
+/// Permanently. Every instance refuses the key within 5 seconds while Redis and Postgres are up.
 #[utoipa::path(
     delete,
     path = "/v1/api-keys/{id}",
@@ -102,7 +102,7 @@ pub(in crate::http) async fn create_key(
     tag = "API keys",
     security(("key" = ["admin"])),
     params(Path<ApiKeyId>),
-    responses((status = 204, description = "It is revoked, or was."))
+    responses((status = 204, description = "The key is revoked, now or before."))
 )]
 pub(in crate::http) async fn revoke_key(
     Shared(state): Shared<State>,

@@ -1,4 +1,4 @@
-//! `GET /v1/organizations`: everyone, by id, by how full they are, or by what they have used.
+//! `GET /v1/organizations`: all organizations by id, by percentage used, or by count.
 
 use std::collections::BTreeMap;
 
@@ -20,32 +20,32 @@ use crate::http::state::State;
 use crate::postgres::summaries::{Listing, Position, Sort};
 use crate::usage::Entry;
 
-/// What to list.
+/// Which organizations to list, and in which order.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub(in crate::http) struct Wanted {
-    /// The beginning of an id.
+pub(in crate::http) struct OrganizationQuery {
+    /// A prefix of the id.
     #[param(pattern = r"^[^\x00]*$", example = "org_")]
     search: Option<String>,
-    /// Only those on this plan.
+    /// Only organizations on this plan.
     plan_id: Option<PlanId>,
-    /// Only those that stand so.
+    /// Only organizations in this state.
     #[param(inline)]
     state: Option<UsageSummary>,
-    /// In which order; a minus puts the largest first, and ties are in the same order by id. `percentage` is that of
-    /// the fullest meter, `current` that of `api`.
+    /// The order; a minus sorts descending, and ties are ordered by id in the same direction. `percentage` is the highest
+    /// of all meters, `current` that of `api`.
     #[serde(default)]
     #[param(inline)]
     sort: Order,
     #[serde(default)]
     #[param(inline)]
     page_size: PageSize,
-    /// The `nextCursor` of the page before.
+    /// The `nextCursor` of the previous page.
     cursor: Option<String>,
 }
 
-/// In which order; a minus puts the largest first. Ties are in the same order by id.
+/// The order; a minus sorts descending. Ties are ordered by id in the same direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, ToSchema)]
 enum Order {
     #[default]
@@ -65,7 +65,7 @@ enum Order {
 
 type Organizations = List<ListedOrganization>;
 
-/// An organization, and how full it is.
+/// An organization with its usage summary.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(example = json!({
@@ -80,37 +80,37 @@ pub(in crate::http) struct ListedOrganization {
     plan_id: PlanId,
     #[schema(inline)]
     state: UsageSummary,
-    /// Of the fullest meter; null where nothing was counted that has a limit.
+    /// The highest of all meters; null if no limited meter was counted.
     #[schema(required)]
     percentage: Option<f64>,
-    /// Units of the meter `api`.
+    /// The count of the meter `api`.
     current: Count,
-    /// Every meter counted in a period that runs.
+    /// Every meter counted in its running period.
     meters: BTreeMap<MeterId, Meter>,
 }
 
 /// List organizations
 ///
-/// Everyone who was ever counted or configured, as last stored, which is at most a flush interval ago.
-/// `warning` begins at the lowest `warnAt`; `exceeded` is above the limit, or at it where it is hard.
-/// What a changed plan or default limit means for an organization shows here once it is counted again.
+/// Every organization that was ever counted or configured, as last stored, at most one flush interval ago.
+/// `warning` starts at the lowest `warnAt`; `exceeded` is above the limit, or at a hard limit.
+/// A changed plan or default limit shows here once the organization is counted again.
 #[utoipa::path(
     get,
     path = "/v1/organizations",
     operation_id = "listOrganizations",
     tag = "Organizations",
     security(("key" = ["read"])),
-    params(Wanted),
+    params(OrganizationQuery),
     responses((status = 200, description = "A page of the list.", body = Organizations))
 )]
 pub(in crate::http) async fn organizations(
     Shared(state): Shared<State>,
     Read(caller): Read,
-    Query(wanted): Query<Wanted>,
+    Query(query): Query<OrganizationQuery>,
 ) -> Result<Organizations, Error> {
     caller.authorize_all()?;
-    let order = wanted.sort;
-    let listing = listing(wanted)?;
+    let order = query.sort;
+    let listing = listing(query)?;
     let page = state.usage.directory(&listing).await?;
     let next = page.next.map(|position| cursor(order, &position));
     Ok(List::new(page.entries.into_iter().map(listed), next))
@@ -132,9 +132,9 @@ fn listed(entry: Entry) -> ListedOrganization {
     }
 }
 
-fn listing(wanted: Wanted) -> Result<Listing, Error> {
-    let order = wanted.sort;
-    let after = wanted.cursor.map(|cursor| {
+fn listing(query: OrganizationQuery) -> Result<Listing, Error> {
+    let order = query.sort;
+    let after = query.cursor.map(|cursor| {
         position(order, &cursor).ok_or_else(|| Error::InvalidField {
             pointer: "/cursor".to_owned(),
             detail: format!(
@@ -145,13 +145,13 @@ fn listing(wanted: Wanted) -> Result<Listing, Error> {
     });
     let (sort, descending) = order.parts();
     Ok(Listing {
-        prefix: wanted.search.filter(|search| !search.is_empty()),
-        plan: wanted.plan_id,
-        state: wanted.state,
+        prefix: query.search.filter(|search| !search.is_empty()),
+        plan: query.plan_id,
+        state: query.state,
         sort,
         descending,
         after: after.transpose()?,
-        count: wanted.page_size.get(),
+        count: query.page_size.get(),
     })
 }
 
@@ -167,7 +167,7 @@ impl Order {
         }
     }
 
-    /// How a cursor of this order begins.
+    /// The first letter of a cursor of this order.
     fn letter(self) -> char {
         match self {
             Self::Id => 'i',
@@ -180,7 +180,7 @@ impl Order {
     }
 }
 
-/// A place as text; it belongs to one order, so that no other is continued with it by mistake.
+/// A position as text. It contains the order, so that a list in another order refuses it.
 fn cursor(order: Order, position: &Position) -> String {
     let letter = order.letter();
     format!("{letter}{}.{}", position.value, position.organization)

@@ -28,7 +28,7 @@ use crate::http::routes::patches::{LimitChange, LimitPatch, SettingsPatch};
 use crate::http::state::State;
 use crate::postgres::organizations::Sources;
 
-/// An organization's settings in force, and its limits.
+/// The effective settings and limits of an organization.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(example = json!({
@@ -60,7 +60,7 @@ pub(in crate::http) struct Organization {
     #[schema(value_type = Object)]
     metadata: Map<String, Value>,
     limits: BTreeMap<MeterId, MeterLimit>,
-    /// Grows with every change to anything that this comes from.
+    /// Increases with every change of the organization, its plan or the defaults.
     version: u64,
 }
 
@@ -93,7 +93,7 @@ impl Organization {
     }
 }
 
-/// The limits in force; a meter that is not named is counted without limit.
+/// The effective limits; meters that are not listed are unlimited.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(example = json!({
@@ -111,7 +111,7 @@ impl Organization {
 pub(in crate::http) struct Limits {
     organization_id: OrganizationId,
     limits: BTreeMap<MeterId, MeterLimit>,
-    /// Grows with every change to anything that this comes from.
+    /// Increases with every change of the organization, its plan or the defaults.
     version: u64,
 }
 
@@ -128,9 +128,9 @@ impl Limits {
     }
 }
 
-/// The settings in force
+/// Get an organization
 ///
-/// An organization that was never counted nor configured is 404.
+/// The effective settings. An unknown organization is 404.
 #[utoipa::path(
     get,
     path = "/v1/organizations/{id}",
@@ -140,7 +140,7 @@ impl Limits {
     params(Path<OrganizationId>, Conditions),
     responses(
         (status = 200, description = "The settings and limits.", body = Organization),
-        (status = 304, description = "The caller has them already."),
+        (status = 304, description = "The client already has this version."),
         NeedsCounterStore,
     )
 )]
@@ -154,11 +154,11 @@ pub(in crate::http) async fn get_organization(
     Organization::of(id, &sources, state.ctx.clock.now()).unless_known(&conditions)
 }
 
-/// Create an organization, or replace its settings
+/// Create an organization or replace its settings
 ///
-/// All of them, limits aside; what is absent is the plan's, or the default. The plan must exist. A setting that does not fit the others is 400 and named.
-/// A change of the calendar keeps `periodStart` and the count, and ends the running period at the new calendar's next
-/// boundary. A 503 may have been committed, and is then applied when Redis is back; repeating it is safe.
+/// All settings except limits; absent ones come from the plan or the defaults. The plan must exist. A setting that
+/// contradicts the others is 400. A change of the calendar keeps `periodStart` and the count, and ends the running period at
+/// the new calendar's next boundary. A 503 may have been committed and is then applied once Redis is up; retrying is safe.
 #[utoipa::path(
     put,
     path = "/v1/organizations/{id}",
@@ -168,7 +168,7 @@ pub(in crate::http) async fn get_organization(
     params(Path<OrganizationId>, Conditions),
     request_body = OrganizationSettings,
     responses(
-        (status = 200, description = "The settings and limits, in force for the next request.", body = Organization),
+        (status = 200, description = "The settings and limits, effective for the next request.", body = Organization),
         NeedsCounterStore,
     )
 )]
@@ -187,8 +187,8 @@ pub(in crate::http) async fn put_organization(
 
 /// Change settings
 ///
-/// Of an organization that exists, those that the body names, as a merge patch (RFC 7386): `null` takes a setting back to
-/// the plan's or the service's default, features and metadata are merged by name. The rest as for PUT: all of it or nothing.
+/// A merge patch (RFC 7386) of a known organization: `null` restores the plan's or the service's default; features and
+/// metadata are merged by name. All changes are applied or none. Everything else is as for PUT.
 #[utoipa::path(
     patch,
     path = "/v1/organizations/{id}",
@@ -198,7 +198,7 @@ pub(in crate::http) async fn put_organization(
     params(Path<OrganizationId>, Conditions),
     request_body = SettingsPatch,
     responses(
-        (status = 200, description = "The settings and limits, in force for the next request.", body = Organization),
+        (status = 200, description = "The settings and limits, effective for the next request.", body = Organization),
         NeedsCounterStore,
     )
 )]
@@ -215,7 +215,7 @@ pub(in crate::http) async fn patch_organization(
     Ok(Organization::of(id, &sources, state.ctx.clock.now()))
 }
 
-/// What a deletion did.
+/// The result of a deletion.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(example = json!({
@@ -223,24 +223,24 @@ pub(in crate::http) async fn patch_organization(
 }))]
 pub(in crate::http) struct DeletionReport {
     organization_id: OrganizationId,
-    /// Always: what is not there is 404.
+    /// Always true; an unknown organization is 404.
     deleted: bool,
     /// Counters erased from Redis.
     counters: usize,
-    /// Rows of history, by period and by hour, that are gone.
+    /// Deleted history rows, by period and by hour.
     history_rows: u64,
-    /// Keys that were bound to the organization.
+    /// Revoked keys that were bound to the organization.
     api_keys_revoked: usize,
-    /// Whether old history, or records of idempotency keys, are still being erased. Nothing that is counted or read now
-    /// depends on them, but history, if the organization is counted again meanwhile.
+    /// Whether old history or idempotency records are still being erased. They affect only the history of an organization
+    /// that is counted again meanwhile.
     background: bool,
 }
 
 /// Delete an organization
 ///
-/// What was counted and set is erased from Redis and from Postgres, and keys that are bound to it are revoked; the audit
-/// log stays. What is in flight revives nothing. A later call starts afresh, at 0 and with the default settings. A 503
-/// may have been committed, and is then applied when Redis is back; repeating it is then 404.
+/// Erases counts and settings from Redis and Postgres and revokes keys bound to the organization; the audit log stays.
+/// Calls in flight do not revive it. A later call starts at 0 with the default settings. A 503 may have been committed and
+/// is then applied once Redis is up; a retry is then 404.
 #[utoipa::path(
     delete,
     path = "/v1/organizations/{id}",
@@ -248,7 +248,7 @@ pub(in crate::http) struct DeletionReport {
     tag = "Organizations",
     security(("key" = ["admin"])),
     params(Path<OrganizationId>, Conditions),
-    responses((status = 200, description = "It is deleted.", body = DeletionReport), NeedsCounterStore)
+    responses((status = 200, description = "The organization is deleted.", body = DeletionReport), NeedsCounterStore)
 )]
 pub(in crate::http) async fn delete_organization(
     Shared(state): Shared<State>,
@@ -272,12 +272,11 @@ pub(in crate::http) async fn delete_organization(
 
 /// Change limits
 ///
-/// Of an organization that exists, those of the meters that the body names.
-/// Fields that are absent stay as they are, or are inherited from the plan.
-/// `null` in place of a limit removes all that is the organization's own; what it inherits holds again.
-/// `temporary` is a limit that lies on top until an instant, and ends by itself; `null` ends it early.
-/// A limit below what was used refuses from then on; nothing that was counted is taken back.
-/// A 503 may have been committed, and is then applied when Redis is back; repeating it is safe.
+/// Of a known organization, for the meters in the body. Absent fields stay or are inherited from the plan.
+/// `null` in place of a limit removes the organization's own limit, so that the inherited one applies.
+/// `temporary` overrides the limit until an instant; `null` ends it early.
+/// A limit below the count refuses from then on and changes no count.
+/// A 503 may have been committed and is then applied once Redis is up; retrying is safe.
 #[utoipa::path(
     patch,
     path = "/v1/organizations/{id}/limits",
@@ -287,7 +286,7 @@ pub(in crate::http) async fn delete_organization(
     params(Path<OrganizationId>, Conditions),
     request_body = LimitPatch,
     responses(
-        (status = 200, description = "All limits, in force for the next request on any instance.", body = Limits),
+        (status = 200, description = "All limits, effective for the next request on every instance.", body = Limits),
         NeedsCounterStore,
     )
 )]

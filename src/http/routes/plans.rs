@@ -25,7 +25,7 @@ use crate::http::state::State;
 
 type Plans = List<Plan, PlanId>;
 
-/// A plan as it was put.
+/// A plan as stored.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = json!({
     "id": "pro", "name": "Pro", "limits": {"api": {"limit": 10000, "enforcement": "soft", "warnAt": [80, 100]}},
@@ -34,11 +34,11 @@ type Plans = List<Plan, PlanId>;
 pub(in crate::http) struct Plan {
     id: PlanId,
     name: PlanName,
-    /// What it names of the limits, by meter.
+    /// By meter.
     limits: BTreeMap<MeterId, LimitOverride>,
     #[schema(value_type = BTreeMap<String, Feature>)]
     features: Features,
-    /// Grows with every change.
+    /// Increases with every change.
     version: u64,
 }
 
@@ -63,7 +63,7 @@ impl Plan {
     }
 }
 
-/// What a plan is made of.
+/// The content of a plan.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schema(example = json!({
@@ -71,12 +71,12 @@ impl Plan {
     "features": {"sso": true}
 }))]
 pub(in crate::http) struct PlanSettings {
-    /// What people know it by; its id, unless said.
+    /// Display name; the id by default.
     #[serde(default, deserialize_with = "not_null")]
     #[schema(nullable = false)]
     name: Option<PlanName>,
-    /// By meter. A meter that is not named is counted without limit; on the default plan, up to the limit of the
-    /// service's settings.
+    /// By meter. Meters that are not named are unlimited; on the default plan, the limit of the service's settings
+    /// applies to them.
     #[serde(default)]
     limits: BTreeMap<MeterId, LimitOverride>,
     /// By name.
@@ -87,7 +87,7 @@ pub(in crate::http) struct PlanSettings {
 
 /// List plans
 ///
-/// By id. The default plan of the service's settings is among them, whether anybody has put it or not.
+/// By id, including the default plan of the service's settings even if it was never put.
 #[utoipa::path(
     get,
     path = "/v1/plans",
@@ -110,9 +110,9 @@ pub(in crate::http) async fn list_plans(
     }))
 }
 
-/// One plan
+/// Get a plan
 ///
-/// As it was put; `GET /v1/organizations/{id}/limits` tells what it comes to.
+/// As stored; `GET /v1/organizations/{id}/limits` has the effective limits of an organization.
 #[utoipa::path(
     get,
     path = "/v1/plans/{id}",
@@ -122,7 +122,7 @@ pub(in crate::http) async fn list_plans(
     params(Path<PlanId>, Conditions),
     responses(
         (status = 200, description = "The plan.", body = Plan),
-        (status = 304, description = "The caller has it already."),
+        (status = 304, description = "The client already has this version."),
     )
 )]
 pub(in crate::http) async fn get_plan(
@@ -136,12 +136,12 @@ pub(in crate::http) async fn get_plan(
     Plan::tagged(plan).unless_known(&conditions)
 }
 
-/// Make or replace a plan
+/// Create or replace a plan
 ///
-/// All of it. What an organization sets itself wins over its plan, limit by limit and feature by feature, and within a
-/// limit part by part. The default plan lies in the same way over the limits of the service's settings.
-/// A change reaches every organization on the plan within 2 seconds on every instance, and keeps their counts. One that
-/// changes nothing leaves `version` as it is.
+/// An organization's own settings override its plan: limit by limit, each part of a limit on its own, and feature by
+/// feature. In the same way, the default plan overrides the limits of the service's settings.
+/// A change is effective for every organization on the plan within 2 seconds on every instance, and keeps counts. A request
+/// that changes nothing keeps `version`.
 #[utoipa::path(
     put,
     path = "/v1/plans/{id}",
@@ -175,8 +175,7 @@ pub(in crate::http) async fn put_plan(
 
 /// Delete a plan
 ///
-/// One that an organization is on is 409, and so is the default plan: without a limit of its own, it is what the
-/// settings say.
+/// A plan with organizations is 409, and so is the default plan: to reset it to the service's settings, put it without limits.
 #[utoipa::path(
     delete,
     path = "/v1/plans/{id}",
@@ -184,7 +183,7 @@ pub(in crate::http) async fn put_plan(
     tag = "Plans",
     security(("key" = ["admin"])),
     params(Path<PlanId>, Conditions),
-    responses((status = 204, description = "It is gone."), MayBeInUse)
+    responses((status = 204, description = "The plan is deleted."), MayBeInUse)
 )]
 pub(in crate::http) async fn delete_plan(
     Shared(state): Shared<State>,

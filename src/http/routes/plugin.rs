@@ -1,7 +1,7 @@
-//! The endpoints of the Better Auth plugin for usage tracking, for its client, which calls them as it always did.
+//! The endpoints of the Better Auth usage-tracking plugin, compatible with its client.
 //!
-//! Another face of the same use cases, in the plugin's words: its `api` is the meter `api`. What is refused is
-//! `{"error": …}` with the plugin's statuses. Session cookies are nothing here, as everywhere.
+//! The same use cases with the plugin's names: its `api` is the meter `api`, and errors are `{"error": …}` with the
+//! plugin's statuses. Session cookies are not accepted.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -31,34 +31,34 @@ use crate::http::routes::usage::usage_for;
 use crate::http::state::State;
 use crate::usage::history::{Entry, List};
 
-/// What an endpoint answers.
+/// The response of an endpoint.
 type Answer<T> = Result<Json<T>, Refusal>;
 
-/// Whose usage is wanted.
+/// Whose usage to return.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub(in crate::http) struct Whose {
-    /// The organization; a JWT's own unless said.
+pub(in crate::http) struct UsageQuery {
+    /// The organization; by default that of the JWT.
     #[param(value_type = Option<OrganizationId>)]
     organization_id: Option<OrganizationParam>,
 }
 
-/// Whose history is wanted, and how much of it.
+/// Whose history to return, and how many entries.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub(in crate::http) struct WhoseHistory {
-    /// The organization; a JWT's own unless said.
+pub(in crate::http) struct HistoryQuery {
+    /// The organization; by default that of the JWT.
     #[param(value_type = Option<OrganizationId>)]
     organization_id: Option<OrganizationParam>,
-    /// How many entries at most.
+    /// The maximum number of entries.
     #[serde(default)]
     #[param(value_type = u16, required = false, minimum = 1, maximum = 1000, default = 30)]
     limit: HistoryLimit,
 }
 
-/// How many entries at most: 1 to 1000, 30 unless said.
+/// The maximum number of entries: 1 to 1000, by default 30.
 #[derive(Debug, Clone, Copy)]
 struct HistoryLimit(u16);
 
@@ -75,7 +75,7 @@ impl<'de> Deserialize<'de> for HistoryLimit {
     }
 }
 
-/// What an organization has used.
+/// The usage of an organization.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(example = json!({
@@ -84,7 +84,7 @@ impl<'de> Deserialize<'de> for HistoryLimit {
 }))]
 pub(in crate::http) struct PluginUsage {
     api: PluginMeter,
-    /// Null where there are none.
+    /// Null if there are none.
     #[schema(value_type = Option<BTreeMap<String, Feature>>, required)]
     features: Option<Features>,
     plan_id: PlanId,
@@ -97,10 +97,10 @@ pub(in crate::http) struct PluginUsage {
 #[serde(rename_all = "camelCase")]
 struct PluginMeter {
     current: Count,
-    /// Null is unlimited.
+    /// Null if unlimited.
     #[schema(required)]
     limit: Option<Count>,
-    /// Null where the period does not end by itself.
+    /// Null if the period does not end by itself.
     #[schema(required)]
     reset_date: Option<DateTime<Utc>>,
 }
@@ -117,11 +117,11 @@ pub(in crate::http) struct PluginHistory {
     history: Vec<PluginEntry>,
 }
 
-/// One period that is over or was reset.
+/// One period that has ended or was reset.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct PluginEntry {
-    /// The same for the same period.
+    /// Stable for a period.
     id: String,
     organization_id: OrganizationId,
     /// The meter.
@@ -130,7 +130,7 @@ struct PluginEntry {
     value: i64,
     /// When the period ended.
     date: DateTime<Utc>,
-    /// The same.
+    /// Equal to `date`.
     created_at: DateTime<Utc>,
 }
 
@@ -141,7 +141,7 @@ struct PluginEntry {
 pub(in crate::http) struct PluginReset {
     #[schema(value_type = OrganizationId)]
     organization_id: OrganizationParam,
-    /// Without it nothing happens.
+    /// False resets nothing.
     #[serde(default = "yes")]
     #[schema(default = true)]
     reset_api: bool,
@@ -151,7 +151,7 @@ fn yes() -> bool {
     true
 }
 
-/// What to change; what is absent stays.
+/// What to change; absent fields stay.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schema(example = json!({"organizationId": "org_123", "apiLimit": 5000, "resetMode": "lazy", "resetPeriod": "monthly"}))]
@@ -170,7 +170,7 @@ pub(in crate::http) struct PluginLimits {
     reset_period: Option<ResetPeriod>,
 }
 
-/// A credential in the body.
+/// An API key in the body.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schema(example = json!({"apiKey": "tm_…"}))]
@@ -179,26 +179,26 @@ pub(in crate::http) struct KeyInBody {
     api_key: Option<String>,
 }
 
-/// It is done.
+/// Success.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = json!({"success": true}))]
 pub(in crate::http) struct PluginSuccess {
     success: bool,
 }
 
-/// What the plugin's client is told of a refusal.
+/// The plugin's error format.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = json!({"error": "Organization not found"}))]
 pub(in crate::http) struct PluginError {
     error: String,
 }
 
-/// Why an endpoint does not do what it was asked for.
+/// Why an endpoint refused a request.
 #[derive(Debug)]
 pub(in crate::http) enum Refusal {
-    /// No organization is named, nor does a token imply one.
+    /// The request names no organization, and the token has none.
     NoOrganization,
-    /// As anywhere else.
+    /// A problem, as on every other endpoint.
     Problem(Error),
 }
 
@@ -210,27 +210,27 @@ impl<E: Into<Error>> From<E> for Refusal {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let told = |error: &str| {
+        let body = |error: &str| {
             Json(PluginError {
                 error: error.to_owned(),
             })
         };
         let error = match self {
             Self::NoOrganization => {
-                return (StatusCode::BAD_REQUEST, told("No organization found")).into_response();
+                return (StatusCode::BAD_REQUEST, body("No organization found")).into_response();
             }
             Self::Problem(error) => error,
         };
         let reason = error.reason();
         let (status, mut headers, problem) = error.parts();
         headers.remove(header::CONTENT_TYPE);
-        let told = match status {
-            StatusCode::UNAUTHORIZED => told("Unauthorized"),
-            StatusCode::NOT_FOUND => told("Organization not found"),
-            StatusCode::INTERNAL_SERVER_ERROR => told("Internal server error"),
-            _ => told(&problem.in_a_line()),
+        let body = match status {
+            StatusCode::UNAUTHORIZED => body("Unauthorized"),
+            StatusCode::NOT_FOUND => body("Organization not found"),
+            StatusCode::INTERNAL_SERVER_ERROR => body("Internal server error"),
+            _ => body(&problem.in_a_line()),
         };
-        let mut response = (status, headers, told).into_response();
+        let mut response = (status, headers, body).into_response();
         response.extensions_mut().insert(reason);
         response
     }
@@ -241,7 +241,7 @@ impl IntoResponse for Refusal {
 #[openapi(components(schemas(PluginError)))]
 pub(in crate::http) struct PluginSchemas;
 
-/// How every endpoint here may refuse.
+/// The error responses of every endpoint here.
 pub(in crate::http) struct PluginRefusals;
 
 impl IntoResponses for PluginRefusals {
@@ -273,7 +273,7 @@ impl IntoResponses for PluginRefusals {
     }
 }
 
-/// The organization that is meant, if the caller reaches it.
+/// The named organization or the token's, if the caller has access to it.
 fn organization(
     caller: &Caller,
     named: Option<&OrganizationParam>,
@@ -287,25 +287,25 @@ fn organization(
     }
 }
 
-/// What an organization has used
+/// Get the usage of an organization
 ///
-/// The meter `api` in its running period, exact to the last answered call.
+/// The meter `api` in its running period, including every answered call.
 #[utoipa::path(
     get,
     path = "/get-usage",
     operation_id = "pluginGetUsage",
     tag = "Better Auth",
     security(("key" = ["read"]), ("token" = [])),
-    params(Whose),
+    params(UsageQuery),
     responses((status = 200, description = "The running period.", body = PluginUsage), PluginRefusals)
 )]
 pub(in crate::http) async fn get_usage(
     Shared(state): Shared<State>,
     caller: Result<Read, Error>,
-    query: Result<Query<Whose>, Error>,
+    query: Result<Query<UsageQuery>, Error>,
 ) -> Answer<PluginUsage> {
-    let (Read(caller), Query(whose)) = (caller?, query?);
-    let organization = organization(&caller, whose.organization_id.as_ref())?;
+    let (Read(caller), Query(query)) = (caller?, query?);
+    let organization = organization(&caller, query.organization_id.as_ref())?;
     let usage = usage_for(&state, &caller, &organization).await?;
     let api = usage
         .meters
@@ -328,25 +328,25 @@ pub(in crate::http) async fn get_usage(
     }))
 }
 
-/// What an organization has used before
+/// Get the past usage of an organization
 ///
-/// Periods of the meter `api` that are over or were reset, newest first. An organization without any has none.
+/// Periods of the meter `api` that have ended or were reset, newest first.
 #[utoipa::path(
     get,
     path = "/get-usage-history",
     operation_id = "pluginGetUsageHistory",
     tag = "Better Auth",
     security(("key" = ["read"]), ("token" = [])),
-    params(WhoseHistory),
+    params(HistoryQuery),
     responses((status = 200, description = "The past periods.", body = PluginHistory), PluginRefusals)
 )]
 pub(in crate::http) async fn get_usage_history(
     Shared(state): Shared<State>,
     caller: Result<Read, Error>,
-    query: Result<Query<WhoseHistory>, Error>,
+    query: Result<Query<HistoryQuery>, Error>,
 ) -> Answer<PluginHistory> {
-    let (Read(caller), Query(whose)) = (caller?, query?);
-    let organization = organization(&caller, whose.organization_id.as_ref())?;
+    let (Read(caller), Query(query)) = (caller?, query?);
+    let organization = organization(&caller, query.organization_id.as_ref())?;
     let (from, to) = state.history.range(Granularity::Period, None, None);
     let list = List {
         organizations: Some(vec![organization]),
@@ -358,8 +358,8 @@ pub(in crate::http) async fn get_usage_history(
         order: Order::Desc,
         zone: None,
     };
-    // The running period may be among them.
-    let limit = usize::from(whose.limit.0);
+    // One more, because the running period may be among them.
+    let limit = usize::from(query.limit.0);
     let entries = state.history.page(&list, None, limit + 1).await?;
     let history = entries.into_iter().filter_map(past).take(limit).collect();
     Ok(Json(PluginHistory { history }))
@@ -381,9 +381,9 @@ fn past(entry: Entry) -> Option<PluginEntry> {
     })
 }
 
-/// Reset
+/// Reset usage
 ///
-/// Closes the running period of the meter `api` into history, and starts a new one at 0; `resetDate` does not move.
+/// Closes the running period of the meter `api` and starts a new one at 0; `resetDate` does not change.
 #[utoipa::path(
     post,
     path = "/reset",
@@ -391,7 +391,7 @@ fn past(entry: Entry) -> Option<PluginEntry> {
     tag = "Better Auth",
     security(("key" = ["admin"]), ("token" = ["platform"])),
     request_body = PluginReset,
-    responses((status = 200, description = "It is reset.", body = PluginSuccess), PluginRefusals)
+    responses((status = 200, description = "The usage is reset.", body = PluginSuccess), PluginRefusals)
 )]
 pub(in crate::http) async fn reset(
     Shared(state): Shared<State>,
@@ -411,10 +411,10 @@ pub(in crate::http) async fn reset(
     Ok(Json(PluginSuccess { success: true }))
 }
 
-/// Change the limit and the periods
+/// Change limits
 ///
-/// In force for the next request anywhere. An organization that was never counted nor configured is created.
-/// Another `resetPeriod` than before begins on its usual day: `resetDay` and `resetMonth` are forgotten.
+/// Effective for the next request on every instance. Creates an unknown organization.
+/// A different `resetPeriod` removes `resetDay` and `resetMonth`.
 #[utoipa::path(
     post,
     path = "/update-limits",
@@ -422,7 +422,7 @@ pub(in crate::http) async fn reset(
     tag = "Better Auth",
     security(("key" = ["admin"]), ("token" = ["platform"])),
     request_body = PluginLimits,
-    responses((status = 200, description = "It is changed.", body = PluginSuccess), PluginRefusals)
+    responses((status = 200, description = "The limits are changed.", body = PluginSuccess), PluginRefusals)
 )]
 pub(in crate::http) async fn update_limits(
     Shared(state): Shared<State>,
@@ -444,7 +444,7 @@ pub(in crate::http) async fn update_limits(
     Ok(Json(PluginSuccess { success: true }))
 }
 
-/// What was reset.
+/// Which organizations were reset.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(example = json!({"success": true, "resetCount": 1, "organizations": ["org_123"]}))]
@@ -452,21 +452,21 @@ pub(in crate::http) struct PluginExpired {
     success: bool,
     /// How many organizations were reset.
     reset_count: usize,
-    /// Which ones, up to 1,000.
+    /// Their ids, at most 1,000.
     organizations: Vec<OrganizationId>,
 }
 
-/// Reset what is over
+/// Reset expired periods
 ///
-/// Every organization in scheduled mode whose `resetDate` has come. The key in the body, with the scope `reset`, is the
-/// credential. Calling it twice is harmless.
+/// Of every organization in scheduled mode whose `resetDate` has passed. The credential is the key in the body, with the
+/// scope `reset`. Safe to retry.
 #[utoipa::path(
     post,
     path = "/reset-expired",
     operation_id = "pluginResetExpired",
     tag = "Better Auth",
     request_body = KeyInBody,
-    responses((status = 200, description = "What was reset.", body = PluginExpired), PluginRefusals)
+    responses((status = 200, description = "The organizations that were reset.", body = PluginExpired), PluginRefusals)
 )]
 pub(in crate::http) async fn reset_expired(
     Shared(state): Shared<State>,

@@ -26,7 +26,7 @@ use crate::http::state::State;
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schema(example = json!({"meters": ["api"], "reason": "goodwill after the outage"}))]
 pub(in crate::http) struct ResetBody {
-    /// These meters; all that have a limit or a count unless said.
+    /// The meters to reset; by default all with a limit or a count.
     #[serde(default, deserialize_with = "not_null")]
     #[schema(min_items = 1, max_items = 32, nullable = false)]
     meters: Option<BTreeSet<MeterId>>,
@@ -36,7 +36,7 @@ pub(in crate::http) struct ResetBody {
     reason: Option<Reason>,
 }
 
-/// What was closed and what was opened.
+/// The closed and the new periods.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(example = json!({
@@ -56,24 +56,23 @@ pub(in crate::http) struct ResetResult {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct MeterReset {
-    /// Units counted in the period that is closed.
+    /// The count of the closed period.
     previous_count: Count,
-    /// When that began.
+    /// Start of the closed period.
     previous_period_start: DateTime<Utc>,
-    /// When the period began that runs now.
+    /// Start of the new period.
     period_start: DateTime<Utc>,
-    /// When the next begins; null where the period does not end by itself.
+    /// Start of the next period; null if the period does not end by itself.
     #[schema(required)]
     reset_date: Option<DateTime<Utc>>,
 }
 
-/// Reset
+/// Reset usage
 ///
-/// In any mode: closes the running period of each meter into history with its count, and starts a new one at 0.
-/// `resetDate` does not move. No call is counted in both periods, and none in neither; events that happened before the
-/// reset and come after it count in the new one.
-/// A 503 may have been committed, and is then finished when Redis is back; with an `Idempotency-Key` a repetition does not
-/// reset twice.
+/// In any mode: closes the running period of each meter with its count and starts a new one at 0. `resetDate` does not
+/// change. Each call is counted in exactly one of the two periods; late events from before the reset count in the new one.
+/// A 503 may have been committed and is then finished once Redis is up; with an `Idempotency-Key` a retry does not reset
+/// twice.
 #[utoipa::path(
     post,
     path = "/v1/organizations/{id}/reset",
@@ -83,7 +82,7 @@ struct MeterReset {
     params(Path<OrganizationId>, Idempotency),
     request_body(content = ResetBody, description = "Without a body, every meter is reset."),
     responses(
-        (status = 200, description = "What was closed and opened; the next request anywhere counts in the new period.",
+        (status = 200, description = "The closed and the new periods; the next request on every instance counts in the new one.",
          body = ResetResult),
         ResettingProblems,
     )
@@ -106,16 +105,16 @@ pub(in crate::http) async fn reset(
     }
     let reason = reason.as_ref().map(Reason::as_str);
     let payload = format!("reset {meters:?} {reason:?}");
-    let attempt = idempotency.record(id.as_str(), &payload);
+    let record = idempotency.record(id.as_str(), &payload);
     let reset = state
         .admin
-        .reset(&id, meters, reason, attempt.as_ref(), &caller.actor())
+        .reset(&id, meters, reason, record.as_ref(), &caller.actor())
         .await?;
     let replayed = reset.replayed;
     Ok(replayable(Json(ResetResult::of(id, reset)), replayed))
 }
 
-/// What was reset.
+/// Which organizations were reset.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(example = json!({"resetCount": 2, "organizations": ["org_123", "org_456"], "truncated": false}))]
@@ -123,18 +122,17 @@ pub(in crate::http) struct ExpiredResult {
     /// How many organizations were reset.
     #[schema(minimum = 0)]
     reset_count: usize,
-    /// Which ones, up to 1,000.
+    /// Their ids, at most 1,000.
     #[schema(max_items = 1000)]
     organizations: Vec<OrganizationId>,
-    /// Whether there are more.
+    /// Whether more than the listed ones were reset.
     truncated: bool,
 }
 
-/// Reset what is over
+/// Reset expired periods
 ///
-/// Every organization in scheduled mode whose `resetDate` has come: its period is ended and the next opened, counted or
-/// not. The scheduler of any instance does the same within two seconds, unless `TALLYMAN_SCHEDULER` is off; calling it
-/// twice, or at several places at once, is harmless.
+/// Of every organization in scheduled mode whose `resetDate` has passed: ends its period and opens the next. Every instance
+/// does this within two seconds unless `TALLYMAN_SCHEDULER` is off. Retries and concurrent calls are safe.
 #[utoipa::path(
     post,
     path = "/v1/reset-expired",
@@ -143,7 +141,7 @@ pub(in crate::http) struct ExpiredResult {
     security(("key" = ["reset"])),
     params(Idempotency),
     responses(
-        (status = 200, description = "What was reset.", body = ExpiredResult),
+        (status = 200, description = "The organizations that were reset.", body = ExpiredResult),
         ExpiringProblems,
     )
 )]
@@ -154,8 +152,8 @@ pub(in crate::http) async fn reset_expired(
     _: NoQuery,
 ) -> Result<Response, Error> {
     let actor = caller.actor();
-    let attempt = idempotency.record(&actor.name, "reset-expired");
-    let expired = state.admin.reset_expired(attempt.as_ref(), &actor).await?;
+    let record = idempotency.record(&actor.name, "reset-expired");
+    let expired = state.admin.reset_expired(record.as_ref(), &actor).await?;
     let result = ExpiredResult {
         reset_count: expired.count,
         truncated: expired.count > expired.organizations.len(),

@@ -22,7 +22,7 @@ use crate::http::problem::Error;
 use crate::http::state::State;
 use crate::usage::{MeterUsage, OrganizationUsage};
 
-/// What an organization has used in its running periods.
+/// The usage of an organization in its running periods.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(example = json!({
@@ -40,9 +40,9 @@ pub(in crate::http) struct Usage {
     features: Features,
     reset_mode: ResetMode,
     reset_period: ResetPeriod,
-    /// Every meter that is limited or was counted.
+    /// Every meter with a limit or a count.
     meters: BTreeMap<MeterId, Meter>,
-    /// True where every answered call is in the counts; false where Redis is away and these are the last snapshots.
+    /// Whether the counts include every answered call; false while Redis is down and these are the last snapshots.
     exact: bool,
 }
 
@@ -50,30 +50,30 @@ pub(in crate::http) struct Usage {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(in crate::http) struct Meter {
-    /// Units counted in the running period.
+    /// The count of the running period.
     current: Count,
-    /// Units that a period includes; null is unlimited.
+    /// The limit of a period; null if unlimited.
     #[schema(required)]
     limit: Option<Count>,
-    /// `limit - current`, never below 0; null where the limit is.
+    /// `limit - current`, at least 0; null if unlimited.
     #[schema(required)]
     remaining: Option<Count>,
-    /// `current - limit`, never below 0.
+    /// `current - limit`, at least 0.
     overage: Count,
-    /// `current` of `limit`, rounded down to two decimals; null where the limit is null or 0.
+    /// `current` in per cent of `limit`, rounded down to two decimals; null if the limit is null or 0.
     #[schema(required)]
     percentage: Option<f64>,
     enforcement: Enforcement,
-    /// When the period began.
+    /// Start of the running period.
     period_start: DateTime<Utc>,
-    /// When the next begins; null where the period does not end by itself.
+    /// Start of the next period; null if the period does not end by itself.
     #[schema(required)]
     reset_date: Option<DateTime<Utc>>,
 }
 
-/// What an organization has used
+/// Get the usage of an organization
 ///
-/// Exact now, before any flush. An organization that was never counted nor configured is 404.
+/// Exact, without waiting for a flush. An unknown organization is 404.
 #[utoipa::path(
     get,
     path = "/v1/organizations/{id}/usage",
@@ -104,7 +104,7 @@ pub(in crate::http) async fn usage(
     }))
 }
 
-/// The usage of an organization that the caller reaches. A token's exists, counted yet or not.
+/// The usage of an organization. A token's organization exists even if it was never counted.
 pub(in crate::http) async fn usage_for(
     state: &State,
     caller: &Caller,
@@ -130,10 +130,10 @@ pub(in crate::http) fn meter(usage: &MeterUsage) -> Meter {
     }
 }
 
-/// Used of limit in per cent, to two decimals; none where there is no limit, or nothing is included.
+/// Used of limit in per cent, to two decimals; none if the limit is 0 or missing.
 #[expect(
     clippy::cast_precision_loss,
-    reason = "beyond 2^53 hundredths nobody counts them"
+    reason = "exact up to 2^53 hundredths"
 )]
 pub(in crate::http) fn percentage(usage: &MeterUsage) -> Option<f64> {
     hundredths(usage.used, usage.rule.limit?).map(|share| share as f64 / 100.0)

@@ -1,4 +1,4 @@
-//! `GET /v1/verify`: whether what Redis and Postgres hold fits together.
+//! `GET /v1/verify`: compares the counters in Redis with Postgres.
 
 use axum::Json;
 use axum::extract::State as Shared;
@@ -20,20 +20,20 @@ use crate::usage::verify::Difference;
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub(in crate::http) struct Wanted {
-    /// Only this organization; all of them unless said.
+pub(in crate::http) struct VerifyQuery {
+    /// Only this organization; by default all.
     #[param(value_type = Option<OrganizationId>)]
     organization_id: Option<OrganizationParam>,
-    /// Organizations, not differences.
+    /// The number of organizations, not of differences.
     #[serde(default)]
     #[param(inline)]
     page_size: PageSize,
-    /// The `nextCursor` of the page before.
+    /// The `nextCursor` of the previous page.
     #[param(value_type = Option<String>)]
     cursor: Option<OrganizationId>,
 }
 
-/// What does not fit, of a page of organizations.
+/// The differences of a page of organizations.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(example = json!({
@@ -44,31 +44,31 @@ pub(in crate::http) struct Wanted {
     "organizations": 100, "counters": 117, "nextCursor": null
 }))]
 pub(in crate::http) struct Verification {
-    data: Vec<Unfit>,
-    /// How many organizations this page is about.
+    data: Vec<CounterDifference>,
+    /// How many organizations were compared.
     organizations: usize,
-    /// How many counters of theirs were compared.
+    /// How many counters were compared.
     counters: usize,
     /// Null on the last page.
     #[schema(required)]
     next_cursor: Option<OrganizationId>,
 }
 
-/// One counter, and one thing about it that does not fit.
+/// One difference of one counter.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct Unfit {
+struct CounterDifference {
     organization_id: OrganizationId,
     meter: MeterId,
     period_start: DateTime<Utc>,
     mismatch: Mismatch,
-    /// What Redis says, or for `storedHours` the snapshot.
+    /// The totals in Redis, or for `storedHours` in the snapshot.
     expected: Totals,
-    /// What Postgres says, or for `hours` and `storedHours` the hours.
+    /// The totals in Postgres, or for `hours` and `storedHours` of the hours.
     found: Totals,
 }
 
-impl From<Difference> for Unfit {
+impl From<Difference> for CounterDifference {
     fn from(it: Difference) -> Self {
         Self {
             organization_id: it.counter.organization,
@@ -81,28 +81,28 @@ impl From<Difference> for Unfit {
     }
 }
 
-/// Verify
+/// Verify counters
 ///
-/// Compares the counters that run, or ended a short while ago, in Redis and in Postgres, and with their hours. Changes
-/// nothing, and is right while calls go on: a count that is not stored yet is no difference.
+/// Compares running and recently ended counters in Redis with Postgres and with their hours. Changes nothing, and is correct
+/// under concurrent calls: a count that is not stored yet is no difference.
 #[utoipa::path(
     get,
     path = "/v1/verify",
     operation_id = "verify",
     tag = "Organizations",
     security(("key" = ["admin"])),
-    params(Wanted),
+    params(VerifyQuery),
     responses(
-        (status = 200, description = "What does not fit; nothing is as it should be.", body = Verification),
+        (status = 200, description = "The differences; none if everything agrees.", body = Verification),
         NeedsCounterStore,
     )
 )]
 pub(in crate::http) async fn verify(
     Shared(state): Shared<State>,
     Administrator(caller): Administrator,
-    Query(wanted): Query<Wanted>,
+    Query(query): Query<VerifyQuery>,
 ) -> Result<Json<Verification>, Error> {
-    let named = wanted.organization_id.as_ref();
+    let named = query.organization_id.as_ref();
     let (organizations, next_cursor) = match caller.authorize_filter(named)? {
         Some(organization) => {
             if !state.verifier.exists(&organization).await? {
@@ -111,8 +111,8 @@ pub(in crate::http) async fn verify(
             (vec![organization], None)
         }
         None => {
-            let count = wanted.page_size.get();
-            let after = wanted.cursor.as_ref();
+            let count = query.page_size.get();
+            let after = query.cursor.as_ref();
             let page = state.verifier.organizations_after(after, count).await?;
             let full = page.len() >= usize::try_from(count).unwrap_or(usize::MAX);
             let last = page.last().filter(|_| full).cloned();
@@ -121,7 +121,7 @@ pub(in crate::http) async fn verify(
     };
     let report = state.verifier.verify(&organizations).await?;
     Ok(Json(Verification {
-        data: report.differences.into_iter().map(Unfit::from).collect(),
+        data: report.differences.into_iter().map(CounterDifference::from).collect(),
         organizations: organizations.len(),
         counters: report.counters,
         next_cursor,

@@ -1,4 +1,4 @@
-//! `/v1/webhooks`: where events are sent to, and what became of each.
+//! `/v1/webhooks`: receivers of events, and their deliveries.
 
 use axum::Json;
 use axum::extract::State as Shared;
@@ -30,7 +30,7 @@ type Deliveries = List<Delivery, EventId>;
 pub(in crate::http) struct WithSecret {
     #[serde(flatten)]
     webhook: Webhook,
-    /// What verifies deliveries: `whsec_` and base64. Shown this once.
+    /// Verifies deliveries: `whsec_` and base64. Shown only once.
     secret: String,
 }
 
@@ -53,14 +53,14 @@ impl From<Issued> for WithSecret {
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub(in crate::http) struct Wanted {
-    /// Only those that stand so.
+pub(in crate::http) struct DeliveryQuery {
+    /// Only deliveries with this status.
     #[param(inline)]
     status: Option<DeliveryStatus>,
     #[serde(default)]
     #[param(inline)]
     page_size: PageSize,
-    /// The `nextCursor` of the page before.
+    /// The `nextCursor` of the previous page.
     cursor: Option<EventId>,
 }
 
@@ -69,12 +69,12 @@ fn no_webhook() -> Error {
 }
 
 fn no_delivery() -> Error {
-    Error::NotFound("there is no such delivery of such a webhook")
+    Error::NotFound("this webhook has no such delivery")
 }
 
 /// List webhooks
 ///
-/// Newest first; without their secrets.
+/// Newest first, without secrets.
 #[utoipa::path(
     get,
     path = "/v1/webhooks",
@@ -94,10 +94,10 @@ pub(in crate::http) async fn list_webhooks(
     Ok(List::page(found, size, |it| it.id.clone()))
 }
 
-/// Make a webhook
+/// Create a webhook
 ///
-/// Events from now on are sent to it. Its secret is shown this once; so this takes no `Idempotency-Key`.
-/// A URL that leads into a private network is refused, unless a setting allows it.
+/// It receives events from now on. The secret is shown only once, so `Idempotency-Key` is refused.
+/// A URL in a private network is refused unless a setting allows it.
 #[utoipa::path(
     post,
     path = "/v1/webhooks",
@@ -119,17 +119,17 @@ pub(in crate::http) async fn list_webhooks(
 pub(in crate::http) async fn create_webhook(
     Shared(state): Shared<State>,
     Administrator(caller): Administrator,
-    attempt: Idempotency,
-    Body(wish): Body<NewWebhook>,
+    idempotency: Idempotency,
+    Body(new): Body<NewWebhook>,
 ) -> Result<Response, Error> {
-    attempt.refuse()?;
-    let created: WithSecret = state.webhooks.create(&wish, &caller.actor()).await?.into();
+    idempotency.refuse()?;
+    let created: WithSecret = state.webhooks.create(&new, &caller.actor()).await?.into();
     Ok((StatusCode::CREATED, created).into_response())
 }
 
-/// One webhook
+/// Get a webhook
 ///
-/// As it stands: whether it is enabled, and since when nothing has arrived.
+/// Including whether it is enabled, and since when deliveries fail.
 #[utoipa::path(
     get,
     path = "/v1/webhooks/{id}",
@@ -155,7 +155,7 @@ pub(in crate::http) async fn get_webhook(
 
 /// Change a webhook
 ///
-/// What is absent stays. What has failed for 5 days, or has answered 410, is enabled again here.
+/// Absent fields stay. A webhook that was disabled after failing for 5 days or a 410 is enabled again here.
 #[utoipa::path(
     patch,
     path = "/v1/webhooks/{id}",
@@ -164,7 +164,7 @@ pub(in crate::http) async fn get_webhook(
     security(("key" = ["admin"])),
     params(Path<WebhookId>),
     request_body = WebhookChange,
-    responses((status = 200, description = "The webhook as it is now.", body = Webhook, example = json!({
+    responses((status = 200, description = "The changed webhook.", body = Webhook, example = json!({
         "id": "wh_01a207e5f2407000a3f0c2d9e8b7a695", "url": "https://example.com/tallyman", "events": null,
         "organizationId": null, "enabled": true, "disabledReason": null, "disabledAt": null,
         "failingSince": null, "previousSecretUntil": null, "createdAt": "2026-11-01T09:30:00Z"
@@ -182,7 +182,7 @@ pub(in crate::http) async fn change_webhook(
 
 /// Delete a webhook
 ///
-/// With what was to be sent to it, and what is known of what was.
+/// With its pending and past deliveries.
 #[utoipa::path(
     delete,
     path = "/v1/webhooks/{id}",
@@ -190,7 +190,7 @@ pub(in crate::http) async fn change_webhook(
     tag = "Webhooks",
     security(("key" = ["admin"])),
     params(Path<WebhookId>),
-    responses((status = 204, description = "It is gone."))
+    responses((status = 204, description = "The webhook is deleted."))
 )]
 pub(in crate::http) async fn delete_webhook(
     Shared(state): Shared<State>,
@@ -207,8 +207,8 @@ pub(in crate::http) async fn delete_webhook(
 
 /// Rotate a webhook's secret
 ///
-/// The new one is shown this once. For 24 hours deliveries are signed with both, so that receivers change over without
-/// missing any.
+/// The new secret is shown only once. For 24 hours deliveries are signed with both secrets, so that receivers can switch
+/// without missing any.
 #[utoipa::path(
     post,
     path = "/v1/webhooks/{id}/rotate-secret",
@@ -231,17 +231,17 @@ pub(in crate::http) async fn rotate_secret(
     Administrator(caller): Administrator,
     Path(id): Path<WebhookId>,
     _: NoQuery,
-    attempt: Idempotency,
+    idempotency: Idempotency,
 ) -> Result<WithSecret, Error> {
-    attempt.refuse()?;
+    idempotency.refuse()?;
     let issued = state.webhooks.rotate_secret(&id, &caller.actor()).await?;
     issued.map(WithSecret::from).ok_or_else(no_webhook)
 }
 
-/// Send a test
+/// Send a test event
 ///
-/// An event of the type `webhook.test`, to this webhook alone, whatever types it wants. What becomes of it is in the list of
-/// deliveries. One that is disabled gets it when it is enabled.
+/// Sends an event of type `webhook.test` to this webhook only, whatever its subscriptions. The list of deliveries shows the
+/// result. A disabled webhook receives it once it is enabled.
 #[utoipa::path(
     post,
     path = "/v1/webhooks/{id}/test",
@@ -249,7 +249,7 @@ pub(in crate::http) async fn rotate_secret(
     tag = "Webhooks",
     security(("key" = ["admin"])),
     params(Path<WebhookId>),
-    responses((status = 202, description = "It is about to be sent.", body = Delivery, example = json!({
+    responses((status = 202, description = "The delivery is queued.", body = Delivery, example = json!({
         "id": "evt_01a207e5f2407000a3f0c2d9e8b7a695", "type": "webhook.test", "timestamp": "2026-11-23T10:14:00Z",
         "status": "pending", "attempts": 0, "nextAttemptAt": "2026-11-23T10:14:00Z", "lastAttemptAt": null,
         "responseStatus": null, "latencyMs": null, "responseBody": null, "error": null
@@ -269,24 +269,24 @@ pub(in crate::http) async fn test_webhook(
 
 /// List deliveries
 ///
-/// Of one webhook, newest event first, each with what came of its last try and when it is tried next.
+/// Of one webhook, newest event first, with the result of the last attempt and the time of the next.
 #[utoipa::path(
     get,
     path = "/v1/webhooks/{id}/deliveries",
     operation_id = "listDeliveries",
     tag = "Webhooks",
     security(("key" = ["admin"])),
-    params(Path<WebhookId>, Wanted),
+    params(Path<WebhookId>, DeliveryQuery),
     responses((status = 200, description = "A page of deliveries.", body = Deliveries))
 )]
 pub(in crate::http) async fn list_deliveries(
     Shared(state): Shared<State>,
     _: Administrator,
     Path(id): Path<WebhookId>,
-    Query(wanted): Query<Wanted>,
+    Query(query): Query<DeliveryQuery>,
 ) -> Result<Deliveries, Error> {
-    let (postgres, size) = (&state.ctx.postgres, wanted.page_size);
-    let (status, after) = (wanted.status, wanted.cursor.as_ref());
+    let (postgres, size) = (&state.ctx.postgres, query.page_size);
+    let (status, after) = (query.status, query.cursor.as_ref());
     let found = webhooks::deliveries(postgres, &id, status, after, size.and_one()).await?;
     if found.is_empty() && webhooks::find(postgres, &id).await?.is_none() {
         return Err(no_webhook());
@@ -294,9 +294,9 @@ pub(in crate::http) async fn list_deliveries(
     Ok(List::page(found, size, |delivery| delivery.id.clone()))
 }
 
-/// Deliver again
+/// Redeliver
 ///
-/// Whatever became of it: it is tried at once, and as often as a new one.
+/// Sends the event again now, whatever its status, with the retries of a new delivery.
 #[utoipa::path(
     post,
     path = "/v1/webhooks/{id}/deliveries/{delivery}/redeliver",
@@ -304,7 +304,7 @@ pub(in crate::http) async fn list_deliveries(
     tag = "Webhooks",
     security(("key" = ["admin"])),
     params(Path<WebhookId>, Path<EventId>),
-    responses((status = 202, description = "It is about to be sent.", body = Delivery, example = json!({
+    responses((status = 202, description = "The delivery is queued.", body = Delivery, example = json!({
         "id": "evt_01a207e5f2407000a3f0c2d9e8b7a695", "type": "usage.warning", "timestamp": "2026-11-23T10:14:00Z",
         "status": "pending", "attempts": 0, "nextAttemptAt": "2026-11-25T08:00:00Z",
         "lastAttemptAt": "2026-11-24T10:31:20Z", "responseStatus": null, "latencyMs": 10000, "responseBody": null,
