@@ -131,10 +131,7 @@ pub(in crate::http) fn meter(usage: &MeterUsage) -> Meter {
 }
 
 /// Used of limit in per cent, to two decimals; none if the limit is 0 or missing.
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "exact up to 2^53 hundredths"
-)]
+#[expect(clippy::cast_precision_loss, reason = "exact up to 2^53 hundredths")]
 pub(in crate::http) fn percentage(usage: &MeterUsage) -> Option<f64> {
     hundredths(usage.used, usage.rule.limit?).map(|share| share as f64 / 100.0)
 }

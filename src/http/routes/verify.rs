@@ -121,7 +121,11 @@ pub(in crate::http) async fn verify(
     };
     let report = state.verifier.verify(&organizations).await?;
     Ok(Json(Verification {
-        data: report.differences.into_iter().map(CounterDifference::from).collect(),
+        data: report
+            .differences
+            .into_iter()
+            .map(CounterDifference::from)
+            .collect(),
         organizations: organizations.len(),
         counters: report.counters,
         next_cursor,

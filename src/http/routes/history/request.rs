@@ -1,0 +1,239 @@
+//! A request for history: its parameters checked, and its response as a page or a stream.
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::http::header::{CONTENT_TYPE, VARY};
+use axum::http::{HeaderMap, HeaderValue};
+use axum::response::{IntoResponse, Response};
+use chrono::{DateTime, Utc};
+use chrono_tz::Tz;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::query::OfOrganization;
+use super::rows::{Format, HistoryRow, row};
+use crate::domain::history::{Cursor, Granularity, Position};
+use crate::domain::ids::{MeterId, OrganizationId};
+use crate::http::failures::caused;
+use crate::http::list::List;
+use crate::http::problem::Error;
+use crate::http::state::State;
+use crate::usage::history::{self, Entry};
+
+/// Rows of a stream that one query reads.
+const STREAM_PAGE: usize = 1000;
+
+pub(super) type HistoryPage = List<HistoryRow>;
+
+/// A valid request.
+pub(super) struct Request {
+    list: history::List,
+    /// Identifies the parameters, which must not change between pages.
+    fingerprint: u64,
+    after: Option<Position>,
+    page_size: usize,
+    format: Format,
+}
+
+impl Request {
+    /// Fails with the first invalid parameter.
+    pub(super) fn new(
+        history: &history::History,
+        organizations: Option<Vec<OrganizationId>>,
+        query: OfOrganization,
+        headers: &HeaderMap,
+    ) -> Result<Self, Error> {
+        let format = Format::accepted(headers);
+        let granularity = query.granularity.unwrap_or(Granularity::Day);
+        let fingerprint = fingerprint(organizations.as_deref(), &query, granularity);
+        check(&query, granularity, format)?;
+        let (from, to, after) = match query.cursor {
+            Some(cursor) if cursor.list == fingerprint => {
+                (cursor.from, cursor.to, Some(cursor.last))
+            }
+            Some(_) => {
+                return Err(invalid(
+                    "cursor",
+                    "belongs to a list with other parameters; repeat those of the first page",
+                ));
+            }
+            None => {
+                let (from, to) = history.range(granularity, query.from, query.to);
+                (from, to, None)
+            }
+        };
+        Ok(Self {
+            list: history::List {
+                organizations,
+                meter: query.meter,
+                granularity,
+                from,
+                to,
+                fill: query.fill.is_some(),
+                order: query.order.unwrap_or_default(),
+                zone: query.time_zone,
+            },
+            fingerprint,
+            after,
+            page_size: query.page_size.unwrap_or_default().get() as usize,
+            format,
+        })
+    }
+
+    /// A page as JSON, or everything as a stream.
+    pub(super) async fn respond(
+        self,
+        state: State,
+        name_organization: bool,
+    ) -> Result<Response, Error> {
+        let mut response = match self.format {
+            Format::Json => self.page(&state, name_organization).await?,
+            Format::Csv | Format::NdJson => self.stream(state, name_organization).await?,
+        };
+        let vary = HeaderValue::from_static("accept");
+        response.headers_mut().append(VARY, vary);
+        Ok(response)
+    }
+
+    async fn page(self, state: &State, name_organization: bool) -> Result<Response, Error> {
+        // One more than the page, to know whether it is the last.
+        let count = self.page_size.saturating_add(1);
+        let mut entries = state
+            .history
+            .page(&self.list, self.after.as_ref(), count)
+            .await?;
+        let more = entries.len() > self.page_size;
+        entries.truncate(self.page_size);
+        let last = entries.last().filter(|_| more);
+        let next_cursor = last.map(|last| Cursor {
+            list: self.fingerprint,
+            from: self.list.from,
+            to: self.list.to,
+            last: last.row.position.clone(),
+        });
+        let rows = entries
+            .into_iter()
+            .map(|entry| row(entry, name_organization));
+        let page: HistoryPage = List::new(rows, next_cursor.map(|cursor| cursor.to_string()));
+        Ok(Json(page).into_response())
+    }
+
+    /// Streams every row, a page at a time. The first page is read before the status is sent, so that its failure is a
+    /// problem; a later failure aborts the response, so that no client takes a part for the whole.
+    async fn stream(self, state: State, name_organization: bool) -> Result<Response, Error> {
+        let Self { list, format, .. } = self;
+        let first = state.history.page(&list, None, STREAM_PAGE).await?;
+        let head = format.head(name_organization).map_err(broken)?;
+        let pages = stream::try_unfold(Rest::Read(first), move |rest| {
+            let (state, list) = (state.clone(), list.clone());
+            async move {
+                let entries = match rest {
+                    Rest::Read(entries) => entries,
+                    Rest::After(last) => {
+                        state.history.page(&list, Some(&last), STREAM_PAGE).await?
+                    }
+                    Rest::Nothing => return Ok::<_, Error>(None),
+                };
+                let rest = match entries.last() {
+                    Some(last) if entries.len() == STREAM_PAGE => {
+                        Rest::After(last.row.position.clone())
+                    }
+                    _ => Rest::Nothing,
+                };
+                let rows: Vec<HistoryRow> = entries
+                    .into_iter()
+                    .map(|entry| row(entry, name_organization))
+                    .collect();
+                let text = format.rows(&rows).map_err(broken)?;
+                Ok(Some((Bytes::from(text), rest)))
+            }
+        });
+        let body = stream::once(async move { Ok(Bytes::from(head)) })
+            .chain(pages)
+            .map_err(|_| std::io::Error::other("the remaining rows could not be read"));
+        let content_type = HeaderValue::from_static(format.content_type());
+        Ok(([(CONTENT_TYPE, content_type)], Body::from_stream(body)).into_response())
+    }
+}
+
+/// Refuses parameters that contradict each other.
+fn check(query: &OfOrganization, granularity: Granularity, format: Format) -> Result<(), Error> {
+    if let (Some(from), Some(to)) = (query.from, query.to)
+        && from > to
+    {
+        let detail = format!("must not be after to; got {from} and {to}");
+        return Err(invalid("from", detail));
+    }
+    if query.time_zone.is_some() && granularity != Granularity::Day {
+        return Err(invalid(
+            "timeZone",
+            "applies to granularity=day only; leave it out otherwise",
+        ));
+    }
+    if query.fill.is_some() && granularity == Granularity::Period {
+        return Err(invalid(
+            "fill",
+            "applies to granularity=hour and day only; leave it out otherwise",
+        ));
+    }
+    if format != Format::Json {
+        let paging = [
+            ("pageSize", query.page_size.is_some()),
+            ("cursor", query.cursor.is_some()),
+        ];
+        if let Some((name, _)) = paging.into_iter().find(|(_, given)| *given) {
+            return Err(invalid(
+                name,
+                "applies to JSON only, because other formats have no pages; leave it out",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// What a stream has not sent yet.
+enum Rest {
+    /// These rows, and those after them.
+    Read(Vec<Entry>),
+    /// The rows after this position.
+    After(Position),
+    Nothing,
+}
+
+/// A hash of all parameters that must not change between pages; the page size may.
+fn fingerprint(
+    organizations: Option<&[OrganizationId]>,
+    query: &OfOrganization,
+    granularity: Granularity,
+) -> u64 {
+    let organizations: Vec<&str> = organizations
+        .unwrap_or_default()
+        .iter()
+        .map(OrganizationId::as_str)
+        .collect();
+    let instant = |instant: Option<DateTime<Utc>>| instant.map(|it| it.timestamp_millis());
+    let zone = query.time_zone.map(Tz::name);
+    let text = format!(
+        "{organizations:?} {:?} {granularity:?} {:?} {:?} {:?} {:?} {zone:?}",
+        query.meter.as_ref().map(MeterId::as_str),
+        instant(query.from),
+        instant(query.to),
+        query.fill,
+        query.order.unwrap_or_default(),
+    );
+    xxh3_64(text.as_bytes())
+}
+
+/// Refuses a query parameter.
+pub(super) fn invalid(parameter: &str, detail: impl Into<String>) -> Error {
+    Error::InvalidField {
+        pointer: format!("/{parameter}"),
+        detail: detail.into(),
+    }
+}
+
+/// A row that cannot be serialized is a bug.
+#[expect(clippy::needless_pass_by_value, reason = "what `map_err` calls")]
+fn broken(error: csv::Error) -> Error {
+    caused(Error::Internal, &error)
+}
