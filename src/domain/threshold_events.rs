@@ -327,7 +327,7 @@ mod tests {
     }
 
     proptest! {
-                /// However often snapshots are examined, each threshold up to the highest count is notified once.
+        /// However often snapshots are examined, each threshold up to the highest count is notified once.
         #[test]
         fn each_threshold_is_notified_once(
             counts in proptest::collection::vec((0..150_u64, any::<bool>()), 1..20),

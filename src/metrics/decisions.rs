@@ -1,7 +1,8 @@
-//! Decisions, by meter, operation and outcome.
+//! Decisions by meter, operation and outcome.
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
+use strum::VariantArray as _;
 
 use super::OTHER;
 use super::families::{BoundedMap, Members};
@@ -9,7 +10,7 @@ use super::labels::{Label as _, Outcome};
 use crate::domain::decision::Operation;
 use crate::domain::ids::MeterId;
 
-/// How many meters are told apart; callers name them.
+/// The most meters with a label of their own, because clients name them.
 const METERS_MAX: usize = 50;
 
 #[derive(Debug)]
@@ -24,7 +25,7 @@ impl Decisions {
         let counts = Members::new_with_constructor(Counter::default as fn() -> Counter);
         registry.register(
             "decisions",
-            "Meters that calls named, by what became of the call",
+            "Decisions about meters, by operation and outcome",
             counts.clone(),
         );
         Self {
@@ -45,22 +46,22 @@ impl Decisions {
             || meter.clone(),
             |key| self.counters(key.map_or(OTHER, MeterId::as_str)),
         );
-        counters[operation.index() * Outcome::ALL.len() + outcome.index()].inc_by(calls);
+        counters[operation.index() * Outcome::VARIANTS.len() + outcome.index()].inc_by(calls);
     }
 
     /// In the order of operations, and of outcomes within each.
     fn counters(&self, meter: &str) -> Box<[Counter]> {
-        let mut counters = Vec::new();
-        for operation in Operation::ALL {
-            for outcome in Outcome::ALL {
+        let operations = Operation::VARIANTS.iter();
+        let pairs = operations.flat_map(|it| Outcome::VARIANTS.iter().map(move |own| (it, own)));
+        pairs
+            .map(|(operation, outcome)| {
                 let labels = [
                     ("meter", meter.to_owned()),
-                    (Operation::NAME, operation.as_str().to_owned()),
-                    (Outcome::NAME, outcome.as_str().to_owned()),
+                    operation.pair(),
+                    outcome.pair(),
                 ];
-                counters.push(self.counts.get_or_create_owned(&labels));
-            }
-        }
-        counters.into()
+                self.counts.get_or_create_owned(&labels)
+            })
+            .collect()
     }
 }

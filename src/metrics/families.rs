@@ -1,4 +1,4 @@
-//! Metrics by label, found without a lock and without an allocation.
+//! Metrics by label, looked up without lock or allocation.
 
 use std::marker::PhantomData;
 use std::sync::OnceLock;
@@ -10,13 +10,13 @@ use prometheus_client::registry::Registry;
 
 use super::labels::Label;
 
-/// The labels of one metric: name and value of each.
+/// The labels of a metric: name and value of each.
 pub(super) type Labels<const N: usize> = [(&'static str, String); N];
 
-/// A family with `N` labels, and how its members are made.
+/// A family with `N` labels, and the constructor of its members.
 pub(super) type Members<const N: usize, M> = Family<Labels<N>, M, fn() -> M>;
 
-/// A metric for each value of one label. All exist from the start, so that a rate has a beginning.
+/// A metric for each value of one label. All exist from the start, so that rates start at zero.
 #[derive(Debug)]
 pub(super) struct ByLabel<L, M> {
     members: Box<[M]>,
@@ -34,11 +34,8 @@ where
         make: fn() -> M,
     ) -> Self {
         let family = Members::new_with_constructor(make);
-        let member = |value: &L| {
-            let value = value.as_str().to_owned();
-            family.get_or_create_owned(&[(L::NAME, value)])
-        };
-        let members = L::ALL.iter().map(member).collect();
+        let member = |value: &L| family.get_or_create_owned(&[value.pair()]);
+        let members = L::VARIANTS.iter().map(member).collect();
         registry.register(name, help, family);
         Self {
             members,
@@ -51,8 +48,8 @@ where
     }
 }
 
-/// A short list that only grows: what finds no place in it shares one value. Whatever comes first, and
-/// so probably often, is found fastest.
+/// An append-only map of bounded size; keys beyond the bound share one value. A linear scan: early keys, which are
+/// probably frequent, are found fastest.
 #[derive(Debug)]
 pub(super) struct BoundedMap<K, V> {
     slots: Box<[OnceLock<(K, V)>]>,
@@ -67,10 +64,10 @@ impl<K, V> BoundedMap<K, V> {
         }
     }
 
-    /// The value of the key that `is_it` knows, made if it is new; `None` stands for all without a place.
+    /// The value of the key that `matches` accepts, inserted if new. `make` gets `None` for keys beyond the bound.
     pub(super) fn get(
         &self,
-        is_it: impl Fn(&K) -> bool,
+        matches: impl Fn(&K) -> bool,
         key: impl Fn() -> K,
         make: impl Fn(Option<&K>) -> V,
     ) -> &V {
@@ -81,7 +78,7 @@ impl<K, V> BoundedMap<K, V> {
         };
         for slot in &self.slots {
             let (key, value) = slot.get_or_init(add);
-            if is_it(key) {
+            if matches(key) {
                 return value;
             }
         }
@@ -94,13 +91,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_finds_no_place_shares_one_value() {
+    fn keys_beyond_the_bound_share_one_value() {
         let slots: BoundedMap<u8, String> = BoundedMap::new(2);
-        let get = |wanted: u8| {
+        let get = |key: u8| {
             slots.get(
-                |key| *key == wanted,
-                || wanted,
-                |key| key.map_or("rest".to_owned(), ToString::to_string),
+                |known| *known == key,
+                || key,
+                |known| known.map_or("rest".to_owned(), ToString::to_string),
             )
         };
         for _ in 0..2 {

@@ -1,9 +1,8 @@
-//! What the service measures of itself, for Prometheus.
+//! Metrics of the service, for Prometheus. `docs/metrics.md` is generated from them.
 //!
-//! A value, passed to whoever has something to tell, so that two instances in one process have
-//! metrics each. Counting takes no lock but the short one inside a histogram, and allocates nothing:
-//! handles are made at the start, or when a route or a meter is first met. Nothing is labelled by
-//! organization, and what is labelled by input has a bound. `docs/metrics.md` comes from here.
+//! A value, not a global, so that two instances in one process have their own metrics. Recording takes no lock except the
+//! short one inside a histogram, and does not allocate: handles are created at the start, or when a route or meter first
+//! appears. No label is an organization, and labels from clients are bounded.
 
 mod decisions;
 mod families;
@@ -20,7 +19,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Metric, Registry};
 use tracing_appender::non_blocking::ErrorCounter;
 
 pub use labels::{Cache, CloseReason, DeliveryOutcome, Outcome, Recovered, Script, Worker};
@@ -31,37 +30,37 @@ use decisions::Decisions;
 use families::ByLabel;
 use requests::Requests;
 
-/// What [`Metrics::to_text`] is written in.
+/// The media type of [`Metrics::to_text`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// The label of what has no place of its own.
+/// The label of values beyond a bound.
 const OTHER: &str = "other";
 
-/// Seconds, of requests and scripts.
+/// Buckets for requests and scripts, seconds.
 const LATENCIES: [f64; 15] = [
     0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
     5.0,
 ];
 
-/// Seconds, of work that nobody waits for.
-const WORKING_TIMES: [f64; 11] = [
+/// Buckets for background jobs, seconds.
+const JOB_DURATIONS: [f64; 11] = [
     0.001, 0.0025, 0.01, 0.025, 0.1, 0.25, 1.0, 2.5, 10.0, 25.0, 100.0,
 ];
 
-/// How many of something.
+/// Buckets for sizes.
 const SIZES: [f64; 11] = [
     1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0,
 ];
 
-/// The lines that the log of this process has dropped.
+/// The log lines that this process dropped.
 static LOG: OnceLock<ErrorCounter> = OnceLock::new();
 
-/// Has the lines that the log drops told from now on; of the process, because it has one log.
+/// Exports the number of dropped log lines. Global, because a process has one log.
 pub fn watch_log(dropped: ErrorCounter) {
     let _ = LOG.set(dropped);
 }
 
-/// The handle on all metrics of an instance; clones share it.
+/// All metrics of an instance; clones share them.
 #[derive(Debug, Clone)]
 pub struct Metrics(Arc<Inner>);
 
@@ -73,28 +72,28 @@ struct Inner {
     decisions: Decisions,
     redis: Redis,
     caches: Caches,
-    work: Work,
+    jobs: Jobs,
     log_lines_dropped: Counter,
 }
 
-/// Of whoever calls.
+/// Client connections.
 #[derive(Debug)]
 struct Connections {
     open: Gauge,
     closed: ByLabel<CloseReason, Counter>,
 }
 
-/// Of what Redis does and holds.
+/// Calls to Redis.
 #[derive(Debug)]
 struct Redis {
     scripts: ByLabel<Script, Histogram>,
-    count_calls: Histogram,
-    count_charges: Histogram,
-    opened: ByLabel<Recovered, Counter>,
+    batch_calls: Histogram,
+    batch_charges: Histogram,
+    recovered: ByLabel<Recovered, Counter>,
     generations: Counter,
 }
 
-/// Of what the process knows by itself.
+/// Caches of the process.
 #[derive(Debug)]
 struct Caches {
     hits: ByLabel<Cache, Counter>,
@@ -102,9 +101,9 @@ struct Caches {
     policy_refreshes: Counter,
 }
 
-/// Of what goes on without being asked for.
+/// Background jobs.
 #[derive(Debug)]
-struct Work {
+struct Jobs {
     flush_lag: Gauge<f64, AtomicU64>,
     flush_rows: Counter,
     deliveries: ByLabel<DeliveryOutcome, Counter>,
@@ -115,50 +114,49 @@ struct Work {
 }
 
 impl Metrics {
-    /// Metrics of an instance that has done nothing yet, of this version, started now.
+    /// The metrics of a new instance.
     pub fn new(version: &'static str, now: DateTime<Utc>) -> Self {
         let mut root = Registry::default();
-        let started: Gauge<f64, AtomicU64> = Gauge::default();
+        let started: Gauge<f64, AtomicU64> = register(
+            &mut root,
+            "process_start_time_seconds",
+            "When this process started, in seconds since 1970",
+        );
         #[expect(
             clippy::cast_precision_loss,
             reason = "the milliseconds of this age fit"
         )]
         started.set(now.timestamp_millis() as f64 / 1000.0);
-        root.register(
-            "process_start_time_seconds",
-            "When this process started, since the epoch",
-            started,
-        );
         let registry = root.sub_registry_with_prefix("tallyman");
         let build = Info::new([("version", version)]);
-        registry.register("build", "What runs; always 1", build);
+        registry.register("build", "The version; always 1", build);
         Self(Arc::new(Inner {
             requests: Requests::register(registry),
             connections: Connections::register(registry),
             decisions: Decisions::register(registry),
             redis: Redis::register(registry),
             caches: Caches::register(registry),
-            work: Work::register(registry),
-            log_lines_dropped: counter(
+            jobs: Jobs::register(registry),
+            log_lines_dropped: register(
                 registry,
                 "log_lines_dropped",
-                "Lines of the log that were dropped because nobody read standard error fast enough",
+                "Log lines dropped because standard error was read too slowly",
             ),
             registry: root,
         }))
     }
 
-    /// All metrics as text, in the format that [`CONTENT_TYPE`] names.
+    /// All metrics as text, of type [`CONTENT_TYPE`].
     pub fn to_text(&self) -> Result<String, std::fmt::Error> {
         let dropped = LOG.get().map_or(0, ErrorCounter::dropped_lines);
-        let told = self.0.log_lines_dropped.inner();
-        told.store(dropped as u64, Ordering::Relaxed);
+        let exported = self.0.log_lines_dropped.inner();
+        exported.store(dropped as u64, Ordering::Relaxed);
         let mut text = String::new();
         encode(&mut text, &self.0.registry)?;
         Ok(text)
     }
 
-    /// A request was answered; without a status, its caller went away before.
+    /// A request ended; without a status, its client disconnected before the response.
     pub fn request_completed(
         &self,
         method: &str,
@@ -166,122 +164,116 @@ impl Metrics {
         status: Option<u16>,
         took: Duration,
     ) {
-        self.0.requests.answered(method, route, status, took);
+        self.0.requests.completed(method, route, status, took);
     }
 
-    /// There is a connection more.
+    /// A client connected.
     pub fn connection_opened(&self) {
         self.0.connections.open.inc();
     }
 
-    /// There is a connection less.
+    /// A client connection ended.
     pub fn connection_ended(&self) {
         self.0.connections.open.dec();
     }
 
-    /// The service has closed a connection, or refused it.
+    /// The service closed or refused a connection.
     pub fn connection_closed(&self, reason: CloseReason) {
         self.0.connections.closed.get(reason).inc();
     }
 
-    /// Calls that name a meter have come to their end.
+    /// Calls about a meter ended.
     pub fn decided(&self, operation: Operation, outcome: Outcome, meter: &MeterId, calls: u64) {
         self.0.decisions.decided(operation, outcome, meter, calls);
     }
 
-    /// A script has answered, or will not.
+    /// A script call ended, with a reply or without.
     pub fn script_completed(&self, script: Script, took: Duration) {
         self.0.redis.scripts.get(script).observe(took.as_secs_f64());
     }
 
-    /// A batch for `count.lua` holds so many calls of the API, with so many charges in all.
+    /// A batch was sent to `count.lua`.
     pub fn batch_sent(&self, calls: usize, charges: usize) {
-        self.0.redis.count_calls.observe(size(calls));
-        self.0.redis.count_charges.observe(size(charges));
+        self.0.redis.batch_calls.observe(size(calls));
+        self.0.redis.batch_charges.observe(size(charges));
     }
 
-    /// Redis has a counter that it did not have.
-    pub fn counter_recovered(&self, opened: Recovered) {
-        self.0.redis.opened.get(opened).inc();
+    /// A missing counter was recovered.
+    pub fn counter_recovered(&self, source: Recovered) {
+        self.0.redis.recovered.get(source).inc();
     }
 
-    /// A number was drawn for new data sets.
+    /// A generation was drawn.
     pub fn generation_drawn(&self) {
         self.0.redis.generations.inc();
     }
 
-    /// A cache knew the answer.
+    /// A look-up hit.
     pub fn cache_hit(&self, cache: Cache) {
         self.0.caches.hits.get(cache).inc();
     }
 
-    /// A cache did not know the answer.
+    /// A look-up missed.
     pub fn cache_missed(&self, cache: Cache) {
         self.0.caches.misses.get(cache).inc();
     }
 
-    /// A newer policy is looked for.
+    /// A stale policy is refreshed.
     pub fn policy_refreshed(&self) {
         self.0.caches.policy_refreshes.inc();
     }
 
-    /// The oldest counter that waits to be stored has waited so long.
+    /// Sets the age of the oldest unflushed change.
     pub fn set_flush_lag(&self, age: Duration) {
-        self.0.work.flush_lag.set(age.as_secs_f64());
+        self.0.jobs.flush_lag.set(age.as_secs_f64());
     }
 
-    /// Postgres holds so many more snapshots.
+    /// Snapshots were stored.
     pub fn rows_stored(&self, rows: usize) {
-        self.0.work.flush_rows.inc_by(rows as u64);
+        self.0.jobs.flush_rows.inc_by(rows as u64);
     }
 
-    /// A delivery to a webhook was tried.
+    /// A delivery was attempted.
     pub fn delivery_attempted(&self, outcome: DeliveryOutcome) {
-        self.0.work.deliveries.get(outcome).inc();
+        self.0.jobs.deliveries.get(outcome).inc();
     }
 
-    /// The delivery that is due for longest has been so for so long.
+    /// Sets the age of the most overdue delivery.
     pub fn set_delivery_lag(&self, age: Duration) {
-        self.0.work.delivery_lag.set(age.as_secs_f64());
+        self.0.jobs.delivery_lag.set(age.as_secs_f64());
     }
 
-    /// The scheduler has ended the periods of so many organizations.
+    /// The ended periods of organizations were closed.
     pub fn periods_ended(&self, organizations: usize) {
-        self.0.work.periods_ended.inc_by(organizations as u64);
+        self.0.jobs.periods_ended.inc_by(organizations as u64);
     }
 
-    /// Does a round of work, and notes how long it took and whether it failed.
+    /// Runs a round of a job, and records duration and failure.
     pub async fn timed<T, E>(
         &self,
         worker: Worker,
         round: impl Future<Output = Result<T, E>>,
     ) -> Result<T, E> {
-        let begun = Instant::now();
-        let done = round.await;
-        let work = &self.0.work;
-        let duration = work.durations.get(worker);
-        duration.observe(begun.elapsed().as_secs_f64());
-        if done.is_err() {
-            work.failures.get(worker).inc();
+        let start = Instant::now();
+        let result = round.await;
+        let jobs = &self.0.jobs;
+        let duration = jobs.durations.get(worker);
+        duration.observe(start.elapsed().as_secs_f64());
+        if result.is_err() {
+            jobs.failures.get(worker).inc();
         }
-        done
+        result
     }
 }
 
 impl Connections {
     fn register(registry: &mut Registry) -> Self {
-        let open = Gauge::default();
-        registry.register(
-            "connections",
-            "Connections of callers that are open",
-            open.clone(),
-        );
         Self {
-            open,
+            open: register(registry, "connections", "Open client connections"),
             closed: ByLabel::register(
                 registry,
                 "connections_closed",
-                "Connections of callers that the service has closed before their callers did, or refused",
+                "Client connections that the service closed or refused",
                 Counter::default,
             ),
         }
@@ -290,33 +282,36 @@ impl Connections {
 
 impl Redis {
     fn register(registry: &mut Registry) -> Self {
+        let sizes = || Histogram::new(SIZES);
         Self {
             scripts: ByLabel::register(
                 registry,
                 "script_duration_seconds",
-                "Round trips of calls of scripts in Redis",
+                "Round trips of script calls to Redis",
                 latency,
             ),
-            count_calls: sizes(
+            batch_calls: register_as(
                 registry,
                 "count_script_calls",
-                "Calls of the API that one batch for `count.lua` holds",
+                "API calls in a batch for `count.lua`",
+                sizes(),
             ),
-            count_charges: sizes(
+            batch_charges: register_as(
                 registry,
                 "count_script_charges",
-                "Charges that one batch for `count.lua` holds",
+                "Charges in a batch for `count.lua`",
+                sizes(),
             ),
-            opened: ByLabel::register(
+            recovered: ByLabel::register(
                 registry,
                 "counters_opened",
-                "Counters that Redis did not have and has now, by what they start from",
+                "Missing counters that were recovered in Redis, by their source",
                 Counter::default,
             ),
-            generations: counter(
+            generations: register(
                 registry,
                 "generations",
-                "Numbers drawn for new data sets: Redis was empty, restarted or another",
+                "Generations drawn for new data sets: Redis was empty, restarted or replaced",
             ),
         }
     }
@@ -328,67 +323,59 @@ impl Caches {
             hits: ByLabel::register(
                 registry,
                 "cache_hits",
-                "Look-ups that the process answered by itself",
+                "Cache look-ups that hit",
                 Counter::default,
             ),
             misses: ByLabel::register(
                 registry,
                 "cache_misses",
-                "Look-ups that went to Redis, and perhaps to Postgres",
+                "Cache look-ups that missed, and went to Redis or Postgres",
                 Counter::default,
             ),
-            policy_refreshes: counter(
+            policy_refreshes: register(
                 registry,
                 "policy_refreshes",
-                "Times that Redis knew a newer policy than a call, or none, and the call looked again",
+                "Refreshes of a stale cached policy, because Redis had a newer one or none",
             ),
         }
     }
 }
 
-impl Work {
+impl Jobs {
     fn register(registry: &mut Registry) -> Self {
-        let flush_lag = Gauge::default();
-        registry.register(
-            "flush_lag_seconds",
-            "Age of the oldest change that Postgres lacked when a flush of this instance last looked",
-            flush_lag.clone(),
-        );
-        let delivery_lag = Gauge::default();
-        registry.register(
-            "webhook_lag_seconds",
-            "How long the delivery that is due for longest had been so when this instance last looked",
-            delivery_lag.clone(),
-        );
         Self {
-            flush_lag,
-            delivery_lag,
+            flush_lag: register(
+                registry,
+                "flush_lag_seconds",
+                "Age of the oldest unflushed change when a flush of this instance last looked",
+            ),
+            delivery_lag: register(
+                registry,
+                "webhook_lag_seconds",
+                "Age of the most overdue delivery when this instance last looked",
+            ),
             deliveries: ByLabel::register(
                 registry,
                 "webhook_deliveries",
-                "Tries of deliveries to webhooks",
+                "Attempts of webhook deliveries",
                 Counter::default,
             ),
-            flush_rows: counter(
-                registry,
-                "flush_rows",
-                "Snapshots of counters that were stored",
-            ),
-            periods_ended: counter(
+            flush_rows: register(registry, "flush_rows", "Snapshots of counters stored"),
+            periods_ended: register(
                 registry,
                 "scheduled_resets",
-                "Organizations whose periods the scheduler has ended",
+                "Organizations whose ended periods were closed on time",
             ),
             durations: ByLabel::register(
                 registry,
                 "worker_duration_seconds",
-                "Rounds of work that goes on by itself, failed ones included",
-                || Histogram::new(WORKING_TIMES),
+                "Rounds of background jobs, failed ones included",
+                || Histogram::new(JOB_DURATIONS),
             ),
             failures: ByLabel::register(
                 registry,
                 "worker_failures",
-                "Rounds of that work that failed; a later one makes up for each",
+                "Failed rounds of background jobs; a later round catches up",
                 Counter::default,
             ),
         }
@@ -399,22 +386,16 @@ fn latency() -> Histogram {
     Histogram::new(LATENCIES)
 }
 
-fn counter(registry: &mut Registry, name: &str, help: &str) -> Counter {
-    let counter = Counter::default();
-    registry.register(name, help, counter.clone());
-    counter
+fn register<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+    register_as(registry, name, help, M::default())
 }
 
-fn sizes(registry: &mut Registry, name: &str, help: &str) -> Histogram {
-    let histogram = Histogram::new(SIZES);
-    registry.register(name, help, histogram.clone());
-    histogram
+fn register_as<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
+    registry.register(name, help, metric.clone());
+    metric
 }
 
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "no call comes near 2^53 of anything"
-)]
+#[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
 fn size(count: usize) -> f64 {
     count as f64
 }

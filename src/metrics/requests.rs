@@ -1,4 +1,4 @@
-//! Requests, by route, method and status.
+//! Requests by route, method and status.
 
 use std::time::Duration;
 
@@ -10,10 +10,10 @@ use super::families::{BoundedMap, Labels, Members};
 use super::labels::{Label as _, Method};
 use super::{OTHER, latency};
 
-/// How many pairs of a route and a method are told apart.
+/// The most endpoints (route and method) with labels of their own.
 const ENDPOINTS_MAX: usize = 256;
 
-/// How many statuses of one endpoint are told apart.
+/// The most statuses of one endpoint with a label of their own.
 const STATUSES_MAX: usize = 32;
 
 #[derive(Debug)]
@@ -23,13 +23,13 @@ pub(super) struct Requests {
     endpoints: BoundedMap<(String, Method), Endpoint>,
 }
 
-/// What is counted of one route and method.
+/// The metrics of one route and method.
 #[derive(Debug)]
 struct Endpoint {
     labels: Labels<2>,
     duration: Histogram,
-    /// By status; none where the caller went away.
-    answers: BoundedMap<Option<u16>, Counter>,
+    /// By status; none if the client disconnected.
+    statuses: BoundedMap<Option<u16>, Counter>,
 }
 
 impl Requests {
@@ -37,13 +37,13 @@ impl Requests {
         let counts = Members::new_with_constructor(Counter::default as fn() -> Counter);
         registry.register(
             "http_requests",
-            "Requests that were answered, or whose caller went away first",
+            "Requests with a response, or whose client disconnected before",
             counts.clone(),
         );
         let durations = Members::new_with_constructor(latency as fn() -> Histogram);
         registry.register(
             "http_request_duration_seconds",
-            "From a request's head to the head of its answer",
+            "From the head of a request to the head of its response",
             durations.clone(),
         );
         Self {
@@ -53,7 +53,7 @@ impl Requests {
         }
     }
 
-    pub(super) fn answered(&self, method: &str, route: &str, status: Option<u16>, took: Duration) {
+    pub(super) fn completed(&self, method: &str, route: &str, status: Option<u16>, took: Duration) {
         let method = Method::parse(method);
         let endpoint = self.endpoints.get(
             |(known, its)| known == route && *its == method,
@@ -61,12 +61,12 @@ impl Requests {
             |key| self.endpoint(key),
         );
         endpoint.duration.observe(took.as_secs_f64());
-        let answers = endpoint.answers.get(
+        let count = endpoint.statuses.get(
             |known| *known == status,
             || status,
-            |key| self.answers(endpoint, key),
+            |key| self.count(endpoint, key),
         );
-        answers.inc();
+        count.inc();
     }
 
     fn endpoint(&self, key: Option<&(String, Method)>) -> Endpoint {
@@ -74,16 +74,15 @@ impl Requests {
             Some((route, method)) => (route.as_str(), *method),
             None => (OTHER, Method::Other),
         };
-        let method = (Method::NAME, method.as_str().to_owned());
-        let labels = [method, ("route", route.to_owned())];
+        let labels = [method.pair(), ("route", route.to_owned())];
         Endpoint {
             duration: self.durations.get_or_create_owned(&labels),
-            answers: BoundedMap::new(STATUSES_MAX),
+            statuses: BoundedMap::new(STATUSES_MAX),
             labels,
         }
     }
 
-    fn answers(&self, endpoint: &Endpoint, key: Option<&Option<u16>>) -> Counter {
+    fn count(&self, endpoint: &Endpoint, key: Option<&Option<u16>>) -> Counter {
         let status = match key {
             Some(Some(status)) => status.to_string(),
             Some(None) => "none".to_owned(),
