@@ -5,8 +5,8 @@ use crate::domain::counter::{CounterId, Snapshot};
 use crate::domain::ids::OrganizationId;
 use crate::failure::Failure;
 use crate::postgres::Actor;
-use crate::postgres::adjustments::{self, Finished, Outcome, Wish};
-use crate::postgres::idempotency::{self, Earlier};
+use crate::postgres::adjustments::{self, AdjustmentRequest, Finished, Outcome};
+use crate::postgres::idempotency::{self, Replay};
 use crate::usage::recovery::Recovered;
 
 /// What an adjustment did.
@@ -20,7 +20,11 @@ pub struct Adjustment {
 
 impl Admin {
     /// Adds units to the running count of a meter, or subtracts some.
-    pub async fn adjust(&self, request: &Wish<'_>, actor: &Actor) -> Result<Adjustment, Error> {
+    pub async fn adjust(
+        &self,
+        request: &AdjustmentRequest<'_>,
+        actor: &Actor,
+    ) -> Result<Adjustment, Error> {
         let organization = request.organization;
         let presence = self.policies.presence(organization).await?;
         if !presence.exists() {
@@ -28,10 +32,10 @@ impl Admin {
         }
         for _ in 0..ATTEMPTS_MAX {
             // First, because a replay must succeed even if the adjustment would be refused now.
-            match idempotency::answered(&self.ctx.postgres, request.attempt).await? {
-                Earlier::Nothing => {}
-                Earlier::Other => return Err(Failure::KeyReused.into()),
-                Earlier::Answered(id) => return self.adjusted(organization, id, true).await,
+            match idempotency::replay(&self.ctx.postgres, request.idempotency).await? {
+                Replay::New => {}
+                Replay::KeyReused => return Err(Failure::KeyReused.into()),
+                Replay::Response(id) => return self.adjusted(organization, id, true).await,
             }
             if !self.check_adjustment(request).await? {
                 continue;
@@ -55,7 +59,7 @@ impl Admin {
 
     /// Refuses an adjustment that could not be applied, before it is committed: one meter too many, or an overflow.
     /// False if Redis had an older policy, which is updated.
-    async fn check_adjustment(&self, request: &Wish<'_>) -> Result<bool, Failure> {
+    async fn check_adjustment(&self, request: &AdjustmentRequest<'_>) -> Result<bool, Failure> {
         let (organization, now) = (request.organization, self.ctx.clock.now());
         let connection = self.writable(organization).await?;
         let sources = self.policies.stored(organization).await?;

@@ -9,8 +9,8 @@ use crate::domain::ids::{MeterId, OrganizationId};
 use crate::domain::period::Period;
 use crate::domain::quantity::Count;
 use crate::failure::Failure;
-use crate::postgres::idempotency::Attempt;
-use crate::postgres::resets::{self, Committed, Outcome, Wish};
+use crate::postgres::idempotency::IdempotencyUse;
+use crate::postgres::resets::{self, Committed, Outcome, ResetRequest};
 use crate::postgres::{Actor, summaries};
 
 /// What a reset did.
@@ -40,7 +40,7 @@ impl Admin {
         organization: &OrganizationId,
         meters: Option<BTreeSet<MeterId>>,
         reason: Option<&str>,
-        attempt: Option<&Attempt>,
+        idempotency: Option<&IdempotencyUse>,
         actor: &Actor,
     ) -> Result<Reset, Error> {
         let presence = self.policies.presence(organization).await?;
@@ -53,13 +53,13 @@ impl Admin {
             self.policies.stored(organization).await?;
             let known = connection.organization(organization).await?;
             let counted = known.and_then(|known| known.meters).unwrap_or_default();
-            let request = Wish {
+            let request = ResetRequest {
                 organization,
                 incarnation: presence.incarnation(),
                 meters: meters.as_ref(),
                 counted: &counted,
                 reason,
-                attempt,
+                idempotency,
             };
             let now = self.ctx.clock.now();
             match resets::commit(&self.ctx.postgres, &request, actor, now).await? {

@@ -7,7 +7,7 @@ use super::{Admin, Error};
 use crate::domain::counter::{CounterId, Snapshot};
 use crate::domain::ids::OrganizationId;
 use crate::failure::Failure;
-use crate::postgres::idempotency::{self, Attempt, Earlier};
+use crate::postgres::idempotency::{self, IdempotencyUse, Replay};
 use crate::postgres::periods::{self, Ended};
 use crate::postgres::usage::{self, ThresholdEvents};
 use crate::postgres::{self, Actor};
@@ -35,13 +35,13 @@ impl Admin {
     /// repeated calls are harmless.
     pub async fn reset_expired(
         &self,
-        attempt: Option<&Attempt>,
+        idempotency: Option<&IdempotencyUse>,
         actor: &Actor,
     ) -> Result<Expired, Error> {
-        match idempotency::answered(&self.ctx.postgres, attempt).await? {
-            Earlier::Nothing => {}
-            Earlier::Other => return Err(Failure::KeyReused.into()),
-            Earlier::Answered(expired) => {
+        match idempotency::replay(&self.ctx.postgres, idempotency).await? {
+            Replay::New => {}
+            Replay::KeyReused => return Err(Failure::KeyReused.into()),
+            Replay::Response(expired) => {
                 return Ok(Expired {
                     replayed: true,
                     ..expired
@@ -53,7 +53,7 @@ impl Admin {
             tracing::info!(resets = expired.count, actor = %actor.name, "ended expired periods");
         }
         let now = self.ctx.clock.now();
-        idempotency::answer(&self.ctx.postgres, attempt, &expired, now).await?;
+        idempotency::store(&self.ctx.postgres, idempotency, &expired, now).await?;
         Ok(expired)
     }
 
@@ -65,7 +65,7 @@ impl Admin {
     /// Deletes idempotency records that have expired.
     pub async fn delete_old_idempotency_records(&self) -> Result<(), Failure> {
         if let Some(before) = (self.ctx.clock.now()).checked_sub_signed(self.ctx.idempotency) {
-            idempotency::forget(&self.ctx.postgres, before).await?;
+            idempotency::delete_older(&self.ctx.postgres, before).await?;
         }
         Ok(())
     }
@@ -90,7 +90,7 @@ impl Admin {
             let listed = ended.organizations.into_iter().take(room);
             expired.organizations.extend(listed);
             // The rest, if any, is locked by other instances.
-            if ended.looked_at == 0 {
+            if ended.examined == 0 {
                 return Ok(expired);
             }
         }
@@ -109,13 +109,13 @@ impl Admin {
             let ended = periods::end(postgres, std::slice::from_ref(organization), actor, now);
             match ended.await {
                 Ok(ended) => {
-                    total.looked_at += ended.looked_at;
+                    total.examined += ended.examined;
                     total.organizations.extend(ended.organizations);
                 }
                 Err(error) if is_defect(&error) => {
                     tracing::error!(%error, org.id = %organization, "cannot end a period");
                     periods::postpone(postgres, organization, now).await?;
-                    total.looked_at += 1;
+                    total.examined += 1;
                 }
                 Err(error) => return Err(error.into()),
             }

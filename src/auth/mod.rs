@@ -145,7 +145,7 @@ impl Auth {
         }
         let found = api_keys::find(&self.ctx.postgres, &record.id).await?;
         let now = self.ctx.clock.now();
-        let accepted = found.filter(|it| it.is_of_the_key_of(record) && it.is_valid_at(now));
+        let accepted = found.filter(|it| it.is_same_key(record) && it.is_valid_at(now));
         Ok(accepted.map(Arc::new))
     }
 
@@ -216,7 +216,7 @@ impl Auth {
             let step = KeyChanges {
                 mark: seal.close(MARK, &changes.revision.to_string()),
                 records,
-                replace: changes.from_the_first,
+                replace: changes.full,
             };
             // If another instance was faster, the next step continues at its mark.
             if redis.mirror_api_keys(mark.as_deref(), &step).await? {
@@ -228,7 +228,7 @@ impl Auth {
     /// Stores in Postgres which keys were used since the last time.
     pub async fn store_uses(&self) -> Result<(), postgres::Error> {
         let uses = lock(&self.uses).clone();
-        api_keys::note_uses(&self.ctx.postgres, &uses).await?;
+        api_keys::record_uses(&self.ctx.postgres, &uses).await?;
         lock(&self.uses).retain(|id, minute| uses.get(id) != Some(minute));
         Ok(())
     }

@@ -14,7 +14,7 @@ use super::problem::Error;
 use super::state::State;
 use crate::domain::ids::IdempotencyKey;
 use crate::domain::input;
-use crate::postgres::idempotency::Attempt;
+use crate::postgres::idempotency::IdempotencyUse;
 
 const HEADER: HeaderName = HeaderName::from_static("idempotency-key");
 
@@ -36,8 +36,8 @@ impl Idempotency {
 
     /// The idempotency record of this request, under the organization's or the caller's `scope`. A retry must have the
     /// same payload.
-    pub(super) fn record(self, scope: &str, payload: &str) -> Option<Attempt> {
-        self.0.map(|key| Attempt {
+    pub(super) fn record(self, scope: &str, payload: &str) -> Option<IdempotencyUse> {
+        self.0.map(|key| IdempotencyUse {
             scope: scope.to_owned(),
             key,
             fingerprint: format!("{:016x}", xxh3_64(payload.as_bytes())),

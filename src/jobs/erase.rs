@@ -40,7 +40,7 @@ impl Eraser {
     pub async fn erase_once(&self) -> Result<usize, Failure> {
         let postgres = &self.ctx.postgres;
         let now = self.ctx.clock.now();
-        let due = deletions::take_on(postgres, now, now + LEASE, BATCH).await?;
+        let due = deletions::lease(postgres, now, now + LEASE, BATCH).await?;
         if due.is_empty() {
             return Ok(0);
         }

@@ -18,7 +18,7 @@ use crate::domain::counter::CounterId;
 use crate::domain::ids::{MeterId, OrganizationId};
 use crate::failure::Failure;
 use crate::policies::Policies;
-use crate::postgres::{self, summaries, usage};
+use crate::postgres::{self, organizations, summaries, usage};
 use crate::redis::Connection;
 use crate::usage::recovery::Recovery;
 
@@ -102,7 +102,7 @@ impl Summaries {
         &self,
         after: Option<&OrganizationId>,
     ) -> Result<Option<OrganizationId>, Failure> {
-        let mut batch = summaries::some_after(&self.ctx.postgres, after, SCAN_BATCH).await?;
+        let mut batch = organizations::list(&self.ctx.postgres, after, SCAN_BATCH).await?;
         summaries::refresh(&self.ctx.postgres, &batch, self.ctx.clock.now()).await?;
         self.list_meters(&batch).await?;
         Ok(batch.pop())
@@ -118,8 +118,7 @@ impl Summaries {
         for (organization, known) in organizations.iter().zip(known) {
             // Where Redis lists none, readers get the meters that Postgres holds.
             let listed = known.and_then(|known| known.meters);
-            let (Some(listed), Some(stored)) = (listed, stored.remove(organization.as_str()))
-            else {
+            let (Some(listed), Some(stored)) = (listed, stored.remove(organization)) else {
                 continue;
             };
             for meter in stored.iter().filter(|meter| !listed.contains(meter)) {

@@ -83,7 +83,7 @@ impl Policies {
     async fn end_limits(&self) -> Result<(), postgres::Error> {
         let now = self.ctx.clock.now();
         let postgres = &self.ctx.postgres;
-        for organization in organizations::with_ended_limits(postgres, now, SWEEP_BATCH).await? {
+        for organization in organizations::with_expired_limits(postgres, now, SWEEP_BATCH).await? {
             self.end_limits_of(&organization).await?;
         }
         Ok(())

@@ -1,26 +1,30 @@
-//! What can go wrong with Postgres, by what a caller can do about it.
+//! Failures of statements, by how the caller can react.
 
+use std::fmt;
 use std::sync::Arc;
 
-/// A statement that has no result.
+/// What a statement returns.
+pub(super) type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A statement that failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
-    /// Postgres cannot be reached or is too busy; trying again later is safe.
+    /// Postgres is unreachable or overloaded; a retry is safe.
     #[error("the database is unavailable: {0}")]
     Unavailable(#[source] Arc<sqlx::Error>),
-    /// The caller knew an older generation than the one that the row has moved to.
+    /// The row has moved to a newer generation than the caller's.
     #[error("the count has moved to a newer generation")]
     NewerGeneration,
-    /// The caller knew an older policy than the one that the row has seen, or than the organization's deletion.
+    /// The caller's policy is older than the row's, or than the organization's deletion.
     #[error("the count has seen a newer policy")]
     OlderPolicy,
-    /// The organization has as many meters as it may have.
+    /// The organization already has the maximum number of meters.
     #[error("the organization has as many meters as it may have")]
     TooManyMeters,
-    /// An organization cannot be on a plan that is not there.
+    /// The plan does not exist.
     #[error("there is no plan {0}")]
     NoSuchPlan(String),
-    /// A row holds something that this code never writes.
+    /// A row holds a value that this code never writes.
     #[error("the database holds a corrupt row: {0}")]
     Inconsistent(String),
     /// Anything else; a defect.
@@ -29,7 +33,15 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether one of several rows may be to blame, so that the others may fare better without it.
+    pub(super) fn corrupt_row(error: impl fmt::Display) -> Self {
+        Self::Inconsistent(error.to_string())
+    }
+
+    pub(super) fn no_defaults() -> Self {
+        Self::corrupt_row("no defaults were published")
+    }
+
+    /// Whether a single row of several may have caused it, so that a retry without that row may succeed.
     pub fn may_be_of_one(&self) -> bool {
         !matches!(self, Self::Unavailable(_))
     }
@@ -49,8 +61,8 @@ impl From<sqlx::Error> for Error {
             {
                 Self::NoSuchPlan(String::new())
             }
-            // Connection, authorization, resources, operator intervention, a lock that does not come, and what a
-            // repetition cures.
+            // By SQLSTATE class: connection, authorization, invalid catalog, transaction rollback, resources, operator
+            // intervention; a read-only transaction and a lock timeout.
             sqlx::Error::Database(database) => {
                 match database.code().as_deref().map(|code| code.split_at(2)) {
                     Some(
@@ -61,9 +73,7 @@ impl From<sqlx::Error> for Error {
                     _ => Self::Other(Arc::new(error)),
                 }
             }
-            sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => {
-                Self::Inconsistent(error.to_string())
-            }
+            sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => Self::corrupt_row(error),
             _ => Self::Other(Arc::new(error)),
         }
     }

@@ -1,62 +1,63 @@
-//! Events: an outbox, written in the transaction that makes them true.
+//! Events: an outbox, written in the transactions that cause them.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::value::RawValue;
-use sqlx::types::Json;
 use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
-use super::organizations::{corrupt_row, parse};
-use super::{Error, Postgres, signed};
-use crate::domain::event::{Event, EventType, ThresholdCrossing};
+use super::pool::{Error, Postgres, Result};
+use super::types::{BigInt, BindColumns as _};
+use crate::domain::event::{Event, EventType};
 use crate::domain::ids::{EventId, OrganizationId};
 
-/// An event as it was recorded.
-#[derive(Debug, Clone)]
+/// A recorded event.
+#[derive(Debug, Clone, FromRow)]
 pub struct Recorded {
-    /// Names it.
+    /// The event's id.
     pub id: EventId,
     /// When it was recorded.
     pub at: DateTime<Utc>,
-    /// What kind it is.
+    /// Its type.
+    #[sqlx(rename = "type")]
     pub event_type: EventType,
-    /// What is told of it, as JSON.
+    /// Its payload, as JSON.
+    #[sqlx(json)]
     pub data: Box<RawValue>,
 }
 
-/// Which events to list.
+/// Which events to list; none means any.
 #[derive(Debug, Clone, Default)]
 pub struct Listing {
-    /// Only this type.
+    /// Of this type.
     pub event_type: Option<EventType>,
-    /// Only about this organization.
+    /// About this organization.
     pub organization: Option<OrganizationId>,
-    /// Only at this instant or later.
+    /// At this instant or later.
     pub from: Option<DateTime<Utc>>,
-    /// Only before this instant.
+    /// Before this instant.
     pub to: Option<DateTime<Utc>>,
-    /// Only older ones than this.
+    /// Older than this event.
     pub before: Option<EventId>,
-    /// How many at most.
+    /// The maximum number of events.
     pub count: u32,
 }
 
-/// Records events in the transaction that makes them true, each crossing once: one that was recorded before is passed
-/// over. What is recorded is to be delivered to every webhook that wants it.
+/// Records events, and a delivery of each for every webhook that subscribes to it. A threshold crossing is recorded
+/// once: a duplicate is skipped.
 pub(super) async fn record(
-    connection: &mut PgConnection,
+    tx: &mut PgConnection,
     events: &[Event],
     now: DateTime<Utc>,
-) -> Result<(), Error> {
+) -> Result<()> {
     if events.is_empty() {
         return Ok(());
     }
-    let data: Vec<String> = events.iter().map(to_json).collect::<Result<_, _>>()?;
+    let data: Vec<String> = events.iter().map(payload).collect::<Result<_, _>>()?;
     let crossings = || events.iter().map(Event::crossing);
     sqlx::query(
-        // Locked before they are referred to, so that one that is being deleted is left out.
-        "with wanting as (
+        // Locks webhooks before deliveries reference them, so that one that is being deleted is skipped.
+        "with subscribed as (
              select id, events, organization_id from webhooks
              where disabled_at is null and (organization_id is null or organization_id = any($4))
              order by id
@@ -71,31 +72,32 @@ pub(super) async fn record(
              returning id, type, organization_id
          )
          insert into webhook_deliveries (webhook_id, event_id, next_at)
-         select wanting.id, recorded.id, $2
+         select subscribed.id, recorded.id, $2
          from recorded
-         join wanting on (wanting.events is null or recorded.type = any(wanting.events))
-                     and (wanting.organization_id is null or wanting.organization_id = recorded.organization_id)",
+         join subscribed on (subscribed.events is null or recorded.type = any(subscribed.events))
+                        and (subscribed.organization_id is null or subscribed.organization_id = recorded.organization_id)",
     )
-    .bind((0..events.len()).map(|position| new_id(now, position)).collect::<Vec<_>>())
+    .column(0..events.len(), |position| new_id(now, position))
     .bind(now)
-    .bind(events.iter().map(|it| it.event_type().to_string()).collect::<Vec<_>>())
-    .bind(events.iter().map(|it| it.organization().as_str()).collect::<Vec<_>>())
-    .bind(crossings().map(|it| it.map(|it| it.meter.as_str())).collect::<Vec<_>>())
-    .bind(crossings().map(|it| it.map(|it| it.period_start)).collect::<Vec<_>>())
-    .bind(crossings().map(threshold).collect::<Vec<_>>())
-    .bind(crossings().map(|it| it.map(|it| signed(it.limit_version))).collect::<Vec<_>>())
+    .column(events, Event::event_type)
+    .column(events, Event::organization)
+    .column(crossings(), |it| it.map(|it| &it.meter))
+    .column(crossings(), |it| it.map(|it| it.period_start))
+    .column(crossings(), |it| it.and_then(|it| i16::try_from(it.threshold).ok()))
+    .column(crossings(), |it| it.map(|it| BigInt(it.limit_version)))
     .bind(data)
-    .execute(connection)
+    .execute(tx)
     .await?;
     Ok(())
 }
 
-/// Events, newest first.
-pub async fn list(postgres: &Postgres, listing: &Listing) -> Result<Vec<Recorded>, Error> {
-    // Ids begin with the time, so that ranges of time are ranges of ids.
+/// Lists events, newest first.
+pub async fn list(db: &Postgres, listing: &Listing) -> Result<Vec<Recorded>> {
+    // Ids begin with the time, so that a range of time is a range of ids.
     let to = listing.to.map(first_id);
-    let before = listing.before.as_ref().map(|it| it.as_str().to_owned());
-    let rows: Vec<EventRow> = sqlx::query_as(
+    let before = listing.before.as_ref().map(ToString::to_string);
+    let end = to.into_iter().chain(before).min();
+    Ok(sqlx::query_as(
         "select id, at, type, data from events
          where ($1::text is null or type = $1)
            and ($2::text is null or organization_id = $2)
@@ -103,77 +105,48 @@ pub async fn list(postgres: &Postgres, listing: &Listing) -> Result<Vec<Recorded
          order by id desc
          limit $5",
     )
-    .bind(listing.event_type.map(|it| it.to_string()))
-    .bind(listing.organization.as_ref().map(OrganizationId::as_str))
+    .bind(listing.event_type)
+    .bind(&listing.organization)
     .bind(listing.from.map_or(PREFIX.to_owned(), first_id))
-    .bind(
-        to.into_iter()
-            .chain(before)
-            .min()
-            .unwrap_or(format!("{PREFIX}~")),
-    )
+    .bind(end.unwrap_or(format!("{PREFIX}~")))
     .bind(i64::from(listing.count))
-    // Planned for what is asked: another one may go by another index.
+    // Planned for each call, because the best index depends on the filter.
     .persistent(false)
-    .fetch_all(&postgres.pool)
-    .await?;
-    rows.into_iter().map(EventRow::recorded).collect()
+    .fetch_all(&db.pool)
+    .await?)
 }
 
 const PREFIX: &str = "evt_";
 
-/// The id of the event at this place among those that are recorded at once.
+/// The id of the event at this position among those that are recorded together.
 fn new_id(now: DateTime<Utc>, position: usize) -> String {
     format!("{PREFIX}{}", new_uuid(now, position).simple())
 }
 
-/// A UUID of version 7, for the thing at this place among those that are made at once.
+/// A UUID of version 7 for the item at this position among those that are created together.
 pub(super) fn new_uuid(now: DateTime<Utc>, position: usize) -> Uuid {
     let mut random: [u8; 10] = *Uuid::new_v4().as_bytes().first_chunk().unwrap_or(&[0; 10]);
-    // Twelve bits keep their order.
+    // Twelve bits keep the order.
     let [.., high, low] = position.min(0xfff).to_be_bytes();
     [random[0], random[1]] = [high, low];
     let ms = u64::try_from(now.timestamp_millis()).unwrap_or(0);
     uuid::Builder::from_unix_timestamp_millis(ms, &random).into_uuid()
 }
 
-/// No id of this instant or later is below this.
+/// The lower bound of all ids of this instant or later.
 fn first_id(at: DateTime<Utc>) -> String {
     format!("{PREFIX}{:012x}", at.timestamp_millis().max(0))
 }
 
-fn threshold(crossing: Option<&ThresholdCrossing>) -> Option<i16> {
-    crossing.and_then(|it| i16::try_from(it.threshold).ok())
-}
-
-fn to_json(event: &Event) -> Result<String, Error> {
-    fn json(data: &impl Serialize) -> Result<String, Error> {
-        serde_json::to_string(data).map_err(corrupt_row)
+fn payload(event: &Event) -> Result<String> {
+    fn json(data: &impl Serialize) -> Result<String> {
+        serde_json::to_string(data).map_err(Error::corrupt_row)
     }
     match event {
         Event::UsageWarning(crossing) | Event::LimitExceeded(crossing) => json(crossing),
         Event::UsageReset(reset) => json(reset),
         Event::LimitsUpdated(update) => json(update),
         Event::OrganizationDeleted(deletion) => json(deletion),
-    }
-}
-
-#[derive(FromRow)]
-struct EventRow {
-    id: String,
-    at: DateTime<Utc>,
-    r#type: String,
-    data: Json<Box<RawValue>>,
-}
-
-impl EventRow {
-    fn recorded(self) -> Result<Recorded, Error> {
-        Ok(Recorded {
-            id: parse(&self.id)?,
-            at: self.at,
-            event_type: parse(&self.r#type)?,
-            data: self.data.0,
-        })
     }
 }
 

@@ -1,61 +1,60 @@
-//! Reads what was counted when, in pages.
+//! Reads history in pages.
 //!
-//! Every page is one statement that begins behind a [`Position`], so that no connection, and no
-//! snapshot, is held while a slow caller reads. Hours and periods come out of an index in the order
-//! that is asked for; days are added up from hours, by windows that the caller has worked out.
+//! Every page is one statement that begins after a [`Position`], so that neither a connection nor a snapshot is held
+//! while a slow client reads. Slots and periods are read from an index in the requested order; days are sums of slots,
+//! by windows that the caller computes.
 
 use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
-use sqlx::{FromRow, QueryBuilder};
+use sqlx::postgres::{PgBindIterExt as _, PgRow};
+use sqlx::{FromRow, QueryBuilder, Row as _};
 
-use super::organizations::{corrupt_row, parse};
-use super::{Error, Postgres, unsigned};
-use crate::domain::calendar::parse_time_zone;
+use super::pool::{Postgres, Result};
+use super::types::{TimeZone, unsigned};
 use crate::domain::history::{Order, Position, Row, Window};
 use crate::domain::ids::{MeterId, OrganizationId};
-use crate::domain::quantity::Count;
 use crate::domain::schedule::ZoneSpan;
 
-/// Whose counts, and of what.
+/// Which counts to read; none means any.
 #[derive(Debug, Clone, Copy)]
 pub struct Filter<'a> {
-    /// Of these organizations; of all if none.
+    /// Of these organizations.
     pub organizations: Option<&'a [OrganizationId]>,
-    /// Of this meter; of all if none.
+    /// Of this meter.
     pub meter: Option<&'a MeterId>,
 }
 
-/// A part of a list.
+/// Which page of a list to read.
 #[derive(Debug, Clone, Copy)]
 pub struct Page<'a> {
-    /// What the list is about.
+    /// Which counts the list contains.
     pub filter: Filter<'a>,
-    /// The first instant at which a row may start.
+    /// Rows that start at this instant or later.
     pub from: DateTime<Utc>,
-    /// The first instant at which none may.
+    /// Rows that start before this instant.
     pub to: DateTime<Utc>,
-    /// Only what comes after this.
+    /// The last row of the previous page.
     pub after: Option<&'a Position>,
-    /// What comes first.
+    /// The order of the list.
     pub order: Order,
-    /// The most rows that are wanted.
+    /// The maximum number of rows.
     pub count: usize,
 }
 
 /// A meter of an organization.
 #[derive(Debug, Clone)]
 pub struct Counted {
-    /// Whose.
+    /// The organization.
     pub organization: OrganizationId,
-    /// Of what.
+    /// The meter.
     pub meter: MeterId,
-    /// The zones that the organization has had, oldest first.
+    /// The time zones that the organization has had, oldest first.
     pub zones: Vec<ZoneSpan>,
 }
 
 /// Defines `zoned (id, zone, since, until)`: which zones organizations of the relation `counted (id)` have had, and when,
-/// as `Schedule::zones` has it. An organization that never changed its calendar has its own zone, or else those that were
-/// the default; one that did has the zones of its timeline and, where it has no zone of its own, the defaults after it.
+/// like `Schedule::zones`. An organization that never changed its calendar has its own zone, or else those that were the
+/// default; one that did has the zones of its timeline and, without a zone of its own, the defaults after it.
 const ZONED: &str = "
     default_zones as materialized (
         select it ->> 'timeZone' as zone, (it ->> 'version')::bigint as version,
@@ -96,8 +95,8 @@ const ZONED: &str = "
         where timeline is not null
     )";
 
-/// Counts by period.
-pub async fn periods(postgres: &Postgres, page: &Page<'_>) -> Result<Vec<Row>, Error> {
+/// Reads counts by period.
+pub async fn periods(db: &Postgres, page: &Page<'_>) -> Result<Vec<Row>> {
     let mut sql = QueryBuilder::new(
         "select period_start as start, period_end as ends, organization_id, meter, used, refunded, denied, limit_units,
                 plan_id, reset_type, closed_at is not null as closed,
@@ -111,36 +110,36 @@ pub async fn periods(postgres: &Postgres, page: &Page<'_>) -> Result<Vec<Row>, E
     page.filter.push(&mut sql, "organization_id", "meter");
     page.push_after(&mut sql, "(period_start, organization_id, meter)");
     page.push_order(&mut sql, "period_start", "organization_id", "meter");
-    fetch(postgres, sql).await
+    Ok(sql.build_query_as().fetch_all(&db.pool).await?)
 }
 
-/// Counts by window that starts in the page's range: for each organization those of the zones that it has had, cut where
-/// one took over from another, or all if they are of the zone `fixed`.
+/// Reads counts by the windows that start in the page's range: for each organization those of the zones that it has had,
+/// cut at a change of the zone, or all windows if they are of the zone `fixed`.
 pub async fn windows(
-    postgres: &Postgres,
+    db: &Postgres,
     page: &Page<'_>,
     windows: &[Window],
     fixed: Option<Tz>,
-) -> Result<Vec<Row>, Error> {
+) -> Result<Vec<Row>> {
     let (Some(from), Some(to)) = (
         windows.iter().map(|window| window.start).min(),
         windows.iter().map(|window| window.end).max(),
     ) else {
         return Ok(Vec::new());
     };
-    // The windows say the same as this range, but not to the planner, which could then leave no partition out.
+    // Redundant with the windows, but lets the planner prune partitions.
     let push_span = |sql: &mut QueryBuilder<sqlx::Postgres>| {
         sql.push(" where h.hour >= ").push_bind(from);
         sql.push(" and h.hour < ").push_bind(to);
         page.filter.push(sql, "h.organization_id", "h.meter");
     };
     let push_windows = |sql: &mut QueryBuilder<sqlx::Postgres>| {
-        let zones: Vec<_> = windows.iter().map(|window| window.zone.name()).collect();
-        let starts: Vec<_> = windows.iter().map(|window| window.start).collect();
-        let ends: Vec<_> = windows.iter().map(|window| window.end).collect();
-        sql.push("unnest(").push_bind(zones);
-        sql.push(", ").push_bind(starts);
-        sql.push(", ").push_bind(ends);
+        let zones = windows.iter().map(|window| window.zone.name());
+        let starts = windows.iter().map(|window| window.start);
+        let ends = windows.iter().map(|window| window.end);
+        sql.push("unnest(").push_bind(zones.bind_iter());
+        sql.push(", ").push_bind(starts.bind_iter());
+        sql.push(", ").push_bind(ends.bind_iter());
         sql.push(") as of_zone (zone, start, ends)");
     };
     let mut sql = QueryBuilder::new("with ");
@@ -148,7 +147,7 @@ pub async fn windows(
         sql.push("windows as materialized (select start, ends from ");
         push_windows(&mut sql);
     } else {
-        // Those that were counted, first: they may be few among very many, which the planner cannot know.
+        // Counted organizations first: they may be few among very many, which the planner cannot know.
         sql.push(
             "counted as materialized (select distinct h.organization_id as id from usage_hourly h",
         );
@@ -183,21 +182,21 @@ pub async fn windows(
     page.push_after(&mut sql, "(it.start, h.organization_id, h.meter)");
     sql.push(" group by it.start, it.ends, h.organization_id, h.meter");
     page.push_order(&mut sql, "it.start", "h.organization_id", "h.meter");
-    fetch(postgres, sql).await
+    Ok(sql.build_query_as().fetch_all(&db.pool).await?)
 }
 
-/// The first and the last slot in which anything was counted.
+/// Reads the start of the first and of the last slot with counts.
 pub async fn slots_counted(
-    postgres: &Postgres,
+    db: &Postgres,
     filter: &Filter<'_>,
-) -> Result<Option<(DateTime<Utc>, DateTime<Utc>)>, Error> {
+) -> Result<Option<(DateTime<Utc>, DateTime<Utc>)>> {
     let bounds: (Option<DateTime<Utc>>, Option<DateTime<Utc>>) = match filter.organizations {
         None => {
             sqlx::query_as("select min(hour), max(hour) from usage_hourly")
-                .fetch_one(&postgres.pool)
+                .fetch_one(&db.pool)
                 .await?
         }
-        // For each, the two ends of its part of the index.
+        // Reads both ends of the index range of each.
         Some(organizations) => {
             sqlx::query_as(
                 "select min(first), max(last)
@@ -205,41 +204,32 @@ pub async fn slots_counted(
                  cross join lateral (select min(hour) as first, max(hour) as last from usage_hourly
                                      where organization_id = id collate \"C\") as hours",
             )
-            .bind(names(organizations))
-            .fetch_one(&postgres.pool)
+            .bind(organizations)
+            .fetch_one(&db.pool)
             .await?
         }
     };
     Ok(bounds.0.zip(bounds.1))
 }
 
-/// Every zone that any organization, or the defaults, ever had.
-pub async fn zones(postgres: &Postgres) -> Result<Vec<Tz>, Error> {
-    let names: Vec<(String,)> = sqlx::query_as("select name from time_zones")
-        .fetch_all(&postgres.pool)
+/// Lists every time zone that any organization, or the defaults, ever had.
+pub async fn zones(db: &Postgres) -> Result<Vec<Tz>> {
+    let zones: Vec<TimeZone> = sqlx::query_scalar("select name from time_zones")
+        .fetch_all(&db.pool)
         .await?;
-    names
-        .iter()
-        .map(|(name,)| parse_time_zone(name).map_err(corrupt_row))
-        .collect()
+    Ok(zones.into_iter().map(|TimeZone(zone)| zone).collect())
 }
 
-/// Everything that could be counted, at most `count`: the meter that the filter names, for each of its
-/// organizations, or else every meter that was ever counted.
-pub async fn counted(
-    postgres: &Postgres,
-    filter: &Filter<'_>,
-    count: usize,
-) -> Result<Vec<Counted>, Error> {
+/// Lists at most `count` meters of organizations: the meter of the filter for each of its organizations, or else every
+/// meter that was ever counted.
+pub async fn counted(db: &Postgres, filter: &Filter<'_>, count: usize) -> Result<Vec<Counted>> {
     let mut sql = QueryBuilder::new(
         "with all_counted as materialized (
              select o.id, used.meter from organizations o cross join lateral (",
     );
     match filter.meter {
         Some(meter) => {
-            sql.push("select ")
-                .push_bind(meter.as_str())
-                .push(" as meter");
+            sql.push("select ").push_bind(meter).push(" as meter");
         }
         None => {
             sql.push("select distinct meter from usage_history where organization_id = o.id");
@@ -248,49 +238,41 @@ pub async fn counted(
     sql.push(") as used where o.deleted_at is null");
     if let Some(organizations) = filter.organizations {
         sql.push(" and o.id = any(")
-            .push_bind(names(organizations))
+            .push_bind(organizations)
             .push(")");
     }
     sql.push(" order by o.id limit ").push_bind(limit(count));
     sql.push("), counted as materialized (select distinct id from all_counted), ")
         .push(ZONED);
     sql.push(
-        " select all_counted.id, meter, array_agg(zone order by since) as zones,
+        " select all_counted.id as organization_id, meter, array_agg(zone order by since) as zones,
                  array_agg(nullif(since, '-infinity') order by since) as sinces
           from all_counted join zoned using (id)
           group by all_counted.id, meter
           order by all_counted.id",
     );
-    let rows: Vec<CountedRow> = sql.build_query_as().fetch_all(&postgres.pool).await?;
-    rows.into_iter().map(CountedRow::counted).collect()
+    Ok(sql.build_query_as().fetch_all(&db.pool).await?)
 }
 
-#[derive(FromRow)]
-struct CountedRow {
-    id: String,
-    meter: String,
-    /// Oldest first.
-    zones: Vec<String>,
-    /// When each took over; null for the first.
-    sinces: Vec<Option<DateTime<Utc>>>,
-}
-
-impl CountedRow {
-    fn counted(self) -> Result<Counted, Error> {
-        let mut zones: Vec<ZoneSpan> = Vec::with_capacity(self.zones.len());
-        for (name, since) in self.zones.iter().zip(self.sinces) {
+impl FromRow<'_, PgRow> for Counted {
+    fn from_row(row: &PgRow) -> sqlx::Result<Self> {
+        // Oldest first, and when each took effect; null for the first.
+        let names: Vec<TimeZone> = row.try_get("zones")?;
+        let sinces: Vec<Option<DateTime<Utc>>> = row.try_get("sinces")?;
+        let mut zones: Vec<ZoneSpan> = Vec::with_capacity(names.len());
+        for (TimeZone(zone), since) in names.into_iter().zip(sinces) {
             let since = since.unwrap_or(DateTime::<Utc>::MIN_UTC);
             if let Some(before) = zones.last_mut() {
                 before.until = since;
             }
             zones.push(ZoneSpan {
                 since,
-                ..ZoneSpan::always(parse_time_zone(name).map_err(corrupt_row)?)
+                ..ZoneSpan::always(zone)
             });
         }
-        Ok(Counted {
-            organization: parse(&self.id)?,
-            meter: parse(&self.meter)?,
+        Ok(Self {
+            organization: row.try_get("organization_id")?,
+            meter: row.try_get("meter")?,
             zones,
         })
     }
@@ -300,35 +282,28 @@ impl Filter<'_> {
     fn push(&self, sql: &mut QueryBuilder<sqlx::Postgres>, organization: &str, meter: &str) {
         match self.organizations {
             None => {}
-            // One is told apart, because its part of the index is in order already.
+            // A special case, because the index range of a single organization is already sorted.
             Some([one]) => {
-                sql.push(format_args!(" and {organization} = "));
-                sql.push_bind(one.as_str().to_owned());
+                sql.push(format_args!(" and {organization} = "))
+                    .push_bind(one);
             }
             Some(several) => {
                 sql.push(format_args!(" and {organization} = any("));
-                sql.push_bind(
-                    names(several)
-                        .into_iter()
-                        .map(str::to_owned)
-                        .collect::<Vec<_>>(),
-                );
-                sql.push(")");
+                sql.push_bind(several).push(")");
             }
         }
         if let Some(one) = self.meter {
-            sql.push(format_args!(" and {meter} = "));
-            sql.push_bind(one.as_str().to_owned());
+            sql.push(format_args!(" and {meter} = ")).push_bind(one);
         }
     }
 }
 
 impl Page<'_> {
-    /// The range, without what lies before the position.
+    /// Pushes the range, cut at the position of the page.
     fn push_range(&self, sql: &mut QueryBuilder<sqlx::Postgres>, start: &str) {
         sql.push(format_args!("{start} >= ")).push_bind(self.from);
         sql.push(format_args!(" and {start} < ")).push_bind(self.to);
-        // Says less than the comparison of the whole position, but so that partitions can be left out.
+        // Redundant with the comparison of the whole position, but lets the planner prune partitions.
         if let Some(position) = self.after {
             let comparison = match self.order {
                 Order::Asc => ">=",
@@ -347,9 +322,8 @@ impl Page<'_> {
         };
         sql.push(format_args!(" and {position} {comparison} ("));
         sql.push_bind(after.start).push(", ");
-        sql.push_bind(after.organization.as_str().to_owned())
-            .push(", ");
-        sql.push_bind(after.meter.as_str().to_owned()).push(")");
+        sql.push_bind(&after.organization).push(", ");
+        sql.push_bind(&after.meter).push(")");
     }
 
     fn push_order(
@@ -370,56 +344,25 @@ impl Page<'_> {
     }
 }
 
-#[derive(FromRow)]
-struct HistoryRow {
-    start: DateTime<Utc>,
-    ends: Option<DateTime<Utc>>,
-    organization_id: String,
-    meter: String,
-    used: i64,
-    refunded: i64,
-    denied: i64,
-    adjusted: i64,
-    limit_units: Option<i64>,
-    plan_id: Option<String>,
-    reset_type: Option<String>,
-    closed: bool,
-}
-
-async fn fetch(
-    postgres: &Postgres,
-    mut sql: QueryBuilder<sqlx::Postgres>,
-) -> Result<Vec<Row>, Error> {
-    let rows: Vec<HistoryRow> = sql.build_query_as().fetch_all(&postgres.pool).await?;
-    rows.into_iter().map(HistoryRow::row).collect()
-}
-
-impl HistoryRow {
-    fn row(self) -> Result<Row, Error> {
-        let limit = self
-            .limit_units
-            .map(|units| Count::try_from(unsigned(units)));
-        Ok(Row {
+impl FromRow<'_, PgRow> for Row {
+    fn from_row(row: &PgRow) -> sqlx::Result<Self> {
+        Ok(Self {
             position: Position {
-                start: self.start,
-                organization: parse(&self.organization_id)?,
-                meter: parse(&self.meter)?,
+                start: row.try_get("start")?,
+                organization: row.try_get("organization_id")?,
+                meter: row.try_get("meter")?,
             },
-            end: self.ends,
-            used: self.used,
-            refunded: unsigned(self.refunded),
-            denied: unsigned(self.denied),
-            adjusted: self.adjusted,
-            limit: limit.transpose().map_err(corrupt_row)?,
-            plan: self.plan_id.as_deref().map(parse).transpose()?,
-            reset_type: self.reset_type.as_deref().map(parse).transpose()?,
-            closed: self.closed,
+            end: row.try_get("ends")?,
+            used: row.try_get("used")?,
+            refunded: unsigned(row, "refunded")?,
+            denied: unsigned(row, "denied")?,
+            adjusted: row.try_get("adjusted")?,
+            limit: row.try_get("limit_units")?,
+            plan: row.try_get("plan_id")?,
+            reset_type: row.try_get("reset_type")?,
+            closed: row.try_get("closed")?,
         })
     }
-}
-
-fn names(organizations: &[OrganizationId]) -> Vec<&str> {
-    organizations.iter().map(OrganizationId::as_str).collect()
 }
 
 fn limit(count: usize) -> i64 {

@@ -1,109 +1,103 @@
-//! Idempotency keys of what is done in Postgres: noted in the transaction that does it.
+//! Idempotency records of operations in Postgres, written in the transaction of the operation.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use sqlx::PgConnection;
+use sqlx::PgExecutor;
 use sqlx::types::Json;
 
-use super::{Error, Postgres};
+use super::pool::{Error, Postgres, Result, execute};
 use crate::domain::ids::IdempotencyKey;
 
-/// An attempt that may be repeated under the same key.
+/// One use of an idempotency key.
 #[derive(Debug, Clone)]
-pub struct Attempt {
-    /// Whose key it is: the organization, or else the API key.
+pub struct IdempotencyUse {
+    /// The namespace of the key: the organization, or else the API key.
     pub scope: String,
-    /// The caller's name for it.
+    /// The caller's key.
     pub key: IdempotencyKey,
-    /// Tells the payload from others.
+    /// Identifies the payload.
     pub fingerprint: String,
 }
 
-/// What is known of an attempt.
+/// The record of an idempotency key.
 #[derive(Debug)]
-pub enum Earlier<A> {
-    /// Nothing: it is the first.
-    Nothing,
-    /// It was done before, with this answer.
-    Answered(A),
-    /// Another payload came under the same key.
-    Other,
+pub enum Replay<R> {
+    /// The key is new.
+    New,
+    /// The same payload was processed before, with this response.
+    Response(R),
+    /// The key was used for another payload.
+    KeyReused,
 }
 
-/// The answer to an earlier attempt, where there was one.
-pub async fn answered<A: DeserializeOwned>(
-    postgres: &Postgres,
-    attempt: Option<&Attempt>,
-) -> Result<Earlier<A>, Error> {
-    find(&mut *postgres.pool.acquire().await?, attempt).await
+/// Looks the record of a key up.
+pub async fn replay<R: DeserializeOwned>(
+    db: &Postgres,
+    idempotency: Option<&IdempotencyUse>,
+) -> Result<Replay<R>> {
+    find(&db.pool, idempotency).await
 }
 
-/// Notes the answer to an attempt that may be made twice without harm; the first one stands.
-pub async fn answer(
-    postgres: &Postgres,
-    attempt: Option<&Attempt>,
-    answer: &impl Serialize,
+/// Records the response of an operation that is harmless to repeat; the first response is kept.
+pub async fn store(
+    db: &Postgres,
+    idempotency: Option<&IdempotencyUse>,
+    response: &impl Serialize,
     now: DateTime<Utc>,
-) -> Result<(), Error> {
-    note(&mut *postgres.pool.acquire().await?, attempt, answer, now).await
+) -> Result<()> {
+    record(&db.pool, idempotency, response, now).await
 }
 
-/// Forgets what was noted before an instant.
-pub async fn forget(postgres: &Postgres, before: DateTime<Utc>) -> Result<(), Error> {
-    sqlx::query("delete from attempts where at < $1")
-        .bind(before)
-        .execute(&postgres.pool)
-        .await?;
+/// Deletes records older than an instant.
+pub async fn delete_older(db: &Postgres, before: DateTime<Utc>) -> Result<()> {
+    execute(&db.pool, "delete from attempts where at < $1", before).await?;
     Ok(())
 }
 
-/// Looks for an earlier attempt. Whoever notes one afterwards must have been alone in between.
-pub(super) async fn find<A: DeserializeOwned>(
-    connection: &mut PgConnection,
-    attempt: Option<&Attempt>,
-) -> Result<Earlier<A>, Error> {
-    let Some(attempt) = attempt else {
-        return Ok(Earlier::Nothing);
+/// Looks the record of a key up. To write one afterwards, the caller must hold a lock that excludes other writers.
+pub(super) async fn find<R: DeserializeOwned>(
+    executor: impl PgExecutor<'_>,
+    idempotency: Option<&IdempotencyUse>,
+) -> Result<Replay<R>> {
+    let Some(idempotency) = idempotency else {
+        return Ok(Replay::New);
     };
     let row: Option<(String, Json<serde_json::Value>)> =
         sqlx::query_as("select fingerprint, answer from attempts where scope = $1 and key = $2")
-            .bind(&attempt.scope)
-            .bind(attempt.key.as_str())
-            .fetch_optional(connection)
+            .bind(&idempotency.scope)
+            .bind(&idempotency.key)
+            .fetch_optional(executor)
             .await?;
     Ok(match row {
-        None => Earlier::Nothing,
-        Some((fingerprint, _)) if fingerprint != attempt.fingerprint => Earlier::Other,
-        Some((_, Json(answer))) => Earlier::Answered(
-            serde_json::from_value(answer)
-                .map_err(|error| Error::Inconsistent(error.to_string()))?,
-        ),
+        None => Replay::New,
+        Some((fingerprint, _)) if fingerprint != idempotency.fingerprint => Replay::KeyReused,
+        Some((_, Json(response))) => {
+            Replay::Response(serde_json::from_value(response).map_err(Error::corrupt_row)?)
+        }
     })
 }
 
-/// Notes what came of an attempt.
-pub(super) async fn note(
-    connection: &mut PgConnection,
-    attempt: Option<&Attempt>,
-    answer: &impl Serialize,
+/// Records the response of an operation.
+pub(super) async fn record(
+    executor: impl PgExecutor<'_>,
+    idempotency: Option<&IdempotencyUse>,
+    response: &impl Serialize,
     now: DateTime<Utc>,
-) -> Result<(), Error> {
-    let Some(attempt) = attempt else {
+) -> Result<()> {
+    let Some(idempotency) = idempotency else {
         return Ok(());
     };
-    let answer =
-        serde_json::to_value(answer).map_err(|error| Error::Inconsistent(error.to_string()))?;
     sqlx::query(
         "insert into attempts (scope, key, fingerprint, answer, at) values ($1, $2, $3, $4, $5)
          on conflict on constraint attempts_pkey do nothing",
     )
-    .bind(&attempt.scope)
-    .bind(attempt.key.as_str())
-    .bind(&attempt.fingerprint)
-    .bind(Json(answer))
+    .bind(&idempotency.scope)
+    .bind(&idempotency.key)
+    .bind(&idempotency.fingerprint)
+    .bind(Json(response))
     .bind(now)
-    .execute(connection)
+    .execute(executor)
     .await?;
     Ok(())
 }

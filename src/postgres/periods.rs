@@ -1,262 +1,235 @@
-//! Scheduled resets: periods that are over and nobody has ended yet.
+//! Scheduled resets: ends periods that have expired.
 //!
-//! Every organization has an instant at which it is *due* to be looked at: the end of its period in scheduled
-//! mode, never in another, and at once when it is new in that mode or its calendar has changed. So a look for what is due costs
-//! what is due, however many organizations there are.
+//! Every organization has a due time at which the scheduler examines it: the end of its period in scheduled mode,
+//! never in another mode, and at once if it is new in that mode or its calendar has changed. So a query for due
+//! organizations costs as much as there are of them, however many organizations exist.
 
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Duration, Utc};
 use sqlx::{FromRow, PgConnection};
 
-use super::organizations::{self, corrupt_row, parse};
-use super::{Actor, Error, Postgres, audit, events, unsigned};
+use super::audit::{self, Actor};
+use super::events;
+use super::pool::{Postgres, Result};
+use super::sources::schedules;
+use super::types::BindColumns as _;
 use crate::domain::counter::CounterId;
 use crate::domain::event::{self, Event};
-use crate::domain::ids::{MeterId, OrganizationId};
+use crate::domain::ids::OrganizationId;
 use crate::domain::period::{Period, ResetMode};
 use crate::domain::quantity::Count;
 use crate::domain::schedule::Schedule;
 
-/// How long one that failed is left alone.
+/// The delay before an organization that failed is due again.
 const POSTPONED: Duration = Duration::minutes(1);
 
-/// Organizations that are due, and what is to be stored of them before their periods are ended.
+/// Due organizations, and their counters, which are to be flushed before their periods are ended.
 #[derive(Debug, Default)]
 pub struct Due {
-    /// Which ones.
+    /// The organizations.
     pub organizations: Vec<OrganizationId>,
-    /// Their counters of periods that nothing has ended, each with the generation and the sequence that is stored.
+    /// Their counters in periods that were not ended, each with the generation and the sequence that is stored.
     pub counters: Vec<(CounterId, (u64, u64))>,
 }
 
-/// What came of a look at what is due.
+/// The result of examining due organizations.
 #[derive(Debug, Default)]
 pub struct Ended {
-    /// How many organizations were looked at.
-    pub looked_at: usize,
-    /// Those of which a period was ended.
+    /// The number of organizations that were examined.
+    pub examined: usize,
+    /// The organizations with a period that was ended.
     pub organizations: Vec<OrganizationId>,
 }
 
-/// The organizations that have been due for longest.
-pub async fn due(postgres: &Postgres, now: DateTime<Utc>, count: u32) -> Result<Due, Error> {
-    let rows: Vec<(String,)> = sqlx::query_as(
+/// Lists at most `count` due organizations, the longest overdue first.
+pub async fn due(db: &Postgres, now: DateTime<Utc>, count: u32) -> Result<Due> {
+    let organizations: Vec<OrganizationId> = sqlx::query_scalar(
         "select id from organizations where due_at <= $1 and deleted_at is null order by due_at, id limit $2",
     )
     .bind(now)
     .bind(i64::from(count))
-    .fetch_all(&postgres.pool)
+    .fetch_all(&db.pool)
     .await?;
-    let ids: Vec<String> = rows.into_iter().map(|(id,)| id).collect();
-    let counters: Vec<(String, String, DateTime<Utc>, i64, i64)> = sqlx::query_as(
+    let rows: Vec<VersionRow> = sqlx::query_as(
         "select organization_id, meter, period_start, epoch, seq from usage_history
          where organization_id = any($1) and reset_type is null",
     )
-    .bind(&ids)
-    .fetch_all(&postgres.pool)
+    .bind(&organizations)
+    .fetch_all(&db.pool)
     .await?;
-    let counters = counters
-        .iter()
-        .map(|(organization, meter, start, generation, seq)| {
-            let counter = CounterId {
-                organization: parse(organization)?,
-                meter: parse(meter)?,
-                start: *start,
-            };
-            Ok((counter, (unsigned(*generation), unsigned(*seq))))
-        });
+    let counters = rows.into_iter().map(|it| (it.counter, (it.epoch, it.seq)));
     Ok(Due {
-        counters: counters.collect::<Result<_, Error>>()?,
-        organizations: ids.iter().map(|id| parse(id)).collect::<Result<_, _>>()?,
+        counters: counters.collect(),
+        organizations,
     })
 }
 
-/// Ends the periods of these organizations that are over, if they are still due and nobody else is at it, and
-/// opens the next. Where somebody has asked for it, the audit log says who.
+#[derive(FromRow)]
+struct VersionRow {
+    #[sqlx(flatten)]
+    counter: CounterId,
+    #[sqlx(try_from = "i64")]
+    epoch: u64,
+    #[sqlx(try_from = "i64")]
+    seq: u64,
+}
+
+/// Ends the expired periods of these organizations and opens the next, except of those that are not due any more or
+/// that another instance has locked. A reset that was requested is recorded in the audit log under `requested_by`.
 pub async fn end(
-    postgres: &Postgres,
+    db: &Postgres,
     organizations: &[OrganizationId],
-    asked_by: Option<&Actor>,
+    requested_by: Option<&Actor>,
     now: DateTime<Utc>,
-) -> Result<Ended, Error> {
-    let mut transaction = postgres.pool.begin().await?;
-    let ended = end_in(&mut transaction, organizations, asked_by, now).await;
+) -> Result<Ended> {
+    let mut tx = db.pool.begin().await?;
+    let ended = end_in(&mut tx, organizations, requested_by, now).await;
     if ended.is_ok() {
-        transaction.commit().await?;
+        tx.commit().await?;
     } else {
-        // Whoever tries them one by one passes over rows that are locked still, so a rollback in the background is too late.
-        transaction.rollback().await?;
+        // Awaited, because a retry of each organization alone skips rows that are still locked.
+        tx.rollback().await?;
     }
     ended
 }
 
 async fn end_in(
-    transaction: &mut PgConnection,
+    tx: &mut PgConnection,
     organizations: &[OrganizationId],
-    asked_by: Option<&Actor>,
+    requested_by: Option<&Actor>,
     now: DateTime<Utc>,
-) -> Result<Ended, Error> {
-    let ids: Vec<&str> = organizations.iter().map(OrganizationId::as_str).collect();
-    let locked: Vec<(String,)> = sqlx::query_as(
+) -> Result<Ended> {
+    let locked: Vec<OrganizationId> = sqlx::query_scalar(
         "select id from organizations
          where id = any($1) and due_at <= $2 and deleted_at is null
          order by id
          for no key update skip locked",
     )
-    .bind(ids)
+    .bind(organizations)
     .bind(now)
-    .fetch_all(&mut *transaction)
+    .fetch_all(&mut *tx)
     .await?;
-    let locked: Vec<OrganizationId> = locked
-        .iter()
-        .map(|(id,)| parse(id))
-        .collect::<Result<_, _>>()?;
-    let known = organizations::schedules(&mut *transaction, &locked).await?;
-    let running = not_ended(&mut *transaction, &known).await?;
-    follow_schedules(&mut *transaction, &running, now).await?;
-    let over = over(&running, now);
-    let told = over.iter().map(Over::event);
-    let told: Vec<Event> = told.collect::<Result<_, _>>()?;
-    end_and_open(&mut *transaction, &over, now).await?;
-    events::record(&mut *transaction, &told, now).await?;
-    let due = locked.iter().map(|id| match known.get(id) {
+    let schedules = schedules(&mut *tx, &locked).await?;
+    let open = lock_open_periods(&mut *tx, &schedules).await?;
+    follow_schedules(&mut *tx, &open, now).await?;
+    let expired = expired(&open, now);
+    let resets: Vec<Event> = expired.iter().map(Expired::event).collect();
+    end_and_open(&mut *tx, &expired, now).await?;
+    events::record(&mut *tx, &resets, now).await?;
+    let due_at = locked.iter().map(|id| match schedules.get(id) {
         Some(schedule) if schedule.mode() == ResetMode::Scheduled => schedule.period(now).end,
         Some(_) => None,
         None => now.checked_add_signed(POSTPONED),
     });
-    set_due(&mut *transaction, &locked, due.collect()).await?;
-    let mut ended: Vec<OrganizationId> = over.into_iter().map(|it| it.organization).collect();
+    set_due_at(&mut *tx, &locked, due_at).await?;
+    let ended = expired.iter().map(|it| it.counter.organization.clone());
+    let mut ended: Vec<OrganizationId> = ended.collect();
     ended.dedup();
-    if let Some(actor) = asked_by.filter(|_| !ended.is_empty()) {
+    if let Some(actor) = requested_by.filter(|_| !ended.is_empty()) {
         let is = serde_json::json!({"resetCount": ended.len(), "organizations": ended});
-        audit::record(
-            &mut *transaction,
-            actor,
-            "organizations.reset_expired",
-            None,
-            &(),
-            &is,
-        )
-        .await?;
+        let action = "organizations.reset_expired";
+        audit::record(tx, actor, action, None, &(), &is).await?;
     }
     Ok(Ended {
-        looked_at: locked.len(),
+        examined: locked.len(),
         organizations: ended,
     })
 }
 
-/// Leaves one alone for a while that cannot be dealt with.
+/// Postpones the due time of an organization that failed.
 pub async fn postpone(
-    postgres: &Postgres,
+    db: &Postgres,
     organization: &OrganizationId,
     now: DateTime<Utc>,
-) -> Result<(), Error> {
-    let mut connection = postgres.pool.acquire().await?;
-    let due = now.checked_add_signed(POSTPONED);
-    set_due(
-        &mut connection,
-        std::slice::from_ref(organization),
-        vec![due],
+) -> Result<()> {
+    let mut connection = db.pool.acquire().await?;
+    let due_at = [now.checked_add_signed(POSTPONED)].into_iter();
+    let organizations = std::slice::from_ref(organization);
+    set_due_at(&mut connection, organizations, due_at).await
+}
+
+async fn set_due_at(
+    tx: &mut PgConnection,
+    organizations: &[OrganizationId],
+    due_at: impl Iterator<Item = Option<DateTime<Utc>>>,
+) -> Result<()> {
+    sqlx::query(
+        "update organizations set due_at = coalesce(new.due_at, 'infinity')
+         from unnest($1::text[], $2::timestamptz[]) as new (id, due_at)
+         where organizations.id = new.id",
     )
-    .await
+    .bind(organizations)
+    .column(due_at, |due_at| due_at)
+    .execute(tx)
+    .await?;
+    Ok(())
 }
 
-/// A period that is over, and the one that runs instead.
-struct Over {
-    organization: OrganizationId,
-    meter: MeterId,
-    start: DateTime<Utc>,
-    used: i64,
-    next: Period,
-}
-
-impl Over {
-    fn event(&self) -> Result<Event, Error> {
-        Ok(Event::UsageReset(event::Reset {
-            organization_id: self.organization.clone(),
-            meter: self.meter.clone(),
-            reset_type: ResetMode::Scheduled.to_string(),
-            previous_count: Count::try_from(unsigned(self.used)).map_err(corrupt_row)?,
-            period_start: self.next.start,
-            reset_date: self.next.end,
-        }))
-    }
-}
-
-/// A row that nothing has ended, and the schedule of its organization.
-struct NotEnded<'a> {
-    organization: OrganizationId,
-    meter: MeterId,
-    row: NotEndedRow,
+/// A period that was not ended, with the schedule of its organization.
+struct OpenPeriod<'a> {
+    row: OpenRow,
     schedule: &'a Schedule,
 }
 
-impl NotEnded<'_> {
-    fn period(&self, now: DateTime<Utc>) -> Period {
-        self.schedule
-            .period_of(&self.meter, self.row.period_start, now)
-    }
-
-    /// Whether it holds nothing, and was opened for a period that a change of calendar has taken away.
-    fn is_void(&self, now: DateTime<Utc>) -> bool {
-        self.row.opened && self.period(now).start != self.row.period_start
-    }
-}
-
 #[derive(FromRow)]
-struct NotEndedRow {
-    organization_id: String,
-    meter: String,
-    period_start: DateTime<Utc>,
+struct OpenRow {
+    #[sqlx(flatten)]
+    counter: CounterId,
     period_end: Option<DateTime<Utc>>,
-    used: i64,
-    /// Whether the scheduler opened it and no snapshot was stored since.
-    opened: bool,
+    used: Count,
+    /// Whether the scheduler opened the period and no snapshot was stored since.
+    empty: bool,
 }
 
-/// Locks the rows that nothing has ended, in the order in which a flush does.
-async fn not_ended<'a>(
-    connection: &mut PgConnection,
+impl OpenPeriod<'_> {
+    /// The period according to the schedule.
+    fn period(&self, now: DateTime<Utc>) -> Period {
+        let CounterId { meter, start, .. } = &self.row.counter;
+        self.schedule.period_of(meter, *start, now)
+    }
+
+    /// Whether it is empty and was opened for a period that does not exist since a change of the calendar.
+    fn is_void(&self, now: DateTime<Utc>) -> bool {
+        self.row.empty && self.period(now).start != self.row.counter.start
+    }
+}
+
+/// Locks the periods that were not ended, in the order in which a flush does.
+async fn lock_open_periods<'a>(
+    tx: &mut PgConnection,
     schedules: &'a BTreeMap<OrganizationId, Schedule>,
-) -> Result<Vec<NotEnded<'a>>, Error> {
-    let rows: Vec<NotEndedRow> = sqlx::query_as(
-        "select organization_id, meter, period_start, period_end, used, epoch = 0 as opened from usage_history
+) -> Result<Vec<OpenPeriod<'a>>> {
+    let rows: Vec<OpenRow> = sqlx::query_as(
+        "select organization_id, meter, period_start, period_end, used, epoch = 0 as empty from usage_history
          where organization_id = any($1) and reset_type is null and closed_at is null
          order by organization_id, meter, period_start
          for no key update",
     )
-    .bind(schedules.keys().map(OrganizationId::as_str).collect::<Vec<_>>())
-    .fetch_all(connection)
+    .column(schedules.keys(), |id| id)
+    .fetch_all(tx)
     .await?;
-    rows.into_iter()
-        .map(|row| {
-            let organization: OrganizationId = parse(&row.organization_id)?;
-            let schedule = schedules.get(&organization);
-            Ok(NotEnded {
-                schedule: schedule.ok_or_else(|| corrupt_row("a row that nobody asked for"))?,
-                meter: parse(&row.meter)?,
-                organization,
-                row,
-            })
-        })
-        .collect()
+    let open = rows.into_iter().filter_map(|row| {
+        let schedule = schedules.get(&row.counter.organization)?;
+        Some(OpenPeriod { row, schedule })
+    });
+    Ok(open.collect())
 }
 
-/// Corrects the ends of rows that do not know of a change of calendar, because they were not stored since, and deletes
-/// empty ones that were opened for a period which there is no more.
+/// Corrects the ends of periods that were not stored since a change of the calendar, and deletes void ones.
 async fn follow_schedules(
-    connection: &mut PgConnection,
-    rows: &[NotEnded<'_>],
+    tx: &mut PgConnection,
+    open: &[OpenPeriod<'_>],
     now: DateTime<Utc>,
-) -> Result<(), Error> {
+) -> Result<()> {
     let (mut corrected, mut void) = (Vec::new(), Vec::new());
-    for it in rows {
-        let period = it.period(now);
-        if it.is_void(now) {
-            void.push(it);
-        } else if period.start == it.row.period_start && period.end != it.row.period_end {
-            corrected.push((it, period.end));
+    for OpenPeriod { row, .. } in open.iter().filter(|it| it.is_void(now)) {
+        void.push(&row.counter);
+    }
+    for it in open.iter().filter(|it| !it.is_void(now)) {
+        let (row, period) = (&it.row, it.period(now));
+        if period.start == row.counter.start && period.end != row.period_end {
+            corrected.push((&row.counter, period.end));
         }
     }
     if !corrected.is_empty() {
@@ -267,26 +240,9 @@ async fn follow_schedules(
              where (history.organization_id, history.meter, history.period_start)
                  = (corrected.organization_id, corrected.meter, corrected.period_start)",
         )
-        .bind(
-            corrected
-                .iter()
-                .map(|(it, _)| it.organization.as_str())
-                .collect::<Vec<_>>(),
-        )
-        .bind(
-            corrected
-                .iter()
-                .map(|(it, _)| it.meter.as_str())
-                .collect::<Vec<_>>(),
-        )
-        .bind(
-            corrected
-                .iter()
-                .map(|(it, _)| it.row.period_start)
-                .collect::<Vec<_>>(),
-        )
-        .bind(corrected.iter().map(|(_, end)| *end).collect::<Vec<_>>())
-        .execute(&mut *connection)
+        .counters(corrected.iter().map(|(counter, _)| *counter))
+        .column(&corrected, |(_, end)| *end)
+        .execute(&mut *tx)
         .await?;
     }
     if !void.is_empty() {
@@ -296,48 +252,65 @@ async fn follow_schedules(
              where (history.organization_id, history.meter, history.period_start)
                  = (void.organization_id, void.meter, void.period_start)",
         )
-        .bind(void.iter().map(|it| it.organization.as_str()).collect::<Vec<_>>())
-        .bind(void.iter().map(|it| it.meter.as_str()).collect::<Vec<_>>())
-        .bind(void.iter().map(|it| it.row.period_start).collect::<Vec<_>>())
-        .execute(connection)
+        .counters(void.into_iter())
+        .execute(tx)
         .await?;
     }
     Ok(())
 }
 
-/// Those that are over in scheduled mode: by the schedule, because a row does not know of a change of calendar before it
-/// is stored again.
-fn over(rows: &[NotEnded<'_>], now: DateTime<Utc>) -> Vec<Over> {
-    let over = rows
-        .iter()
-        .filter(|it| it.schedule.mode() == ResetMode::Scheduled && !it.is_void(now))
-        .map(|it| Over {
-            next: it.schedule.running(&it.meter, now),
-            organization: it.organization.clone(),
-            meter: it.meter.clone(),
-            start: it.row.period_start,
-            used: it.row.used,
-        });
-    over.filter(|it| it.start < it.next.start).collect()
+/// An expired period, and the one that runs now.
+struct Expired<'a> {
+    counter: &'a CounterId,
+    used: Count,
+    next: Period,
 }
 
-/// A period that is opened holds nothing yet, and so less than any snapshot of it. After one in which nothing happened
-/// none is opened: there is nothing to tell of an organization that is idle, and the next that is counted opens its own.
+impl Expired<'_> {
+    fn event(&self) -> Event {
+        Event::UsageReset(event::Reset {
+            organization_id: self.counter.organization.clone(),
+            meter: self.counter.meter.clone(),
+            reset_type: ResetMode::Scheduled.to_string(),
+            previous_count: self.used,
+            period_start: self.next.start,
+            reset_date: self.next.end,
+        })
+    }
+}
+
+/// Selects the periods in scheduled mode that have expired: by the schedule, because a row knows of a change of the
+/// calendar only when it is stored again.
+fn expired<'a>(open: &'a [OpenPeriod<'_>], now: DateTime<Utc>) -> Vec<Expired<'a>> {
+    let scheduled = open
+        .iter()
+        .filter(|it| it.schedule.mode() == ResetMode::Scheduled && !it.is_void(now));
+    let candidates = scheduled.map(|it| Expired {
+        counter: &it.row.counter,
+        used: it.row.used,
+        next: it.schedule.running(&it.row.counter.meter, now),
+    });
+    let expired = candidates.filter(|it| it.counter.start < it.next.start);
+    expired.collect()
+}
+
+/// Ends expired periods and opens the next, with counts of zero, less than any snapshot. After an idle period none is
+/// opened: an idle organization needs no events, and its next count opens a period.
 async fn end_and_open(
-    connection: &mut PgConnection,
-    over: &[Over],
+    tx: &mut PgConnection,
+    expired: &[Expired<'_>],
     now: DateTime<Utc>,
-) -> Result<(), Error> {
+) -> Result<()> {
     sqlx::query(
-        "with over as (
+        "with expired as (
              select * from unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::timestamptz[])
-                  as over (organization_id, meter, period_start, next_start, next_end)
+                  as expired (organization_id, meter, period_start, next_start, next_end)
          ), ended as (
              update usage_history as history set reset_type = 'scheduled'
-             from over
+             from expired
              where (history.organization_id, history.meter, history.period_start)
-                 = (over.organization_id, over.meter, over.period_start)
-             returning history.*, over.next_start, over.next_end
+                 = (expired.organization_id, expired.meter, expired.period_start)
+             returning history.*, expired.next_start, expired.next_end
          )
          insert into usage_history (organization_id, meter, period_start, period_end, used, denied, refunded, limit_units,
                                     enforcement, policy_version, epoch, seq, plan_id, stored_at)
@@ -348,35 +321,11 @@ async fn end_and_open(
          order by organization_id, meter, period_start desc
          on conflict do nothing",
     )
-    .bind(over.iter().map(|it| it.organization.as_str()).collect::<Vec<_>>())
-    .bind(over.iter().map(|it| it.meter.as_str()).collect::<Vec<_>>())
-    .bind(over.iter().map(|it| it.start).collect::<Vec<_>>())
-    .bind(over.iter().map(|it| it.next.start).collect::<Vec<_>>())
-    .bind(over.iter().map(|it| it.next.end).collect::<Vec<_>>())
+    .counters(expired.iter().map(|it| it.counter))
+    .column(expired, |it| it.next.start)
+    .column(expired, |it| it.next.end)
     .bind(now)
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
-async fn set_due(
-    connection: &mut PgConnection,
-    organizations: &[OrganizationId],
-    due: Vec<Option<DateTime<Utc>>>,
-) -> Result<(), Error> {
-    sqlx::query(
-        "update organizations set due_at = coalesce(new.due_at, 'infinity')
-         from unnest($1::text[], $2::timestamptz[]) as new (id, due_at)
-         where organizations.id = new.id",
-    )
-    .bind(
-        organizations
-            .iter()
-            .map(OrganizationId::as_str)
-            .collect::<Vec<_>>(),
-    )
-    .bind(due)
-    .execute(connection)
+    .execute(tx)
     .await?;
     Ok(())
 }

@@ -1,45 +1,40 @@
-//! Plans, each one row, so that a change touches no organization that is on it.
-
-use std::collections::BTreeMap;
+//! Plans, one row each, so that a change of a plan writes no row of the organizations on it.
 
 use serde_json::json;
+use sqlx::postgres::PgRow;
 use sqlx::types::Json;
-use sqlx::{FromRow, PgConnection};
+use sqlx::{FromRow, PgExecutor, Row as _};
 
-use super::organizations::{parse, read_defaults};
-use super::{Actor, Error, Postgres, audit, signed, unsigned};
-use crate::domain::feature::Features;
-use crate::domain::ids::{MeterId, PlanId};
-use crate::domain::limit::LimitOverride;
+use super::audit::{self, Actor};
+use super::defaults;
+use super::pool::{Postgres, Result, execute};
+use super::types::{BigInt, json, unsigned};
+use crate::domain::ids::PlanId;
 use crate::domain::plan::Plan;
 
-/// What became of a change of a plan.
+/// The result of a change of a plan.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Change {
-    /// It is committed, or there was nothing to change; the plan as it stands, or stood.
+    /// The change is committed, or was not necessary; the plan as it is, or was before its deletion.
     Done(Plan),
-    /// There is no such plan.
+    /// The plan does not exist.
     Missing,
-    /// The caller had seen another version of it.
+    /// The precondition does not hold: the plan has another version.
     Outdated,
-    /// So many organizations are on it.
+    /// This many organizations are on the plan.
     InUse(u64),
-    /// It is what every organization is on that names none.
+    /// It is the default plan.
     Default,
 }
 
-/// One plan.
-pub async fn get(postgres: &Postgres, id: &PlanId) -> Result<Option<Plan>, Error> {
-    read(&mut *postgres.pool.acquire().await?, id).await
+/// Finds a plan.
+pub async fn get(db: &Postgres, id: &PlanId) -> Result<Option<Plan>> {
+    read(&db.pool, id).await
 }
 
-/// At most `count` plans by id, behind `after`.
-pub async fn list(
-    postgres: &Postgres,
-    after: Option<&PlanId>,
-    count: u32,
-) -> Result<Vec<Plan>, Error> {
-    let rows: Vec<PlanRow> = sqlx::query_as(
+/// Lists at most `count` plans by id, starting after `after`.
+pub async fn list(db: &Postgres, after: Option<&PlanId>, count: u32) -> Result<Vec<Plan>> {
+    Ok(sqlx::query_as(
         "select id, name, limits, features, version from plans
          where id > $1
          order by id
@@ -47,21 +42,19 @@ pub async fn list(
     )
     .bind(after.map_or("", PlanId::as_str))
     .bind(i64::from(count))
-    .fetch_all(&postgres.pool)
-    .await?;
-    rows.into_iter().map(PlanRow::plan).collect()
+    .fetch_all(&db.pool)
+    .await?)
 }
 
-/// Makes a plan, or replaces one whose version, if there is one, `expected` agrees with. One that is like that already
-/// stays as it is.
+/// Creates or replaces a plan, if `expected` accepts its version, or its absence. An equal plan is left unchanged.
 pub async fn put(
-    postgres: &Postgres,
+    db: &Postgres,
     plan: Plan,
     actor: &Actor,
     expected: impl FnOnce(Option<u64>) -> bool,
-) -> Result<Change, Error> {
-    let (mut transaction, version) = postgres.begin_policy_change().await?;
-    let before = read(&mut transaction, &plan.id).await?;
+) -> Result<Change> {
+    let (mut tx, version) = db.begin_policy_change().await?;
+    let before = read(&mut *tx, &plan.id).await?;
     if !expected(before.as_ref().map(|it| it.version)) {
         return Ok(Change::Outdated);
     }
@@ -76,115 +69,83 @@ pub async fn put(
          on conflict (id) do update set
              name = excluded.name, limits = excluded.limits, features = excluded.features, version = excluded.version",
     )
-    .bind(after.id.as_str())
-    .bind(after.name.as_str())
+    .bind(&after.id)
+    .bind(&after.name)
     .bind(Json(&after.limits))
     .bind(Json(&after.features))
-    .bind(signed(version))
-    .execute(&mut *transaction)
+    .bind(BigInt(version))
+    .execute(&mut *tx)
     .await?;
     let (was, is) = (before.as_ref().map(describe), describe(&after));
-    audit::record(&mut transaction, actor, "plan.put", None, &was, &is).await?;
-    transaction.commit().await?;
+    audit::record(&mut tx, actor, "plan.put", None, &was, &is).await?;
+    tx.commit().await?;
     Ok(Change::Done(after))
 }
 
-/// Deletes a plan that nobody is on. While this holds the lock, no organization moves onto it.
+/// Deletes a plan without organizations. The lock of the transaction keeps organizations from moving onto it.
 pub async fn delete(
-    postgres: &Postgres,
+    db: &Postgres,
     id: &PlanId,
     actor: &Actor,
     expected: impl FnOnce(Option<u64>) -> bool,
-) -> Result<Change, Error> {
-    let (mut transaction, _) = postgres.begin_policy_change().await?;
-    let Some(plan) = read(&mut transaction, id).await? else {
+) -> Result<Change> {
+    let (mut tx, _) = db.begin_policy_change().await?;
+    let Some(plan) = read(&mut *tx, id).await? else {
         return Ok(Change::Missing);
     };
     if !expected(Some(plan.version)) {
         return Ok(Change::Outdated);
     }
-    let defaults = read_defaults(&mut transaction).await?;
+    let defaults = defaults::read(&mut *tx).await?;
     if defaults.is_some_and(|defaults| defaults.settings.plan_id == *id) {
         return Ok(Change::Default);
     }
-    let (users,): (i64,) = sqlx::query_as("select count(*) from organizations where plan_id = $1")
-        .bind(id.as_str())
-        .fetch_one(&mut *transaction)
+    let BigInt(users) = sqlx::query_scalar("select count(*) from organizations where plan_id = $1")
+        .bind(id)
+        .fetch_one(&mut *tx)
         .await?;
     if users > 0 {
-        return Ok(Change::InUse(unsigned(users)));
+        return Ok(Change::InUse(users));
     }
-    sqlx::query("delete from plans where id = $1")
-        .bind(id.as_str())
-        .execute(&mut *transaction)
-        .await?;
+    execute(&mut *tx, "delete from plans where id = $1", id).await?;
     let was = describe(&plan);
-    audit::record(&mut transaction, actor, "plan.delete", None, &was, &()).await?;
-    transaction.commit().await?;
+    audit::record(&mut tx, actor, "plan.delete", None, &was, &()).await?;
+    tx.commit().await?;
     Ok(Change::Done(plan))
 }
 
-/// Every plan whose version is above `version`, and that version.
-pub async fn versions_since(
-    postgres: &Postgres,
-    version: u64,
-) -> Result<Vec<(PlanId, u64)>, Error> {
-    let rows: Vec<(String, i64)> =
+/// Lists every plan with a version above `version`, and that version.
+pub async fn versions_since(db: &Postgres, version: u64) -> Result<Vec<(PlanId, u64)>> {
+    let rows: Vec<(PlanId, BigInt)> =
         sqlx::query_as("select id, version from plans where version > $1 order by version")
-            .bind(signed(version))
-            .fetch_all(&postgres.pool)
+            .bind(BigInt(version))
+            .fetch_all(&db.pool)
             .await?;
-    rows.into_iter()
-        .map(|(id, version)| Ok((parse(&id)?, unsigned(version))))
-        .collect()
+    Ok(rows.into_iter().map(|(id, it)| (id, it.0)).collect())
 }
 
-/// Sees to it that a plan is there; one that sets nothing, where there was none.
-pub(super) async fn ensure(
-    connection: &mut PgConnection,
-    id: &PlanId,
-    version: u64,
-) -> Result<(), Error> {
-    sqlx::query("insert into plans (id, name, version) values ($1, $1, $2) on conflict do nothing")
-        .bind(id.as_str())
-        .bind(signed(version))
-        .execute(connection)
-        .await?;
-    Ok(())
-}
-
-/// A plan as a statement reads it.
-#[derive(FromRow)]
-pub(super) struct PlanRow {
-    id: String,
-    name: String,
-    limits: Json<BTreeMap<MeterId, LimitOverride>>,
-    features: Json<Features>,
-    version: i64,
-}
-
-impl PlanRow {
-    pub(super) fn plan(self) -> Result<Plan, Error> {
-        Ok(Plan {
-            id: parse(&self.id)?,
-            name: parse(&self.name)?,
-            limits: self.limits.0,
-            features: self.features.0,
-            version: unsigned(self.version),
+impl FromRow<'_, PgRow> for Plan {
+    fn from_row(row: &PgRow) -> sqlx::Result<Self> {
+        Ok(Self {
+            id: row.try_get("id")?,
+            name: row.try_get("name")?,
+            limits: json(row, "limits")?,
+            features: json(row, "features")?,
+            version: unsigned(row, "version")?,
         })
     }
 }
 
-async fn read(connection: &mut PgConnection, id: &PlanId) -> Result<Option<Plan>, Error> {
-    let row: Option<PlanRow> =
+async fn read(executor: impl PgExecutor<'_>, id: &PlanId) -> Result<Option<Plan>> {
+    Ok(
         sqlx::query_as("select id, name, limits, features, version from plans where id = $1")
-            .bind(id.as_str())
-            .fetch_optional(connection)
-            .await?;
-    row.map(PlanRow::plan).transpose()
+            .bind(id)
+            .fetch_optional(executor)
+            .await?,
+    )
 }
 
-/// What the audit log says of a plan: all but its version.
+/// The plan in the audit log: everything but its version.
 fn describe(plan: &Plan) -> serde_json::Value {
     json!({"id": plan.id, "name": plan.name, "limits": plan.limits, "features": plan.features})
 }

@@ -1,7 +1,7 @@
-//! How full every organization is, ready to be listed by it.
+//! Usage summaries: how full every organization is, sorted and filtered by lists of organizations.
 //!
-//! One row an organization, worked out from its snapshots some time after they were stored ([`refresh`]). Only a
-//! period that runs counts: until [`age`] has blanked the row of one that is over, every query takes it for blank.
+//! One row an organization, computed from its snapshots some time after they were stored ([`refresh`]). Only running
+//! periods count: a row whose period is over reads as blank, until [`age`] has blanked it.
 
 use std::collections::HashMap;
 
@@ -9,112 +9,98 @@ use chrono::{DateTime, Utc};
 use sqlx::{FromRow, PgConnection, QueryBuilder};
 use strum::VariantArray as _;
 
-use super::organizations::{parse, read_defaults};
-use super::{Error, Postgres, signed, unsigned, usage};
+use super::pool::{Postgres, Result};
+use super::types::{BigInt, BindColumns as _};
+use super::{defaults, usage};
 use crate::domain::counter::{CounterId, Snapshot};
 use crate::domain::ids::{MeterId, OrganizationId, PlanId};
 use crate::domain::limit::WARN_AT_DEFAULT;
 use crate::domain::summary::{MeterSummary, State, UsageSummary};
 
-/// What to list, and in which order.
+/// Which organizations to list, and in which order.
 #[derive(Debug, Clone)]
 pub struct Listing {
-    /// Only organizations whose id begins with this.
+    /// Only organizations whose id has this prefix.
     pub prefix: Option<String>,
     /// Only organizations on this plan.
     pub plan: Option<PlanId>,
-    /// Only organizations that stand like this.
+    /// Only organizations in this state.
     pub state: Option<State>,
-    /// What to sort by; ties are broken by id.
+    /// The sort key; ties are broken by id.
     pub sort: Sort,
-    /// Largest first.
+    /// Whether to sort in descending order.
     pub descending: bool,
-    /// Where the last page ended.
+    /// The end of the previous page.
     pub after: Option<Position>,
-    /// How many to list at most.
+    /// The maximum number of organizations.
     pub count: u32,
 }
 
-/// What a list can be sorted by.
+/// The sort key of a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sort {
     /// The organization's id.
     Id,
     /// How full the fullest meter is.
     Fullness,
-    /// Units of the meter that a call counts unless it names another.
+    /// Units of the default meter.
     Current,
 }
 
-/// A place in a list.
+/// A position in a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Position {
-    /// What the list is sorted by; 0 in one that is sorted by id.
+    /// The sort key; 0 in a list sorted by id.
     pub value: u64,
-    /// Whose place it is.
+    /// The organization at this position.
     pub organization: OrganizationId,
 }
 
 /// One organization in a list.
 #[derive(Debug, Clone)]
 pub struct Listed {
-    /// Where in the list it is.
+    /// Its position in the list.
     pub position: Position,
     /// Its plan.
     pub plan: PlanId,
-    /// Its meters in the periods that run.
-    pub standing: UsageSummary,
+    /// Its meters in running periods.
+    pub summary: UsageSummary,
 }
 
-/// The organizations of one page.
-pub async fn page(
-    postgres: &Postgres,
-    listing: &Listing,
-    now: DateTime<Utc>,
-) -> Result<Vec<Listed>, Error> {
-    let mut connection = postgres.pool.acquire().await?;
-    let Some(defaults) = read_defaults(&mut connection).await? else {
+/// Reads one page of a list.
+pub async fn page(db: &Postgres, listing: &Listing, now: DateTime<Utc>) -> Result<Vec<Listed>> {
+    let mut connection = db.pool.acquire().await?;
+    let Some(defaults) = defaults::read(&mut *connection).await? else {
         return Ok(Vec::new());
     };
-    let defaults = defaults.settings.0;
+    let default_plan = defaults.settings.plan_id;
     let select = Select {
         listing,
-        default_plan: &defaults.plan_id,
+        default_plan: &default_plan,
         now,
     };
-    let mut query = select.query();
-    // Planned anew each time: which index is best depends on what is asked for.
-    let rows: Vec<Row> = query
+    // Planned for each call, because the best index depends on the listing.
+    let rows: Vec<Row> = select
+        .query()
         .build_query_as()
         .persistent(false)
         .fetch_all(&mut *connection)
         .await?;
-    let ids: Vec<&str> = rows
-        .iter()
-        .map(|row| row.organization_id.as_str())
-        .collect();
-    let mut standings = read(&mut connection, &ids, now).await?;
-    rows.iter()
-        .map(|row| {
-            Ok(Listed {
-                position: Position {
-                    value: unsigned(row.value),
-                    organization: parse(&row.organization_id)?,
-                },
-                plan: match &row.plan_id {
-                    Some(plan) => parse(plan)?,
-                    None => defaults.plan_id.clone(),
-                },
-                standing: standings
-                    .remove(row.organization_id.as_str())
-                    .unwrap_or_default(),
-            })
-        })
-        .collect()
+    let ids: Vec<_> = rows.iter().map(|row| row.organization_id.clone()).collect();
+    let mut summaries = read(&mut connection, &ids, now).await?;
+    let listed = rows.into_iter().map(|row| Listed {
+        summary: summaries.remove(&row.organization_id).unwrap_or_default(),
+        position: Position {
+            value: row.value,
+            organization: row.organization_id,
+        },
+        plan: row.plan_id.unwrap_or_else(|| default_plan.clone()),
+    });
+    Ok(listed.collect())
 }
 
-/// Blanks rows whose period is over, at most `count`; returns how many.
-pub async fn age(postgres: &Postgres, now: DateTime<Utc>, count: u32) -> Result<u64, Error> {
+/// Blanks at most `count` rows whose period is over; returns how many.
+pub async fn age(db: &Postgres, now: DateTime<Utc>, count: u32) -> Result<u64> {
     let aged = sqlx::query(
         "update standings
          set state = 0, fullness = 0, current = 0, period_end = '-infinity'
@@ -128,111 +114,88 @@ pub async fn age(postgres: &Postgres, now: DateTime<Utc>, count: u32) -> Result<
     )
     .bind(now)
     .bind(i64::from(count))
-    .execute(&postgres.pool)
+    .execute(&db.pool)
     .await?;
     Ok(aged.rows_affected())
 }
 
-/// Works out anew how full these organizations are.
+/// Computes the summaries of these organizations.
 pub async fn refresh(
-    postgres: &Postgres,
+    db: &Postgres,
     organizations: &[OrganizationId],
     now: DateTime<Utc>,
-) -> Result<(), Error> {
-    let ids: Vec<&str> = organizations.iter().map(OrganizationId::as_str).collect();
-    let mut transaction = postgres.pool.begin().await?;
-    // Before the snapshots are read, so that of two who refresh at once the later one has seen what the other has.
-    let rows: Vec<(String,)> = sqlx::query_as(
+) -> Result<()> {
+    let mut tx = db.pool.begin().await?;
+    // Locked before the snapshots are read, so that of two concurrent refreshes the later one reads newer snapshots.
+    let ids: Vec<OrganizationId> = sqlx::query_scalar(
         "select organization_id from standings
          where organization_id = any($1)
          order by organization_id
          for no key update",
     )
-    .bind(&ids)
-    .fetch_all(&mut *transaction)
+    .bind(organizations)
+    .fetch_all(&mut *tx)
     .await?;
-    let ids: Vec<&str> = rows.iter().map(|(id,)| id.as_str()).collect();
-    let mut standings = read(&mut transaction, &ids, now).await?;
-    let all = ids
-        .into_iter()
-        .map(|id| (id, standings.remove(id).unwrap_or_default()))
-        .collect::<Vec<_>>();
-    write(&mut transaction, &all).await?;
-    transaction.commit().await?;
+    let mut summaries = read(&mut tx, &ids, now).await?;
+    let summaries: Vec<(&OrganizationId, UsageSummary)> = ids
+        .iter()
+        .map(|id| (id, summaries.remove(id).unwrap_or_default()))
+        .collect();
+    write(&mut tx, &summaries).await?;
+    tx.commit().await?;
     Ok(())
 }
 
-/// At most `count` organizations in the order of their ids, from the one behind `after` on.
-pub async fn some_after(
-    postgres: &Postgres,
-    after: Option<&OrganizationId>,
-    count: u32,
-) -> Result<Vec<OrganizationId>, Error> {
-    let rows: Vec<(String,)> = sqlx::query_as(
-        "select organization_id from standings
-         where organization_id > $1
-         order by organization_id
-         limit $2",
-    )
-    .bind(after.map_or("", OrganizationId::as_str))
-    .bind(i64::from(count))
-    .fetch_all(&postgres.pool)
-    .await?;
-    rows.iter().map(|(id,)| parse(id)).collect()
-}
-
-/// How these organizations stand by what is stored of them; one of which nothing runs is left out.
-async fn read<'a>(
-    connection: &mut PgConnection,
-    organizations: &[&'a str],
+/// Computes summaries from stored snapshots; an organization without a running period is left out.
+async fn read(
+    tx: &mut PgConnection,
+    organizations: &[OrganizationId],
     now: DateTime<Utc>,
-) -> Result<HashMap<&'a str, UsageSummary>, Error> {
-    let snapshots = usage::unfinished_of(connection, organizations, now).await?;
-    let warnings = lowest_warnings(connection, organizations).await?;
-    let mut standings: HashMap<&str, UsageSummary> = HashMap::new();
-    let by_id: HashMap<&str, &'a str> = organizations.iter().map(|id| (*id, *id)).collect();
-    for snapshot in &snapshots {
+) -> Result<HashMap<OrganizationId, UsageSummary>> {
+    let snapshots = usage::unfinished_of(tx, organizations, now).await?;
+    let warnings = lowest_warnings(tx, organizations).await?;
+    let mut summaries: HashMap<OrganizationId, UsageSummary> = HashMap::new();
+    for snapshot in snapshots {
+        let summary = meter_summary(&snapshot, &warnings);
         let CounterId {
             organization,
             meter,
             ..
-        } = &snapshot.counter;
-        let Some(id) = by_id.get(organization.as_str()) else {
-            continue;
-        };
-        let said = warnings.get(&(organization.to_string(), meter.to_string()));
-        let warn_at = said
-            .copied()
-            .unwrap_or_else(|| WARN_AT_DEFAULT.first().copied());
-        let standing = standings.entry(id).or_default();
-        standing.update(meter, standing_of(snapshot, warn_at), now);
+        } = snapshot.counter;
+        let organization = summaries.entry(organization).or_default();
+        organization.update(&meter, summary, now);
     }
-    Ok(standings)
+    Ok(summaries)
 }
 
-fn standing_of(snapshot: &Snapshot, warn_at: Option<u16>) -> MeterSummary {
+fn meter_summary(snapshot: &Snapshot, warnings: &Warnings) -> MeterSummary {
+    let counter = &snapshot.counter;
+    let own = warnings.get(&(counter.organization.clone(), counter.meter.clone()));
+    let default = || WARN_AT_DEFAULT.first().copied();
     MeterSummary {
-        start: snapshot.counter.start,
+        start: counter.start,
         end: snapshot.stamp.end,
         used: snapshot.used,
         limit: snapshot.stamp.rule.limit,
         enforcement: snapshot.stamp.rule.enforcement,
-        warn_at,
+        warn_at: own.copied().unwrap_or_else(default),
     }
 }
 
-/// The lowest level of each limit of which the organization, or else its plan, says the levels; none where it has none
-/// at all.
+/// The lowest warning threshold of each limit with its own thresholds; none if that list is empty.
+type Warnings = HashMap<(OrganizationId, MeterId), Option<u16>>;
+
+/// Reads the warning thresholds of the organizations, or else of their plans.
 async fn lowest_warnings(
-    connection: &mut PgConnection,
-    organizations: &[&str],
-) -> Result<HashMap<(String, String), Option<u16>>, Error> {
-    let rows: Vec<(String, String, Option<i16>)> = sqlx::query_as(
+    tx: &mut PgConnection,
+    organizations: &[OrganizationId],
+) -> Result<Warnings> {
+    let rows: Vec<(OrganizationId, MeterId, Option<i16>)> = sqlx::query_as(
         "select id, meter, lowest
          from (
-             select organizations.id, planned.key as meter, (planned.value->'warnAt'->>0)::smallint as lowest, 0 as nearness
+             select organizations.id, planned.key as meter, (planned.value->'warnAt'->>0)::smallint as lowest, 0 as precedence
              from organizations
-             -- The only row, which a planner without statistics would take for a thousand.
+             -- Limited to its only row, for which a planner without statistics would estimate a thousand.
              cross join (select settings from defaults limit 1) as defaults
              join plans on plans.id = coalesce(organizations.plan_id, defaults.settings->>'planId')
              cross join jsonb_each(plans.limits) as planned
@@ -241,68 +204,63 @@ async fn lowest_warnings(
              select organization_id, meter, warn_at[1], 1 from limits
              where organization_id = any($1) and warn_at is not null
          ) as levels
-         order by nearness",
+         order by precedence",
     )
     .bind(organizations)
-    .fetch_all(connection)
+    .fetch_all(tx)
     .await?;
-    // The nearer of two comes later, and stays.
-    Ok(rows
-        .into_iter()
-        .map(|(organization, meter, lowest)| ((organization, meter), lowest.map(i16::unsigned_abs)))
-        .collect())
+    // The later of two has precedence.
+    let warnings = rows.into_iter().map(|(organization, meter, lowest)| {
+        ((organization, meter), lowest.map(i16::unsigned_abs))
+    });
+    Ok(warnings.collect())
 }
 
-/// Writes those that have changed.
-async fn write(
-    connection: &mut PgConnection,
-    standings: &[(&str, UsageSummary)],
-) -> Result<(), Error> {
-    let counted_by_default = MeterId::default();
-    let column = |of: &dyn Fn(&UsageSummary) -> i64| -> Vec<i64> {
-        standings.iter().map(|(_, standing)| of(standing)).collect()
-    };
+/// Writes the summaries that have changed.
+async fn write(tx: &mut PgConnection, summaries: &[(&OrganizationId, UsageSummary)]) -> Result<()> {
+    let default_meter = MeterId::default();
     sqlx::query(
         "update standings
          set state = new.state, fullness = new.fullness, current = new.current, period_end = new.period_end
-         from (select organization_id, state::smallint, fullness, current,
+         from (select organization_id, state, fullness, current,
                       case when blank then '-infinity' else coalesce(period_end, 'infinity') end as period_end
-               from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bool[], $6::timestamptz[])
+               from unnest($1::text[], $2::smallint[], $3::bigint[], $4::bigint[], $5::bool[], $6::timestamptz[])
                     as new (organization_id, state, fullness, current, blank, period_end)) as new
          where standings.organization_id = new.organization_id
          and (standings.state, standings.fullness, standings.current, standings.period_end)
              is distinct from (new.state, new.fullness, new.current, new.period_end)",
     )
-    .bind(standings.iter().map(|(id, _)| *id).collect::<Vec<_>>())
-    .bind(column(&|it| it.state() as i64))
-    .bind(column(&|it| signed(it.fullness())))
-    .bind(column(&|it| signed(it.current(&counted_by_default).get())))
-    .bind(standings.iter().map(|(_, it)| it.meters.is_empty()).collect::<Vec<_>>())
-    .bind(standings.iter().map(|(_, it)| it.end()).collect::<Vec<_>>())
-    .execute(connection)
+    .column(summaries, |(id, _)| *id)
+    .column(summaries, |(_, it)| it.state() as i16)
+    .column(summaries, |(_, it)| BigInt(it.fullness()))
+    .column(summaries, |(_, it)| it.current(&default_meter))
+    .column(summaries, |(_, it)| it.meters.is_empty())
+    .column(summaries, |(_, it)| it.end())
+    .execute(tx)
     .await?;
     Ok(())
 }
 
 #[derive(FromRow)]
 struct Row {
-    organization_id: String,
-    plan_id: Option<String>,
-    value: i64,
+    organization_id: OrganizationId,
+    plan_id: Option<PlanId>,
+    #[sqlx(try_from = "i64")]
+    value: u64,
 }
 
-/// Which rows a part of a list is made of.
+/// Which rows a part of a list contains.
 #[derive(Clone, Copy)]
 enum Part {
-    /// All of them; for an order that time does not change.
+    /// All rows, in an order that does not depend on time.
     All,
-    /// Those that stand like this in a period that runs.
+    /// Rows in this state with a running period.
     Running(State),
-    /// Those that are blank, or whose period is over, which is as good.
+    /// Rows that are blank, or read as blank because their period is over.
     Blank,
 }
 
-/// A list as SQL: its parts, each in order and no longer than the page, merged.
+/// The SQL of a page: a merge of parts, each sorted and no longer than the page.
 struct Select<'a> {
     listing: &'a Listing,
     default_plan: &'a PlanId,
@@ -315,7 +273,7 @@ impl Select<'_> {
             (None, Sort::Id) => vec![Part::All],
             (Some(State::Ok), _) => vec![Part::Running(State::Ok), Part::Blank],
             (Some(state), _) => vec![Part::Running(state)],
-            // By state, because the indexes are.
+            // By state, like the indexes.
             (None, _) => State::VARIANTS
                 .iter()
                 .copied()
@@ -356,15 +314,15 @@ impl Select<'_> {
             Part::Blank => query.push("period_end <= ").push_bind(self.now),
         };
         if let Some(prefix) = &self.listing.prefix {
-            // No id has a character above the tilde, or the tilde itself.
+            // The tilde sorts after every character of an id.
             query
                 .push(" and organization_id >= ")
-                .push_bind(prefix.clone())
+                .push_bind(prefix)
                 .push(" and organization_id < ")
                 .push_bind(format!("{prefix}~"));
         }
         if let Some(plan) = &self.listing.plan {
-            query.push(" and (plan_id = ").push_bind(plan.to_string());
+            query.push(" and (plan_id = ").push_bind(plan);
             query.push(if plan == self.default_plan {
                 " or plan_id is null)"
             } else {
@@ -379,17 +337,17 @@ impl Select<'_> {
                         .push(format_args!(
                             " and ({value}, organization_id) {comparison} ("
                         ))
-                        .push_bind(signed(after.value))
+                        .push_bind(BigInt(after.value))
                         .push(", ")
-                        .push_bind(after.organization.to_string())
+                        .push_bind(&after.organization)
                         .push(")");
                 }
                 None if after.value == 0 => {
                     query
                         .push(format_args!(" and organization_id {comparison} "))
-                        .push_bind(after.organization.to_string());
+                        .push_bind(&after.organization);
                 }
-                // Zero comes behind any other value, or has come before it.
+                // All values here are 0: they follow any other value, or precede it.
                 None if self.listing.descending => {}
                 None => {
                     query.push(" and false");
@@ -399,7 +357,7 @@ impl Select<'_> {
         self.push_order(query, value);
     }
 
-    /// By a value, where not all have the same, and then by id.
+    /// Sorts by a value, unless it is constant, and then by id.
     fn push_order(&self, query: &mut QueryBuilder<sqlx::Postgres>, value: Option<&str>) {
         let direction = if self.listing.descending {
             "desc"

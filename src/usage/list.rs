@@ -45,25 +45,25 @@ impl Usage {
         listed.truncate(size);
         let last = listed.last().map(|it| it.position.clone());
         let counted_by_default = MeterId::default();
-        let current = |it: &Listed| it.standing.current(&counted_by_default);
+        let current = |it: &Listed| it.summary.current(&counted_by_default);
         let entries = listed.into_iter().map(|it| Entry {
-            state: it.standing.state(),
+            state: it.summary.state(),
             current: current(&it),
             organization: it.position.organization,
             plan: it.plan,
             meters: it
-                .standing
+                .summary
                 .meters
                 .into_iter()
-                .map(|(meter, standing)| MeterUsage {
+                .map(|(meter, summary)| MeterUsage {
                     meter,
                     demand: Demand { amount: 0, need: 0 },
-                    used: standing.used,
-                    rule: standing.rule(),
-                    period: standing.period(),
+                    used: summary.used,
+                    rule: summary.rule(),
+                    period: summary.period(),
                     given_back: 0,
                     refused: None,
-                    renews_at: standing.end,
+                    renews_at: summary.end,
                 })
                 .collect(),
         });

@@ -12,7 +12,7 @@ use crate::domain::ids::OrganizationId;
 use crate::domain::verification::{LiveCounter, Mismatch, Totals, mismatches};
 use crate::failure::Failure;
 use crate::policies::Policies;
-use crate::postgres::verification;
+use crate::postgres::{organizations, verification};
 use crate::redis::{READ_MAX, Shard};
 
 /// The handle on comparing; clones share everything.
@@ -61,7 +61,7 @@ impl Verifier {
         after: Option<&OrganizationId>,
         count: u32,
     ) -> Result<Vec<OrganizationId>, Failure> {
-        Ok(verification::organizations_after(&self.ctx.postgres, after, count).await?)
+        Ok(organizations::list(&self.ctx.postgres, after, count).await?)
     }
 
     /// Compares the counters of some organizations. What does not fit is looked at again, because a counter may have

@@ -2,7 +2,7 @@
 
 use chrono::Duration;
 use serde_json::{Value, json};
-use tallyman::postgres::adjustments::{self, Outcome, Pending, Wish};
+use tallyman::postgres::adjustments::{self, AdjustmentRequest, Outcome, Pending};
 use tallyman::postgres::{Actor, Postgres};
 use tallyman::redis::{Correction, RecoveryReply, Redis, Shard};
 
@@ -48,12 +48,12 @@ async fn audited(world: &World) -> Vec<String> {
 async fn commit(world: &World, amount: i64) -> Pending {
     let store = Postgres::new(&world.database_url, 1).unwrap();
     let (organization, meter) = ("org_1".parse().unwrap(), "api".parse().unwrap());
-    let wish = Wish {
+    let wish = AdjustmentRequest {
         organization: &organization,
         meter: &meter,
         amount,
         reason: "goodwill",
-        attempt: None,
+        idempotency: None,
     };
     let actor = Actor {
         name: "tests".to_owned(),

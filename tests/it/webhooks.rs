@@ -384,7 +384,7 @@ async fn a_delivery_leased_by_a_dead_instance_is_sent_by_another_which_alone_rec
         error: Some("I thought that it was mine".to_owned()),
     };
     let now = world.clock.now();
-    webhooks::note(store, &id, lease, &[late], Health::Arrives, now)
+    webhooks::record(store, &id, lease, &[late], Health::Healthy, now)
         .await
         .unwrap();
     let delivery = deliveries(&service, &webhook).await.remove(0);

@@ -17,7 +17,7 @@ use crate::http::openapi::problems::AdjustingProblems;
 use crate::http::path::Path;
 use crate::http::problem::Error;
 use crate::http::state::State;
-use crate::postgres::adjustments::Wish;
+use crate::postgres::adjustments::AdjustmentRequest;
 
 /// What to adjust, and why.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -90,12 +90,12 @@ pub(in crate::http) async fn adjust(
     } = body;
     let payload = format!("adjust {meter} {} {:?}", amount.get(), reason.as_str());
     let record = idempotency.record(organization.as_str(), &payload);
-    let wish = Wish {
+    let wish = AdjustmentRequest {
         organization: &organization,
         meter: &meter,
         amount: amount.get(),
         reason: reason.as_str(),
-        attempt: record.as_ref(),
+        idempotency: record.as_ref(),
     };
     let Adjustment { replayed, finished } = state.admin.adjust(&wish, &caller.actor()).await?;
     let result = AdjustResult {

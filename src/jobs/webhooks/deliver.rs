@@ -149,11 +149,12 @@ impl Deliverer {
         let health = if attempts.iter().any(|it| it.response_status == Some(GONE)) {
             Health::Gone
         } else if succeeded > 0 {
-            Health::Arrives
+            Health::Healthy
         } else {
-            Health::Fails
+            Health::Failing
         };
-        let disabled = webhooks::note(postgres, id, claimed.until, &attempts, health, now).await?;
+        let disabled =
+            webhooks::record(postgres, id, claimed.until, &attempts, health, now).await?;
         if let Some(reason) = disabled {
             let why = match reason {
                 DisabledReason::Gone => "it responded with 410",

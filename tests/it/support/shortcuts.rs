@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use sqlx::Row as _;
 
 use tallyman::domain::api_key::{NewApiKey, Scope};
-use tallyman::postgres::resets::{self, Outcome, Wish};
+use tallyman::postgres::resets::{self, Outcome, ResetRequest};
 use tallyman::postgres::{Actor, Postgres, api_keys};
 
 use super::{Answer, Held, Instance, World, instant, sharded};
@@ -117,13 +117,13 @@ pub async fn commit_reset(world: &World, organization: &str, meters: Option<&[&s
     let organization = organization.parse().unwrap();
     let meters: Option<BTreeSet<_>> =
         meters.map(|meters| meters.iter().map(|meter| meter.parse().unwrap()).collect());
-    let wish = Wish {
+    let wish = ResetRequest {
         organization: &organization,
         incarnation: 0,
         meters: meters.as_ref(),
         counted: &[],
         reason: None,
-        attempt: None,
+        idempotency: None,
     };
     let actor = Actor {
         name: "tests".to_owned(),

@@ -1,0 +1,17 @@
+//! Snapshots of counts: absolute, fenced, and moved from one generation to the next.
+//!
+//! `(generation, sequence)` of a row only grows and its policy version never shrinks, so that snapshots can be stored
+//! repeatedly, late, or out of order, and none from before the organization's deletion overwrites a newer one. Rows are
+//! locked in key order. Slots are stored only together with an accepted snapshot.
+
+mod ended;
+mod partitions;
+mod read;
+mod restore;
+mod store;
+
+pub use partitions::ensure_partitions;
+pub(super) use read::unfinished_of;
+pub use read::{last_counted, running_meters, unfinished};
+pub use restore::{Move, Restored, restore};
+pub use store::{ThresholdEvents, store};
