@@ -69,7 +69,7 @@ impl Admin {
             meter: request.meter.clone(),
             start: policy.schedule.running(request.meter, now).start,
         };
-        let ready = self.recovery.ready(&connection, &policy, &counter, now);
+        let ready = self.recovery.recover(&connection, &policy, &counter, now);
         if ready.await? == Recovered::OlderPolicy {
             self.policies
                 .apply(&connection, organization, &sources)

@@ -18,7 +18,8 @@ use crate::domain::ids::{IdempotencyKey, METERS_MAX, MeterId, OrganizationId};
 use crate::domain::input::not_null;
 use crate::domain::input::{Instant, optional};
 use crate::domain::quantity::Amount;
-use crate::usage::{self, Request};
+use crate::redis::IdempotencyUse;
+use crate::usage::Request;
 
 /// The fields of track, consume, check and refund; each operation refuses those that it does not use.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -62,14 +63,15 @@ impl Charges {
         self.refuse_unused_fields(kind)?;
         let timestamp = self.timestamp.map(|at| at.trunc_subsecs(3));
         let demands = self.demands()?;
-        let attempt =
-            key.map(|key| usage::attempt(key, &payload(kind, &organization, &demands, timestamp)));
+        let idempotency = key.map(|key| {
+            IdempotencyUse::new(key, &payload(kind, &organization, &demands, timestamp))
+        });
         Ok(Request {
             organization,
             kind,
             demands,
             timestamp,
-            attempt,
+            idempotency,
             times: 1,
         })
     }

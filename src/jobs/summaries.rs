@@ -144,7 +144,7 @@ impl Summaries {
             start: policy.schedule.running(meter, now).start,
         };
         self.recovery
-            .ready(connection, &policy, &counter, now)
+            .recover(connection, &policy, &counter, now)
             .await?;
         Ok(())
     }

@@ -4,7 +4,7 @@ use ::redis::cmd;
 
 use super::channel::Channel;
 use super::count::reply;
-use super::count::types::{Attempt, Outcome};
+use super::count::types::{IdempotencyUse, Outcome};
 use super::counter_value;
 use super::error::Error;
 use crate::domain::counter::{CounterId, Snapshot};
@@ -18,19 +18,19 @@ impl Channel {
     /// The recorded outcomes of idempotency keys; none where there is no record.
     pub async fn answered(
         &self,
-        attempts: &[(&OrganizationId, &Attempt)],
+        uses: &[(&OrganizationId, &IdempotencyUse)],
     ) -> Result<Vec<Option<Outcome>>, Error> {
-        let mut all = Vec::with_capacity(attempts.len());
-        for some in attempts.chunks(READ_MAX) {
+        let mut all = Vec::with_capacity(uses.len());
+        for some in uses.chunks(READ_MAX) {
             let mut command = cmd("MGET");
-            for (organization, attempt) in some {
-                command.arg(self.keys.idempotency(organization, &attempt.key));
+            for (organization, used) in some {
+                command.arg(self.keys.idempotency(organization, &used.key));
             }
             let values: Vec<Option<String>> = self.query(&command).await?;
-            for ((_, attempt), value) in some.iter().zip(values) {
+            for ((_, used), value) in some.iter().zip(values) {
                 let outcome = value.map(|value| {
-                    let corrupt = || format!("the record of the idempotency key {}", attempt.key);
-                    reply::recorded(attempt, &value).ok_or_else(|| Error::Inconsistent(corrupt()))
+                    let corrupt = || format!("the record of the idempotency key {}", used.key);
+                    reply::recorded(used, &value).ok_or_else(|| Error::Inconsistent(corrupt()))
                 });
                 all.push(outcome.transpose()?);
             }

@@ -309,8 +309,8 @@ mod tests {
     fn an_idempotency_record_tells_whose_it_is() {
         let keys = Keys::new("tm:");
         let organization: OrganizationId = "org_1".parse().unwrap();
-        for attempt in ["a", "a:b", ":u:"] {
-            let key = keys.idempotency(&organization, &attempt.parse().unwrap());
+        for key in ["a", "a:b", ":u:"] {
+            let key = keys.idempotency(&organization, &key.parse().unwrap());
             assert_eq!(
                 keys.parse_idempotency_owner(&key),
                 Some(organization.clone())

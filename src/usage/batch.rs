@@ -1,357 +1,295 @@
-//! Many requests at once: those of one shard travel together, and the shards side by side.
+//! Decides many requests: those of one shard are sent together, and the shards concurrently.
 //!
-//! They travel in small pieces, and of all batches together only a few are on their way at a time, so that a single call
-//! waits behind that many and never behind a batch.
+//! They are sent in small pieces, and only a few pieces of all batches are in flight at a time, so a single call waits
+//! for those few and never for a whole batch.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::StreamExt as _;
 use futures::future::join_all;
-use futures::stream;
+use futures::stream::{self, FuturesUnordered};
 use tokio::sync::Semaphore;
 use tokio::task::yield_now;
 
-use super::{
-    Asked, Conclusion, Decided, Error, Miss, ROUNDS_MAX, Request, Resolution, RetryState, Usage,
-    told_before, uncounted,
-};
+use super::count::{BATCH_CHARGES_MAX, ROUNDS_MAX, Usage, not_counted};
+use super::error::Error;
+use super::plan::{Miss, Plan, RetryState};
+use super::types::{Decided, Request};
 use crate::coalescer::COALESCED_MAX;
 use crate::failure::Failure;
 use crate::policies::CachedPolicy;
 use crate::redis::{Connection, Shard};
 
-/// How many charges the operations that travel together have at most; more only where a single one has.
-const PIECE_MAX: usize = 128;
+/// The most charges in one piece; only a single request may have more.
+const PIECE_MAX: usize = BATCH_CHARGES_MAX / 4;
 
-/// How many charges of all batches are on their way: as many as keep Redis busy while the next are put together.
-pub(super) const UNDER_WAY_MAX: usize = 4 * PIECE_MAX;
+/// How many steps of a loop run before other tasks get a turn.
+const YIELD_AFTER: usize = 128;
 
-/// How many steps of a loop are taken before everybody else has a turn.
-const TURN: usize = 128;
-
-/// How many requests find out at the same time what nobody knew: enough for the groups to be full.
-const FINDING_OUT_MAX: usize = 2 * COALESCED_MAX;
+/// How many requests are resolved concurrently: enough to fill the coalesced batches.
+const RESOLVING_MAX: usize = 2 * COALESCED_MAX;
 
 /// A request that is not decided yet.
-struct Pending<'a> {
-    /// Its place among all requests.
-    place: usize,
-    request: &'a Request,
-    course: RetryState,
+#[derive(Clone, Copy)]
+struct Item {
+    /// Its index in the list of all requests.
+    index: usize,
+    retry: RetryState,
 }
 
-/// A request, with the policy of its organization.
-type WithPolicy<'a> = (Pending<'a>, Result<Arc<CachedPolicy>, Error>);
-
-/// One round of the requests of one shard.
-struct Round<'a> {
-    usage: &'a Usage,
-    /// One permit for each request that finds something out.
-    finding_out: &'a Semaphore,
-    found: Found,
+/// What one round did with a request.
+enum Step {
+    Decided(Decided),
+    /// Redis lacked something.
+    Missed(Plan, Miss),
+    /// Try again with what is known.
+    Retry,
 }
 
-/// What that has come to, by the places of requests.
-#[derive(Default)]
-struct Found {
-    decided: Vec<(usize, Result<Decided, Error>)>,
-    unclear: Vec<(usize, Asked, Miss)>,
-    /// Those that need another round.
-    again: Vec<(usize, RetryState)>,
-}
+type Steps = Vec<(Item, Result<Step, Error>)>;
+
+type WithPolicy = (Item, Result<Arc<CachedPolicy>, Failure>);
 
 impl Usage {
-    /// Decides requests, each on its own; one result for each, in order. Those of one organization are
-    /// decided in their order, unless something about a counter must be found out first. An error means that
-    /// nothing was counted at all.
+    /// Decides each request on its own; returns one result for each, in order. Requests of one organization are
+    /// decided in order, unless something about a counter must be found out first. An error means that nothing was
+    /// counted at all.
     pub async fn decide_all(
         &self,
         requests: &[Request],
     ) -> Result<Vec<Result<Decided, Error>>, Error> {
-        // Before anything else, so that an outage is one error and not thousands.
+        // First, so that an outage is one error and not thousands.
         self.ctx.redis.connection().await?;
-        let mut results: Vec<Option<Result<Decided, Error>>> =
-            requests.iter().map(|_| None).collect();
-        let mut pending: Vec<(usize, RetryState)> = (0..requests.len())
-            .map(|place| (place, RetryState::default()))
-            .collect();
+        let undecided = || Err(Failure::Contended.into());
+        let mut results: Vec<_> = requests.iter().map(|_| undecided()).collect();
+        let retry = RetryState::default();
+        let items = (0..requests.len()).map(|index| Item { index, retry });
+        let mut items: Vec<Item> = items.collect();
         for _ in 0..ROUNDS_MAX {
-            if pending.is_empty() {
+            if items.is_empty() {
                 break;
             }
-            pending = self.round(requests, pending, &mut results).await;
+            items = self.round(requests, items, &mut results).await;
         }
-        let mut all = Loop::default();
+        let turn = Turn::default();
         for (request, result) in requests.iter().zip(&mut results) {
-            all.give_way(request.demands.len()).await;
-            if let Some(Ok(refusal)) = result
+            turn.spend(request.demands.len()).await;
+            if let Ok(refusal) = result
                 && !refusal.granted
             {
                 self.look_ahead(request, refusal).await;
             }
         }
-        let results = results.into_iter();
-        Ok(results
-            .map(|result| result.unwrap_or(Err(Failure::Contended.into())))
-            .collect())
+        Ok(results)
     }
 
-    /// Asks the counters once for each request, and finds out what they did not know, of all of them together.
-    /// Returns those that need another round.
+    /// Sends each request once, and resolves what Redis lacked, for all of them together. Returns those that need
+    /// another round.
     async fn round(
         &self,
         requests: &[Request],
-        pending: Vec<(usize, RetryState)>,
-        results: &mut [Option<Result<Decided, Error>>],
-    ) -> Vec<(usize, RetryState)> {
-        let mut by_shard: BTreeMap<Shard, Vec<(usize, RetryState)>> = BTreeMap::new();
-        for (place, course) in pending {
-            if let Some(request) = requests.get(place) {
-                let shard = Shard::of(&request.organization);
-                by_shard.entry(shard).or_default().push((place, course));
+        items: Vec<Item>,
+        results: &mut [Result<Decided, Error>],
+    ) -> Vec<Item> {
+        let mut by_shard: BTreeMap<Shard, Vec<Item>> = BTreeMap::new();
+        for item in items {
+            let shard = Shard::of(&requests[item.index].organization);
+            by_shard.entry(shard).or_default().push(item);
+        }
+        let (lookups, turn) = (Semaphore::new(RESOLVING_MAX), Turn::default());
+        let mut rounds: FuturesUnordered<_> = by_shard
+            .into_iter()
+            .map(|(shard, items)| self.shard_round(requests, shard, items, &lookups, &turn))
+            .collect();
+        let mut finish = |item: Item, result| {
+            self.record(&requests[item.index], &result);
+            results[item.index] = result;
+        };
+        let (mut missed, mut retry) = (Vec::new(), Vec::new());
+        let turn = Turn::default();
+        while let Some(steps) = rounds.next().await {
+            for (item, step) in steps {
+                turn.spend(1).await;
+                match step {
+                    Ok(Step::Decided(decided)) => finish(item, Ok(decided)),
+                    Ok(Step::Missed(plan, miss)) => missed.push((item, plan, miss)),
+                    Ok(Step::Retry) => retry.push(item),
+                    Err(error) => finish(item, Err(error)),
+                }
             }
         }
-        let finding_out = Semaphore::new(FINDING_OUT_MAX);
-        let (shards, mut turn) = (by_shard.len().max(1), 0_usize);
-        let rounds = stream::iter(by_shard)
-            .then(|(shard, pending)| {
-                turn = turn.saturating_add(pending.len());
-                let over = turn >= TURN;
-                turn = if over { 0 } else { turn };
-                async move {
-                    // Others have theirs, among them the lanes, which send what there is by now.
-                    if over {
-                        yield_now().await;
-                    }
-                    (shard, pending)
-                }
-            })
-            .map(|(shard, pending)| {
-                let round = Round {
-                    usage: self,
-                    finding_out: &finding_out,
-                    found: Found::default(),
-                };
-                let pending = pending.into_iter().filter_map(|(place, course)| {
-                    Some(Pending {
-                        place,
-                        request: requests.get(place)?,
-                        course,
-                    })
-                });
-                round.of_shard(shard, pending.collect())
-            })
-            .buffer_unordered(shards);
-        let mut rounds = pin!(rounds);
-        let mut decide = |place: usize, result| {
-            if let Some((request, slot)) = requests.get(place).zip(results.get_mut(place)) {
-                self.note(request, &result);
-                *slot = Some(result);
+        let resolving = stream::iter(missed).map(|(item, plan, miss)| async move {
+            let request = &requests[item.index];
+            (item, self.resolve(request, &plan, miss).await)
+        });
+        let mut resolving = pin!(resolving.buffer_unordered(RESOLVING_MAX));
+        while let Some((item, resolved)) = resolving.next().await {
+            match resolved {
+                Ok(ControlFlow::Break(decided)) => finish(item, Ok(decided)),
+                Ok(ControlFlow::Continue(retry_state)) => retry.push(Item {
+                    retry: retry_state,
+                    ..item
+                }),
+                Err(error) => finish(item, Err(error)),
+            }
+        }
+        retry.sort_unstable_by_key(|item| item.index);
+        retry
+    }
+
+    async fn shard_round(
+        &self,
+        requests: &[Request],
+        shard: Shard,
+        items: Vec<Item>,
+        lookups: &Semaphore,
+        turn: &Turn,
+    ) -> Steps {
+        // Other tasks get a turn, among them the lanes, which send what is queued.
+        turn.spend(items.len()).await;
+        let target = async {
+            let connection = self.ctx.redis.connection().await?;
+            let generation = self.recovery.generation(&connection, shard).await?;
+            Ok((connection, generation))
+        };
+        let (connection, generation) = match target.await {
+            Ok(target) => target,
+            Err(error) => {
+                let error: Error = error;
+                let failed = items.into_iter().map(|item| (item, Err(error.clone())));
+                return failed.collect();
             }
         };
-        let (mut unclear, mut again) = (Vec::new(), Vec::new());
-        let mut all = Loop::default();
-        while let Some(found) = rounds.next().await {
-            for (place, result) in found.decided {
-                all.give_way(1).await;
-                decide(place, result);
-            }
-            unclear.extend(found.unclear);
-            again.extend(found.again);
-        }
-        let clearing_up = stream::iter(unclear).map(|(place, asked, why)| async move {
-            let cleared_up = match requests.get(place) {
-                Some(request) => self.clear_up(request, &asked, why).await,
-                None => Err(Failure::Contended.into()),
-            };
-            (place, cleared_up)
-        });
-        let mut clearing_up = pin!(clearing_up.buffer_unordered(FINDING_OUT_MAX));
-        while let Some((place, cleared_up)) = clearing_up.next().await {
-            match cleared_up {
-                Ok(Resolution::Decided(decided)) => decide(place, Ok(decided)),
-                Ok(Resolution::Again(course)) => again.push((place, course)),
-                Err(error) => decide(place, Err(error)),
-            }
-        }
-        again.sort_unstable_by_key(|(place, _)| *place);
-        again
-    }
-}
-
-impl<'a> Round<'a> {
-    async fn of_shard(mut self, shard: Shard, pending: Vec<Pending<'a>>) -> Found {
-        match self.present(shard).await {
-            Ok(Some((connection, generation))) => self.ask(&connection, generation, pending).await,
-            Ok(None) => self.again(pending),
-            Err(error) => {
-                let failed = |it: Pending<'_>| (it.place, Err(error.clone()));
-                self.found.decided.extend(pending.into_iter().map(failed));
-            }
-        }
-        self.found
-    }
-
-    /// The connection and the shard's generation; none if it had none yet, and is to be asked again.
-    async fn present(&self, shard: Shard) -> Result<Option<(Arc<Connection>, u64)>, Error> {
-        let connection = self.usage.ctx.redis.connection().await?;
-        let generation = self.usage.generation(&connection, shard).await?;
-        Ok(generation.map(|generation| (connection, generation)))
-    }
-
-    fn again<'b>(&mut self, pending: impl IntoIterator<Item = Pending<'b>>) {
-        let pending = pending.into_iter().map(|it| (it.place, it.course));
-        self.found.again.extend(pending);
-    }
-
-    async fn ask(
-        &mut self,
-        connection: &Arc<Connection>,
-        generation: u64,
-        pending: Vec<Pending<'a>>,
-    ) {
-        let pending = self.with_policies(pending).await;
-        let usage = self.usage;
-        let pieces = in_pieces(pending, |(it, _)| it.request.demands.len());
-        let asking = pieces
+        let items = self.with_policies(requests, items, lookups).await;
+        let pieces = in_pieces(items, |(item, _)| requests[item.index].demands.len());
+        let counting = pieces
             .into_iter()
-            .map(|piece| usage.ask_piece(connection, generation, piece));
-        for found in join_all(asking).await {
-            self.found.decided.extend(found.decided);
-            self.found.unclear.extend(found.unclear);
-            self.found.again.extend(found.again);
-        }
+            .map(|piece| self.count_piece(requests, &connection, generation, piece));
+        join_all(counting).await.into_iter().flatten().collect()
     }
 
-    /// Each with the policy of its organization, in their order.
-    async fn with_policies(&self, pending: Vec<Pending<'a>>) -> Vec<WithPolicy<'a>> {
-        let policies = &self.usage.policies;
-        let now = self.usage.ctx.clock.now();
-        let (mut found, mut unknown) = (Vec::with_capacity(pending.len()), Vec::new());
-        let mut all = Loop::default();
-        for it in pending {
-            all.give_way(1).await;
-            match policies.cached(&it.request.organization, now) {
-                Some(policy) => found.push((it, Ok(policy))),
-                None => unknown.push(it),
+    /// Adds the policy of each organization; keeps the order.
+    async fn with_policies(
+        &self,
+        requests: &[Request],
+        items: Vec<Item>,
+        lookups: &Semaphore,
+    ) -> Vec<WithPolicy> {
+        let now = self.ctx.clock.now();
+        let (mut known, mut unknown) = (Vec::with_capacity(items.len()), Vec::new());
+        let turn = Turn::default();
+        for item in items {
+            turn.spend(1).await;
+            match self
+                .policies
+                .cached(&requests[item.index].organization, now)
+            {
+                Some(policy) => known.push((item, Ok(policy))),
+                None => unknown.push(item),
             }
         }
         if !unknown.is_empty() {
-            let finding_out = unknown.into_iter().map(|it| async {
-                let _permit = self.finding_out.acquire().await;
-                let policy = policies.fresh(&it.request.organization).await;
-                (it, policy.map_err(Error::from))
+            let looking_up = unknown.into_iter().map(|item| async move {
+                let _permit = lookups.acquire().await;
+                let policy = self
+                    .policies
+                    .fresh(&requests[item.index].organization)
+                    .await;
+                (item, policy)
             });
-            found.extend(join_all(finding_out).await);
-            found.sort_unstable_by_key(|(it, _)| it.place);
+            known.extend(join_all(looking_up).await);
+            known.sort_unstable_by_key(|(item, _)| item.index);
         }
-        found
+        known
     }
-}
 
-impl Usage {
-    /// Asks the counters of a few requests, in one call, once there is room for it.
-    async fn ask_piece(
+    /// Sends a few requests in one call, once there is room for it.
+    async fn count_piece(
         &self,
+        requests: &[Request],
         connection: &Arc<Connection>,
         generation: u64,
-        piece: Vec<WithPolicy<'_>>,
-    ) -> Found {
-        let charges: usize = piece.iter().map(|(it, _)| it.request.demands.len()).sum();
-        let charges = u32::try_from(charges.min(UNDER_WAY_MAX)).unwrap_or(u32::MAX);
-        let _room = self.room_for_batches.acquire_many(charges).await;
-        let mut found = Found::default();
-        let mut asking = Vec::with_capacity(piece.len());
+        piece: Vec<WithPolicy>,
+    ) -> Steps {
+        let charges = piece.iter().map(|(it, _)| requests[it.index].demands.len());
+        let charges: usize = charges.sum();
+        let charges = u32::try_from(charges.min(BATCH_CHARGES_MAX)).unwrap_or(u32::MAX);
+        let _room = self.batch_room.acquire_many(charges).await;
         let now = self.ctx.clock.now();
-        let mut late = Vec::new();
-        for (it, policy) in piece {
+        let (mut steps, mut planned) = (Vec::with_capacity(piece.len()), Vec::new());
+        let (mut late_items, mut late) = (Vec::new(), Vec::new());
+        for (item, policy) in piece {
+            let request = &requests[item.index];
             let policy = match policy {
                 Ok(policy) => policy,
                 Err(error) => {
-                    found.decided.push((it.place, Err(error)));
+                    steps.push((item, Err(error.into())));
                     continue;
                 }
             };
-            match self.ask(generation, Arc::clone(&policy), now, it.request, it.course) {
-                Ok(asked) => asking.push((it, asked)),
-                Err(too_late) => late.push((it, policy, too_late)),
+            match self.event_time(request, now) {
+                Ok(at) => {
+                    let plan = Plan::new(policy, generation, now, at, item.retry);
+                    planned.push((item, plan));
+                }
+                Err(out_of_range) => {
+                    late.push((request, policy, out_of_range));
+                    late_items.push(item);
+                }
             }
         }
-        self.repeat_all(connection, late, &mut found.decided).await;
-        let operations = asking.iter().map(|(it, asked)| asked.operation(it.request));
+        let replayed = self.replay(connection, late).await.into_iter();
+        let replayed = replayed.map(|result| result.map(Step::Decided));
+        steps.extend(late_items.into_iter().zip(replayed));
+        let operations = planned
+            .iter()
+            .map(|(item, plan): &(Item, Plan)| plan.operation(&requests[item.index]));
         match self.ctx.redis.count(connection, operations.collect()).await {
             Ok(Some(outcomes)) => {
-                for ((it, asked), outcome) in asking.into_iter().zip(outcomes) {
-                    match self.conclude(it.request, &asked, outcome) {
-                        Ok(Conclusion::Decided(it_is)) => found.decided.push((it.place, Ok(it_is))),
-                        Ok(Conclusion::Miss(why)) => found.unclear.push((it.place, asked, why)),
-                        Err(error) => found.decided.push((it.place, Err(error))),
-                    }
+                for ((item, plan), outcome) in planned.into_iter().zip(outcomes) {
+                    let interpreted = self.interpret(&requests[item.index], &plan, outcome);
+                    let step = interpreted.map(|result| match result {
+                        ControlFlow::Break(decided) => Step::Decided(decided),
+                        ControlFlow::Continue(miss) => Step::Missed(plan, miss),
+                    });
+                    steps.push((item, step));
                 }
             }
-            Ok(None) => {
-                let again = asking.into_iter().map(|(it, _)| (it.place, it.course));
-                found.again.extend(again);
-            }
+            Ok(None) => steps.extend(planned.into_iter().map(|(item, _)| (item, Ok(Step::Retry)))),
             Err(error) => {
-                let failed = |(it, _): (Pending<'_>, Asked)| {
-                    (it.place, Err(uncounted(it.request, error.clone())))
-                };
-                found.decided.extend(asking.into_iter().map(failed));
+                let failed = planned.into_iter().map(|(item, _)| {
+                    let error = not_counted(&requests[item.index], error.clone());
+                    (item, Err(error))
+                });
+                steps.extend(failed);
             }
         }
-        found
-    }
-
-    /// Of requests that come too late to be decided, what earlier attempts were told.
-    async fn repeat_all(
-        &self,
-        connection: &Connection,
-        late: Vec<(Pending<'_>, Arc<CachedPolicy>, Error)>,
-        decided: &mut Vec<(usize, Result<Decided, Error>)>,
-    ) {
-        let attempts = late.iter().filter_map(|(it, ..)| {
-            let attempt = it.request.attempt.as_ref()?;
-            Some((&it.request.organization, attempt))
-        });
-        let attempts: Vec<_> = attempts.collect();
-        let answered = connection.answered(&attempts).await;
-        let (mut answered, failed) = match answered {
-            Ok(answered) => (answered.into_iter(), None),
-            Err(error) => (Vec::new().into_iter(), Some(error)),
-        };
-        for (it, policy, too_late) in late {
-            let result = match (&it.request.attempt, &failed) {
-                (None, _) => Err(too_late),
-                (Some(_), Some(error)) => Err(error.clone().into()),
-                (Some(_), None) => {
-                    let answered = answered.next().flatten();
-                    told_before(it.request, &policy, answered, too_late)
-                }
-            };
-            decided.push((it.place, result));
-        }
+        steps
     }
 }
 
-/// A loop over many, in which everybody else has a turn now and then.
+/// Yields to other tasks after every [`YIELD_AFTER`] steps of a loop.
 #[derive(Default)]
-struct Loop(usize);
+struct Turn(AtomicUsize);
 
-impl Loop {
-    /// Before something that takes so many steps.
-    async fn give_way(&mut self, steps: usize) {
-        self.0 = self.0.saturating_add(steps);
-        if self.0 >= TURN {
-            self.0 = 0;
+impl Turn {
+    /// Before so many steps.
+    async fn spend(&self, steps: usize) {
+        let spent = self.0.load(Ordering::Relaxed).saturating_add(steps);
+        let over = spent >= YIELD_AFTER;
+        self.0
+            .store(if over { 0 } else { spent }, Ordering::Relaxed);
+        if over {
             yield_now().await;
         }
     }
 }
 
-/// Divides a list, in its order, into pieces that weigh [`PIECE_MAX`] at most, or are a single one.
+/// Splits a list, in order, into pieces that weigh at most [`PIECE_MAX`] or have a single element.
 fn in_pieces<T>(all: Vec<T>, weight: impl Fn(&T) -> usize) -> Vec<Vec<T>> {
     let mut pieces: Vec<Vec<T>> = Vec::new();
     let mut room = 0;
@@ -376,7 +314,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pieces_keep_the_order_and_weigh_no_more_than_one_may() {
+    fn pieces_keep_the_order_and_have_a_maximum_weight() {
         let weights: Vec<usize> = (0..500).map(|it| it * 7 % 40 + 1).chain([300, 1]).collect();
         let pieces = in_pieces(weights.clone(), |weight| *weight);
         for piece in &pieces {

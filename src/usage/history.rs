@@ -1,6 +1,6 @@
-//! What was used when, and what happened, as Postgres has it: behind the counters by a flush interval at most.
+//! History of usage, and events, from Postgres: behind the counters by at most one flush interval.
 //!
-//! Walks a list page by page; a caller that wants all of it asks for one page after the other.
+//! Lists are read page by page; a caller that needs all rows reads all pages.
 
 use std::cmp::{max, min};
 use std::collections::HashMap;
@@ -20,16 +20,16 @@ use crate::policies::Policies;
 use crate::postgres::events::{self, Recorded};
 use crate::postgres::history::{self, Counted, Filter, Page};
 
-/// The most rows that a list may have when it is fill_gaps with zeros.
+/// The most rows of a list whose gaps are filled with zeros.
 pub const FILLED_MAX: usize = 50_000;
 
-/// The most hours or days of all zones that one statement adds up.
+/// The most hours or days, of all zones together, that one statement aggregates.
 const WINDOWS_MAX: usize = 4096;
 
 /// Longer than any day of any calendar.
 const LONG_DAY: Duration = Duration::hours(48);
 
-/// Clocks tell whole milliseconds.
+/// The resolution of clocks.
 const MOMENT: Duration = Duration::milliseconds(1);
 
 /// The handle on history.
@@ -39,35 +39,35 @@ pub struct History {
     policies: Policies,
 }
 
-/// Which rows, and in which order.
+/// A query: which rows, in which order.
 #[derive(Debug, Clone)]
 pub struct List {
-    /// Of these organizations; of all if none.
+    /// Only of these organizations; of all if none.
     pub organizations: Option<Vec<OrganizationId>>,
-    /// Of this meter; of all if none.
+    /// Only of this meter; of all if none.
     pub meter: Option<MeterId>,
-    /// How much time a row covers.
+    /// The interval of a row.
     pub granularity: Granularity,
-    /// The first instant at which a row may start.
+    /// Rows start at or after this.
     pub from: DateTime<Utc>,
-    /// The first instant at which none may.
+    /// Rows start before this.
     pub to: DateTime<Utc>,
-    /// Whether hours and days without any usage have a row too; periods never do.
+    /// Whether hours and days without usage have a row; periods without usage never do.
     pub fill: bool,
-    /// What comes first.
+    /// Ascending or descending.
     pub order: Order,
-    /// Whose days, if not each organization's own.
+    /// The time zone of days; each organization's own if none.
     pub zone: Option<Tz>,
 }
 
-/// A row, and how settled it is.
+/// A row, and whether it is final.
 #[derive(Debug, Clone)]
 pub struct Entry {
-    /// What was counted.
+    /// The usage.
     pub row: Row,
-    /// Whether the interval has not ended yet.
+    /// Whether the interval still runs.
     pub open: bool,
-    /// Whether no event can change the row any more.
+    /// Whether late events can no longer change the row.
     pub settled: bool,
 }
 
@@ -77,7 +77,7 @@ pub enum Error {
     /// A failure that use cases share.
     #[error(transparent)]
     Failure(Failure),
-    /// Zeros would make the list longer than anybody wants.
+    /// The list would be too long with its gaps filled.
     #[error("with zeros this would be more than {FILLED_MAX} rows; ask for less at once")]
     TooManyRows,
 }
@@ -89,7 +89,7 @@ impl<E: Into<Failure>> From<E> for Error {
 }
 
 impl History {
-    /// A handle on these.
+    /// Creates a handle.
     pub fn new(ctx: Context, policies: Policies) -> Self {
         Self { ctx, policies }
     }
@@ -99,13 +99,13 @@ impl History {
         Ok(self.policies.exists(organization).await?)
     }
 
-    /// What happened, newest first.
+    /// Recorded events, newest first.
     pub async fn events(&self, listing: &events::Listing) -> Result<Vec<Recorded>, Error> {
         Ok(events::list(&self.ctx.postgres, listing).await?)
     }
 
-    /// The range that is meant where its ends are left open: up to what began just now, and from 24
-    /// hours, 31 days or, for periods, all time before that.
+    /// The default range where `from` or `to` is not given: up to now, and the last 24 hours, 31 days or, for periods,
+    /// everything.
     pub fn range(
         &self,
         granularity: Granularity,
@@ -113,18 +113,18 @@ impl History {
         to: Option<DateTime<Utc>>,
     ) -> (DateTime<Utc>, DateTime<Utc>) {
         let to = to.unwrap_or_else(|| max(self.ctx.clock.now() + MOMENT, from.unwrap_or_default()));
-        let reach = match granularity {
+        let length = match granularity {
             Granularity::Hour => Some(Duration::hours(24)),
             Granularity::Day => Some(Duration::days(31)),
             Granularity::Period => None,
         };
         let earliest = *INSTANTS.start();
-        let usual = reach.and_then(|reach| to.checked_sub_signed(reach));
+        let usual = length.and_then(|length| to.checked_sub_signed(length));
         let from = from.unwrap_or_else(|| max(usual.unwrap_or(earliest), earliest));
         (from, to)
     }
 
-    /// At most `count` rows of a list, from behind `after` on. Fewer are the last ones.
+    /// At most `count` rows of a list after `after`. Fewer than `count` means the end of the list.
     pub async fn page(
         &self,
         list: &List,
@@ -140,7 +140,7 @@ impl History {
             order: list.order,
             count,
         };
-        // First, so that a list that is too long is refused before anything is added up.
+        // First, so that a list that is too long is refused before anything is aggregated.
         let zeros = if list.fill {
             self.zeros(list, after, now).await?
         } else {
@@ -161,8 +161,8 @@ impl History {
             .collect())
     }
 
-    /// Adds slots up to hours or days, some of these at a time: of all organizations few at first, because one day of a
-    /// large service fills a page, and twice as many after each time that was not enough.
+    /// Aggregates slots to hours or days, in steps: few windows at first if all organizations are queried, because one
+    /// day of a large service fills a page, and twice as many in each further step.
     async fn windows(
         &self,
         list: &List,
@@ -178,7 +178,7 @@ impl History {
             Some(zone) => vec![zone],
             None => history::zones(&self.ctx.postgres).await?,
         };
-        // There is nothing before the day of the first slot, nor after the last.
+        // No rows exist before the day of the first slot, nor after the last slot.
         let mut from = max(page.from, oldest - LONG_DAY);
         let mut to = min(page.to, newest + MOMENT);
         match (page.order, page.after) {
@@ -215,7 +215,7 @@ impl History {
                 count: page.count - rows.len(),
                 ..*page
             };
-            // Those that begin before the step may be cut within it, where another zone took over.
+            // A window that begins before the step may be cut within it, where another zone takes over.
             let windows: Vec<Window> = zones
                 .iter()
                 .flat_map(|zone| {
@@ -230,7 +230,7 @@ impl History {
         Ok(rows)
     }
 
-    /// A zero for every interval that has begun, for everything that could have been counted in it.
+    /// A zero row for every interval that has begun, and every meter that could have been counted in it.
     async fn zeros(
         &self,
         list: &List,
@@ -241,7 +241,7 @@ impl History {
         let Some(length) = list.granularity.windows() else {
             return Ok(Vec::new());
         };
-        // Each has so many rows at least, so that a list which is far too long is known without reading it.
+        // Each meter has at least this many rows, so a list that is far too long is refused without reading it.
         let longest = match length {
             ResetPeriod::Hourly => Duration::hours(1),
             _ => LONG_DAY,

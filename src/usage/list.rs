@@ -1,7 +1,8 @@
-//! The list of organizations, by how full they are: as last stored, so that it lags by a flush.
+//! The list of organizations by state and usage, from the usage summaries, which lag by one flush.
 
-use super::{Error, MeterUsage, Usage};
-use crate::domain::decision::Demand;
+use super::count::Usage;
+use super::error::Error;
+use super::types::MeterUsage;
 use crate::domain::ids::{MeterId, OrganizationId, PlanId};
 use crate::domain::quantity::Count;
 use crate::domain::summary::State;
@@ -10,30 +11,30 @@ use crate::postgres::summaries::{self, Listed, Listing, Position};
 /// One page of the list.
 #[derive(Debug, Clone)]
 pub struct Page {
-    /// In the order that was asked for.
+    /// In the requested order.
     pub entries: Vec<Entry>,
-    /// Where the next page goes on, if there is one.
+    /// Where the next page starts, if there is one.
     pub next: Option<Position>,
 }
 
 /// One organization in the list.
 #[derive(Debug, Clone)]
 pub struct Entry {
-    /// Who.
+    /// Which organization.
     pub organization: OrganizationId,
-    /// The plan that it is on.
+    /// Its plan.
     pub plan: PlanId,
-    /// How its worst meter stands.
+    /// The state of its worst meter.
     pub state: State,
-    /// Units of the meter that a call counts unless it names another.
+    /// Units of the default meter.
     pub current: Count,
-    /// Every meter counted in a period that runs, by name.
+    /// Every meter counted in a running period, by name.
     pub meters: Vec<MeterUsage>,
 }
 
 impl Usage {
-    /// A page of the list of all organizations that were ever counted or configured.
-    pub async fn directory(&self, listing: &Listing) -> Result<Page, Error> {
+    /// A page of all organizations that were ever counted or configured.
+    pub async fn list(&self, listing: &Listing) -> Result<Page, Error> {
         let one_more = Listing {
             count: listing.count.saturating_add(1),
             ..listing.clone()
@@ -44,8 +45,8 @@ impl Usage {
         let more = listed.len() > size;
         listed.truncate(size);
         let last = listed.last().map(|it| it.position.clone());
-        let counted_by_default = MeterId::default();
-        let current = |it: &Listed| it.summary.current(&counted_by_default);
+        let default_meter = MeterId::default();
+        let current = |it: &Listed| it.summary.current(&default_meter);
         let entries = listed.into_iter().map(|it| Entry {
             state: it.summary.state(),
             current: current(&it),
@@ -55,16 +56,7 @@ impl Usage {
                 .summary
                 .meters
                 .into_iter()
-                .map(|(meter, summary)| MeterUsage {
-                    meter,
-                    demand: Demand { amount: 0, need: 0 },
-                    used: summary.used,
-                    rule: summary.rule(),
-                    period: summary.period(),
-                    given_back: 0,
-                    refused: None,
-                    renews_at: summary.end,
-                })
+                .map(|(meter, it)| MeterUsage::read(meter, it.used, it.rule(), it.period(), it.end))
                 .collect(),
         });
         Ok(Page {

@@ -1,6 +1,6 @@
-//! Compares what Redis and Postgres hold of the counters that run, or ended a short while ago.
+//! Compares the counters in Redis and Postgres whose periods run or have ended recently.
 //!
-//! Changes nothing, and does not disturb whoever counts.
+//! Changes nothing, and does not block counting.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,37 +15,37 @@ use crate::policies::Policies;
 use crate::postgres::{organizations, verification};
 use crate::redis::{READ_MAX, Shard};
 
-/// The handle on comparing; clones share everything.
+/// The handle on verification; clones share everything.
 #[derive(Debug, Clone)]
 pub struct Verifier {
     ctx: Context,
     policies: Policies,
 }
 
-/// What a comparison came to.
+/// The result of a comparison.
 #[derive(Debug, Clone, Default)]
 pub struct Report {
     /// How many counters were compared.
     pub counters: usize,
-    /// What does not fit.
+    /// Every mismatch.
     pub differences: Vec<Difference>,
 }
 
-/// One counter, and one thing about it that does not fit.
+/// One mismatch of one counter.
 #[derive(Debug, Clone)]
 pub struct Difference {
     /// Which counter.
     pub counter: CounterId,
-    /// What does not fit.
+    /// What does not match.
     pub mismatch: Mismatch,
-    /// What the one place says.
+    /// The totals on one side.
     pub expected: Totals,
-    /// What the other says.
+    /// The totals on the other side.
     pub found: Totals,
 }
 
 impl Verifier {
-    /// A handle on these.
+    /// Creates a handle.
     pub fn new(ctx: Context, policies: Policies) -> Self {
         Self { ctx, policies }
     }
@@ -55,7 +55,7 @@ impl Verifier {
         Ok(self.policies.exists(organization).await?)
     }
 
-    /// At most `count` organizations in the order of their ids, from the one behind `after` on.
+    /// At most `count` organizations, by id, after `after`.
     pub async fn organizations_after(
         &self,
         after: Option<&OrganizationId>,
@@ -64,10 +64,10 @@ impl Verifier {
         Ok(organizations::list(&self.ctx.postgres, after, count).await?)
     }
 
-    /// Compares the counters of some organizations. What does not fit is looked at again, because a counter may have
-    /// moved on between two looks in a way that only looks wrong.
+    /// Compares the counters of some organizations. Mismatches are compared a second time, because a counter that
+    /// changes during the comparison may look wrong once.
     pub async fn verify(&self, organizations: &[OrganizationId]) -> Result<Report, Failure> {
-        let mut report = self.look(organizations).await?;
+        let mut report = self.compare(organizations).await?;
         if report.differences.is_empty() {
             return Ok(report);
         }
@@ -77,7 +77,7 @@ impl Verifier {
             .map(|it| it.counter.organization.clone())
             .collect();
         let suspects: Vec<OrganizationId> = suspects.into_iter().collect();
-        let again = self.look(&suspects).await?.differences;
+        let again = self.compare(&suspects).await?.differences;
         let before: BTreeSet<(CounterId, Mismatch)> =
             report.differences.iter().map(Difference::key).collect();
         report.differences = again
@@ -87,16 +87,16 @@ impl Verifier {
         Ok(report)
     }
 
-    async fn look(&self, organizations: &[OrganizationId]) -> Result<Report, Failure> {
+    async fn compare(&self, organizations: &[OrganizationId]) -> Result<Report, Failure> {
         let now = self.ctx.clock.now();
-        // As long as a clean counter stays in Redis.
+        // As long as clean counters stay in Redis.
         let ends_after = now - self.ctx.late - TimeDelta::days(1);
         let counters = self.counters_of(organizations, ends_after, now).await?;
-        let before = self.counted(&counters).await?;
+        let before = self.live_counters(&counters).await?;
         let held: Vec<_> = before.values().map(|it| &it.snapshot).collect();
         let stored =
             verification::stored(&self.ctx.postgres, organizations, ends_after, &held).await?;
-        let after = self.counted(&counters).await?;
+        let after = self.live_counters(&counters).await?;
         let stored: BTreeMap<_, _> = stored.iter().map(|it| (&it.counter, it)).collect();
         let mut differences = Vec::new();
         for counter in &counters {
@@ -118,7 +118,7 @@ impl Verifier {
         })
     }
 
-    /// Those that Postgres knows, and those that run, which it may not know yet.
+    /// Those in Postgres, and the running ones, which may not be in Postgres yet.
     async fn counters_of(
         &self,
         organizations: &[OrganizationId],
@@ -144,9 +144,9 @@ impl Verifier {
         Ok(counters)
     }
 
-    /// What Redis holds of these in the present data sets. One of another data set is frozen: it is compared when it
-    /// is moved, before anything is counted in it.
-    async fn counted(
+    /// The counters that Redis has in the present data sets. A counter of another data set is frozen: moving it to the
+    /// present one compares it.
+    async fn live_counters(
         &self,
         counters: &BTreeSet<CounterId>,
     ) -> Result<BTreeMap<CounterId, LiveCounter>, Failure> {

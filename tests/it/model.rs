@@ -14,8 +14,8 @@ use tallyman::domain::limit::{Enforcement, MeterLimit, Rule};
 use tallyman::domain::quantity::{AMOUNT_MAX, COUNT_MAX, Count};
 use tallyman::domain::threshold::WatchedThresholds;
 use tallyman::redis::{
-    Answer, Attempt, Charge, Configuration, Configured, Connection, Missing, Operation, Outcome,
-    PolicyText, Reading, RecoveryReply, Redis, Settings, Shard,
+    Answer, Charge, Configuration, Configured, Connection, IdempotencyUse, Missing, Operation,
+    Outcome, PolicyText, Reading, RecoveryReply, Redis, Settings, Shard,
 };
 
 use crate::support::{World, instant, key_of};
@@ -134,8 +134,8 @@ struct Call {
     organization: usize,
     kind: decision::Operation,
     charges: Vec<Wish>,
-    /// Key and payload of an attempt.
-    attempt: Option<(u8, u8)>,
+    /// Idempotency key and payload.
+    idempotency: Option<(u8, u8)>,
     /// How many equal ones it stands for.
     times: u32,
 }
@@ -197,46 +197,48 @@ fn calls() -> impl Strategy<Value = Call> {
         0..2_i64,
     );
     let meters = subsequence((0..METERS.len()).collect::<Vec<_>>(), 1..=METERS.len());
-    let attempt = proptest::option::weighted(0.3, (0..4_u8, 0..2_u8));
+    let idempotency = proptest::option::weighted(0.3, (0..4_u8, 0..2_u8));
     (
         0..2_usize,
         kind,
         (meters, prop::collection::vec(wish, METERS.len())),
-        attempt,
+        idempotency,
         prop_oneof![3 => Just(1), 1 => 2..6_u32],
     )
-        .prop_map(|(organization, kind, (meters, wishes), attempt, times)| {
-            let charges: Vec<Wish> = meters
-                .into_iter()
-                .zip(wishes)
-                .map(|(meter, (amount, more, version, hours_ago))| Wish {
-                    meter,
-                    demand: Demand {
-                        amount,
-                        need: amount + more,
-                    },
-                    version,
-                    hours_ago,
-                })
-                .collect();
-            let counts = matches!(
-                kind,
-                decision::Operation::Track | decision::Operation::Consume
-            );
-            let alike = matches!(charges[..], [Wish { demand, .. }]
+        .prop_map(
+            |(organization, kind, (meters, wishes), idempotency, times)| {
+                let charges: Vec<Wish> = meters
+                    .into_iter()
+                    .zip(wishes)
+                    .map(|(meter, (amount, more, version, hours_ago))| Wish {
+                        meter,
+                        demand: Demand {
+                            amount,
+                            need: amount + more,
+                        },
+                        version,
+                        hours_ago,
+                    })
+                    .collect();
+                let counts = matches!(
+                    kind,
+                    decision::Operation::Track | decision::Operation::Consume
+                );
+                let alike = matches!(charges[..], [Wish { demand, .. }]
                 if demand.amount > 0 && demand.need == demand.amount);
-            Call {
-                organization,
-                kind,
-                charges,
-                attempt,
-                times: if counts && alike && attempt.is_none() {
-                    times
-                } else {
-                    1
-                },
-            }
-        })
+                Call {
+                    organization,
+                    kind,
+                    charges,
+                    idempotency,
+                    times: if counts && alike && idempotency.is_none() {
+                        times
+                    } else {
+                        1
+                    },
+                }
+            },
+        )
 }
 
 fn cases() -> impl Strategy<Value = Case> {
@@ -394,7 +396,7 @@ impl Model {
     }
 
     fn call(&mut self, call: &Call, charges: &[Charge]) -> Outcome {
-        if let Some((key, payload)) = call.attempt
+        if let Some((key, payload)) = call.idempotency
             && let Some((first, answer)) = self.records.get(&(call.organization, key))
         {
             if *first != payload {
@@ -485,7 +487,7 @@ impl Model {
             replayed: false,
             readings: readings.collect(),
         };
-        if let Some((key, payload)) = call.attempt {
+        if let Some((key, payload)) = call.idempotency {
             self.records
                 .insert((call.organization, key), (payload, answer.clone()));
         }
@@ -579,8 +581,8 @@ async fn agrees(bench: &Bench, number: usize, case: &Case) -> Result<(), TestCas
                         }
                     })
                     .collect(),
-                attempt: call.attempt.map(|(key, payload)| Attempt {
-                    key: format!("attempt {key}").parse().unwrap(),
+                idempotency: call.idempotency.map(|(key, payload)| IdempotencyUse {
+                    key: format!("key {key}").parse().unwrap(),
                     fingerprint: format!("{payload:016x}"),
                 }),
                 times: call.times,
@@ -690,7 +692,7 @@ fn operation(
         times: 1,
         kind,
         charges: charges.collect(),
-        attempt: None,
+        idempotency: None,
     }
 }
 

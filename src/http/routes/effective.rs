@@ -88,7 +88,7 @@ pub(in crate::http) async fn feature(
 async fn policy(state: &State, caller: &Caller, id: &OrganizationId) -> Result<Policy, Error> {
     match state.usage.effective(id).await? {
         Some(policy) => Ok(policy),
-        None if caller.trusts_existence() => Ok(state.usage.effective_for_none(id).await?),
+        None if caller.trusts_existence() => Ok(state.usage.stored_policy(id).await?),
         None => Err(Error::NotFound("there is no such organization")),
     }
 }

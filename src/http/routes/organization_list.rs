@@ -111,7 +111,7 @@ pub(in crate::http) async fn organizations(
     caller.authorize_all()?;
     let order = query.sort;
     let listing = listing(query)?;
-    let page = state.usage.directory(&listing).await?;
+    let page = state.usage.list(&listing).await?;
     let next = page.next.map(|position| cursor(order, &position));
     Ok(List::new(page.entries.into_iter().map(listed), next))
 }

@@ -112,7 +112,7 @@ pub(in crate::http) async fn usage_for(
 ) -> Result<OrganizationUsage, Error> {
     match state.usage.usage(organization).await? {
         Some(usage) => Ok(usage),
-        None if caller.trusts_existence() => Ok(state.usage.usage_of_none(organization).await?),
+        None if caller.trusts_existence() => Ok(state.usage.usage_of_unknown(organization).await?),
         None => Err(Error::NotFound("there is no such organization")),
     }
 }

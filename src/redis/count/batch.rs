@@ -176,7 +176,7 @@ fn can_join(first: &Operation, operation: &Operation) -> bool {
     let demand = |it: &Operation| it.charges.first().map(|charge| charge.demand);
     let plain = |it: &Operation| {
         let demands = it.charges.iter().map(|charge| charge.demand);
-        it.kind.can_coalesce(it.attempt.is_some(), demands)
+        it.kind.can_coalesce(it.idempotency.is_some(), demands)
     };
     plain(first)
         && plain(operation)
@@ -300,12 +300,12 @@ impl<'a> Layout<'a> {
         body: &mut Array,
     ) {
         body.push(kind(operation.kind)).push(times);
-        match &operation.attempt {
-            Some(attempt) => {
-                let key = keys.idempotency(&operation.organization, &attempt.key);
+        match &operation.idempotency {
+            Some(used) => {
+                let key = keys.idempotency(&operation.organization, &used.key);
                 let record = self.records.index(key, |key, text| text.push_str(key));
                 body.push(lua_index(self.keys.len() + record))
-                    .push_text(&attempt.fingerprint);
+                    .push_text(&used.fingerprint);
             }
             None => {
                 body.push(0_u8);

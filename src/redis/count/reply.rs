@@ -2,7 +2,7 @@
 
 use chrono::DateTime;
 
-use super::types::{Answer, Attempt, Charge, Operation, Outcome, Reading};
+use super::types::{Answer, Charge, IdempotencyUse, Operation, Outcome, Reading};
 use crate::domain::counter::Stamp;
 use crate::domain::decision;
 use crate::domain::quantity::Count;
@@ -92,9 +92,9 @@ fn reading(items: &mut Items<'_>, charge: &Charge) -> Option<Reading> {
 }
 
 /// Decodes an idempotency record: `fingerprint|decision`.
-pub(in crate::redis) fn recorded(attempt: &Attempt, value: &str) -> Option<Outcome> {
+pub(in crate::redis) fn recorded(used: &IdempotencyUse, value: &str) -> Option<Outcome> {
     let (fingerprint, decision) = value.split_once('|')?;
-    if fingerprint != attempt.fingerprint {
+    if fingerprint != used.fingerprint {
         return Some(Outcome::KeyReused);
     }
     replayed(decision).map(Outcome::Answered)

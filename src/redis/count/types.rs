@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::domain::counter::{CounterId, Stamp};
 use crate::domain::decision::{self, Demand};
@@ -20,7 +21,7 @@ pub struct Operation {
     /// On distinct counters of that organization.
     pub charges: Vec<Charge>,
     /// Makes a retry harmless.
-    pub attempt: Option<Attempt>,
+    pub idempotency: Option<IdempotencyUse>,
     /// How many equal calls this stands for, each of which succeeds or fails on its own. More than one only
     /// for a track or a consume with a single charge that needs no more than its amount, and no idempotency key.
     pub times: u32,
@@ -43,11 +44,21 @@ pub struct Charge {
 
 /// The use of an idempotency key.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Attempt {
+pub struct IdempotencyUse {
     /// Chosen by the client.
     pub key: IdempotencyKey,
     /// A hash of the payload, without `|`.
     pub fingerprint: String,
+}
+
+impl IdempotencyUse {
+    /// For a payload that contains everything that a retry must repeat.
+    pub fn new(key: IdempotencyKey, payload: &str) -> Self {
+        Self {
+            key,
+            fingerprint: format!("{:016x}", xxh3_64(payload.as_bytes())),
+        }
+    }
 }
 
 /// The outcome of one operation. Only `Answered` and `Some` have counted anything.

@@ -1,0 +1,35 @@
+//! Why a request was not decided, or usage not read.
+
+use crate::failure::Failure;
+use crate::redis;
+
+/// Why there is no result.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// A failure that use cases share.
+    #[error(transparent)]
+    Failure(Failure),
+    /// Redis did not reply to the counting itself: it may have been counted.
+    #[error("the counter store did not say whether it has counted: {0}")]
+    OutcomeUnknown(String),
+    /// The event is older than any period accepts, or too far in the future.
+    #[error("the timestamp must be at most {0} hours ago and 5 minutes ahead")]
+    TimestampOutOfRange(i64),
+}
+
+impl<E: Into<Failure>> From<E> for Error {
+    fn from(failure: E) -> Self {
+        Self::Failure(failure.into())
+    }
+}
+
+impl Error {
+    /// Whether Redis is down, and nothing else is wrong.
+    pub(super) fn is_counter_outage(&self) -> bool {
+        use redis::Error::{Unavailable, Unknown};
+        matches!(
+            self,
+            Self::Failure(Failure::Redis(Unavailable(_) | Unknown(_)))
+        )
+    }
+}
