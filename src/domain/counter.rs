@@ -24,6 +24,17 @@ pub struct CounterId {
     pub start: DateTime<Utc>,
 }
 
+impl CounterId {
+    /// The counter of this period.
+    pub fn new(organization: &OrganizationId, meter: &MeterId, start: DateTime<Utc>) -> Self {
+        Self {
+            organization: organization.clone(),
+            meter: meter.clone(),
+            start,
+        }
+    }
+}
+
 /// What the last decision about a counter was based on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stamp {

@@ -9,7 +9,6 @@ use crate::failure::Failure;
 use crate::postgres;
 use crate::redis;
 use crate::usage;
-use crate::usage::history;
 
 /// A problem with a cause: the log gets the cause, the caller the request id.
 pub(super) fn caused(problem: Error, cause: &dyn std::error::Error) -> Error {
@@ -67,6 +66,10 @@ impl From<usage::Error> for Error {
             usage::Error::Failure(failure) => failure.into(),
             usage::Error::OutcomeUnknown(_) => caused(Self::OutcomeUnknown, &error),
             usage::Error::TimestampOutOfRange(_) => Self::TimestampOutOfRange(error.to_string()),
+            usage::Error::TooManyRows => Self::InvalidField {
+                pointer: "/fill".to_owned(),
+                detail: error.to_string(),
+            },
         }
     }
 }
@@ -89,18 +92,6 @@ impl From<admin::Error> for Error {
 impl From<PreconditionFailed> for Error {
     fn from(_: PreconditionFailed) -> Self {
         Self::PreconditionFailed
-    }
-}
-
-impl From<history::Error> for Error {
-    fn from(error: history::Error) -> Self {
-        match error {
-            history::Error::Failure(failure) => failure.into(),
-            history::Error::TooManyRows => Self::InvalidField {
-                pointer: "/fill".to_owned(),
-                detail: error.to_string(),
-            },
-        }
     }
 }
 

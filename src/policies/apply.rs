@@ -44,16 +44,11 @@ impl Policies {
             && !meters.is_empty()
         {
             let effective = policy.clone().at(now);
-            let running = meters.into_iter().map(|meter| {
-                let period = policy.schedule.running(&meter, now);
+            let running = meters.iter().map(|meter| {
+                let period = policy.schedule.running(meter, now);
                 // Each counter keeps its own generation.
-                let stamp = Stamp::of(&effective, &meter, period, 0);
-                let counter = CounterId {
-                    organization: organization.clone(),
-                    meter,
-                    start: period.start,
-                };
-                (counter, stamp)
+                let stamp = Stamp::of(&effective, meter, period, 0);
+                (CounterId::new(organization, meter, period.start), stamp)
             });
             let running: Vec<_> = running.collect();
             let configuration = serialized.configuration(&running);

@@ -126,11 +126,8 @@ fn reachable<'a>(
         for meter in meters {
             let resets = schedule.resets.get(meter).into_iter();
             let reset = resets.flat_map(|reset| [reset.closed_start, reset.at]);
-            counters.extend(regular.iter().copied().chain(reset).map(|start| CounterId {
-                organization: organization.clone(),
-                meter: meter.clone(),
-                start,
-            }));
+            let starts = regular.iter().copied().chain(reset);
+            counters.extend(starts.map(|start| CounterId::new(organization, meter, start)));
         }
     }
     counters.into_iter().collect()

@@ -79,7 +79,7 @@ impl Policies {
     }
 
     /// Removes temporary limits that have ended. They are not effective any more in either case; this records their
-    /// end in the audit log, and updates counters that nobody calls.
+    /// end in the audit log, and updates idle counters.
     async fn end_limits(&self) -> Result<(), postgres::Error> {
         let now = self.ctx.clock.now();
         let postgres = &self.ctx.postgres;

@@ -31,7 +31,7 @@ pub use api_keys::KeyChanges;
 pub use channel::Channel;
 pub use client::Redis;
 pub use connection::Connection;
-pub use count::types::{Answer, Charge, IdempotencyUse, Operation, Outcome, Reading};
+pub use count::types::{Answer, Charge, IdempotencyUse, Miss, Operation, Outcome, Reading};
 pub use counters::READ_MAX;
 pub use erase::Erased;
 pub use error::Error;

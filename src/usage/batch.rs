@@ -17,12 +17,12 @@ use tokio::task::yield_now;
 
 use super::count::{BATCH_CHARGES_MAX, ROUNDS_MAX, Usage, not_counted};
 use super::error::Error;
-use super::plan::{Miss, Plan, RetryState};
+use super::plan::{Plan, RetryState};
 use super::types::{Decided, Request};
 use crate::coalescer::COALESCED_MAX;
 use crate::failure::Failure;
 use crate::policies::CachedPolicy;
-use crate::redis::{Connection, Shard};
+use crate::redis::{Connection, Miss, Shard};
 
 /// The most charges in one piece; only a single request may have more.
 const PIECE_MAX: usize = BATCH_CHARGES_MAX / 4;

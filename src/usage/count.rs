@@ -8,7 +8,7 @@ use futures::future::try_join_all;
 use tokio::sync::Semaphore;
 
 use super::error::Error;
-use super::plan::{Miss, Plan, RetryState};
+use super::plan::{Plan, RetryState};
 use super::recovery::{Recovered, Recovery};
 use super::types::{Decided, MeterUsage, Request};
 use crate::context::Context;
@@ -20,7 +20,7 @@ use crate::domain::retry::{DeniedMeter, earliest_grant};
 use crate::failure::Failure;
 use crate::metrics;
 use crate::policies::{CachedPolicy, Policies};
-use crate::redis::{self, Answer, Connection, Outcome, Shard};
+use crate::redis::{self, Connection, Miss, Outcome, Shard};
 
 /// The most rounds of a request, each with what the previous one found out. More than a few are needed only while
 /// policies or data sets keep changing.
@@ -123,36 +123,21 @@ impl Usage {
         plan: &Plan,
         outcome: Outcome,
     ) -> Result<ControlFlow<Decided, Miss>, Error> {
-        let (times_granted, answer) = match outcome {
-            Outcome::Answered(answer) => (u32::from(answer.granted), answer),
-            Outcome::Some { granted, reading } => {
-                let answer = Answer {
-                    granted: granted == request.times,
-                    replayed: false,
-                    readings: vec![reading],
-                };
-                (granted, answer)
+        match outcome {
+            Outcome::Answered(answer) => {
+                let decided = Decided::new(request, &plan.policy, &answer);
+                if decided.outdated {
+                    self.policies.invalidate(&request.organization);
+                }
+                Ok(ControlFlow::Break(decided))
             }
-            Outcome::KeyReused => return Err(Failure::KeyReused.into()),
+            Outcome::Miss(miss) => Ok(ControlFlow::Continue(miss)),
+            Outcome::KeyReused => Err(Failure::KeyReused.into()),
             Outcome::Overflow(position) => {
                 let meter = request.demands.get(position).map(|(it, _)| it.clone());
-                return Err(meter.map_or(Failure::Contended, Failure::Overflow).into());
+                Err(meter.map_or(Failure::Contended, Failure::Overflow).into())
             }
-            Outcome::Missing(position) => {
-                return Ok(ControlFlow::Continue(Miss::Missing(position)));
-            }
-            Outcome::Frozen(position) => return Ok(ControlFlow::Continue(Miss::Frozen(position))),
-            Outcome::Closed(_) => return Ok(ControlFlow::Continue(Miss::Closed)),
-            Outcome::Fenced => return Ok(ControlFlow::Continue(Miss::Fenced)),
-        };
-        let decided = Decided::new(request, &plan.policy, &answer);
-        if decided.outdated {
-            self.policies.invalidate(&request.organization);
         }
-        Ok(ControlFlow::Break(Decided {
-            times_granted,
-            ..decided
-        }))
     }
 
     /// Provides what Redis lacked, so that another round may succeed; or decides a check without it.
@@ -186,7 +171,7 @@ impl Usage {
                 }
             }
             Miss::Fenced => self.policies.pass_fence(organization).await?,
-            Miss::Closed => {
+            Miss::Closed(_) => {
                 let newest = self.policies.refresh(organization, policy.version).await?;
                 let same = newest.version == policy.version;
                 return Ok(ControlFlow::Continue(RetryState {

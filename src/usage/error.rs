@@ -1,7 +1,10 @@
-//! Why a request was not decided, or usage not read.
+//! Why a request was not decided, or usage or history not read.
 
 use crate::failure::Failure;
 use crate::redis;
+
+/// The most rows of a history whose gaps are filled with zeros.
+pub(super) const FILLED_MAX: usize = 50_000;
 
 /// Why there is no result.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -15,6 +18,9 @@ pub enum Error {
     /// The event is older than any period accepts, or too far in the future.
     #[error("the timestamp must be at most {0} hours ago and 5 minutes ahead")]
     TimestampOutOfRange(i64),
+    /// The history would be too long with its gaps filled.
+    #[error("with zeros this would be more than {FILLED_MAX} rows; ask for less at once")]
+    TooManyRows,
 }
 
 impl<E: Into<Failure>> From<E> for Error {

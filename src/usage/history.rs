@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use chrono::{DateTime, Duration, Utc};
 use chrono_tz::Tz;
 
+use super::error::{Error, FILLED_MAX};
 use crate::context::Context;
 use crate::domain::history::{
     Granularity, INSTANTS, Order, Position, Row, Window, fill_gaps, windows,
@@ -15,13 +16,9 @@ use crate::domain::history::{
 use crate::domain::ids::{MeterId, OrganizationId};
 use crate::domain::period::ResetPeriod;
 use crate::domain::schedule::ZoneSpan;
-use crate::failure::Failure;
 use crate::policies::Policies;
 use crate::postgres::events::{self, Recorded};
 use crate::postgres::history::{self, Counted, Filter, Page};
-
-/// The most rows of a list whose gaps are filled with zeros.
-pub const FILLED_MAX: usize = 50_000;
 
 /// The most hours or days, of all zones together, that one statement aggregates.
 const WINDOWS_MAX: usize = 4096;
@@ -69,23 +66,6 @@ pub struct Entry {
     pub open: bool,
     /// Whether late events can no longer change the row.
     pub settled: bool,
-}
-
-/// Why there is no page.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// A failure that use cases share.
-    #[error(transparent)]
-    Failure(Failure),
-    /// The list would be too long with its gaps filled.
-    #[error("with zeros this would be more than {FILLED_MAX} rows; ask for less at once")]
-    TooManyRows,
-}
-
-impl<E: Into<Failure>> From<E> for Error {
-    fn from(failure: E) -> Self {
-        Self::Failure(failure.into())
-    }
 }
 
 impl History {

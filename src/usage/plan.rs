@@ -1,4 +1,4 @@
-//! What one round of a request is based on, and what the script call lacked.
+//! What one round of a request is based on.
 
 use std::sync::Arc;
 
@@ -15,15 +15,6 @@ use crate::redis::{Charge, Operation};
 pub(super) struct RetryState {
     /// A reset has closed the period of the event, so it counts in the running period.
     pub(super) own_period_closed: bool,
-}
-
-/// What Redis lacked to decide a request; see [`Outcome`](crate::redis::Outcome).
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Miss {
-    Missing(usize),
-    Frozen(usize),
-    Closed,
-    Fenced,
 }
 
 /// The policy, the data set and the times of one round.
@@ -79,11 +70,7 @@ impl Plan {
                 self.window.period
             };
             Charge {
-                counter: CounterId {
-                    organization: request.organization.clone(),
-                    meter: meter.clone(),
-                    start: period.start,
-                },
+                counter: CounterId::new(&request.organization, meter, period.start),
                 demand: *demand,
                 stamp: Stamp::of(&self.policy, meter, period, self.generation),
                 hour: self.slot_start(period),

@@ -118,10 +118,9 @@ impl Usage {
         generation: u64,
         now: DateTime<Utc>,
     ) -> Result<Option<Vec<Option<Snapshot>>>, Error> {
-        let counters = meters.iter().map(|meter| CounterId {
-            organization: organization.clone(),
-            meter: meter.clone(),
-            start: policy.schedule.running(meter, now).start,
+        let counters = meters.iter().map(|meter| {
+            let start = policy.schedule.running(meter, now).start;
+            CounterId::new(organization, meter, start)
         });
         let counters: Vec<CounterId> = counters.collect();
         let snapshots = connection.read(&counters).await?;

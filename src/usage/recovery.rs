@@ -1,7 +1,7 @@
 //! Recovery: brings counters that Redis lacks into its present data set, by opening, closing or restoring them.
 //!
 //! Concurrent recoveries are coalesced ([`coalescer`](crate::coalescer)): a thousand counters cost a few round trips.
-//! Counts nothing, and decides nothing about policies: if Redis has a newer one, the caller is told to look it up.
+//! Counts nothing, and decides nothing about policies: if Redis has a newer one, the caller has to look it up.
 
 use std::sync::Arc;
 
@@ -182,15 +182,10 @@ impl Recovery {
         let Some(reset) = policy.schedule.resets.get(meter) else {
             return Ok(Recovered::OlderPolicy);
         };
-        let counter_since = |start| CounterId {
-            organization: organization.clone(),
-            meter: meter.clone(),
-            start,
-        };
-        let next = counter_since(reset.at);
+        let next = CounterId::new(organization, meter, reset.at);
         let recovered = self.recover(connection, policy, &next, now).await?;
         if recovered == Recovered::Ready {
-            let closed = counter_since(reset.closed_start);
+            let closed = CounterId::new(organization, meter, reset.closed_start);
             self.store(connection, closed, now).await?;
         }
         Ok(recovered)

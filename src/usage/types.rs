@@ -70,10 +70,11 @@ pub struct Decided {
 impl Decided {
     /// The result that Redis replied.
     pub(super) fn new(request: &Request, policy: &Arc<CachedPolicy>, answer: &Answer) -> Self {
+        let granted = answer.times_granted == request.times;
         let demands = request.demands.iter().zip(&answer.readings);
         let meters = demands.map(|((meter, demand), reading)| {
             let (rule, end) = (reading.stamp.rule, reading.stamp.end);
-            let refused = !answer.granted && !demand.fits(rule, reading.used);
+            let refused = !granted && !demand.fits(rule, reading.used);
             let first = reading.refused_first;
             MeterUsage {
                 meter: meter.clone(),
@@ -91,8 +92,8 @@ impl Decided {
         });
         let mut readings = answer.readings.iter();
         Self {
-            granted: answer.granted,
-            times_granted: u32::from(answer.granted),
+            granted,
+            times_granted: answer.times_granted,
             replayed: answer.replayed,
             meters: meters.collect(),
             earliest_grant: None,

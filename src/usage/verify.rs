@@ -52,7 +52,7 @@ impl Verifier {
 
     /// Whether an organization was ever counted or configured.
     pub async fn exists(&self, organization: &OrganizationId) -> Result<bool, Failure> {
-        Ok(self.policies.exists(organization).await?)
+        self.policies.exists(organization).await
     }
 
     /// At most `count` organizations, by id, after `after`.
@@ -68,22 +68,14 @@ impl Verifier {
     /// changes during the comparison may look wrong once.
     pub async fn verify(&self, organizations: &[OrganizationId]) -> Result<Report, Failure> {
         let mut report = self.compare(organizations).await?;
-        if report.differences.is_empty() {
-            return Ok(report);
+        let first: BTreeSet<_> = report.differences.iter().map(Difference::key).collect();
+        let suspects = first.iter().map(|(counter, _)| &counter.organization);
+        let mut suspects: Vec<OrganizationId> = suspects.cloned().collect();
+        suspects.dedup();
+        if !suspects.is_empty() {
+            let again = self.compare(&suspects).await?.differences.into_iter();
+            report.differences = again.filter(|it| first.contains(&it.key())).collect();
         }
-        let suspects: BTreeSet<OrganizationId> = report
-            .differences
-            .iter()
-            .map(|it| it.counter.organization.clone())
-            .collect();
-        let suspects: Vec<OrganizationId> = suspects.into_iter().collect();
-        let again = self.compare(&suspects).await?.differences;
-        let before: BTreeSet<(CounterId, Mismatch)> =
-            report.differences.iter().map(Difference::key).collect();
-        report.differences = again
-            .into_iter()
-            .filter(|difference| before.contains(&difference.key()))
-            .collect();
         Ok(report)
     }
 
@@ -125,20 +117,20 @@ impl Verifier {
         ends_after: DateTime<Utc>,
         now: DateTime<Utc>,
     ) -> Result<BTreeSet<CounterId>, Failure> {
-        let known = verification::counters(&self.ctx.postgres, organizations, ends_after).await?;
-        let mut counters = BTreeSet::from_iter(known);
+        let postgres = &self.ctx.postgres;
+        let stored = verification::counters(postgres, organizations, ends_after).await?;
+        let mut counters = BTreeSet::from_iter(stored);
         let connection = self.ctx.redis.connection().await?;
         for organization in organizations {
-            let known = connection.organization(organization).await?;
-            let meters = known.and_then(|known| known.meters).unwrap_or_default();
+            let in_redis = connection.organization(organization).await?;
+            let meters = in_redis.and_then(|it| it.meters).unwrap_or_default();
             if meters.is_empty() {
                 continue;
             }
             let policy = self.policies.get(organization).await?;
-            counters.extend(meters.into_iter().map(|meter| CounterId {
-                organization: organization.clone(),
-                start: policy.schedule.running(&meter, now).start,
-                meter,
+            counters.extend(meters.iter().map(|meter| {
+                let start = policy.schedule.running(meter, now).start;
+                CounterId::new(organization, meter, start)
             }));
         }
         Ok(counters)

@@ -123,7 +123,7 @@ async fn log_lines_of_a_request_have_its_id() {
     let answer = service.http.post("/v1/track", body).await;
     assert_eq!(answer.status, 200, "{}", answer.text);
     let line = service
-        .line(|line| line.contains("saw to an unknown counter"))
+        .line(|line| line.contains("recovered a counter"))
         .await;
     let line: Value = serde_json::from_str(&line).unwrap();
     assert_eq!(line["span"]["request_id"], answer.header("x-request-id"));

@@ -14,8 +14,8 @@ use tallyman::domain::limit::{Enforcement, MeterLimit, Rule};
 use tallyman::domain::quantity::{AMOUNT_MAX, COUNT_MAX, Count};
 use tallyman::domain::threshold::WatchedThresholds;
 use tallyman::redis::{
-    Answer, Charge, Configuration, Configured, Connection, IdempotencyUse, Missing, Operation,
-    Outcome, PolicyText, Reading, RecoveryReply, Redis, Settings, Shard,
+    Answer, Charge, Configuration, Configured, Connection, IdempotencyUse, Miss, Missing,
+    Operation, Outcome, PolicyText, Reading, RecoveryReply, Redis, Settings, Shard,
 };
 
 use crate::support::{World, instant, key_of};
@@ -370,7 +370,7 @@ impl Model {
         }
         let outcomes: Vec<Outcome> = (0..call.times).map(|_| self.call(call, charges)).collect();
         let granted = |outcome: &Outcome| match outcome {
-            Outcome::Answered(answer) => answer.granted,
+            Outcome::Answered(answer) => answer.times_granted == 1,
             _ => false,
         };
         let refused_first = outcomes.iter().any(|outcome| match outcome {
@@ -383,16 +383,18 @@ impl Model {
         } else {
             charges[0].stamp
         };
-        Outcome::Some {
-            granted: u32::try_from(outcomes.iter().take_while(|it| granted(it)).count()).unwrap(),
-            reading: Reading {
+        let granted = outcomes.iter().take_while(|it| granted(it)).count();
+        Outcome::Answered(Answer {
+            times_granted: u32::try_from(granted).unwrap(),
+            replayed: false,
+            readings: vec![Reading {
                 start: instant(START),
                 used: held.used,
                 stamp,
                 given_back: 0,
                 refused_first,
-            },
-        }
+            }],
+        })
     }
 
     fn call(&mut self, call: &Call, charges: &[Charge]) -> Outcome {
@@ -434,10 +436,10 @@ impl Model {
             })
             .collect();
         let decision = decide(call.kind, &asked);
-        let (granted, counts) = match &decision {
+        let (times_granted, counts) = match &decision {
             Decision::Overflow(position) => return Outcome::Overflow(*position),
-            Decision::Granted(counts) => (true, counts.clone()),
-            Decision::Denied(_) => (false, asked.iter().map(|(_, used, _)| *used).collect()),
+            Decision::Granted(counts) => (1, counts.clone()),
+            Decision::Denied(_) => (0, asked.iter().map(|(_, used, _)| *used).collect()),
         };
         let given_back: Vec<u64> = asked
             .iter()
@@ -483,7 +485,7 @@ impl Model {
             refused_first,
         });
         let answer = Answer {
-            granted,
+            times_granted,
             replayed: false,
             readings: readings.collect(),
         };
@@ -728,7 +730,7 @@ async fn a_missing_counter_is_unknown_and_its_operation_counts_nothing_at_all() 
     let bench = Bench::new().await;
     let (organization, mut ids, stamp) = standing(&bench).await;
     ids.push(counter(&organization, "storage"));
-    refuses(&bench, &ids, stamp, &Outcome::Missing(2)).await;
+    refuses(&bench, &ids, stamp, &Outcome::Miss(Miss::Missing(2))).await;
     assert_eq!(bench.snapshot(&ids[2]).await, None);
 }
 
@@ -739,14 +741,14 @@ async fn a_counter_of_another_generation_is_frozen() {
     bench
         .place(&ids[1], "stamp", "7:2:10:h:1935619200000")
         .await;
-    refuses(&bench, &ids, held, &Outcome::Frozen(1)).await;
+    refuses(&bench, &ids, held, &Outcome::Miss(Miss::Frozen(1))).await;
     // Whichever of the two is the newer.
     let other = Stamp {
         generation: 9,
         version: 3,
         ..held
     };
-    refuses(&bench, &ids, other, &Outcome::Frozen(0)).await;
+    refuses(&bench, &ids, other, &Outcome::Miss(Miss::Frozen(0))).await;
 }
 
 #[tokio::test]
@@ -759,7 +761,7 @@ async fn a_closed_counter_counts_nothing_under_any_policy_version() {
     for version in 1..=3 {
         let stamp = Stamp { version, ..held };
         let both = [ids[1].clone()];
-        refuses(&bench, &both, stamp, &Outcome::Closed(0)).await;
+        refuses(&bench, &both, stamp, &Outcome::Miss(Miss::Closed(0))).await;
     }
 }
 
@@ -772,7 +774,7 @@ async fn a_period_that_a_newer_policy_has_ended_counts_nothing_under_an_older_on
     bench
         .place(&ids[1], "stamp", &format!("1:3:10:h:{over}"))
         .await;
-    refuses(&bench, &ids, held, &Outcome::Closed(1)).await;
+    refuses(&bench, &ids, held, &Outcome::Miss(Miss::Closed(1))).await;
     // A millisecond earlier it would not have been over.
     let running = over + 1;
     bench
@@ -814,8 +816,8 @@ async fn a_newer_policy_never_changes_an_ended_period() {
             panic!("it is decided");
         };
         assert_eq!(
-            (answer.granted, answer.readings[0].stamp),
-            (count <= 10, held)
+            (answer.times_granted, answer.readings[0].stamp),
+            (u32::from(count <= 10), held)
         );
     }
     assert_eq!(bench.snapshot(&ids[0]).await.unwrap().stamp, held);

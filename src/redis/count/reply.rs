@@ -2,7 +2,7 @@
 
 use chrono::DateTime;
 
-use super::types::{Answer, Charge, IdempotencyUse, Operation, Outcome, Reading};
+use super::types::{Answer, Charge, IdempotencyUse, Miss, Operation, Outcome, Reading};
 use crate::domain::counter::Stamp;
 use crate::domain::decision;
 use crate::domain::quantity::Count;
@@ -11,53 +11,56 @@ use crate::redis::codec::Items;
 /// The outcome of an operation, or of so many equal ones; none if the items are something else.
 pub(super) fn outcome(operation: &Operation, times: u32, items: &mut Items<'_>) -> Option<Outcome> {
     Some(match items.number()? {
-        status @ (0 | 1) => Outcome::Answered(Answer {
-            granted: status == 0,
+        status @ (0 | 1) if times == 1 => Outcome::Answered(Answer {
+            times_granted: u32::from(status == 0),
             replayed: false,
             readings: readings(operation, items)?,
         }),
         2 => Outcome::Answered(replayed(items.text()?)?),
         3 => Outcome::KeyReused,
-        4 => Outcome::Missing(items.position()?),
-        5 => Outcome::Frozen(items.position()?),
-        6 => Outcome::Closed(items.position()?),
+        4 => Outcome::Miss(Miss::Missing(items.position()?)),
+        5 => Outcome::Miss(Miss::Frozen(items.position()?)),
+        6 => Outcome::Miss(Miss::Closed(items.position()?)),
         7 => Outcome::Overflow(items.position()?),
-        8 if times > 1 => Outcome::Some {
-            granted: u32::try_from(items.number()?).ok()?,
-            reading: reading(items, operation.charges.first()?)?,
-        },
-        9 => items.position().map(|_| Outcome::Fenced)?,
+        8 if times > 1 => Outcome::Answered(Answer {
+            times_granted: u32::try_from(items.number()?).ok()?,
+            replayed: false,
+            readings: vec![reading(items, operation.charges.first()?)?],
+        }),
+        9 => items.position().map(|_| Outcome::Miss(Miss::Fenced))?,
         _ => return None,
     })
 }
 
 /// The share of one operation in the outcome of several equal ones, of which so many come before it.
 pub(super) fn share(all: &Outcome, operation: &Operation, before: u32) -> Outcome {
-    let (Outcome::Some { granted, reading }, [charge]) = (all, operation.charges.as_slice()) else {
+    let Outcome::Answered(Answer {
+        times_granted,
+        readings,
+        ..
+    }) = all
+    else {
         return all.clone();
     };
-    let share = decision::share(*granted, before, operation.times);
-    let own = before..before.saturating_add(operation.times);
-    let reading = Reading {
-        used: share.used(reading.used, charge.demand.amount),
-        // The first refused call follows those that were granted.
-        refused_first: reading.refused_first && own.contains(granted),
-        ..*reading
+    let ([reading], [charge]) = (readings.as_slice(), operation.charges.as_slice()) else {
+        return all.clone();
     };
-    if operation.times > 1 {
-        Outcome::Some {
-            granted: share.granted,
-            reading,
-        }
-    } else if share.granted == 0 && !reading.stamp.rule.can_deny(operation.kind) {
-        Outcome::Overflow(0)
-    } else {
-        Outcome::Answered(Answer {
-            granted: share.granted > 0,
-            replayed: false,
-            readings: vec![reading],
-        })
+    let share = decision::share(*times_granted, before, operation.times);
+    let rule = &reading.stamp.rule;
+    if operation.times == 1 && share.granted == 0 && !rule.can_deny(operation.kind) {
+        return Outcome::Overflow(0);
     }
+    let own = before..before.saturating_add(operation.times);
+    Outcome::Answered(Answer {
+        times_granted: share.granted,
+        replayed: false,
+        readings: vec![Reading {
+            used: share.used(reading.used, charge.demand.amount),
+            // The first refused call follows those that were granted.
+            refused_first: reading.refused_first && own.contains(times_granted),
+            ..*reading
+        }],
+    })
 }
 
 /// The counts of a decision, followed, for a refund, by the units given back to each.
@@ -104,7 +107,7 @@ pub(in crate::redis) fn recorded(used: &IdempotencyUse, value: &str) -> Option<O
 /// call.
 fn replayed(decision: &str) -> Option<Answer> {
     let mut parts = decision.split('|');
-    let granted = parts.next()? == "0";
+    let times_granted = u32::from(parts.next()? == "0");
     let readings = parts.map(|part| {
         let mut words = part.split(' ');
         Some(Reading {
@@ -116,7 +119,7 @@ fn replayed(decision: &str) -> Option<Answer> {
         })
     });
     Some(Answer {
-        granted,
+        times_granted,
         replayed: true,
         readings: readings.collect::<Option<_>>()?,
     })

@@ -61,29 +61,28 @@ impl IdempotencyUse {
     }
 }
 
-/// The outcome of one operation. Only `Answered` and `Some` have counted anything.
+/// The outcome of one operation. Only `Answered` has counted anything.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// Decided.
     Answered(Answer),
-    /// Of several equal calls the first ones were granted; the others did not fit or, without a limit, would have
-    /// exceeded the maximum of a count.
-    Some {
-        /// How many were granted.
-        granted: u32,
-        /// The counter after all of them.
-        reading: Reading,
-    },
+    /// Redis lacks something to decide.
+    Miss(Miss),
     /// The idempotency key was used for another payload.
     KeyReused,
+    /// This charge would exceed the maximum of a count.
+    Overflow(usize),
+}
+
+/// What Redis lacks to decide an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Miss {
     /// The counter of this charge is missing: unknown.
     Missing(usize),
     /// The counter of this charge is of another generation: unknown.
     Frozen(usize),
     /// The period of this charge is closed, or over by a newer policy.
     Closed(usize),
-    /// This charge would exceed the maximum of a count.
-    Overflow(usize),
     /// The organization is fenced: a change that decides which counters it has is in progress.
     Fenced,
 }
@@ -91,8 +90,9 @@ pub enum Outcome {
 /// A final decision, new or replayed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
-    /// Whether everything was granted; otherwise nothing was counted.
-    pub granted: bool,
+    /// How many of the equal calls were granted: the first ones. The others did not fit or, without a limit, would have
+    /// exceeded the maximum of a count.
+    pub times_granted: u32,
     /// Whether it comes from an idempotency record.
     pub replayed: bool,
     /// For each charge, its counter after the decision.

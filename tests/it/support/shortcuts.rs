@@ -123,7 +123,7 @@ pub async fn commit_reset(world: &World, organization: &str, meters: Option<&[&s
         meters: meters.as_ref(),
         counted: &[],
         reason: None,
-        idempotency: None,
+        attempt: None,
     };
     let actor = Actor {
         name: "tests".to_owned(),
