@@ -1,11 +1,11 @@
-//! What may be under way at once: for all callers together, and for each.
+//! Limits on concurrent work: in total, and for each caller.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// An amount of something that callers share; clones share it too.
+/// A limited amount of a resource, in total and for each caller; clones share it.
 #[derive(Debug, Clone)]
 pub struct Budget(Arc<Shared>);
 
@@ -19,11 +19,11 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Taken {
     all: u64,
-    /// By caller, as long as there is something.
+    /// By caller; entries of 0 are removed.
     by_caller: HashMap<String, u64>,
 }
 
-/// What one request has taken of it, until it is dropped.
+/// The part that a request holds; returned on drop.
 #[derive(Debug)]
 pub struct Share {
     budget: Budget,
@@ -31,17 +31,17 @@ pub struct Share {
     amount: u64,
 }
 
-/// Which bound a request would pass.
+/// The limit that a request would exceed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exceeded {
-    /// That of all callers together.
+    /// The limit of all callers together.
     All,
-    /// The caller's own.
+    /// The limit of each caller.
     Own,
 }
 
 impl Budget {
-    /// A budget for all, and for each.
+    /// A budget with a limit in total and one for each caller.
     pub fn new(all: u64, each: u64) -> Self {
         Self(Arc::new(Shared {
             all,
@@ -50,7 +50,7 @@ impl Budget {
         }))
     }
 
-    /// A share of a caller's, with nothing in it.
+    /// An empty share for a caller.
     pub fn share(&self, caller: String) -> Share {
         Share {
             budget: self.clone(),
@@ -59,7 +59,7 @@ impl Budget {
         }
     }
 
-    /// How much is under way.
+    /// The amount that all shares hold.
     pub fn taken(&self) -> u64 {
         self.lock().all
     }
@@ -70,7 +70,7 @@ impl Budget {
 }
 
 impl Share {
-    /// Takes more, if that is within both bounds.
+    /// Takes more, if that exceeds neither limit.
     pub fn grow(&mut self, by: u64) -> Result<(), Exceeded> {
         let Shared { all, each, .. } = *self.budget.0;
         let mut taken = self.budget.lock();
@@ -106,14 +106,14 @@ impl Drop for Share {
     }
 }
 
-/// Places for callers, so many for each; whoever finds none waits. Clones share them.
+/// A semaphore for each caller; clones share them.
 #[derive(Debug, Clone)]
 pub struct Turns {
     each: usize,
-    places: Arc<Mutex<HashMap<String, Arc<Semaphore>>>>,
+    semaphores: Arc<Mutex<HashMap<String, Arc<Semaphore>>>>,
 }
 
-/// A place, until it is dropped.
+/// A permit; returned on drop.
 #[derive(Debug)]
 pub struct Turn {
     turns: Turns,
@@ -122,46 +122,48 @@ pub struct Turn {
 }
 
 impl Turns {
-    /// So many places for each caller.
+    /// This many permits for each caller.
     pub fn new(each: usize) -> Self {
         Self {
             each,
-            places: Arc::default(),
+            semaphores: Arc::default(),
         }
     }
 
-    /// Waits for a place, behind whoever of the same caller has come before.
+    /// Waits for a permit, in the order of the requests of this caller.
     pub async fn turn(&self, caller: &str) -> Turn {
-        // Forgets a caller who has gone away while waiting, too.
+        // Created before waiting, so that its drop also cleans up after a request that is cancelled.
         let mut turn = Turn {
             turns: self.clone(),
             caller: caller.to_owned(),
             permit: None,
         };
-        let places = {
-            let mut places = self.lock();
+        let semaphores = {
+            let mut semaphores = self.lock();
             let new = || Arc::new(Semaphore::new(self.each));
-            Arc::clone(places.entry(caller.to_owned()).or_insert_with(new))
+            Arc::clone(semaphores.entry(caller.to_owned()).or_insert_with(new))
         };
-        turn.permit = places.acquire_owned().await.ok();
+        turn.permit = semaphores.acquire_owned().await.ok();
         turn
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Semaphore>>> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+        self.semaphores
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        let mut places = self.turns.lock();
+        let mut semaphores = self.turns.lock();
         drop(self.permit.take());
-        // Nobody has or awaits a place of this caller.
-        if places
+        // No other request of this caller holds or awaits a permit.
+        if semaphores
             .get(&self.caller)
             .is_some_and(|it| Arc::strong_count(it) == 1)
         {
-            places.remove(&self.caller);
+            semaphores.remove(&self.caller);
         }
     }
 }
@@ -173,7 +175,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn callers_wait_for_their_own_places_alone_and_are_forgotten_behind_the_last() {
+    fn callers_wait_only_for_themselves_and_are_removed_after_the_last() {
         let turns = Turns::new(2);
         let take = |caller: &str| turns.turn(caller).now_or_never();
         let (first, second) = (take("a").unwrap(), take("a").unwrap());
@@ -187,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_dropped_can_be_taken_again_and_nobody_takes_more_than_their_own() {
+    fn dropped_shares_are_returned_and_both_limits_hold() {
         let budget = Budget::new(100, 60);
         let (mut a, mut b) = (budget.share("a".to_owned()), budget.share("b".to_owned()));
         assert_eq!(a.grow(60), Ok(()));

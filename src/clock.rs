@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use chrono::{DateTime, Duration, Utc};
 
-/// What time it is, in whole milliseconds: the system's, or one that a test moves by hand.
+/// The time in whole milliseconds: the system's, or one that a test advances.
 #[derive(Debug, Clone)]
 pub enum Clock {
     /// The machine's clock.
@@ -16,17 +16,17 @@ pub enum Clock {
 }
 
 impl Clock {
-    /// A clock that stands at `start` until it is advanced.
+    /// A clock that shows `start` until it is advanced.
     pub fn manual(start: DateTime<Utc>) -> Self {
         Self::Manual(Arc::new(AtomicI64::new(start.timestamp_millis())))
     }
 
-    /// The present instant.
+    /// The current time.
     pub fn now(&self) -> DateTime<Utc> {
         match self {
             #[expect(
                 clippy::disallowed_methods,
-                reason = "this is the one place that reads wall time"
+                reason = "the only place that reads wall time"
             )]
             Self::System => {
                 let since = SystemTime::now().duration_since(UNIX_EPOCH);
@@ -36,7 +36,7 @@ impl Clock {
         }
     }
 
-    /// Moves a manual clock; the system's clock moves by itself.
+    /// Advances a manual clock; no effect on the system clock.
     pub fn advance(&self, by: Duration) {
         if let Self::Manual(ms) = self {
             ms.fetch_add(by.num_milliseconds(), Ordering::SeqCst);

@@ -1,4 +1,4 @@
-//! `tallyman org`, `plan`, `reset-expired` and `verify`: what an administrator does, over HTTP with a key.
+//! `tallyman org`, `plan`, `reset-expired` and `verify`: administration through the HTTP API.
 
 use std::str::FromStr;
 
@@ -11,7 +11,7 @@ use super::service::{Options as ServiceOptions, Service, print, print_json};
 use crate::domain::ids::{MeterId, OrganizationId, PlanId};
 use crate::domain::period::{ResetMode, ResetPeriod};
 
-/// What `tallyman org` takes.
+/// Options of `tallyman org`.
 #[derive(Debug, Args)]
 pub struct OrgOptions {
     #[command(subcommand)]
@@ -27,14 +27,14 @@ enum OrgAction {
         /// The organization
         id: OrganizationId,
     },
-    /// Change what is named, and leave the rest
+    /// Change the given settings and keep the others
     Set {
         /// The organization
         id: OrganizationId,
         #[command(flatten)]
         change: OrgChange,
     },
-    /// Close the running period with its count, and start a new one at 0
+    /// End the current period with its count, and start a new one at 0
     Reset {
         /// The organization
         id: OrganizationId,
@@ -45,14 +45,14 @@ enum OrgAction {
         #[arg(long, value_name = "TEXT")]
         reason: Option<String>,
     },
-    /// Add units to the running count, or with a minus take them back
+    /// Add units to the current count, or subtract them with a minus
     Adjust {
         /// The organization
         id: OrganizationId,
-        /// How many units, such as -100
+        /// Number of units, such as -100
         #[arg(allow_negative_numbers = true, value_parser = amount)]
         amount: i64,
-        /// Of which meter
+        /// The meter
         #[arg(long, value_name = "METER", default_value = MeterId::DEFAULT)]
         meter: MeterId,
         /// For the audit log
@@ -61,28 +61,28 @@ enum OrgAction {
     },
 }
 
-/// What `tallyman org set` changes.
+/// Options of `tallyman org set`.
 #[derive(Debug, Args)]
 struct OrgChange {
-    /// Its plan
+    /// The plan
     #[arg(long, value_name = "PLAN")]
     plan: Option<PlanId>,
-    /// What ends a period: `lazy`, `scheduled` or `manual`
+    /// What starts a new period: `lazy`, `scheduled` or `manual`
     #[arg(long, value_name = "MODE")]
     reset_mode: Option<ResetMode>,
-    /// How long a period is: `hourly`, `daily`, `weekly`, `monthly` or `yearly`
+    /// Length of a period: `hourly`, `daily`, `weekly`, `monthly` or `yearly`
     #[arg(long, value_name = "PERIOD")]
     reset_period: Option<ResetPeriod>,
-    /// The day on which periods begin
+    /// Day on which periods start
     #[arg(long, value_name = "DAY", value_parser = day)]
     reset_day: Option<u8>,
-    /// Where midnight is, an IANA time zone
+    /// IANA time zone in which periods start at midnight
     #[arg(long, value_name = "ZONE")]
     time_zone: Option<String>,
-    /// A limit of its own, such as api=5000, api=unlimited, or api=inherited for none of its own; can be repeated
+    /// Override a limit, such as api=5000 or api=unlimited; api=inherited removes the override; can be repeated
     #[arg(long = "limit", value_name = "METER=UNITS")]
     limits: Vec<LimitChange>,
-    /// Make the organization if there is none
+    /// Create the organization if it does not exist
     #[arg(long)]
     create: bool,
 }
@@ -97,7 +97,7 @@ fn day(text: &str) -> Result<u8, &'static str> {
     day.ok_or("must be an integer from 0 to 31")
 }
 
-/// A meter, and its limit as the API takes it.
+/// A meter, and its limit as JSON.
 #[derive(Debug, Clone)]
 struct LimitChange(MeterId, Value);
 
@@ -138,8 +138,8 @@ pub(super) async fn org(options: OrgOptions) -> Result<()> {
                 body.insert("reason".to_owned(), json!(reason));
             }
             let path = ["organizations", id.as_str(), "reset"];
-            let answer = post(&service, &path, &body.into()).await?;
-            service.show(&answer)
+            let response = post(&service, &path, &body.into()).await?;
+            service.show(&response)
         }
         OrgAction::Adjust {
             id,
@@ -154,15 +154,27 @@ pub(super) async fn org(options: OrgOptions) -> Result<()> {
     }
 }
 
+async fn get(service: &Service, path: &[&str]) -> Result<Value> {
+    service.call(Method::GET, path, &[], None).await
+}
+
 async fn post(service: &Service, path: &[&str], body: &Value) -> Result<Value> {
     service.call(Method::POST, path, &[], Some(body)).await
 }
 
+/// Limits as a JSON object.
+fn limits_json(limits: &[LimitChange]) -> Map<String, Value> {
+    let limits = limits.iter();
+    limits
+        .map(|LimitChange(meter, limit)| (meter.to_string(), limit.clone()))
+        .collect()
+}
+
 async fn show(service: &Service, id: &OrganizationId) -> Result<()> {
     let path = ["organizations", id.as_str()];
-    let settings = service.call(Method::GET, &path, &[], None).await?;
+    let settings = get(service, &path).await?;
     let path = ["organizations", id.as_str(), "usage"];
-    let usage = service.call(Method::GET, &path, &[], None).await?;
+    let usage = get(service, &path).await?;
     service.show(&json!({"settings": settings, "usage": usage["meters"]}))
 }
 
@@ -179,35 +191,26 @@ async fn set(service: &Service, id: &OrganizationId, change: &OrgChange) -> Resu
     .filter(|(_, value)| !value.is_null())
     .map(|(name, value)| (name.to_owned(), value))
     .collect();
-    let limits: Map<String, Value> = change
-        .limits
-        .iter()
-        .map(|LimitChange(meter, limit)| (meter.to_string(), limit.clone()))
-        .collect();
+    let limits = limits_json(&change.limits);
     if settings.is_empty() && limits.is_empty() && !change.create {
         bail!("nothing to change; see tallyman org set --help");
     }
-    let mut answer = Value::Null;
-    if change.create && !exists(service, &path).await? {
+    let mut response = Value::Null;
+    if change.create && service.find(&path).await?.is_none() {
         let body = Value::from(settings);
-        answer = service.call(Method::PUT, &path, &[], Some(&body)).await?;
+        response = service.call(Method::PUT, &path, &[], Some(&body)).await?;
     } else if !settings.is_empty() {
         let body = Value::from(settings);
-        answer = service.call(Method::PATCH, &path, &[], Some(&body)).await?;
+        response = service.call(Method::PATCH, &path, &[], Some(&body)).await?;
     }
     if !limits.is_empty() {
         let (path, body) = (["organizations", id.as_str(), "limits"], limits.into());
-        answer = service.call(Method::PATCH, &path, &[], Some(&body)).await?;
+        response = service.call(Method::PATCH, &path, &[], Some(&body)).await?;
     }
-    service.show(&answer)
+    service.show(&response)
 }
 
-async fn exists(service: &Service, path: &[&str]) -> Result<bool> {
-    let found = service.find(path).await?;
-    Ok(found.is_some())
-}
-
-/// What `tallyman plan` takes.
+/// Options of `tallyman plan`.
 #[derive(Debug, Args)]
 pub struct PlanOptions {
     #[command(subcommand)]
@@ -225,11 +228,11 @@ enum PlanAction {
         /// The plan
         id: PlanId,
     },
-    /// Make a plan, or replace it; every organization on it has it within 2 seconds
+    /// Create or replace a plan; takes effect within 2 seconds
     Set {
         /// The plan
         id: PlanId,
-        /// What people know it by
+        /// Descriptive name
         #[arg(long, value_name = "TEXT")]
         name: String,
         /// A limit, such as api=5000 or api=unlimited; can be repeated
@@ -239,7 +242,7 @@ enum PlanAction {
         #[arg(long = "feature", value_name = "NAME=VALUE")]
         features: Vec<FeatureChange>,
     },
-    /// Delete a plan that no organization is on
+    /// Delete a plan without organizations
     Delete {
         /// The plan
         id: PlanId,
@@ -273,39 +276,32 @@ pub(super) async fn plan(options: PlanOptions) -> Result<()> {
             let plans = service.pages(&["plans"], |_| {}).await?;
             service.show_rows(&plans, &["id", "name", "limits", "features"])
         }
-        PlanAction::Show { id } => {
-            let path = ["plans", id.as_str()];
-            let answer = service.call(Method::GET, &path, &[], None).await?;
-            service.show(&answer)
-        }
+        PlanAction::Show { id } => service.show(&get(&service, &["plans", id.as_str()]).await?),
         PlanAction::Set {
             id,
             name,
             limits,
             features,
         } => {
-            let limits: Map<String, Value> = limits
-                .into_iter()
-                .map(|LimitChange(meter, limit)| (meter.to_string(), limit))
-                .collect();
+            let limits = limits_json(&limits);
             let features: Map<String, Value> = features
                 .into_iter()
                 .map(|FeatureChange(name, value)| (name, value))
                 .collect();
             let body = json!({"name": name, "limits": limits, "features": features});
             let path = ["plans", id.as_str()];
-            let answer = service.call(Method::PUT, &path, &[], Some(&body)).await?;
-            service.show(&answer)
+            let response = service.call(Method::PUT, &path, &[], Some(&body)).await?;
+            service.show(&response)
         }
         PlanAction::Delete { id } => {
             let path = ["plans", id.as_str()];
-            let answer = service.call(Method::DELETE, &path, &[], None).await?;
-            service.show(&answer)
+            let response = service.call(Method::DELETE, &path, &[], None).await?;
+            service.show(&response)
         }
     }
 }
 
-/// What `tallyman reset-expired` takes.
+/// Options of `tallyman reset-expired`.
 #[derive(Debug, Args)]
 pub struct ResetExpiredOptions {
     #[command(flatten)]
@@ -316,20 +312,20 @@ pub struct ResetExpiredOptions {
 pub(super) async fn reset_expired(options: ResetExpiredOptions) -> Result<()> {
     let service = options.service.service()?;
     let path = ["reset-expired"];
-    let answer = service.call(Method::POST, &path, &[], None).await?;
-    service.show(&answer)
+    let response = service.call(Method::POST, &path, &[], None).await?;
+    service.show(&response)
 }
 
-/// What `tallyman verify` takes.
+/// Options of `tallyman verify`.
 #[derive(Debug, Args)]
 pub struct VerifyOptions {
-    /// Only this organization; all of them unless given
+    /// Only this organization; default: all
     id: Option<OrganizationId>,
     #[command(flatten)]
     service: ServiceOptions,
 }
 
-/// Runs `tallyman verify`: an error if anything does not fit.
+/// Runs `tallyman verify`; fails if there are differences.
 pub(super) async fn verify(options: VerifyOptions) -> Result<()> {
     let service = options.service.service()?;
     let (mut organizations, mut counters) = (0, 0);

@@ -1,12 +1,12 @@
-//! `tallyman dev`: the whole service on one machine, without anything to configure.
+//! `tallyman dev`: the service with private servers, without any configuration.
 //!
-//! Everything lives in one data directory, which only one instance uses at a time (`lock`): the
-//! servers' data (see [`tallyman_servers`]) and the admin key (`admin-key`), made at the first start. What
-//! was started last is stopped first, so the service can store its last counts.
+//! Everything is kept in one data directory, locked by one instance at a time (`lock`): the data of the servers (see
+//! [`tallyman_servers`]) and the admin key (`admin-key`), created at the first start. The service stops before the
+//! servers, so that it can flush its last counts.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write as _};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -16,15 +16,16 @@ use tallyman_servers::{PostgresOptions, PostgresServer, RedisOptions, RedisServe
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use super::healthcheck;
 use crate::app::{self, App};
 use crate::clock::Clock;
 use crate::config::{Config, Servers};
 use crate::postgres::{Postgres, api_keys};
 
-/// What `tallyman dev` takes besides the settings of the service.
+/// Options besides the settings of the service.
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// Where the private servers keep their data, the admin key included.
+    /// Directory of the data of the private servers and the admin key.
     #[arg(
         long,
         env = "TALLYMAN_DATA_DIR",
@@ -34,16 +35,16 @@ pub struct Options {
     pub data_dir: PathBuf,
 }
 
-/// Runs the service with a Redis and a Postgres of its own until SIGINT or SIGTERM.
+/// Serves with a private Redis and Postgres until SIGINT or SIGTERM.
 pub async fn run(options: Options, config: Config) -> Result<()> {
     let stop = app::shutdown_signal();
     let dir = options.data_dir;
     fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
     let _lock = lock(&dir)?;
-    // Before the servers, because it fails more often and at once.
+    // Before the servers start, because a taken port is the most frequent failure.
     let listener = bind(config.listen).await?;
 
-    // Whoever presses Ctrl-C now wants out: what has started ends when it is dropped.
+    // Ctrl-C during the start: dropping the future stops servers that have started.
     let (mut redis, mut postgres) = tokio::select! {
         () = stop.cancelled() => return Ok(()),
         servers = start_servers(&dir) => servers?,
@@ -65,7 +66,7 @@ async fn start_servers(dir: &Path) -> Result<(RedisServer, PostgresServer)> {
     )
 }
 
-/// Serves until `stop`, or until one of the servers dies, which is an error.
+/// Serves until `stop`; fails if one of the servers ends.
 async fn serve(
     config: Config,
     listener: TcpListener,
@@ -85,9 +86,9 @@ async fn serve(
 
     let address = listener
         .local_addr()
-        .context("cannot tell the address of the listener")?;
+        .context("the listener has no address")?;
     let config = Config {
-        // Whoever tries webhooks out receives them on this machine.
+        // A developer receives webhooks on this machine.
         webhook_private_addresses: true,
         ..config
     };
@@ -109,12 +110,12 @@ async fn serve(
         death = postgres.died() => death,
     };
     stop.cancel();
-    // Its own complaint about the missing server would only hide the cause.
+    // Its error about the missing server would hide the cause.
     let _ = serving.await;
     Err(death)
 }
 
-/// Makes this process the only one that uses `dir`, for as long as the returned file is open.
+/// Locks `dir` for this process until the returned file is closed.
 fn lock(dir: &Path) -> Result<File> {
     let path = dir.join("lock");
     let cannot = || format!("cannot lock {}", path.display());
@@ -145,8 +146,7 @@ async fn bind(address: SocketAddr) -> Result<TcpListener> {
     }
 }
 
-/// The key in `dir`, or a new one where that is missing or the database does not know it (any
-/// more).
+/// The key in `dir`, or a new one if it is missing or unknown to the database.
 async fn admin_key(postgres: &Postgres, dir: &Path) -> Result<String> {
     let path = dir.join("admin-key");
     match fs::read_to_string(&path) {
@@ -160,12 +160,12 @@ async fn admin_key(postgres: &Postgres, dir: &Path) -> Result<String> {
     let key = api_keys::create_admin(postgres, "tallyman dev")
         .await
         .context("cannot create an admin key")?;
-    keep_secret(&path, &key).with_context(|| format!("cannot write {}", path.display()))?;
+    write_secret(&path, &key).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(key)
 }
 
-/// Writes a file that only its owner reads: wholly, or not at all.
-fn keep_secret(path: &Path, secret: &str) -> std::io::Result<()> {
+/// Writes a file that only its owner can read, atomically.
+fn write_secret(path: &Path, secret: &str) -> std::io::Result<()> {
     let draft = path.with_extension("new");
     let mut file = OpenOptions::new()
         .create(true)
@@ -178,12 +178,9 @@ fn keep_secret(path: &Path, secret: &str) -> std::io::Result<()> {
     fs::rename(&draft, path)
 }
 
-#[expect(
-    clippy::print_stdout,
-    reason = "what a newcomer needs to see, whatever the log level"
-)]
+#[expect(clippy::print_stdout, reason = "must be seen at every log level")]
 fn announce(address: SocketAddr, dir: &Path, key: &str) {
-    let url = format!("http://{}", reachable(address));
+    let url = format!("http://{}", healthcheck::local(address));
     let key_file = dir.join("admin-key");
     println!(
         r#"
@@ -197,13 +194,4 @@ fn announce(address: SocketAddr, dir: &Path, key: &str) {
 "#,
         key_file.display(),
     );
-}
-
-/// The address to use from this machine: one cannot connect to "all interfaces".
-fn reachable(address: SocketAddr) -> SocketAddr {
-    match address {
-        SocketAddr::V4(v4) if v4.ip().is_unspecified() => (Ipv4Addr::LOCALHOST, v4.port()).into(),
-        SocketAddr::V6(v6) if v6.ip().is_unspecified() => (Ipv6Addr::LOCALHOST, v6.port()).into(),
-        specific => specific,
-    }
 }

@@ -1,38 +1,38 @@
-//! `tallyman healthcheck`: asks the service on this machine whether it takes requests, for whoever
-//! starts and stops it.
+//! `tallyman healthcheck`: checks whether the service on this machine is ready, for container runtimes and process
+//! managers.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
-/// More than `/readyz` waits for the servers, and less than whoever asks waits for this.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Longer than `/readyz` waits for Redis and Postgres, shorter than the timeout in the Dockerfile.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Nothing if the service is ready, or degraded; else why it is not.
+/// Fails unless the service is ready or degraded.
 pub(super) async fn run(listen: SocketAddr) -> Result<()> {
-    let url = format!("http://{}/readyz", own(listen));
-    // What variables say of proxies is not meant for this machine.
+    let url = format!("http://{}/readyz", local(listen));
+    // HTTP_PROXY and the like must not apply to this machine.
     let client = reqwest::Client::builder()
         .no_proxy()
-        .timeout(PATIENCE)
+        .timeout(TIMEOUT)
         .build()?;
-    let answer = client
+    let response = client
         .get(&url)
         .send()
         .await
         .map_err(reqwest::Error::without_url)
-        .with_context(|| format!("nothing answers at {url}"))?;
-    let status = answer.status();
+        .with_context(|| format!("no response from {url}"))?;
+    let status = response.status();
     if !status.is_success() {
-        let body = answer.text().await.unwrap_or_default();
-        bail!("not ready: {url} answers {status} {}", body.trim());
+        let body = response.text().await.unwrap_or_default();
+        bail!("not ready: {url} responds with {status} {}", body.trim());
     }
     Ok(())
 }
 
-/// Where a service that listens there is reached from its own machine.
-fn own(mut listen: SocketAddr) -> SocketAddr {
+/// The address to connect to from this machine: an unspecified one stands for all interfaces.
+pub(super) fn local(mut listen: SocketAddr) -> SocketAddr {
     match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => listen.set_ip(Ipv4Addr::LOCALHOST.into()),
         IpAddr::V6(ip) if ip.is_unspecified() => listen.set_ip(Ipv6Addr::LOCALHOST.into()),
@@ -46,13 +46,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_service_that_listens_everywhere_is_asked_at_home() {
-        for (listen, asked) in [
+    fn an_unspecified_address_becomes_the_loopback_address() {
+        for (listen, expected) in [
             ("0.0.0.0:7400", "127.0.0.1:7400"),
             ("[::]:7400", "[::1]:7400"),
             ("10.1.2.3:80", "10.1.2.3:80"),
         ] {
-            assert_eq!(own(listen.parse().unwrap()), asked.parse().unwrap());
+            assert_eq!(local(listen.parse().unwrap()), expected.parse().unwrap());
         }
     }
 }

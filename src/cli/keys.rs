@@ -1,8 +1,7 @@
-//! `tallyman keys`: makes, lists and revokes API keys without the service, for the first key and for
-//! whoever is locked out.
+//! `tallyman keys`: creates, lists and revokes API keys without the service, for the first key and for lost ones.
 //!
-//! Speaks to Postgres alone; running instances learn of a change within seconds. What a script reads is on
-//! standard output, what a person reads beside it on standard error.
+//! Needs only Postgres; running instances notice a change within seconds. Results are on standard output, messages on
+//! standard error.
 
 use anyhow::{Result, bail};
 use chrono::{DateTime, SecondsFormat, SubsecRound as _, Utc};
@@ -18,7 +17,7 @@ use crate::domain::instant::{InvalidInstant, parse_instant};
 use crate::postgres::api_keys::{self, IssuedKey};
 use crate::postgres::{Actor, Postgres};
 
-/// What `tallyman keys` takes.
+/// Options of `tallyman keys`.
 #[derive(Debug, Args)]
 pub struct Options {
     #[command(subcommand)]
@@ -29,12 +28,12 @@ pub struct Options {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Make a key and print it, this once
+    /// Create a key and print it; it is not shown again
     Create {
-        /// What people will know it by
+        /// Descriptive name
         #[arg(long)]
         name: ApiKeyName,
-        /// What it may do: `ingest`, `refund`, `read`, `reset` or `admin`; can be repeated
+        /// Permission: `ingest`, `refund`, `read`, `reset` or `admin`; can be repeated
         #[arg(
             long = "scope",
             value_name = "SCOPE",
@@ -42,13 +41,13 @@ enum Action {
             required = true
         )]
         scopes: Vec<Scope>,
-        /// The only organization that it reaches
+        /// Restrict it to this organization
         #[arg(long, value_name = "ID")]
         organization: Option<OrganizationId>,
-        /// From when on it is refused, such as 2030-01-31T00:00:00Z
+        /// When it expires, such as 2030-01-31T00:00:00Z
         #[arg(long, value_name = "TIME", value_parser = instant)]
         expires: Option<DateTime<Utc>>,
-        /// Print everything about it as JSON
+        /// Print all properties as JSON
         #[arg(long)]
         json: bool,
     },
@@ -58,14 +57,14 @@ enum Action {
         #[arg(long)]
         json: bool,
     },
-    /// Revoke a key for good
+    /// Revoke a key permanently
     Revoke {
         /// Its id: the part between `tm_` and the next `_`
         id: ApiKeyId,
     },
 }
 
-/// How many keys are read at once.
+/// Keys per query.
 const PAGE: u32 = 1000;
 
 /// Runs `tallyman keys`.
@@ -79,16 +78,16 @@ pub async fn run(options: Options, clock: Clock) -> Result<()> {
             expires,
             json,
         } => {
-            let wish = NewApiKey {
+            let new = NewApiKey {
                 name,
                 scopes: scopes.try_into()?,
                 organization_id: organization,
                 expires_at: expires,
             };
-            if let Err(invalid) = wish.check(clock.now()) {
+            if let Err(invalid) = new.check(clock.now()) {
                 bail!("{}: {invalid}", invalid.field);
             }
-            announce(&api_keys::create(&postgres, &wish, &actor()).await?, json)
+            print_key(&api_keys::create(&postgres, &new, &actor()).await?, json)
         }
         Action::List { json } => print_list(&all(&postgres).await?, json),
         Action::Revoke { id } => {
@@ -101,7 +100,7 @@ pub async fn run(options: Options, clock: Clock) -> Result<()> {
     }
 }
 
-/// How the audit log names whoever has access to the database.
+/// The actor in the audit log.
 fn actor() -> Actor {
     Actor {
         name: "tallyman keys".to_owned(),
@@ -125,13 +124,16 @@ async fn all(postgres: &Postgres) -> Result<Vec<ApiKey>> {
     }
 }
 
-fn announce(issued: &IssuedKey, json: bool) -> Result<()> {
+fn print_key(issued: &IssuedKey, json: bool) -> Result<()> {
     if json {
         let mut shown = serde_json::to_value(&issued.key)?;
         shown["key"] = json!(issued.text);
         print_json(&shown)
     } else {
-        eprintln!("Made the API key {}. It is not shown again:", issued.key.id);
+        eprintln!(
+            "Created the API key {}. It is not shown again:",
+            issued.key.id
+        );
         print(&format!("{}\n", issued.text))
     }
 }
@@ -140,7 +142,7 @@ fn print_list(keys: &[ApiKey], json: bool) -> Result<()> {
     if json {
         return print_json(&keys);
     }
-    let titles = [
+    let headings = [
         "ID",
         "SCOPES",
         "ORGANIZATION",
@@ -149,7 +151,7 @@ fn print_list(keys: &[ApiKey], json: bool) -> Result<()> {
         "REVOKED",
         "NAME",
     ];
-    let mut table = row(titles);
+    let mut table = row(headings);
     for key in keys {
         let organization = key.organization_id.as_ref();
         table.push_str(&row([

@@ -1,4 +1,4 @@
-//! Calls a service over HTTP with a key, from wherever the command line is.
+//! The HTTP client of the commands that need a running service.
 
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Write as _, stdout};
@@ -11,13 +11,13 @@ use reqwest::{Method, StatusCode, Url};
 use serde::Serialize;
 use serde_json::Value;
 
-/// More than any single call takes.
-const PATIENCE: Duration = Duration::from_mins(1);
+/// Longer than any call takes.
+const TIMEOUT: Duration = Duration::from_mins(1);
 
-/// Which service, and with which key.
+/// The service and the key, for all commands that call it.
 #[derive(Debug, Args)]
 pub(super) struct Options {
-    /// Where the service answers
+    /// URL of the service
     #[arg(
         long,
         env = "TALLYMAN_URL",
@@ -27,7 +27,7 @@ pub(super) struct Options {
         global = true
     )]
     url: Url,
-    /// The API key; better as the variable, which no list of processes shows
+    /// API key; prefer the variable, because a list of processes shows flags
     #[arg(
         long,
         env = "TALLYMAN_API_KEY",
@@ -36,12 +36,12 @@ pub(super) struct Options {
         global = true
     )]
     api_key: Option<String>,
-    /// Print what the service answers as JSON
+    /// Print the response as JSON
     #[arg(long, global = true)]
     json: bool,
 }
 
-/// A service that can be called.
+/// A client of the service.
 pub(super) struct Service {
     client: reqwest::Client,
     url: Url,
@@ -49,16 +49,16 @@ pub(super) struct Service {
     json: bool,
 }
 
-/// Where a service answers.
+/// Parses the URL of a service.
 fn service_url(text: &str) -> Result<Url, String> {
     let is_fit = |url: &Url| matches!(url.scheme(), "http" | "https") && url.has_host();
     if let Some(url) = text.parse().ok().filter(is_fit) {
         return Ok(url);
     }
-    // A scheme is what is forgotten most.
-    let meant = format!("http://{text}");
-    let example = match meant.parse::<Url>() {
-        Ok(_) if !text.contains("://") => escape(&meant),
+    // Most often the scheme is missing.
+    let with_scheme = format!("http://{text}");
+    let example = match with_scheme.parse::<Url>() {
+        Ok(_) if !text.contains("://") => escape(&with_scheme),
         _ => "http://127.0.0.1:7400".to_owned(),
     };
     Err(format!(
@@ -66,24 +66,24 @@ fn service_url(text: &str) -> Result<Url, String> {
     ))
 }
 
-/// What a service says in place of an answer.
+/// An error response.
 #[derive(Debug, thiserror::Error)]
 #[error("{text}")]
-struct Refusal {
+struct Problem {
     status: StatusCode,
     text: String,
 }
 
 impl Options {
-    /// The service that they say.
+    /// A client for these options.
     pub(super) fn service(self) -> Result<Service> {
         let key = self
             .api_key
             .context("TALLYMAN_API_KEY (--api-key) is missing")?;
-        // The key goes to this service and to no other.
+        // Redirects must not carry the key to another server.
         let client = reqwest::Client::builder()
             .redirect(Policy::none())
-            .timeout(PATIENCE)
+            .timeout(TIMEOUT)
             .build()?;
         Ok(Service {
             client,
@@ -95,7 +95,7 @@ impl Options {
 }
 
 impl Service {
-    /// What a call answers; null where that is nothing.
+    /// Calls the service and returns the response; null if that has no body.
     pub(super) async fn call(
         &self,
         method: Method,
@@ -103,8 +103,8 @@ impl Service {
         query: &[(&str, &str)],
         body: Option<&Value>,
     ) -> Result<Value> {
-        let answer = self.send(method, path, query, body).await?;
-        answer.map_err(|refusal| anyhow!(refusal))
+        let response = self.send(method, path, query, body).await?;
+        response.map_err(|problem| anyhow!(problem))
     }
 
     async fn send(
@@ -113,10 +113,10 @@ impl Service {
         path: &[&str],
         query: &[(&str, &str)],
         body: Option<&Value>,
-    ) -> Result<Result<Value, Refusal>> {
+    ) -> Result<Result<Value, Problem>> {
         let mut url = self.url.clone();
         url.path_segments_mut()
-            .map_err(|()| anyhow!("TALLYMAN_URL (--url) is no URL of a service"))?
+            .map_err(|()| anyhow!("TALLYMAN_URL (--url) is not the URL of a service"))?
             .pop_if_empty()
             .push("v1")
             .extend(path);
@@ -127,41 +127,41 @@ impl Service {
         if let Some(body) = body {
             request = request.json(body);
         }
-        let answer = request
+        let response = request
             .send()
             .await
             .map_err(reqwest::Error::without_url)
-            .with_context(|| format!("nothing answers at {}", self.url))?;
-        let (status, headers) = (answer.status(), answer.headers().clone());
-        let text = answer.text().await.map_err(reqwest::Error::without_url)?;
-        let answer: Value = serde_json::from_str(&text).unwrap_or_default();
+            .with_context(|| format!("no response from {}", self.url))?;
+        let (status, headers) = (response.status(), response.headers().clone());
+        let text = response.text().await.map_err(reqwest::Error::without_url)?;
+        let body: Value = serde_json::from_str(&text).unwrap_or_default();
         if status.is_success() {
-            return Ok(Ok(answer));
+            return Ok(Ok(body));
         }
         let request_id = headers.get("x-request-id").and_then(|it| it.to_str().ok());
         let request_id = request_id.unwrap_or("none");
-        let Some(detail) = answer["detail"].as_str() else {
-            bail!("{} answers {status}, and is no Tallyman", self.url);
+        let Some(detail) = body["detail"].as_str() else {
+            bail!("{} responds with {status} and is not a Tallyman", self.url);
         };
-        let code = answer["code"].as_str().unwrap_or_default();
-        let field = answer["errors"][0]["pointer"].as_str();
+        let code = body["code"].as_str().unwrap_or_default();
+        let field = body["errors"][0]["pointer"].as_str();
         let field = field.map_or(String::new(), |field| format!("{field} "));
-        Ok(Err(Refusal {
+        Ok(Err(Problem {
             status,
             text: format!("{field}{detail} ({status}, {code}, request {request_id})"),
         }))
     }
 
-    /// What is at a path, if anything is.
+    /// Reads a resource; none if it does not exist.
     pub(super) async fn find(&self, path: &[&str]) -> Result<Option<Value>> {
         match self.send(Method::GET, path, &[], None).await? {
-            Ok(answer) => Ok(Some(answer)),
-            Err(refusal) if refusal.status == StatusCode::NOT_FOUND => Ok(None),
-            Err(refusal) => bail!(refusal),
+            Ok(found) => Ok(Some(found)),
+            Err(problem) if problem.status == StatusCode::NOT_FOUND => Ok(None),
+            Err(problem) => bail!(problem),
         }
     }
 
-    /// Every row of a list; `see` gets each page.
+    /// Reads all pages of a list, and passes each to `see`.
     pub(super) async fn pages(
         &self,
         path: &[&str],
@@ -181,23 +181,23 @@ impl Service {
         }
     }
 
-    /// Whether whoever reads the output is a program.
+    /// Whether to print JSON.
     pub(super) fn is_json(&self) -> bool {
         self.json
     }
 
-    /// Shows an answer: as it came, or for people.
-    pub(super) fn show(&self, answer: &Value) -> Result<()> {
+    /// Prints a response as JSON or as lines of text.
+    pub(super) fn show(&self, response: &Value) -> Result<()> {
         if self.json {
-            print_json(answer)
+            print_json(response)
         } else {
             let mut text = String::new();
-            write_lines(&mut text, "", answer)?;
+            write_lines(&mut text, "", response)?;
             print(&text)
         }
     }
 
-    /// Shows rows of a list: as they came, or these fields of each in columns.
+    /// Prints a list as JSON or as a table of these fields.
     pub(super) fn show_rows(&self, rows: &[Value], fields: &[&str]) -> Result<()> {
         if self.json {
             return print_json(&Value::from(rows));
@@ -220,7 +220,7 @@ impl Service {
     }
 }
 
-/// One line for each value, after the way to it.
+/// Writes one line for each value, with its path.
 fn write_lines(text: &mut String, name: &str, value: &Value) -> Result<()> {
     match value {
         Value::Object(fields) if !fields.is_empty() => {
@@ -241,7 +241,7 @@ fn write_lines(text: &mut String, name: &str, value: &Value) -> Result<()> {
     Ok(())
 }
 
-/// A value as people read it.
+/// A value as text.
 fn word(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
@@ -251,8 +251,8 @@ fn word(value: &Value) -> String {
     }
 }
 
-/// A text that a terminal does not obey: control characters, and those that turn the direction of what follows, are
-/// escaped. In JSON that leaves the meaning as it is.
+/// Escapes control characters and those that change the direction of text, which a terminal would obey. Within JSON that
+/// does not change the meaning.
 pub(super) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
@@ -267,14 +267,14 @@ pub(super) fn escape(text: &str) -> String {
     escaped
 }
 
-/// Prints JSON in lines; its own line breaks are the only control characters that are left.
+/// Prints indented JSON without control characters except line breaks.
 pub(super) fn print_json(value: &impl Serialize) -> Result<()> {
     let json = serde_json::to_string_pretty(value)?;
     let lines: Vec<String> = json.lines().map(escape).collect();
     print(&format!("{}\n", lines.join("\n")))
 }
 
-/// Writes to standard output. Whoever has stopped reading, as `head` does, has read enough.
+/// Writes to standard output. A reader that stops early, such as `head`, is no error.
 pub(super) fn print(text: &str) -> Result<()> {
     match stdout().lock().write_all(text.as_bytes()) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
@@ -289,8 +289,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_url_without_a_scheme_is_told_with_one() {
-        for (text, told) in [
+    fn the_error_of_a_url_without_scheme_suggests_one() {
+        for (text, suggestion) in [
             ("127.0.0.1:7600", "such as http://127.0.0.1:7600"),
             ("localhost:7600", "such as http://localhost:7600"),
             ("ftp://a", "such as http://127.0.0.1:7400"),
@@ -300,7 +300,7 @@ mod tests {
             let error = service_url(text).unwrap_err();
             assert_eq!(
                 error,
-                format!("must begin with http:// or https://, {told}"),
+                format!("must begin with http:// or https://, {suggestion}"),
                 "{text}"
             );
         }
@@ -308,12 +308,12 @@ mod tests {
     }
 
     #[test]
-    fn what_a_terminal_would_obey_is_escaped() {
+    fn terminal_control_characters_are_escaped() {
         let text = "a\u{1b}[31m\u{7f}\u{9b}\u{202e}ü\n";
         assert_eq!(escape(text), r"a\u001b[31m\u007f\u009b\u202eü\u000a");
         let mut lines = String::new();
-        let answer = json!({"a\u{1b}": {"b": "\u{9b}x"}, "c": ["\n"], "d": [{"e": "\r"}]});
-        write_lines(&mut lines, "", &answer).unwrap();
+        let response = json!({"a\u{1b}": {"b": "\u{9b}x"}, "c": ["\n"], "d": [{"e": "\r"}]});
+        write_lines(&mut lines, "", &response).unwrap();
         assert!(
             !lines.chars().any(|c| c.is_control() && c != '\n'),
             "{lines:?}"
@@ -322,13 +322,13 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_a_line_for_each_value() {
+    fn a_response_is_one_line_per_value() {
         let mut text = String::new();
-        let answer = json!({
+        let response = json!({
             "id": "org_1", "limits": {"api": {"limit": null, "warnAt": [80, 100]}}, "features": {},
             "data": [{"x": 1}]
         });
-        write_lines(&mut text, "", &answer).unwrap();
+        write_lines(&mut text, "", &response).unwrap();
         insta::assert_snapshot!(text, @r"
         data[0].x: 1
         features: {}

@@ -56,7 +56,7 @@ struct Found<'a> {
 }
 
 impl Found<'_> {
-    /// The line that reports it: both names, and what is wrong.
+    /// The line that reports a problem with it, by variable and flag.
     fn problem(&self, rule: &str) -> (usize, String) {
         let variable = self.arg.get_env().unwrap_or_default().to_string_lossy();
         let flag = self.arg.get_long().unwrap_or_default();

@@ -61,7 +61,7 @@ pub(super) fn is_path(text: &str) -> bool {
         .is_some_and(|rest| rest.split('/').all(fit))
 }
 
-/// What is wrong with a value, and what is needed instead.
+/// The error of an invalid value, with the accepted ones.
 pub(super) fn invalid(text: &str, needed: &str) -> String {
     format!("is {text:?}; it must be {needed}")
 }
@@ -70,7 +70,7 @@ pub(super) fn value<T: FromStr>(needed: &'static str) -> impl Fn(&str) -> Parsed
     move |text| text.parse().map_err(|_| invalid(text, needed))
 }
 
-/// Of a type whose error says what is needed.
+/// A type with its own error messages.
 pub(super) fn id<T: FromStr<Err: fmt::Display>>(text: &str) -> Parsed<T> {
     text.parse()
         .map_err(|rule| format!("is {text:?}; it {rule}"))

@@ -1,10 +1,10 @@
-//! Accepts connections, and bounds what they cost: how many there are, how long each may dawdle, how long a stop waits.
+//! Accepts TCP connections and limits them: their number, timeouts, and the duration of a graceful shutdown.
 //!
-//! `axum::serve` has no timer and no bound. Here every connection has a state ([`state`]) that its stream ([`stream`])
-//! and its requests ([`service`]) keep, and one timer that looks at it ([`conversation`]); a request costs neither an
-//! allocation nor a timer of its own.
+//! `axum::serve` has neither timeouts nor limits. Here every connection has a state ([`state`]), updated by its stream
+//! ([`stream`]) and its requests ([`service`]), and one timer that enforces the timeouts ([`connection`]). A request
+//! needs neither an allocation nor a timer of its own.
 
-mod conversation;
+mod connection;
 mod open_files;
 mod service;
 mod state;
@@ -25,16 +25,16 @@ pub use open_files::make_room;
 use crate::config::ConnectionLimits;
 use crate::http;
 use crate::metrics::{CloseReason, Metrics};
-use conversation::{Conversation, Protocols};
+use connection::{Protocols, ServedConnection};
 use state::{Connections, Order};
 
-/// Between two warnings of the same.
+/// Minimum interval between two warnings.
 const WARNING_INTERVAL: Duration = Duration::from_mins(1);
 
-/// After the listener has failed, so that a shortage of files is neither spun on nor fatal.
+/// Pause after a failed accept, so that a shortage of file descriptors causes neither a busy loop nor an exit.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves the connections of one listener; clones share the bound.
+/// Serves the connections of one listener; clones share the limits.
 #[derive(Debug, Clone)]
 pub struct Server(Arc<Shared>);
 
@@ -43,7 +43,7 @@ struct Shared {
     limits: ConnectionLimits,
     metrics: Metrics,
     open: Connections,
-    /// When the log was last told that the bound is reached, or that accepting fails.
+    /// When a warning was last logged.
     warned: Mutex<Option<Instant>>,
 }
 
@@ -58,7 +58,7 @@ impl Server {
         }))
     }
 
-    /// Serves until `stop`; then answers what was asked, for at most `grace`. Returns whether that was enough.
+    /// Serves until `stop`, then completes the requests in flight for at most `grace`. Returns whether that was enough.
     pub async fn serve(
         &self,
         listener: TcpListener,
@@ -70,26 +70,32 @@ impl Server {
         let protocols = Protocols::new();
         while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
             match accepted {
-                Ok((stream, _)) => self.take(stream, &router, &protocols, &tasks),
+                Ok((stream, _)) => self.accept(stream, &router, &protocols, &tasks),
                 Err(error) => {
-                    stop.run_until_cancelled(self.sit_out(&error)).await;
+                    stop.run_until_cancelled(self.pause_after(&error)).await;
                 }
             }
         }
         drop(listener);
         tasks.close();
-        self.0.open.tell_all(Order::Finish);
+        self.0.open.broadcast(Order::Finish);
         let in_time = timeout(grace, tasks.wait()).await.is_ok();
         if !in_time {
-            self.0.open.tell_all(Order::Close);
+            self.0.open.broadcast(Order::Close);
             tasks.wait().await;
         }
         in_time
     }
 
-    /// Takes a connection on, in place of the one that has waited longest where there are too many.
-    fn take(&self, stream: TcpStream, router: &Router, protocols: &Protocols, tasks: &TaskTracker) {
-        // Small answers must not wait for more to send.
+    /// Serves a new connection. At the limit, it replaces the one that has been idle longest.
+    fn accept(
+        &self,
+        stream: TcpStream,
+        router: &Router,
+        protocols: &Protocols,
+        tasks: &TaskTracker,
+    ) {
+        // Small responses must not wait for more data (Nagle).
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY cannot be set");
         }
@@ -102,31 +108,32 @@ impl Server {
         if open.count() >= limits.max {
             self.warn(|| {
                 tracing::warn!(
-                    bound = limits.max,
-                    "there are as many connections as TALLYMAN_CONNECTIONS allows; idle ones are closed for new ones, \
-                     and new ones refused where none is idle"
+                    limit = limits.max,
+                    "the limit TALLYMAN_CONNECTIONS is reached; new connections replace idle ones, and are refused if none \
+                     is idle"
                 );
             });
             if !open.evict() {
                 metrics.connection_closed(CloseReason::Refused);
-                // As far as the socket takes it at once: whoever is refused costs nothing.
+                // Without waiting: a refused connection must not occupy a task.
                 let _ = stream.try_write(http::refusal(503).unwrap_or_default().as_bytes());
                 return;
             }
         }
         let entry = open.enter(metrics.clone());
-        tracing::trace!(open = open.count(), "a connection is accepted");
-        let talking = Conversation::new(stream, router.clone(), protocols, limits.clone(), entry);
+        tracing::trace!(open = open.count(), "connection accepted");
+        let serving =
+            ServedConnection::new(stream, router.clone(), protocols, limits.clone(), entry);
         let metrics = metrics.clone();
         tasks.spawn(async move {
-            if let Some(reason) = talking.await {
+            if let Some(reason) = serving.await {
                 metrics.connection_closed(reason);
             }
         });
     }
 
-    /// Waits where accepting failed for a reason that will not pass by itself at once.
-    async fn sit_out(&self, error: &io::Error) {
+    /// Pauses after an error that is likely to recur at once.
+    async fn pause_after(&self, error: &io::Error) {
         use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
         if matches!(
             error.kind(),
@@ -134,16 +141,16 @@ impl Server {
         ) {
             return;
         }
-        self.warn(|| tracing::warn!(%error, "connections cannot be accepted"));
+        self.warn(|| tracing::warn!(%error, "cannot accept connections"));
         sleep(ACCEPT_PAUSE).await;
     }
 
-    fn warn(&self, say: impl FnOnce()) {
+    fn warn(&self, log: impl FnOnce()) {
         let now = Instant::now();
         let mut warned = self.0.warned.lock().unwrap_or_else(PoisonError::into_inner);
         if warned.is_none_or(|at| now.duration_since(at) >= WARNING_INTERVAL) {
             *warned = Some(now);
-            say();
+            log();
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Requests on their way through the router, and what the connection knows of them.
+//! Passes requests to the router and tracks their progress in the state of the connection.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -16,24 +16,24 @@ use hyper::service::Service;
 use pin_project_lite::pin_project;
 use tower::Service as _;
 
-use super::state::{Arriving, Connection, InFlight};
+use super::state::{Connection, InFlight, ReceivingBody};
 
-/// The router, for one connection.
+/// The router, as hyper's service for one connection.
 #[derive(Debug)]
-pub(super) struct Answerer {
+pub(super) struct ConnectionService {
     pub(super) router: Router,
     pub(super) connection: Arc<Connection>,
 }
 
-impl Service<Request<Incoming>> for Answerer {
-    type Response = Response<Answer>;
+impl Service<Request<Incoming>> for ConnectionService {
+    type Response = Response<ResponseBody>;
     type Error = Infallible;
-    type Future = Answering;
+    type Future = ResponseFuture;
 
-    fn call(&self, request: Request<Incoming>) -> Answering {
+    fn call(&self, request: Request<Incoming>) -> ResponseFuture {
         let connection = &self.connection;
-        connection.asked.store(true, Ordering::Relaxed);
-        connection.head_begun.store(false, Ordering::Relaxed);
+        connection.was_used.store(true, Ordering::Relaxed);
+        connection.in_head.store(false, Ordering::Relaxed);
         connection.unread.store(false, Ordering::Relaxed);
         if request.version() == Version::HTTP_2 {
             connection.multiplexed.store(true, Ordering::Relaxed);
@@ -43,47 +43,50 @@ impl Service<Request<Incoming>> for Answerer {
             if http_body::Body::is_end_stream(&incoming) {
                 return Body::empty();
             }
-            let arriving = Arriving::new(connection);
-            Body::new(Asked { incoming, arriving })
+            let receiving = ReceivingBody::new(connection);
+            Body::new(RequestBody {
+                incoming,
+                receiving,
+            })
         });
-        Answering {
-            answer: self.router.clone().call(request),
+        ResponseFuture {
+            response: self.router.clone().call(request),
             in_flight: Some(in_flight),
         }
     }
 }
 
 pin_project! {
-    /// A request that is being answered.
-    pub(super) struct Answering {
+    /// A request in the router.
+    pub(super) struct ResponseFuture {
         #[pin]
-        answer: RouteFuture<Infallible>,
+        response: RouteFuture<Infallible>,
         in_flight: Option<InFlight>,
     }
 }
 
-impl Future for Answering {
-    type Output = Result<Response<Answer>, Infallible>;
+impl Future for ResponseFuture {
+    type Output = Result<Response<ResponseBody>, Infallible>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let Ok(response) = ready!(this.answer.poll(context));
+        let Ok(response) = ready!(this.response.poll(context));
         let in_flight = this.in_flight.take();
-        Poll::Ready(Ok(response.map(|body| Answer {
+        Poll::Ready(Ok(response.map(|body| ResponseBody {
             body,
             _in_flight: in_flight,
         })))
     }
 }
 
-/// The body of an answer; its request is in flight until it is dropped.
+/// The body of a response; its request is in flight until this is dropped.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct ResponseBody {
     body: Body,
     _in_flight: Option<InFlight>,
 }
 
-impl http_body::Body for Answer {
+impl http_body::Body for ResponseBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -103,14 +106,14 @@ impl http_body::Body for Answer {
     }
 }
 
-/// The body of a request, which says when it has arrived.
+/// The body of a request, which records when it is complete.
 #[derive(Debug)]
-struct Asked {
+struct RequestBody {
     incoming: Incoming,
-    arriving: Arriving,
+    receiving: ReceivingBody,
 }
 
-impl http_body::Body for Asked {
+impl http_body::Body for RequestBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
@@ -120,7 +123,7 @@ impl http_body::Body for Asked {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let frame = ready!(Pin::new(&mut self.incoming).poll_frame(context));
         if frame.is_none() || self.incoming.is_end_stream() {
-            self.arriving.done();
+            self.receiving.done();
         }
         Poll::Ready(frame)
     }

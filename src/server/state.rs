@@ -1,6 +1,6 @@
-//! What is known of a connection, and the list of all of them.
+//! The state of each connection, and the set of open connections.
 //!
-//! All of it is atomic, because the requests of an HTTP/2 connection run in tasks of their own.
+//! The state is atomic, because the requests of an HTTP/2 connection run in their own tasks.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -12,53 +12,53 @@ use tokio::time::Instant;
 
 use crate::metrics::Metrics;
 
-/// One connection, as its stream and its requests leave it.
-#[derive(Debug)]
+/// The state of a connection, updated by its stream and its requests.
+#[derive(Debug, Default)]
 pub(super) struct Connection {
-    /// Requests whose answers are not handed over yet.
+    /// Requests whose responses are not yet passed to hyper.
     in_flight: AtomicU32,
-    /// Those of them whose bodies have not arrived.
-    arriving: AtomicU32,
-    /// Whether there was a request yet.
-    pub(super) asked: AtomicBool,
-    /// Whether it speaks HTTP/2, where heads and pings cannot be told apart from here.
+    /// Those of them whose bodies are incomplete.
+    receiving: AtomicU32,
+    /// Whether it has had a request.
+    pub(super) was_used: AtomicBool,
+    /// Whether it is HTTP/2, where heads and pings look the same at this level.
     pub(super) multiplexed: AtomicBool,
-    /// Whether bytes have come that are no request yet.
-    pub(super) head_begun: AtomicBool,
-    /// Whether the socket takes no more of an answer.
+    /// Whether a part of the head of a request has arrived.
+    pub(super) in_head: AtomicBool,
+    /// Whether the socket's send buffer is full.
     pub(super) blocked: AtomicBool,
-    /// Whether the last request was answered before its body had arrived.
+    /// Whether a part of the last request was not read.
     pub(super) unread: AtomicBool,
     /// An [`Order`].
     order: AtomicU8,
-    /// Since when it waits for a request, in milliseconds of [`Connections::begun`].
-    waiting_since: AtomicU64,
+    /// Since when it is idle, in milliseconds after [`Connections::start`].
+    idle_since: AtomicU64,
     waker: AtomicWaker,
 }
 
-/// What a connection is told.
+/// An order from the server to a connection; a higher one overrides a lower one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Order {
-    /// Go on.
+    /// Continue.
     Go,
-    /// Answer what was asked, and end.
+    /// Complete the requests in flight, then close.
     Finish,
-    /// End now, to make room.
+    /// Close now, to make room.
     Evicted,
-    /// End now.
+    /// Close now.
     Close,
 }
 
 impl Connection {
-    /// Whether it has nothing to do: no request, and nothing left to send.
-    pub(super) fn waits(&self) -> bool {
+    /// Whether no request is in flight and nothing is left to send.
+    pub(super) fn is_idle(&self) -> bool {
         self.in_flight.load(Ordering::Acquire) == 0 && !self.blocked.load(Ordering::Relaxed)
     }
 
-    /// Whether it can go on only when its caller sends, or takes, something.
-    pub(super) fn waits_for_caller(&self) -> bool {
+    /// Whether it waits for the client to send or to read.
+    pub(super) fn waits_for_client(&self) -> bool {
         let in_flight = self.in_flight.load(Ordering::Acquire);
-        self.arriving.load(Ordering::Acquire) >= in_flight || self.blocked.load(Ordering::Relaxed)
+        self.receiving.load(Ordering::Acquire) >= in_flight || self.blocked.load(Ordering::Relaxed)
     }
 
     pub(super) fn order(&self) -> Order {
@@ -70,18 +70,18 @@ impl Connection {
         }
     }
 
-    /// Has the connection's task woken when it is told something.
+    /// Registers the task to wake at the next order.
     pub(super) fn listen(&self, waker: &Waker) {
         self.waker.register(waker);
     }
 
-    fn tell(&self, order: Order) {
+    fn send(&self, order: Order) {
         self.order.fetch_max(order as u8, Ordering::AcqRel);
         self.waker.wake();
     }
 }
 
-/// A request, until its answer is handed over.
+/// Counts a request until its response is passed to hyper.
 #[derive(Debug)]
 pub(super) struct InFlight(Arc<Connection>);
 
@@ -98,40 +98,40 @@ impl Drop for InFlight {
     }
 }
 
-/// A body, until it has arrived or nobody wants it.
+/// Counts the body of a request until it is complete or dropped.
 #[derive(Debug)]
-pub(super) struct Arriving(Option<Arc<Connection>>);
+pub(super) struct ReceivingBody(Option<Arc<Connection>>);
 
-impl Arriving {
+impl ReceivingBody {
     pub(super) fn new(connection: &Arc<Connection>) -> Self {
-        connection.arriving.fetch_add(1, Ordering::AcqRel);
+        connection.receiving.fetch_add(1, Ordering::AcqRel);
         connection.unread.store(true, Ordering::Relaxed);
         Self(Some(Arc::clone(connection)))
     }
 
-    /// It has arrived.
+    /// The body is complete.
     pub(super) fn done(&mut self) {
         if let Some(connection) = self.0.take() {
             connection.unread.store(false, Ordering::Relaxed);
-            connection.arriving.fetch_sub(1, Ordering::AcqRel);
+            connection.receiving.fetch_sub(1, Ordering::AcqRel);
         }
     }
 }
 
-impl Drop for Arriving {
+impl Drop for ReceivingBody {
     fn drop(&mut self) {
         if let Some(connection) = &self.0 {
-            connection.arriving.fetch_sub(1, Ordering::AcqRel);
+            connection.receiving.fetch_sub(1, Ordering::AcqRel);
         }
     }
 }
 
-/// The connections that are open.
+/// The open connections.
 #[derive(Debug, Clone)]
 pub(super) struct Connections {
     open: Arc<Mutex<Open>>,
-    /// From when their times are told.
-    begun: Instant,
+    /// The origin of [`Connection::idle_since`].
+    start: Instant,
 }
 
 #[derive(Debug, Default)]
@@ -144,7 +144,7 @@ impl Default for Connections {
     fn default() -> Self {
         Self {
             open: Arc::default(),
-            begun: Instant::now(),
+            start: Instant::now(),
         }
     }
 }
@@ -154,20 +154,9 @@ impl Connections {
         self.open().by_number.len()
     }
 
-    /// Adds one, until the entry is dropped.
+    /// Adds a connection until the entry is dropped.
     pub(super) fn enter(&self, metrics: Metrics) -> Entry {
-        let connection = Arc::new(Connection {
-            in_flight: AtomicU32::new(0),
-            arriving: AtomicU32::new(0),
-            asked: AtomicBool::new(false),
-            multiplexed: AtomicBool::new(false),
-            head_begun: AtomicBool::new(false),
-            blocked: AtomicBool::new(false),
-            unread: AtomicBool::new(false),
-            order: AtomicU8::new(Order::Go as u8),
-            waiting_since: AtomicU64::new(0),
-            waker: AtomicWaker::new(),
-        });
+        let connection = Arc::<Connection>::default();
         let mut open = self.open();
         let number = open.next;
         open.next += 1;
@@ -181,28 +170,27 @@ impl Connections {
         }
     }
 
-    /// Ends the connection that has waited longest for a request, first of those that never sent any; false where none
-    /// waits.
+    /// Closes the connection that has been idle longest, preferably one that never had a request; false if none is idle.
     pub(super) fn evict(&self) -> bool {
         let mut open = self.open();
-        let waiting = open.by_number.iter().filter(|(_, it)| it.waits());
-        let longest = waiting.min_by_key(|(_, it)| {
-            let since = it.waiting_since.load(Ordering::Relaxed);
-            (it.asked.load(Ordering::Relaxed), since)
+        let idle = open.by_number.iter().filter(|(_, it)| it.is_idle());
+        let longest = idle.min_by_key(|(_, it)| {
+            let since = it.idle_since.load(Ordering::Relaxed);
+            (it.was_used.load(Ordering::Relaxed), since)
         });
         let Some(number) = longest.map(|(number, _)| *number) else {
             return false;
         };
-        // It counts no more from here on, so that none is evicted twice.
+        // Removed at once, so that it is not evicted twice.
         if let Some(connection) = open.by_number.remove(&number) {
-            connection.tell(Order::Evicted);
+            connection.send(Order::Evicted);
         }
         true
     }
 
-    pub(super) fn tell_all(&self, order: Order) {
+    pub(super) fn broadcast(&self, order: Order) {
         for connection in self.open().by_number.values() {
-            connection.tell(order);
+            connection.send(order);
         }
     }
 
@@ -211,7 +199,7 @@ impl Connections {
     }
 }
 
-/// A connection's place among those that are open.
+/// Membership in the set of open connections.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) connection: Arc<Connection>,
@@ -221,11 +209,11 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// Notes that it waits for a request from now on.
-    pub(super) fn waits_since(&self, at: Instant) {
-        let age = at.duration_since(self.connections.begun).as_millis();
+    /// Records that it is idle since then.
+    pub(super) fn idle_since(&self, at: Instant) {
+        let age = at.duration_since(self.connections.start).as_millis();
         let age = u64::try_from(age).unwrap_or(u64::MAX);
-        let since = &self.connection.waiting_since;
+        let since = &self.connection.idle_since;
         since.store(age, Ordering::Relaxed);
     }
 }

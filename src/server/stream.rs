@@ -1,5 +1,5 @@
-//! The stream of a connection: notes what arrives and what does not leave, puts a body to what hyper answers by itself,
-//! and reads on for a while where the caller was answered before it had sent everything.
+//! The stream of a connection: records what arrives and whether writes block, replaces hyper's own error responses by
+//! problem documents, and lingers after a response that preceded the end of its request.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -15,65 +15,65 @@ use tokio::time::{Sleep, sleep};
 use super::state::Connection;
 use crate::http;
 
-/// How long, and for how many bytes, is read on after an early answer: who closes while the other side sends has the
-/// answer destroyed on its way.
+/// Bounds of lingering: after an early response the rest of the request is read and discarded, because closing a socket
+/// with unread data resets the connection, and the client may lose the response.
 const LINGER_TIME: Duration = Duration::from_secs(5);
 const LINGER_BYTES: usize = 32 * 1024 * 1024;
 
-/// Answers that hyper gives by itself are shorter than this, and all others are longer or have a request id.
+/// Responses by hyper itself are shorter than this; all others are longer or have a request id.
 const BARE_MAX: usize = 256;
 
-/// A stream, and what is known of its connection.
+/// A TCP stream that keeps the state of its connection up to date.
 #[derive(Debug)]
-pub(super) struct Watched {
+pub(super) struct ObservedStream {
     stream: TcpStream,
     connection: Arc<Connection>,
-    instead: Option<Instead>,
+    replacement: Option<Replacement>,
     linger: Option<Linger>,
 }
 
-/// What is sent in place of an answer without a body.
+/// Sent in place of a response without a body.
 #[derive(Debug)]
-struct Instead {
+struct Replacement {
     text: String,
     sent: usize,
-    /// How many bytes of the other answer it stands for.
+    /// Length of the replaced response.
     replaces: usize,
 }
 
 #[derive(Debug)]
 struct Linger {
-    over: Pin<Box<Sleep>>,
+    timeout: Pin<Box<Sleep>>,
     left: usize,
 }
 
-impl Watched {
+impl ObservedStream {
     pub(super) fn new(stream: TcpStream, connection: Arc<Connection>) -> Self {
         Self {
             stream,
             connection,
-            instead: None,
+            replacement: None,
             linger: None,
         }
     }
 
-    fn poll_instead(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        while let Some(instead) = &mut self.instead {
-            let rest = instead.text.as_bytes().get(instead.sent..);
+    fn poll_replacement(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        while let Some(replacement) = &mut self.replacement {
+            let rest = replacement.text.as_bytes().get(replacement.sent..);
             let rest = rest.unwrap_or_default();
             if rest.is_empty() {
-                let replaces = instead.replaces;
-                self.instead = None;
-                // The rest of what could not be understood is still on its way.
+                let replaces = replacement.replaces;
+                self.replacement = None;
+                // The rest of the rejected request was not read.
                 self.connection.unread.store(true, Ordering::Relaxed);
                 return Poll::Ready(Ok(replaces));
             }
-            instead.sent += ready!(Pin::new(&mut self.stream).poll_write(context, rest))?;
+            replacement.sent += ready!(Pin::new(&mut self.stream).poll_write(context, rest))?;
         }
         Poll::Ready(Ok(0))
     }
 
-    fn note_write<T>(&self, written: Poll<T>) -> Poll<T> {
+    fn record_write<T>(&self, written: Poll<T>) -> Poll<T> {
         let blocked = &self.connection.blocked;
         if blocked.load(Ordering::Relaxed) != written.is_pending() {
             blocked.store(written.is_pending(), Ordering::Relaxed);
@@ -81,14 +81,14 @@ impl Watched {
         written
     }
 
-    /// Reads on and throws away, until the caller has seen that nobody listens, or the bound is reached.
+    /// Reads and discards until the client closes, or a bound is reached.
     fn poll_linger(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let linger = self.linger.get_or_insert_with(|| Linger {
-            over: Box::pin(sleep(LINGER_TIME)),
+            timeout: Box::pin(sleep(LINGER_TIME)),
             left: LINGER_BYTES,
         });
         let mut scratch = [0; 16 * 1024];
-        while linger.left > 0 && linger.over.as_mut().poll(context).is_pending() {
+        while linger.left > 0 && linger.timeout.as_mut().poll(context).is_pending() {
             let mut buffer = ReadBuf::new(&mut scratch);
             let read = ready!(Pin::new(&mut self.stream).poll_read(context, &mut buffer));
             if read.is_err() || buffer.filled().is_empty() {
@@ -100,24 +100,24 @@ impl Watched {
     }
 }
 
-/// What to send instead, where hyper has refused a head and says no more than a status.
-fn instead_of(answer: &[u8]) -> Option<Instead> {
-    let bare = answer.len() < BARE_MAX
-        && answer.starts_with(b"HTTP/1.1 4")
-        && answer.ends_with(b"\r\n\r\n");
-    let text = std::str::from_utf8(answer).ok().filter(|_| bare)?;
+/// The problem document for a request that hyper rejected with a bare status.
+fn replacement_of(response: &[u8]) -> Option<Replacement> {
+    let bare = response.len() < BARE_MAX
+        && response.starts_with(b"HTTP/1.1 4")
+        && response.ends_with(b"\r\n\r\n");
+    let text = std::str::from_utf8(response).ok().filter(|_| bare)?;
     if text.contains("x-request-id") {
         return None;
     }
     let status = text.get(9..12)?.parse().ok()?;
-    Some(Instead {
+    Some(Replacement {
         text: http::refusal(status)?,
         sent: 0,
-        replaces: answer.len(),
+        replaces: response.len(),
     })
 }
 
-impl AsyncRead for Watched {
+impl AsyncRead for ObservedStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -126,28 +126,28 @@ impl AsyncRead for Watched {
         let before = buffer.filled().len();
         let read = ready!(Pin::new(&mut self.stream).poll_read(context, buffer));
         let connection = &self.connection;
-        if buffer.filled().len() > before && connection.waits() {
-            connection.head_begun.store(true, Ordering::Relaxed);
+        if buffer.filled().len() > before && connection.is_idle() {
+            connection.in_head.store(true, Ordering::Relaxed);
         }
         Poll::Ready(read)
     }
 }
 
-impl AsyncWrite for Watched {
+impl AsyncWrite for ObservedStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        if self.instead.is_none() {
-            self.instead = instead_of(bytes);
+        if self.replacement.is_none() {
+            self.replacement = replacement_of(bytes);
         }
-        let written = if self.instead.is_some() {
-            self.poll_instead(context)
+        let written = if self.replacement.is_some() {
+            self.poll_replacement(context)
         } else {
             Pin::new(&mut self.stream).poll_write(context, bytes)
         };
-        self.note_write(written)
+        self.record_write(written)
     }
 
     fn poll_write_vectored(
@@ -159,7 +159,7 @@ impl AsyncWrite for Watched {
             return self.poll_write(context, only);
         }
         let written = Pin::new(&mut self.stream).poll_write_vectored(context, parts);
-        self.note_write(written)
+        self.record_write(written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -179,7 +179,7 @@ impl AsyncWrite for Watched {
             multiplexed,
             ..
         } = &*self.connection;
-        // A stream of HTTP/2 ends by itself, without its connection.
+        // An HTTP/2 stream ends independently of its connection.
         if unread.load(Ordering::Relaxed) && !multiplexed.load(Ordering::Relaxed) {
             ready!(self.poll_linger(context));
         }
@@ -192,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_hyper_answers_by_itself_is_replaced() {
+    fn only_responses_by_hyper_itself_are_replaced() {
         let bare = |status: &str| {
             format!(
                 "HTTP/1.1 {status}\r\ncontent-length: 0\r\ndate: Sun, 06 Nov 1994 08:49:37 GMT\r\n\r\n"
@@ -203,10 +203,10 @@ mod tests {
             "414 URI Too Long",
             "431 Request Header Fields Too Large",
         ] {
-            let answer = bare(status);
-            let instead = instead_of(answer.as_bytes()).unwrap();
-            assert_eq!(instead.replaces, answer.len());
-            let (head, body) = instead.text.split_once("\r\n\r\n").unwrap();
+            let response = bare(status);
+            let replacement = replacement_of(response.as_bytes()).unwrap();
+            assert_eq!(replacement.replaces, response.len());
+            let (head, body) = replacement.text.split_once("\r\n\r\n").unwrap();
             assert!(head.starts_with(&format!("HTTP/1.1 {status}")), "{head}");
             let length = format!("content-length: {}", body.len());
             assert!(head.contains(&length), "{head}");
@@ -216,7 +216,7 @@ mod tests {
             bare("429 Too Many Requests").replace("date:", "x-request-id: 1\r\ndate:"),
             bare("404 Not Found") + "{}",
         ] {
-            assert!(instead_of(other.as_bytes()).is_none(), "{other}");
+            assert!(replacement_of(other.as_bytes()).is_none(), "{other}");
         }
     }
 }

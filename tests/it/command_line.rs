@@ -145,7 +145,7 @@ async fn every_failure_is_one_line_and_an_exit_code() {
     );
     let away = fail(&service, key, &["verify", "--url", "http://127.0.0.1:1"]).await;
     assert!(
-        away.starts_with("error: nothing answers at http://127.0.0.1:1/"),
+        away.starts_with("error: no response from http://127.0.0.1:1/"),
         "{away}"
     );
     // What cannot be meant is said before anybody is called.

@@ -73,7 +73,7 @@ async fn a_service_that_drains_or_does_not_run_is_unhealthy_and_prints_why() {
     let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let silent = nobody.local_addr().unwrap().to_string();
     drop(nobody);
-    for (address, reason) in [(draining, "draining"), (silent, "nothing answers")] {
+    for (address, reason) in [(draining, "draining"), (silent, "no response")] {
         let (code, line) = healthcheck(&address).await;
         assert_eq!(code, Some(1), "{line}");
         assert_eq!(line.lines().count(), 1, "{line}");

@@ -1,4 +1,4 @@
-//! One connection from its beginning to its end: hyper speaks, and a single timer looks at how it stands.
+//! A connection from accept to close: hyper speaks HTTP, a single timer enforces all timeouts.
 
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
@@ -7,31 +7,31 @@ use std::time::Duration;
 
 use axum::Router;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto::{Builder, Connection as Speaking};
+use hyper_util::server::conn::auto::{Builder, Connection as HttpConnection};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::service::Answerer;
+use super::service::ConnectionService;
 use super::state::{Entry, Order};
-use super::stream::Watched;
+use super::stream::ObservedStream;
 use crate::config::ConnectionLimits;
 use crate::metrics::CloseReason;
 
-/// The largest head of a request, bytes. Beside it, room for a URI that is refused for its own length.
+/// Maximum size of the head of a request, in bytes: more than the limit on URIs, which has a response of its own.
 const HEAD_MAX: usize = 80 * 1024;
 
-/// How many requests a connection of HTTP/2 has at once at most.
+/// Maximum number of concurrent requests on an HTTP/2 connection.
 const STREAMS_MAX: u32 = 128;
 
-/// How often a connection of HTTP/2 is asked whether anybody is there.
+/// Interval and timeout of pings on HTTP/2 connections.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 
-/// How long a stop waits for a caller who has begun to send, or does not take what it is sent.
-const STOP_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a shutdown waits for a client that is still sending a request, or does not read its response.
+const STOP_GRACE: Duration = Duration::from_secs(2);
 
-type Hyper = Speaking<'static, TokioIo<Watched>, Answerer, TokioExecutor>;
+type Hyper = HttpConnection<'static, TokioIo<ObservedStream>, ConnectionService, TokioExecutor>;
 
-/// How HTTP is spoken, with whomever.
+/// HTTP parameters, shared by all connections.
 #[derive(Debug)]
 pub(super) struct Protocols(Builder<TokioExecutor>);
 
@@ -40,7 +40,7 @@ impl Protocols {
         let mut builder = Builder::new(TokioExecutor::new());
         builder
             .http1()
-            // It would put a timer of its own into a box for every request; ours is one for all of them.
+            // It would allocate a timer for every request; ours is one for all of them.
             .header_read_timeout(None)
             .max_buf_size(HEAD_MAX);
         builder
@@ -53,22 +53,22 @@ impl Protocols {
     }
 }
 
-/// A connection; ends with what made us end it, if we did.
-pub(super) struct Conversation {
-    speaking: Pin<Box<Hyper>>,
+/// A connection. Resolves to the reason if the server closed it.
+pub(super) struct ServedConnection {
+    http: Pin<Box<Hyper>>,
     timer: Pin<Box<Sleep>>,
     limits: ConnectionLimits,
     entry: Entry,
-    /// Since when there is no request.
-    waiting: Option<Instant>,
-    /// Since when there is half a head.
+    /// Since when no request is in flight.
+    idle: Option<Instant>,
+    /// Since when the head of a request is incomplete.
     head: Option<Instant>,
-    /// Since when an answer is stuck.
+    /// Since when the client does not read a response.
     blocked: Option<Instant>,
     finishing: bool,
 }
 
-impl Conversation {
+impl ServedConnection {
     pub(super) fn new(
         stream: TcpStream,
         router: Router,
@@ -77,41 +77,41 @@ impl Conversation {
         entry: Entry,
     ) -> Self {
         let connection = &entry.connection;
-        let io = TokioIo::new(Watched::new(stream, connection.clone()));
-        let answerer = Answerer {
+        let io = TokioIo::new(ObservedStream::new(stream, connection.clone()));
+        let service = ConnectionService {
             router,
             connection: connection.clone(),
         };
-        let speaking = protocols.0.serve_connection(io, answerer).into_owned();
+        let http = protocols.0.serve_connection(io, service).into_owned();
         let now = Instant::now();
-        entry.waits_since(now);
+        entry.idle_since(now);
         Self {
-            speaking: Box::pin(speaking),
+            http: Box::pin(http),
             timer: Box::pin(sleep_until(now + limits.header)),
             limits,
             entry,
-            waiting: Some(now),
+            idle: Some(now),
             head: None,
             blocked: None,
             finishing: false,
         }
     }
 
-    /// Notes what has begun or ended, and when.
-    fn look(&mut self) {
+    /// Records when each state began.
+    fn update(&mut self) {
         let connection = &self.entry.connection;
-        let head = connection.head_begun.load(Ordering::Relaxed)
+        let head = connection.in_head.load(Ordering::Relaxed)
             && !connection.multiplexed.load(Ordering::Relaxed);
-        let stuck = connection.blocked.load(Ordering::Relaxed);
-        let waits = connection.waits();
-        if waits && self.waiting.is_none() {
+        let blocked = connection.blocked.load(Ordering::Relaxed);
+        let idle = connection.is_idle();
+        if idle && self.idle.is_none() {
             let now = Instant::now();
-            self.waiting = Some(now);
-            self.entry.waits_since(now);
-        } else if !waits {
-            self.waiting = None;
+            self.idle = Some(now);
+            self.entry.idle_since(now);
+        } else if !idle {
+            self.idle = None;
         }
-        for (state, since) in [(head, &mut self.head), (stuck, &mut self.blocked)] {
+        for (state, since) in [(head, &mut self.head), (blocked, &mut self.blocked)] {
             if state && since.is_none() {
                 *since = Some(Instant::now());
             } else if !state {
@@ -120,12 +120,12 @@ impl Conversation {
         }
     }
 
-    /// When it has to be looked at again at the latest, and why it ends then if nothing changes.
+    /// The next timeout, and its reason.
     fn deadline(&self) -> Option<(Instant, CloseReason)> {
-        let asked = self.entry.connection.asked.load(Ordering::Relaxed);
+        let was_used = self.entry.connection.was_used.load(Ordering::Relaxed);
         let limits = &self.limits;
-        let waiting = self.waiting.map(|since| {
-            if asked {
+        let idle = self.idle.map(|since| {
+            if was_used {
                 (since + limits.idle, CloseReason::IdleTimeout)
             } else {
                 (since + limits.header, CloseReason::HeaderTimeout)
@@ -134,16 +134,16 @@ impl Conversation {
         let head = self
             .head
             .map(|it| (it + limits.header, CloseReason::HeaderTimeout));
-        let stuck = self
+        let blocked = self
             .blocked
             .map(|it| (it + limits.body, CloseReason::WriteTimeout));
-        [waiting, head, stuck]
+        [idle, head, blocked]
             .into_iter()
             .flatten()
             .min_by_key(|(at, _)| *at)
     }
 
-    /// Begins to end where that is wanted; ready if there is nothing to wait for.
+    /// Obeys an order to close; ready if there is nothing to wait for.
     fn poll_order(&mut self, context: &mut Context<'_>) -> Poll<Option<CloseReason>> {
         match self.entry.connection.order() {
             Order::Go => Poll::Pending,
@@ -152,18 +152,18 @@ impl Conversation {
             Order::Finish if self.finishing => Poll::Pending,
             Order::Finish => {
                 self.finishing = true;
-                self.speaking.as_mut().graceful_shutdown();
-                let done = self.speaking.as_mut().poll(context).is_ready();
-                if done || self.entry.connection.waits() {
+                self.http.as_mut().graceful_shutdown();
+                let done = self.http.as_mut().poll(context).is_ready();
+                if done || self.entry.connection.is_idle() {
                     return Poll::Ready(Some(CloseReason::Stopped));
                 }
-                self.timer.as_mut().reset(Instant::now() + STOP_PATIENCE);
+                self.timer.as_mut().reset(Instant::now() + STOP_GRACE);
                 Poll::Pending
             }
         }
     }
 
-    /// The timer, set to the next deadline again and again.
+    /// Polls the timer, which is always set to the next deadline.
     fn poll_timer(&mut self, context: &mut Context<'_>) -> Poll<Option<CloseReason>> {
         loop {
             let deadline = self.deadline();
@@ -176,35 +176,35 @@ impl Conversation {
             ready!(self.timer.as_mut().poll(context));
             let now = Instant::now();
             if self.finishing {
-                if self.entry.connection.waits_for_caller() {
+                if self.entry.connection.waits_for_client() {
                     return Poll::Ready(Some(CloseReason::Stopped));
                 }
-                self.timer.as_mut().reset(now + STOP_PATIENCE);
+                self.timer.as_mut().reset(now + STOP_GRACE);
                 continue;
             }
             match deadline {
                 Some((at, why)) if at <= now => return Poll::Ready(Some(why)),
                 Some((at, _)) => self.timer.as_mut().reset(at),
-                // A request is being answered; whatever comes after it is noted when it comes.
+                // Only a handler is running; its end is noticed when it comes.
                 None => self.timer.as_mut().reset(now + self.limits.idle),
             }
         }
     }
 }
 
-impl Future for Conversation {
+impl Future for ServedConnection {
     type Output = Option<CloseReason>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<CloseReason>> {
         self.entry.connection.listen(context.waker());
-        // First, so that what was answered has left before anything else is decided.
-        if let Poll::Ready(ended) = self.speaking.as_mut().poll(context) {
+        // First, so that pending responses are written before any timeout is checked.
+        if let Poll::Ready(ended) = self.http.as_mut().poll(context) {
             if let Err(error) = ended {
-                tracing::debug!(%error, "a connection has ended");
+                tracing::debug!(%error, "connection failed");
             }
             return Poll::Ready(None);
         }
-        self.look();
+        self.update();
         if let Poll::Ready(why) = self.poll_order(context) {
             return Poll::Ready(why);
         }
