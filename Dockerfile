@@ -8,8 +8,8 @@ COPY lua lua
 COPY src src
 COPY servers servers
 COPY bench bench
-# The caches keep what dependencies compile to from one build to the next. They may be newer than sources that were
-# checked out earlier, which cargo would then take for built; hence `touch`.
+# The caches keep compiled dependencies between builds. Their artifacts may be newer than sources that were checked out
+# earlier, so that cargo would not rebuild those; hence `touch`.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/build/target \
     find src servers lua migrations -type f -exec touch {} + \
@@ -17,7 +17,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
     && cp target/release/tallyman /usr/local/bin/tallyman
 
 FROM debian:bookworm-slim
-# For TLS to a Redis or a Postgres elsewhere.
+# For TLS to Redis and Postgres.
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates \
     && rm -rf /var/lib/apt/lists/*
@@ -25,7 +25,7 @@ COPY --from=build /usr/local/bin/tallyman /usr/local/bin/tallyman
 USER 10001:10001
 ENV TALLYMAN_LISTEN=0.0.0.0:7400 TALLYMAN_LOG_FORMAT=json
 EXPOSE 7400
-# A little more patience than `tallyman healthcheck` has itself.
+# The timeout is longer than that of `tallyman healthcheck`.
 HEALTHCHECK --interval=10s --timeout=8s --start-period=30s --retries=3 CMD ["tallyman", "healthcheck"]
 ENTRYPOINT ["tallyman"]
 CMD ["serve"]

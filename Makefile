@@ -1,23 +1,26 @@
 .PHONY: dev test bench lint audit format
 
-dev: ## Tallyman on this machine, with a private Redis and Postgres
-	@scripts/setup && exec cargo run --release -- dev
+dev: ## run Tallyman on this machine, with a private Redis and Postgres
+	@scripts/setup
+	@[ -e "$${CARGO_TARGET_DIR:-target}/fast/tallyman" ] || \
+		echo "Building Tallyman and its dependencies: some minutes this first time, seconds after a change …"
+	@exec cargo run --profile fast -- dev
 
-test: ## every test
+test: ## run all tests
 	@scripts/setup test && exec cargo test --workspace
 
-bench: ## how fast it is, measured with a Redis and a Postgres of its own
+bench: ## measure throughput and latency, with a private Redis and Postgres
 	@scripts/setup && cargo build --release --workspace && exec "$${CARGO_TARGET_DIR:-target}/release/bench" suite
 
-lint: ## what a change must pass besides the tests
+lint: ## check format, lints, rustdoc and dependencies
 	@scripts/setup
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
 	@scripts/audit
 
-audit: ## whether dependencies are what deny.toml allows
+audit: ## check dependencies against deny.toml
 	@scripts/audit install
 
-format: ## the one formatting
+format: ## format all sources
 	@cargo fmt --all

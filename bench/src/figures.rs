@@ -1,4 +1,4 @@
-//! What was measured in several rounds, as a table and as JSON.
+//! The results of several rounds, as a table and as JSON.
 
 use std::fmt::Write as _;
 
@@ -13,7 +13,7 @@ pub(crate) struct Figure {
     target: Option<Target>,
 }
 
-/// What a figure should be.
+/// The target of a figure.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Target {
     AtLeast(f64),
@@ -27,7 +27,7 @@ pub(crate) struct Figures {
 }
 
 impl Figure {
-    /// `name` is that in JSON, `title` that in the table.
+    /// `name` is for JSON, `title` for the table.
     pub(crate) const fn new(name: &'static str, title: &'static str, unit: &'static str) -> Self {
         Self {
             name,
@@ -59,16 +59,16 @@ impl Figures {
         }
     }
 
-    /// One more round of the figure of this name.
+    /// Adds a round of the figure of this name.
     pub(crate) fn add(&mut self, name: &str, value: f64) {
         let line = self.lines.iter_mut().find(|(it, _)| it.name == name);
-        debug_assert!(line.is_some(), "{name} is no figure");
+        debug_assert!(line.is_some(), "{name} is not a figure");
         if let Some((_, rounds)) = line {
             rounds.push(value);
         }
     }
 
-    /// In Markdown, so that it can be read and kept.
+    /// A Markdown table.
     pub(crate) fn to_table(&self) -> String {
         let mut text =
             "| | median | lowest to highest | target |\n|---|---:|---:|---:|\n".to_owned();
@@ -127,7 +127,7 @@ fn spread(rounds: &[f64]) -> (f64, f64, f64) {
     )
 }
 
-/// Three digits at least, and thousands apart.
+/// At least three digits, thousands separated by commas.
 fn number(value: f64) -> String {
     let text = match value.abs() {
         large if large >= 100.0 => format!("{value:.0}"),
@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_median_of_the_rounds_is_told_beside_the_target() {
+    fn the_table_has_the_median_of_the_rounds_and_the_target() {
         let mut figures = Figures::new(&[
             Figure::new("speed", "speed", "requests/s").target(Target::AtLeast(2_000.0)),
             Figure::new("ratio", "ratio", "").target(Target::AtMost(0.5)),

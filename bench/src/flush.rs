@@ -1,8 +1,8 @@
-//! How fast counts are stored, and how fast Postgres itself can take the same rows.
+//! Throughput of a flush, and of Postgres alone with the same rows.
 //!
-//! The service stores what is left when it is stopped, so a service that never flushed before is
-//! measured from SIGTERM to its end. The reference puts the rows that were stored then into tables
-//! of the same shape in the same Postgres: sorted, by COPY into a temporary table and a merge.
+//! A service flushes everything when it stops, so one that has never flushed is measured from SIGTERM to its end. The
+//! reference writes the same rows into tables of the same shape in the same Postgres: sorted, with COPY into a temporary
+//! table and an upsert.
 
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
@@ -16,24 +16,24 @@ use crate::load::{self, Load, Until};
 use crate::requests::{Format, Op, Shape, Spread, organization};
 use crate::stage::{NO_FLUSH, Stage};
 
-/// The most that the service takes in one batch.
+/// Maximum number of items in a batch.
 pub(crate) const BATCH_MAX: u32 = 10_000;
 
 /// Connections that send batches.
 pub(crate) const BATCH_CONNECTIONS: usize = 4;
 
-/// Connections that fill.
+/// Connections that create counters.
 const FILL_CONNECTIONS: usize = 16;
 
 /// Rows of one transaction of the reference.
 const CHUNK: usize = 10_000;
 
-/// Adds a unit to each of so many counters, and returns how long it takes to store them.
+/// Adds a unit to each of this many counters, and returns how long their flush takes.
 pub(crate) async fn store(stage: &Stage, counters: u32) -> Result<Duration> {
     let mut postgres = stage.postgres().await?;
     let before = stored_units(&mut postgres).await?;
     let service = stage.serve(&[NO_FLUSH]).await?;
-    // Small ones, because meeting a new organization takes its time.
+    // Small batches, because a new organization is slow.
     let items = counters.min(100);
     let load = Load {
         target: service.target.clone(),
@@ -66,7 +66,7 @@ async fn stored_units(postgres: &mut PgConnection) -> Result<i64> {
     Ok(sqlx::query_scalar(sum).fetch_one(postgres).await?)
 }
 
-/// Tables of the same shape, which held the same before, and what to change in them.
+/// Copies of the tables before the flush, and the rows to merge into them.
 #[derive(Debug)]
 pub(crate) struct Reference {
     postgres: PgConnection,
@@ -77,10 +77,10 @@ pub(crate) struct Reference {
 #[derive(Debug)]
 struct Table {
     name: &'static str,
-    /// Where the rows of the copy are: the table, or its only partition.
+    /// Where the copy stores its rows: the table, or its only partition.
     heap: &'static str,
     key: &'static str,
-    /// Which rows replace which.
+    /// The condition of the upsert.
     newer: &'static str,
     columns: String,
     /// In COPY's text format, sorted.
@@ -88,7 +88,7 @@ struct Table {
 }
 
 impl Reference {
-    /// Copies what is stored of so many counters.
+    /// Copies the rows of this many counters.
     pub(crate) async fn prepare(stage: &Stage, counters: u32) -> Result<Self> {
         let mut postgres = stage.postgres().await?;
         postgres
@@ -158,7 +158,7 @@ impl Reference {
         })
     }
 
-    /// Does to the copies what the service has done meanwhile, and says how long that takes.
+    /// Merges the rows that the service has flushed meanwhile, and returns how long that takes.
     pub(crate) async fn merge(mut self) -> Result<Duration> {
         for table in &mut self.tables {
             let out = format!("copy ({}) to stdout", table.selected(self.counters));
@@ -201,7 +201,7 @@ impl Reference {
 }
 
 impl Table {
-    /// The stored rows of so many counters, in key order.
+    /// Selects the rows of this many counters, in key order.
     fn selected(&self, counters: u32) -> String {
         let (columns, name, key) = (&self.columns, self.name, self.key);
         let last = organization(counters - 1);
@@ -225,7 +225,7 @@ impl Table {
     }
 }
 
-/// Pieces of so many lines.
+/// Splits after every [`CHUNK`] lines.
 fn chunks(mut rows: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let ends = rows.iter().enumerate().filter(|(_, byte)| **byte == b'\n');

@@ -1,6 +1,5 @@
-//! The ceiling of the HTTP stack that the service is built with: a POST that is read as JSON and
-//! answered with JSON, by the same axum with the same allocator, profile and number of threads, and
-//! without authentication, counting, headers or logging.
+//! The ceiling of the HTTP stack: a POST that parses and returns JSON, in the same axum with the same allocator, profile
+//! and number of threads as the service, without authentication, counting, headers or logging.
 
 use std::net::SocketAddr;
 
@@ -12,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::runtime::Builder;
 
-/// What a consume has, without a look at it.
+/// The body of a consume, unused.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Body {
@@ -53,14 +52,14 @@ pub(crate) fn serve(listen: SocketAddr, workers: usize) -> Result<()> {
     })
 }
 
-/// The path is that of a consume, so that the very same requests can be sent.
+/// The path is that of a consume, so that the load is the same.
 fn router() -> Router {
     Router::new()
-        .route("/v1/consume", post(nothing))
+        .route("/v1/consume", post(noop))
         .route("/readyz", get(async || "ready"))
 }
 
-async fn nothing(Json(body): Json<Body>) -> Json<Answer> {
+async fn noop(Json(body): Json<Body>) -> Json<Answer> {
     Json(Answer {
         allowed: true,
         organization_id: body.organization_id,

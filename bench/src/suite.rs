@@ -1,7 +1,7 @@
-//! `make bench`: everything that is promised of speed, measured in one run.
+//! `make bench`: measures all figures in one run.
 //!
-//! Rounds are interleaved, so that whatever else the machine does falls on all of them alike; what is
-//! told is the median of the rounds, and of ratios the median of each round's own.
+//! Rounds are interleaved, so that other load on the machine affects all figures alike. The result is the median of the
+//! rounds; for ratios, the median of the ratios of each round.
 
 use std::time::Duration;
 
@@ -17,16 +17,16 @@ use crate::stage::{Service, Stage};
 const CONNECTIONS: usize = 64;
 const ORGANIZATIONS: u32 = 10_000;
 const FEW_ORGANIZATIONS: u32 = 100;
-/// Of an open loop that everybody should be able to follow.
+/// Requests per second of the open loop.
 const RATE: u32 = 15_000;
 
-/// How thorough a suite is, and with which settings.
+/// Options of a suite.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// A second for each measurement, one round, a hundredth of the organizations: says that everything works, and little else
+    /// A smoke test: one second per measurement, one round, a hundredth of the organizations
     #[arg(long)]
     pub(crate) quick: bool,
-    /// Threads of the service and of the no-op server; half of the cores unless said
+    /// Threads of the service and of the no-op server; default: half the cores
     #[arg(long, env = "TALLYMAN_WORKERS", value_name = "N")]
     pub(crate) workers: Option<usize>,
     /// Print JSON
@@ -35,18 +35,18 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// As the service understands `auto`.
+    /// The default is that of the service.
     pub(crate) fn workers(&self) -> usize {
         let cores = std::thread::available_parallelism().map_or(1, |it| it.get().div_ceil(2));
         self.workers.unwrap_or(cores)
     }
 
-    /// How long a load is measured.
+    /// Duration of a measurement.
     fn duration(&self) -> Duration {
         Duration::from_secs(if self.quick { 1 } else { 5 })
     }
 
-    /// So many, or enough of them to see that it works.
+    /// This number, or a hundredth in a smoke test.
     fn some(&self, number: u32) -> u32 {
         if self.quick {
             number.div_ceil(100)
@@ -60,7 +60,7 @@ impl Options {
     }
 }
 
-/// What is measured, in the order in which it is told.
+/// The figures of the suite, in the order of the table.
 const FIGURES: &[Figure] = &[
     Figure::new("noop", "no-op POST, 64 connections", "requests/s"),
     Figure::new("consume", "consume, 10,000 organizations", "requests/s"),
@@ -92,7 +92,7 @@ const FIGURES: &[Figure] = &[
     Figure::new("flushOfMerge", "stored / COPY and merge", "").target(Target::AtLeast(0.8)),
 ];
 
-/// Measures it all.
+/// Measures [`FIGURES`].
 pub(crate) async fn run(stage: &Stage, options: &Options) -> Result<Figures> {
     let mut figures = Figures::new(FIGURES);
     let rounds = if options.quick { 1 } else { 3 };
@@ -143,7 +143,7 @@ pub(crate) async fn run(stage: &Stage, options: &Options) -> Result<Figures> {
     Ok(figures)
 }
 
-/// What is measured with more organizations and more connections.
+/// The figures with more organizations and connections.
 const SCALE: &[Figure] = &[
     Figure::new("consume10k", "consume, 10,000 organizations", "requests/s"),
     Figure::new(
@@ -192,7 +192,7 @@ const SCALE: &[Figure] = &[
     Figure::new("consume1024", "consume, 1,024 connections", "requests/s"),
 ];
 
-/// Measures how it scales.
+/// Measures [`SCALE`].
 pub(crate) async fn scale(stage: &Stage, options: &Options) -> Result<Figures> {
     let mut figures = Figures::new(SCALE);
     let empty = stage.redis_memory().await?;
@@ -210,13 +210,13 @@ pub(crate) async fn scale(stage: &Stage, options: &Options) -> Result<Figures> {
             figures.add("redis1m", float(bytes) / f64::from(organizations));
         }
         let service = stage.serve(&[]).await?;
-        // So that the service has met each of them, as one that runs for long has.
+        // Warms the caches of the service for all organizations.
         let mut all = single(&service, options, Op::Check, false);
         all.organizations = organizations;
         all.spread = Spread::Turns;
         all.warm_up = Duration::ZERO;
         all.until = Until::Requests(u64::from(organizations));
-        load::run(&all, None).await?.flawless("asking all")?;
+        load::run(&all, None).await?.flawless("warm-up")?;
         stage.redis_has_rewritten().await?;
         let mut load = single(&service, options, Op::Consume, false);
         load.organizations = organizations;
