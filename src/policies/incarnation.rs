@@ -80,7 +80,7 @@ pub(super) async fn write(
     let mut written = Vec::with_capacity(policies.len());
     for (policy, reply) in policies.iter().zip(replies.await?) {
         written.push(match reply {
-            Configured::Former {
+            Configured::Stale {
                 policy: stale,
                 meters,
             } => {

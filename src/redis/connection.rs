@@ -1,4 +1,4 @@
-//! A fenced connection to Redis: with what is known of the data set behind it.
+//! A fenced connection to Redis, which knows the generations of the data sets behind it.
 //!
 //! A connection never reconnects by itself: a new one may lead to a restarted process, or to a promoted replica that lacks
 //! acknowledged writes. So it first compares the server's run id with the one recorded in every shard (`generation.lua`),

@@ -306,11 +306,11 @@ mod tests {
     }
 
     #[test]
-    fn an_idempotency_record_tells_whose_it_is() {
+    fn the_key_of_an_idempotency_record_names_its_organization() {
         let keys = Keys::new("tm:");
         let organization: OrganizationId = "org_1".parse().unwrap();
-        for key in ["a", "a:b", ":u:"] {
-            let key = keys.idempotency(&organization, &key.parse().unwrap());
+        for name in ["a", "a:b", ":u:"] {
+            let key = keys.idempotency(&organization, &name.parse().unwrap());
             assert_eq!(
                 keys.parse_idempotency_owner(&key),
                 Some(organization.clone())

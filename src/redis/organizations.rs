@@ -55,7 +55,7 @@ pub enum Configured {
         meters: Vec<MeterId>,
     },
     /// Redis has a stale incarnation, which must be erased first.
-    Former {
+    Stale {
         /// Its policy: version, a space, and JSON.
         policy: String,
         /// Every meter counted in it in this data set.
@@ -157,7 +157,7 @@ impl Channel {
         let configured = replies.into_iter().map(|(word, meters, stale)| {
             let meters = parse_meters(&meters);
             if let Some(policy) = stale {
-                return Ok(Configured::Former { policy, meters });
+                return Ok(Configured::Stale { policy, meters });
             }
             let version = word.parse();
             let version = version.map_err(|_| Error::Inconsistent(format!("version {word:?}")))?;

@@ -14,8 +14,8 @@ use tallyman::domain::limit::{Enforcement, MeterLimit, Rule};
 use tallyman::domain::quantity::{AMOUNT_MAX, COUNT_MAX, Count};
 use tallyman::domain::threshold::WatchedThresholds;
 use tallyman::redis::{
-    Answer, Charge, Configuration, Configured, Connection, IdempotencyUse, Miss, Missing,
-    Operation, Outcome, PolicyText, Reading, RecoveryReply, Redis, Settings, Shard,
+    Answer, Charge, Configuration, Configured, Connection, IdempotencyUse, Missing, Operation,
+    Outcome, PolicyText, Reading, RecoveryReply, Redis, Settings, Shard,
 };
 
 use crate::support::{World, instant, key_of};
@@ -583,8 +583,8 @@ async fn agrees(bench: &Bench, number: usize, case: &Case) -> Result<(), TestCas
                         }
                     })
                     .collect(),
-                idempotency: call.idempotency.map(|(key, payload)| IdempotencyUse {
-                    key: format!("key {key}").parse().unwrap(),
+                idempotency: call.attempt.map(|(key, payload)| IdempotencyUse {
+                    key: format!("attempt {key}").parse().unwrap(),
                     fingerprint: format!("{payload:016x}"),
                 }),
                 times: call.times,
