@@ -189,18 +189,26 @@ pub(super) trait Permission: FromRequestParts<State, Rejection = Error> + Send {
     fn caller(&self) -> &Caller;
 }
 
-macro_rules! permission {
-    ($(#[$doc:meta])* $name:ident, $scope:expr, $refusal:literal) => {
+macro_rules! permissions {
+    ($($(#[$doc:meta])* $name:ident: $scope:ident, $word:literal;)+) => {$(
         $(#[$doc])*
         #[derive(Debug)]
         pub(super) struct $name(pub(super) Caller);
+
+        impl $name {
+            /// This permission, if the caller has it.
+            async fn check(caller: Caller, state: &State) -> Result<Self, Error> {
+                let refusal = concat!("this needs a key with the scope ", $word);
+                caller.require(Scope::$scope, state, refusal).await.map(Self)
+            }
+        }
 
         impl FromRequestParts<State> for $name {
             type Rejection = Error;
 
             async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Error> {
                 let caller = Caller::from_request_parts(parts, state).await?;
-                Ok(Self(caller.require($scope, state, $refusal).await?))
+                Self::check(caller, state).await
             }
         }
 
@@ -209,43 +217,21 @@ macro_rules! permission {
                 &self.0
             }
         }
-    };
+    )+};
 }
 
-permission!(
+permissions! {
     /// A caller that may track and consume.
-    Ingest,
-    Scope::Ingest,
-    "this needs a key with the scope ingest"
-);
-
-permission!(
+    Ingest: Ingest, "ingest";
     /// A caller that may refund.
-    Refund,
-    Scope::Refund,
-    "this needs a key with the scope refund"
-);
-
-permission!(
+    Refund: Refund, "refund";
     /// A caller that may read.
-    Read,
-    Scope::Read,
-    "this needs a key with the scope read"
-);
-
-permission!(
+    Read: Read, "read";
     /// A caller that may reset expired periods.
-    ResetExpired,
-    Scope::Reset,
-    "this needs a key with the scope reset"
-);
-
-permission!(
+    ResetExpired: Reset, "reset";
     /// A caller that may do everything.
-    Administrator,
-    Scope::Admin,
-    "this needs a key with the scope admin"
-);
+    Administrator: Admin, "admin";
+}
 
 impl ResetExpired {
     /// Authenticates a key that a body holds, whatever the headers say.
@@ -256,9 +242,7 @@ impl ResetExpired {
     ) -> Result<Self, Error> {
         let key = key.and_then(|key| key.parse::<PresentedKey>().ok());
         let key = key.ok_or(Error::Unauthenticated)?;
-        let caller = Caller::with_key(&key, parts, state).await?;
-        let refusal = "this needs a key with the scope reset";
-        Ok(Self(caller.require(Scope::Reset, state, refusal).await?))
+        Self::check(Caller::with_key(&key, parts, state).await?, state).await
     }
 }
 

@@ -94,7 +94,11 @@ async fn gather(
             rest.extend_from_slice(&data);
         }
         if share.is_some() || !body.is_end_stream() {
-            let share = share.get_or_insert_with(|| state.bodies.share(owner(info.as_ref())));
+            let share = share.get_or_insert_with(|| {
+                let caller = info.as_ref().and_then(RequestInfo::caller);
+                let owner = caller.map(CallerId::as_str).unwrap_or_default();
+                state.bodies.share(owner.to_owned())
+            });
             share.grow(more as u64).map_err(over_budget)?;
         }
     }
@@ -103,15 +107,6 @@ async fn gather(
         bytes,
         _share: share,
     })
-}
-
-/// The caller whose share of the budget a body takes.
-fn owner(info: Option<&RequestInfo>) -> String {
-    match info.and_then(RequestInfo::caller) {
-        Some(CallerId::Key(id)) => id.to_string(),
-        Some(CallerId::User(id)) => id.to_string(),
-        None => String::new(),
-    }
 }
 
 fn over_budget(exceeded: Exceeded) -> Error {

@@ -63,6 +63,16 @@ pub(super) enum CallerId {
     User(Arc<str>),
 }
 
+impl CallerId {
+    /// The id as text.
+    pub(super) fn as_str(&self) -> &str {
+        match self {
+            Self::Key(id) => id.as_str(),
+            Self::User(id) => id,
+        }
+    }
+}
+
 impl RequestInfo {
     /// Sets the caller, once.
     pub(super) fn set_caller(&self, id: CallerId) {
@@ -212,11 +222,10 @@ impl Line {
         let (method, route) = (self.method.as_str(), self.route());
         self.metrics
             .request_completed(method, route, status, duration);
-        let (key_id, user_id) = match self.info.caller() {
-            Some(CallerId::Key(id)) => (Some(id.as_str()), None),
-            Some(CallerId::User(id)) => (None, Some(&**id)),
-            None => (None, None),
-        };
+        let caller = self.info.caller();
+        let is_user = matches!(caller, Some(CallerId::User(_)));
+        let id = caller.map(CallerId::as_str);
+        let (key_id, user_id) = if is_user { (None, id) } else { (id, None) };
         let message = match status {
             Some(_) => "answered",
             None => "client disconnected",

@@ -98,7 +98,7 @@ macro_rules! numbers {
     };
 }
 
-/// Whoever reads a member, an item or the whole adds to a fault what was given.
+/// Faults get the given value where a member, an item or the whole is read.
 impl<'de> Deserializer<'de> for Given<'de> {
     type Error = Fault;
 
