@@ -1,4 +1,4 @@
-//! Adjustments: what is added and given back, and that each happens once, whatever dies in between.
+//! Adjustments: each is applied exactly once, wherever a process dies or Redis loses data.
 
 use chrono::Duration;
 use serde_json::{Value, json};
@@ -6,7 +6,7 @@ use tallyman::postgres::adjustments::{self, AdjustmentRequest, Outcome, Pending}
 use tallyman::postgres::{Actor, Postgres};
 use tallyman::redis::{Correction, RecoveryReply, Redis, Shard};
 
-use crate::support::{Answer, Instance, World, at_once, instant, row, settings_of};
+use crate::support::{Answer, Instance, World, at_once, instant, redis_settings, row};
 
 const PATH: &str = "/v1/organizations/org_1/adjust";
 const MONTH: &str = "2031-03-01T00:00:00Z";
@@ -20,7 +20,7 @@ impl Instance {
         answer
     }
 
-    /// How many adjustments the sweep finishes.
+    /// Runs the sweep once; returns how many adjustments it finished.
     async fn finish_adjustments(&self) -> usize {
         let admin = &self.app.state.admin;
         admin.finish_adjustments_once().await.unwrap()
@@ -34,7 +34,7 @@ impl Instance {
     }
 }
 
-/// What was done to counts, as the audit log tells it.
+/// Actor, before and after of each adjustment in the audit log.
 async fn audited(world: &World) -> Vec<String> {
     world
         .select(
@@ -44,11 +44,11 @@ async fn audited(world: &World) -> Vec<String> {
         .await
 }
 
-/// An adjustment that is committed and not known to Redis: its process has died in between.
+/// Commits an adjustment as a process would that dies before it writes to Redis.
 async fn commit(world: &World, amount: i64) -> Pending {
     let store = Postgres::new(&world.database_url, 1).unwrap();
     let (organization, meter) = ("org_1".parse().unwrap(), "api".parse().unwrap());
-    let wish = AdjustmentRequest {
+    let request = AdjustmentRequest {
         organization: &organization,
         meter: &meter,
         amount,
@@ -60,16 +60,16 @@ async fn commit(world: &World, amount: i64) -> Pending {
         request_id: String::new(),
     };
     let now = world.clock.now();
-    let outcome = adjustments::commit(&store, &wish, &actor, now, |_| true).await;
+    let outcome = adjustments::commit(&store, &request, &actor, now, |_| true).await;
     assert!(matches!(outcome, Ok(Outcome::Committed { .. })));
     let pending = adjustments::pending(&store, &organization).await.unwrap();
     pending.unwrap()
 }
 
-/// The same, and Redis has applied it: its process has died before it was stored.
+/// The same, and applies it to Redis: the process dies before it stores the result.
 async fn commit_and_apply(world: &World, amount: i64) {
     let pending = commit(world, amount).await;
-    let counters = Redis::new(settings_of(world), world.clock.clone(), world.metrics()).unwrap();
+    let counters = Redis::new(redis_settings(world), world.clock.clone(), world.metrics()).unwrap();
     let connection = counters.connection().await.unwrap();
     let correction = Correction {
         id: pending.id,
@@ -118,13 +118,13 @@ async fn an_adjustment_beyond_the_maximum_count_is_refused_and_applies_nothing()
     let world = World::new().await;
     let instance = world.instance().await;
     instance.count("org_1", "api", 5).await;
-    let almost = (1_u64 << 53) - 11;
+    let near_maximum = (1_u64 << 53) - 11;
     let key = crate::support::key_of("org_1", "api", MONTH);
-    let hold = |used: u64| {
+    let set_count = |used: u64| {
         let (world, key) = (&world, key.clone());
-        async move { world.place(&key, &[("used", &used.to_string())]).await }
+        async move { world.overwrite(&key, &[("used", &used.to_string())]).await }
     };
-    hold(almost).await;
+    set_count(near_maximum).await;
     let body = json!({"amount": 11, "reason": "carried over"});
     let refused = instance.http.post_once(PATH, "k", body.clone()).await;
     assert_eq!(
@@ -132,29 +132,29 @@ async fn an_adjustment_beyond_the_maximum_count_is_refused_and_applies_nothing()
         (422, "counter_overflow")
     );
     assert!(audited(&world).await.is_empty());
-    assert_eq!(instance.adjust(10).await.body["current"], almost + 10);
-    // The key is free for what can be done.
-    hold(1).await;
+    assert_eq!(instance.adjust(10).await.body["current"], near_maximum + 10);
+    // The refusal left no idempotency record.
+    set_count(1).await;
     let done = instance.http.post_once(PATH, "k", body.clone()).await;
     assert_eq!(
         (done.status.as_u16(), &done.body["current"]),
         (200, &json!(12))
     );
 
-    // Calls have brought the count there after the adjustment was committed.
+    // Calls raise the count after the adjustment was committed.
     let pending = commit(&world, 11).await;
-    hold(almost).await;
+    set_count(near_maximum).await;
     assert_eq!(instance.finish_adjustments().await, 1);
     let store = Postgres::new(&world.database_url, 1).unwrap();
     let finished = adjustments::finished(&store, pending.id)
         .await
         .unwrap()
         .unwrap();
-    assert_eq!((finished.applied, finished.used.get()), (0, almost));
-    assert_eq!(instance.current("org_1", "api").await, almost);
+    assert_eq!((finished.applied, finished.used.get()), (0, near_maximum));
+    assert_eq!(instance.current("org_1", "api").await, near_maximum);
 }
 
-/// What has become impossible since is no matter of a repetition.
+/// The limit on meters applies to new adjustments, not to a retry.
 #[tokio::test]
 async fn a_retried_adjustment_is_answered_even_if_its_meter_no_longer_fits() {
     let world = World::new().await;
@@ -209,14 +209,14 @@ async fn an_addition_may_exceed_the_limit() {
     instance.count("org_1", "api", 999).await;
     let answer = instance.adjust(500).await;
     assert_eq!(answer.body["current"], 1499, "{}", answer.text);
-    assert_eq!(instance.attempt("org_1", "api", 1).await.status, 429);
+    assert_eq!(instance.try_consume("org_1", "api", 1).await.status, 429);
     instance.adjust(-500).await;
-    assert_eq!(instance.attempt("org_1", "api", 1).await.status, 200);
+    assert_eq!(instance.try_consume("org_1", "api", 1).await.status, 200);
     instance.flush().await;
-    let told = world
+    let events = world
         .select("select type from events where type = 'usage.limit_exceeded'")
         .await;
-    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(events.len(), 1, "{events:?}");
 }
 
 #[tokio::test]
@@ -327,23 +327,23 @@ async fn history_shows_adjustments_separately() {
     let refund = json!({"organizationId": "org_1", "amount": 2});
     assert_eq!(instance.http.post("/v1/refund", refund).await.status, 200);
     instance.flush().await;
-    let told = |rows: Vec<Value>| -> Vec<(i64, i64, i64)> {
+    let sums = |rows: Vec<Value>| -> Vec<(i64, i64, i64)> {
         let number = |row: &Value, field: &str| row[field].as_i64().unwrap();
-        let told = rows.iter().map(|row| {
+        let sums = rows.iter().map(|row| {
             let (used, refunded) = (number(row, "used"), number(row, "refunded"));
             (used, refunded, number(row, "adjusted"))
         });
-        told.collect()
+        sums.collect()
     };
     assert_eq!(
-        told(instance.history_of("hour").await),
+        sums(instance.history_of("hour").await),
         [(7, 0, -3), (2, 2, 4)]
     );
-    assert_eq!(told(instance.history_of("day").await), [(9, 2, 1)]);
-    assert_eq!(told(instance.history_of("period").await), [(9, 2, 1)]);
+    assert_eq!(sums(instance.history_of("day").await), [(9, 2, 1)]);
+    assert_eq!(sums(instance.history_of("period").await), [(9, 2, 1)]);
 }
 
-/// Whatever was done when the process died: the sweep finishes it, and a second one finds nothing to do.
+/// The process dies before or after it writes to Redis; a second sweep finds nothing to do.
 #[tokio::test]
 async fn an_interrupted_adjustment_is_finished_once_by_the_sweep() {
     for applied in [false, true] {
@@ -462,7 +462,6 @@ async fn without_redis_an_adjustment_is_a_503_and_not_committed() {
     assert_eq!(committed, ["0"]);
 }
 
-/// However long it took: it counts where it was meant to.
 #[tokio::test]
 async fn an_adjustment_finished_long_after_its_period_counts_in_that_period() {
     let world = World::new().await;

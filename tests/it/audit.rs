@@ -1,4 +1,4 @@
-//! `GET /v1/audit`: who changed what from what to what; only ever added to.
+//! `GET /v1/audit`: every change with its actor, before and after; entries are append-only.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Instance, Receiver, World, instant};
 
-/// The entries that a query finds, on as many pages as it takes.
+/// All entries that a query finds, over all pages.
 async fn entries(service: &Instance, query: &str) -> Vec<Value> {
     let (mut found, mut cursor) = (Vec::new(), String::new());
     loop {
@@ -43,8 +43,8 @@ async fn every_change_is_audited_with_actor_time_action_before_and_after() {
         .await;
     assert_eq!(answer.status, 200);
     service.limits("org_1", json!({"api": {"limit": 5}})).await;
-    let wish = json!({"name": "bound", "scopes": ["read"], "organizationId": "org_1"});
-    let key = service.http.post("/v1/api-keys", wish).await.body;
+    let request = json!({"name": "bound", "scopes": ["read"], "organizationId": "org_1"});
+    let key = service.http.post("/v1/api-keys", request).await.body;
     let id = key["id"].as_str().unwrap();
     let revoked = service
         .http
@@ -52,9 +52,9 @@ async fn every_change_is_audited_with_actor_time_action_before_and_after() {
         .await;
     assert_eq!(revoked.status, 204);
 
-    let told = entries(&service, "organizationId=org_1").await;
+    let found = entries(&service, "organizationId=org_1").await;
     assert_eq!(
-        column(&told, "action"),
+        column(&found, "action"),
         [
             "api_key.revoke",
             "api_key.create",
@@ -64,7 +64,7 @@ async fn every_change_is_audited_with_actor_time_action_before_and_after() {
         ]
     );
     let by = format!("key:{}", &world.key[3..19]);
-    for entry in &told {
+    for entry in &found {
         assert_eq!(
             (&entry["actor"], &entry["organizationId"]),
             (&json!(by), &json!("org_1"))
@@ -72,8 +72,8 @@ async fn every_change_is_audited_with_actor_time_action_before_and_after() {
         assert!(!entry["requestId"].as_str().unwrap().is_empty());
         assert!(entry["at"].as_str().unwrap().ends_with('Z'));
     }
-    let [revoke, create, limits, patched, put] = told.as_slice() else {
-        panic!("{told:?}")
+    let [revoke, create, limits, patched, put] = found.as_slice() else {
+        panic!("{found:?}")
     };
     assert_eq!(patched["requestId"], "ticket-77");
     assert_eq!(
@@ -95,11 +95,11 @@ async fn every_change_is_audited_with_actor_time_action_before_and_after() {
     assert_eq!(revoke["before"], create["after"]);
     assert!(revoke["after"]["revokedAt"].is_string());
     let secret = key["key"].as_str().unwrap().split('_').next_back().unwrap();
-    assert!(!json!(told).to_string().contains(secret));
+    assert!(!json!(found).to_string().contains(secret));
 
-    // What the service was started with, and the key of the tests, are about no organization.
+    // Two more entries belong to no organization: the published defaults and the tests' key.
     let all = entries(&service, "").await;
-    assert_eq!(all.len(), told.len() + 2);
+    assert_eq!(all.len(), found.len() + 2);
     let first = all
         .iter()
         .find(|it| it["action"] == "defaults.publish")
@@ -144,7 +144,6 @@ async fn entries_are_found_by_organization_actor_action_and_time() {
         1
     );
     assert_eq!(count("organizationId=nobody".to_owned()).await, 0);
-    // Half-open: from includes its instant, to does not.
     let times = column(&all, "at");
     for at in &times {
         let since = times.iter().filter(|it| instant(it) >= instant(at));
@@ -220,8 +219,8 @@ async fn tests_redeliveries_and_deletions_of_webhooks_are_audited() {
     let world = World::new().await;
     let service = world.instance().await;
     let receiver = Receiver::new().await;
-    let wish = json!({"url": receiver.url, "organizationId": "org_1"});
-    let webhook = service.http.post("/v1/webhooks", wish).await;
+    let request = json!({"url": receiver.url, "organizationId": "org_1"});
+    let webhook = service.http.post("/v1/webhooks", request).await;
     let path = format!("/v1/webhooks/{}", webhook.body["id"].as_str().unwrap());
     let post = async |path: &str| service.http.send(Method::POST, path, &[], None).await;
     let tested = post(&format!("{path}/test")).await;
@@ -231,14 +230,14 @@ async fn tests_redeliveries_and_deletions_of_webhooks_are_audited() {
     let redelivery = format!("{path}/deliveries/{delivery}/redeliver");
     assert_eq!(post(&redelivery).await.status, 202);
     service.app.webhooks.deliver_once().await.unwrap();
-    // What was not there leaves nothing.
+    // A redelivery of an unknown event leaves no entry.
     let unknown = "evt_01a207e5f2407000a3f0c2d9e8b7a695";
     let nowhere = format!("{path}/deliveries/{unknown}/redeliver");
     assert_eq!(post(&nowhere).await.status, 404);
 
-    let told = entries(&service, "organizationId=org_1").await;
+    let found = entries(&service, "organizationId=org_1").await;
     assert_eq!(
-        column(&told, "action"),
+        column(&found, "action"),
         [
             "webhook.disable",
             "webhook.redeliver",
@@ -246,8 +245,8 @@ async fn tests_redeliveries_and_deletions_of_webhooks_are_audited() {
             "webhook.create"
         ]
     );
-    let [disabled, redelivered, test, _] = told.as_slice() else {
-        panic!("{told:?}")
+    let [disabled, redelivered, test, _] = found.as_slice() else {
+        panic!("{found:?}")
     };
     assert_eq!(disabled["actor"], "system");
     assert_eq!(
@@ -263,8 +262,8 @@ async fn tests_redeliveries_and_deletions_of_webhooks_are_audited() {
         (&json!({"status": "succeeded", "attempts": 1}), &which)
     );
     assert_eq!((&test["before"], &test["after"]), (&Value::Null, &which));
-    for asked in [redelivered, test] {
-        assert!(asked["actor"].as_str().unwrap().starts_with("key:"));
+    for requested in [redelivered, test] {
+        assert!(requested["actor"].as_str().unwrap().starts_with("key:"));
     }
 }
 
@@ -287,10 +286,10 @@ async fn ending_expired_periods_is_audited_once() {
         let answer = http.post("/v1/reset-expired", json!({})).await;
         assert_eq!(answer.body["resetCount"], count);
     }
-    let told = entries(&service, "action=organizations.reset_expired").await;
-    assert_eq!(told.len(), 1);
+    let found = entries(&service, "action=organizations.reset_expired").await;
+    assert_eq!(found.len(), 1);
     assert_eq!(
-        (&told[0]["after"], &told[0]["actor"]),
+        (&found[0]["after"], &found[0]["actor"]),
         (
             &json!({"resetCount": 2, "organizations": ["org_1", "org_2"]}),
             &json!(format!("key:{}", &key[3..19]))

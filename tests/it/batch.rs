@@ -1,4 +1,4 @@
-//! `POST /v1/batch`: many items in one request, each on its own.
+//! `POST /v1/batch`: many items in one request, each decided on its own.
 
 use serde_json::{Value, json};
 
@@ -134,7 +134,7 @@ async fn equal_items_are_granted_one_after_the_other_until_the_limit() {
     assert_eq!(stored, ["8 2"]);
 }
 
-/// Equal ones that follow each other are one for the script.
+/// The script decides consecutive equal items together.
 #[tokio::test]
 async fn the_first_refused_item_of_each_meter_is_marked_first() {
     let world = World::new().await;
@@ -157,16 +157,16 @@ async fn the_first_refused_item_of_each_meter_is_marked_first() {
         let results = answer.body["results"].as_array().unwrap().iter();
         results.map(|it| it["first"] == true).collect()
     };
-    let told = [false, false, true, false, false, true, false, false, true];
+    let expected = [false, false, true, false, false, true, false, false, true];
     let body = json!({"items": items});
     let answer = service.http.post_once("/v1/batch", "b", body.clone()).await;
     assert_eq!(counts(&answer), [2, 7, 0]);
-    assert_eq!(firsts(&answer), told);
+    assert_eq!(firsts(&answer), expected);
     let again = service.http.post_once("/v1/batch", "b", body.clone()).await;
-    assert_eq!(firsts(&again), told);
-    let anew = service.http.post("/v1/batch", body).await;
-    assert_eq!(firsts(&anew), [false; 9]);
-    // Without keys too, where they are decided together.
+    assert_eq!(firsts(&again), expected);
+    let without_key = service.http.post("/v1/batch", body).await;
+    assert_eq!(firsts(&without_key), [false; 9]);
+    // Also without an idempotency key, when equal items are decided together.
     let answer = send(&service, &vec![consume("org_3", 600); 4]).await;
     assert_eq!(counts(&answer), [1, 3, 0]);
     assert_eq!(firsts(&answer), [false, true, false, false]);
@@ -270,7 +270,7 @@ async fn a_repeated_batch_counts_nothing_item_by_item() {
     for result in again.body["results"].as_array().unwrap() {
         assert_eq!(result["replayed"], true);
     }
-    // Item n of a batch has the key <key>/<n>, and an item's own goes before.
+    // Item n of a batch has the key `<batch key>/<n>`, unless it has its own key.
     let one = json!({"organizationId": "org_1", "amount": 1});
     let single = service.http.post_once("/v1/consume", "b/1", one).await;
     assert_eq!(single.header("idempotent-replayed"), "true");
@@ -285,8 +285,8 @@ async fn a_repeated_batch_counts_nothing_item_by_item() {
 async fn items_of_organizations_that_the_key_may_not_access_fail_individually() {
     let world = World::new().await;
     let service = world.instance().await;
-    let wish = json!({"name": "bound", "scopes": ["ingest"], "organizationId": "org_1"});
-    let key = service.http.post("/v1/api-keys", wish).await.body["key"].clone();
+    let request = json!({"name": "bound", "scopes": ["ingest"], "organizationId": "org_1"});
+    let key = service.http.post("/v1/api-keys", request).await.body["key"].clone();
     let http = service.http.with_key(key.as_str());
     let items = json!({"items": [consume("org_1", 1), consume("org_2", 1)]});
     let answer = http.post("/v1/batch", items).await;
@@ -351,7 +351,7 @@ async fn concurrent_batches_and_calls_of_two_instances_grant_exactly_the_limit()
     .await
     .into_iter()
     .sum();
-    // A limit of 1000 takes 33 times 30, and 80 were tried.
+    // A limit of 1000 grants 33 times 30 units, and each organization has 80 items.
     assert_eq!(granted, 33 * organizations);
     for organization in [0, 7, 299] {
         let organization = format!("org_{organization}");
@@ -365,13 +365,15 @@ async fn items_that_would_exceed_the_maximum_count_fail_individually() {
     let service = world.instance().await;
     service.count("org_1", "tokens", 1).await;
     let key = crate::support::key_of("org_1", "tokens", "2031-03-01T00:00:00Z");
-    let almost = (1_u64 << 53) - 6;
-    world.place(&key, &[("used", &almost.to_string())]).await;
+    let near_maximum = (1_u64 << 53) - 6;
+    world
+        .overwrite(&key, &[("used", &near_maximum.to_string())])
+        .await;
     let item = json!({"op": "track", "organizationId": "org_1", "meter": "tokens", "amount": 2});
     let answer = send(&service, &[item.clone(), item.clone(), item]).await;
     assert_eq!(counts(&answer), [2, 0, 1]);
     assert_eq!(answer.body["results"][2]["code"], "counter_overflow");
-    assert_eq!(answer.body["results"][1]["current"], almost + 4);
+    assert_eq!(answer.body["results"][1]["current"], near_maximum + 4);
 }
 
 #[tokio::test]
@@ -391,22 +393,22 @@ async fn the_number_of_meters_in_a_batch_is_bounded() {
     let service = world.instance().await;
     let meters: serde_json::Map<_, _> = (0..32).map(|it| (format!("m{it}"), json!(1))).collect();
     let item = json!({"op": "track", "organizationId": "org_1", "meters": meters});
-    let most = json!({"items": vec![item.clone(); 625]});
-    let answer = service.http.post("/v1/batch?results=none", most).await;
+    let largest = json!({"items": vec![item.clone(); 625]});
+    let answer = service.http.post("/v1/batch?results=none", largest).await;
     assert_eq!(answer.body["counted"], 625, "{}", answer.text);
     assert_eq!(service.current("org_1", "m31").await, 625);
-    // No call of the script is larger than others can wait for.
-    let told = service.http.get("/metrics").await.text;
+    // No script call charges more than 512 counters, so that other calls wait only briefly.
+    let metrics = service.http.get("/metrics").await.text;
     let all = |sample: &str| {
-        let mut lines = told.lines();
+        let mut lines = metrics.lines();
         lines.find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '))
     };
     assert_eq!(
         all("tallyman_count_script_charges_bucket{le=\"512.0\"}"),
         all("tallyman_count_script_charges_count")
     );
-    let more = json!({"items": vec![item; 626]});
-    let answer = service.http.post("/v1/batch", more).await;
+    let too_large = json!({"items": vec![item; 626]});
+    let answer = service.http.post("/v1/batch", too_large).await;
     assert_eq!(
         (answer.status.as_u16(), answer.code()),
         (400, "invalid_field")
@@ -423,7 +425,7 @@ async fn single_calls_overtake_the_rest_of_a_batch() {
     for other in others.iter().map(String::as_str).chain(["org_1"]) {
         service.count(other, "api", 1).await;
     }
-    // No two that follow each other are equal, so that each is an operation of its own.
+    // Consecutive items differ, so that none are merged into one operation.
     let items: Vec<Value> = (0..10_000)
         .map(|it| json!({"op": "track", "organizationId": "org_1", "amount": it % 2 + 1}))
         .collect();
@@ -438,7 +440,7 @@ async fn single_calls_overtake_the_rest_of_a_batch() {
     let calls = others.iter().map(|other| service.count(other, "api", 1));
     futures::future::join_all(calls).await;
     let counted = service.current("org_1", "api").await;
-    assert!(counted < 15_001, "they waited for the whole batch");
+    assert!(counted < 15_001, "the calls waited for the whole batch");
     assert_eq!(batch.await.unwrap().body["counted"], 10_000);
     assert_eq!(service.current("org_1", "api").await, 15_001);
 }

@@ -1,4 +1,4 @@
-//! The audit of the bench tool finds what is wrong, and nothing where nothing is.
+//! The bench tool's audit reports wrong counts, and nothing when all counts are right.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,18 +20,18 @@ use crate::support::{World, counter_key, instant};
 async fn two_thousand_audited_requests_agree_with_the_counts() {
     let world = World::new().await;
     let url = listen(http::router(world.instance().await.app.state)).await;
-    // More than the limit of each, so that some are refused.
-    let (agrees, told) = audit(&world, &url, &["--amount", "7", "--organizations", "10"]).await;
-    assert!(agrees, "{told}");
-    assert_eq!(told["load"]["requests"], 2000);
-    assert_eq!(told["load"]["statuses"]["429"].as_u64().unwrap() % 10, 0);
-    assert_eq!(told["audit"]["acknowledged"], 10 * 994);
-    assert_eq!(told["audit"]["refused"], 2000 * 7 - 10 * 994);
-    assert_eq!(told["audit"]["unknown"], 0);
-    // What was counted before is no difference, and batches are judged item by item: of 20 for each of 100
-    // organizations, 6 fit where 994 units were used before.
+    // More units than each organization's limit, so that some requests are refused.
+    let (agrees, report) = audit(&world, &url, &["--amount", "7", "--organizations", "10"]).await;
+    assert!(agrees, "{report}");
+    assert_eq!(report["load"]["requests"], 2000);
+    assert_eq!(report["load"]["statuses"]["429"].as_u64().unwrap() % 10, 0);
+    assert_eq!(report["audit"]["acknowledged"], 10 * 994);
+    assert_eq!(report["audit"]["refused"], 2000 * 7 - 10 * 994);
+    assert_eq!(report["audit"]["unknown"], 0);
+    // Units counted before the audit are no difference, and batch items are audited one by one: 994 of 1000
+    // units are used, so that 6 of the 20 items of each of 100 organizations fit.
     for (format, refused) in [("json", 10 * 14), ("ndjson", 10 * 20)] {
-        let (agrees, told) = audit(
+        let (agrees, report) = audit(
             &world,
             &url,
             &[
@@ -46,10 +46,10 @@ async fn two_thousand_audited_requests_agree_with_the_counts() {
             ],
         )
         .await;
-        assert!(agrees, "{told}");
-        assert_eq!(told["load"]["items"], 2000);
-        assert_eq!(told["audit"]["acknowledged"], 2000 - refused, "{told}");
-        assert_eq!(told["audit"]["refused"], refused);
+        assert!(agrees, "{report}");
+        assert_eq!(report["load"]["items"], 2000);
+        assert_eq!(report["audit"]["acknowledged"], 2000 - refused, "{report}");
+        assert_eq!(report["audit"]["refused"], refused);
     }
 }
 
@@ -57,11 +57,11 @@ async fn two_thousand_audited_requests_agree_with_the_counts() {
 async fn an_audit_finds_counts_that_were_changed_externally() {
     let world = Arc::new(World::new().await);
     let state = world.instance().await.app.state;
-    let (asked, vandal) = (Arc::new(AtomicUsize::new(0)), Arc::clone(&world));
+    let (requests, shared_world) = (Arc::new(AtomicUsize::new(0)), Arc::clone(&world));
     let tampered = from_fn(move |request: Request, next: Next| {
-        let (asked, world) = (Arc::clone(&asked), Arc::clone(&vandal));
+        let (requests, world) = (Arc::clone(&requests), Arc::clone(&shared_world));
         async move {
-            if request.method() == "POST" && asked.fetch_add(1, Ordering::SeqCst) == 1000 {
+            if request.method() == "POST" && requests.fetch_add(1, Ordering::SeqCst) == 1000 {
                 for (organization, units) in [("org_0000003", -1), ("org_0000008", 1)] {
                     let counter = counter_key(organization, instant("2031-03-01T00:00:00Z"));
                     world.add(&counter, "used", units).await;
@@ -71,10 +71,10 @@ async fn an_audit_finds_counts_that_were_changed_externally() {
         }
     });
     let url = listen(http::router(state).layer(tampered)).await;
-    let (agrees, told) = audit(&world, &url, &["--op", "track", "--organizations", "20"]).await;
-    assert!(!agrees, "{told}");
-    assert_eq!(told["audit"]["differing"], 2, "{told}");
-    let differences = &told["audit"]["differences"];
+    let (agrees, report) = audit(&world, &url, &["--op", "track", "--organizations", "20"]).await;
+    assert!(!agrees, "{report}");
+    assert_eq!(report["audit"]["differing"], 2, "{report}");
+    let differences = &report["audit"]["differences"];
     assert_eq!(differences[0]["organizationId"], "org_0000003");
     assert_eq!(
         (&differences[0]["current"], &differences[0]["least"]),
@@ -91,16 +91,16 @@ async fn an_audit_finds_counts_that_were_changed_externally() {
 async fn requests_of_a_broken_connection_are_unknown_and_no_difference() {
     let world = World::new().await;
     let url = listen(http::router(world.instance().await.app.state)).await;
-    let way = lose_every(40, url.strip_prefix("http://").unwrap().to_owned()).await;
-    let (agrees, told) = audit(&world, &way, &["--op", "track", "--organizations", "20"]).await;
-    assert!(agrees, "{told}");
-    let unanswered = told["load"]["unanswered"].as_u64().unwrap();
-    assert!(unanswered > 10, "{told}");
-    assert_eq!(told["audit"]["unknown"], unanswered);
-    assert_eq!(told["audit"]["acknowledged"], 2000 - unanswered);
+    let proxy = lose_every(40, url.strip_prefix("http://").unwrap().to_owned()).await;
+    let (agrees, report) = audit(&world, &proxy, &["--op", "track", "--organizations", "20"]).await;
+    assert!(agrees, "{report}");
+    let unanswered = report["load"]["unanswered"].as_u64().unwrap();
+    assert!(unanswered > 10, "{report}");
+    assert_eq!(report["audit"]["unknown"], unanswered);
+    assert_eq!(report["audit"]["acknowledged"], 2000 - unanswered);
 }
 
-/// An audit of 2,000 requests, unless `arguments` say otherwise: whether it found no difference, and its JSON.
+/// Runs an audit of 2,000 requests by default; returns whether it found no difference, and its JSON report.
 async fn audit(world: &World, url: &str, arguments: &[&str]) -> (bool, Value) {
     let mut all = vec!["bench", "load", "--audit", "--json", "--spread", "turns"];
     all.extend(["--key", &world.key, "--url", url, "--connections", "16"]);
@@ -109,7 +109,7 @@ async fn audit(world: &World, url: &str, arguments: &[&str]) -> (bool, Value) {
     }
     all.extend(arguments);
     let arguments = Arguments::parse_from(all);
-    // The tool has a runtime of its own.
+    // The tool starts its own runtime.
     let running = spawn_blocking(move || {
         let mut out = Vec::new();
         let agrees = tallyman_bench::run(arguments, &mut out).unwrap();
@@ -125,8 +125,8 @@ async fn listen(router: Router) -> String {
     format!("http://{address}")
 }
 
-/// A way to a service that ends the connection instead of every so manieth piece of an answer.
-async fn lose_every(pieces: usize, target: String) -> String {
+/// A proxy of the service that closes the connection instead of forwarding every n-th chunk of a response.
+async fn lose_every(chunks: usize, target: String) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let passed = Arc::new(AtomicUsize::new(0));
@@ -137,10 +137,10 @@ async fn lose_every(pieces: usize, target: String) -> String {
             tokio::spawn(async move {
                 let (from_client, to_client) = client.split();
                 let (from_server, to_server) = server.split();
-                let loses = || passed.fetch_add(1, Ordering::SeqCst) % pieces == pieces - 1;
+                let drops = || passed.fetch_add(1, Ordering::SeqCst) % chunks == chunks - 1;
                 tokio::select! {
                     () = carry(from_client, to_server, || false) => {}
-                    () = carry(from_server, to_client, loses) => {}
+                    () = carry(from_server, to_client, drops) => {}
                 }
             });
         }
@@ -151,11 +151,11 @@ async fn lose_every(pieces: usize, target: String) -> String {
 async fn carry(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
-    loses: impl Fn() -> bool,
+    drops: impl Fn() -> bool,
 ) {
-    let mut piece = vec![0; 64 * 1024];
-    while let Ok(length @ 1..) = from.read(&mut piece).await {
-        if loses() || to.write_all(&piece[..length]).await.is_err() {
+    let mut chunk = vec![0; 64 * 1024];
+    while let Ok(length @ 1..) = from.read(&mut chunk).await {
+        if drops() || to.write_all(&chunk[..length]).await.is_err() {
             return;
         }
     }

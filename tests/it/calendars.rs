@@ -1,4 +1,4 @@
-//! Calendars that change: an instant belongs to the period of the calendar that was in force then.
+//! Changes of calendar: an instant belongs to the period of the calendar that was effective then.
 
 use chrono::Duration;
 use chrono_tz::Tz;
@@ -77,10 +77,10 @@ async fn other_defaults_keep_every_running_count() {
         before.count("org_2", "api", 900).await;
         world.config.defaults.calendar = calendar;
         let after = world.instance().await;
-        // The instance with the old settings learns of it as well.
+        // The instance with the old settings also loads the new defaults.
         before.app.policies.learn().await.unwrap();
         for (service, organization) in [(&after, "org_1"), (&before, "org_1"), (&after, "org_2")] {
-            let refused = service.attempt(organization, "api", 900).await;
+            let refused = service.try_consume(organization, "api", 900).await;
             assert_eq!(refused.status, 429, "{calendar} {}", refused.body);
             assert_eq!(refused.body["current"], 900);
             assert_eq!(start(&refused.body), "2031-03-01T00:00:00Z");
@@ -126,10 +126,10 @@ async fn a_default_that_changes_back_and_forth_moves_no_period() {
         assert_eq!(service.count("org_1", "api", 10).await, counted, "{zone}");
         world.clock.advance(Duration::hours(1));
     }
-    // From the next boundary on, the last one holds.
+    // From the next boundary on, the last default is effective.
     world.move_to("2031-03-31T18:30:00Z");
     let service = world.instance().await;
-    let answer = service.attempt("org_1", "api", 1).await;
+    let answer = service.try_consume("org_1", "api", 1).await;
     assert_eq!(start(&answer.body), "2031-03-31T18:30:00Z");
 }
 
@@ -148,7 +148,7 @@ async fn a_default_that_contradicts_an_organizations_reset_day_does_not_block_it
         .patch(path, json!({"metadata": {"name": "Acme"}}))
         .await;
     assert_eq!(named.status, 200, "{}", named.body);
-    let answer = service.attempt("org_1", "api", 1).await;
+    let answer = service.try_consume("org_1", "api", 1).await;
     assert_eq!(start(&answer.body), "2031-03-10T00:00:00Z");
     assert_eq!(answer.body["resetDate"], "2031-03-16T00:00:00Z");
     let refused = service.http.patch(path, json!({"resetDay": 11})).await;
@@ -166,7 +166,7 @@ async fn rows_of_idle_organizations_follow_a_changed_default() {
     service.app.periods.sweep_once().await.unwrap();
     let rows = periods(&service).await;
     assert_eq!(rows[0]["end"], "2031-03-16T00:00:00Z");
-    // So the flush that first stores the next period ends it, and tells.
+    // The flush that first stores the next period therefore ends this one and records the event.
     world.move_to("2031-03-20T10:00:00Z");
     service.count("org_1", "api", 1).await;
     service.flush().await;
@@ -178,7 +178,7 @@ async fn rows_of_idle_organizations_follow_a_changed_default() {
     assert_eq!(rows[1]["start"], "2031-03-20T00:00:00Z");
 }
 
-// --- changes of an organization's own ---
+// --- changes of one organization's calendar ---
 
 #[tokio::test]
 async fn a_late_event_counts_in_the_period_of_the_calendar_effective_then() {
@@ -204,7 +204,7 @@ async fn a_late_event_counts_in_the_period_of_the_calendar_effective_then() {
             (of_hour, 7),
             "{change}"
         );
-        let running = service.attempt("org_1", "api", 1).await;
+        let running = service.try_consume("org_1", "api", 1).await;
         assert_eq!(start(&running.body), "2031-03-15T17:00:00Z");
         assert_eq!(running.body["current"], 2);
         service.flush().await;
@@ -251,14 +251,14 @@ async fn a_new_organizations_first_period_is_one_of_its_own_calendar() {
     for (number, (settings, begins)) in cases.into_iter().enumerate() {
         let organization = format!("org_{number}");
         service.settings(&organization, settings.clone()).await;
-        let answer = service.attempt(&organization, "api", 1).await;
+        let answer = service.try_consume(&organization, "api", 1).await;
         assert_eq!(start(&answer.body), begins, "{settings}");
     }
     let body = json!({"organizationId": "org_plugin", "resetPeriod": "daily"});
     let path = "/api/auth/usage-tracking/update-limits";
     let answer = service.http.post(path, body).await;
     assert_eq!(answer.status, 200, "{}", answer.body);
-    let answer = service.attempt("org_plugin", "api", 1).await;
+    let answer = service.try_consume("org_plugin", "api", 1).await;
     assert_eq!(start(&answer.body), "2031-03-15T00:00:00Z");
 }
 
@@ -268,14 +268,14 @@ async fn an_organization_that_counted_nothing_in_the_running_period_takes_a_cale
     let service = world.instance().await;
     service.count("org_1", "api", 5).await;
     world.move_to("2031-04-10T12:00:00Z");
-    // Reading opens the counter of April, and counts nothing.
+    // Reading creates the counter of April without counting.
     assert_eq!(service.current("org_1", "api").await, 0);
     service
         .settings("org_1", json!({"resetPeriod": "daily"}))
         .await;
-    let answer = service.attempt("org_1", "api", 1).await;
+    let answer = service.try_consume("org_1", "api", 1).await;
     assert_eq!(start(&answer.body), "2031-04-10T00:00:00Z");
-    // March was counted in, and stays.
+    // The period of March has a count and stays.
     service
         .settings("org_1", json!({"resetPeriod": "yearly"}))
         .await;
@@ -292,7 +292,7 @@ async fn an_organization_that_counted_nothing_in_the_running_period_takes_a_cale
     assert_eq!(starts, ["2031-03-01T00:00:00Z", "2031-04-10T00:00:00Z"]);
 }
 
-/// Whatever is counted before the new calendar is in force keeps the running period, and is in its count.
+/// A call before the new calendar is effective keeps the running period and is in its count.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_concurrent_with_a_change_of_calendar_are_all_in_the_running_count() {
     let world = World::new().await;
@@ -321,7 +321,7 @@ async fn calls_concurrent_with_a_change_of_calendar_are_all_in_the_running_count
     }
 }
 
-/// Each holds a connection while it waits for its turn, and the one whose turn it is must need no further one.
+/// Each change holds a connection while it waits for the lock; the one with the lock needs no second connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn more_concurrent_changes_of_calendar_than_connections_all_happen() {
     let world = World::with(|config| config.database_connections = 4).await;
@@ -345,7 +345,7 @@ async fn units_that_were_not_stored_yet_keep_the_running_period() {
     service
         .settings("org_1", json!({"resetPeriod": "daily"}))
         .await;
-    let answer = service.attempt("org_1", "api", 1).await;
+    let answer = service.try_consume("org_1", "api", 1).await;
     assert_eq!(start(&answer.body), "2031-03-01T00:00:00Z");
     assert_eq!(answer.body["current"], 6);
 }
@@ -363,7 +363,7 @@ async fn the_first_period_end_after_a_change_of_calendar_is_an_event_in_every_mo
             service.settings("org_1", daily).await;
             service.flush().await;
             if redis_is_lost {
-                // The data set is then too young to know that nothing was counted in the next period.
+                // The data set is then too young to prove that nothing was counted in the next period.
                 world.move_to("2031-03-15T23:59:00Z");
                 let _: String = world.redis_command(&["FLUSHALL"]).await;
                 service = world.instance().await;
@@ -377,9 +377,9 @@ async fn the_first_period_end_after_a_change_of_calendar_is_an_event_in_every_mo
             assert_eq!(rows[0]["resetType"], mode, "{redis_is_lost} {rows:?}");
             assert_eq!(rows[0]["end"], "2031-03-16T00:00:00Z");
             let events = service.http.get("/v1/events?type=usage.reset").await;
-            let told: Vec<_> = events.body["data"].as_array().unwrap().iter().collect();
-            assert_eq!(told.len(), 1, "{mode} {told:?}");
-            assert_eq!(told[0]["data"]["previousCount"], 5);
+            let resets: Vec<_> = events.body["data"].as_array().unwrap().iter().collect();
+            assert_eq!(resets.len(), 1, "{mode} {resets:?}");
+            assert_eq!(resets[0]["data"]["previousCount"], 5);
         }
     }
 }
@@ -475,7 +475,7 @@ async fn days_of_any_zone_have_every_event_on_the_right_day() {
         let expected: Vec<i64> = [before, since].into_iter().filter(|it| *it > 0).collect();
         assert_eq!(used, expected, "{zone}");
     }
-    // One hour of its own clock is one row, however many slots it has.
+    // An hour of the organization's zone is one row, even if it spans two stored slots.
     let hours = rows(&service, "granularity=hour").await;
     let used: Vec<i64> = hours.iter().map(|row| row.2).collect();
     assert_eq!(used, [16, 15]);

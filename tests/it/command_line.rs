@@ -1,4 +1,4 @@
-//! The command line of administrators: over HTTP with a key, from anywhere.
+//! The administrators' command line, which calls the API with a key.
 
 use std::process::Output;
 
@@ -7,7 +7,7 @@ use tokio::process::Command;
 
 use crate::support::{Instance, World, key_of};
 
-/// Runs the program against a service, with nothing in its environment but where that is and a key.
+/// Runs the executable with the service's URL and a key as its only environment.
 async fn run(service: &Instance, key: &str, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_tallyman"))
         .args(arguments)
@@ -23,7 +23,7 @@ fn text(output: &[u8]) -> &str {
     std::str::from_utf8(output).unwrap()
 }
 
-/// Runs it and expects it to succeed; returns what it prints.
+/// Runs it and expects success; returns its standard output.
 async fn succeed(service: &Instance, world: &World, arguments: &[&str]) -> String {
     let output = run(service, &world.key, arguments).await;
     assert!(
@@ -40,7 +40,7 @@ async fn succeed_json(service: &Instance, world: &World, arguments: &[&str]) -> 
     serde_json::from_str(&succeed(service, world, &arguments).await).unwrap()
 }
 
-/// Runs it and expects one line about why it did not.
+/// Runs it and expects a failure with one line on standard error; returns that line.
 async fn fail(service: &Instance, key: &str, arguments: &[&str]) -> String {
     let output = run(service, key, arguments).await;
     assert_eq!(output.status.code(), Some(1), "{arguments:?}");
@@ -143,12 +143,12 @@ async fn every_failure_is_one_line_and_an_exit_code() {
         forbidden.contains("403 Forbidden, forbidden"),
         "{forbidden}"
     );
-    let away = fail(&service, key, &["verify", "--url", "http://127.0.0.1:1"]).await;
+    let unreachable = fail(&service, key, &["verify", "--url", "http://127.0.0.1:1"]).await;
     assert!(
-        away.starts_with("error: no response from http://127.0.0.1:1/"),
-        "{away}"
+        unreachable.starts_with("error: no response from http://127.0.0.1:1/"),
+        "{unreachable}"
     );
-    // What cannot be meant is said before anybody is called.
+    // Invalid arguments are refused before any request.
     for arguments in [
         &["org", "show", "a b"][..],
         &["org", "set", "org_1", "--limit", "api"],
@@ -234,7 +234,7 @@ async fn control_characters_in_stored_text_are_escaped_for_the_terminal() {
         let json = [arguments, &["--json"]].concat();
         assert!(!succeed(&service, &world, &json).await.contains(harmful));
     }
-    // A program reads what was written.
+    // JSON output keeps the stored text.
     let shown = succeed_json(&service, &world, &["org", "show", "org_1"]).await;
     assert_eq!(shown["settings"]["metadata"], settings["metadata"]);
 }
@@ -277,7 +277,7 @@ async fn a_bad_setting_is_reported_before_anything_listens() {
 async fn an_invalid_argument_is_refused_with_a_valid_one() {
     let world = World::new().await;
     let service = world.instance().await;
-    for (arguments, told) in [
+    for (arguments, expected) in [
         (
             &["org", "adjust", "org_1", "ten", "--reason", "x"][..],
             "must be an integer from -10^12 to 10^12",
@@ -324,7 +324,7 @@ async fn an_invalid_argument_is_refused_with_a_valid_one() {
         let output = run(&service, &world.key, arguments).await;
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         let error = text(&output.stderr);
-        assert!(error.contains(told), "{error}");
+        assert!(error.contains(expected), "{error}");
         for raw in ["invalid digit", "premature", "relative URL"] {
             assert!(!error.contains(raw), "{error}");
         }

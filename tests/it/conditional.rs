@@ -1,4 +1,4 @@
-//! `ETag`, `If-Match` and `If-None-Match`: nobody overwrites a state that they have not seen.
+//! `ETag`, `If-Match` and `If-None-Match`: no client overwrites a state that it has not seen.
 
 use std::collections::BTreeSet;
 
@@ -86,7 +86,7 @@ async fn a_change_of_the_current_state_is_made() {
         (Method::PATCH, PATH, json!({"resetDay": 8})),
         (Method::PATCH, LIMITS, json!({"api": {"limit": 9}})),
     ] {
-        // One of several, and in several headers.
+        // The tag is one of several, spread over two headers.
         let several = format!("\"x,y\", {tag}");
         let headers = [("if-match", "\"0\""), ("if-match", several.as_str())];
         let answer = http
@@ -112,14 +112,14 @@ async fn a_condition_distinguishes_creating_from_replacing() {
     assert_eq!(put(("if-none-match", "*"), PATH).await.status, 200);
     assert_eq!(put(("if-none-match", "*"), PATH).await.status, 412);
     assert_eq!(put(("if-match", "*"), PATH).await.status, 200);
-    // Counting creates as well, before Postgres knows of it.
+    // Counting creates the organization too, before it is in Postgres.
     world.move_to("2031-04-02T00:00:00Z");
     let counted = "/v1/organizations/counted";
     service.count("counted", "api", 1).await;
     assert_eq!(put(("if-none-match", "*"), counted).await.status, 412);
     let tag = http.get(counted).await.header("etag").to_owned();
     assert_eq!(put(("if-match", &tag), counted).await.status, 200);
-    // What is not there is not found, whatever else is demanded of it.
+    // A missing organization is 404, whatever the condition.
     let answer = send(
         http,
         Method::PATCH,

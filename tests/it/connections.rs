@@ -1,4 +1,4 @@
-//! Connections that dawdle, send too much, or are too many: each is bounded, and the others do not notice.
+//! Connections that are slow, send too much, or are too many: each is bounded, and no other is affected.
 
 use std::time::Duration;
 
@@ -10,15 +10,15 @@ use tokio::time::timeout;
 
 use crate::support::{Http, Instance, Process, World};
 
-/// More than any step takes; a test that reaches it has failed.
-const PATIENCE: Duration = Duration::from_mins(1);
+/// Upper bound for each step; reaching it fails the test.
+const TIMEOUT: Duration = Duration::from_mins(1);
 
-/// A setting that a test waits for.
-const SOON: Duration = Duration::from_millis(100);
+/// A timeout that the test waits for.
+const SHORT: Duration = Duration::from_millis(100);
 
 const MIB: usize = 1024 * 1024;
 
-/// A connection to a service, whose caller does what no client would.
+/// A TCP connection for requests that no HTTP client sends.
 struct Raw(TcpStream);
 
 impl Raw {
@@ -27,13 +27,13 @@ impl Raw {
         Self(TcpStream::connect(address).await.unwrap())
     }
 
-    /// Sends as much of it as somebody takes.
+    /// Sends until the peer closes the connection.
     async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         let _ = self.0.write_all(bytes.as_ref()).await;
     }
 
-    /// The head of a request, and no more.
-    async fn begin(&mut self, line: &str, key: &str, length: u64) {
+    /// Sends the head of a request without its body.
+    async fn send_head(&mut self, line: &str, key: &str, length: u64) {
         let head = format!(
             "{line} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-type: application/json\r\n\
              content-length: {length}\r\n\r\n"
@@ -41,7 +41,7 @@ impl Raw {
         self.send(head).await;
     }
 
-    /// All that comes until the other side closes: the status, and the body as JSON.
+    /// Reads until the peer closes; returns the status and the body as JSON.
     async fn answer(mut self) -> (u16, Value) {
         let text = self.rest().await;
         let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
@@ -53,20 +53,22 @@ impl Raw {
     async fn rest(&mut self) -> String {
         let mut text = Vec::new();
         let read = self.0.read_to_end(&mut text);
-        let read = timeout(PATIENCE, read).await.expect("it stays open");
-        read.expect("the connection breaks");
+        let read = timeout(TIMEOUT, read)
+            .await
+            .expect("the peer closes the connection");
+        read.expect("the connection closes cleanly");
         String::from_utf8(text).unwrap()
     }
 
-    /// Waits until the other side closes, without a word.
+    /// Waits until the peer closes without a response.
     async fn closes(mut self) {
         assert_eq!(self.rest().await, "");
     }
 }
 
 async fn count(service: &Instance, sample: &str) -> u64 {
-    let told = service.http.get("/metrics").await;
-    let mut lines = told.text.lines();
+    let metrics = service.http.get("/metrics").await;
+    let mut lines = metrics.text.lines();
     let value = lines.find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
     value.unwrap_or_else(|| panic!("{sample}")).parse().unwrap()
 }
@@ -76,8 +78,8 @@ async fn closed(service: &Instance, reason: &str) -> u64 {
     count(service, &sample).await
 }
 
-/// Waits until so many bytes of bodies are under way.
-async fn under_way(service: &Instance, bytes: usize) {
+/// Waits until this many bytes of bodies are in memory.
+async fn until_in_flight(service: &Instance, bytes: usize) {
     while service.app.state.bodies.taken() != bytes as u64 {
         yield_now().await;
     }
@@ -85,12 +87,12 @@ async fn under_way(service: &Instance, bytes: usize) {
 
 #[tokio::test]
 async fn a_connection_that_sends_nothing_or_half_a_head_is_closed() {
-    let world = World::with(|config| config.connections.header = SOON).await;
+    let world = World::with(|config| config.connections.header = SHORT).await;
     let service = world.instance().await;
     let silent = Raw::to(&service.http).await;
     let mut half = Raw::to(&service.http).await;
     half.send("GET /healthz HTTP/1.1\r\nhost").await;
-    // One that was heard once has as long for each head that it begins.
+    // The timeout applies to each head of a kept-alive connection, from its first byte.
     let mut later = Raw::to(&service.http).await;
     later.send("GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await;
     let mut answer = [0; 12];
@@ -105,7 +107,7 @@ async fn a_connection_that_sends_nothing_or_half_a_head_is_closed() {
 
 #[tokio::test]
 async fn an_idle_connection_is_closed() {
-    let world = World::with(|config| config.connections.idle = SOON).await;
+    let world = World::with(|config| config.connections.idle = SHORT).await;
     let service = world.instance().await;
     let mut idle = Raw::to(&service.http).await;
     idle.send("GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await;
@@ -115,22 +117,22 @@ async fn an_idle_connection_is_closed() {
 
 #[tokio::test]
 async fn a_body_that_is_half_sent_or_drips_is_408() {
-    let world = World::with(|config| config.connections.body = SOON).await;
+    let world = World::with(|config| config.connections.body = SHORT).await;
     let service = world.instance().await;
     let mut half = Raw::to(&service.http).await;
-    half.begin("POST /v1/consume", &world.key, 100).await;
+    half.send_head("POST /v1/consume", &world.key, 100).await;
     half.send(r#"{"organizationId""#).await;
     let (status, problem) = half.answer().await;
     assert_eq!((status, &problem["code"]), (408, &json!("request_timeout")));
 
     let mut dripping = Raw::to(&service.http).await;
     dripping
-        .begin("POST /v1/batch", &world.key, 8 * MIB as u64)
+        .send_head("POST /v1/batch", &world.key, 8 * MIB as u64)
         .await;
     let (mut reading, mut writing) = dripping.0.into_split();
     let drip = tokio::spawn(async move { while writing.write_all(b" ").await.is_ok() {} });
     let mut answer = [0; 12];
-    let read = timeout(PATIENCE, reading.read_exact(&mut answer)).await;
+    let read = timeout(TIMEOUT, reading.read_exact(&mut answer)).await;
     read.unwrap().unwrap();
     drip.abort();
     assert_eq!(&answer, b"HTTP/1.1 408");
@@ -138,12 +140,12 @@ async fn a_body_that_is_half_sent_or_drips_is_408() {
 
 #[tokio::test]
 async fn a_response_that_the_client_does_not_read_closes_its_connection() {
-    let world = World::with(|config| config.connections.body = SOON).await;
+    let world = World::with(|config| config.connections.body = SHORT).await;
     let service = world.instance().await;
-    let mut deaf = Raw::to(&service.http).await;
-    // More answers than the buffers of both sides hold, and none of them read.
-    let ask = "GET /docs HTTP/1.1\r\nhost: x\r\n\r\n".repeat(1000);
-    deaf.send(ask).await;
+    let mut unread = Raw::to(&service.http).await;
+    // More responses than the socket buffers hold, and the client reads none.
+    let requests = "GET /docs HTTP/1.1\r\nhost: x\r\n\r\n".repeat(1000);
+    unread.send(requests).await;
     while closed(&service, "write_timeout").await == 0 {
         yield_now().await;
     }
@@ -166,10 +168,11 @@ async fn at_the_limit_the_longest_idle_connection_is_evicted_before_any_is_refus
     let mut busy = Vec::new();
     for nth in 1..=8 {
         let mut one = Raw::to(&service.http).await;
-        one.begin("POST /v1/batch", &world.key, MIB as u64).await;
+        one.send_head("POST /v1/batch", &world.key, MIB as u64)
+            .await;
         one.send([b' '; 1000]).await;
         busy.push(one);
-        under_way(&service, nth * 1000).await;
+        until_in_flight(&service, nth * 1000).await;
     }
     let (status, problem) = Raw::to(&service.http).await.answer().await;
     assert_eq!((status, &problem["code"]), (503, &json!("overloaded")));
@@ -197,18 +200,18 @@ async fn with_few_open_files_it_warns_and_idle_connections_block_nobody() {
     service
         .line(|line| line.contains("TALLYMAN_CONNECTIONS allows"))
         .await;
-    let (code, said) = service.stop().await;
+    let (code, output) = service.stop().await;
     assert_eq!(code, Some(0));
-    let warned = said
+    let warned = output
         .iter()
         .filter(|it| it.contains("TALLYMAN_CONNECTIONS allows"));
-    assert_eq!(warned.count(), 1, "{said:#?}");
+    assert_eq!(warned.count(), 1, "{output:#?}");
 }
 
 #[tokio::test]
 async fn a_stop_does_not_wait_for_idle_connections_or_half_sent_requests() {
     let world = World::new().await;
-    // Longer than this test may take.
+    // Longer than the test runs.
     let variables = [
         ("TALLYMAN_SHUTDOWN_SECONDS", "3600"),
         ("TALLYMAN_HEADER_SECONDS", "3600"),
@@ -222,12 +225,12 @@ async fn a_stop_does_not_wait_for_idle_connections_or_half_sent_requests() {
     let mut idle = Raw::to(&service.http).await;
     idle.send("GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await;
     let mut body = Raw::to(&service.http).await;
-    body.begin("POST /v1/consume", &world.key, 100).await;
+    body.send_head("POST /v1/consume", &world.key, 100).await;
     body.send("{").await;
-    // By then they all have been heard.
+    // The server has accepted all earlier connections before it responds to this one.
     assert_eq!(service.http.get("/healthz").await.status, 200);
-    let (code, said) = service.stop().await;
-    assert_eq!(code, Some(0), "{said:#?}");
+    let (code, output) = service.stop().await;
+    assert_eq!(code, Some(0), "{output:#?}");
     drop((silent, half, idle, body));
 }
 
@@ -236,16 +239,16 @@ async fn a_stop_answers_the_requests_in_flight() {
     let world = World::new().await;
     let service = world.instance().await;
     let http = service.http.clone();
-    let mut asking = Raw::to(&http).await;
+    let mut request = Raw::to(&http).await;
     let body = r#"{"organizationId":"org_1"}"#;
-    asking
-        .begin("POST /v1/consume", &world.key, body.len() as u64)
+    request
+        .send_head("POST /v1/consume", &world.key, body.len() as u64)
         .await;
-    asking.send(&body[..10]).await;
+    request.send(&body[..10]).await;
     assert_eq!(http.get("/healthz").await.status, 200);
     drop(service);
-    asking.send(&body[10..]).await;
-    let (status, answer) = asking.answer().await;
+    request.send(&body[10..]).await;
+    let (status, answer) = request.answer().await;
     assert_eq!((status, &answer["current"]), (200, &json!(1)));
 }
 
@@ -261,9 +264,9 @@ async fn a_body_declared_too_large_is_refused_before_it_is_sent() {
         ("POST /api/auth/usage-tracking/reset-expired", 65_537),
     ] {
         let mut raw = Raw::to(&service.http).await;
-        raw.begin(line, &world.key, length).await;
+        raw.send_head(line, &world.key, length).await;
         let mut answer = [0; 12];
-        let read = timeout(PATIENCE, raw.0.read_exact(&mut answer)).await;
+        let read = timeout(TIMEOUT, raw.0.read_exact(&mut answer)).await;
         read.unwrap().unwrap();
         assert_eq!(&answer, b"HTTP/1.1 413", "{line}");
     }
@@ -279,9 +282,9 @@ async fn a_client_that_keeps_sending_still_gets_an_early_response() {
         ("POST /v1/nowhere", &world.key, 404),
         ("PUT /v1/consume", &world.key, 405),
     ] {
-        // Sends everything before it reads anything.
+        // The client sends the whole body before it reads.
         let mut declared = Raw::to(&service.http).await;
-        declared.begin(line, key, 4 * MIB as u64).await;
+        declared.send_head(line, key, 4 * MIB as u64).await;
         declared.send(vec![b' '; 4 * MIB]).await;
         let (answered, problem) = declared.answer().await;
         assert_eq!(answered, status, "{line}: {problem}");
@@ -355,23 +358,23 @@ async fn bodies_in_flight_are_bounded_per_key_and_in_total() {
     for _ in 0..3 {
         keys.push(world.key_with(&["ingest"]).await);
     }
-    let begin = async |key: &str, bytes: usize| {
+    let start_body = async |key: &str, bytes: usize| {
         let mut raw = Raw::to(&service.http).await;
-        raw.begin("POST /v1/batch", key, 8 * MIB as u64).await;
+        raw.send_head("POST /v1/batch", key, 8 * MIB as u64).await;
         raw.send(vec![b' '; bytes]).await;
         raw
     };
-    let first = begin(&keys[0], 5 * MIB).await;
-    under_way(&service, 5 * MIB).await;
-    // 8 MiB are one key's.
-    let (status, problem) = begin(&keys[0], 5 * MIB).await.answer().await;
+    let first = start_body(&keys[0], 5 * MIB).await;
+    until_in_flight(&service, 5 * MIB).await;
+    // A key may have 8 MiB in memory.
+    let (status, problem) = start_body(&keys[0], 5 * MIB).await.answer().await;
     assert_eq!((status, &problem["code"]), (503, &json!("overloaded")));
-    let second = begin(&keys[1], 5 * MIB).await;
-    under_way(&service, 10 * MIB).await;
-    let text = begin(&keys[2], 5 * MIB).await.rest().await;
+    let second = start_body(&keys[1], 5 * MIB).await;
+    until_in_flight(&service, 10 * MIB).await;
+    let text = start_body(&keys[2], 5 * MIB).await.rest().await;
     assert!(text.starts_with("HTTP/1.1 503"), "{text}");
     assert!(text.contains("retry-after: 1"), "{text}");
-    // What does not wait for its body goes on.
+    // A body that is complete at once is still accepted.
     let one = json!({"items": [{"op": "track", "organizationId": "org_1"}]});
     let answer = service
         .http
@@ -381,9 +384,9 @@ async fn bodies_in_flight_are_bounded_per_key_and_in_total() {
     assert_eq!(answer.body["counted"], 1, "{}", answer.text);
 
     drop(first);
-    under_way(&service, 5 * MIB).await;
-    let third = begin(&keys[2], 5 * MIB).await;
-    under_way(&service, 10 * MIB).await;
+    until_in_flight(&service, 5 * MIB).await;
+    let third = start_body(&keys[2], 5 * MIB).await;
+    until_in_flight(&service, 10 * MIB).await;
     drop((second, third));
-    under_way(&service, 0).await;
+    until_in_flight(&service, 0).await;
 }

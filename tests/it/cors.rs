@@ -1,4 +1,4 @@
-//! Browsers: pages of the configured origins may call, and nobody else's.
+//! CORS: pages of the configured origins may call the API, and no others.
 
 use reqwest::Method;
 use serde_json::json;
@@ -51,19 +51,19 @@ fn lists(answer: &Answer, header: &str) -> Vec<String> {
 async fn a_page_of_a_configured_origin_may_call_and_read_the_headers_without_credentials() {
     let world = world("https://app.example.com,http://localhost:3000").await;
     let service = world.instance().await;
-    let asked = preflight(&service, OURS).await;
-    assert_eq!(asked.status, 200);
-    assert_eq!(asked.header("access-control-allow-origin"), OURS);
+    let permission = preflight(&service, OURS).await;
+    assert_eq!(permission.status, 200);
+    assert_eq!(permission.header("access-control-allow-origin"), OURS);
     assert_eq!(
-        lists(&asked, "access-control-allow-methods"),
+        lists(&permission, "access-control-allow-methods"),
         ["delete", "get", "patch", "post", "put"]
     );
-    let allowed = lists(&asked, "access-control-allow-headers");
+    let allowed = lists(&permission, "access-control-allow-headers");
     for name in ["authorization", "content-type", "idempotency-key", "prefer"] {
         assert!(allowed.iter().any(|it| it == name), "{name}");
     }
-    assert_eq!(asked.header("access-control-allow-credentials"), "");
-    assert!(!asked.header("x-request-id").is_empty());
+    assert_eq!(permission.header("access-control-allow-credentials"), "");
+    assert!(!permission.header("x-request-id").is_empty());
 
     let answer = consume(&service, OURS).await;
     assert_eq!(answer.status, 200);
@@ -105,8 +105,12 @@ async fn a_page_of_any_other_origin_gets_no_permission() {
         "http://app.example.com",
         "null",
     ] {
-        let asked = preflight(&service, other).await;
-        assert_eq!(asked.header("access-control-allow-origin"), "", "{other}");
+        let permission = preflight(&service, other).await;
+        assert_eq!(
+            permission.header("access-control-allow-origin"),
+            "",
+            "{other}"
+        );
         let answer = consume(&service, other).await;
         assert_eq!(answer.header("access-control-allow-origin"), "", "{other}");
     }

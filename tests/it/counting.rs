@@ -1,11 +1,11 @@
-//! Track, consume and check: exact under any concurrency, all or nothing.
+//! Track, consume and check: exact under concurrency, and atomic over several meters.
 
 use serde_json::{Value, json};
 use tallyman::domain::quantity::{AMOUNT_MAX, COUNT_MAX};
 
 use crate::support::{World, at_once, key_of};
 
-/// The start of the period that every world begins in.
+/// Start of the period in which every world begins.
 const MARCH: &str = "2031-03-01T00:00:00Z";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -38,7 +38,7 @@ async fn sixty_four_concurrent_tasks_against_a_limit_are_granted_exactly_the_lim
     assert_eq!(service.current("org_1", "api").await, 1000);
 }
 
-/// Every task goes on until it is refused; those that want one unit fill the last gap.
+/// Each task consumes until it is refused; the tasks with amount 1 fill the last gap.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn weighted_amounts_through_two_instances_add_up_to_the_limit_and_to_the_count() {
     let world = World::new().await;
@@ -91,7 +91,7 @@ async fn a_result_matches_the_contract() {
     let world = World::new().await;
     let service = world.instance().await;
     service.count("org_123", "api", 500).await;
-    let answer = service.attempt("org_123", "api", 1).await;
+    let answer = service.try_consume("org_123", "api", 1).await;
     assert_eq!(answer.status, 200);
     assert_eq!(
         answer.body,
@@ -106,7 +106,7 @@ async fn a_refusal_counts_nothing_names_the_meter_and_carries_the_result() {
     let world = World::new().await;
     let service = world.instance().await;
     service.count("org_1", "api", 998).await;
-    let answer = service.attempt("org_1", "api", 3).await;
+    let answer = service.try_consume("org_1", "api", 3).await;
     assert_eq!(
         (answer.status.as_u16(), answer.code()),
         (429, "limit_exceeded")
@@ -116,7 +116,7 @@ async fn a_refusal_counts_nothing_names_the_meter_and_carries_the_result() {
     assert_eq!(answer.body["remaining"], 2);
     assert_eq!(answer.body["deniedBy"], json!(["api"]));
     assert_eq!(service.current("org_1", "api").await, 998);
-    assert_eq!(service.attempt("org_1", "api", 2).await.status, 200);
+    assert_eq!(service.try_consume("org_1", "api", 2).await.status, 200);
 }
 
 #[tokio::test]
@@ -125,21 +125,21 @@ async fn a_refused_call_is_recorded_without_being_counted() {
     let service = world.instance().await;
     service.count("org_1", "api", 1000).await;
     for _ in 0..3 {
-        service.attempt("org_1", "api", 5).await;
+        service.try_consume("org_1", "api", 5).await;
     }
-    let counter = world.held_of("org_1", "api", MARCH).await;
+    let counter = world.snapshot_of("org_1", "api", MARCH).await;
     let hour = crate::support::instant(crate::support::BEGINNING).timestamp_millis();
     assert_eq!(counter["used"], "1000");
     assert_eq!(counter["denied"], "3");
     assert_eq!(counter[&format!("used@{hour}")], "1000");
     assert_eq!(counter[&format!("denied@{hour}")], "3");
-    // Nor does asking whether it would be refused.
+    // A check counts no refusal either.
     let body = json!({"organizationId": "org_1"});
     assert_eq!(
         service.http.post("/v1/check", body).await.body["allowed"],
         false
     );
-    assert_eq!(world.held_of("org_1", "api", MARCH).await, counter);
+    assert_eq!(world.snapshot_of("org_1", "api", MARCH).await, counter);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -162,13 +162,13 @@ async fn of_many_concurrent_refusals_exactly_one_is_marked_first() {
     })
     .await;
     assert_eq!(firsts.iter().sum::<usize>(), 1);
-    let again = instances[0].attempt("org_1", "api", 2).await;
+    let again = instances[0].try_consume("org_1", "api", 2).await;
     assert_eq!(again.body["first"], Value::Null);
-    // A new period has a first refusal of its own.
+    // A new period marks its own first refusal.
     world.move_to("2031-04-02T00:00:00Z");
-    let refused = instances[1].attempt("org_1", "api", 1001).await;
+    let refused = instances[1].try_consume("org_1", "api", 1001).await;
     assert_eq!(refused.body["first"], true);
-    let refused = instances[0].attempt("org_1", "api", 1001).await;
+    let refused = instances[0].try_consume("org_1", "api", 1001).await;
     assert_eq!(refused.body["first"], Value::Null);
 }
 
@@ -182,7 +182,7 @@ async fn first_is_set_per_meter_and_replayed_with_its_idempotency_key() {
         let body = json!({"organizationId": "org_1", "meters": meters});
         service.http.post_once("/v1/consume", key, body)
     };
-    // What a check says is no refusal.
+    // A negative check is not a refusal.
     let body = json!({"organizationId": "org_1", "meter": "tokens", "amount": 6});
     let check = service.http.post("/v1/check", body).await.body;
     assert_eq!(
@@ -208,7 +208,7 @@ async fn first_is_set_per_meter_and_replayed_with_its_idempotency_key() {
         assert_eq!(again.header("idempotent-replayed"), "true");
         assert_eq!(again.body, answer.body);
     }
-    // Of a meter that is only required too.
+    // Also for a meter that is only required.
     let body = json!({"organizationId": "org_1", "require": {"seats": 1}});
     service
         .limits("org_1", json!({"seats": {"limit": 0}}))
@@ -246,16 +246,22 @@ async fn several_meters_are_charged_together_or_not_at_all() {
     for (meter, count) in [("api", 1), ("tokens", 1200), ("storage", 5)] {
         assert_eq!(service.current("org_1", meter).await, count, "{meter}");
     }
-    // The refusals are noted where they came from.
+    // The refusals are counted on the meters that caused them.
     assert_eq!(
-        world.held_of("org_1", "storage", MARCH).await["denied"],
+        world.snapshot_of("org_1", "storage", MARCH).await["denied"],
         "2"
     );
-    assert_eq!(world.held_of("org_1", "tokens", MARCH).await["denied"], "1");
-    assert_eq!(world.held_of("org_1", "api", MARCH).await["denied"], "0");
+    assert_eq!(
+        world.snapshot_of("org_1", "tokens", MARCH).await["denied"],
+        "1"
+    );
+    assert_eq!(
+        world.snapshot_of("org_1", "api", MARCH).await["denied"],
+        "0"
+    );
 }
 
-/// Two meters with different limits, named by concurrent calls of two instances.
+/// The meters have different limits, and the calls go to two instances.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_calls_on_several_meters_never_count_one_without_the_other() {
     let world = World::new().await;
@@ -349,7 +355,7 @@ async fn a_soft_limit_lets_what_does_not_fit_become_overage() {
     let service = world.instance().await;
     let soft = json!({"api": {"limit": 10, "enforcement": "soft"}});
     service.limits("org_1", soft).await;
-    let answer = service.attempt("org_1", "api", 12).await;
+    let answer = service.try_consume("org_1", "api", 12).await;
     assert_eq!(answer.status, 200);
     assert_eq!(answer.body["allowed"], true);
     assert_eq!(answer.body["enforcement"], "soft");
@@ -377,8 +383,8 @@ async fn a_check_counts_nothing_and_predicts_the_consume() {
         assert_eq!(check.body["current"], 990);
     }
     assert_eq!(service.current("org_1", "api").await, 990);
-    assert_eq!(service.attempt("org_1", "api", 11).await.status, 429);
-    assert_eq!(service.attempt("org_1", "api", 10).await.status, 200);
+    assert_eq!(service.try_consume("org_1", "api", 11).await.status, 429);
+    assert_eq!(service.try_consume("org_1", "api", 10).await.status, 200);
 }
 
 #[tokio::test]
@@ -386,7 +392,7 @@ async fn a_limit_of_zero_grants_nothing_and_a_track_on_it_is_all_overage() {
     let world = World::new().await;
     let service = world.instance().await;
     service.limits("org_1", json!({"api": {"limit": 0}})).await;
-    let refused = service.attempt("org_1", "api", 1).await;
+    let refused = service.try_consume("org_1", "api", 1).await;
     assert_eq!(
         (refused.status.as_u16(), &refused.body["limit"]),
         (429, &json!(0))
@@ -403,7 +409,7 @@ async fn a_limit_of_zero_grants_nothing_and_a_track_on_it_is_all_overage() {
 async fn a_meter_without_a_limit_is_unlimited() {
     let world = World::new().await;
     let service = world.instance().await;
-    let answer = service.attempt("org_1", "bytes.sent", AMOUNT_MAX).await;
+    let answer = service.try_consume("org_1", "bytes.sent", AMOUNT_MAX).await;
     assert_eq!(answer.status, 200);
     assert_eq!(answer.body["current"], AMOUNT_MAX);
     assert_eq!(
@@ -454,7 +460,9 @@ async fn a_check_is_answered_even_if_a_consume_would_be_refused_by_the_maximum_c
     let service = world.instance().await;
     service.count("org_1", "tokens", 1).await;
     let key = key_of("org_1", "tokens", MARCH);
-    world.place(&key, &[("used", &COUNT_MAX.to_string())]).await;
+    world
+        .overwrite(&key, &[("used", &COUNT_MAX.to_string())])
+        .await;
     let check = |meters: Value| {
         let body = json!({"organizationId": "org_1", "meters": meters});
         service.http.post("/v1/check", body)
@@ -467,7 +475,7 @@ async fn a_check_is_answered_even_if_a_consume_would_be_refused_by_the_maximum_c
     );
     assert_eq!(full.body["retryAt"], "2031-04-01T00:00:00Z");
     assert_eq!(
-        service.attempt("org_1", "tokens", 1).await.code(),
+        service.try_consume("org_1", "tokens", 1).await.code(),
         "counter_overflow"
     );
 
@@ -486,7 +494,7 @@ async fn a_check_is_answered_even_if_a_consume_would_be_refused_by_the_maximum_c
         (&json!(0), &json!(1))
     );
     assert_eq!(
-        service.attempt("org_1", "api", 1).await.code(),
+        service.try_consume("org_1", "api", 1).await.code(),
         "too_many_meters"
     );
 }
@@ -499,13 +507,13 @@ async fn a_thirty_third_meter_is_refused_and_the_others_keep_counting() {
         service.count("org_1", &format!("m{number}"), 1).await;
     }
     refuses_another_meter(&service).await;
-    // Also in a period that began after the data set, where no counter comes from Postgres.
+    // Also in a period younger than the data set, where no counter is read from Postgres.
     world.move_to("2031-04-02T00:00:00Z");
     refuses_another_meter(&service).await;
     assert_eq!(service.count("org_1", "m31", 1).await, 1);
 }
 
-/// The list of meters in Redis is lost with the data set; Postgres has another.
+/// Redis loses its list of meters with the data set; the check then uses the one in Postgres.
 #[tokio::test]
 async fn a_thirty_third_meter_is_refused_after_a_loss_of_redis_too() {
     let world = World::new().await;
@@ -540,8 +548,8 @@ async fn a_count_never_exceeds_its_maximum_and_stays_exact_below_it() {
     let service = world.instance().await;
     service.count("org_1", "bytes", 1).await;
     let key = key_of("org_1", "bytes", MARCH);
-    let almost = (COUNT_MAX - 2).to_string();
-    world.place(&key, &[("used", &almost)]).await;
+    let near_maximum = (COUNT_MAX - 2).to_string();
+    world.overwrite(&key, &[("used", &near_maximum)]).await;
     assert_eq!(service.count("org_1", "bytes", 1).await, COUNT_MAX - 1);
     for path in ["/v1/track", "/v1/consume"] {
         let body = json!({"organizationId": "org_1", "meters": {"api": 1, "bytes": 2}});

@@ -1,4 +1,4 @@
-//! Who may call: a valid key for everything, the scope `admin` for what changes limits.
+//! Authentication: a valid key for every call, and the scope `admin` for changes of limits.
 
 use reqwest::Method;
 use serde_json::json;
@@ -65,7 +65,7 @@ async fn only_the_bearer_scheme_carries_a_key_in_any_case() {
         let answer = http.send(Method::POST, "/v1/track", &headers, body).await;
         assert_eq!(answer.status, status, "{}", authorization.len());
     }
-    // A session's cookie is nothing here.
+    // A session cookie is no credential.
     let cookie = format!("better-auth.session_token={}", world.key);
     let answer = http
         .send(
@@ -102,7 +102,7 @@ async fn a_key_without_the_scope_admin_changes_nothing_and_learns_nothing() {
         &["ingest", "read", "refund", "reset"],
     ] {
         let http = service.http.with_key(Some(&world.key_with(scopes).await));
-        // Whether there is such an organization is not told either.
+        // The response does not reveal whether the organization exists.
         for organization in ["org_1", "nobody"] {
             let path = format!("/v1/organizations/{organization}");
             let limits = json!({"api": {"limit": 1_000_000}});

@@ -1,5 +1,5 @@
-//! `DELETE /v1/organizations/{id}`: every trace goes, nothing in flight brings any of it back, and a later
-//! call starts afresh.
+//! `DELETE /v1/organizations/{id}`: removes all data, no operation in flight restores any of it, and the next
+//! call starts a new incarnation.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,14 +12,14 @@ use tallyman::postgres::{self, Actor, Postgres, deletions, usage};
 use tallyman::redis::RecoveryReply;
 
 use crate::support::{
-    Answer, Instance, Slow, World, at_once, hold_changes, hours, instant, row, rows, shard,
-    until_waiting,
+    Answer, Instance, SlowRestore, World, at_once, hours, instant, lock_policy_changes, row, rows,
+    shard, until_lock_wait,
 };
 
 const PATH: &str = "/v1/organizations/org_1";
 const PERIOD: &str = "2031-03-01T00:00:00Z";
 
-/// Deletes `org_1`; returns what the answer says.
+/// Deletes `org_1`; returns the response body.
 async fn delete(service: &Instance) -> Value {
     let answer = service.http.delete(PATH).await;
     assert_eq!(answer.status, 200, "{}", answer.text);
@@ -30,9 +30,8 @@ async fn delete(service: &Instance) -> Value {
     answer.body
 }
 
-/// An organization with something of everything: settings, limits, two meters, two periods, late events, a
-/// recorded attempt, a refusal.
-async fn furnish(world: &World, service: &Instance) {
+/// Gives `org_1` settings, limits, two meters, two periods, late events, an idempotency record and a refusal.
+async fn populate(world: &World, service: &Instance) {
     let settings = json!({"resetPeriod": "daily", "timeZone": "Europe/Berlin", "features": {"sso": true},
                           "metadata": {"a": 1}});
     service.settings("org_1", settings).await;
@@ -49,14 +48,14 @@ async fn furnish(world: &World, service: &Instance) {
             .status,
         200
     );
-    assert_eq!(service.attempt("org_1", "api", 100).await.status, 429);
+    assert_eq!(service.try_consume("org_1", "api", 100).await.status, 429);
     let yesterday = world.clock.now() - Duration::hours(27);
     let late = json!({"organizationId": "org_1", "meter": "late", "timestamp": yesterday});
     assert_eq!(service.http.post("/v1/track", late).await.status, 200);
 }
 
-/// Every row of every table that is about an organization, by table.
-async fn mentions(postgres: &PgPool, organization: &str) -> Vec<(String, i64)> {
+/// The number of an organization's rows in each table that has any.
+async fn rows_by_table(postgres: &PgPool, organization: &str) -> Vec<(String, i64)> {
     let tables: Vec<String> = sqlx::query_scalar(
         "select table_name::text from information_schema.columns
          join information_schema.tables using (table_schema, table_name)
@@ -83,7 +82,7 @@ async fn mentions(postgres: &PgPool, organization: &str) -> Vec<(String, i64)> {
     found
 }
 
-/// Every key of Redis that names an organization, without its shard; and whether its policy is known.
+/// The organization's Redis keys without the shard, and `policy` if its policy is stored.
 async fn keys(world: &World, organization: &str) -> Vec<String> {
     let keys: Vec<String> = world.redis_command(&["KEYS", "*"]).await;
     let names = keys
@@ -98,8 +97,8 @@ async fn keys(world: &World, organization: &str) -> Vec<String> {
     names
 }
 
-/// Asserts that `org_1` is on the defaults, with so much counted now.
-async fn assert_afresh(service: &Instance, current: u64) {
+/// Asserts that `org_1` has the default policy and this count.
+async fn assert_new_incarnation(service: &Instance, current: u64) {
     let usage = service.http.get(&format!("{PATH}/usage")).await;
     assert_eq!(usage.status, 200, "{}", usage.text);
     let (meters, features) = (&usage.body["meters"], &usage.body["features"]);
@@ -118,7 +117,7 @@ async fn assert_afresh(service: &Instance, current: u64) {
 async fn every_trace_is_erased_but_the_audit_log_and_the_tombstone() {
     let world = World::new().await;
     let service = world.instance().await;
-    furnish(&world, &service).await;
+    populate(&world, &service).await;
     service.flush().await;
     service
         .app
@@ -134,24 +133,24 @@ async fn every_trace_is_erased_but_the_audit_log_and_the_tombstone() {
         keys(&world, "org_10").await,
         rows(&world.postgres().await).await,
     );
-    let did = delete(&service).await;
+    let deleted = delete(&service).await;
     assert_eq!(
-        (&did["background"], &did["apiKeysRevoked"]),
+        (&deleted["background"], &deleted["apiKeysRevoked"]),
         (&json!(false), &json!(0))
     );
-    assert_eq!(did["counters"], 4);
-    assert!(did["historyRows"].as_u64() >= Some(8), "{did}");
+    assert_eq!(deleted["counters"], 4);
+    assert!(deleted["historyRows"].as_u64() >= Some(8), "{deleted}");
 
     let postgres = world.postgres().await;
     assert_eq!(
-        mentions(&postgres, "org_1").await,
+        rows_by_table(&postgres, "org_1").await,
         [("audit_log".to_owned(), 3), ("events".to_owned(), 1)]
     );
     let tombstone = "select row(plan_id, features, reset_mode, reset_period, reset_day, reset_month, anchor, time_zone,
                                 metadata, timeline, deleted_at is not null, incarnation = version)::text
                      from organizations where id = 'org_1'";
     assert_eq!(world.select(tombstone).await, ["(,{},,,,,,,{},,t,t)"]);
-    // What is left in Redis is the default policy.
+    // Redis keeps only the default policy.
     assert_eq!(keys(&world, "org_1").await, ["policy"]);
     assert_eq!(keys(&world, "org_10").await, others);
     let kept: Vec<_> = other_rows
@@ -205,16 +204,16 @@ async fn a_later_call_starts_at_zero_on_every_instance_whatever_it_had_cached() 
     let world = World::new().await;
     let (here, there) = (world.instance().await, world.instance().await);
     for round in 1..=3 {
-        furnish(&world, &here).await;
+        populate(&world, &here).await;
         there.track("org_1", 1).await;
         if round != 2 {
             there.flush().await;
         }
         delete(&here).await;
-        // This one has not heard of it.
+        // The other instance still has the old policy cached.
         assert_eq!(there.track("org_1", 3).await, 3, "round {round}");
         assert_eq!(here.track("org_1", 2).await, 5);
-        assert_afresh(&there, 5).await;
+        assert_new_incarnation(&there, 5).await;
         here.flush().await;
         let stored = row(&world.postgres().await, "org_1").await;
         assert_eq!(
@@ -260,19 +259,19 @@ async fn a_flush_that_read_before_the_deletion_revives_nothing() {
     let read = flusher.read(&[shard("org_1")]).await.unwrap();
     assert_eq!(read.snapshots.len(), 1);
     delete(&service).await;
-    // The row was there at the deletion, and is not any more.
+    // The row existed before the deletion, and the flush must not recreate it.
     let stored = flusher.store(&read).await.unwrap();
     assert_eq!(stored, [false]);
     assert_eq!(flusher.settle(&read, &stored).await.unwrap(), 0);
     let postgres = world.postgres().await;
     assert_eq!(rows(&postgres).await, []);
     assert_eq!(
-        mentions(&postgres, "org_1").await,
+        rows_by_table(&postgres, "org_1").await,
         [("audit_log".to_owned(), 1), ("events".to_owned(), 1)]
     );
     assert_eq!(service.http.get(PATH).await.status, 404);
 
-    // Nor does it touch what was counted since, before or after that was stored.
+    // Nor does the flush change new counts, whether stored or not.
     assert_eq!(service.track("org_1", 2).await, 2);
     assert_eq!(flusher.store(&read).await.unwrap(), [false]);
     service.flush().await;
@@ -296,7 +295,7 @@ async fn a_flush_that_stored_before_the_deletion_and_settles_after_it_is_harmles
     assert_eq!(stored, [true]);
     delete(&service).await;
     assert_eq!(service.track("org_1", 2).await, 2);
-    // It takes the new counter for the old one, which had gone further.
+    // The settlement finds the counter of the new incarnation, which has a lower sequence number.
     flusher.settle(&read, &stored).await.unwrap();
     assert_eq!(service.flush().await.stored, 1);
     assert_eq!(row(&world.postgres().await, "org_1").await.used, 2);
@@ -309,16 +308,16 @@ async fn a_restore_in_flight_revives_nothing() {
     service.track("org_1", 5).await;
     service.limit("org_1", 30).await;
     service.flush().await;
-    let slow = Slow::of(&world).await;
+    let slow = SlowRestore::new(&world).await;
     let stamp = slow.stamp().await;
-    let moved = slow.moved(&stamp).await.unwrap();
-    assert_eq!(moved.snapshot.used.get(), 5);
+    let restored = slow.move_in_postgres(&stamp).await.unwrap();
+    assert_eq!(restored.snapshot.used.get(), 5);
     delete(&service).await;
     assert_eq!(
-        slow.written(&moved, stamp.version).await,
+        slow.write_to_redis(&restored, stamp.version).await,
         RecoveryReply::Policy
     );
-    let again = slow.moved(&stamp).await;
+    let again = slow.move_in_postgres(&stamp).await;
     assert!(
         matches!(again, Err(postgres::Error::OlderPolicy)),
         "{again:?}"
@@ -328,38 +327,38 @@ async fn a_restore_in_flight_revives_nothing() {
 
     assert_eq!(service.track("org_1", 2).await, 2);
     assert_eq!(
-        slow.written(&moved, stamp.version).await,
+        slow.write_to_redis(&restored, stamp.version).await,
         RecoveryReply::Policy
     );
     assert!(matches!(
-        slow.moved(&stamp).await,
+        slow.move_in_postgres(&stamp).await,
         Err(postgres::Error::OlderPolicy)
     ));
-    assert_afresh(&service, 2).await;
+    assert_new_incarnation(&service, 2).await;
 }
 
 #[tokio::test]
 async fn losing_redis_after_a_deletion_restores_nothing() {
     let world = World::new().await;
     let (service, other) = (world.instance().await, world.instance().await);
-    furnish(&world, &service).await;
+    populate(&world, &service).await;
     service.flush().await;
     delete(&service).await;
     world.flush_redis().await;
     assert_eq!(other.track("org_1", 2).await, 2);
-    assert_afresh(&service, 2).await;
+    assert_new_incarnation(&service, 2).await;
     other.flush().await;
     world.flush_redis().await;
     assert_eq!(service.track("org_1", 1).await, 3);
 }
 
-/// Redis comes back with what it held before the deletion.
+/// Redis restarts from a snapshot made before the deletion.
 #[tokio::test]
 async fn a_rollback_of_redis_after_a_deletion_restores_nothing_with_or_without_a_sweep() {
     for sweeps in [false, true] {
         let mut world = World::new().await;
         let service = world.instance().await;
-        furnish(&world, &service).await;
+        populate(&world, &service).await;
         service.flush().await;
         service.track("org_1", 1).await;
         service.app.policies.sweep_once().await.unwrap();
@@ -368,26 +367,26 @@ async fn a_rollback_of_redis_after_a_deletion_restores_nothing_with_or_without_a
         assert_eq!(service.track("org_1", 2).await, 2);
         service.flush().await;
         world.restart_redis_from(&copy, &[&service]).await;
-        let newcomer = world.instance().await;
+        let restarted = world.instance().await;
         if sweeps {
-            assert_eq!(newcomer.app.policies.sweep_once().await.unwrap(), 1);
-            assert_afresh(&newcomer, 2).await;
+            assert_eq!(restarted.app.policies.sweep_once().await.unwrap(), 1);
+            assert_new_incarnation(&restarted, 2).await;
         }
-        assert_eq!(newcomer.track("org_1", 1).await, 3, "{sweeps}");
+        assert_eq!(restarted.track("org_1", 1).await, 3, "{sweeps}");
         assert_eq!(service.track("org_1", 1).await, 4);
         service.app.policies.sweep_once().await.unwrap();
-        assert_afresh(&service, 4).await;
-        newcomer.flush().await;
+        assert_new_incarnation(&service, 4).await;
+        restarted.flush().await;
         assert_eq!(row(&world.postgres().await, "org_1").await.used, 4);
     }
 }
 
-/// The process that deletes dies right after the commit: nobody has told Redis.
+/// The deleting process dies right after the commit, before it writes to Redis.
 #[tokio::test]
 async fn a_deletion_that_never_reached_redis_is_applied_by_the_next_sweep() {
     let world = World::new().await;
     let (service, other) = (world.instance().await, world.instance().await);
-    furnish(&world, &service).await;
+    populate(&world, &service).await;
     service.app.policies.sweep_once().await.unwrap();
     let store = Postgres::new(&world.database_url, 1).unwrap();
     let actor = Actor {
@@ -395,19 +394,21 @@ async fn a_deletion_that_never_reached_redis_is_applied_by_the_next_sweep() {
         request_id: String::new(),
     };
     let (id, now) = ("org_1".parse().unwrap(), world.clock.now());
-    let reach = now - Duration::days(3);
-    let prepared =
-        deletions::delete(&store, &id, &actor, reach, now, now, |_| Ok::<(), ()>(())).await;
+    let late_bound = now - Duration::days(3);
+    let prepared = deletions::delete(&store, &id, &actor, late_bound, now, now, |_| {
+        Ok::<(), ()>(())
+    })
+    .await;
     prepared.unwrap().unwrap().commit().await.unwrap();
-    // Until then what Redis holds goes on, and Postgres takes none of it.
+    // Until the sweep, Redis keeps counting in the old incarnation, and Postgres stores none of it.
     assert_eq!(service.track("org_1", 1).await, 10);
     service.flush().await;
     assert_eq!(rows(&world.postgres().await).await, []);
     assert_eq!(other.app.policies.sweep_once().await.unwrap(), 1);
     assert_eq!(service.track("org_1", 2).await, 2);
-    assert_afresh(&other, 2).await;
+    assert_new_incarnation(&other, 2).await;
     assert_eq!(service.app.policies.sweep_once().await.unwrap(), 0);
-    // The rest, which nobody waited for, is noted.
+    // The remaining keys are erased in the background.
     assert_eq!(keys(&world, "org_1").await.len(), 3);
     assert_eq!(other.app.eraser.erase_once().await.unwrap(), 1);
     assert_eq!(
@@ -421,7 +422,7 @@ async fn a_deletion_that_never_reached_redis_is_applied_by_the_next_sweep() {
     assert_eq!(service.track("org_1", 1).await, 3);
 }
 
-/// Without a sweep, a call that needs to look the policy up finds out, and erases what it would have gone on from.
+/// Without a sweep, a call that looks the policy up detects the deletion and erases the old counters.
 #[tokio::test]
 async fn a_deletion_that_never_reached_redis_is_applied_by_the_next_policy_look_up() {
     let world = World::new().await;
@@ -434,11 +435,13 @@ async fn a_deletion_that_never_reached_redis_is_applied_by_the_next_policy_look_
         request_id: String::new(),
     };
     let (id, now) = ("org_1".parse().unwrap(), world.clock.now());
-    let reach = now - Duration::days(3);
-    let prepared =
-        deletions::delete(&store, &id, &actor, reach, now, now, |_| Ok::<(), ()>(())).await;
+    let late_bound = now - Duration::days(3);
+    let prepared = deletions::delete(&store, &id, &actor, late_bound, now, now, |_| {
+        Ok::<(), ()>(())
+    })
+    .await;
     prepared.unwrap().unwrap().commit().await.unwrap();
-    // A meter that was not counted yet needs a counter, which none of the former life opens any more.
+    // A meter without a counter needs one, and Redis creates none in the old incarnation.
     assert_eq!(service.count("org_1", "storage", 1).await, 1);
     assert_eq!(service.track("org_1", 2).await, 2);
     assert_eq!(service.meter("org_1", "api").await["limit"], 1000);
@@ -448,17 +451,17 @@ async fn a_deletion_that_never_reached_redis_is_applied_by_the_next_policy_look_
 async fn a_deletion_whose_redis_dies_before_the_commit_does_not_happen() {
     let mut world = World::new().await;
     let (service, other) = (world.instance().await, world.instance().await);
-    furnish(&world, &service).await;
+    populate(&world, &service).await;
     service.flush().await;
     service.app.policies.sweep_once().await.unwrap();
     world.copy_redis().await;
     let postgres = world.postgres().await;
-    let held = hold_changes(&postgres).await;
+    let lock = lock_policy_changes(&postgres).await;
     let http = service.http.clone();
     let deleting = tokio::spawn(async move { http.delete(PATH).await });
-    until_waiting(&postgres).await;
+    until_lock_wait(&postgres).await;
     world.kill_redis().await;
-    held.rollback().await.unwrap();
+    lock.rollback().await.unwrap();
     let answer = deleting.await.unwrap();
     assert_eq!(
         (answer.status.as_u16(), answer.code()),
@@ -470,7 +473,7 @@ async fn a_deletion_whose_redis_dies_before_the_commit_does_not_happen() {
     assert_eq!(service.track("org_1", 2).await, 11);
     assert_eq!(service.http.delete(PATH).await.status, 200);
     assert_eq!(service.track("org_1", 2).await, 2);
-    assert_afresh(&other, 2).await;
+    assert_new_incarnation(&other, 2).await;
 }
 
 #[tokio::test]
@@ -509,12 +512,12 @@ async fn long_history_is_erased_in_the_background_and_newer_rows_stay() {
     ] {
         sqlx::query(statement).execute(&postgres).await.unwrap();
     }
-    let did = delete(&service).await;
-    assert_eq!(did["background"], true);
+    let deleted = delete(&service).await;
+    assert_eq!(deleted["background"], true);
     assert_eq!(service.http.get(PATH).await.status, 404);
     assert_eq!(service.track("org_1", 2).await, 2);
     service.flush().await;
-    // Whoever answered the caller has a moment of its own for it.
+    // For its first seconds the erasure belongs to the instance that handled the request.
     let eraser = &service.app.eraser;
     assert_eq!(eraser.erase_once().await.unwrap(), 0);
     world.clock.advance(Duration::seconds(10));
@@ -531,7 +534,7 @@ async fn long_history_is_erased_in_the_background_and_newer_rows_stay() {
         .await
         .unwrap();
     assert_eq!(left, 0);
-    assert_afresh(&service, 2).await;
+    assert_new_incarnation(&service, 2).await;
 }
 
 #[tokio::test]
@@ -553,15 +556,18 @@ async fn an_idempotency_key_means_nothing_after_the_deletion() {
     service.track("org_1", 1).await;
     delete(&service).await;
     service.track("org_1", 1).await;
-    let anew = consume().await;
+    let after_deletion = consume().await;
     assert_eq!(
-        (&anew.body["current"], anew.header("idempotent-replayed")),
+        (
+            &after_deletion.body["current"],
+            after_deletion.header("idempotent-replayed")
+        ),
         (&json!(8), "")
     );
-    // What is recorded since is kept, also by a walk that comes late.
+    // Records of the new incarnation are kept, even by an erasure that runs late.
     let postgres = world.postgres().await;
-    let noted = "insert into erasures select id, incarnation, '2031-01-01Z', '2031-01-01Z' from organizations";
-    sqlx::query(noted).execute(&postgres).await.unwrap();
+    let erasure = "insert into erasures select id, incarnation, '2031-01-01Z', '2031-01-01Z' from organizations";
+    sqlx::query(erasure).execute(&postgres).await.unwrap();
     assert_eq!(service.app.eraser.erase_once().await.unwrap(), 1);
     assert_eq!(consume().await.header("idempotent-replayed"), "true");
     assert_eq!(service.current("org_1", "api").await, 8);
@@ -573,8 +579,8 @@ async fn keys_bound_to_a_deleted_organization_are_revoked() {
     let service = world.instance().await;
     service.settings("org_1", json!({})).await;
     let make = async |organization: Option<&str>| {
-        let wish = json!({"name": "k", "scopes": ["ingest"], "organizationId": organization});
-        let made = service.http.post("/v1/api-keys", wish).await;
+        let request = json!({"name": "k", "scopes": ["ingest"], "organizationId": organization});
+        let made = service.http.post("/v1/api-keys", request).await;
         service
             .http
             .with_key(Some(made.body["key"].as_str().unwrap()))
@@ -593,8 +599,8 @@ async fn keys_bound_to_a_deleted_organization_are_revoked() {
         free.post("/v1/track", track("org_1")).await.body["current"],
         1
     );
-    let told = service.http.get("/v1/audit?organizationId=org_1").await;
-    let actions: Vec<&str> = told.body["data"]
+    let audit = service.http.get("/v1/audit?organizationId=org_1").await;
+    let actions: Vec<&str> = audit.body["data"]
         .as_array()
         .unwrap()
         .iter()
@@ -618,12 +624,12 @@ async fn the_audit_log_records_what_was_deleted() {
     service.settings("org_1", json!({"resetDay": 3})).await;
     service.limits("org_1", json!({"api": {"limit": 5}})).await;
     delete(&service).await;
-    let told = service
+    let audit = service
         .http
         .get("/v1/audit?action=organization.delete")
         .await;
-    let [entry] = told.body["data"].as_array().unwrap().as_slice() else {
-        panic!("{}", told.text)
+    let [entry] = audit.body["data"].as_array().unwrap().as_slice() else {
+        panic!("{}", audit.text)
     };
     assert_eq!(
         (&entry["organizationId"], &entry["after"]),
@@ -631,16 +637,16 @@ async fn the_audit_log_records_what_was_deleted() {
     );
     assert_eq!(entry["before"]["settings"]["resetDay"], 3);
     assert_eq!(entry["before"]["limits"], json!({"api": {"limit": 5}}));
-    // What comes after it was created, and not changed.
+    // The next entry is a creation, not a change.
     service.settings("org_1", json!({})).await;
-    let told = service
+    let audit = service
         .http
         .get("/v1/audit?organizationId=org_1&pageSize=1")
         .await;
     assert_eq!(
         (
-            &told.body["data"][0]["action"],
-            &told.body["data"][0]["before"]
+            &audit.body["data"][0]["action"],
+            &audit.body["data"][0]["before"]
         ),
         (&json!("organization.put"), &Value::Null)
     );
@@ -688,7 +694,7 @@ async fn a_deletion_may_be_conditional() {
         .send(Method::PUT, PATH, &create, Some(json!({})))
         .await;
     assert_eq!(created.status, 200);
-    // A tag of the former life names no state of this one.
+    // An ETag of the old incarnation never matches the new one.
     assert_eq!(send(&present).await.status, 412);
 }
 
@@ -709,8 +715,8 @@ async fn of_many_concurrent_deletions_exactly_one_succeeds() {
     }
 }
 
-/// Everybody counts, flushes and reads while it is deleted again and again. No call fails; whatever is asked after a
-/// deletion was answered sees nothing of before it began; and in the end Redis and Postgres agree.
+/// Instances count, flush and read during repeated deletions. No call fails, reads after a deletion's response see
+/// nothing from before its request, and in the end Redis and Postgres agree.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn counting_continues_during_a_deletion() {
     let world = World::new().await;
@@ -737,7 +743,7 @@ async fn counting_continues_during_a_deletion() {
                             "{}",
                             deleted.text
                         );
-                        // Of calls before it, only those under way when it began may count afterwards.
+                        // Only calls in flight when the deletion began may still be in the count.
                         let usage = http.get(&format!("{PATH}/usage")).await;
                         let current = usage.body["meters"]["api"]["current"].as_u64().unwrap_or(0);
                         let since = begun.load(Ordering::SeqCst) - before;
@@ -769,5 +775,5 @@ async fn counting_continues_during_a_deletion() {
             i64::try_from(current).unwrap()
         )
     );
-    assert_afresh(&instances[0], current).await;
+    assert_new_incarnation(&instances[0], current).await;
 }

@@ -1,4 +1,4 @@
-//! Facts that the files of the deployment repeat, and that could come to differ.
+//! Values that deployment files repeat from the code and that could diverge.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -13,13 +13,13 @@ fn source(path: &str) -> String {
     std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
 
-/// What stands between two texts, the first time that they occur.
+/// The text between the first occurrences of two markers.
 fn between<'a>(text: &'a str, before: &str, after: &str) -> &'a str {
     let (_, rest) = text.split_once(before).unwrap();
     rest.split_once(after).unwrap().0
 }
 
-/// Every `TALLYMAN_…` in a text.
+/// All names of variables (`TALLYMAN_…`) in a text.
 fn variables(text: &str) -> BTreeSet<&str> {
     let ends = |c: char| !(c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_');
     text.match_indices("TALLYMAN_")
@@ -88,14 +88,14 @@ fn the_image_is_built_from_every_included_file() {
     }
 }
 
-/// As a user who has them and no others.
+/// Connects as a Redis user with only these permissions.
 #[tokio::test]
 async fn the_documented_redis_permissions_suffice() {
     let world = World::new().await;
     let manual = source("docs/operations.md");
-    let rights = between(&manual, "ACL SETUSER ", "\n");
+    let permissions = between(&manual, "ACL SETUSER ", "\n");
     let mut words = vec!["ACL", "SETUSER"];
-    words.extend(rights.split(' '));
+    words.extend(permissions.split(' '));
     let _: String = world.redis_command(&words).await;
     let servers = world.servers();
     let service = world
@@ -109,7 +109,7 @@ async fn the_documented_redis_permissions_suffice() {
         .await;
     service.limits("org_1", json!({"api": {"limit": 50}})).await;
     service.track("org_1", 5).await;
-    assert_eq!(service.attempt("org_1", "api", 46).await.status, 429);
+    assert_eq!(service.try_consume("org_1", "api", 46).await.status, 429);
     let refund = json!({"organizationId": "org_1"});
     assert_eq!(service.http.post("/v1/refund", refund).await.status, 200);
     let path = "/v1/organizations/org_1";

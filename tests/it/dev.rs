@@ -1,4 +1,4 @@
-//! `tallyman dev`, as a newcomer meets it: the real program, its exit code, and what it prints.
+//! `tallyman dev`: the executable, its exit codes and its output.
 
 use std::fs::{self, File};
 use std::net::TcpListener;
@@ -17,8 +17,8 @@ use tokio::time::timeout;
 
 use crate::support::{Http, Receiver};
 
-/// More than any step takes; a test that reaches it has failed.
-const PATIENCE: Duration = Duration::from_mins(1);
+/// Upper bound for each step; reaching it fails the test.
+const TIMEOUT: Duration = Duration::from_mins(1);
 
 #[tokio::test]
 async fn the_next_start_finds_the_data_and_the_key() {
@@ -45,12 +45,14 @@ async fn a_newcomer_sees_a_webhook_arrive_on_their_own_machine() {
     let dir = TempDir::new().unwrap();
     let dev = Dev::start(dir.path()).await;
     let receiver = Receiver::new().await;
-    let wish = json!({"url": receiver.url});
-    let webhook = dev.http().post("/v1/webhooks", wish).await.body;
+    let request = json!({"url": receiver.url});
+    let webhook = dev.http().post("/v1/webhooks", request).await.body;
     let test = format!("/v1/webhooks/{}/test", webhook["id"].as_str().unwrap());
     dev.http().send(Method::POST, &test, &[], None).await;
     let waiting = receiver.until(|all| !all.is_empty());
-    let arrived = timeout(PATIENCE, waiting).await.expect("it arrives");
+    let arrived = timeout(TIMEOUT, waiting)
+        .await
+        .expect("the delivery arrives");
     assert_eq!(arrived[0].signed_by(webhook["secret"].as_str().unwrap()), 1);
     assert_eq!(dev.interrupt().await, Some(0));
 }
@@ -72,7 +74,7 @@ async fn servers_stop_when_their_parent_is_killed_and_the_next_start_recovers() 
     assert_eq!(first.consume().await["current"], 1);
     first.child.kill().await.unwrap();
 
-    servers_have_ended(dir.path()).await;
+    until_servers_stopped(dir.path()).await;
     assert!(
         !dir.path().join("postgres/postmaster.pid").exists(),
         "Postgres was not stopped cleanly"
@@ -113,8 +115,8 @@ async fn a_taken_port_is_a_one_line_error() {
 #[tokio::test]
 async fn a_missing_server_is_a_one_line_error() {
     let dir = TempDir::new().unwrap();
-    // In an empty directory, because the servers that `scripts/setup` downloads are looked for
-    // below the working one.
+    // In an empty directory, because `tallyman dev` also searches the working directory for the servers
+    // that `scripts/setup` downloads.
     let line = one_line_error(
         command(&dir.path().join("data"))
             .env("PATH", "")
@@ -147,13 +149,13 @@ async fn a_server_that_cannot_start_prints_its_reason_in_one_line() {
 #[tokio::test]
 async fn a_half_initialised_data_directory_is_recovered() {
     let dir = TempDir::new().unwrap();
-    // What a kill -9 leaves in the middle of the initialisation.
+    // The state after a `kill -9` during `initdb`.
     fs::create_dir_all(dir.path().join("postgres.new/base/1")).unwrap();
     fs::write(dir.path().join("postgres.new/PG_VERSION"), "15\n").unwrap();
     start_postgres(dir.path()).await.stop().await;
 
-    // What a kill -9 of everything leaves of a running server, while another process has its id by
-    // now: ours.
+    // The state after a `kill -9` of a running server, if another process (here: this test) has reused its
+    // process id.
     let stale = format!(
         "{}\n{}\n",
         std::process::id(),
@@ -210,15 +212,15 @@ struct Dev {
     child: Child,
     url: String,
     key: String,
-    /// Kept open, so that the program can go on printing.
+    /// Kept open so that the process can continue to write.
     _stdout: Lines<BufReader<ChildStdout>>,
 }
 
 impl Dev {
-    /// Starts it and waits until it says where it counts and with which key.
+    /// Starts it and waits until it prints its URL and its key.
     async fn start(dir: &Path) -> Self {
-        // A process group of its own, as a terminal gives to a command, so that a test's Ctrl-C
-        // reaches no more than that.
+        // Its own process group, like a command in a terminal, so that the test's SIGINT reaches
+        // only this command.
         let mut child = command(dir)
             .stdout(Stdio::piped())
             .process_group(0)
@@ -226,8 +228,8 @@ impl Dev {
             .spawn()
             .unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap()).lines();
-        let url = after("counts at", &mut stdout).await;
-        let key = after("admin key", &mut stdout).await;
+        let url = last_word_of_line("counts at", &mut stdout).await;
+        let key = last_word_of_line("admin key", &mut stdout).await;
         Self {
             child,
             url,
@@ -247,7 +249,7 @@ impl Dev {
         Http::new(self.url.clone(), &self.key)
     }
 
-    /// Does what a terminal's Ctrl-C does, and returns the exit code.
+    /// Sends SIGINT to the process group, as Ctrl-C does; returns the exit code.
     async fn interrupt(mut self) -> Option<i32> {
         let pid = self.child.id().unwrap();
         let signal = format!("kill -s INT -- -{pid}");
@@ -259,9 +261,9 @@ impl Dev {
                 .unwrap()
                 .success()
         );
-        timeout(PATIENCE, self.child.wait())
+        timeout(TIMEOUT, self.child.wait())
             .await
-            .expect("it does not stop")
+            .expect("the process stops in time")
             .unwrap()
             .code()
     }
@@ -276,30 +278,29 @@ fn command(dir: &Path) -> Command {
     command
 }
 
-/// The last word of the line that contains `label`.
-async fn after(label: &str, lines: &mut Lines<BufReader<ChildStdout>>) -> String {
+async fn last_word_of_line(label: &str, lines: &mut Lines<BufReader<ChildStdout>>) -> String {
     let found = async {
         while let Some(line) = lines.next_line().await.unwrap() {
             if line.contains(label) {
                 return line.split_whitespace().last().unwrap().to_owned();
             }
         }
-        panic!("it ended without saying {label:?}");
+        panic!("the process ended before it printed {label:?}");
     };
-    timeout(PATIENCE, found)
+    timeout(TIMEOUT, found)
         .await
-        .expect("it is not ready in time")
+        .expect("the process is ready in time")
 }
 
-/// Runs it to its end, which must be a failure told in one line.
+/// Runs a command that must fail and print one line on standard error; returns that line.
 async fn one_line_error(command: &mut Command) -> String {
     let Output {
         status,
         stdout,
         stderr,
-    } = timeout(PATIENCE, command.output())
+    } = timeout(TIMEOUT, command.output())
         .await
-        .expect("it goes on")
+        .expect("the command ends in time")
         .unwrap();
     let (stdout, stderr) = (
         String::from_utf8(stdout).unwrap(),
@@ -314,14 +315,14 @@ async fn one_line_error(command: &mut Command) -> String {
     stderr
 }
 
-/// Waits for the locks that the servers hold for as long as they or any children of theirs run.
-async fn servers_have_ended(dir: &Path) {
+/// Waits for the locks that the servers and their children hold while they run.
+async fn until_servers_stopped(dir: &Path) {
     for log in ["redis.log", "postgres.log"] {
         let log = File::open(dir.join(log)).unwrap();
         let ended = tokio::task::spawn_blocking(move || log.lock());
-        timeout(PATIENCE, ended)
+        timeout(TIMEOUT, ended)
             .await
-            .expect("a server goes on")
+            .expect("the servers stop in time")
             .unwrap()
             .unwrap();
     }

@@ -1,4 +1,4 @@
-//! Documents that follow from the program: rendered anew, and compared with the files.
+//! Generated documents: rendered again and compared with the files.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -43,11 +43,11 @@ fn the_example_environment_has_every_setting_with_its_default() {
     check(".env.example", &text);
 }
 
-/// Every metric, with what stands before and behind its values in the format of Prometheus.
+/// One row for each metric, from its HELP, TYPE and samples in the Prometheus format.
 #[test]
 fn the_documented_metrics_match_the_endpoint() {
     let metrics = Metrics::new("0.1.0", chrono::DateTime::UNIX_EPOCH);
-    // What has no samples before something happens.
+    // These metrics have no samples before their first event.
     metrics.request_completed("GET", "/readyz", Some(200), Duration::ZERO);
     metrics.decided(
         Operation::Check,
@@ -60,10 +60,10 @@ fn the_documented_metrics_match_the_endpoint() {
     let mut table = "| metric | type | labels | meaning |\n|---|---|---|---|\n".to_owned();
     let mut lines = text.lines().peekable();
     while let Some(line) = lines.next() {
-        let Some((name, meaning)) = described(line, "HELP") else {
+        let Some((name, meaning)) = metadata(line, "HELP") else {
             continue;
         };
-        let (_, kind) = described(lines.next().unwrap(), "TYPE").unwrap();
+        let (_, kind) = metadata(lines.next().unwrap(), "TYPE").unwrap();
         let ending = match kind {
             "counter" => "_total",
             "info" => "_info",
@@ -88,9 +88,9 @@ fn the_documented_metrics_match_the_endpoint() {
     check(name, &with_section(&text, "metrics", &table));
 }
 
-/// Takes `# HELP tallyman_generations Numbers that …` apart.
-fn described<'a>(line: &'a str, what: &str) -> Option<(&'a str, &'a str)> {
-    let rest = line.strip_prefix("# ")?.strip_prefix(what)?;
+/// Splits `# HELP tallyman_generations Numbers that …` into name and text.
+fn metadata<'a>(line: &'a str, kind: &str) -> Option<(&'a str, &'a str)> {
+    let rest = line.strip_prefix("# ")?.strip_prefix(kind)?;
     rest.trim_start().split_once(' ')
 }
 
@@ -100,11 +100,11 @@ fn the_committed_openapi_document_matches_the_executable() {
     check("docs/openapi.json", &output);
 }
 
-/// What the program prints, told by its arguments alone.
+/// The output of the executable, which depends on its arguments only.
 fn tallyman(arguments: &[&str]) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_tallyman"))
         .args(arguments)
-        // A variable that is set would be shown with its value.
+        // `--help` would show the values of variables that are set.
         .env_clear()
         .output()
         .unwrap();
@@ -112,17 +112,17 @@ fn tallyman(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// One setting, as `--help` tells it.
+/// A setting as printed by `--help`.
 struct Setting {
     heading: String,
-    /// With the name of its value.
+    /// With its value placeholder.
     flag: String,
     variable: String,
     default: Option<String>,
     meaning: String,
 }
 
-/// Every setting of a subcommand, in the order of its `--help`.
+/// All settings of a subcommand, in the order of `--help`.
 fn settings(subcommand: &str) -> Vec<Setting> {
     let help = tallyman(&[subcommand, "--help"]);
     let mut heading = String::new();
@@ -147,7 +147,7 @@ fn settings(subcommand: &str) -> Vec<Setting> {
     settings
 }
 
-/// Takes `Address to listen on [env: TALLYMAN_LISTEN=] [default: 127.0.0.1:7400]` apart.
+/// Parses `Address to listen on [env: TALLYMAN_LISTEN=] [default: 127.0.0.1:7400]`.
 fn setting(heading: String, flag: String, about: &str) -> Setting {
     let note = |name: &str| {
         let (_, rest) = about.split_once(&format!("[{name}: "))?;
@@ -182,7 +182,7 @@ fn table(settings: &[Setting]) -> String {
             Some(default) => format!("`{default}`"),
             None => "required".to_owned(),
         };
-        // A bar would end the cell, even between backticks.
+        // A bar would end the table cell, even in backticks.
         let (flag, meaning) = (
             setting.flag.replace('|', "\\|"),
             setting.meaning.replace('|', "\\|"),
@@ -196,7 +196,7 @@ fn table(settings: &[Setting]) -> String {
     text
 }
 
-/// The text with another content between the marks of a section.
+/// Replaces the content between the markers of a section.
 fn with_section(text: &str, name: &str, content: &str) -> String {
     let (begin, end) = (
         format!("<!-- {name}: begin -->\n"),
@@ -207,7 +207,7 @@ fn with_section(text: &str, name: &str, content: &str) -> String {
     format!("{before}{begin}{content}{end}{after}")
 }
 
-/// Compares a document with what it should be, or makes it so where that is asked for.
+/// Compares a document with the expected text, or writes it if `TALLYMAN_UPDATE_DOCS` is set.
 fn check(name: &str, expected: &str) {
     let path = path(name);
     if fs::read_to_string(&path).unwrap_or_default() == expected {
@@ -218,7 +218,7 @@ fn check(name: &str, expected: &str) {
         return;
     }
     panic!(
-        "{name} is not what the program says; update it by\n  TALLYMAN_UPDATE_DOCS=1 cargo test --test it documents\nIt should be:\n{expected}"
+        "{name} is outdated; update it with\n  TALLYMAN_UPDATE_DOCS=1 cargo test --test it documents\nIt should be:\n{expected}"
     );
 }
 

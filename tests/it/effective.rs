@@ -1,4 +1,4 @@
-//! What an organization may do, and who said so.
+//! Effective limits and features of an organization, with their sources.
 
 use serde_json::{Value, json};
 
@@ -78,9 +78,9 @@ async fn a_feature_is_returned_with_its_value_and_is_off_by_default() {
         ("support", true, json!("email")),
         ("region", false, json!("")),
     ] {
-        let told =
+        let expected =
             json!({"feature": name, "enabled": enabled, "value": value, "source": "organization"});
-        assert_eq!(feature(&service, name).await, told);
+        assert_eq!(feature(&service, name).await, expected);
     }
     let unknown = json!({"feature": "a b", "enabled": false, "value": null, "source": "default"});
     assert_eq!(feature(&service, "a%20b").await, unknown);

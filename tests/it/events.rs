@@ -1,4 +1,4 @@
-//! Events: recorded with what makes them true, and listed newest first.
+//! Events: recorded in the transaction of their cause, and listed newest first.
 
 use chrono::Duration;
 use serde_json::{Value, json};
@@ -11,8 +11,8 @@ async fn list(service: &Instance, query: &str) -> Value {
     answer.body
 }
 
-/// Of each event in a list: whom it is about, and the limit of the meter `api` in it.
-fn told(page: &Value) -> Vec<(String, u64)> {
+/// Organization and new limit of the meter `api` of each event on a page.
+fn summaries(page: &Value) -> Vec<(String, u64)> {
     let events = page["data"].as_array().unwrap().iter();
     events
         .map(|event| {
@@ -79,21 +79,21 @@ async fn a_refused_change_is_no_event() {
 async fn pages_go_from_the_newest_event_to_the_oldest_and_are_filtered() {
     let world = World::new().await;
     let service = world.instance().await;
-    let whose = |limit: u64| ["even", "odd"][usize::from(limit % 2 == 1)];
+    let organization_of = |limit: u64| ["even", "odd"][usize::from(limit % 2 == 1)];
     for limit in 1..=5 {
-        let organization = whose(limit);
+        let organization = organization_of(limit);
         service
             .limits(organization, json!({"api": {"limit": limit}}))
             .await;
         world.clock.advance(Duration::seconds(1));
     }
-    let event = |limit: u64| (whose(limit).to_owned(), limit);
+    let event = |limit: u64| (organization_of(limit).to_owned(), limit);
     let mut page = list(&service, "?pageSize=2").await;
-    let mut all = told(&page);
+    let mut all = summaries(&page);
     while let Some(cursor) = page["nextCursor"].as_str() {
         page = list(&service, &format!("?pageSize=2&cursor={cursor}")).await;
-        assert!(told(&page).len() <= 2);
-        all.extend(told(&page));
+        assert!(summaries(&page).len() <= 2);
+        all.extend(summaries(&page));
     }
     assert_eq!(all, [5, 4, 3, 2, 1].map(event));
 
@@ -109,7 +109,7 @@ async fn pages_go_from_the_newest_event_to_the_oldest_and_are_filtered() {
         (format!("?to={}", time(0)), vec![]),
         ("?from=2040-01-01T00:00:00Z".to_owned(), vec![]),
     ] {
-        let events = told(&list(&service, &query).await);
+        let events = summaries(&list(&service, &query).await);
         assert_eq!(
             events,
             limits.into_iter().map(event).collect::<Vec<_>>(),
@@ -140,11 +140,11 @@ async fn a_key_that_is_bound_to_one_organization_reads_its_events_alone() {
             .limits(organization, json!({"api": {"limit": 1}}))
             .await;
     }
-    let wish = json!({"name": "bound", "scopes": ["read"], "organizationId": "org_1"});
-    let key = service.http.post("/v1/api-keys", wish).await;
+    let request = json!({"name": "bound", "scopes": ["read"], "organizationId": "org_1"});
+    let key = service.http.post("/v1/api-keys", request).await;
     let bound = service.http.with_key(key.body["key"].as_str());
     let own = bound.get("/v1/events?organizationId=org_1").await;
-    assert_eq!(told(&own.body), [("org_1".to_owned(), 1)]);
+    assert_eq!(summaries(&own.body), [("org_1".to_owned(), 1)]);
     for query in ["", "?organizationId=org_2", "?type=limits.updated"] {
         assert_eq!(
             bound.get(&format!("/v1/events{query}")).await.status,

@@ -1,4 +1,4 @@
-//! A call is counted once, whatever becomes of the connections to Redis.
+//! Each call counts exactly once, whatever happens to the connections to Redis.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,15 +6,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde_json::json;
 use tokio::sync::Mutex;
 
-use crate::support::{Forgetful, Http, Instance, World, at_once};
+use crate::support::{Http, Instance, LossyProxy, World, at_once};
 
 #[tokio::test]
 async fn after_a_lost_reply_the_batch_is_sent_again_and_the_call_counts_once() {
     let world = World::new().await;
-    let way = Forgetful::new(&world);
-    let service = world.instance_with(way.servers(&world)).await;
+    let proxy = LossyProxy::new(&world);
+    let service = world.instance_with(proxy.servers(&world)).await;
     service.count("org_1", "api", 1).await;
-    way.lose_one_reply();
+    proxy.lose_one_reply();
     assert_eq!(service.count("org_1", "api", 5).await, 6);
     assert_eq!(service.current("org_1", "api").await, 6);
 }
@@ -22,16 +22,16 @@ async fn after_a_lost_reply_the_batch_is_sent_again_and_the_call_counts_once() {
 #[tokio::test]
 async fn the_first_call_ever_survives_a_lost_reply() {
     let world = World::new().await;
-    let way = Forgetful::new(&world);
-    let service = world.instance_with(way.servers(&world)).await;
-    // What a first call needs besides the counting; none of it counts anything.
+    let proxy = LossyProxy::new(&world);
+    let service = world.instance_with(proxy.servers(&world)).await;
+    // A first call needs several round trips, of which only one counts.
     for lost in 0..8 {
         let organization = format!("org_{lost}");
-        way.lose_every(10 + lost);
-        let mut answer = service.attempt(&organization, "api", 1).await;
-        way.lose_every(0);
+        proxy.lose_every(10 + lost);
+        let mut answer = service.try_consume(&organization, "api", 1).await;
+        proxy.lose_every(0);
         if answer.status == 503 {
-            answer = service.attempt(&organization, "api", 1).await;
+            answer = service.try_consume(&organization, "api", 1).await;
         }
         assert_eq!(answer.status, 200, "{answer:?}");
         assert_eq!(service.current(&organization, "api").await, 1);
@@ -41,19 +41,19 @@ async fn the_first_call_ever_survives_a_lost_reply() {
 #[tokio::test]
 async fn where_the_data_set_is_lost_together_with_the_reply_the_outcome_is_unknown() {
     let world = World::new().await;
-    let way = Forgetful::new(&world);
-    let service = world.instance_with(way.servers(&world)).await;
+    let proxy = LossyProxy::new(&world);
+    let service = world.instance_with(proxy.servers(&world)).await;
     service.count("org_1", "api", 1).await;
     service.flush().await;
-    way.lose_one_reply_and_close();
+    proxy.lose_one_reply_and_close();
     let http = service.http.clone();
     let call = tokio::spawn(async move {
         let body = json!({"organizationId": "org_1"});
         http.post("/v1/consume", body).await
     });
-    way.closed().await;
+    proxy.until_closed().await;
     world.flush_redis().await;
-    way.open();
+    proxy.open();
     let answer = call.await.unwrap();
     assert_eq!(
         (answer.status.as_u16(), answer.code()),
@@ -65,12 +65,12 @@ async fn where_the_data_set_is_lost_together_with_the_reply_the_outcome_is_unkno
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn under_load_no_call_is_lost_or_doubled_while_requests_and_replies_are_lost() {
     let world = World::new().await;
-    let way = Forgetful::new(&world);
-    let service = world.instance_with(way.servers(&world)).await;
+    let proxy = LossyProxy::new(&world);
+    let service = world.instance_with(proxy.servers(&world)).await;
     warm_up(&service).await;
-    way.lose_every(17);
+    proxy.lose_every(17);
     let acknowledged = load(&service, || async {}).await;
-    way.lose_every(0);
+    proxy.lose_every(0);
     compare(&service, &acknowledged).await;
 }
 
@@ -79,20 +79,20 @@ async fn under_load_no_call_is_lost_or_doubled_while_connections_are_killed() {
     let world = Arc::new(World::new().await);
     let service = world.instance().await;
     warm_up(&service).await;
-    // One at a time, because a killer's own connection is fair game for the others.
-    let kills = Arc::new(Mutex::new(0_u64));
+    // One `CLIENT KILL` at a time, because it would also close the connections of the others.
+    let killed_connections = Arc::new(Mutex::new(0_u64));
     let acknowledged = load(&service, || {
-        let (world, kills) = (Arc::clone(&world), Arc::clone(&kills));
+        let (world, killed_connections) = (Arc::clone(&world), Arc::clone(&killed_connections));
         async move {
-            let mut kills = kills.lock().await;
+            let mut killed_connections = killed_connections.lock().await;
             let killed: u64 = world
                 .redis_command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"])
                 .await;
-            *kills += killed;
+            *killed_connections += killed;
         }
     })
     .await;
-    assert!(*kills.lock().await > 0);
+    assert!(*killed_connections.lock().await > 0);
     compare(&service, &acknowledged).await;
 }
 
@@ -114,7 +114,7 @@ async fn warm_up(service: &Instance) {
     }
 }
 
-/// Consumes from many tasks, each now and then doing something besides; returns what was granted of each
+/// Consumes from many tasks, each of which also causes two disturbances; returns the granted units of each
 /// organization.
 async fn load<F>(service: &Instance, disturb: impl Fn() -> F) -> Vec<u64>
 where
@@ -147,7 +147,7 @@ where
         .collect()
 }
 
-/// Whether three units were granted. A call that did not get through was not counted, and may be repeated.
+/// Consumes three units; returns whether they were granted. A 503 means that nothing was counted, so it retries.
 async fn consume(http: &Http, organization: usize) -> bool {
     loop {
         let body = json!({"organizationId": format!("org_{organization}"), "amount": 3});

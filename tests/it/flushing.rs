@@ -1,4 +1,4 @@
-//! Flushing: what was counted reaches Postgres exactly, whoever dies when and however many flush.
+//! Flushing: every count is stored exactly, whichever flusher dies and however many run.
 
 use chrono::Duration;
 use serde_json::json;
@@ -14,21 +14,21 @@ use crate::support::{
 
 const PERIOD: &str = "2031-03-01T00:00:00Z";
 
-/// Rounds of counting, each with a flush that stores and then dies; time passes hours meanwhile.
+/// Rounds of counting over several hours, each with a flush that dies after its commit.
 #[tokio::test]
 async fn a_flush_that_dies_between_commit_and_settle_neither_loses_nor_doubles() {
     let world = World::new().await;
     let service = world.instance().await;
     let mut counted = 0;
     for round in 1..=6 {
-        counted += service_counts(&service, round).await;
+        counted += track_twice(&service, round).await;
         let batch = service.app.flusher.read(&[shard("org_1")]).await.unwrap();
         let stored = service.app.flusher.store(&batch).await.unwrap();
         assert_eq!(stored, [true]);
         assert_stored(&world, "org_1", counted).await;
         drop(batch);
         if round % 2 == 0 {
-            counted += service_counts(&service, round).await;
+            counted += track_twice(&service, round).await;
         }
         if round % 3 != 0 {
             service.flush().await;
@@ -45,12 +45,12 @@ async fn a_flush_that_dies_between_read_and_commit_neither_loses_nor_doubles() {
     let service = world.instance().await;
     let mut counted = 0;
     for round in 1..=6 {
-        counted += service_counts(&service, round).await;
+        counted += track_twice(&service, round).await;
         let batch = service.app.flusher.read(&[shard("org_1")]).await.unwrap();
         assert_eq!(i(batch.snapshots[0].used.get()), counted);
         drop(batch);
         if round % 2 == 0 {
-            counted += service_counts(&service, round).await;
+            counted += track_twice(&service, round).await;
         }
         if round % 3 != 0 {
             service.flush().await;
@@ -88,7 +88,7 @@ async fn hours_and_total_agree_when_a_counter_moves_on_between_reading_and_settl
     world.clock.advance(Duration::minutes(61));
     service.track("org_1", 2).await;
     let batch = flusher.read(&[shard("org_1")]).await.unwrap();
-    // In the hour that was read, and in one that was not.
+    // In the hour that was read, and in a later one.
     service.track("org_1", 4).await;
     world.clock.advance(Duration::minutes(61));
     service.track("org_1", 8).await;
@@ -108,11 +108,11 @@ async fn hours_and_total_agree_when_a_counter_moves_on_between_reading_and_settl
     ];
     assert_eq!(
         hours(&world.postgres().await, "org_1").await,
-        expected.map(of_hour)
+        expected.map(owned)
     );
 }
 
-/// A refusal is counted as well, by hour, and makes the counter dirty.
+/// A refusal is also counted by hour, and makes the counter dirty.
 #[tokio::test]
 async fn refusals_are_stored_by_hour() {
     let world = World::new().await;
@@ -128,10 +128,10 @@ async fn refusals_are_stored_by_hour() {
     let row = row(&postgres, "org_1").await;
     assert_eq!((row.used, row.denied), (1000, 3));
     let expected = [("03-15T12:00", 1000, 2), ("03-15T13:00", 0, 1)];
-    assert_eq!(hours(&postgres, "org_1").await, expected.map(of_hour));
+    assert_eq!(hours(&postgres, "org_1").await, expected.map(owned));
 }
 
-/// Two flushes of three steps each, any of which may never come: all 69 ways to interleave them,
+/// Two flushes of three steps each, either of which may stop after any step: all 69 interleavings,
 /// with counts and 40 minutes between any two steps.
 #[tokio::test]
 async fn two_flushes_interleaved_and_interrupted_anywhere_store_every_count() {
@@ -146,10 +146,12 @@ async fn two_flushes_interleaved_and_interrupted_anywhere_store_every_count() {
         let mut flushes = [FlushInSteps::Begun, FlushInSteps::Begun];
         services[0].track(&organization, 1).await;
         let mut counted = 1;
-        for (step, who) in schedule.iter().enumerate() {
-            flushes[*who].step(&services[*who], &organization).await;
+        for (step, flusher) in schedule.iter().enumerate() {
+            flushes[*flusher]
+                .step(&services[*flusher], &organization)
+                .await;
             world.clock.advance(Duration::minutes(40));
-            // A power of two each, so that a wrong sum tells what is missing.
+            // A different power of two each, so that a wrong sum shows which count is missing.
             services[step % 2].track(&organization, 2 << step).await;
             counted += 2 << step;
             let row = row(&postgres, &organization).await;
@@ -193,15 +195,15 @@ impl FlushInSteps {
     }
 }
 
-fn interleavings(so_far: &mut Vec<usize>, left: [usize; 2], all: &mut Vec<Vec<usize>>) {
-    all.push(so_far.clone());
-    for who in 0..2 {
+fn interleavings(steps: &mut Vec<usize>, left: [usize; 2], all: &mut Vec<Vec<usize>>) {
+    all.push(steps.clone());
+    for flusher in 0..2 {
         let mut left = left;
-        if left[who] > 0 {
-            left[who] -= 1;
-            so_far.push(who);
-            interleavings(so_far, left, all);
-            so_far.pop();
+        if left[flusher] > 0 {
+            left[flusher] -= 1;
+            steps.push(flusher);
+            interleavings(steps, left, all);
+            steps.pop();
         }
     }
 }
@@ -233,7 +235,7 @@ async fn two_instances_that_flush_concurrently_under_load_store_every_count() {
                 let body = json!({"organizationId": organization, "amount": 2});
                 let answer = http.post("/v1/track", body).await;
                 assert_eq!(answer.status, 200, "{answer:?}");
-                // A few hours pass meanwhile.
+                // Four hours in total.
                 clock.advance(Duration::seconds(30));
             }
         }
@@ -272,7 +274,7 @@ async fn a_flush_that_comes_late_changes_nothing_and_settles_nothing() {
     assert_stored(&world, "org_1", 8).await;
 }
 
-/// The settlement of a flush whose counts were stored, and then overtaken by a newer flush.
+/// The counts of the late flush were stored, and then replaced by a newer flush.
 #[tokio::test]
 async fn a_settlement_that_comes_after_a_newer_one_changes_nothing() {
     let world = World::new().await;
@@ -295,7 +297,7 @@ async fn a_settlement_that_comes_after_a_newer_one_changes_nothing() {
     assert_stored(&world, "org_1", 8).await;
 }
 
-/// Leases are longer than the test, so that each shard is somebody's from the first flush on.
+/// Leases outlast the test, so that each shard has an owner from the first flush on.
 #[tokio::test]
 async fn instances_share_the_shards_by_leases() {
     let world = World::with(|config| {
@@ -316,7 +318,7 @@ async fn instances_share_the_shards_by_leases() {
     let (one, other) = (one.unwrap(), other.unwrap());
     assert_eq!((one.read + other.read, one.clean + other.clean), (40, 40));
 
-    // Nobody takes a shard that is somebody's; the last flush before the end takes them all.
+    // A leased shard is skipped; the last flush before a stop takes all shards.
     count().await;
     for service in &services {
         let report = service.app.flusher.flush_once().await.unwrap();
@@ -370,7 +372,7 @@ async fn a_snapshot_carries_the_limit_and_the_period_that_runs() {
         (Some(1000), "hard")
     );
 
-    // A new limit is a change to be stored, even where nothing is counted after it.
+    // A new limit makes the counter dirty without a count.
     let path = "/v1/organizations/org_1/limits";
     let change = json!({"api": {"limit": 7, "enforcement": "soft"}});
     assert_eq!(service.http.patch(path, change).await.status, 200);
@@ -388,7 +390,7 @@ async fn a_snapshot_carries_the_limit_and_the_period_that_runs() {
     let third = row(&postgres, "org_1").await;
     assert_eq!((third.limit_units, third.used), (None, 5));
 
-    // A calendar that changes ends the running period at another time.
+    // A changed calendar changes the end of the running period.
     let settings = json!({"resetPeriod": "yearly"});
     let answer = service.http.put("/v1/organizations/org_1", settings).await;
     assert_eq!(answer.status, 200, "{answer:?}");
@@ -398,7 +400,7 @@ async fn a_snapshot_carries_the_limit_and_the_period_that_runs() {
     assert_eq!((fourth.period_start, fourth.used), (instant(PERIOD), 5));
 }
 
-/// A period needs no Postgres to begin, so that the flusher is the first to tell it of the organization.
+/// A period starts without Postgres, so that the flusher may be the first to insert the organization.
 #[tokio::test]
 async fn the_flusher_creates_the_organizations_that_were_counted() {
     let world = World::new().await;
@@ -408,15 +410,15 @@ async fn the_flusher_creates_the_organizations_that_were_counted() {
     world.clock.advance(Duration::days(20));
     service.track("org_1", 5).await;
     let postgres = world.postgres().await;
-    let known = async || -> Vec<(String, i64)> {
+    let organizations = async || -> Vec<(String, i64)> {
         sqlx::query_as("select id, version from organizations where id > 'org_0' order by id")
             .fetch_all(&postgres)
             .await
             .unwrap()
     };
-    assert_eq!(known().await, []);
+    assert_eq!(organizations().await, []);
     service.flush().await;
-    assert_eq!(known().await, [("org_1".to_owned(), 0)]);
+    assert_eq!(organizations().await, [("org_1".to_owned(), 0)]);
     let row = row(&postgres, "org_1").await;
     assert_eq!((row.used, row.hours_used), (5, 5));
     assert_eq!(row.period_start, instant("2031-04-01T00:00:00Z"));
@@ -458,7 +460,7 @@ async fn partitions_are_made_ahead_and_for_every_hour_that_is_stored() {
     );
 }
 
-/// Both at once would fail on each other's tables, were they not in line.
+/// Without a lock, both would fail on tables that the other has created.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn instances_that_need_the_same_partition_concurrently_create_it_once() {
     let world = World::new().await;
@@ -485,26 +487,26 @@ async fn stored_slots_that_no_event_can_reach_are_removed_from_redis() {
         service.track("org_1", 1).await;
         world.clock.advance(Duration::hours(1));
     }
-    // Two hours before the grace begins, everything stays.
+    // All hours are within the grace for late events.
     world.clock.advance(Duration::hours(47));
     service.track("org_1", 1).await;
     service.flush().await;
-    assert_eq!(hours_held(&world).await, 4);
+    assert_eq!(hours_in_redis(&world).await, 4);
     world.clock.advance(Duration::hours(1));
     service.track("org_1", 1).await;
-    // Old, but nobody has stored that it is.
-    assert_eq!(hours_held(&world).await, 5);
+    // An hour out of reach stays until it is stored.
+    assert_eq!(hours_in_redis(&world).await, 5);
     service.flush().await;
-    assert_eq!(hours_held(&world).await, 4);
+    assert_eq!(hours_in_redis(&world).await, 4);
     world.clock.advance(Duration::hours(40));
     service.track("org_1", 1).await;
     service.flush().await;
-    assert_eq!(hours_held(&world).await, 3);
+    assert_eq!(hours_in_redis(&world).await, 3);
     assert_stored(&world, "org_1", 6).await;
     assert_eq!(world.counter("org_1", start).await["used"], "6");
 }
 
-/// A counter that changes during every flush is never clean; its hours must leave Redis all the same.
+/// A counter that changes during every flush is never clean, but its hours must still be removed.
 #[tokio::test]
 async fn a_constantly_dirty_counter_keeps_no_more_slots_than_an_idle_one() {
     let world = World::new().await;
@@ -519,32 +521,32 @@ async fn a_constantly_dirty_counter_keeps_no_more_slots_than_an_idle_one() {
         assert_stored(&world, "org_1", 2 * counted - 1).await;
         world.clock.advance(Duration::hours(1));
     }
-    let held = hours_held(&world).await;
-    assert!(held <= 52, "{held} hours are held");
+    let hours = hours_in_redis(&world).await;
+    assert!(hours <= 52, "{hours} hours in Redis");
     service.flush().await;
     assert_stored(&world, "org_1", 160).await;
 }
 
-/// Half a year of hours that nobody could store, as after a very long outage of Postgres.
+/// Half a year of unstored hours, as after a long outage of Postgres.
 #[tokio::test]
 async fn a_counter_with_very_many_hours_is_stored_and_settled() {
     let world = World::new().await;
     let service = world.instance().await;
     service.track("org_1", 1).await;
-    let first = instant("2030-01-01T00:00:00Z");
+    let first_hour = instant("2030-01-01T00:00:00Z");
     let key = counter_key("org_1", instant(PERIOD));
-    let oldest = first.timestamp_millis().to_string();
+    let oldest = first_hour.timestamp_millis().to_string();
     let mut fields = vec![("used", "5001"), ("denied", "5000"), ("oldest", &oldest)];
-    let starts = (0..5000).map(|hour| (first + Duration::hours(hour)).timestamp_millis());
+    let starts = (0..5000).map(|hour| (first_hour + Duration::hours(hour)).timestamp_millis());
     let names: Vec<String> = starts
         .flat_map(|start| ["used", "denied"].map(|name| format!("{name}@{start}")))
         .collect();
     fields.extend(names.iter().map(|name| (name.as_str(), "1")));
-    world.place(&key, &fields).await;
+    world.overwrite(&key, &fields).await;
     let report = service.flush().await;
     assert_eq!((report.stored, report.clean), (1, 1));
     assert_stored(&world, "org_1", 5001).await;
-    assert_eq!(hours_held(&world).await, 1);
+    assert_eq!(hours_in_redis(&world).await, 1);
 }
 
 #[tokio::test]
@@ -552,7 +554,7 @@ async fn a_stored_counter_is_removed_from_the_dirty_index() {
     let world = World::new().await;
     let service = world.instance().await;
     let dirty = sharded("org_1", "dirty");
-    let waiting = async || -> Vec<(String, i64)> {
+    let dirty_entries = async || -> Vec<(String, i64)> {
         world
             .redis_command(&["ZRANGE", &dirty, "0", "-1", "WITHSCORES"])
             .await
@@ -562,22 +564,22 @@ async fn a_stored_counter_is_removed_from_the_dirty_index() {
     service.track("org_1", 1).await;
     world.clock.advance(Duration::seconds(1));
     service.track("org_1", 1).await;
-    // Since its first change.
-    assert_eq!(waiting().await, [(key.clone(), begun)]);
+    // The score is the time of the first unstored change.
+    assert_eq!(dirty_entries().await, [(key.clone(), begun)]);
 
-    // One that moved on waits since the reading, and not since before it.
+    // After a flush, the score of a counter that changed meanwhile is the time of the read.
     let batch = service.app.flusher.read(&[shard("org_1")]).await.unwrap();
     world.clock.advance(Duration::seconds(1));
     service.track("org_1", 1).await;
     let stored = service.app.flusher.store(&batch).await.unwrap();
     service.app.flusher.settle(&batch, &stored).await.unwrap();
-    assert_eq!(waiting().await, [(key, begun + 1000)]);
+    assert_eq!(dirty_entries().await, [(key, begun + 1000)]);
     service.flush().await;
-    assert_eq!(waiting().await, []);
+    assert_eq!(dirty_entries().await, []);
 }
 
-/// How many hours Redis holds of `org_1` in the first period.
-async fn hours_held(world: &World) -> usize {
+/// The number of hours in Redis of `org_1` in the first period.
+async fn hours_in_redis(world: &World) -> usize {
     let counter = world.counter("org_1", instant(PERIOD)).await;
     counter
         .keys()
@@ -585,13 +587,13 @@ async fn hours_held(world: &World) -> usize {
         .count()
 }
 
-async fn service_counts(service: &Instance, round: u64) -> i64 {
+async fn track_twice(service: &Instance, round: u64) -> i64 {
     service.track("org_1", round).await;
     service.track("org_1", 10).await;
     i(round + 10)
 }
 
-fn of_hour((start, used, denied): (&str, i64, i64)) -> (String, i64, i64) {
+fn owned((start, used, denied): (&str, i64, i64)) -> (String, i64, i64) {
     (start.to_owned(), used, denied)
 }
 

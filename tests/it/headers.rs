@@ -1,4 +1,4 @@
-//! What counting says in headers, what it leaves out of bodies, and what it takes from queries.
+//! Counting: response headers, minimal responses and refused query parameters.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -8,14 +8,14 @@ use crate::support::{Answer, Instance, World};
 
 const MINIMAL: (&str, &str) = ("prefer", "return=minimal");
 
-/// From the world's beginning to the end of its March, and all of it, seconds.
+/// Seconds from the world's initial time to the end of its period.
 const LEFT: i64 = 16 * 86_400 + 43_200;
 const MONTH: i64 = 31 * 86_400;
 
-/// A header as a parser of structured fields reads it: strings, each with two integers.
+/// Parses a header as an RFC 9651 list of strings with two integer parameters each.
 fn members(answer: &Answer, header: &str, first: &str, second: &str) -> Vec<(String, i64, i64)> {
     let list: List = Parser::new(answer.header(header)).parse().unwrap();
-    let member = |entry: &ListEntry| {
+    let parsed = |entry: &ListEntry| {
         let ListEntry::Item(item) = entry else {
             panic!("{header} has an inner list")
         };
@@ -26,7 +26,7 @@ fn members(answer: &Answer, header: &str, first: &str, second: &str) -> Vec<(Str
         let name = item.bare_item.as_string().unwrap().as_str().to_owned();
         (name, integer(first).unwrap(), integer(second).unwrap())
     };
-    list.iter().map(member).collect()
+    list.iter().map(parsed).collect()
 }
 
 fn policies(answer: &Answer) -> Vec<(String, i64, i64)> {
@@ -37,7 +37,7 @@ fn limits(answer: &Answer) -> Vec<(String, i64, i64)> {
     members(answer, "ratelimit", "r", "t")
 }
 
-fn one(meter: &str, first: i64, second: i64) -> (String, i64, i64) {
+fn member(meter: &str, first: i64, second: i64) -> (String, i64, i64) {
     (meter.to_owned(), first, second)
 }
 
@@ -69,14 +69,14 @@ async fn every_counting_response_has_the_limit_and_the_remaining_units() {
     ] {
         let body = json!({"organizationId": "org_1", "amount": 10});
         let answer = service.http.post(path, body).await;
-        assert_eq!(policies(&answer), [one("api", 1000, MONTH)], "{path}");
-        assert_eq!(limits(&answer), [one("api", left, LEFT)], "{path}");
+        assert_eq!(policies(&answer), [member("api", 1000, MONTH)], "{path}");
+        assert_eq!(limits(&answer), [member("api", left, LEFT)], "{path}");
     }
     let body = json!({"organizationId": "org_1", "amount": 991});
     let refused = service.http.post("/v1/consume", body).await;
     assert_eq!(refused.status, 429);
-    assert_eq!(policies(&refused), [one("api", 1000, MONTH)]);
-    assert_eq!(limits(&refused), [one("api", 990, LEFT)]);
+    assert_eq!(policies(&refused), [member("api", 1000, MONTH)]);
+    assert_eq!(limits(&refused), [member("api", 990, LEFT)]);
     assert_eq!(refused.header("retry-after"), LEFT.to_string());
 }
 
@@ -95,17 +95,17 @@ async fn a_call_on_several_meters_has_a_member_for_each_that_is_limited() {
     assert_eq!(
         limits(&answer),
         [
-            one("api", 1000, LEFT),
-            one("seats", 0, LEFT),
-            one("tokens.in-1_a", 5, LEFT)
+            member("api", 1000, LEFT),
+            member("seats", 0, LEFT),
+            member("tokens.in-1_a", 5, LEFT)
         ]
     );
     assert_eq!(
         policies(&answer),
         [
-            one("api", 1000, MONTH),
-            one("seats", 0, MONTH),
-            one("tokens.in-1_a", 5, MONTH)
+            member("api", 1000, MONTH),
+            member("seats", 0, MONTH),
+            member("tokens.in-1_a", 5, MONTH)
         ]
     );
 }
@@ -133,8 +133,8 @@ async fn a_limit_beyond_what_a_structured_integer_holds_reads_as_the_largest_tha
     let body = json!({"organizationId": "org_1"});
     let answer = service.http.post("/v1/consume", body).await;
     let largest = 999_999_999_999_999;
-    assert_eq!(policies(&answer), [one("api", largest, MONTH)]);
-    assert_eq!(limits(&answer), [one("api", largest, LEFT)]);
+    assert_eq!(policies(&answer), [member("api", largest, MONTH)]);
+    assert_eq!(limits(&answer), [member("api", largest, LEFT)]);
 }
 
 #[tokio::test]
@@ -180,7 +180,7 @@ async fn a_minimal_refusal_is_an_empty_429_with_retry_after() {
     assert_eq!(answer.header("content-type"), "");
     assert_eq!(answer.header("preference-applied"), "return=minimal");
     assert_eq!(answer.header("retry-after"), LEFT.to_string());
-    assert_eq!(limits(&answer), [one("api", 0, LEFT)]);
+    assert_eq!(limits(&answer), [member("api", 0, LEFT)]);
 
     let again = post(&service, "/v1/consume", &headers, Some(body)).await;
     assert_eq!((again.status.as_u16(), again.text.as_str()), (429, ""));
@@ -261,7 +261,7 @@ async fn the_fields_of_a_body_are_refused_in_the_query() {
     );
 }
 
-/// Whatever is in a body, no browser takes it for something else, and no cache keeps what a credential has opened.
+/// `nosniff` on every response, and `no-store` on every response that needed a credential.
 #[tokio::test]
 async fn no_response_is_sniffed_and_none_that_needs_a_credential_is_cached() {
     let world = World::new().await;
@@ -271,12 +271,12 @@ async fn no_response_is_sniffed_and_none_that_needs_a_credential_is_cached() {
     let tag = service.http.get("/v1/organizations/org_1").await;
     let tag = tag.header("etag").to_owned();
     let conditional = [("if-none-match", tag.as_str())];
-    let known = service
+    let not_modified = service
         .http
         .send(Method::GET, "/v1/organizations/org_1", &conditional, None)
         .await;
-    assert_eq!(known.status, 304);
-    let mut private = vec![known];
+    assert_eq!(not_modified.status, 304);
+    let mut responses = vec![not_modified];
     for path in [
         "/v1/organizations",
         "/v1/organizations/org_1",
@@ -294,12 +294,12 @@ async fn no_response_is_sniffed_and_none_that_needs_a_credential_is_cached() {
         "/metrics",
         "/api/auth/usage-tracking/get-usage?organizationId=org_1",
     ] {
-        private.push(service.http.get(path).await);
+        responses.push(service.http.get(path).await);
     }
-    for answer in &private {
+    for answer in &responses {
         assert_eq!(answer.header("cache-control"), "no-store", "{answer:?}");
     }
-    let stranger = service.http.with_key(None);
+    let anonymous = service.http.with_key(None);
     for path in [
         "/v1/audit",
         "/healthz",
@@ -308,11 +308,11 @@ async fn no_response_is_sniffed_and_none_that_needs_a_credential_is_cached() {
         "/docs",
         "/nowhere",
     ] {
-        private.push(stranger.get(path).await);
+        responses.push(anonymous.get(path).await);
     }
     let tracked = json!({"organizationId": "org_1"});
-    private.push(service.http.post("/v1/track", tracked).await);
-    for answer in &private {
+    responses.push(service.http.post("/v1/track", tracked).await);
+    for answer in &responses {
         assert_eq!(
             answer.header("x-content-type-options"),
             "nosniff",

@@ -1,4 +1,4 @@
-//! `tallyman healthcheck`, as Docker runs it: an exit code, and a line where it is not 0.
+//! `tallyman healthcheck`, as Docker runs it: an exit code, and a reason if the service is unhealthy.
 
 use std::process::Output;
 
@@ -8,13 +8,13 @@ use tokio::process::Command;
 
 use crate::support::{Process, World};
 
-/// Asks a service at this address; the exit code, and what was printed.
+/// Runs the health check for this address; returns the exit code and standard error.
 async fn healthcheck(address: &str) -> (Option<i32>, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_tallyman"))
         .arg("healthcheck")
         .env_clear()
         .env("TALLYMAN_LISTEN", address)
-        // It asks its own machine, whatever lies between that and others.
+        // It must ignore proxies.
         .env("http_proxy", "http://127.0.0.1:1")
         .output();
     let Output {
@@ -26,8 +26,8 @@ async fn healthcheck(address: &str) -> (Option<i32>, String) {
     (status.code(), String::from_utf8(stderr).unwrap())
 }
 
-/// Answers one request with this.
-async fn answering(head: &'static str, body: &'static str) -> String {
+/// Starts a server that sends this response to one request; returns its address.
+async fn fake_service(head: &'static str, body: &'static str) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     tokio::spawn(async move {
@@ -65,15 +65,15 @@ async fn a_service_that_is_ready_or_degraded_is_healthy() {
 
 #[tokio::test]
 async fn a_service_that_drains_or_does_not_run_is_unhealthy_and_prints_why() {
-    let draining = answering(
+    let draining = fake_service(
         "503 Service Unavailable",
         r#"{"status":"draining","checks":{"redis":"ok","postgres":"ok"}}"#,
     )
     .await;
-    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let silent = nobody.local_addr().unwrap().to_string();
-    drop(nobody);
-    for (address, reason) in [(draining, "draining"), (silent, "no response")] {
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let unreachable = closed.local_addr().unwrap().to_string();
+    drop(closed);
+    for (address, reason) in [(draining, "draining"), (unreachable, "no response")] {
         let (code, line) = healthcheck(&address).await;
         assert_eq!(code, Some(1), "{line}");
         assert_eq!(line.lines().count(), 1, "{line}");

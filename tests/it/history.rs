@@ -1,4 +1,4 @@
-//! History: every unit is in its hour, its day and its period, and every walk sees every row once.
+//! History: every unit is in its hour, its day and its period, and paging returns every row once.
 
 use chrono::{DateTime, Duration, Utc};
 use serde_json::{Value, json};
@@ -12,22 +12,22 @@ use crate::support::{Answer, Instance, World, instant};
 async fn hours_add_up_to_days_and_days_to_the_period_in_every_zone() {
     let world = World::new().await;
     let service = world.instance().await;
-    // Around a change of the clocks where there is one; and how many hours the first two days have.
+    // Around changes of daylight saving time, where there are any; with the hours of the first two days.
     let zones = [
         ("Asia/Kolkata", "2031-03-16T18:30:00Z", [24, 24]),
         ("Asia/Kathmandu", "2031-03-20T18:15:00Z", [24, 24]),
         ("Europe/Berlin", "2031-03-28T23:00:00Z", [24, 23]),
-        // 24 and a half hours, the half one a row of its own.
+        // 24.5 hours, of which the half hour is a separate row.
         ("Australia/Lord_Howe", "2031-04-04T13:00:00Z", [24, 25]),
         ("Australia/Lord_Howe", "2031-10-03T13:30:00Z", [24, 24]),
         ("Europe/Berlin", "2031-10-24T22:00:00Z", [24, 25]),
     ];
     for (number, (zone, from, lengths)) in zones.into_iter().enumerate() {
         let organization = format!("org_{number}");
-        settle_in(&service, &organization, zone).await;
+        set_zone(&service, &organization, zone).await;
         let from = instant(from);
         move_to(&world, from);
-        // Almost three days, every half an hour another amount.
+        // Almost three days with a different amount every half hour.
         let mut counted = 0;
         for step in 0..140 {
             track(&service, &organization, json!({"amount": step + 1})).await;
@@ -67,7 +67,7 @@ async fn hours_add_up_to_days_and_days_to_the_period_in_every_zone() {
         assert_eq!(days.iter().map(used).sum::<i64>(), counted);
         let periods = rows(&service, &organization, "granularity=period").await;
         assert_eq!(periods.iter().map(used).sum::<i64>(), counted);
-        // All six stay within a month of their zone.
+        // All samples are in one month of their zone.
         assert_eq!(periods.len(), 1, "{zone}");
         assert_eq!(periods[0]["limit"], 1000);
         assert!(hours.iter().chain(&days).all(|row| row["limit"].is_null()));
@@ -78,8 +78,8 @@ async fn hours_add_up_to_days_and_days_to_the_period_in_every_zone() {
 async fn days_are_those_of_each_organization_or_of_one_zone_for_all() {
     let world = World::new().await;
     let service = world.instance().await;
-    settle_in(&service, "berlin", "Europe/Berlin").await;
-    settle_in(&service, "tokyo", "Asia/Tokyo").await;
+    set_zone(&service, "berlin", "Europe/Berlin").await;
+    set_zone(&service, "tokyo", "Asia/Tokyo").await;
     for organization in ["berlin", "london", "tokyo"] {
         track(&service, organization, json!({})).await;
     }
@@ -118,7 +118,7 @@ async fn days_are_those_of_each_organization_or_of_one_zone_for_all() {
     assert_eq!(starts("organizationId=nobody").await, []);
 }
 
-// --- what a row says ---
+// --- fields of a row ---
 
 #[tokio::test]
 async fn a_row_has_usage_refunds_and_refusals_separately() {
@@ -239,7 +239,7 @@ async fn late_events_land_in_their_hour_and_period_until_both_are_final() {
         [late, row("2031-04-01T10:00:00Z", 1, true, false)]
     );
 
-    // The last moment of the grace, and the end of it.
+    // The last instant at which the period accepts events, and the end of that grace.
     move_to(&world, instant("2031-04-02T23:59:59.999Z"));
     assert_eq!(
         seen("period").await[0],
@@ -315,7 +315,7 @@ async fn a_row_belongs_to_the_range_in_which_it_starts() {
     assert_eq!(count("12:00:00.0001", "14:00:00.0001").await, 2);
     assert_eq!(count("12:59:59", "13:00:00.000001").await, 1);
     assert_eq!(count("13:00:00", "13:00:00").await, 0);
-    // Left open, a range ends now and holds as many hours and days as people look at.
+    // Without `from` and `to`, the range ends now and has a default length.
     world.clock.advance(Duration::days(40));
     assert_eq!(rows(&service, "org_1", "granularity=hour").await.len(), 0);
     assert_eq!(
@@ -372,7 +372,7 @@ async fn zero_rows_fill_started_ranges_for_every_meter_ever_counted() {
     assert_eq!(seen(query).await, expected);
     expected.reverse();
     assert_eq!(seen(&format!("{query}&order=desc")).await, expected);
-    // A meter that is named has rows, counted or not.
+    // A requested meter has rows even without counts.
     let named = seen(&format!("{query}&meter=seats")).await;
     assert_eq!(
         named,
@@ -385,8 +385,8 @@ async fn zero_rows_fill_started_ranges_for_every_meter_ever_counted() {
         "granularity=hour&fill=zero&from=2025-01-01T00:00:00Z",
     )
     .await;
-    assert_eq!(at_fault(&answer), "/fill");
-    // Without zeros that range is as good as any other.
+    assert_eq!(invalid_pointer(&answer), "/fill");
+    // The length is limited only for zero rows.
     assert_eq!(
         rows(
             &service,
@@ -399,13 +399,13 @@ async fn zero_rows_fill_started_ranges_for_every_meter_ever_counted() {
     );
 }
 
-// --- walks ---
+// --- paging ---
 
 #[tokio::test]
 async fn pages_of_any_size_and_order_give_every_row_once_while_counting_goes_on() {
     let world = World::new().await;
     let service = world.instance().await;
-    settle_in(&service, "org_2", "Asia/Kathmandu").await;
+    set_zone(&service, "org_2", "Asia/Kathmandu").await;
     for _ in 0..40 {
         for organization in ["org_1", "org_2", "org_3"] {
             track(
@@ -418,7 +418,7 @@ async fn pages_of_any_size_and_order_give_every_row_once_while_counting_goes_on(
         world.clock.advance(Duration::hours(5));
     }
     service.flush().await;
-    // It ends later than now, so that what is counted during a walk belongs to it.
+    // The range ends in the future, so that it includes counts made while paging.
     let to = instant("2031-04-30T00:00:00Z");
     for (granularity, from) in [
         ("hour", "2031-03-22T09:00:00Z"),
@@ -433,35 +433,35 @@ async fn pages_of_any_size_and_order_give_every_row_once_while_counting_goes_on(
                 }
                 let query = format!("granularity={granularity}&order={order}&{range}{fill}");
                 let before = identities(&whole(&service, &query).await);
-                let mut walked = Vec::new();
+                let mut paged = Vec::new();
                 let mut cursor = String::new();
                 loop {
                     let path = format!("/v1/history?{query}&pageSize=7{cursor}");
                     let answer = service.http.get(&path).await;
                     assert!(data(&answer).len() <= 7);
-                    walked.extend(data(&answer).iter().cloned());
+                    paged.extend(data(&answer).iter().cloned());
                     let Some(next) = answer.body["nextCursor"].as_str() else {
                         break;
                     };
                     cursor = format!("&cursor={next}");
-                    // Rows that are new to every page that was given, and more in those there are.
+                    // Creates rows that no page has returned yet, and changes existing ones.
                     world.clock.advance(Duration::minutes(10));
                     track(&service, "org_0", json!({})).await;
                     track(&service, "org_2", json!({})).await;
                     service.flush().await;
                 }
-                let walked = identities(&walked);
-                let mut distinct = walked.clone();
+                let paged = identities(&paged);
+                let mut distinct = paged.clone();
                 distinct.sort();
                 distinct.dedup();
-                assert_eq!(distinct.len(), walked.len(), "{query}");
-                assert!(before.iter().all(|row| walked.contains(row)), "{query}");
-                // Later pages may know of rows that the first did not, and stay in order with them.
+                assert_eq!(distinct.len(), paged.len(), "{query}");
+                assert!(before.iter().all(|row| paged.contains(row)), "{query}");
+                // Later pages may have new rows, in order with the others.
                 let mut ordered = distinct;
                 if order == "desc" {
                     ordered.reverse();
                 }
-                assert_eq!(walked, ordered, "{query}");
+                assert_eq!(paged, ordered, "{query}");
             }
         }
     }
@@ -479,7 +479,7 @@ async fn paging_keeps_the_range_of_its_first_page() {
     let query = "granularity=hour&order=desc&pageSize=3";
     let first = history(&service, "org_1", query).await;
     let next = text(&first.body, "nextCursor");
-    // The first page's oldest row is now older than 24 hours.
+    // The first page's oldest row is now older than the default range.
     world.clock.advance(Duration::hours(23));
     let second = history(&service, "org_1", &format!("{query}&cursor={next}")).await;
     let hours: Vec<_> = data(&first)
@@ -495,7 +495,7 @@ async fn paging_keeps_the_range_of_its_first_page() {
 async fn csv_and_ndjson_have_the_same_rows_as_json() {
     let world = World::new().await;
     let service = world.instance().await;
-    settle_in(&service, "org_2", "Asia/Kolkata").await;
+    set_zone(&service, "org_2", "Asia/Kolkata").await;
     for _ in 0..5 {
         track(&service, "org_1", json!({"amount": 7})).await;
         track(&service, "org_2", json!({"meter": "tokens", "amount": 3})).await;
@@ -605,7 +605,7 @@ async fn fifty_thousand_hours_are_streamed_whole_and_in_order() {
     assert_eq!(days.iter().map(used).sum::<i64>(), total);
 }
 
-/// A row that cannot be read stands behind the first page, where the status is already sent.
+/// The unreadable row is after the first page, when the status has been sent.
 #[tokio::test]
 async fn a_stream_that_fails_half_way_is_aborted_and_not_mistaken_for_complete() {
     let world = World::new().await;
@@ -627,7 +627,7 @@ async fn a_stream_that_fails_half_way_is_aborted_and_not_mistaken_for_complete()
     let path = "/v1/history?granularity=period";
     assert_eq!(data(&service.http.get(path).await).len(), 100);
     let http = service.http.clone();
-    // Reading the answer to its end is what fails, and the harness takes that as a panic.
+    // The harness panics when it cannot read the response to its end.
     let reading = tokio::spawn(async move {
         let headers = [("accept", "text/csv")];
         http.send(reqwest::Method::GET, path, &headers, None).await
@@ -677,13 +677,13 @@ async fn an_invalid_parameter_is_refused_by_name() {
     for (query, pointer) in cases {
         let answer = history(&service, "org_1", query).await;
         assert_eq!(
-            (answer.status.as_u16(), at_fault(&answer).as_str()),
+            (answer.status.as_u16(), invalid_pointer(&answer).as_str()),
             (400, pointer),
             "{query}: {}",
             answer.text
         );
     }
-    // A cursor fits the list that it comes from, and pages of any size.
+    // A cursor is valid for its own list only, with any page size.
     for (query, fits) in [
         ("granularity=hour", true),
         ("granularity=hour&pageSize=2&order=asc", true),
@@ -696,22 +696,22 @@ async fn an_invalid_parameter_is_refused_by_name() {
         let answer = history(&service, "org_1", &format!("{query}&cursor={cursor}")).await;
         assert_eq!(answer.status == 200, fits, "{query}");
         if !fits {
-            assert_eq!(at_fault(&answer), "/cursor");
+            assert_eq!(invalid_pointer(&answer), "/cursor");
         }
     }
-    let elsewhere = service
+    let other_list = service
         .http
         .get(&format!("/v1/history?granularity=hour&cursor={cursor}"))
         .await;
-    assert_eq!(at_fault(&elsewhere), "/cursor");
+    assert_eq!(invalid_pointer(&other_list), "/cursor");
     let own = history(&service, "org_1", "organizationId=org_1").await;
-    assert_eq!(at_fault(&own), "/organizationId");
+    assert_eq!(invalid_pointer(&own), "/organizationId");
     let bad = service
         .http
         .get("/v1/history?organizationId=org_1&organizationId=a:b")
         .await;
     assert!(
-        at_fault(&bad).starts_with("/organizationId"),
+        invalid_pointer(&bad).starts_with("/organizationId"),
         "{}",
         bad.text
     );
@@ -720,7 +720,7 @@ async fn an_invalid_parameter_is_refused_by_name() {
         .collect();
     let many = many.join("&");
     assert_eq!(
-        at_fault(&service.http.get(&format!("/v1/history?{many}")).await),
+        invalid_pointer(&service.http.get(&format!("/v1/history?{many}")).await),
         "/organizationId"
     );
     for parameter in ["pageSize=10".to_owned(), format!("cursor={cursor}")] {
@@ -744,13 +744,16 @@ async fn an_unknown_organization_has_no_history_and_a_new_one_an_empty_one() {
         let answer = history(&service, id, "").await;
         assert_eq!((answer.status.as_u16(), answer.code()), refusal);
     }
-    let stranger = service.http.with_key(None);
-    assert_eq!(stranger.get("/v1/history").await.status, 401);
+    let anonymous = service.http.with_key(None);
+    assert_eq!(anonymous.get("/v1/history").await.status, 401);
     assert_eq!(
-        stranger.get("/v1/organizations/org_1/history").await.status,
+        anonymous
+            .get("/v1/organizations/org_1/history")
+            .await
+            .status,
         401
     );
-    // Counted, and not stored yet.
+    // Counted, but not flushed yet.
     track(&service, "org_1", json!({})).await;
     assert_eq!(rows(&service, "org_1", "").await, Vec::<Value>::new());
     service.flush().await;
@@ -761,7 +764,7 @@ async fn an_unknown_organization_has_no_history_and_a_new_one_an_empty_one() {
 async fn without_the_database_there_is_no_history_in_any_format() {
     let world = World::new().await;
     let service = world.instance().await;
-    // So that the key is known without the database.
+    // The key is cached in Redis before the database is unreachable.
     track(&service, "org_1", json!({})).await;
     let servers = Servers {
         database_url: "postgres://nobody@127.0.0.1:1/nothing".to_owned(),
@@ -780,7 +783,7 @@ async fn without_the_database_there_is_no_history_in_any_format() {
 
 // --- helpers ---
 
-async fn settle_in(service: &Instance, organization: &str, zone: &str) {
+async fn set_zone(service: &Instance, organization: &str, zone: &str) {
     let path = format!("/v1/organizations/{organization}");
     let answer = service.http.put(&path, json!({"timeZone": zone})).await;
     assert_eq!(answer.status, 200, "{}", answer.text);
@@ -809,14 +812,14 @@ async fn accepting(service: &Instance, path: &str, media_type: &str) -> Answer {
         .await
 }
 
-/// All rows of one organization, from a single page.
+/// All rows of an organization, on one page.
 async fn rows(service: &Instance, organization: &str, query: &str) -> Vec<Value> {
     let answer = history(service, organization, &format!("pageSize=1000&{query}")).await;
     assert_eq!(answer.body["nextCursor"], Value::Null, "{}", answer.text);
     data(&answer).to_vec()
 }
 
-/// All rows of all organizations, from a single page.
+/// All rows of all organizations, on one page.
 async fn whole(service: &Instance, query: &str) -> Vec<Value> {
     let answer = service
         .http
@@ -831,7 +834,7 @@ fn data(answer: &Answer) -> &[Value] {
     answer.body["data"].as_array().unwrap()
 }
 
-/// What no two rows share, in the order of rows.
+/// The unique key of each row.
 fn identities(rows: &[Value]) -> Vec<(String, String, String)> {
     rows.iter()
         .map(|row| {
@@ -877,7 +880,7 @@ fn assert_tiles(rows: &[Value]) {
     }
 }
 
-fn at_fault(answer: &Answer) -> String {
+fn invalid_pointer(answer: &Answer) -> String {
     assert_eq!(answer.code(), "invalid_field", "{}", answer.text);
     text(&answer.body["errors"][0], "pointer")
 }

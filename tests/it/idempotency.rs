@@ -1,9 +1,9 @@
-//! `Idempotency-Key`: a repetition is told what the first attempt was told, and counts nothing.
+//! `Idempotency-Key`: a retry gets the first response and counts nothing.
 
 use chrono::Duration;
 use serde_json::{Value, json};
 
-use crate::support::{Forgetful, World, at_once, sharded};
+use crate::support::{LossyProxy, World, at_once, sharded};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_same_key_from_fifty_tasks_counts_once_and_gets_one_response() {
@@ -13,7 +13,7 @@ async fn the_same_key_from_fifty_tasks_counts_once_and_gets_one_response() {
         let http = instances[task % 2].http.clone();
         async move {
             let body = json!({"organizationId": "org_1", "amount": 7});
-            http.post_once("/v1/consume", "attempt-1", body).await
+            http.post_once("/v1/consume", "key-1", body).await
         }
     })
     .await;
@@ -78,9 +78,9 @@ async fn the_same_key_with_another_payload_is_refused() {
 async fn equal_payloads_in_another_spelling_are_the_same() {
     let world = World::new().await;
     let service = world.instance().await;
-    let spelled_out = json!({"amount": 1, "meter": "api", "organizationId": "org_1"});
+    let explicit = json!({"amount": 1, "meter": "api", "organizationId": "org_1"});
     let short = json!({"organizationId": "org_1"});
-    let first = service.http.post_once("/v1/track", "k", spelled_out).await;
+    let first = service.http.post_once("/v1/track", "k", explicit).await;
     let again = service.http.post_once("/v1/track", "k", short).await;
     assert_eq!(again.header("idempotent-replayed"), "true");
     assert_eq!(first.body, again.body);
@@ -242,7 +242,7 @@ async fn failed_calls_leave_no_idempotency_record() {
         assert_eq!(refused.code(), "too_many_meters");
         assert_eq!(refused.header("idempotent-replayed"), "");
     }
-    // The same key is free for what can be done.
+    // A failed call leaves its key unused.
     let other = json!({"organizationId": "org_1", "meter": "m0"});
     assert_eq!(
         service.http.post_once("/v1/track", "k", other).await.status,
@@ -250,7 +250,7 @@ async fn failed_calls_leave_no_idempotency_record() {
     );
 }
 
-/// The event was counted while it was young enough; the answer got lost, and the caller asks again much later.
+/// The event was counted in time; the response got lost, and the client retries much later.
 #[tokio::test]
 async fn a_retry_is_answered_even_if_its_event_is_now_too_old() {
     let world =
@@ -312,7 +312,7 @@ async fn a_retry_is_answered_even_if_its_event_is_now_too_old() {
     assert_eq!(service.current("org_1", "api").await, 8);
 }
 
-/// Something was: by the first request under the key.
+/// The first request with the key was counted.
 #[tokio::test]
 async fn reusing_a_key_does_not_claim_that_nothing_was_counted() {
     let world = World::new().await;
@@ -337,27 +337,27 @@ async fn a_replayed_refusal_has_no_retry_after_for_an_ended_period() {
         .await;
     world.move_to("2031-04-02T09:10:00Z");
     service.count("org_1", "api", 1000).await;
-    let refused = || {
+    let consume = || {
         let body = json!({"organizationId": "org_1"});
         service.http.post_once("/v1/consume", "k", body)
     };
-    let first = refused().await;
+    let first = consume().await;
     assert_eq!(
         (first.status.as_u16(), first.header("retry-after")),
         (429, "3000")
     );
     assert_eq!(first.body["retryAt"], "2031-04-02T10:00:00Z");
     world.clock.advance(Duration::minutes(20));
-    let again = refused().await;
+    let again = consume().await;
     assert_eq!(again.header("idempotent-replayed"), "true");
     assert_eq!(
         (again.header("retry-after"), &again.body),
         ("1800", &first.body)
     );
-    // From then on its key is all that keeps it from being granted.
+    // The period has ended: a new key would be granted.
     for _ in 0..2 {
         world.clock.advance(Duration::minutes(30));
-        let again = refused().await;
+        let again = consume().await;
         assert_eq!(
             (again.status.as_u16(), again.header("idempotent-replayed")),
             (429, "true")
@@ -369,18 +369,18 @@ async fn a_replayed_refusal_has_no_retry_after_for_an_ended_period() {
     }
 }
 
-/// The limit was raised, or the meter reset: the same call is granted under another key.
+/// The limit was raised or the meter reset, so that a new key would be granted.
 #[tokio::test]
 async fn a_replayed_refusal_has_no_retry_after_if_the_call_would_now_be_granted() {
     let world = World::new().await;
     let service = world.instance().await;
     for organization in ["raised", "reset"] {
         service.count(organization, "api", 1000).await;
-        let refused = || {
+        let consume = || {
             let body = json!({"organizationId": organization});
             service.http.post_once("/v1/consume", "k", body)
         };
-        assert!(refused().await.headers.contains_key("retry-after"));
+        assert!(consume().await.headers.contains_key("retry-after"));
         if organization == "raised" {
             service
                 .limits("raised", json!({"api": {"limit": 2000}}))
@@ -392,7 +392,7 @@ async fn a_replayed_refusal_has_no_retry_after_if_the_call_would_now_be_granted(
                 .await;
             assert_eq!(answer.status, 200, "{}", answer.text);
         }
-        let again = refused().await;
+        let again = consume().await;
         assert_eq!(
             (again.status.as_u16(), again.header("idempotent-replayed")),
             (429, "true")
@@ -404,20 +404,20 @@ async fn a_replayed_refusal_has_no_retry_after_if_the_call_would_now_be_granted(
 #[tokio::test]
 async fn after_an_unknown_outcome_a_retry_with_the_key_counts_once() {
     let world = World::new().await;
-    let way = Forgetful::new(&world);
-    let service = world.instance_with(way.servers(&world)).await;
+    let proxy = LossyProxy::new(&world);
+    let service = world.instance_with(proxy.servers(&world)).await;
     service.count("org_1", "api", 1).await;
-    way.lose_one_reply_and_close();
+    proxy.lose_one_reply_and_close();
     let body = json!({"organizationId": "org_1", "amount": 5});
     let (http, first) = (service.http.clone(), body.clone());
     let call = tokio::spawn(async move { http.post_once("/v1/track", "k", first).await });
-    way.closed().await;
-    // Without the receipts nobody can tell; the record of the attempt is still there.
+    proxy.until_closed().await;
+    // Without the batch receipts the outcome is unknown; the idempotency record is kept.
     let receipts: Vec<String> = world.redis_command(&["KEYS", "tm:{00}:r:*"]).await;
     let mut delete = vec!["DEL"];
     delete.extend(receipts.iter().map(String::as_str));
     let _: u64 = world.redis_command(&delete).await;
-    way.open();
+    proxy.open();
     let lost = call.await.unwrap();
     assert_eq!(
         (lost.status.as_u16(), lost.code()),

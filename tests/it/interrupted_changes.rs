@@ -1,4 +1,4 @@
-//! Changes that stop half-way: Redis is full, or the process dies between the commit and Redis.
+//! Interrupted changes: Redis is out of memory, or the process dies between the commit and the write to Redis.
 
 use chrono::Duration;
 use reqwest::Method;
@@ -8,12 +8,12 @@ use tallyman::postgres::organizations::{self, Changed};
 use tallyman::postgres::{Actor, Postgres, Uncommitted, deletions};
 use tallyman::redis::Redis;
 
-use crate::support::{Answer, Instance, World, instant, settings_of};
+use crate::support::{Answer, Instance, World, instant, redis_settings};
 
-/// Of the former life of each organization.
-const FORMER: u64 = 512;
+/// Units counted in the old incarnation of each organization.
+const OLD_COUNT: u64 = 512;
 
-async fn redis_takes(world: &World, maxmemory: &str) {
+async fn set_maxmemory(world: &World, maxmemory: &str) {
     let set: String = world
         .redis_command(&["CONFIG", "SET", "maxmemory", maxmemory])
         .await;
@@ -27,16 +27,16 @@ fn actor() -> Actor {
     }
 }
 
-/// A process that writes fences and commits, and dies then.
-struct Mortal {
+/// A process that fences and commits changes, and dies before it writes them to Redis.
+struct DyingProcess {
     redis: Redis,
     postgres: Postgres,
 }
 
-impl Mortal {
-    fn of(world: &World) -> Self {
+impl DyingProcess {
+    fn new(world: &World) -> Self {
         Self {
-            redis: Redis::new(settings_of(world), world.clock.clone(), world.metrics()).unwrap(),
+            redis: Redis::new(redis_settings(world), world.clock.clone(), world.metrics()).unwrap(),
             postgres: Postgres::new(&world.database_url, 1).unwrap(),
         }
     }
@@ -47,13 +47,13 @@ impl Mortal {
         connection.fence(&id, version).await.unwrap();
     }
 
-    /// Deletes an organization, up to the commit.
+    /// Deletes an organization up to, but without, the commit.
     async fn prepare(&self, world: &World, organization: &str) -> Uncommitted<deletions::Deleted> {
         let (id, now) = (organization.parse().unwrap(), world.clock.now());
-        let reach = now - Duration::days(3);
+        let late_bound = now - Duration::days(3);
         let check = |_: &_| Ok::<(), ()>(());
         let prepared =
-            deletions::delete(&self.postgres, &id, &actor(), reach, now, now, check).await;
+            deletions::delete(&self.postgres, &id, &actor(), late_bound, now, now, check).await;
         let prepared = prepared.unwrap().unwrap();
         self.fence(organization, prepared.version).await;
         prepared
@@ -65,7 +65,7 @@ impl Mortal {
     }
 }
 
-/// The fences that there are, by organization.
+/// The organizations with a fence.
 async fn fences(world: &World) -> Vec<String> {
     let mut fences: Vec<String> = world.redis_command(&["HKEYS", "tm:{00}:fences"]).await;
     fences.sort();
@@ -76,7 +76,7 @@ async fn send(service: &Instance, method: Method, path: &str, body: Option<Value
     service.http.send(method, path, &[], body).await
 }
 
-/// Every change of `org_1` that Redis hears of.
+/// Every kind of change of `org_1` that is written to Redis.
 fn changes() -> Vec<(Method, &'static str, Option<Value>)> {
     let (put, patch, post) = (Method::PUT, Method::PATCH, Method::POST);
     let limits =
@@ -125,13 +125,13 @@ async fn where_redis_is_full_no_change_is_committed() {
         let audit = service.http.get("/v1/audit?organizationId=org_1").await;
         audit.body["data"].as_array().unwrap().len()
     };
-    redis_takes(&world, "1").await;
+    set_maxmemory(&world, "1").await;
     for (method, path, body) in changes() {
         let answer = send(&service, method.clone(), path, body).await;
         assert_eq!(answer.status, 503, "{method} {path} {}", answer.text);
         assert_eq!(entries().await, 0, "{method} {path}");
     }
-    redis_takes(&world, "0").await;
+    set_maxmemory(&world, "0").await;
     assert_eq!(service.track("org_1", 1).await, 6);
     for (done, (method, path, body)) in changes().into_iter().enumerate() {
         let answer = send(&service, method.clone(), path, body).await;
@@ -141,12 +141,12 @@ async fn where_redis_is_full_no_change_is_committed() {
     }
 }
 
-/// The commit waits until Redis is full.
+/// The trigger delays the commit until Redis is out of memory.
 #[tokio::test]
 async fn a_deletion_that_redis_missed_does_not_erase_later_counts() {
     let world = World::new().await;
     let service = world.instance().await;
-    service.track("org_1", FORMER).await;
+    service.track("org_1", OLD_COUNT).await;
     service.app.policies.sweep_once().await.unwrap();
     let postgres = world.postgres().await;
     sqlx::raw_sql(
@@ -158,26 +158,26 @@ async fn a_deletion_that_redis_missed_does_not_erase_later_counts() {
     .execute(&postgres)
     .await
     .unwrap();
-    let mut held = postgres.begin().await.unwrap();
+    let mut lock = postgres.begin().await.unwrap();
     sqlx::query("select pg_advisory_xact_lock(1)")
-        .execute(&mut *held)
+        .execute(&mut *lock)
         .await
         .unwrap();
     let http = service.http.clone();
     let deleting = tokio::spawn(async move { http.delete("/v1/organizations/org_1").await });
-    crate::support::until_waiting(&postgres).await;
-    redis_takes(&world, "1").await;
-    held.rollback().await.unwrap();
+    crate::support::until_lock_wait(&postgres).await;
+    set_maxmemory(&world, "1").await;
+    lock.rollback().await.unwrap();
     let deleted = deleting.await.unwrap();
     assert_eq!(
         (deleted.status.as_u16(), deleted.code()),
         (503, "counter_store_unavailable")
     );
-    // Nor does it end that way for whoever repeats it.
+    // A retry does not succeed either.
     let repeated = service.http.delete("/v1/organizations/org_1").await;
     assert_eq!(repeated.status, 503);
 
-    redis_takes(&world, "0").await;
+    set_maxmemory(&world, "0").await;
     let repeated = service.http.delete("/v1/organizations/org_1").await;
     assert_eq!(repeated.status, 404);
     assert_eq!(service.track("org_1", 7).await, 7);
@@ -186,7 +186,7 @@ async fn a_deletion_that_redis_missed_does_not_erase_later_counts() {
     assert_eq!(service.current("org_1", "api").await, 7);
 }
 
-/// Every call by which somebody may find out, and what it then answers about a new life.
+/// Every call that can detect the interrupted deletion, with its status in the new incarnation.
 fn next_calls() -> Vec<(Method, &'static str, Option<Value>, u16)> {
     let (get, post) = (Method::GET, Method::POST);
     let call = || Some(json!({"organizationId": "ID", "amount": 7}));
@@ -249,16 +249,16 @@ fn next_calls() -> Vec<(Method, &'static str, Option<Value>, u16)> {
 async fn the_next_call_finishes_a_deletion_whose_process_died() {
     let world = World::new().await;
     let (service, other) = (world.instance().await, world.instance().await);
-    let mortal = Mortal::of(&world);
+    let process = DyingProcess::new(&world);
     for (number, (method, path, body, status)) in next_calls().into_iter().enumerate() {
         let id = format!("org_{number}");
-        // Both have all of it at hand.
-        service.track(&id, FORMER - 1).await;
+        // Both instances have the organization cached.
+        service.track(&id, OLD_COUNT - 1).await;
         other.track(&id, 1).await;
         if number % 2 == 0 {
             service.flush().await;
         }
-        mortal.delete(&world, &id).await;
+        process.delete(&world, &id).await;
         let body =
             body.map(|body| serde_json::from_str(&body.to_string().replace("ID", &id)).unwrap());
         let path = path.replace("ID", &id);
@@ -285,8 +285,8 @@ async fn the_next_call_finishes_a_deletion_whose_process_died() {
 async fn a_sweep_finishes_interrupted_changes_of_idle_organizations() {
     let world = World::new().await;
     let service = world.instance().await;
-    service.track("org_1", FORMER).await;
-    Mortal::of(&world).delete(&world, "org_1").await;
+    service.track("org_1", OLD_COUNT).await;
+    DyingProcess::new(&world).delete(&world, "org_1").await;
     service.app.policies.sweep_once().await.unwrap();
     assert_eq!(fences(&world).await, Vec::<String>::new());
     assert_eq!(service.track("org_1", 7).await, 7);
@@ -296,21 +296,21 @@ async fn a_sweep_finishes_interrupted_changes_of_idle_organizations() {
 async fn a_change_that_was_never_committed_removes_nothing() {
     let world = World::new().await;
     let service = world.instance().await;
-    service.track("org_1", FORMER).await;
-    let mortal = Mortal::of(&world);
-    drop(mortal.prepare(&world, "org_1").await);
+    service.track("org_1", OLD_COUNT).await;
+    let process = DyingProcess::new(&world);
+    drop(process.prepare(&world, "org_1").await);
     assert_eq!(fences(&world).await, ["org_1"]);
-    assert_eq!(service.track("org_1", 7).await, FORMER + 7);
+    assert_eq!(service.track("org_1", 7).await, OLD_COUNT + 7);
     assert_eq!(fences(&world).await, Vec::<String>::new());
 }
 
-/// While the commit is under way, nobody can say which life a call belongs to.
+/// Until the commit, the incarnation of a call is undecided.
 #[tokio::test]
 async fn a_call_waits_for_a_deletion_that_is_being_committed() {
     let world = World::new().await;
     let service = world.instance().await;
-    service.track("org_1", FORMER).await;
-    let prepared = Mortal::of(&world).prepare(&world, "org_1").await;
+    service.track("org_1", OLD_COUNT).await;
+    let prepared = DyingProcess::new(&world).prepare(&world, "org_1").await;
     let calls: Vec<_> = (0..20)
         .map(|_| {
             let http = service.http.clone();
@@ -318,9 +318,9 @@ async fn a_call_waits_for_a_deletion_that_is_being_committed() {
             tokio::spawn(async move { http.post("/v1/track", body).await })
         })
         .collect();
-    // Nobody else waits for that.
+    // Other organizations are not blocked.
     assert_eq!(service.track("org_2", 3).await, 3);
-    crate::support::until_waiting(&world.postgres().await).await;
+    crate::support::until_lock_wait(&world.postgres().await).await;
     prepared.commit().await.unwrap();
     let mut counts = Vec::new();
     for call in calls {
@@ -335,12 +335,12 @@ async fn a_call_waits_for_a_deletion_that_is_being_committed() {
 #[tokio::test]
 async fn without_postgres_a_fenced_organization_is_503_and_all_others_are_served() {
     let world = World::new().await;
-    let (servers, cable) = world.cuttable_postgres();
+    let (servers, socket) = world.cuttable_postgres();
     let service = world.instance_with(servers).await;
-    service.track("org_1", FORMER).await;
+    service.track("org_1", OLD_COUNT).await;
     service.track("org_2", 1).await;
-    Mortal::of(&world).delete(&world, "org_1").await;
-    cable.cut(&world.postgres().await).await;
+    DyingProcess::new(&world).delete(&world, "org_1").await;
+    socket.cut(&world.postgres().await).await;
     let body = json!({"organizationId": "org_1"});
     let answer = service.http.post("/v1/track", body).await;
     assert_eq!(
@@ -348,11 +348,11 @@ async fn without_postgres_a_fenced_organization_is_503_and_all_others_are_served
         (503, "database_unavailable")
     );
     assert_eq!(service.track("org_2", 1).await, 2);
-    cable.mend();
+    socket.restore();
     assert_eq!(service.track("org_1", 7).await, 7);
 }
 
-/// The period that ran when the calendar changed goes on; by the former calendar another would have begun.
+/// The period that was running at the change continues; the old calendar would have started another one.
 #[tokio::test]
 async fn a_call_after_a_change_of_calendar_that_redis_missed_counts_in_the_new_period() {
     let world = World::with(|config| {
@@ -362,10 +362,10 @@ async fn a_call_after_a_change_of_calendar_that_redis_missed_counts_in_the_new_p
     let service = world.instance().await;
     world.move_to("2031-03-15T12:59:59Z");
     service.track("org_1", 5).await;
-    let mortal = Mortal::of(&world);
+    let process = DyingProcess::new(&world);
     let (id, now) = ("org_1".parse().unwrap(), world.clock.now());
     let actor = actor();
-    let prepared = organizations::prepare(&mortal.postgres, &id, &actor, "test", now, |before| {
+    let prepared = organizations::prepare(&process.postgres, &id, &actor, "test", now, |before| {
         let mut after = before.organization.clone().unwrap_or_default();
         after.settings.reset_period = Some("daily".parse().unwrap());
         after.timeline = before
@@ -374,7 +374,7 @@ async fn a_call_after_a_change_of_calendar_that_redis_missed_counts_in_the_new_p
         Ok::<_, ()>(after)
     });
     let prepared: Uncommitted<Changed> = prepared.await.unwrap().unwrap();
-    mortal.fence("org_1", prepared.version).await;
+    process.fence("org_1", prepared.version).await;
     prepared.commit().await.unwrap();
 
     world.move_to("2031-03-15T13:00:01Z");
@@ -389,18 +389,18 @@ async fn a_call_after_a_change_of_calendar_that_redis_missed_counts_in_the_new_p
 #[tokio::test]
 async fn the_fence_of_a_later_change_outlives_the_end_of_an_earlier_one() {
     let world = World::new().await;
-    let mortal = Mortal::of(&world);
-    let connection = mortal.redis.connection().await.unwrap();
+    let process = DyingProcess::new(&world);
+    let connection = process.redis.connection().await.unwrap();
     let id = "org_1".parse().unwrap();
-    mortal.fence("org_1", 64).await;
-    mortal.fence("org_1", 128).await;
+    process.fence("org_1", 64).await;
+    process.fence("org_1", 128).await;
     connection.unfence(&id, 64).await.unwrap();
     assert_eq!(connection.fence_of(&id).await.unwrap(), Some(128));
     connection.unfence(&id, 128).await.unwrap();
     assert_eq!(fences(&world).await, Vec::<String>::new());
 }
 
-/// Somebody empties the cache of scripts again and again.
+/// Flushes Redis' script cache continuously.
 #[tokio::test]
 async fn flushed_scripts_fail_no_call() {
     let world = World::new().await;

@@ -1,4 +1,4 @@
-//! API keys: who may do what, to whom, until when; and that a revoked one stops.
+//! API keys: scopes, bindings, expiry and revocation.
 
 use std::process::Stdio;
 
@@ -11,10 +11,10 @@ use tokio::process::Command;
 
 use crate::support::{Answer, Http, Instance, World, instant};
 
-/// Within this, a revocation is in force everywhere.
-const SOON: TimeDelta = TimeDelta::seconds(5);
+/// By then a revocation is effective on every instance.
+const PROPAGATION: TimeDelta = TimeDelta::seconds(5);
 
-/// Every endpoint that needs a key: method, path, body and scope.
+/// Every endpoint that needs a key, with its scope.
 fn endpoints() -> Vec<(Method, &'static str, Option<Value>, &'static str)> {
     let count = || Some(json!({"organizationId": "org_1"}));
     let key = || Some(json!({"name": "another", "scopes": ["read"]}));
@@ -55,18 +55,18 @@ async fn each_scope_opens_its_endpoints_and_no_others() {
     service.count_one("org_1").await;
     for scope in ["ingest", "refund", "read", "reset", "admin"] {
         let caller = service.caller(json!({"scopes": [scope]})).await;
-        for (method, path, body, wanted) in endpoints() {
+        for (method, path, body, required) in endpoints() {
             let answer = caller.send(method.clone(), path, &[], body).await;
-            let what = format!("{method} {path} with {scope}: {answer:?}");
-            if scope == wanted || scope == "admin" {
-                // The key that is to be revoked is not there, and the caller may know it.
+            let context = format!("{method} {path} with {scope}: {answer:?}");
+            if scope == required || scope == "admin" {
+                // The revocation is of an unknown key, which only a permitted caller may learn.
                 let done = answer.status.is_success() || answer.code() == "not_found";
-                assert!(done, "{what}");
+                assert!(done, "{context}");
             } else {
                 assert_eq!(
                     (answer.status.as_u16(), answer.code()),
                     (403, "forbidden"),
-                    "{what}"
+                    "{context}"
                 );
             }
         }
@@ -93,7 +93,7 @@ async fn without_a_valid_key_everything_is_401() {
     let (id, key) = service.create(json!({"scopes": ["admin"]})).await;
     let wrong_secret = format!("tm_{id}_{}", "0".repeat(64));
     let unknown = format!("tm_0123456789abcdef_{}", key.rsplit('_').next().unwrap());
-    let strange = [
+    let invalid = [
         Some(wrong_secret.as_str()),
         Some(unknown.as_str()),
         Some("tm_"),
@@ -101,7 +101,7 @@ async fn without_a_valid_key_everything_is_401() {
         Some(&key[..key.len() - 1]),
         None,
     ];
-    for key in strange {
+    for key in invalid {
         let caller = service.http.with_key(key);
         for (method, path, body, _) in endpoints() {
             let answer = caller.send(method, path, &[], body).await;
@@ -128,7 +128,7 @@ async fn a_bound_key_accesses_its_own_organization_only() {
     for path in ["/v1/track", "/v1/consume", "/v1/check", "/v1/refund"] {
         let own = caller.post(path, json!({"organizationId": "org_1"})).await;
         assert_eq!(own.status, 200, "{path}");
-        // The same answer for one that exists and one that does not.
+        // The response does not reveal whether the organization exists.
         for other in ["org_2", "org_3"] {
             let foreign = caller.post(path, json!({"organizationId": other})).await;
             assert_eq!(
@@ -347,7 +347,7 @@ async fn a_revoked_key_stops_on_every_instance_and_stays_listed() {
         assert_eq!((revoked.status.as_u16(), revoked.text.as_str()), (204, ""));
     }
     assert_eq!(first.track_with(&key).await.status, 401);
-    world.clock.advance(SOON);
+    world.clock.advance(PROPAGATION);
     assert_eq!(second.track_with(&key).await.status, 401);
 
     let listed = &first.list("").await["data"][0];
@@ -372,26 +372,26 @@ async fn a_revocation_that_redis_missed_wins_and_does_not_come_back() {
     for instance in [&first, &second] {
         assert_eq!(instance.read(&key).await.status, 200);
     }
-    // What Redis will come back with: the key as it was before.
+    // Redis will restart with the key as it was before the revocation.
     let _: String = world.redis_command(&["SAVE"]).await;
     world.kill_redis().await;
     assert_eq!(first.revoke(&id).await.status, 204);
-    world.clock.advance(SOON);
+    world.clock.advance(PROPAGATION);
     assert_eq!(first.read(&key).await.status, 401);
 
     world.start_redis().await;
     let mirrored: String = world.redis_command(&["HGET", "tm:keys", &id]).await;
     assert!(mirrored.contains(r#""revoked":false"#), "{mirrored}");
-    world.clock.advance(SOON);
+    world.clock.advance(PROPAGATION);
     assert_eq!(
         first.read(&key).await.status,
         401,
-        "who has seen it revoked never forgets"
+        "an instance that has seen the revocation keeps it"
     );
 
-    // The sweep of any instance repairs the mirror for all.
+    // The sweep of any instance repairs the mirror for all of them.
     assert_eq!(first.sweep().await, 1);
-    world.clock.advance(SOON);
+    world.clock.advance(PROPAGATION);
     for instance in [&second, &world.instance().await] {
         assert_eq!(instance.read(&key).await.status, 401);
     }
@@ -409,7 +409,7 @@ async fn counting_authenticates_without_postgres_also_after_a_restart() {
     let cut_off = without_postgres(&world).await;
     assert_eq!(cut_off.track_with(&good).await.status, 200);
     assert_eq!(cut_off.track_with(&revoked).await.status, 401);
-    world.clock.advance(SOON * 1000);
+    world.clock.advance(PROPAGATION * 1000);
     assert_eq!(cut_off.track_with(&good).await.status, 200);
 }
 
@@ -426,7 +426,7 @@ async fn keys_that_cannot_be_looked_up_are_503_and_never_401() {
         );
         assert!(!answer.header("retry-after").is_empty());
     }
-    // What is no key needs no look.
+    // A malformed key is refused without a look-up.
     assert_eq!(cut_off.track_with("no key").await.status, 401);
 }
 
@@ -439,12 +439,12 @@ async fn the_key_mirror_is_rebuilt_in_a_wiped_redis() {
     service.revoke(&id).await;
     service.count_one("org_1").await;
     let _: String = world.redis_command(&["FLUSHALL"]).await;
-    world.clock.advance(SOON);
+    world.clock.advance(PROPAGATION);
     for instance in [&service, &world.instance().await] {
         assert_eq!(instance.track_with(&good).await.status, 200);
         assert_eq!(instance.track_with(&revoked).await.status, 401);
     }
-    // These two, and the admin key of the tests.
+    // These two keys, and the admin key of the tests.
     assert_eq!(service.sweep().await, 3);
     assert_eq!(service.sweep().await, 0);
     let cut_off = without_postgres(&world).await;
@@ -452,7 +452,7 @@ async fn the_key_mirror_is_rebuilt_in_a_wiped_redis() {
     assert_eq!(cut_off.track_with(&revoked).await.status, 401);
 }
 
-/// A database that was restored from a backup, or made anew, knows less than the mirror does.
+/// A database restored from a backup or recreated has fewer keys than the mirror.
 #[tokio::test]
 async fn a_key_that_postgres_has_lost_is_not_accepted() {
     let world = World::new().await;
@@ -466,14 +466,14 @@ async fn a_key_that_postgres_has_lost_is_not_accepted() {
         .await
         .unwrap();
     assert_eq!(service.sweep().await, 1);
-    world.clock.advance(SOON);
+    world.clock.advance(PROPAGATION);
     assert_eq!(service.track_with(&lost).await.status, 401);
     sqlx::query("delete from api_keys")
         .execute(&world.postgres().await)
         .await
         .unwrap();
     assert_eq!(service.sweep().await, 0);
-    world.clock.advance(SOON);
+    world.clock.advance(PROPAGATION);
     assert_eq!(service.http.get("/v1/api-keys").await.status, 401);
 }
 
@@ -501,7 +501,7 @@ async fn the_minute_of_the_last_use_is_written_once() {
     assert_eq!(
         last_used(&world, &id).await,
         None,
-        "nothing is written by a request"
+        "a request writes nothing"
     );
     first.store_uses().await;
     assert_eq!(
@@ -518,7 +518,7 @@ async fn the_minute_of_the_last_use_is_written_once() {
     assert_eq!(
         row_version(&world, &id).await,
         version,
-        "the same minute again"
+        "the minute was already stored"
     );
 
     world.clock.advance(TimeDelta::seconds(60));
@@ -528,7 +528,7 @@ async fn the_minute_of_the_last_use_is_written_once() {
         last_used(&world, &id).await,
         Some(instant("2031-03-15T12:01:00Z"))
     );
-    // Only what was accepted is a use.
+    // A refused request is no use.
     first.revoke(&id).await;
     world.clock.advance(TimeDelta::seconds(60));
     assert_eq!(first.track_with(&key).await.status, 401);
@@ -543,8 +543,8 @@ async fn the_minute_of_the_last_use_is_written_once() {
 async fn creating_and_revoking_a_key_is_audited() {
     let world = World::new().await;
     let service = world.instance().await;
-    let wish = json!({"scopes": ["ingest"], "organizationId": "org_1"});
-    let (id, _) = service.create(wish).await;
+    let request = json!({"scopes": ["ingest"], "organizationId": "org_1"});
+    let (id, _) = service.create(request).await;
     service.revoke(&id).await;
     service.revoke(&id).await;
     let rows: Vec<AuditRow> = sqlx::query_as(
@@ -640,7 +640,7 @@ async fn the_command_line_makes_lists_and_revokes_keys() {
     let id = listed[1]["id"].as_str().unwrap();
     assert!(tallyman(&world, &["revoke", id]).await.0);
     service.sweep().await;
-    world.clock.advance(SOON);
+    world.clock.advance(PROPAGATION);
     assert_eq!(first.get("/v1/api-keys").await.status, 401);
     assert_eq!(service.list("").await["data"][1]["id"], id);
 }
@@ -692,21 +692,21 @@ async fn the_command_line_refuses_what_the_api_refuses() {
 }
 
 impl Instance {
-    /// Makes a key, named if `wish` does not, and returns its id and itself.
-    async fn create(&self, mut wish: Value) -> (String, String) {
-        let object = wish.as_object_mut().unwrap();
+    /// Creates a key, named by default; returns its id and the key.
+    async fn create(&self, mut request: Value) -> (String, String) {
+        let object = request.as_object_mut().unwrap();
         object
             .entry("name")
             .or_insert_with(|| json!("made by a test"));
-        let made = self.http.post("/v1/api-keys", wish).await;
+        let made = self.http.post("/v1/api-keys", request).await;
         assert_eq!(made.status, 201, "{}", made.text);
         let text = |field: &str| made.body[field].as_str().unwrap().to_owned();
         (text("id"), text("key"))
     }
 
-    /// A caller with a new key.
-    async fn caller(&self, wish: Value) -> Http {
-        let (_, key) = self.create(wish).await;
+    /// A client with a new key.
+    async fn caller(&self, request: Value) -> Http {
+        let (_, key) = self.create(request).await;
         self.http.with_key(Some(&key))
     }
 
@@ -721,13 +721,12 @@ impl Instance {
         answer.body
     }
 
-    /// Counts one unit as the administrator, so that the organization exists.
+    /// Counts one unit as the administrator, which creates the organization.
     async fn count_one(&self, organization: &str) {
         let body = json!({"organizationId": organization});
         assert_eq!(self.http.post("/v1/track", body).await.status, 200);
     }
 
-    /// Counts one unit with `key`.
     async fn track_with(&self, key: &str) -> Answer {
         let caller = self.http.with_key(Some(key));
         caller
@@ -735,7 +734,6 @@ impl Instance {
             .await
     }
 
-    /// Reads with `key`.
     async fn read(&self, key: &str) -> Answer {
         let caller = self.http.with_key(Some(key));
         caller.get("/v1/organizations/org_1/usage").await
@@ -750,7 +748,7 @@ impl Instance {
     }
 }
 
-/// Whoever can write to Redis must not make keys thereby.
+/// Write access to Redis must not be enough to create a key.
 #[tokio::test]
 async fn a_forged_key_record_in_redis_is_not_accepted() {
     let world = World::new().await;
@@ -770,22 +768,24 @@ async fn a_forged_key_record_in_redis_is_not_accepted() {
         forged.clone(),
         format!("{tag} {forged}"),
         format!("{no_tag} {forged}"),
-        // Under another name, as it is.
+        // A valid record of another key.
         sealed.clone(),
     ] {
         let _: u64 = world
             .redis_command(&["HSET", "tm:keys", forged_id, &text])
             .await;
-        world.clock.advance(SOON);
+        world.clock.advance(PROPAGATION);
         let http = service.http.with_key(Some(&forged_key));
         assert_eq!(http.get("/v1/api-keys").await.status, 401, "{text}");
         assert_eq!(service.track_with(&forged_key).await.status, 401, "{text}");
     }
 
-    // What is changed of a key that there is makes it no other key.
-    let more = format!("{tag} {}", record.replace("ingest", "admin"));
-    let _: u64 = world.redis_command(&["HSET", "tm:keys", &id, &more]).await;
-    world.clock.advance(SOON);
+    // A changed record of an existing key grants nothing more.
+    let escalated = format!("{tag} {}", record.replace("ingest", "admin"));
+    let _: u64 = world
+        .redis_command(&["HSET", "tm:keys", &id, &escalated])
+        .await;
+    world.clock.advance(PROPAGATION);
     let http = service.http.with_key(Some(&key));
     assert_eq!(http.get("/v1/api-keys").await.status, 403);
     assert_eq!(service.track_with(&key).await.status, 200);
@@ -801,13 +801,13 @@ async fn an_older_key_record_does_not_revive_a_revoked_key() {
     assert_eq!(first.revoke(&id).await.status, 204);
     second.sweep().await;
     let _: u64 = world.redis_command(&["HSET", "tm:keys", &id, &older]).await;
-    world.clock.advance(SOON);
+    world.clock.advance(PROPAGATION);
     for instance in [&first, &second, &world.instance().await] {
         assert_eq!(instance.track_with(&key).await.status, 401);
     }
 }
 
-/// Redis goes on telling of the key as it was.
+/// The mirror in Redis still has the key as active.
 #[tokio::test]
 async fn a_revocation_is_effective_everywhere_even_if_redis_accepts_no_writes() {
     let world = World::new().await;
@@ -828,15 +828,15 @@ async fn a_revocation_is_effective_everywhere_even_if_redis_accepts_no_writes() 
     }
 }
 
-/// Such an instance cannot tell who has written the mirror, which may be anybody who can write counts as well.
+/// It cannot verify who wrote the mirror: anyone with access to Redis could have.
 #[tokio::test]
 async fn until_postgres_is_reachable_a_mirrored_key_may_only_count() {
     let world = World::new().await;
     let service = world.instance().await;
     service.count_one("org_1").await;
     service.sweep().await;
-    let (servers, cable) = world.cuttable_postgres();
-    cable.cut(&world.postgres().await).await;
+    let (servers, socket) = world.cuttable_postgres();
+    socket.cut(&world.postgres().await).await;
     let cut_off = world.instance_with(servers).await;
     assert_eq!(cut_off.track_with(&world.key).await.status, 200);
     for path in ["/v1/organizations/org_1/usage", "/v1/verify", "/metrics"] {
@@ -847,15 +847,15 @@ async fn until_postgres_is_reachable_a_mirrored_key_may_only_count() {
             "{path}"
         );
     }
-    cable.mend();
+    socket.restore();
     assert_eq!(cut_off.http.get("/v1/verify").await.status, 200);
     cut_off.sweep().await;
-    cable.cut(&world.postgres().await).await;
-    world.clock.advance(SOON);
+    socket.cut(&world.postgres().await).await;
+    world.clock.advance(PROPAGATION);
     assert_eq!(cut_off.http.get("/metrics").await.status, 200);
 }
 
-/// A mirror that another database has sealed is as good as none.
+/// A mirror sealed with the secret of another database is ignored.
 #[tokio::test]
 async fn a_key_mirror_with_another_seal_is_rewritten() {
     let world = World::new().await;
@@ -872,7 +872,7 @@ async fn a_key_mirror_with_another_seal_is_rewritten() {
     assert_eq!(other.sweep().await, 0);
 }
 
-/// An instance that was started while Postgres was away, and has not seen it since.
+/// An instance that was started while Postgres was down and has never reached it.
 async fn without_postgres(world: &World) -> Instance {
     let servers = Servers {
         database_url: "postgres://nobody@127.0.0.1:1/nowhere".to_owned(),
@@ -900,7 +900,7 @@ async fn row_version(world: &World, id: &str) -> String {
     version
 }
 
-/// Runs `tallyman keys`; returns whether it succeeded, and what it wrote.
+/// Runs `tallyman keys`; returns whether it succeeded, its standard output and its standard error.
 async fn tallyman(world: &World, arguments: &[&str]) -> (bool, String, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_tallyman"))
         .arg("keys")

@@ -1,4 +1,4 @@
-//! Events that come late, and units that are given back.
+//! Late events and refunds.
 
 use chrono::Duration;
 use serde_json::{Value, json};
@@ -19,7 +19,7 @@ async fn refund(service: &Instance, amount: u64) -> Value {
     answer.body
 }
 
-/// (hour, used, refunded) as stored, oldest first.
+/// `(hour, used, refunded)` of each `usage_hourly` row, oldest first.
 async fn hours(world: &World) -> Vec<(String, i64, i64)> {
     sqlx::query_as(
         "select to_char(hour at time zone 'UTC', 'MM-DD HH24:MI'), used, refunded from usage_hourly order by hour",
@@ -29,7 +29,7 @@ async fn hours(world: &World) -> Vec<(String, i64, i64)> {
     .unwrap()
 }
 
-/// (period start, used, refunded) as stored, oldest first.
+/// `(start, used, refunded)` of each `usage_history` row, oldest first.
 async fn periods(world: &World) -> Vec<(String, i64, i64)> {
     sqlx::query_as(
         "select to_char(period_start at time zone 'UTC', 'MM-DD'), used, refunded from usage_history order by period_start",
@@ -62,7 +62,7 @@ async fn a_late_event_counts_in_its_own_period_even_after_its_end() {
     let service = world.instance().await;
     service.track("org_1", 10).await;
     service.flush().await;
-    // Twelve hours into April.
+    // Noon of the first of April.
     world.clock.advance(Duration::days(17));
     service.track("org_1", 1).await;
     let late = track_at(&service, "2031-03-31T23:59:59Z", 5).await;
@@ -94,7 +94,7 @@ async fn a_late_event_is_restored_into_its_period_after_a_loss_of_redis() {
     assert_eq!(periods(&world).await, [("03-01".to_owned(), 15, 0)]);
 }
 
-/// The limit is raised after the period was over: late events keep the one that it ended with.
+/// The limit changes after the period's end, and late events keep the one that the period ended with.
 #[tokio::test]
 async fn a_late_event_adopts_no_newer_limit_into_a_period_that_is_over() {
     let world = World::new().await;
@@ -215,7 +215,7 @@ async fn a_refund_is_stored_apart_from_what_was_counted() {
         ("03-15 13:00".to_owned(), -4, 4),
     ];
     assert_eq!(hours(&world).await, expected);
-    // And comes back with both.
+    // Both are restored as well.
     let _: () = world.redis_command(&["FLUSHALL"]).await;
     refund(&service, 1).await;
     service.flush().await;
@@ -274,13 +274,13 @@ async fn a_refund_of_several_meters_is_one_step() {
     let service = world.instance().await;
     let meters = json!({"organizationId": "org_1", "meters": {"api": 5, "tokens": 50}});
     service.http.post("/v1/track", meters).await;
-    let back = json!({"organizationId": "org_1", "meters": {"api": 9, "tokens": 20}});
-    let answer = service.http.post("/v1/refund", back).await;
+    let refund = json!({"organizationId": "org_1", "meters": {"api": 9, "tokens": 20}});
+    let answer = service.http.post("/v1/refund", refund).await;
     assert_eq!(answer.body["meters"]["api"]["applied"], 5);
     assert_eq!(answer.body["meters"]["tokens"]["current"], 30);
 }
 
-/// Somebody has removed a counter by hand: its place in the index must not block the others.
+/// Its entry in the dirty index must not block the others.
 #[tokio::test]
 async fn a_dirty_counter_that_was_removed_by_hand_does_not_block_the_flush() {
     let world = World::new().await;
@@ -291,6 +291,6 @@ async fn a_dirty_counter_that_was_removed_by_hand_does_not_block_the_flush() {
     world.clock.advance(Duration::seconds(1));
     service.track("org_2", 2).await;
     assert_eq!(service.flush().await.stored, 1);
-    let waiting: Vec<String> = world.redis_command(&["KEYS", "tm:*:dirty"]).await;
-    assert_eq!(waiting, Vec::<String>::new());
+    let dirty: Vec<String> = world.redis_command(&["KEYS", "tm:*:dirty"]).await;
+    assert_eq!(dirty, Vec::<String>::new());
 }

@@ -1,4 +1,4 @@
-//! What went wrong in the plugin that this service replaces, each once more as it must not go.
+//! Regression tests for the defects of the plugin that this service replaces.
 
 use serde_json::{Value, json};
 use tallyman::clock::Clock;
@@ -20,7 +20,7 @@ async fn concurrent_updates_are_not_lost_between_reading_and_writing_back() {
     assert_eq!(instances[0].current("org_1", "api").await, 300);
 }
 
-/// The late writer has read everything before the boundary; what it writes belongs to the old period.
+/// The late writer's clock is still before the boundary, so that it writes to the old period.
 #[tokio::test]
 async fn a_late_write_does_not_undo_a_reset() {
     let world = World::new().await;
@@ -47,12 +47,12 @@ async fn a_limit_of_zero_is_not_turned_into_the_default() {
     let answer = service.limits("org_1", json!({"api": {"limit": 0}})).await;
     assert_eq!(answer["limits"]["api"]["limit"], 0);
     assert_eq!(service.meter("org_1", "api").await["limit"], 0);
-    assert_eq!(service.attempt("org_1", "api", 1).await.status, 429);
-    // Neither after a loss of Redis, when everything comes from Postgres,
+    assert_eq!(service.try_consume("org_1", "api", 1).await.status, 429);
+    // The zero survives a loss of Redis, when limits come from Postgres,
     let _: String = world.redis_command(&["FLUSHALL"]).await;
     let service = world.instance().await;
-    assert_eq!(service.attempt("org_1", "api", 1).await.status, 429);
-    // nor as the default itself.
+    assert_eq!(service.try_consume("org_1", "api", 1).await.status, 429);
+    // and works as the default limit.
     let world = World::with(|config| {
         let limits = &mut config.defaults.limits;
         for limit in limits.values_mut() {
@@ -61,7 +61,10 @@ async fn a_limit_of_zero_is_not_turned_into_the_default() {
     })
     .await;
     let service = world.instance().await;
-    assert_eq!(service.attempt("org_1", "api", 1).await.body["limit"], 0);
+    assert_eq!(
+        service.try_consume("org_1", "api", 1).await.body["limit"],
+        0
+    );
 }
 
 #[tokio::test]
@@ -100,7 +103,7 @@ async fn a_month_after_the_31st_of_january_is_the_28th_of_february_and_then_the_
         ),
     ] {
         world.move_to(now);
-        let answer = service.attempt("org_1", "api", 1).await;
+        let answer = service.try_consume("org_1", "api", 1).await;
         assert_eq!(
             (&answer.body["periodStart"], &answer.body["resetDate"]),
             (&json!(start), &json!(end)),
@@ -123,8 +126,8 @@ async fn a_reset_is_due_by_the_calendar_and_not_by_the_time_of_the_last_call() {
         "2031-03-20T00:00:00Z",
     ] {
         world.move_to(now);
-        let answer = service.attempt("org_1", "api", 1).await;
-        // Calls two minutes apart are on two days; days without calls leave nothing behind.
+        let answer = service.try_consume("org_1", "api", 1).await;
+        // The first two calls are two minutes apart, on two days.
         assert_eq!(answer.body["current"], 1, "{now}");
         assert_eq!(
             answer.body["periodStart"],
@@ -135,7 +138,7 @@ async fn a_reset_is_due_by_the_calendar_and_not_by_the_time_of_the_last_call() {
 
 #[tokio::test]
 async fn midnight_is_the_organizations_and_never_the_servers() {
-    // The zone of this process must not matter; tests run in whatever zone the machine is in.
+    // The time zone of this process does not matter.
     let world = World::new().await;
     let service = world.instance().await;
     for (organization, zone) in [
@@ -152,12 +155,12 @@ async fn midnight_is_the_organizations_and_never_the_servers() {
         ("auckland", "2031-07-09T12:00:00Z"),
         ("honolulu", "2031-07-10T10:00:00Z"),
     ] {
-        let answer = service.attempt(organization, "api", 1).await;
+        let answer = service.try_consume(organization, "api", 1).await;
         assert_eq!(answer.body["periodStart"], start, "{organization}");
     }
 }
 
-/// A new period is a new counter, so that there is nothing to zero.
+/// A new period is a new counter; nothing is reset to zero.
 #[tokio::test]
 async fn no_counter_is_zeroed_before_its_history_is_written() {
     let world = World::new().await;
@@ -165,11 +168,13 @@ async fn no_counter_is_zeroed_before_its_history_is_written() {
     service.count("org_1", "api", 777).await;
     world.move_to("2031-04-01T00:00:00Z");
     service.count("org_1", "api", 1).await;
-    let march = world.held_of("org_1", "api", "2031-03-01T00:00:00Z").await;
+    let march = world
+        .snapshot_of("org_1", "api", "2031-03-01T00:00:00Z")
+        .await;
     assert_eq!(march["used"], "777");
     world.move_to("2031-05-01T00:00:00Z");
-    let forgotten = service.app.garbage_collector.collect_once().await.unwrap();
-    assert_eq!(forgotten.counters, 0, "what is not stored is not forgotten");
+    let collected = service.app.garbage_collector.collect_once().await.unwrap();
+    assert_eq!(collected.counters, 0, "what is not stored is not collected");
     service.flush().await;
     assert_eq!(
         world
@@ -177,8 +182,8 @@ async fn no_counter_is_zeroed_before_its_history_is_written() {
             .await,
         ["777", "1"]
     );
-    let forgotten = service.app.garbage_collector.collect_once().await.unwrap();
-    assert_eq!(forgotten.counters, 1);
+    let collected = service.app.garbage_collector.collect_once().await.unwrap();
+    assert_eq!(collected.counters, 1);
 }
 
 #[tokio::test]
@@ -231,7 +236,7 @@ async fn no_user_resets_or_limits_an_organization_their_own_or_another() {
     }
 }
 
-/// The first calls of a new period come at once, and each finds the old one over.
+/// The first calls of a new period run concurrently, and each finds the old period ended.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_calls_open_one_period_and_none_is_reset_away() {
     let world = World::new().await;
@@ -255,7 +260,6 @@ async fn concurrent_calls_open_one_period_and_none_is_reset_away() {
     );
 }
 
-/// Whoever resets at once closes each count once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_resets_close_what_was_counted_once() {
     let world = World::new().await;
@@ -277,7 +281,7 @@ async fn concurrent_resets_close_what_was_counted_once() {
     assert_eq!(world.select(closed).await, ["777"]);
 }
 
-/// There is no secret that is looked for as text: a key is found by its id, and the hash of the rest compared.
+/// A key is looked up by its id, and the hash of its secret is compared in constant time.
 #[tokio::test]
 async fn secrets_are_compared_in_constant_time() {
     let source = [
@@ -295,13 +299,15 @@ async fn not_every_key_may_raise_a_limit() {
     let world = World::new().await;
     let service = world.instance().await;
     service.count("org_1", "api", 1000).await;
-    let ordinary = service
+    let unprivileged = service
         .http
         .with_key(Some(&world.key_with(&["ingest", "read"]).await));
     let path = "/v1/organizations/org_1/limits";
-    let answer = ordinary.patch(path, json!({"api": {"limit": null}})).await;
+    let answer = unprivileged
+        .patch(path, json!({"api": {"limit": null}}))
+        .await;
     assert_eq!(answer.status, 403);
-    assert_eq!(service.attempt("org_1", "api", 1).await.status, 429);
+    assert_eq!(service.try_consume("org_1", "api", 1).await.status, 429);
 }
 
 #[tokio::test]

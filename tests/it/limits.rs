@@ -1,4 +1,4 @@
-//! Limits and settings: in force for the next request of every instance, and never by halves.
+//! Limits and settings: atomic, and effective for the next request on every instance.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,12 +15,12 @@ use crate::support::{World, at_once};
 async fn a_new_limit_is_effective_for_the_next_request_on_every_instance() {
     let world = World::new().await;
     let (here, there) = (world.instance().await, world.instance().await);
-    // Both have the policy at hand.
+    // Both instances have the policy cached.
     here.count("org_1", "api", 5).await;
     there.count("org_1", "api", 5).await;
     for (limit, status) in [(10, 429), (11, 200), (5, 429), (0, 429), (1000, 200)] {
         here.limits("org_1", json!({"api": {"limit": limit}})).await;
-        let answer = there.attempt("org_1", "api", 1).await;
+        let answer = there.try_consume("org_1", "api", 1).await;
         assert_eq!(
             (answer.status.as_u16(), &answer.body["limit"]),
             (status, &json!(limit))
@@ -36,7 +36,7 @@ async fn a_limit_on_a_meter_never_counted_is_known_to_every_instance_at_once() {
     there.count("org_1", "api", 1).await;
     here.limits("org_1", json!({"tokens": {"limit": 0}})).await;
     assert_eq!(there.meter("org_1", "tokens").await["limit"], 0);
-    assert_eq!(there.attempt("org_1", "tokens", 1).await.status, 429);
+    assert_eq!(there.try_consume("org_1", "tokens", 1).await.status, 429);
 }
 
 #[tokio::test]
@@ -49,7 +49,7 @@ async fn a_limit_of_an_organization_never_counted_is_known_to_every_instance_at_
     assert_eq!(there.meter("org_1", "api").await["limit"], 7);
 }
 
-/// Everything that is asked after the PATCH was answered is decided by the new limit.
+/// Every request sent after the response to the PATCH uses the new limit.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_call_is_granted_beyond_a_lowered_limit_once_the_patch_has_returned() {
     let world = World::new().await;
@@ -107,12 +107,12 @@ async fn null_removes_an_override_and_a_limit_of_null_is_unlimited() {
         .limits("org_1", json!({"api": {"limit": null}}))
         .await;
     assert_eq!(limit(&answer), Value::Null);
-    assert_eq!(service.attempt("org_1", "api", 5000).await.status, 200);
+    assert_eq!(service.try_consume("org_1", "api", 5000).await.status, 200);
     assert_eq!(service.meter("org_1", "api").await["limit"], Value::Null);
     let answer = service.limits("org_1", json!({"api": null})).await;
     assert_eq!(limit(&answer), 1000);
-    assert_eq!(service.attempt("org_1", "api", 1).await.status, 429);
-    // Where there is nothing to remove, nothing happens.
+    assert_eq!(service.try_consume("org_1", "api", 1).await.status, 429);
+    // Removing a missing override is no change.
     let answer = service.limits("org_1", json!({"tokens": null})).await;
     assert_eq!(answer["limits"].as_object().unwrap().len(), 1);
 }
@@ -131,13 +131,13 @@ async fn naming_one_part_of_a_limit_keeps_the_others() {
         answer["limits"]["api"],
         json!({"limit": 10, "enforcement": "soft", "warnAt": [50], "source": "organization"})
     );
-    assert_eq!(service.attempt("org_1", "api", 11).await.status, 200);
+    assert_eq!(service.try_consume("org_1", "api", 11).await.status, 200);
     let answer = service.limits("org_1", json!({"api": {"limit": 20}})).await;
     assert_eq!(
         answer["limits"]["api"],
         json!({"limit": 20, "enforcement": "soft", "warnAt": [50], "source": "organization"})
     );
-    // The same on a meter that only the plan limits.
+    // The same with a limit that comes from the plan.
     let answer = service
         .limits("org_2", json!({"api": {"enforcement": "soft"}}))
         .await;
@@ -155,7 +155,7 @@ async fn a_change_of_limits_keeps_the_count() {
     service.limits("org_1", json!({"api": {"limit": 50}})).await;
     assert_eq!(service.current("org_1", "api").await, 40);
     assert_eq!(
-        service.attempt("org_1", "api", 10).await.body["current"],
+        service.try_consume("org_1", "api", 10).await.body["current"],
         50
     );
 }
@@ -180,7 +180,7 @@ async fn limits_of_an_unknown_organization_are_not_found() {
         assert_eq!((answer.status.as_u16(), answer.code()), refusal, "{id}");
     }
     assert_eq!(world.select("select id from organizations").await, [""; 0]);
-    // One that was counted is known before any flush.
+    // A counted organization is known before any flush.
     world.move_to("2031-04-02T00:00:00Z");
     service.count("counted", "api", 1).await;
     assert_eq!(world.select("select id from organizations").await, [""; 0]);
@@ -217,12 +217,12 @@ async fn an_invalid_limit_is_refused_by_name() {
         );
         assert_eq!(answer.body["errors"][0]["pointer"], pointer, "{changes}");
     }
-    let many: serde_json::Map<String, Value> = (0..33)
+    let too_many: serde_json::Map<String, Value> = (0..33)
         .map(|number| (format!("m{number}"), json!({"limit": 1})))
         .collect();
     let answer = service
         .http
-        .patch("/v1/organizations/org_1/limits", Value::Object(many))
+        .patch("/v1/organizations/org_1/limits", Value::Object(too_many))
         .await;
     assert_eq!(answer.status, 400);
     assert_eq!(service.meter("org_1", "api").await["limit"], 1000);
@@ -253,7 +253,7 @@ async fn settings_are_returned_as_they_are_effective() {
                "limits": {"api": {"limit": 1000, "enforcement": "hard", "warnAt": [80, 100], "source": "default"}},
                "version": version})
     );
-    // PUT replaces all of it, limits aside.
+    // PUT replaces all settings, but not the limits.
     service.limits("org_1", json!({"api": {"limit": 5}})).await;
     let replaced = service.settings("org_1", json!({})).await;
     assert_eq!(
@@ -312,7 +312,7 @@ async fn invalid_settings_are_refused_by_name_and_change_nothing() {
     );
 }
 
-/// Postgres' jsonb cannot hold U+0000.
+/// `jsonb` cannot store U+0000.
 #[tokio::test]
 async fn text_that_cannot_be_stored_is_refused_and_not_a_failure() {
     let world = World::new().await;
@@ -338,7 +338,7 @@ async fn text_that_cannot_be_stored_is_refused_and_not_a_failure() {
     assert_eq!(stored["metadata"], unusual["metadata"]);
 }
 
-/// Postgres' jsonb writes large numbers out, all 309 digits of them.
+/// `jsonb` writes numbers without exponents, up to 309 digits.
 #[tokio::test]
 async fn numbers_of_any_size_are_returned_unchanged() {
     let world = World::new().await;
@@ -401,7 +401,7 @@ async fn changing_the_calendar_keeps_the_start_and_the_count_and_moves_the_end()
         ),
     ] {
         here.settings("org_1", settings.clone()).await;
-        let answer = there.attempt("org_1", "api", 1).await;
+        let answer = there.try_consume("org_1", "api", 1).await;
         assert_eq!(
             answer.body["periodStart"], "2031-03-01T00:00:00Z",
             "{settings}"
@@ -409,9 +409,9 @@ async fn changing_the_calendar_keeps_the_start_and_the_count_and_moves_the_end()
         assert_eq!(answer.body["resetDate"], end, "{settings}");
     }
     assert_eq!(there.current("org_1", "api").await, 25);
-    // The other instance, which was told of nothing, ends the period in time all the same.
+    // The other instance ends the period in time, without a notification.
     world.move_to("2031-03-17T00:00:00Z");
-    let answer = there.attempt("org_1", "api", 1).await;
+    let answer = there.try_consume("org_1", "api", 1).await;
     assert_eq!(answer.body["current"], 1);
     assert_eq!(answer.body["periodStart"], "2031-03-17T00:00:00Z");
     assert_eq!(answer.body["resetDate"], "2031-03-24T00:00:00Z");
@@ -429,7 +429,7 @@ async fn every_change_of_limits_is_audited_with_actor_before_and_after() {
         .http
         .send(reqwest::Method::PATCH, path, &headers, Some(body))
         .await;
-    // Refused changes leave no trace.
+    // Refused changes leave no entry.
     let refused = service
         .http
         .put("/v1/organizations/org_1", json!({"planId": "gold"}))
@@ -467,7 +467,7 @@ async fn every_change_of_limits_is_audited_with_actor_before_and_after() {
     assert_eq!(second["request"], "ticket-77");
 }
 
-/// The change is committed and the process dies before it tells Redis.
+/// The process dies between the commit and the write to Redis.
 #[tokio::test]
 async fn a_change_that_never_reached_redis_is_applied_by_the_next_sweep() {
     let world = World::new().await;
@@ -490,14 +490,14 @@ async fn a_change_that_never_reached_redis_is_applied_by_the_next_sweep() {
         Ok::<Organization, ()>(after)
     });
     committed.await.unwrap().unwrap();
-    assert_eq!(service.attempt("org_1", "api", 1).await.status, 200);
+    assert_eq!(service.try_consume("org_1", "api", 1).await.status, 200);
     let other = world.instance().await;
     assert_eq!(other.app.policies.sweep_once().await.unwrap(), 1);
     for service in [&service, &other] {
-        assert_eq!(service.attempt("org_1", "api", 1).await.status, 429);
+        assert_eq!(service.try_consume("org_1", "api", 1).await.status, 429);
         assert_eq!(service.meter("org_1", "api").await["limit"], 10);
     }
-    // It does so once.
+    // A second sweep finds nothing to apply.
     assert_eq!(other.app.policies.sweep_once().await.unwrap(), 0);
     assert_eq!(service.app.policies.sweep_once().await.unwrap(), 0);
 }
@@ -509,8 +509,8 @@ async fn a_limit_survives_the_loss_of_redis() {
     service.limits("org_1", json!({"api": {"limit": 3}})).await;
     let _: String = world.redis_command(&["FLUSHALL"]).await;
     let service = world.instance().await;
-    assert_eq!(service.attempt("org_1", "api", 4).await.status, 429);
-    assert_eq!(service.attempt("org_1", "api", 3).await.status, 200);
+    assert_eq!(service.try_consume("org_1", "api", 4).await.status, 429);
+    assert_eq!(service.try_consume("org_1", "api", 3).await.status, 200);
 }
 
 #[tokio::test]
@@ -524,8 +524,14 @@ async fn new_defaults_reach_organizations_that_override_nothing() {
         .limits
         .values_mut()
         .for_each(|limit| limit.limit = Count::try_from(11).ok());
-    let newer = world.instance().await;
-    assert_eq!(newer.attempt("org_1", "api", 1).await.body["limit"], 11);
-    assert_eq!(newer.attempt("org_1", "api", 1).await.status, 429);
-    assert_eq!(newer.attempt("org_2", "api", 100).await.body["limit"], 500);
+    let updated = world.instance().await;
+    assert_eq!(
+        updated.try_consume("org_1", "api", 1).await.body["limit"],
+        11
+    );
+    assert_eq!(updated.try_consume("org_1", "api", 1).await.status, 429);
+    assert_eq!(
+        updated.try_consume("org_2", "api", 100).await.body["limit"],
+        500
+    );
 }

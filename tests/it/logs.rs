@@ -1,4 +1,4 @@
-//! The log: one line a request, everything inside it under its id, and no secret ever.
+//! The log: one line for each request, its id on every line in between, and no secrets.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -9,21 +9,23 @@ use uuid::Uuid;
 
 use crate::support::{AuthServer, Process, World};
 
-/// Starts the program with a log of JSON, filtered so.
+/// Starts the executable with this log filter and JSON lines.
 async fn serve(world: &World, filter: &str) -> Process {
     let variables = [("TALLYMAN_LOG", filter), ("TALLYMAN_LOG_FORMAT", "json")];
     Process::serve(world, world.servers(), &variables).await
 }
 
-/// The lines of requests, each as JSON.
-fn requests(said: &[String]) -> Vec<Value> {
-    let lines = said.iter().map(|line| serde_json::from_str(line).unwrap());
+/// The request lines, parsed.
+fn requests(output: &[String]) -> Vec<Value> {
+    let lines = output
+        .iter()
+        .map(|line| serde_json::from_str(line).unwrap());
     lines
         .filter(|line: &Value| line["target"] == "tallyman::request")
         .collect()
 }
 
-/// The id of a key, which is no secret.
+/// The id of a key, which may be logged.
 fn id(key: &str) -> &str {
     key.split('_').nth(1).unwrap()
 }
@@ -38,13 +40,13 @@ async fn a_request_is_one_log_line_with_caller_operation_and_outcome() {
     service.http.send(post, path, &named, Some(body)).await;
     let amount = json!({"organizationId": "org_1", "amount": 0});
     let bad = service.http.post(path, amount).await;
-    let nobody = service.http.with_key(None);
-    nobody.get("/v1/organizations/org_1?x=1").await;
-    nobody.get("/no/such/path").await;
-    let (code, said) = service.stop().await;
+    let anonymous = service.http.with_key(None);
+    anonymous.get("/v1/organizations/org_1?x=1").await;
+    anonymous.get("/no/such/path").await;
+    let (code, output) = service.stop().await;
     assert_eq!(code, Some(0));
 
-    let lines = requests(&said);
+    let lines = requests(&output);
     let expected = [
         ("DEBUG", "POST", "/v1/consume", 200, json!(null)),
         ("INFO", "POST", "/v1/consume", 400, json!("invalid_field")),
@@ -104,13 +106,13 @@ async fn a_user_is_logged_and_no_token_is_at_any_level() {
         let body = json!({"organizationId": token, token: token});
         user.post("/v1/consume", body).await;
     }
-    let (_, said) = service.stop().await;
+    let (_, output) = service.stop().await;
 
-    let lines = requests(&said);
+    let lines = requests(&output);
     assert_eq!(lines[0]["user_id"], auth.text("userId"));
     assert_eq!(lines[0]["key_id"], Value::Null);
     for secret in right.split('.').chain([wrong.rsplit('.').next().unwrap()]) {
-        let line = said.iter().find(|line| line.contains(secret));
+        let line = output.iter().find(|line| line.contains(secret));
         assert_eq!(line, None, "{secret}");
     }
 }
@@ -139,14 +141,14 @@ async fn at_level_warn_the_log_has_failures_with_their_causes_only() {
     assert_eq!(service.http.get("/nowhere").await.status, 404);
     world.kill_redis().await;
     let mut failed = service.http.post("/v1/track", body.clone()).await;
-    // The connection may break only under the call.
+    // The connection may break during the call, so that its outcome is unknown.
     if failed.status == 504 {
         failed = service.http.post("/v1/track", body).await;
     }
     assert_eq!(failed.code(), "counter_store_unavailable");
-    let (_, said) = service.stop().await;
+    let (_, output) = service.stop().await;
 
-    let lines = requests(&said);
+    let lines = requests(&output);
     let last = lines.last().unwrap();
     assert_eq!(last["request_id"], failed.header("x-request-id"));
     assert_eq!(last["code"], "counter_store_unavailable");
@@ -171,10 +173,10 @@ async fn a_client_that_disconnects_is_logged() {
     );
     let mut caller = TcpStream::connect(&service.address).await.unwrap();
     caller.write_all(head.as_bytes()).await.unwrap();
-    // The request is under way when its body is asked for, and stays so without an answer of Redis.
-    let mut asked = [0; 12];
-    caller.read_exact(&mut asked).await.unwrap();
-    assert_eq!(&asked, b"HTTP/1.1 100");
+    // `100 Continue` shows that the request is in progress; the paused Redis keeps it there.
+    let mut interim = [0; 12];
+    caller.read_exact(&mut interim).await.unwrap();
+    assert_eq!(&interim, b"HTTP/1.1 100");
     let () = world.redis_command(&["CLIENT", "PAUSE", "600000"]).await;
     caller.write_all(body).await.unwrap();
     drop(caller);
@@ -206,8 +208,8 @@ async fn no_secret_is_logged_at_any_level() {
     let service = Process::serve(&world, servers, &variables).await;
     let http = &service.http;
 
-    let wish = json!({"name": "made", "scopes": ["ingest", "read"]});
-    let made = http.post("/v1/api-keys", wish).await;
+    let request = json!({"name": "made", "scopes": ["ingest", "read"]});
+    let made = http.post("/v1/api-keys", request).await;
     assert_eq!(made.status, 201, "{}", made.text);
     let made = made.body["key"].as_str().unwrap().to_owned();
     let wrong = format!("tm_{}_{}", id(&world.key), "5".repeat(64));
@@ -250,11 +252,15 @@ async fn no_secret_is_logged_at_any_level() {
     http.get("/metrics").await;
     let path = format!("/v1/api-keys/{}", id(&made));
     http.send(Method::DELETE, &path, &[], None).await;
-    let (code, said) = service.stop().await;
+    let (code, output) = service.stop().await;
     assert_eq!(code, Some(0));
 
-    assert!(said.iter().any(|line| line.contains(r#""level":"TRACE""#)));
-    assert!(requests(&said).len() > 30);
+    assert!(
+        output
+            .iter()
+            .any(|line| line.contains(r#""level":"TRACE""#))
+    );
+    assert!(requests(&output).len() > 30);
     let secret = |key: &str| key.rsplit('_').next().unwrap().to_owned();
     let secrets = [&world.key, &made, &wrong, &unknown].map(|key| secret(key));
     for secret in secrets
@@ -262,7 +268,7 @@ async fn no_secret_is_logged_at_any_level() {
         .map(String::as_str)
         .chain([redis, postgres, hook])
     {
-        let line = said.iter().find(|line| line.contains(secret));
+        let line = output.iter().find(|line| line.contains(secret));
         assert_eq!(line, None, "{secret}");
     }
 }
@@ -271,26 +277,26 @@ async fn no_secret_is_logged_at_any_level() {
 async fn an_unread_log_blocks_neither_requests_nor_a_stop_and_reports_dropped_lines() {
     let world = World::new().await;
     let mut service = Process::serve(&world, world.servers(), &[]).await;
-    service.stop_listening();
-    // Each has a line; the pipe takes 64 KiB, and the queue 8192 lines.
+    service.stop_reading();
+    // Each request writes a line; the pipe holds 64 KiB, and the queue 8192 lines.
     let (mut answers, mut requests) = TcpStream::connect(&service.address)
         .await
         .unwrap()
         .into_split();
-    let many = "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n".repeat(12_000);
+    let pipelined = "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n".repeat(12_000);
     let last = "GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
     let sending = tokio::spawn(async move {
-        requests.write_all(many.as_bytes()).await.unwrap();
+        requests.write_all(pipelined.as_bytes()).await.unwrap();
         requests.write_all(last.as_bytes()).await.unwrap();
         requests
     });
     let mut text = String::new();
     answers.read_to_string(&mut text).await.unwrap();
-    // Not closed before, because whoever has nothing more to say may be gone.
+    // Closed only now: the server may treat a half-closed connection as a disconnect.
     drop(sending.await.unwrap());
     assert_eq!(text.matches("HTTP/1.1 200 OK").count(), 12_001);
-    let told = service.http.get("/metrics").await.text;
-    let mut lines = told.lines();
+    let metrics = service.http.get("/metrics").await.text;
+    let mut lines = metrics.lines();
     let dropped = lines.find_map(|line| line.strip_prefix("tallyman_log_lines_dropped_total "));
     assert!(dropped.unwrap().parse::<u64>().unwrap() > 0);
     let (code, _) = service.stop().await;
@@ -301,7 +307,7 @@ async fn an_unread_log_blocks_neither_requests_nor_a_stop_and_reports_dropped_li
 async fn the_last_log_lines_of_a_stop_are_written() {
     let world = World::new().await;
     let service = serve(&world, "trace").await;
-    let (_, said) = service.stop().await;
-    let last: Value = serde_json::from_str(said.last().unwrap()).unwrap();
+    let (_, output) = service.stop().await;
+    let last: Value = serde_json::from_str(output.last().unwrap()).unwrap();
     assert_eq!(last["message"], "stopped");
 }

@@ -1,13 +1,10 @@
-//! Everything that needs servers: one binary, one file a promise.
-#![expect(
-    clippy::unwrap_used,
-    reason = "a test that cannot go on should stop where it is"
-)]
+//! Tests that need servers: one binary, one file for each guarantee.
+#![expect(clippy::unwrap_used, reason = "a test fails at the first error")]
 #![expect(
     clippy::disallowed_methods,
-    reason = "tests have no task tracker, and their own variables"
+    reason = "tests have no task tracker and set environment variables of child processes"
 )]
-#![expect(unreachable_pub, reason = "this is no library")]
+#![expect(unreachable_pub, reason = "a test binary exports nothing")]
 
 mod adjustments;
 mod audit;

@@ -1,4 +1,4 @@
-//! What the service measures of itself, as Prometheus reads it.
+//! Metrics in the OpenMetrics format.
 
 use chrono::Duration;
 use serde_json::json;
@@ -11,7 +11,7 @@ async fn metrics(service: &Instance) -> Answer {
     answer
 }
 
-/// One value, by the name and the labels that stand before it.
+/// The value of a sample, given its name and labels.
 fn value(answer: &Answer, sample: &str) -> f64 {
     let line = answer.text.lines().find_map(|line| {
         let rest = line.strip_prefix(sample)?;
@@ -47,9 +47,9 @@ async fn decisions_are_measured_by_meter_operation_and_outcome() {
     let meters = json!({"organizationId": "org_1", "meters": {"seats": 1, "tokens": 1}});
     http.post("/v1/check", meters).await;
 
-    let told = metrics(&service).await;
+    let scraped = metrics(&service).await;
     assert_eq!(
-        told.header("content-type"),
+        scraped.header("content-type"),
         "application/openmetrics-text; version=1.0.0; charset=utf-8"
     );
     for (meter, operation, outcome, expected) in [
@@ -62,10 +62,10 @@ async fn decisions_are_measured_by_meter_operation_and_outcome() {
         ("seats", "check", "granted", 1.0),
         ("tokens", "check", "granted", 1.0),
     ] {
-        let counted = decisions(&told, meter, operation, outcome);
+        let counted = decisions(&scraped, meter, operation, outcome);
         assert_eq!(counted, expected, "{meter} {operation} {outcome}");
     }
-    assert!(!told.text.contains("org_1"), "{}", told.text);
+    assert!(!scraped.text.contains("org_1"), "{}", scraped.text);
 }
 
 #[tokio::test]
@@ -78,11 +78,11 @@ async fn meter_labels_are_bounded() {
         service.count(&organization, &meter, 1).await;
     }
     service.count("org_0", "m0", 1).await;
-    let told = metrics(&service).await;
-    assert_eq!(decisions(&told, "m0", "track", "granted"), 2.0);
-    assert_eq!(decisions(&told, "m49", "track", "granted"), 1.0);
-    assert_eq!(decisions(&told, "other", "track", "granted"), 10.0);
-    assert!(!told.text.contains(r#"meter="m50""#));
+    let scraped = metrics(&service).await;
+    assert_eq!(decisions(&scraped, "m0", "track", "granted"), 2.0);
+    assert_eq!(decisions(&scraped, "m49", "track", "granted"), 1.0);
+    assert_eq!(decisions(&scraped, "other", "track", "granted"), 10.0);
+    assert!(!scraped.text.contains(r#"meter="m50""#));
 }
 
 #[tokio::test]
@@ -99,7 +99,7 @@ async fn requests_are_measured_by_route_method_and_status() {
     for path in ["/a", "/b"] {
         http.get(path).await;
     }
-    let told = metrics(&service).await;
+    let scraped = metrics(&service).await;
     let route = r#"method="GET",route="/v1/organizations/{id}/usage""#;
     for (sample, expected) in [
         (
@@ -120,7 +120,7 @@ async fn requests_are_measured_by_route_method_and_status() {
             2.0,
         ),
     ] {
-        assert_value(&told, &sample, expected);
+        assert_value(&scraped, &sample, expected);
     }
 }
 
@@ -134,13 +134,13 @@ async fn scripts_caches_recoveries_and_flushes_are_measured() {
         assert_eq!(answer.status, 200, "{}", answer.text);
     }
     service.flush().await;
-    let told = metrics(&service).await;
+    let scraped = metrics(&service).await;
     for (sample, expected) in [
-        // One call found counters missing.
+        // Three calls, of which the first was repeated after recovering its counters.
         ("tallyman_count_script_calls_sum", 4.0),
         ("tallyman_count_script_calls_count", 4.0),
         ("tallyman_count_script_charges_sum", 8.0),
-        // And one readied the lane.
+        // One more prepared the lane.
         (
             r#"tallyman_script_duration_seconds_count{script="count"}"#,
             5.0,
@@ -161,10 +161,10 @@ async fn scripts_caches_recoveries_and_flushes_are_measured() {
         (r#"tallyman_build_info{version="0.1.0"}"#, 1.0),
         ("process_start_time_seconds", 1_931_342_400.0),
     ] {
-        assert_value(&told, sample, expected);
+        assert_value(&scraped, sample, expected);
     }
-    assert!(value(&told, r#"tallyman_cache_hits_total{cache="policies"}"#) > 0.0);
-    assert!(value(&told, r#"tallyman_cache_misses_total{cache="policies"}"#) > 0.0);
+    assert!(value(&scraped, r#"tallyman_cache_hits_total{cache="policies"}"#) > 0.0);
+    assert!(value(&scraped, r#"tallyman_cache_misses_total{cache="policies"}"#) > 0.0);
 
     world.move_to("2031-04-01T00:00:00Z");
     service.count("org_1", "api", 1).await;
@@ -172,31 +172,31 @@ async fn scripts_caches_recoveries_and_flushes_are_measured() {
     world.start_redis().await;
     assert_eq!(service.http.get("/readyz").await.status, 200);
     service.count("org_1", "api", 1).await;
-    let told = metrics(&service).await;
+    let scraped = metrics(&service).await;
     assert_value(
-        &told,
+        &scraped,
         r#"tallyman_counters_opened_total{opened="at_zero"}"#,
         1.0,
     );
-    assert_value(&told, "tallyman_generations_total", 2.0);
+    assert_value(&scraped, "tallyman_generations_total", 2.0);
 }
 
 #[tokio::test]
 async fn the_flush_lag_is_measured_while_postgres_is_down() {
     let world = World::new().await;
-    let (servers, cable) = world.cuttable_postgres();
+    let (servers, socket) = world.cuttable_postgres();
     let service = world.instance_with(servers).await;
-    // So that the key is known without Postgres.
+    // The key is mirrored in Redis before Postgres becomes unreachable.
     service.app.state.auth.sweep_once().await.unwrap();
     service.track("org_1", 1).await;
     let postgres = world.postgres().await;
-    cable.cut(&postgres).await;
+    socket.cut(&postgres).await;
     world.clock.advance(Duration::seconds(40));
     let flusher = &service.app.flusher;
     assert!(flusher.flush_once().await.is_err());
     assert_value(&metrics(&service).await, "tallyman_flush_lag_seconds", 40.0);
 
-    cable.mend();
+    socket.restore();
     service.flush().await;
     flusher.flush_once().await.unwrap();
     assert_value(&metrics(&service).await, "tallyman_flush_lag_seconds", 0.0);
@@ -229,11 +229,11 @@ async fn the_metrics_listener_serves_metrics_without_a_key_and_nothing_else() {
     let variables = [("TALLYMAN_METRICS_LISTEN", "127.0.0.1:0")];
     let mut service = Process::serve(&world, world.servers(), &variables).await;
     let address = service.url_after("metrics are at ").await;
-    let apart = Http::new(format!("http://{address}"), "").with_key(None);
-    let told = apart.get("/metrics").await;
-    assert_eq!(told.status, 200);
-    assert!(told.text.ends_with("# EOF\n"), "{}", told.text);
-    assert_eq!(apart.get("/healthz").await.status, 404);
+    let listener = Http::new(format!("http://{address}"), "").with_key(None);
+    let scraped = listener.get("/metrics").await;
+    assert_eq!(scraped.status, 200);
+    assert!(scraped.text.ends_with("# EOF\n"), "{}", scraped.text);
+    assert_eq!(listener.get("/healthz").await.status, 404);
     assert_eq!(service.http.get("/metrics").await.status, 404);
     assert_eq!(service.stop().await.0, Some(0));
 }

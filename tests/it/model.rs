@@ -1,4 +1,4 @@
-//! The Lua agrees with `domain::decision`: the same generated batches, on a real Redis and on a model.
+//! The Lua script agrees with `domain::decision`: generated batches run on a real Redis and on a model.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -14,8 +14,8 @@ use tallyman::domain::limit::{Enforcement, MeterLimit, Rule};
 use tallyman::domain::quantity::{AMOUNT_MAX, COUNT_MAX, Count};
 use tallyman::domain::threshold::WatchedThresholds;
 use tallyman::redis::{
-    Answer, Charge, Configuration, Configured, Connection, IdempotencyUse, Missing, Operation,
-    Outcome, PolicyText, Reading, RecoveryReply, Redis, Settings, Shard,
+    Answer, Charge, Configuration, Configured, Connection, IdempotencyUse, Miss, Missing,
+    Operation, Outcome, PolicyText, Reading, RecoveryReply, Redis, Settings, Shard,
 };
 
 use crate::support::{World, instant, key_of};
@@ -24,11 +24,11 @@ const START: &str = "2031-04-01T00:00:00Z";
 const END: &str = "2031-05-01T00:00:00Z";
 const MARGIN_MS: i64 = 360_000;
 const METERS: [&str; 3] = ["api", "tokens", "storage"];
-/// Each case has two organizations, which are on different shards.
+/// Each case has two organizations on different shards.
 const COUNTERS: usize = 2 * METERS.len();
 const VERSIONS: usize = 3;
 
-/// A Redis whose data set is older than the period that runs, so that missing counters can be opened.
+/// A Redis whose data set is older than the running period, so that missing counters can be created at zero.
 struct Bench {
     world: World,
     redis: Redis,
@@ -55,9 +55,9 @@ impl Bench {
         let redis = Redis::new(settings, world.clock.clone(), world.metrics()).unwrap();
         let connection = redis.connection().await.unwrap();
         let all: Vec<Shard> = Shard::all().collect();
-        let nameless = redis.identify(&connection, &all).await.unwrap();
-        assert_eq!(nameless.len(), all.len());
-        let left = redis.number(&connection, &nameless, 1).await.unwrap();
+        let unidentified = redis.identify(&connection, &all).await.unwrap();
+        assert_eq!(unidentified.len(), all.len());
+        let left = redis.number(&connection, &unidentified, 1).await.unwrap();
         assert!(left.is_empty());
         world.move_to("2031-04-10T12:34:56Z");
         Self {
@@ -71,7 +71,7 @@ impl Bench {
         self.world.clock.now()
     }
 
-    /// Makes version 1 of a policy known.
+    /// Stores version 1 of a policy.
     async fn configure(&self, organization: &OrganizationId) {
         let configuration = Configuration {
             organization,
@@ -112,17 +112,17 @@ impl Bench {
         dirty.unwrap().contains(counter)
     }
 
-    async fn place(&self, counter: &CounterId, field: &str, value: &str) {
+    async fn overwrite(&self, counter: &CounterId, field: &str, value: &str) {
         let (organization, meter) = (counter.organization.as_str(), counter.meter.as_str());
         let key = key_of(organization, meter, START);
-        self.world.place(&key, &[(field, value)]).await;
+        self.world.overwrite(&key, &[(field, value)]).await;
     }
 }
 
-/// What is generated.
+/// A generated test case.
 #[derive(Debug, Clone)]
 struct Case {
-    /// What each counter holds at first.
+    /// The initial count of each counter.
     initial: Vec<u64>,
     /// The rule of each counter in each version of the policy.
     rules: Vec<Vec<Rule>>,
@@ -133,15 +133,15 @@ struct Case {
 struct Call {
     organization: usize,
     kind: decision::Operation,
-    charges: Vec<Wish>,
-    /// Idempotency key and payload.
+    charges: Vec<ChargeCase>,
+    /// Key and payload of an idempotent call.
     idempotency: Option<(u8, u8)>,
-    /// How many equal ones it stands for.
+    /// The number of equal calls that this one represents.
     times: u32,
 }
 
 #[derive(Debug, Clone)]
-struct Wish {
+struct ChargeCase {
     meter: usize,
     demand: Demand,
     version: usize,
@@ -165,7 +165,7 @@ fn initial() -> impl Strategy<Value = u64> {
     ]
 }
 
-/// Rules whose limits lie near what the counter holds, or at the ends of what is possible.
+/// Rules with limits near the initial count, or at the extremes.
 fn rules(initial: u64) -> impl Strategy<Value = Rule> {
     let limit = prop_oneof![
         6 => (-5..60_i64).prop_map(move |by| Some(initial.saturating_add_signed(by).min(COUNT_MAX))),
@@ -190,7 +190,7 @@ fn calls() -> impl Strategy<Value = Call> {
         1 => Just(decision::Operation::Check),
         1 => Just(decision::Operation::Refund),
     ];
-    let wish = (
+    let charge = (
         amounts(),
         prop_oneof![3 => Just(0), 1 => amounts()],
         1..=VERSIONS,
@@ -201,16 +201,16 @@ fn calls() -> impl Strategy<Value = Call> {
     (
         0..2_usize,
         kind,
-        (meters, prop::collection::vec(wish, METERS.len())),
+        (meters, prop::collection::vec(charge, METERS.len())),
         idempotency,
         prop_oneof![3 => Just(1), 1 => 2..6_u32],
     )
         .prop_map(
-            |(organization, kind, (meters, wishes), idempotency, times)| {
-                let charges: Vec<Wish> = meters
+            |(organization, kind, (meters, charges), idempotency, times)| {
+                let charges: Vec<ChargeCase> = meters
                     .into_iter()
-                    .zip(wishes)
-                    .map(|(meter, (amount, more, version, hours_ago))| Wish {
+                    .zip(charges)
+                    .map(|(meter, (amount, more, version, hours_ago))| ChargeCase {
                         meter,
                         demand: Demand {
                             amount,
@@ -224,7 +224,7 @@ fn calls() -> impl Strategy<Value = Call> {
                     kind,
                     decision::Operation::Track | decision::Operation::Consume
                 );
-                let alike = matches!(charges[..], [Wish { demand, .. }]
+                let alike = matches!(charges[..], [ChargeCase { demand, .. }]
                 if demand.amount > 0 && demand.need == demand.amount);
                 Call {
                     organization,
@@ -249,7 +249,7 @@ fn cases() -> impl Strategy<Value = Case> {
             .collect();
         (Just(initial), rules)
     });
-    // Equal ones that follow each other are one for the script.
+    // The script merges consecutive equal operations.
     let repeated = (calls(), prop_oneof![2 => Just(1), 1 => 2..5_usize]);
     let batch = prop::collection::vec(repeated, 1..8).prop_map(|calls| {
         let calls = calls.into_iter();
@@ -265,37 +265,37 @@ fn cases() -> impl Strategy<Value = Case> {
     })
 }
 
-/// One counter as the model holds it.
+/// A counter in the model.
 #[derive(Debug, Clone)]
-struct Held {
+struct ModelCounter {
     used: Count,
     denied: u64,
     sequence: u64,
     stamp: Stamp,
     refunded: u64,
-    /// Used, denied and refunded, by hour.
+    /// `(used, denied, refunded)` by hour.
     hours: BTreeMap<DateTime<Utc>, (i64, u64, u64)>,
-    /// What was crossed under this limit, each with the first count to do so; and under the limits before.
+    /// Thresholds crossed under the current limit, with the first count beyond each.
     crossed: Vec<(String, u64)>,
     previous_limits: Vec<String>,
-    /// Calls that were refused before this limit.
+    /// Refused calls before the current limit.
     denied_before: u64,
     changed: bool,
 }
 
-impl Held {
-    /// Takes a stamp, which may begin another limit.
-    fn take(&mut self, stamp: Stamp) {
+impl ModelCounter {
+    /// Adopts a stamp, which may start a new limit span.
+    fn adopt(&mut self, stamp: Stamp) {
         if self.stamp.rule != stamp.rule {
             let crossed = std::mem::take(&mut self.crossed);
-            self.previous_limits.push(written(&crossed));
+            self.previous_limits.push(encode_crossed(&crossed));
             self.denied_before = self.denied;
         }
         self.stamp = stamp;
         self.changed = true;
     }
 
-    /// Refuses a call; says whether it is the first one.
+    /// Refuses a call; returns whether it is the counter's first refusal.
     fn refuse(&mut self, hour: DateTime<Utc>) -> bool {
         if self.denied == self.denied_before {
             self.cross("!".to_owned(), self.used.get());
@@ -316,7 +316,7 @@ impl Held {
         }
     }
 
-    /// What is crossed between two counts.
+    /// Records the thresholds between two counts.
     fn cross_between(&mut self, before: Count, after: Count) {
         let Some(limit) = self.stamp.rule.limit else {
             return;
@@ -335,7 +335,7 @@ impl Held {
     }
 }
 
-fn written(crossed: &[(String, u64)]) -> String {
+fn encode_crossed(crossed: &[(String, u64)]) -> String {
     let each = crossed.iter();
     let each: Vec<String> = each
         .map(|(threshold, used)| format!("{threshold}={used},"))
@@ -343,7 +343,7 @@ fn written(crossed: &[(String, u64)]) -> String {
     each.concat()
 }
 
-/// What every limit is watched for.
+/// Thresholds of every limit, in percent.
 const WARN_AT: [u16; 3] = [37, 80, 100];
 
 fn watched(rule: Rule) -> Arc<WatchedThresholds> {
@@ -358,12 +358,12 @@ fn watched(rule: Rule) -> Arc<WatchedThresholds> {
 
 #[derive(Debug)]
 struct Model {
-    held: Vec<Held>,
+    counters: Vec<ModelCounter>,
     records: HashMap<(usize, u8), (u8, Answer)>,
 }
 
 impl Model {
-    /// Several equal calls are as good as one after the other.
+    /// Several equal calls count as if made one after the other.
     fn calls(&mut self, call: &Call, charges: &[Charge]) -> Outcome {
         if call.times == 1 {
             return self.call(call, charges);
@@ -377,9 +377,9 @@ impl Model {
             Outcome::Answered(answer) => answer.readings[0].refused_first,
             _ => false,
         });
-        let held = &self.held[call.organization * METERS.len() + call.charges[0].meter];
-        let stamp = if held.stamp.version > charges[0].stamp.version {
-            held.stamp
+        let counter = &self.counters[call.organization * METERS.len() + call.charges[0].meter];
+        let stamp = if counter.stamp.version > charges[0].stamp.version {
+            counter.stamp
         } else {
             charges[0].stamp
         };
@@ -389,7 +389,7 @@ impl Model {
             replayed: false,
             readings: vec![Reading {
                 start: instant(START),
-                used: held.used,
+                used: counter.used,
                 stamp,
                 given_back: 0,
                 refused_first,
@@ -412,36 +412,36 @@ impl Model {
         let positions: Vec<usize> = call
             .charges
             .iter()
-            .map(|wish| call.organization * METERS.len() + wish.meter)
+            .map(|charge| call.organization * METERS.len() + charge.meter)
             .collect();
-        // The newer version decides, whoever has it.
+        // The newer version decides, whether it is the counter's or the call's.
         let deciding: Vec<Stamp> = positions
             .iter()
             .zip(charges)
             .map(|(position, charge)| {
-                let held = self.held[*position].stamp;
-                if charge.stamp.version > held.version {
+                let current = self.counters[*position].stamp;
+                if charge.stamp.version > current.version {
                     charge.stamp
                 } else {
-                    held
+                    current
                 }
             })
             .collect();
-        let asked: Vec<(Rule, Count, Demand)> = positions
+        let requests: Vec<(Rule, Count, Demand)> = positions
             .iter()
             .zip(charges)
             .zip(&deciding)
             .map(|((position, charge), stamp)| {
-                (stamp.rule, self.held[*position].used, charge.demand)
+                (stamp.rule, self.counters[*position].used, charge.demand)
             })
             .collect();
-        let decision = decide(call.kind, &asked);
+        let decision = decide(call.kind, &requests);
         let (times_granted, counts) = match &decision {
             Decision::Overflow(position) => return Outcome::Overflow(*position),
             Decision::Granted(counts) => (1, counts.clone()),
-            Decision::Denied(_) => (0, asked.iter().map(|(_, used, _)| *used).collect()),
+            Decision::Denied(_) => (0, requests.iter().map(|(_, used, _)| *used).collect()),
         };
-        let given_back: Vec<u64> = asked
+        let given_back: Vec<u64> = requests
             .iter()
             .zip(&counts)
             .map(|((_, before, _), after)| match call.kind {
@@ -452,24 +452,24 @@ impl Model {
         let mut refused_first = vec![false; positions.len()];
         if call.kind != decision::Operation::Check {
             for (place, position) in positions.iter().enumerate() {
-                let (held, charge) = (&mut self.held[*position], &charges[place]);
-                if held.stamp != deciding[place] {
-                    held.take(deciding[place]);
+                let (counter, charge) = (&mut self.counters[*position], &charges[place]);
+                if counter.stamp != deciding[place] {
+                    counter.adopt(deciding[place]);
                 }
                 match &decision {
                     Decision::Denied(refused) if refused.contains(&place) => {
-                        refused_first[place] = held.refuse(charge.hour);
+                        refused_first[place] = counter.refuse(charge.hour);
                     }
-                    Decision::Granted(_) if counts[place] != held.used => {
-                        let hour = held.hours.entry(charge.hour).or_default();
+                    Decision::Granted(_) if counts[place] != counter.used => {
+                        let hour = counter.hours.entry(charge.hour).or_default();
                         if call.kind == decision::Operation::Refund {
                             hour.2 += given_back[place];
-                            held.refunded += given_back[place];
+                            counter.refunded += given_back[place];
                         }
-                        hour.0 += difference(held.used, counts[place]);
-                        held.cross_between(held.used, counts[place]);
-                        held.used = counts[place];
-                        held.changed = true;
+                        hour.0 += difference(counter.used, counts[place]);
+                        counter.cross_between(counter.used, counts[place]);
+                        counter.used = counts[place];
+                        counter.changed = true;
                     }
                     _ => {}
                 }
@@ -496,11 +496,11 @@ impl Model {
         Outcome::Answered(answer)
     }
 
-    /// A batch writes each counter that it changes once.
+    /// A batch writes each changed counter once.
     fn end_batch(&mut self) {
-        for held in &mut self.held {
-            held.sequence += u64::from(held.changed);
-            held.changed = false;
+        for counter in &mut self.counters {
+            counter.sequence += u64::from(counter.changed);
+            counter.changed = false;
         }
     }
 }
@@ -531,13 +531,13 @@ fn hour(now: DateTime<Utc>, hours_ago: i64) -> DateTime<Utc> {
     tallyman::domain::wall_clock::hour(chrono_tz::Tz::UTC, now - Duration::hours(hours_ago)).0
 }
 
-async fn agrees(bench: &Bench, number: usize, case: &Case) -> Result<(), TestCaseError> {
+async fn check_case(bench: &Bench, number: usize, case: &Case) -> Result<(), TestCaseError> {
     let organizations: Vec<OrganizationId> = ["a", "b"]
         .iter()
         .map(|name| format!("{name}{number}").parse().unwrap())
         .collect();
     let mut model = Model {
-        held: Vec::new(),
+        counters: Vec::new(),
         records: HashMap::new(),
     };
     let mut ids = Vec::new();
@@ -547,9 +547,9 @@ async fn agrees(bench: &Bench, number: usize, case: &Case) -> Result<(), TestCas
         bench.configure(organization).await;
         let first = stamp(case.rules[position][0], 1);
         assert_eq!(bench.open(&id, &first).await, RecoveryReply::Ready);
-        bench.place(&id, "used", &initial.to_string()).await;
+        bench.overwrite(&id, "used", &initial.to_string()).await;
         ids.push(id);
-        model.held.push(Held {
+        model.counters.push(ModelCounter {
             used: Count::try_from(*initial).unwrap(),
             denied: 0,
             refunded: 0,
@@ -572,19 +572,19 @@ async fn agrees(bench: &Bench, number: usize, case: &Case) -> Result<(), TestCas
                 charges: call
                     .charges
                     .iter()
-                    .map(|wish| {
-                        let position = call.organization * METERS.len() + wish.meter;
+                    .map(|charge| {
+                        let position = call.organization * METERS.len() + charge.meter;
                         Charge {
                             counter: ids[position].clone(),
-                            demand: wish.demand,
-                            stamp: stamp(case.rules[position][wish.version - 1], wish.version),
-                            hour: hour(bench.now(), wish.hours_ago),
-                            watched: watched(case.rules[position][wish.version - 1]),
+                            demand: charge.demand,
+                            stamp: stamp(case.rules[position][charge.version - 1], charge.version),
+                            hour: hour(bench.now(), charge.hours_ago),
+                            watched: watched(case.rules[position][charge.version - 1]),
                         }
                     })
                     .collect(),
-                idempotency: call.attempt.map(|(key, payload)| IdempotencyUse {
-                    key: format!("attempt {key}").parse().unwrap(),
+                idempotency: call.idempotency.map(|(key, payload)| IdempotencyUse {
+                    key: format!("idempotency {key}").parse().unwrap(),
                     fingerprint: format!("{payload:016x}"),
                 }),
                 times: call.times,
@@ -600,31 +600,34 @@ async fn agrees(bench: &Bench, number: usize, case: &Case) -> Result<(), TestCas
         prop_assert_eq!(outcomes, expected);
     }
 
-    for ((id, held), initial) in ids.iter().zip(&model.held).zip(&case.initial) {
+    for ((id, counter), initial) in ids.iter().zip(&model.counters).zip(&case.initial) {
         let snapshot = bench.snapshot(id).await.unwrap();
-        prop_assert_eq!(snapshot.used, held.used);
-        prop_assert_eq!(snapshot.denied, held.denied);
-        prop_assert_eq!(snapshot.refunded, held.refunded);
-        prop_assert_eq!(snapshot.sequence, held.sequence);
-        prop_assert_eq!(snapshot.stamp, held.stamp);
+        prop_assert_eq!(snapshot.used, counter.used);
+        prop_assert_eq!(snapshot.denied, counter.denied);
+        prop_assert_eq!(snapshot.refunded, counter.refunded);
+        prop_assert_eq!(snapshot.sequence, counter.sequence);
+        prop_assert_eq!(snapshot.stamp, counter.stamp);
         let thresholds = &snapshot.thresholds;
-        prop_assert_eq!(thresholds.crossed.to_string(), written(&held.crossed));
+        prop_assert_eq!(
+            thresholds.crossed.to_string(),
+            encode_crossed(&counter.crossed)
+        );
         let previous = thresholds
             .previous_limits
             .iter()
             .map(|it| it.crossed.to_string());
-        prop_assert_eq!(&previous.collect::<Vec<_>>(), &held.previous_limits);
+        prop_assert_eq!(&previous.collect::<Vec<_>>(), &counter.previous_limits);
         let hours: BTreeMap<_, _> = snapshot
             .hours
             .iter()
             .map(|hour| (hour.start, (hour.used, hour.denied, hour.refunded)))
             .collect();
-        prop_assert_eq!(&hours, &held.hours);
+        prop_assert_eq!(&hours, &counter.hours);
         let counted: i64 = hours.values().map(|(used, ..)| used).sum();
         let initial = Count::try_from(*initial).unwrap();
-        prop_assert_eq!(counted, difference(initial, held.used));
-        // Whatever has changed will be stored, every hour of it.
-        prop_assert_eq!(bench.is_dirty(id).await, held.sequence > 0);
+        prop_assert_eq!(counted, difference(initial, counter.used));
+        // Every changed counter and every hour of it will be flushed.
+        prop_assert_eq!(bench.is_dirty(id).await, counter.sequence > 0);
         if let Some(first) = hours.keys().next() {
             prop_assert!(
                 snapshot
@@ -648,16 +651,16 @@ fn the_script_decides_as_the_domain_does_on_any_sequence_of_batches() {
     });
     let result = runner.run(&cases(), |case| {
         number.set(number.get() + 1);
-        runtime.block_on(agrees(&bench, number.get(), &case))
+        runtime.block_on(check_case(&bench, number.get(), &case))
     });
-    // Not the result's debug form, which leaves out what differs.
+    // `Display`, because the debug form omits the differing values.
     if let Err(failure) = result {
         panic!("{failure}");
     }
 }
 
-/// Two counters of one organization that stand at 5 of 10, under version 2 of the policy.
-async fn standing(bench: &Bench) -> (OrganizationId, Vec<CounterId>, Stamp) {
+/// Two counters of one organization at 5 of 10, under version 2 of the policy.
+async fn two_counters(bench: &Bench) -> (OrganizationId, Vec<CounterId>, Stamp) {
     let organization: OrganizationId = "org_1".parse().unwrap();
     bench.configure(&organization).await;
     let rule = Rule {
@@ -670,7 +673,7 @@ async fn standing(bench: &Bench) -> (OrganizationId, Vec<CounterId>, Stamp) {
         .collect();
     for id in &ids {
         assert_eq!(bench.open(id, &stamp(rule, 2)).await, RecoveryReply::Ready);
-        bench.place(id, "used", "5").await;
+        bench.overwrite(id, "used", "5").await;
     }
     (organization, ids, stamp(rule, 2))
 }
@@ -698,20 +701,25 @@ fn operation(
     }
 }
 
-const KINDS: [decision::Operation; 4] = [
+const ALL_OPERATIONS: [decision::Operation; 4] = [
     decision::Operation::Track,
     decision::Operation::Consume,
     decision::Operation::Check,
     decision::Operation::Refund,
 ];
 
-/// Runs each kind of operation on both counters and expects `outcome`, and nothing written.
-async fn refuses(bench: &Bench, ids: &[CounterId], stamp: Stamp, outcome: &Outcome) {
+/// Runs each kind of operation on these counters; expects `outcome` and no write.
+async fn assert_outcome_without_write(
+    bench: &Bench,
+    ids: &[CounterId],
+    stamp: Stamp,
+    outcome: &Outcome,
+) {
     let mut before = Vec::new();
     for id in ids {
         before.push(bench.snapshot(id).await);
     }
-    for kind in KINDS {
+    for kind in ALL_OPERATIONS {
         let operation = operation(bench, &ids[0].organization, kind, ids, stamp);
         assert_eq!(
             bench.count(vec![operation]).await.as_slice(),
@@ -728,67 +736,67 @@ async fn refuses(bench: &Bench, ids: &[CounterId], stamp: Stamp, outcome: &Outco
 #[tokio::test]
 async fn a_missing_counter_is_unknown_and_its_operation_counts_nothing_at_all() {
     let bench = Bench::new().await;
-    let (organization, mut ids, stamp) = standing(&bench).await;
+    let (organization, mut ids, stamp) = two_counters(&bench).await;
     ids.push(counter(&organization, "storage"));
-    refuses(&bench, &ids, stamp, &Outcome::Miss(Miss::Missing(2))).await;
+    assert_outcome_without_write(&bench, &ids, stamp, &Outcome::Miss(Miss::Missing(2))).await;
     assert_eq!(bench.snapshot(&ids[2]).await, None);
 }
 
 #[tokio::test]
 async fn a_counter_of_another_generation_is_frozen() {
     let bench = Bench::new().await;
-    let (_, ids, held) = standing(&bench).await;
+    let (_, ids, current) = two_counters(&bench).await;
     bench
-        .place(&ids[1], "stamp", "7:2:10:h:1935619200000")
+        .overwrite(&ids[1], "stamp", "7:2:10:h:1935619200000")
         .await;
-    refuses(&bench, &ids, held, &Outcome::Miss(Miss::Frozen(1))).await;
-    // Whichever of the two is the newer.
+    assert_outcome_without_write(&bench, &ids, current, &Outcome::Miss(Miss::Frozen(1))).await;
+    // A newer generation is frozen as well.
     let other = Stamp {
         generation: 9,
         version: 3,
-        ..held
+        ..current
     };
-    refuses(&bench, &ids, other, &Outcome::Miss(Miss::Frozen(0))).await;
+    assert_outcome_without_write(&bench, &ids, other, &Outcome::Miss(Miss::Frozen(0))).await;
 }
 
 #[tokio::test]
 async fn a_closed_counter_counts_nothing_under_any_policy_version() {
     let bench = Bench::new().await;
-    let (_, ids, held) = standing(&bench).await;
+    let (_, ids, current) = two_counters(&bench).await;
     bench
-        .place(&ids[1], "stamp", "1:2:10:H:1933000000000")
+        .overwrite(&ids[1], "stamp", "1:2:10:H:1933000000000")
         .await;
     for version in 1..=3 {
-        let stamp = Stamp { version, ..held };
+        let stamp = Stamp { version, ..current };
         let both = [ids[1].clone()];
-        refuses(&bench, &both, stamp, &Outcome::Miss(Miss::Closed(0))).await;
+        assert_outcome_without_write(&bench, &both, stamp, &Outcome::Miss(Miss::Closed(0))).await;
     }
 }
 
-/// The caller does not know yet that the period ends earlier than it used to.
+/// The caller has an older policy, in which the period ends later.
 #[tokio::test]
 async fn a_period_that_a_newer_policy_has_ended_counts_nothing_under_an_older_one() {
     let bench = Bench::new().await;
-    let (_, ids, held) = standing(&bench).await;
+    let (_, ids, current) = two_counters(&bench).await;
     let over = bench.now().timestamp_millis();
     bench
-        .place(&ids[1], "stamp", &format!("1:3:10:h:{over}"))
+        .overwrite(&ids[1], "stamp", &format!("1:3:10:h:{over}"))
         .await;
-    refuses(&bench, &ids, held, &Outcome::Miss(Miss::Closed(1))).await;
-    // A millisecond earlier it would not have been over.
+    assert_outcome_without_write(&bench, &ids, current, &Outcome::Miss(Miss::Closed(1))).await;
+    // The period would not have ended a millisecond earlier.
     let running = over + 1;
     bench
-        .place(&ids[1], "stamp", &format!("1:3:10:h:{running}"))
+        .overwrite(&ids[1], "stamp", &format!("1:3:10:h:{running}"))
         .await;
     let operation = operation(
         &bench,
         &ids[1].organization,
         decision::Operation::Track,
         &ids,
-        held,
+        current,
     );
     let [Outcome::Answered(answer)] = &bench.count(vec![operation]).await[..] else {
-        panic!("it counts");
+        panic!("the call was not counted");
     };
     assert_eq!(answer.readings[1].stamp.version, 3);
 }
@@ -796,14 +804,14 @@ async fn a_period_that_a_newer_policy_has_ended_counts_nothing_under_an_older_on
 #[tokio::test]
 async fn a_newer_policy_never_changes_an_ended_period() {
     let bench = Bench::new().await;
-    let (organization, ids, held) = standing(&bench).await;
+    let (organization, ids, current) = two_counters(&bench).await;
     bench.world.move_to("2031-05-01T00:00:00Z");
     let newer = Stamp {
         version: 3,
         rule: Rule::default(),
-        ..held
+        ..current
     };
-    // Five more fit by the limit that the period ended with, not by the newer one.
+    // Five more units fit the limit that the period ended with, though the newer policy is unlimited.
     for count in 6..=11 {
         let late = operation(
             &bench,
@@ -813,21 +821,21 @@ async fn a_newer_policy_never_changes_an_ended_period() {
             newer,
         );
         let [Outcome::Answered(answer)] = &bench.count(vec![late]).await[..] else {
-            panic!("it is decided");
+            panic!("the call was not decided");
         };
         assert_eq!(
             (answer.times_granted, answer.readings[0].stamp),
-            (u32::from(count <= 10), held)
+            (u32::from(count <= 10), current)
         );
     }
-    assert_eq!(bench.snapshot(&ids[0]).await.unwrap().stamp, held);
+    assert_eq!(bench.snapshot(&ids[0]).await.unwrap().stamp, current);
 }
 
 #[tokio::test]
 async fn a_counter_is_opened_only_where_nothing_can_have_been_counted() {
     let bench = Bench::new().await;
     let organization: OrganizationId = "org_1".parse().unwrap();
-    let held = stamp(Rule::default(), 2);
+    let current = stamp(Rule::default(), 2);
     let open = async |start: &str, stamp: Stamp| {
         let id = CounterId {
             start: instant(start),
@@ -835,61 +843,68 @@ async fn a_counter_is_opened_only_where_nothing_can_have_been_counted() {
         };
         bench.open(&id, &stamp).await
     };
-    // No policy is known, then only an older one than the caller has, then a newer one.
-    assert_eq!(open(START, held).await, RecoveryReply::Policy);
+    // Without a policy, or with one older than the caller's, the caller must store its own first.
+    assert_eq!(open(START, current).await, RecoveryReply::Policy);
     bench.configure(&organization).await;
-    let older = Stamp { version: 0, ..held };
+    let older = Stamp {
+        version: 0,
+        ..current
+    };
     assert_eq!(open(START, older).await, RecoveryReply::Policy);
-    // Another data set.
+    // A stamp of another generation.
     let other = Stamp {
         generation: 2,
-        ..held
+        ..current
     };
     assert_eq!(open(START, other).await, RecoveryReply::Generation);
-    // A period that began before the data set, or with it, or within the margin; one that is over; one to come.
+    // Periods that began before the data set, with it or within the margin; an ended one; a future one.
     for start in [
         "2031-03-01T00:00:00Z",
         "2031-03-15T12:00:00Z",
         "2031-03-15T12:06:00Z",
     ] {
-        assert_eq!(open(start, held).await, RecoveryReply::Restore, "{start}");
+        assert_eq!(
+            open(start, current).await,
+            RecoveryReply::Restore,
+            "{start}"
+        );
     }
     let over = Stamp {
         end: Some(bench.now()),
-        ..held
+        ..current
     };
     assert_eq!(open(START, over).await, RecoveryReply::Restore);
     assert_eq!(
-        open("2031-04-10T12:34:56.001Z", held).await,
+        open("2031-04-10T12:34:56.001Z", current).await,
         RecoveryReply::Restore
     );
     let id = counter(&organization, "api");
     assert_eq!(bench.snapshot(&id).await, None);
     assert_eq!(
-        open("2031-03-15T12:06:00.001Z", held).await,
+        open("2031-03-15T12:06:00.001Z", current).await,
         RecoveryReply::Ready
     );
-    assert_eq!(open(START, held).await, RecoveryReply::Ready);
-    // Opening again leaves it alone.
-    bench.place(&id, "used", "5").await;
-    assert_eq!(open(START, held).await, RecoveryReply::Ready);
+    assert_eq!(open(START, current).await, RecoveryReply::Ready);
+    // Creating an existing counter changes nothing.
+    bench.overwrite(&id, "used", "5").await;
+    assert_eq!(open(START, current).await, RecoveryReply::Ready);
     assert_eq!(bench.snapshot(&id).await.unwrap().used.get(), 5);
 }
 
 #[tokio::test]
 async fn an_older_policy_never_replaces_a_newer_one() {
     let bench = Bench::new().await;
-    let (organization, ids, held) = standing(&bench).await;
+    let (organization, ids, current) = two_counters(&bench).await;
     let configure = async |version: u64, limit: u64| {
         let rule = Rule {
             limit: Some(Count::try_from(limit).unwrap()),
-            ..held.rule
+            ..current.rule
         };
         let stamp = Stamp {
             generation: 0,
             version,
             rule,
-            ..held
+            ..current
         };
         let running = [(ids[0].clone(), stamp)];
         let policy = format!("policy {version}");
@@ -910,7 +925,7 @@ async fn an_older_policy_never_replaces_a_newer_one() {
             },
         ] = &configured[..]
         else {
-            panic!("nobody was deleted")
+            panic!("the organization is not deleted")
         };
         let organization = bench
             .connection
@@ -932,6 +947,6 @@ async fn an_older_policy_never_replaces_a_newer_one() {
         (known, policy.as_str(), unchanged),
         (5, "5 policy 5", stamp)
     );
-    // The count is what it was.
+    // The count is unchanged.
     assert_eq!(bench.snapshot(&ids[0]).await.unwrap().used.get(), 5);
 }

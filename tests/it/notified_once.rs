@@ -1,5 +1,5 @@
-//! The whole of it: many organizations pass their limits under load while the service is killed again and again, and
-//! each of them is told of once, and delivered at least once with a signature that the reference library verifies.
+//! End to end: many organizations exceed their limits under load while the service is killed repeatedly. Each crossing is
+//! one event, delivered at least once with a signature that the reference library verifies.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
@@ -19,18 +19,18 @@ use crate::support::{Http, Process, Received, Receiver, World};
 
 const ORGANIZATIONS: usize = 10_000;
 
-/// How many organizations one request counts for.
-const TOGETHER: usize = 500;
+/// Organizations in one batch.
+const BATCH: usize = 500;
 
-/// Requests on their way at once.
-const CALLERS: usize = 4;
+/// Concurrent requests.
+const CLIENTS: usize = 4;
 
-/// When the service is killed: after so many requests were answered, and then after so many deliveries.
+/// The service is killed after so many responses, and later after so many deliveries.
 const KILLS_WHILE_COUNTING: [usize; 4] = [3, 17, 38, 61];
 const KILLS_WHILE_DELIVERING: [usize; 2] = [9_000, 16_000];
 
-/// More than it takes; a test that reaches it has failed.
-const PATIENCE: Duration = Duration::from_mins(5);
+/// Upper bound for each step; reaching it fails the test.
+const TIMEOUT: Duration = Duration::from_mins(5);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_crossing_is_one_event_and_delivered_however_often_the_service_is_killed() {
@@ -40,7 +40,7 @@ async fn every_crossing_is_one_event_and_delivered_however_often_the_service_is_
     let receiver = Receiver::new().await;
 
     let mut service = serve(&world).await;
-    // As if Redis had been there for long: then counts begin without asking Postgres what was there before.
+    // An old data set, so that counters start at zero without a look-up in Postgres.
     let mut pipeline = redis::pipe();
     for shard in 0..SHARDS {
         pipeline.hset(format!("tm:{{{shard:02x}}}:gen"), "born", 0);
@@ -49,12 +49,12 @@ async fn every_crossing_is_one_event_and_delivered_however_often_the_service_is_
         .query_async(&mut world.redis().await)
         .await
         .unwrap();
-    let wish = json!({"url": receiver.url, "events": ["usage.warning", "usage.limit_exceeded"]});
-    let webhook = service.http.post("/v1/webhooks", wish).await.body;
+    let request = json!({"url": receiver.url, "events": ["usage.warning", "usage.limit_exceeded"]});
+    let webhook = service.http.post("/v1/webhooks", request).await.body;
     let secret = webhook["secret"].as_str().unwrap();
 
     let calls: VecDeque<Value> = (0..4)
-        .flat_map(|_| (0..ORGANIZATIONS).step_by(TOGETHER).map(batch))
+        .flat_map(|_| (0..ORGANIZATIONS).step_by(BATCH).map(batch))
         .collect();
     let all = calls.len();
     let calls = Arc::new(Mutex::new(calls));
@@ -62,7 +62,7 @@ async fn every_crossing_is_one_event_and_delivered_however_often_the_service_is_
         watch::Sender::new(0),
         watch::Sender::new(service.http.clone()),
     );
-    let callers: Vec<_> = (0..CALLERS)
+    let callers: Vec<_> = (0..CLIENTS)
         .map(|_| {
             tokio::spawn(call(
                 Arc::clone(&calls),
@@ -73,32 +73,35 @@ async fn every_crossing_is_one_event_and_delivered_however_often_the_service_is_
         .collect();
     for after in KILLS_WHILE_COUNTING {
         let mut progress = answered.subscribe();
-        timeout(PATIENCE, progress.wait_for(|answered| *answered >= after))
+        timeout(TIMEOUT, progress.wait_for(|answered| *answered >= after))
             .await
-            .expect("it counts")
+            .expect("requests make progress")
             .unwrap();
         service.kill().await;
         service = serve(&world).await;
         address.send_replace(service.http.clone());
     }
     for caller in callers {
-        timeout(PATIENCE, caller).await.expect("it counts").unwrap();
+        timeout(TIMEOUT, caller)
+            .await
+            .expect("requests make progress")
+            .unwrap();
     }
     assert_eq!(*answered.borrow(), all);
     for after in KILLS_WHILE_DELIVERING {
-        timeout(PATIENCE, receiver.until(|all| all.len() >= after))
+        timeout(TIMEOUT, receiver.until(|all| all.len() >= after))
             .await
-            .expect("it delivers");
+            .expect("deliveries make progress");
         service.kill().await;
         service = serve(&world).await;
     }
     let arrived = timeout(
-        PATIENCE,
+        TIMEOUT,
         receiver.until(|all| distinct(all) >= 2 * ORGANIZATIONS),
     );
-    let arrived = arrived.await.expect("it delivers");
-    let (code, said) = service.stop().await;
-    assert_eq!(code, Some(0), "{said:#?}");
+    let arrived = arrived.await.expect("deliveries make progress");
+    let (code, output) = service.stop().await;
+    assert_eq!(code, Some(0), "{output:#?}");
 
     let recorded: Vec<(String, i64, i64)> = sqlx::query_as(
         "select type, count(*), count(distinct organization_id) from events group by type order by type",
@@ -113,23 +116,24 @@ async fn every_crossing_is_one_event_and_delivered_however_often_the_service_is_
         [once("usage.limit_exceeded"), once("usage.warning")]
     );
 
-    let mut told: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for request in &arrived {
-        let body = request.body();
+    let mut notified: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for delivery in &arrived {
+        let body = delivery.body();
         let text = |value: &Value| value.as_str().unwrap().to_owned();
-        told.entry(text(&body["data"]["organizationId"]))
+        notified
+            .entry(text(&body["data"]["organizationId"]))
             .or_default()
             .insert(text(&body["type"]));
     }
     assert_eq!(
-        (told.len(), distinct(&arrived)),
+        (notified.len(), distinct(&arrived)),
         (ORGANIZATIONS, 2 * ORGANIZATIONS)
     );
-    assert!(told.values().all(|types| types.len() == 2));
+    assert!(notified.values().all(|types| types.len() == 2));
     assert_eq!(verified(secret, &arrived).await, arrived.len());
 }
 
-/// Each may use 10, is warned at 8 alone, and takes 3 at a time: the third call warns, the fourth is refused.
+/// Limit 10, warning at 80 %, 3 units at a time: the third call warns, the fourth is refused.
 async fn make_organizations(postgres: &PgPool) {
     sqlx::query(
         "with made as (
@@ -153,7 +157,7 @@ async fn serve(world: &World) -> Process {
         ("TALLYMAN_WEBHOOK_PRIVATE_ADDRESSES", "allow"),
         ("TALLYMAN_FLUSH_INTERVAL_MS", "100"),
         ("TALLYMAN_LOG", "info,tallyman::request=off"),
-        // Proxies of the environment are no way to an endpoint.
+        // Deliveries must ignore the proxies of the environment.
         ("http_proxy", "http://127.0.0.1:1"),
         ("HTTP_PROXY", "http://127.0.0.1:1"),
         ("ALL_PROXY", "http://127.0.0.1:1"),
@@ -161,15 +165,15 @@ async fn serve(world: &World) -> Process {
     Process::serve(world, world.servers(), &variables).await
 }
 
-/// A request that takes 3 units of some organizations.
+/// A batch that consumes 3 units of each of some organizations.
 fn batch(first: usize) -> Value {
     let item = |number: usize| json!({"op": "consume", "organizationId": format!("org_{}", number + 1), "amount": 3});
-    let items: Vec<Value> = (first..first + TOGETHER).map(item).collect();
+    let items: Vec<Value> = (first..first + BATCH).map(item).collect();
     json!({"items": items})
 }
 
-/// Makes calls until there are none left. What fails, or is never answered, is asked again of whoever serves then; it
-/// may have been counted, which only means more.
+/// Sends the requests until none are left. A request that fails or gets no response is sent to the next process;
+/// it may count twice, which only adds units.
 async fn call(
     calls: Arc<Mutex<VecDeque<Value>>>,
     mut address: watch::Receiver<Http>,
@@ -200,7 +204,7 @@ fn distinct(arrived: &[Received]) -> usize {
         .len()
 }
 
-/// How many of these the reference library verifies.
+/// The number of requests that the reference library verifies.
 async fn verified(secret: &str, arrived: &[Received]) -> usize {
     const PROGRAM: &str = r#"
         import { createInterface } from "node:readline";

@@ -1,4 +1,4 @@
-//! The OpenAPI document says what the service does: its operations, scopes, examples and problems, as they are answered.
+//! The OpenAPI document matches the service: operations, scopes, examples and problems.
 
 use std::collections::BTreeSet;
 
@@ -8,10 +8,10 @@ use tallyman::config::{API_PATHS, PLUGIN_PATH};
 
 use crate::support::{Answer, Http, Instance, World};
 
-/// The webhook of a service that is furnished.
+/// The webhook of a populated service.
 const WEBHOOK: &str = "wh_0123456789abcdef0123456789abcdef";
 
-/// One operation of the document.
+/// An operation of the document.
 struct Operation {
     method: Method,
     path: String,
@@ -19,7 +19,7 @@ struct Operation {
 }
 
 impl Operation {
-    /// The path, with an organization, a key, a plan, a webhook or a feature in it.
+    /// The path with its placeholders replaced.
     fn path(&self) -> String {
         let id = match self.path.split('/').nth(2) {
             Some("api-keys") => "0123456789abcdef",
@@ -33,7 +33,7 @@ impl Operation {
             .replace("{delivery}", "evt_01a207e5f2407000a3f0c2d9e8b7a695")
     }
 
-    /// The scope that opens it, if it needs a key.
+    /// The scope that it requires, if it needs a key.
     fn scope(&self) -> Option<&str> {
         self.about["security"][0]["key"][0].as_str()
     }
@@ -43,7 +43,7 @@ impl Operation {
     }
 }
 
-/// The document as it is served.
+/// The served document.
 struct Document(Value);
 
 impl Document {
@@ -73,20 +73,20 @@ impl Document {
         operations
     }
 
-    /// What stands at a place, or where a reference there leads to.
+    /// The value itself, or the target of its `$ref`.
     fn resolve<'a>(&'a self, at: &'a Value) -> &'a Value {
         match at["$ref"].as_str() {
             Some(reference) => {
                 let pointer = reference.strip_prefix('#').unwrap();
                 self.0
                     .pointer(pointer)
-                    .unwrap_or_else(|| panic!("{reference} leads nowhere"))
+                    .unwrap_or_else(|| panic!("{reference} has no target"))
             }
             None => at,
         }
     }
 
-    /// The examples of a body: its own, or those of its schema.
+    /// The examples of a body, or else those of its schema.
     fn examples(&self, content: &Value) -> Vec<Value> {
         let schema = self.resolve(&content["schema"]);
         let named = content["examples"].as_object().into_iter().flatten();
@@ -101,7 +101,7 @@ impl Document {
         of_schema.chain(schema.get("example")).cloned().collect()
     }
 
-    /// The fields that a body may have, whichever of its shapes it has.
+    /// The fields of a body in any of its shapes.
     fn fields(&self, schema: &Value) -> BTreeSet<String> {
         let schema = self.resolve(schema);
         let own = schema["properties"].as_object().into_iter().flatten();
@@ -111,13 +111,11 @@ impl Document {
             .collect()
     }
 
-    /// Whether a value is what a schema of the document allows.
     fn allows(&self, schema: &Value, value: &Value) -> bool {
         let schema = json!({"allOf": [schema], "components": self.0["components"]});
         jsonschema::draft202012::is_valid(&schema, value)
     }
 
-    /// Asserts that a value is what a schema of the document allows.
     fn assert_valid(&self, schema: &Value, value: &Value) {
         let schema = json!({"allOf": [schema], "components": self.0["components"]});
         let schema = jsonschema::draft202012::new(&schema).unwrap();
@@ -128,13 +126,13 @@ impl Document {
         assert!(errors.is_empty(), "{value:#} is refused: {errors:#?}");
     }
 
-    /// Asserts that an answer is one that the operation is said to give.
-    fn assert_told(&self, operation: &Operation, answer: &Answer) {
+    /// Asserts that the operation documents a response with this status, body and headers.
+    fn assert_documented(&self, operation: &Operation, answer: &Answer) {
         let status = answer.status.as_str();
         let response = self.resolve(&operation.about["responses"][status]);
         assert!(
             response.is_object(),
-            "{} {} answers {status}: {}",
+            "{} {} does not document {status}: {}",
             operation.method,
             operation.path,
             answer.text
@@ -148,8 +146,9 @@ impl Document {
         } else {
             assert!(content.is_object(), "{} {media_type}", operation.path);
         }
-        let told = response["headers"].as_object().unwrap();
-        let told: BTreeSet<String> = told.keys().map(|name| name.to_lowercase()).collect();
+        let documented = response["headers"].as_object().unwrap();
+        let documented: BTreeSet<String> =
+            documented.keys().map(|name| name.to_lowercase()).collect();
         for name in [
             "x-request-id",
             "ratelimit",
@@ -160,7 +159,7 @@ impl Document {
         ] {
             if answer.headers.contains_key(name) {
                 assert!(
-                    told.contains(name),
+                    documented.contains(name),
                     "{} {status} has {name}",
                     operation.path
                 );
@@ -169,8 +168,8 @@ impl Document {
     }
 }
 
-/// A service in which the things that examples name are there.
-async fn furnished(world: &World) -> (Instance, Document) {
+/// A service with the resources that the examples name.
+async fn populated_service(world: &World) -> (Instance, Document) {
     let service = world.instance().await;
     service
         .settings("org_123", json!({"features": {"sso": true}}))
@@ -203,10 +202,10 @@ fn a_route_is_registered_with_its_description_or_not_at_all() {
     for around in [".route_service(", ".merge("] {
         assert!(!source.contains(around), "{around}");
     }
-    // Files of Swagger UI are no operations.
+    // Files of Swagger UI, which are no operations.
     assert_eq!(source.matches(".route(").count(), 1);
     assert!(source.contains(r#".route("/docs/{file}", get(docs::file))"#));
-    // With their descriptions, below a path that a setting chooses.
+    // The plugin's operations, whose path is a setting.
     assert_eq!(source.matches(".nest(").count(), 1);
     assert!(source.contains(".nest(plugin_path, plugin_routes())"));
 }
@@ -273,7 +272,7 @@ async fn the_document_is_whole() {
 #[tokio::test]
 async fn an_operation_is_opened_by_the_scope_that_it_names_and_by_no_other_than_admin() {
     let world = World::new().await;
-    let (service, document) = furnished(&world).await;
+    let (service, document) = populated_service(&world).await;
     let mut keys = Vec::new();
     for scope in ["ingest", "refund", "read", "reset", "admin"] {
         keys.push((scope, world.key_with(&[scope]).await));
@@ -282,14 +281,14 @@ async fn an_operation_is_opened_by_the_scope_that_it_names_and_by_no_other_than_
         let path = &operation.path;
         let without = send(&service.http.with_key(None), &operation, "", None).await;
         let Some(needed) = operation.scope() else {
-            // Its key is in the body, which is not there.
+            // The plugin's secret is in the body, which is missing.
             let plugin = path.ends_with("/usage-tracking/reset-expired");
             assert_eq!(without.status, if plugin { 415 } else { 200 }, "{path}");
-            document.assert_told(&operation, &without);
+            document.assert_documented(&operation, &without);
             continue;
         };
         assert_eq!(without.status, 401, "{path}");
-        document.assert_told(&operation, &without);
+        document.assert_documented(&operation, &without);
         for (scope, key) in &keys {
             let http = service.http.with_key(Some(key));
             let answer = send(&http, &operation, "", None).await;
@@ -300,7 +299,7 @@ async fn an_operation_is_opened_by_the_scope_that_it_names_and_by_no_other_than_
                 "{path} with {scope}: {}",
                 answer.text
             );
-            document.assert_told(&operation, &answer);
+            document.assert_documented(&operation, &answer);
         }
     }
 }
@@ -308,7 +307,7 @@ async fn an_operation_is_opened_by_the_scope_that_it_names_and_by_no_other_than_
 #[tokio::test]
 async fn every_example_request_is_accepted_and_answered_as_documented() {
     let world = World::new().await;
-    let (service, document) = furnished(&world).await;
+    let (service, document) = populated_service(&world).await;
     let (mut bodies, mut queries) = (0, 0);
     for operation in document.operations() {
         let body = &operation.about["requestBody"]["content"]["application/json"];
@@ -319,25 +318,25 @@ async fn every_example_request_is_accepted_and_answered_as_documented() {
                 document.assert_valid(&body["schema"], &example);
                 let answer = send(&service.http, &operation, "", Some(example)).await;
                 if operation.path.ends_with("/usage-tracking/reset-expired") {
-                    // No example holds a key.
+                    // The example has no valid secret.
                     assert_eq!(answer.status, 401);
                     continue;
                 }
                 assert!(answer.status.is_success(), "{}", answer.text);
-                document.assert_told(&operation, &answer);
+                document.assert_documented(&operation, &answer);
                 bodies += 1;
             }
         } else if operation.method == Method::GET {
-            // What may be left out with a token is needed with a key.
+            // The organization is optional with a token, but not with a key.
             let plugin = operation.path.starts_with("/api/auth/");
-            let whose = if plugin {
+            let query = if plugin {
                 "?organizationId=org_123"
             } else {
                 ""
             };
-            let answer = send(&service.http, &operation, whose, None).await;
+            let answer = send(&service.http, &operation, query, None).await;
             assert_eq!(answer.status, 200, "{}", answer.text);
-            document.assert_told(&operation, &answer);
+            document.assert_documented(&operation, &answer);
             for parameter in operation.parameters().filter(|it| it["in"] == "query") {
                 let schema = document.resolve(&parameter["schema"]);
                 let of_schema = ["examples", "enum"]
@@ -348,7 +347,7 @@ async fn every_example_request_is_accepted_and_answered_as_documented() {
                     let query = format!("?{}={value}", name.as_str().unwrap());
                     let answer = send(&service.http, &operation, &query, None).await;
                     assert_eq!(answer.status, 200, "{query}: {}", answer.text);
-                    document.assert_told(&operation, &answer);
+                    document.assert_documented(&operation, &answer);
                     queries += 1;
                 }
             }
@@ -357,11 +356,10 @@ async fn every_example_request_is_accepted_and_answered_as_documented() {
     assert!(bodies > 12 && queries > 15, "{bodies} and {queries}");
 }
 
-/// Of the fields of a body, those that its schema does not allow to be null.
 #[tokio::test]
 async fn null_in_place_of_a_field_is_refused_by_name_unless_the_schema_says_otherwise() {
     let world = World::new().await;
-    let (service, document) = furnished(&world).await;
+    let (service, document) = populated_service(&world).await;
     let mut refused = 0;
     for operation in document.operations() {
         let body = &operation.about["requestBody"]["content"]["application/json"];
@@ -376,12 +374,12 @@ async fn null_in_place_of_a_field_is_refused_by_name_unless_the_schema_says_othe
                     continue;
                 }
                 let answer = send(&service.http, &operation, "", Some(body_with_null)).await;
-                let told = format!("{} {field}: {}", operation.path, answer.text);
-                assert_eq!(answer.status, 400, "{told}");
-                // The plugin's endpoints say it in a line.
+                let context = format!("{} {field}: {}", operation.path, answer.text);
+                assert_eq!(answer.status, 400, "{context}");
+                // The plugin's endpoints have no pointer, but name the field in the message.
                 let named = answer.body["errors"][0]["pointer"] == format!("/{field}")
                     || answer.body["error"].to_string().contains(&field);
-                assert!(named, "{told}");
+                assert!(named, "{context}");
                 refused += 1;
             }
         }
@@ -400,15 +398,15 @@ async fn every_example_response_matches_its_schema() {
             for (media_type, content) in contents.into_iter().flatten() {
                 let examples = document.examples(content);
                 let shown = !matches!(operation.path.as_str(), "/docs" | "/openapi.json");
-                let told = format!("{} {status} {media_type}", operation.path);
+                let context = format!("{} {status} {media_type}", operation.path);
                 assert!(
                     !shown || !status.starts_with('2') || !examples.is_empty(),
-                    "{told}"
+                    "{context}"
                 );
                 for example in &examples {
                     document.assert_valid(&content["schema"], example);
                     if media_type == "application/problem+json" {
-                        assert_eq!(example["status"].to_string(), *status, "{told}");
+                        assert_eq!(example["status"].to_string(), *status, "{context}");
                     }
                 }
             }
@@ -419,7 +417,7 @@ async fn every_example_response_matches_its_schema() {
 #[tokio::test]
 async fn responses_of_every_kind_are_documented() {
     let world = World::new().await;
-    let (service, document) = furnished(&world).await;
+    let (service, document) = populated_service(&world).await;
     let operations = document.operations();
     let consume = operations
         .iter()
@@ -443,11 +441,11 @@ async fn responses_of_every_kind_are_documented() {
             .http
             .send(Method::POST, "/v1/consume", headers, body)
             .await;
-        document.assert_told(consume, &answer);
+        document.assert_documented(consume, &answer);
         statuses.push(answer.status.as_u16());
     }
     assert_eq!(statuses, [204, 200, 429]);
-    let refused = service.attempt("org_123", "api", 5000).await;
+    let refused = service.try_consume("org_123", "api", 5000).await;
     let content = &document.resolve(&consume.about["responses"]["429"])["content"];
     let example = &content["application/problem+json"]["examples"]["limit_exceeded"]["value"];
     for word in [
@@ -463,7 +461,7 @@ async fn responses_of_every_kind_are_documented() {
             let answer = service.http.send(Method::GET, &path, &headers, None).await;
             assert!(answer.header("content-type").starts_with(accepted));
             assert!(answer.text.contains("api"), "{}", answer.text);
-            document.assert_told(operation, &answer);
+            document.assert_documented(operation, &answer);
         }
     }
 }
@@ -482,7 +480,7 @@ async fn every_problem_of_the_contract_is_in_the_document_and_no_other() {
             listed.insert((status.to_owned(), code.trim_matches('`').to_owned()));
         }
     }
-    // No operation has them: they are what other methods than an operation's get, and what is no request.
+    // These belong to no operation: unknown methods and unparsable requests.
     for (status, code) in [
         ("405", "method_not_allowed"),
         ("414", "uri_too_long"),
@@ -490,7 +488,7 @@ async fn every_problem_of_the_contract_is_in_the_document_and_no_other() {
     ] {
         assert!(listed.remove(&(status.to_owned(), code.to_owned())));
     }
-    let mut told = BTreeSet::new();
+    let mut documented = BTreeSet::new();
     for operation in document.operations() {
         for (status, response) in operation.about["responses"].as_object().unwrap() {
             let content = &document.resolve(response)["content"]["application/problem+json"];
@@ -500,11 +498,11 @@ async fn every_problem_of_the_contract_is_in_the_document_and_no_other() {
                 .flatten()
                 .map(|(code, _)| code)
             {
-                told.insert((status.clone(), code.clone()));
+                documented.insert((status.clone(), code.clone()));
             }
         }
     }
-    assert_eq!(told, listed);
+    assert_eq!(documented, listed);
 }
 
 #[tokio::test]
@@ -534,7 +532,7 @@ async fn docs_serve_swagger_ui_without_any_other_origin() {
     let mut kinds = BTreeSet::new();
     for link in links {
         let name = link.strip_prefix("docs/").unwrap();
-        assert!(!name.contains(['/', ':']), "{link} leads elsewhere");
+        assert!(!name.contains(['/', ':']), "{link} has another origin");
         let file = client.get(&format!("/{link}")).await;
         assert_eq!(file.status, 200, "{link}");
         assert!(file.text.len() > 300, "{link}");

@@ -1,5 +1,5 @@
-//! The list of organizations: everyone once, in any order, as last stored, and never full of a
-//! period that is over.
+//! The list of organizations: each once, in any order, as of the last flush, and without usage of an
+//! ended period.
 
 use chrono::Duration;
 use serde_json::{Value, json};
@@ -22,7 +22,7 @@ async fn list(service: &Instance, query: &str) -> Value {
     answer.body
 }
 
-/// The ids of all pages of a list, in order.
+/// The ids of all pages, in order.
 async fn ids(service: &Instance, query: &str) -> Vec<String> {
     let mut ids = Vec::new();
     let mut page = list(service, query).await;
@@ -39,7 +39,7 @@ async fn ids(service: &Instance, query: &str) -> Vec<String> {
     }
 }
 
-/// One organization as the list tells it.
+/// The list's entry of one organization.
 async fn listed(service: &Instance, organization: &str) -> Value {
     let page = list(service, &format!("search={organization}")).await;
     page["data"][0].clone()
@@ -58,8 +58,8 @@ async fn limit(service: &Instance, organization: &str, limits: Value) {
     assert_eq!(answer.status, 200, "{}", answer.text);
 }
 
-/// Five organizations: two that are full, one that is nearly, one that is not, and one never counted.
-async fn five(service: &Instance) {
+/// Five organizations: two over their limit, one near it, one far from it, and one without counts.
+async fn create_five(service: &Instance) {
     for (organization, amount) in [("a", 100), ("b", 850), ("c", 1000), ("d", 1200)] {
         track(service, organization, "api", amount).await;
     }
@@ -81,7 +81,7 @@ async fn an_organization_is_listed_with_its_meters_and_its_usage_summary() {
     track(&service, "org_1", "tokens", 190).await;
     service.flush().await;
     let period = ("2031-03-01T00:00:00Z", "2031-04-01T00:00:00Z");
-    let told = json!({
+    let entry = json!({
         "organizationId": "org_1", "planId": "free", "state": "warning", "percentage": 95.0, "current": 250,
         "meters": {
             "api": {"current": 250, "limit": 1000, "remaining": 750, "overage": 0, "percentage": 25.0,
@@ -91,14 +91,14 @@ async fn an_organization_is_listed_with_its_meters_and_its_usage_summary() {
         },
     });
     let page = list(&service, "").await;
-    assert_eq!(page, json!({"data": [told], "nextCursor": null}));
+    assert_eq!(page, json!({"data": [entry], "nextCursor": null}));
 }
 
 #[tokio::test]
 async fn every_order_lists_everyone_once_whatever_the_size_of_the_page() {
     let world = World::new().await;
     let service = world.instance().await;
-    five(&service).await;
+    create_five(&service).await;
     for (sort, order) in [
         ("id", "abcde"),
         ("-id", "edcba"),
@@ -134,7 +134,7 @@ async fn organizations_that_are_equally_full_are_all_listed_across_pages() {
 async fn states_distinguish_warned_stopped_and_exceeded_organizations() {
     let world = World::new().await;
     let service = world.instance().await;
-    five(&service).await;
+    create_five(&service).await;
     for sort in ["id", "-percentage", "current"] {
         let of = async |state: &str| {
             let mut ids = ids(&service, &format!("state={state}&sort={sort}&pageSize=1")).await;
@@ -175,9 +175,9 @@ async fn a_limit_that_changes_shows_after_a_flush_though_nothing_was_counted() {
     assert_eq!(listed(&service, "org_1").await["percentage"], 50.0);
     limit(&service, "org_1", json!({"api": {"limit": 500}})).await;
     service.flush().await;
-    let told = listed(&service, "org_1").await;
+    let entry = listed(&service, "org_1").await;
     assert_eq!(
-        (&told["percentage"], &told["state"]),
+        (&entry["percentage"], &entry["state"]),
         (&json!(100.0), &json!("exceeded"))
     );
 }
@@ -186,10 +186,10 @@ async fn a_limit_that_changes_shows_after_a_flush_though_nothing_was_counted() {
 async fn an_ended_period_shows_no_usage_before_and_after_its_summary_is_removed() {
     let world = World::new().await;
     let service = world.instance().await;
-    five(&service).await;
+    create_five(&service).await;
     world.clock.advance(Duration::days(20));
-    for taken_off in [false, true] {
-        if taken_off {
+    for aged in [false, true] {
+        if aged {
             assert_eq!(service.app.flusher.summaries.age_once().await.unwrap(), 4);
         }
         for sort in ["id", "percentage", "current"] {
@@ -200,29 +200,29 @@ async fn an_ended_period_shows_no_usage_before_and_after_its_summary_is_removed(
             let query = format!("sort={sort}&state=exceeded");
             assert!(ids(&service, &query).await.is_empty(), "{query}");
         }
-        let told = listed(&service, "d").await;
+        let entry = listed(&service, "d").await;
         assert_eq!(
-            (&told["state"], &told["current"]),
+            (&entry["state"], &entry["current"]),
             (&json!("ok"), &json!(0))
         );
         assert_eq!(
-            (&told["percentage"], &told["meters"]),
+            (&entry["percentage"], &entry["meters"]),
             (&Value::Null, &json!({}))
         );
     }
-    // And the new period shows like any other.
+    // The new period is listed as usual.
     track(&service, "b", "api", 900).await;
     service.flush().await;
     assert_eq!(ids(&service, "state=warning").await, ["b"]);
     assert_eq!(listed(&service, "b").await["current"], 900);
 }
 
-/// A flush stores and settles, and its process dies before it has seen to the lists.
+/// The process dies after settling, before it updates the summaries.
 #[tokio::test]
 async fn a_summary_that_a_crash_left_stale_is_repaired_by_the_walk() {
     let world = World::new().await;
     let service = world.instance().await;
-    five(&service).await;
+    create_five(&service).await;
     track(&service, "a", "api", 800).await;
     let flusher = &service.app.flusher;
     let batch = flusher.read(&[shard("a")]).await.unwrap();
@@ -235,8 +235,8 @@ async fn a_summary_that_a_crash_left_stale_is_repaired_by_the_walk() {
     let last = other.app.flusher.summaries.repair_once(None).await.unwrap();
     assert_eq!(last.as_ref().map(OrganizationId::as_str), Some("e"));
     assert_eq!(ids(&other, "state=warning").await, ["a", "b"]);
-    let behind = other.app.flusher.summaries.repair_once(last.as_ref()).await;
-    assert_eq!(behind.unwrap(), None);
+    let next = other.app.flusher.summaries.repair_once(last.as_ref()).await;
+    assert_eq!(next.unwrap(), None);
 }
 
 #[tokio::test]
@@ -250,9 +250,9 @@ async fn a_late_event_does_not_change_the_summary_of_the_running_period() {
     let answer = service.http.post("/v1/track", late).await;
     assert_eq!(answer.status, 200, "{}", answer.text);
     service.flush().await;
-    let told = listed(&service, "org_1").await;
+    let entry = listed(&service, "org_1").await;
     assert_eq!(
-        (&told["current"], &told["state"]),
+        (&entry["current"], &entry["state"]),
         (&json!(100), &json!("ok"))
     );
 }

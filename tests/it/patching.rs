@@ -1,8 +1,8 @@
-//! `PATCH /v1/organizations/{id}`: only what is named changes, all of it or nothing.
+//! `PATCH /v1/organizations/{id}`: changes the named settings only, atomically.
 
 use serde_json::{Value, json};
 
-use crate::support::{Instance, World, hold_changes, until_waiting};
+use crate::support::{Instance, World, lock_policy_changes, until_lock_wait};
 
 const PATH: &str = "/v1/organizations/org_1";
 
@@ -12,7 +12,7 @@ async fn patch(service: &Instance, changes: Value) -> Value {
     answer.body
 }
 
-/// An organization's settings in force, without what they come from.
+/// The effective settings of an organization, without their sources.
 fn settings(mut organization: Value) -> Value {
     for name in ["organizationId", "limits", "version"] {
         organization.as_object_mut().unwrap().remove(name);
@@ -50,9 +50,9 @@ async fn a_patch_changes_only_the_named_settings_and_null_restores_the_default()
     assert_eq!(after["limits"]["api"]["limit"], 5);
     assert_eq!(service.http.get(PATH).await.body, after);
 
-    let nothing = json!({"planId": null, "features": null, "resetMode": null, "resetPeriod": null, "resetDay": null,
+    let all_null = json!({"planId": null, "features": null, "resetMode": null, "resetPeriod": null, "resetDay": null,
                          "resetMonth": null, "anchor": null, "timeZone": null, "metadata": null});
-    let unset = patch(&service, nothing).await;
+    let unset = patch(&service, all_null).await;
     let default = service.settings("org_2", json!({})).await;
     assert_eq!(settings(unset.clone()), settings(default));
     assert_eq!(unset["limits"]["api"]["limit"], 5);
@@ -70,11 +70,11 @@ async fn a_patch_is_effective_for_the_next_request_on_every_instance() {
         (&meter["periodStart"], &meter["current"]),
         (&json!("2031-03-01T00:00:00Z"), &json!(5))
     );
-    let counted = there.attempt("org_1", "api", 1).await;
+    let counted = there.try_consume("org_1", "api", 1).await;
     assert_eq!(counted.body["resetDate"], "2031-03-20T00:00:00Z");
 }
 
-/// A patch that leaves the calendar alone must not move a period that a change of the calendar has pinned.
+/// A change of calendar has pinned the running period; a patch without calendar settings must not move it.
 #[tokio::test]
 async fn a_patch_without_calendar_settings_keeps_the_running_period() {
     let world = World::new().await;
@@ -121,7 +121,7 @@ async fn a_setting_that_contradicts_the_others_is_refused_by_name_and_changes_no
         (json!({"metadata": {"a": {"b": "\u{0}"}}}), "/metadata/a/b"),
         (json!({"resetday": null}), "/resetday"),
         (json!([]), ""),
-        // What fits must not be kept when something beside it does not.
+        // A valid member is not applied when another one is invalid.
         (
             json!({"features": {"sso": false}, "metadata": {"a": 1}, "resetMonth": 13}),
             "/resetMonth",
@@ -164,13 +164,13 @@ async fn an_unknown_organization_is_not_found() {
     let service = world.instance().await;
     assert_eq!(service.http.patch(PATH, json!({})).await.status, 404);
     assert_eq!(world.select("select id from organizations").await, [""; 0]);
-    // One that was counted is known before any flush.
+    // A counted organization is known before any flush.
     world.move_to("2031-04-02T00:00:00Z");
     service.count("org_1", "api", 1).await;
     patch(&service, json!({"resetDay": 20})).await;
 }
 
-/// Redis dies between the commit and the applying, and comes back with what it had.
+/// Redis dies between the commit and the write, and restarts with its earlier data.
 #[tokio::test]
 async fn a_patch_whose_redis_dies_after_the_commit_is_applied_by_the_sweep() {
     let mut world = World::new().await;
@@ -180,15 +180,15 @@ async fn a_patch_whose_redis_dies_after_the_commit_is_applied_by_the_sweep() {
     service.app.policies.sweep_once().await.unwrap();
     world.copy_redis().await;
     let postgres = world.postgres().await;
-    let held = hold_changes(&postgres).await;
+    let lock = lock_policy_changes(&postgres).await;
     let http = service.http.clone();
-    // It has found Redis alive, and now waits for its turn.
+    // The change has found Redis alive, and now waits for the lock.
     let limits = format!("{PATH}/limits");
     let change = json!({"api": {"limit": 600}});
     let patching = tokio::spawn(async move { http.patch(&limits, change).await });
-    until_waiting(&postgres).await;
+    until_lock_wait(&postgres).await;
     world.kill_redis().await;
-    held.rollback().await.unwrap();
+    lock.rollback().await.unwrap();
     let answer = patching.await.unwrap();
     assert_eq!(
         (answer.status.as_u16(), answer.code()),
@@ -202,11 +202,11 @@ async fn a_patch_whose_redis_dies_after_the_commit_is_applied_by_the_sweep() {
             (&meter["limit"], &meter["current"]),
             (&json!(600), &json!(5))
         );
-        assert_eq!(service.attempt("org_1", "api", 596).await.status, 429);
+        assert_eq!(service.try_consume("org_1", "api", 596).await.status, 429);
     }
 }
 
-/// Where calls may belong to another counter afterwards, Redis must be there for the commit.
+/// The change may move calls to another counter, so that Redis must be available at the commit.
 #[tokio::test]
 async fn a_change_of_calendar_whose_redis_dies_before_the_commit_does_not_happen() {
     let mut world = World::new().await;
@@ -215,12 +215,12 @@ async fn a_change_of_calendar_whose_redis_dies_before_the_commit_does_not_happen
     service.flush().await;
     world.copy_redis().await;
     let postgres = world.postgres().await;
-    let held = hold_changes(&postgres).await;
+    let lock = lock_policy_changes(&postgres).await;
     let http = service.http.clone();
     let patching = tokio::spawn(async move { http.patch(PATH, json!({"resetDay": 25})).await });
-    until_waiting(&postgres).await;
+    until_lock_wait(&postgres).await;
     world.kill_redis().await;
-    held.rollback().await.unwrap();
+    lock.rollback().await.unwrap();
     assert_eq!(patching.await.unwrap().status, 503);
     world.start_redis().await;
     assert_eq!(service.app.policies.sweep_once().await.unwrap(), 0);

@@ -1,4 +1,4 @@
-//! Periods as callers see them: a count starts again exactly at the boundary, by the clock.
+//! Periods over the API: a count restarts exactly at the boundary of the calendar.
 
 use chrono::Duration;
 use serde_json::{Value, json};
@@ -6,7 +6,7 @@ use tallyman::clock::Clock;
 
 use crate::support::{Instance, World, at_once, instant};
 
-/// The period that a call is counted in.
+/// Counts a unit; returns the start and the end of its period.
 async fn period(service: &Instance, organization: &str) -> (String, String) {
     let answer = service
         .http
@@ -22,11 +22,11 @@ async fn a_count_starts_again_exactly_at_the_boundary() {
     let service = world.instance().await;
     service.count("org_1", "api", 1000).await;
     world.move_to("2031-03-31T23:59:59.999Z");
-    assert_eq!(service.attempt("org_1", "api", 1).await.status, 429);
+    assert_eq!(service.try_consume("org_1", "api", 1).await.status, 429);
     assert_eq!(service.current("org_1", "api").await, 1000);
     world.clock.advance(Duration::milliseconds(1));
     assert_eq!(service.current("org_1", "api").await, 0);
-    let answer = service.attempt("org_1", "api", 1).await;
+    let answer = service.try_consume("org_1", "api", 1).await;
     assert_eq!(
         (answer.status.as_u16(), &answer.body["current"]),
         (200, &json!(1))
@@ -92,7 +92,7 @@ async fn every_reset_period_has_its_own_boundaries() {
             .settings(&format!("org_{number}"), settings.clone())
             .await;
     }
-    // Long after the periods that ran when the settings were made.
+    // Long after the periods in which the settings were made.
     world.move_to("2032-05-19T12:34:56.789Z");
     for (number, (settings, start, end)) in cases.into_iter().enumerate() {
         let running = period(&service, &format!("org_{number}")).await;
@@ -109,7 +109,6 @@ async fn periods_anchored_on_the_31st_end_with_short_months_and_come_back() {
     for _ in 0..13 {
         let (_, end) = period(&service, "org_1").await;
         world.move_to(&end);
-        // The next period starts where the last one ended.
         assert_eq!(period(&service, "org_1").await.0, end);
         assert_eq!(service.current("org_1", "api").await, 1);
         ends.push(end[5..10].to_owned());
@@ -153,8 +152,10 @@ async fn idle_months_are_neither_merged_nor_carried_over() {
     );
     assert_eq!(period(&service, "org_1").await, expected);
     assert_eq!(service.current("org_1", "api").await, 1);
-    // What was counted in March is March's for good.
-    let march = world.held_of("org_1", "api", "2031-03-01T00:00:00Z").await;
+    // The counter of March is unchanged.
+    let march = world
+        .snapshot_of("org_1", "api", "2031-03-01T00:00:00Z")
+        .await;
     assert_eq!(march["used"], "900");
 }
 
@@ -165,7 +166,7 @@ async fn days_follow_the_organizations_zone_also_when_the_clocks_change() {
     let settings = |zone: &str| json!({"resetPeriod": "daily", "timeZone": zone});
     service.settings("berlin", settings("Europe/Berlin")).await;
     service.settings("kolkata", settings("Asia/Kolkata")).await;
-    // The day on which Berlin's clocks go forward has 23 hours.
+    // Daylight saving time starts in Berlin: the day has 23 hours.
     world.move_to("2031-03-30T12:00:00Z");
     let day = |start: &str, end: &str| (start.to_owned(), end.to_owned());
     assert_eq!(
@@ -190,7 +191,7 @@ async fn a_manual_period_never_ends_by_itself() {
         .await;
     service.count("org_1", "api", 3).await;
     world.move_to("2035-01-01T00:00:00Z");
-    let answer = service.attempt("org_1", "api", 1).await;
+    let answer = service.try_consume("org_1", "api", 1).await;
     assert_eq!(
         (&answer.body["current"], &answer.body["resetDate"]),
         (&json!(4), &Value::Null)
@@ -230,7 +231,7 @@ async fn concurrent_first_calls_of_a_new_period_all_count() {
     }
 }
 
-/// A clock that lags counts into the period that it believes in, never into the new one.
+/// A lagging instance counts into the period of its own clock.
 #[tokio::test]
 async fn an_instance_whose_clock_lags_cannot_touch_the_new_period() {
     let world = World::new().await;
@@ -258,10 +259,12 @@ async fn each_slot_of_the_organizations_clock_is_counted_separately() {
     service.count("org_1", "api", 3).await;
     world.move_to("2031-04-10T12:30:00Z");
     service.count("org_1", "api", 4).await;
-    let counter = world.held_of("org_1", "api", "2031-03-31T18:30:00Z").await;
+    let counter = world
+        .snapshot_of("org_1", "api", "2031-03-31T18:30:00Z")
+        .await;
     let slot =
         |start: &str| counter[&format!("used@{}", instant(start).timestamp_millis())].clone();
-    // Its hour begins at 11:30, and days of other zones at 12:00.
+    // The hour starts at 11:30 in UTC, so that days of other zones need a slot that starts at 12:00.
     assert_eq!(slot("2031-04-10T12:00:00Z"), "3");
     assert_eq!(slot("2031-04-10T12:30:00Z"), "4");
 }

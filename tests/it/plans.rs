@@ -1,4 +1,4 @@
-//! Plans: shared by organizations, in force everywhere without touching one of them, and never taken from under one.
+//! Plans: shared by organizations, effective on every instance without writes to organizations, and never deleted while used.
 
 use futures::StreamExt as _;
 use reqwest::Method;
@@ -35,8 +35,8 @@ async fn feature(service: &Instance, name: &str) -> (Value, Value) {
     (answer.body["value"].clone(), answer.body["source"].clone())
 }
 
-/// Has an instance learn which plans have changed, and asserts that it applied no change of an organization.
-async fn learn(service: &Instance) {
+/// Lets an instance load changed plans; asserts that the sweep applied no change of an organization.
+async fn load_plans(service: &Instance) {
     assert_eq!(service.app.policies.sweep_once().await.unwrap(), 0);
 }
 
@@ -44,7 +44,7 @@ fn api(limit: u64) -> Value {
     json!({"limits": {"api": {"limit": limit}}})
 }
 
-/// What the audit log has of plans, oldest first.
+/// The audit log's entries of plans, oldest first.
 async fn audit(world: &World) -> Vec<Value> {
     let rows = world
         .select(
@@ -73,7 +73,7 @@ async fn a_plan_is_returned_as_it_was_put() {
     expected["version"] = plan["version"].clone();
     assert_eq!(plan, expected);
     assert_eq!(get(&service, "pro").await.body, plan);
-    // All of it is replaced, and a plan without a name is known by its id.
+    // PUT replaces the whole plan, and the name defaults to the id.
     let replaced = put(&service, "pro", json!({})).await;
     assert_eq!(
         (
@@ -139,15 +139,15 @@ async fn each_part_of_a_limit_and_each_feature_comes_from_the_nearest_level_that
         ("beta", Value::Null, "default"),
     ];
     for (name, value, source) in sources {
-        let told = feature(&service, name).await;
-        assert_eq!(told, (value, json!(source)), "{name}");
+        let found = feature(&service, name).await;
+        assert_eq!(found, (value, json!(source)), "{name}");
     }
     let usage = service.http.get("/v1/organizations/org_1/usage").await;
     assert_eq!(usage.body["features"], json!({"sso": true, "seats": 9}));
     assert_eq!(usage.body["planId"], "pro");
 }
 
-/// The settings say 1000 units of `api`, hard.
+/// The settings limit `api` to 1000 units, hard.
 #[tokio::test]
 async fn a_stored_plan_of_the_default_plans_id_lies_over_the_settings() {
     let mut world = World::new().await;
@@ -157,20 +157,23 @@ async fn a_stored_plan_of_the_default_plans_id_lies_over_the_settings() {
     let plan = json!({"limits": {"api": {"enforcement": "soft"}}, "features": {"sso": true}});
     put(&service, "free", plan).await;
     for organization in ["org_1", "org_2", "never_seen"] {
-        let answer = service.attempt(organization, "api", 1001).await;
+        let answer = service.try_consume(organization, "api", 1001).await;
         assert_eq!(answer.status, 200, "{organization}");
         assert_eq!(answer.body["limit"], 1000, "{organization}");
     }
     assert_eq!(limits(&service, "org_2").await["api"]["source"], "plan");
     assert_eq!(feature(&service, "sso").await, (json!(true), json!("plan")));
-    // New settings show through, and a plan that sets nothing lets all of them through.
+    // New settings are effective where the plan sets nothing.
     for limit in world.config.defaults.limits.values_mut() {
         limit.limit = Count::try_from(2000).ok();
     }
-    let newer = world.instance().await;
-    assert_eq!(newer.attempt("org_1", "api", 1).await.body["limit"], 2000);
-    put(&newer, "free", json!({})).await;
-    assert_eq!(newer.attempt("org_1", "api", 1000).await.status, 429);
+    let updated = world.instance().await;
+    assert_eq!(
+        updated.try_consume("org_1", "api", 1).await.body["limit"],
+        2000
+    );
+    put(&updated, "free", json!({})).await;
+    assert_eq!(updated.try_consume("org_1", "api", 1000).await.status, 429);
 }
 
 #[tokio::test]
@@ -186,23 +189,26 @@ async fn an_edited_plan_is_effective_for_the_next_request_here_and_after_one_swe
         service.count("counted", "api", 5).await;
         service.count("own", "api", 5).await;
     }
-    assert_eq!(there.attempt("counted", "api", 1).await.status, 429);
+    assert_eq!(there.try_consume("counted", "api", 1).await.status, 429);
     there.app.policies.sweep_once().await.unwrap();
 
     put(&here, "pro", api(11)).await;
-    assert_eq!(here.attempt("counted", "api", 1).await.body["current"], 11);
-    // The running counter has taken the new limit, and decides by it whoever asks.
-    let refused = there.attempt("counted", "api", 1).await;
+    assert_eq!(
+        here.try_consume("counted", "api", 1).await.body["current"],
+        11
+    );
+    // The running counter has adopted the new limit, which also decides calls of the other instance.
+    let refused = there.try_consume("counted", "api", 1).await;
     assert_eq!(
         (refused.status.as_u16(), &refused.body["limit"]),
         (429, &json!(11))
     );
-    assert_eq!(here.attempt("own", "api", 10).await.body["limit"], 20);
+    assert_eq!(here.try_consume("own", "api", 10).await.body["limit"], 20);
 
     put(&here, "pro", api(5)).await;
-    learn(&there).await;
+    load_plans(&there).await;
     for organization in ["counted", "idle"] {
-        let refused = there.attempt(organization, "api", 6).await;
+        let refused = there.try_consume(organization, "api", 6).await;
         assert_eq!(refused.status, 429);
         assert_eq!(refused.body["limit"], 5, "{organization}");
     }
@@ -219,8 +225,8 @@ async fn an_edited_plan_is_announced_to_the_other_instances() {
     subscription.subscribe("tm:policies").await.unwrap();
     let plan = put(&service, "pro", api(10)).await;
     let message = subscription.on_message().next().await.unwrap();
-    let told: String = message.get_payload().unwrap();
-    assert_eq!(told, format!("plan:pro:{}", plan["version"]));
+    let payload: String = message.get_payload().unwrap();
+    assert_eq!(payload, format!("plan:pro:{}", plan["version"]));
 }
 
 #[tokio::test]
@@ -235,11 +241,11 @@ async fn an_idle_organization_shows_its_current_plan() {
     there.app.policies.sweep_once().await.unwrap();
     let plan = json!({"limits": {"api": {"limit": 4}}, "features": {"sso": true}});
     put(&here, "pro", plan).await;
-    learn(&there).await;
+    load_plans(&there).await;
     for service in [&here, &there] {
         let meter = service.meter("org_1", "api").await;
-        let told = (&meter["current"], &meter["limit"], &meter["overage"]);
-        assert_eq!(told, (&json!(5), &json!(4), &json!(1)));
+        let found = (&meter["current"], &meter["limit"], &meter["overage"]);
+        assert_eq!(found, (&json!(5), &json!(4), &json!(1)));
         assert_eq!(limits(service, "org_1").await["api"]["limit"], 4);
         assert_eq!(feature(service, "sso").await.0, true);
     }
@@ -296,8 +302,14 @@ async fn editing_a_plan_of_a_hundred_thousand_organizations_writes_to_none_of_th
     let before = world.select(rows).await;
     put(&service, "pro", api(9)).await;
     assert_eq!(world.select(rows).await, before);
-    assert_eq!(service.attempt("org_77", "api", 1).await.body["limit"], 9);
-    assert_eq!(service.attempt("org_99999", "api", 10).await.status, 429);
+    assert_eq!(
+        service.try_consume("org_77", "api", 1).await.body["limit"],
+        9
+    );
+    assert_eq!(
+        service.try_consume("org_99999", "api", 10).await.status,
+        429
+    );
     let refused = delete(&service, "pro").await;
     assert_eq!((refused.status.as_u16(), refused.code()), (409, "conflict"));
     assert_eq!(
@@ -319,7 +331,7 @@ async fn a_plan_is_deleted_only_if_no_organization_is_on_it() {
     assert_eq!(delete(&service, "pro").await.status, 204);
     assert_eq!(delete(&service, "pro").await.status, 404);
     assert_eq!(get(&service, "pro").await.status, 404);
-    // The default plan is what everybody is on who names none.
+    // Organizations without a plan are on the default plan.
     assert_eq!(delete(&service, "free").await.status, 409);
 }
 
@@ -329,14 +341,14 @@ async fn a_deleted_organization_is_on_no_plan_and_comes_back_on_the_default_one(
     let service = world.instance().await;
     put(&service, "pro", api(10)).await;
     service.settings("org_1", json!({"planId": "pro"})).await;
-    let on_top = json!({"api": {"temporary": {"limit": 12, "until": "2031-03-16T00:00:00Z"}}});
-    service.limits("org_1", on_top).await;
+    let temporary = json!({"api": {"temporary": {"limit": 12, "until": "2031-03-16T00:00:00Z"}}});
+    service.limits("org_1", temporary).await;
     service.count("org_1", "api", 5).await;
     let path = "/v1/organizations/org_1";
     let deleted = service.http.send(Method::DELETE, path, &[], None).await;
     assert!(deleted.status.is_success(), "{}", deleted.text);
     assert_eq!(delete(&service, "pro").await.status, 204);
-    let answer = service.attempt("org_1", "api", 1).await;
+    let answer = service.try_consume("org_1", "api", 1).await;
     assert_eq!(
         (&answer.body["current"], &answer.body["limit"]),
         (&json!(1), &json!(1000))
@@ -360,7 +372,7 @@ async fn an_organization_moves_to_existing_plans_only() {
     );
     assert_eq!(refused.body["errors"][0]["pointer"], "/planId");
     assert_eq!(here.http.get(path).await.body["resetDay"], Value::Null);
-    // The count and what is the organization's own stay.
+    // The count and the organization's own limits stay.
     put(
         &here,
         "pro",
@@ -373,7 +385,7 @@ async fn an_organization_moves_to_existing_plans_only() {
         (&moved["planId"], &moved["limits"]["api"]["limit"]),
         (&json!("pro"), &json!(10))
     );
-    let refused = there.attempt("org_1", "api", 1).await;
+    let refused = there.try_consume("org_1", "api", 1).await;
     assert_eq!(
         (refused.status.as_u16(), &refused.body["current"]),
         (429, &json!(10))
@@ -455,7 +467,7 @@ async fn a_plan_changed_meanwhile_is_not_overwritten() {
 async fn an_invalid_plan_is_refused_by_name() {
     let world = World::new().await;
     let service = world.instance().await;
-    let many: serde_json::Map<String, Value> = (0..33)
+    let too_many: serde_json::Map<String, Value> = (0..33)
         .map(|number| (format!("m{number}"), json!({"limit": 1})))
         .collect();
     for (plan, pointer) in [
@@ -485,7 +497,7 @@ async fn an_invalid_plan_is_refused_by_name() {
             json!({"limits": {"api": {"temporary": {"limit": 1, "until": "2040-01-01T00:00:00Z"}}}}),
             "/limits/api/temporary",
         ),
-        (json!({ "limits": many }), "/limits"),
+        (json!({ "limits": too_many }), "/limits"),
         (json!({"features": {"sso": null}}), "/features/sso"),
         (json!({"features": {"support": "\u{0}"}}), "/features"),
     ] {
@@ -540,16 +552,16 @@ async fn a_plan_edited_while_redis_is_down_is_effective_afterwards() {
     let copy = world.copy_redis().await;
     world.kill_redis().await;
     put(&here, "pro", api(6)).await;
-    // It comes back with the older policy, and with the counter under it.
+    // Redis restarts with the old policy and a counter under it.
     there.app.policies.sweep_once().await.unwrap_err();
     std::fs::write(world.redis_data().join("dump.rdb"), copy).unwrap();
     world.start_redis().await;
-    let refused = there.attempt("org_1", "api", 2).await;
+    let refused = there.try_consume("org_1", "api", 2).await;
     assert_eq!(
         (refused.status.as_u16(), &refused.body["limit"]),
         (429, &json!(6))
     );
-    assert_eq!(here.attempt("org_1", "api", 1).await.body["current"], 6);
+    assert_eq!(here.try_consume("org_1", "api", 1).await.body["current"], 6);
 }
 
 #[tokio::test]
@@ -560,28 +572,31 @@ async fn a_plan_survives_the_loss_of_redis() {
     service.settings("org_1", json!({"planId": "pro"})).await;
     world.flush_redis().await;
     let service = world.instance().await;
-    assert_eq!(service.attempt("org_1", "api", 4).await.status, 429);
-    assert_eq!(service.attempt("org_1", "api", 3).await.status, 200);
+    assert_eq!(service.try_consume("org_1", "api", 4).await.status, 429);
+    assert_eq!(service.try_consume("org_1", "api", 3).await.status, 200);
 }
 
 #[tokio::test]
 async fn without_postgres_the_cached_plan_still_grants_and_refuses() {
     let world = World::new().await;
-    let (servers, cable) = world.cuttable_postgres();
+    let (servers, socket) = world.cuttable_postgres();
     let (here, there) = (world.instance().await, world.instance_with(servers).await);
     put(&here, "pro", api(10)).await;
     here.settings("org_1", json!({"planId": "pro"})).await;
     there.count("org_1", "api", 5).await;
     there.app.policies.sweep_once().await.unwrap();
     put(&here, "pro", api(6)).await;
-    learn(&there).await;
-    cable.cut(&world.postgres().await).await;
-    // That there is a newer one is known, and not what it says.
-    assert_eq!(there.attempt("org_1", "api", 5).await.body["current"], 10);
-    assert_eq!(there.attempt("org_1", "api", 1).await.status, 429);
-    cable.mend();
+    load_plans(&there).await;
+    socket.cut(&world.postgres().await).await;
+    // The instance knows that the plan has a newer version, but cannot load it.
+    assert_eq!(
+        there.try_consume("org_1", "api", 5).await.body["current"],
+        10
+    );
+    assert_eq!(there.try_consume("org_1", "api", 1).await.status, 429);
+    socket.restore();
     world.clock.advance(chrono::Duration::seconds(1));
-    assert_eq!(there.attempt("org_1", "api", 1).await.body["limit"], 6);
+    assert_eq!(there.try_consume("org_1", "api", 1).await.body["limit"], 6);
 }
 
 #[tokio::test]
@@ -594,5 +609,5 @@ async fn an_instance_that_starts_later_knows_every_current_plan() {
     here.app.policies.sweep_once().await.unwrap();
     put(&here, "pro", api(5)).await;
     let later = world.instance().await;
-    assert_eq!(later.attempt("org_1", "api", 1).await.status, 429);
+    assert_eq!(later.try_consume("org_1", "api", 1).await.status, 429);
 }

@@ -1,4 +1,4 @@
-//! The endpoints of the Better Auth plugin for usage tracking, as its client calls them.
+//! The endpoints of the Better Auth plugin for usage tracking, called by its client.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -10,7 +10,7 @@ use crate::support::{
 
 const BASE: &str = "/api/auth/usage-tracking";
 
-/// An endpoint, asked directly.
+/// Calls an endpoint directly.
 async fn get(http: &Http, path: &str) -> Answer {
     http.get(&format!("{BASE}/{path}")).await
 }
@@ -19,7 +19,7 @@ async fn post(http: &Http, path: &str, body: Value) -> Answer {
     http.post(&format!("{BASE}/{path}"), body).await
 }
 
-/// What is refused is said in the plugin's way.
+/// Asserts a refusal in the plugin's error format.
 fn refused(answer: &Answer, status: u16, error: &str) {
     assert_eq!(answer.status, status, "{}", answer.text);
     assert_eq!(answer.header("content-type"), "application/json");
@@ -75,8 +75,8 @@ async fn the_plugins_client_reads_and_administers_with_a_key() {
         assert_eq!(history["history"][1][name], "2031-03-15T13:00:00.000Z");
     }
     assert_ne!(history["history"][0]["id"], history["history"][1]["id"]);
-    let wanted = json!({"organizationId": "org_1", "limit": 1});
-    let one = client.call("getUsageHistory", wanted).await;
+    let query = json!({"organizationId": "org_1", "limit": 1});
+    let one = client.call("getUsageHistory", query).await;
     assert_eq!(one["history"], json!([newest(&history)]));
 
     let change = json!({"organizationId": "org_1", "apiLimit": 1, "resetMode": "manual", "resetPeriod": "weekly"});
@@ -91,10 +91,10 @@ async fn the_plugins_client_reads_and_administers_with_a_key() {
         (&json!("manual"), &json!("weekly"))
     );
     assert_eq!(usage["features"]["sso"], true);
-    assert_eq!(service.attempt("org_1", "api", 1).await.status, 429);
-    // The other meter has nothing to do with it.
+    assert_eq!(service.try_consume("org_1", "api", 1).await.status, 429);
+    // The other meter is unaffected.
     assert_eq!(service.meter("org_1", "tokens").await["current"], 0);
-    // What is refused arrives as the client tells it.
+    // The client returns errors with their status.
     let nobody = client
         .call("getUsage", json!({"organizationId": "nobody"}))
         .await;
@@ -131,7 +131,7 @@ async fn the_plugins_client_needs_no_organization_with_a_token_of_better_auth() 
         3
     );
 
-    // Whoever owns an organization does not thereby own its limit.
+    // The owner of an organization may not change its limit.
     let change = json!({"organizationId": own, "apiLimit": 1_000_000});
     for (function, body) in [("resetUsage", &named), ("updateLimits", &change)] {
         assert_eq!(
@@ -150,7 +150,7 @@ async fn the_plugins_client_needs_no_organization_with_a_token_of_better_auth() 
         403
     );
 
-    // A platform role opens what changes things, for any organization; reading stays the organization's.
+    // A platform role may change any organization, but reads only its own.
     let mut admin = PluginClient::start(&service.http, auth.text("adminToken"));
     let success = json!({"success": true});
     assert_eq!(admin.call("updateLimits", change).await, success);
@@ -201,7 +201,7 @@ async fn a_platform_role_counts_only_where_the_settings_name_it() {
             "{roles} {admin_roles:?}: {}",
             answer.text
         );
-        // Nowhere else does it open anything.
+        // The role grants nothing outside the plugin's endpoints.
         let limits = user
             .patch("/v1/organizations/org_1/limits", json!({}))
             .await;
@@ -216,20 +216,20 @@ async fn refusals_have_the_plugins_error_format() {
     let http = &service.http;
     service.count("org_1", "api", 1).await;
     let org_1 = json!({"organizationId": "org_1"});
-    let nobody = http.with_key(None);
+    let anonymous = http.with_key(None);
     for path in [
         "get-usage?organizationId=org_1",
         "get-usage-history?organizationId=org_1",
     ] {
-        refused(&get(&nobody, path).await, 401, "Unauthorized");
+        refused(&get(&anonymous, path).await, 401, "Unauthorized");
     }
     for path in ["reset", "update-limits"] {
-        let answer = post(&nobody, path, org_1.clone()).await;
+        let answer = post(&anonymous, path, org_1.clone()).await;
         refused(&answer, 401, "Unauthorized");
         assert_eq!(answer.header("www-authenticate"), "Bearer");
         let cookie = [("cookie", "better-auth.session_token=x")];
         let path = format!("{BASE}/{path}");
-        let answer = nobody
+        let answer = anonymous
             .send(Method::POST, &path, &cookie, Some(org_1.clone()))
             .await;
         refused(&answer, 401, "Unauthorized");
@@ -252,8 +252,8 @@ async fn refusals_have_the_plugins_error_format() {
         (history.status.as_u16(), history.body),
         (200, json!({"history": []}))
     );
-    let wish = json!({"name": "bound", "scopes": ["read"], "organizationId": "org_2"});
-    let bound = http.post("/v1/api-keys", wish).await;
+    let request = json!({"name": "bound", "scopes": ["read"], "organizationId": "org_2"});
+    let bound = http.post("/v1/api-keys", request).await;
     let bound = http.with_key(bound.body["key"].as_str());
     let error = "this key is bound to another organization";
     refused(
@@ -390,13 +390,13 @@ async fn an_organization_that_the_auth_server_has_just_made_can_be_limited() {
         (answer.status.as_u16(), answer.body),
         (200, json!({"success": true}))
     );
-    assert_eq!(service.attempt("new", "api", 1).await.status, 429);
+    assert_eq!(service.try_consume("new", "api", 1).await.status, 429);
     let usage = get(&service.http, "get-usage?organizationId=new").await;
     assert_eq!(
         usage.body["api"],
         json!({"current": 0, "limit": 0, "resetDate": "2031-03-16T00:00:00Z"})
     );
-    // A reset with nothing to reset does no harm.
+    // A reset without counts succeeds.
     let body = json!({"organizationId": "new", "resetApi": false});
     assert_eq!(post(&service.http, "reset", body).await.status, 200);
 }
@@ -413,7 +413,7 @@ async fn the_plugins_scheduler_resets_expired_periods_with_a_key_in_the_body() {
     service.flush().await;
     world.move_to("2031-04-01T00:00:00Z");
     let scheduler = world.key_with(&["reset"]).await;
-    // No header is needed, and none helps.
+    // Authentication is by the body alone.
     let mut client = PluginClient::start(&service.http, "");
     let expected = |count: u64, organizations: &[&str]| json!({"success": true, "resetCount": count, "organizations": organizations});
     let body = json!({ "apiKey": scheduler });

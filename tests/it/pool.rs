@@ -1,16 +1,16 @@
-//! Pooled connections to Redis: none is used unexamined, and a flush over them survives a replaced server.
+//! Pooled connections to Redis: each is examined before its use, and a flush over them survives a replaced server.
 
 use std::sync::Arc;
 
 use tallyman::redis::{Redis, Settings};
 
-use crate::support::{Forgetful, World, assert_stored, settings_of, shard, sharded};
+use crate::support::{LossyProxy, World, assert_stored, redis_settings, shard, sharded};
 
-/// A handle on Redis through a path that may lead to another server.
-fn redis_through(path: &Forgetful, world: &World) -> Redis {
+/// Redis behind a proxy that may connect to another server.
+fn redis_through(proxy: &LossyProxy, world: &World) -> Redis {
     let settings = Settings {
-        url: path.servers(world).redis_url,
-        ..settings_of(world)
+        url: proxy.servers(world).redis_url,
+        ..redis_settings(world)
     };
     Redis::new(settings, world.clock.clone(), world.metrics()).unwrap()
 }
@@ -18,10 +18,10 @@ fn redis_through(path: &Forgetful, world: &World) -> Redis {
 #[tokio::test]
 async fn a_pooled_connection_to_another_process_replaces_the_fenced_one_first() {
     let (world, other) = (World::new().await, World::new().await);
-    let path = Forgetful::new(&world);
-    let redis = redis_through(&path, &world);
+    let proxy = LossyProxy::new(&world);
+    let redis = redis_through(&proxy, &world);
     let fenced = redis.connection().await.unwrap();
-    path.lead_to(&other);
+    proxy.connect_to(&other);
     let pooled = redis.pooled().await.unwrap();
     let run: Option<String> = other
         .redis_command(&["HGET", &sharded("org_1", "gen"), "run"])
@@ -38,12 +38,12 @@ async fn a_pooled_connection_to_another_process_replaces_the_fenced_one_first() 
 #[tokio::test]
 async fn a_pooled_connection_is_not_reused_after_the_fenced_one_was_replaced() {
     let (world, other) = (World::new().await, World::new().await);
-    let path = Forgetful::new(&world);
-    let redis = redis_through(&path, &world);
+    let proxy = LossyProxy::new(&world);
+    let redis = redis_through(&proxy, &world);
     let fenced = redis.connection().await.unwrap();
     drop(redis.pooled().await.unwrap());
-    path.lead_to(&other);
-    path.lose_one_reply();
+    proxy.connect_to(&other);
+    proxy.lose_one_reply();
     fenced.applied().await.unwrap_err();
     let replaced = redis.connection().await.unwrap();
     replaced.set_applied(7).await.unwrap();
@@ -54,7 +54,7 @@ async fn a_pooled_connection_is_not_reused_after_the_fenced_one_was_replaced() {
 #[tokio::test]
 async fn every_pooled_connection_is_examined() {
     let world = World::new().await;
-    let redis = Redis::new(settings_of(&world), world.clock.clone(), world.metrics()).unwrap();
+    let redis = Redis::new(redis_settings(&world), world.clock.clone(), world.metrics()).unwrap();
     redis.connection().await.unwrap();
     let () = world
         .redis_command(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"])
@@ -78,16 +78,16 @@ async fn a_flush_settles_nothing_of_the_data_set_that_replaced_the_one_it_read()
         instance.count("org_1", "api", 2).await;
     }
     let start = "2031-03-01T00:00:00Z";
-    let counter = world.held_of("org_1", "api", start).await;
-    // So that only the generation distinguishes them.
+    let counter = world.snapshot_of("org_1", "api", start).await;
+    // The sequence numbers are equal, so that only the generation differs.
     let sequence = batch.snapshots[0].sequence.to_string();
     assert_eq!(counter["sequence"], sequence);
     let stored = flusher.store(&batch).await.unwrap();
     assert_eq!(stored, [false]);
     assert_eq!(flusher.settle(&batch, &stored).await.unwrap(), 0);
-    // Not even if Postgres had stored it.
+    // The generation also protects the counter if Postgres had stored the batch.
     assert_eq!(flusher.settle(&batch, &[true]).await.unwrap(), 0);
-    assert_eq!(world.held_of("org_1", "api", start).await, counter);
+    assert_eq!(world.snapshot_of("org_1", "api", start).await, counter);
     assert_eq!(instance.flush().await.clean, 1);
     assert_stored(&world, "org_1", 6).await;
 }

@@ -1,14 +1,14 @@
-//! Every problem type is provoked once: status, code, content type, and what its headers promise.
+//! Each problem type: status, code, content type and headers.
 
 use reqwest::Method;
 use serde_json::{Value, json};
 use tallyman::config::Servers;
 
-use crate::support::{Answer, Forgetful, Http, World, key_of};
+use crate::support::{Answer, Http, LossyProxy, World, key_of};
 
 const USAGE: &str = "/v1/organizations/org_1/usage";
 
-/// What holds for every problem.
+/// Asserts the members and headers that all problems have.
 fn check(answer: &Answer, status: u16, code: &str) {
     assert_eq!(
         (answer.status.as_u16(), answer.code()),
@@ -25,12 +25,11 @@ fn check(answer: &Answer, status: u16, code: &str) {
     assert!(!answer.header("x-request-id").is_empty());
 }
 
-/// Which field was at fault.
+/// The JSON pointer of the first invalid field.
 fn pointer(answer: &Answer) -> &str {
     answer.body["errors"][0]["pointer"].as_str().unwrap()
 }
 
-/// A POST of any text as JSON.
 async fn post_text(http: &Http, text: &str) -> Answer {
     http.post_raw("/v1/track", Some("application/json"), text)
         .await
@@ -318,13 +317,13 @@ async fn unprocessable_requests_name_their_reason() {
     check(&reused, 422, "idempotency_key_reused");
 
     let key = key_of("org_1", "api", "2031-03-01T00:00:00Z");
-    world.place(&key, &[("used", "9007199254740991")]).await;
+    world.overwrite(&key, &[("used", "9007199254740991")]).await;
     let overflow = service.http.post("/v1/track", body(1)).await;
     check(&overflow, 422, "counter_overflow");
 
     let meters: serde_json::Map<_, _> = (0..31).map(|n| (format!("m{n}"), json!(1))).collect();
-    let many = json!({"organizationId": "org_1", "meters": meters});
-    assert_eq!(service.http.post("/v1/track", many).await.status, 200);
+    let others = json!({"organizationId": "org_1", "meters": meters});
+    assert_eq!(service.http.post("/v1/track", others).await.status, 200);
     let one_more = json!({"organizationId": "org_1", "meter": "m31"});
     check(
         &service.http.post("/v1/track", one_more).await,
@@ -338,36 +337,36 @@ async fn retry_after_is_sent_if_waiting_helps_and_reaches_the_new_period() {
     let world = World::new().await;
     let service = world.instance().await;
     service.count("org_1", "api", 1000).await;
-    let refused = service.attempt("org_1", "api", 1).await;
+    let refused = service.try_consume("org_1", "api", 1).await;
     check(&refused, 429, "limit_exceeded");
-    // 16 days and 12 hours to the first of April.
+    // Seconds until the first of April: 16 days and 12 hours.
     assert_eq!(refused.header("retry-after"), "1425600");
     assert_eq!(refused.body["resetDate"], "2031-04-01T00:00:00Z");
 
-    // Part of a second is waited for as a whole one, so that nobody comes too early.
+    // A fraction of a second is rounded up, so that no client retries too early.
     world.clock.advance(chrono::Duration::milliseconds(1));
-    let refused = service.attempt("org_1", "api", 1).await;
+    let refused = service.try_consume("org_1", "api", 1).await;
     assert_eq!(refused.header("retry-after"), "1425600");
     world.move_to("2031-03-31T23:59:59.999Z");
-    let refused = service.attempt("org_1", "api", 1).await;
+    let refused = service.try_consume("org_1", "api", 1).await;
     assert_eq!(refused.header("retry-after"), "1");
     world.clock.advance(chrono::Duration::seconds(1));
-    assert_eq!(service.attempt("org_1", "api", 1).await.status, 200);
+    assert_eq!(service.try_consume("org_1", "api", 1).await.status, 200);
 }
 
 #[tokio::test]
 async fn retry_after_is_not_sent_if_waiting_does_not_help() {
     let world = World::new().await;
     let service = world.instance().await;
-    // More than a whole period includes.
-    let refused = service.attempt("org_1", "api", 1001).await;
+    // More than the limit of a whole period.
+    let refused = service.try_consume("org_1", "api", 1001).await;
     check(&refused, 429, "limit_exceeded");
     assert!(!refused.headers.contains_key("retry-after"));
     let require = json!({"organizationId": "org_1", "require": {"api": 1000}});
     let refused = service.http.post("/v1/consume", require).await;
     check(&refused, 429, "limit_exceeded");
     assert!(!refused.headers.contains_key("retry-after"));
-    // One of the meters that refused includes nothing.
+    // The limit of one of the refusing meters is zero.
     service
         .limits("org_1", json!({"tokens": {"limit": 0}}))
         .await;
@@ -380,7 +379,7 @@ async fn retry_after_is_not_sent_if_waiting_does_not_help() {
     service
         .settings("org_1", json!({"resetMode": "manual"}))
         .await;
-    let refused = service.attempt("org_1", "api", 1).await;
+    let refused = service.try_consume("org_1", "api", 1).await;
     check(&refused, 429, "limit_exceeded");
     assert_eq!(refused.body["resetDate"], Value::Null);
     assert!(!refused.headers.contains_key("retry-after"));
@@ -392,7 +391,7 @@ async fn without_redis_nothing_is_counted_and_the_response_has_retry_after() {
     let service = world.instance().await;
     service.count("org_1", "api", 1).await;
     world.kill_redis().await;
-    // By then the broken connection has been noticed.
+    // The instance has noticed the broken connection.
     assert_eq!(
         service.http.get("/readyz").await.body["checks"]["redis"],
         "away"
@@ -422,7 +421,7 @@ async fn without_postgres_requests_that_need_it_are_503() {
         ..world.servers()
     };
     let service = world.instance_with(servers).await;
-    let never_seen = service.attempt("org_2", "api", 1).await;
+    let never_seen = service.try_consume("org_2", "api", 1).await;
     check(&never_seen, 503, "database_unavailable");
     assert_eq!(never_seen.header("retry-after"), "1");
     let path = "/v1/organizations/org_1/limits";
@@ -433,24 +432,24 @@ async fn without_postgres_requests_that_need_it_are_503() {
 #[tokio::test]
 async fn a_reply_that_is_lost_with_the_data_set_is_an_unknown_outcome() {
     let world = World::new().await;
-    let way = Forgetful::new(&world);
-    let service = world.instance_with(way.servers(&world)).await;
+    let proxy = LossyProxy::new(&world);
+    let service = world.instance_with(proxy.servers(&world)).await;
     service.count("org_1", "api", 1).await;
-    way.lose_one_reply_and_close();
+    proxy.lose_one_reply_and_close();
     let http = service.http.clone();
     let call = tokio::spawn(async move {
         let body = json!({"organizationId": "org_1"});
         http.post("/v1/consume", body).await
     });
-    way.closed().await;
+    proxy.until_closed().await;
     world.flush_redis().await;
-    way.open();
+    proxy.open();
     let answer = call.await.unwrap();
     check(&answer, 504, "outcome_unknown");
     assert!(!answer.headers.contains_key("retry-after"));
 }
 
-/// Postgres says that the count has moved to a data set that nobody can find: no round settles it.
+/// The row has a generation that no Redis has, so that every retry fails.
 #[tokio::test]
 async fn a_call_that_exhausts_its_retries_is_overloaded() {
     let world = World::new().await;
@@ -461,7 +460,7 @@ async fn a_call_that_exhausts_its_retries_is_overloaded() {
         .await;
     let key = key_of("org_1", "api", "2031-03-01T00:00:00Z");
     let _: u64 = world.redis_command(&["DEL", &key]).await;
-    let answer = service.attempt("org_1", "api", 1).await;
+    let answer = service.try_consume("org_1", "api", 1).await;
     check(&answer, 503, "overloaded");
     assert_eq!(answer.header("retry-after"), "1");
 }
@@ -473,7 +472,7 @@ async fn an_unexpected_failure_is_an_internal_error_without_details() {
     service.count("org_1", "api", 1).await;
     let key = key_of("org_1", "api", "2031-03-01T00:00:00Z");
     let _: String = world.redis_command(&["SET", &key, "hunter2"]).await;
-    let answer = service.attempt("org_1", "api", 1).await;
+    let answer = service.try_consume("org_1", "api", 1).await;
     check(&answer, 500, "internal");
     for secret in ["hunter2", "WRONGTYPE", "MGET", "lua", "tm:{"] {
         assert!(!answer.text.contains(secret), "{secret}");
@@ -493,14 +492,14 @@ async fn every_response_has_a_request_id_the_clients_own_if_valid() {
         }
     };
     for path in ["/healthz", USAGE, "/nowhere"] {
-        for fit in ["7", "trace/1-2_3~", &"x".repeat(128)] {
-            assert_eq!(get(path, fit.to_owned()).await, fit);
+        for valid in ["7", "trace/1-2_3~", &"x".repeat(128)] {
+            assert_eq!(get(path, valid.to_owned()).await, valid);
         }
-        for unfit in ["", "two words", "grün", &"x".repeat(129)] {
-            let made = get(path, unfit.to_owned()).await;
+        for invalid in ["", "two words", "grün", &"x".repeat(129)] {
+            let generated = get(path, invalid.to_owned()).await;
             assert!(
-                made != unfit && uuid::Uuid::parse_str(&made).is_ok(),
-                "{unfit} became {made}"
+                generated != invalid && uuid::Uuid::parse_str(&generated).is_ok(),
+                "{invalid} became {generated}"
             );
         }
         let first = service.http.get(path).await;

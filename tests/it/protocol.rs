@@ -1,5 +1,5 @@
-//! The protocol as a whole: random histories of counting, flushing, resetting, losing and rolling back, against a
-//! model that knows what was acknowledged and what Postgres provably held.
+//! The counting protocol: random histories of counts, flushes, resets, losses and rollbacks, checked against a model of what
+//! was acknowledged and what Postgres stored.
 
 use std::collections::BTreeMap;
 
@@ -13,21 +13,21 @@ use tallyman::jobs::flush::{Batch, Report};
 
 use crate::support::{Answer, Instance, Row, World, at_once, commit_reset, rows, shard, sharded};
 
-/// How many histories are tried, unless `PROPTEST_CASES` says otherwise.
+/// Number of histories, unless `PROPTEST_CASES` is set.
 const CASES: u32 = 32;
 
-/// How long a history is at most.
+/// Maximum length of a history.
 const STEPS_MAX: usize = 50;
 
-/// How many flushes may be under way at the same time.
+/// Maximum number of concurrent flushes.
 const FLUSHES_MAX: usize = 3;
 
-/// How many calls a burst makes at once.
+/// Calls in a burst.
 const BURST: usize = 12;
 
 const ORGANIZATION: &str = "org_1";
 
-/// What is reset together.
+/// Sets of meters to reset.
 const METERS: &[&[&str]] = &[&["api"], &["tokens"], &["api", "tokens"]];
 
 #[test]
@@ -50,7 +50,7 @@ fn nothing_acknowledged_is_lost_or_doubled_except_by_a_loss_of_redis() {
             runtime.block_on(async {
                 let mut history = History::begin().await;
                 for step in steps {
-                    history.take(step).await;
+                    history.apply(step).await;
                     history.check().await;
                 }
                 history.end().await;
@@ -62,29 +62,29 @@ fn nothing_acknowledged_is_lost_or_doubled_except_by_a_loss_of_redis() {
 
 #[derive(Debug, Clone)]
 enum Step {
-    /// One call, charging one or both meters; only `api` has a limit.
+    /// One call that charges one or both meters; only `api` has a limit.
     Count {
-        by: usize,
+        instance: usize,
         path: &'static str,
         amounts: [u64; 2],
     },
-    /// Many calls of one unit at once on both instances, while one of them flushes.
+    /// Concurrent calls of one unit on both instances, during a flush.
     Burst {
         flusher: usize,
     },
-    /// The same while Redis loses everything.
+    /// The same while Redis loses its data.
     BurstAndLoss {
         flusher: usize,
     },
-    /// Looks at the usage.
-    Look {
-        by: usize,
+    /// Reads the usage.
+    ReadUsage {
+        instance: usize,
     },
-    /// The three steps of a flush, each of some flush that is under way; and the end of one.
+    /// The three steps of a flush, applied to any open one; and the abandonment of one.
     Read {
-        by: usize,
+        instance: usize,
     },
-    Postgres {
+    Store {
         flush: usize,
     },
     Settle {
@@ -93,36 +93,36 @@ enum Step {
     Abandon {
         flush: usize,
     },
-    /// A whole flush.
+    /// A complete flush.
     Flush {
-        by: usize,
+        instance: usize,
     },
-    /// Changes the limit.
+    /// Changes the limit of `api`.
     Limit {
-        by: usize,
+        instance: usize,
         limit: u64,
     },
-    /// Resets one meter or both; `lost` on the way to Redis, together with the data there, and finished later.
+    /// Resets one or both meters. If `lost`, Redis loses its data after the commit, and a sweep finishes the reset.
     Reset {
-        by: usize,
+        instance: usize,
         meters: &'static [&'static str],
         lost: bool,
     },
-    /// Time passes.
+    /// Advances the clock.
     Advance {
         minutes: i64,
     },
-    /// Redis loses everything while it runs.
+    /// Redis loses its data while it runs.
     Lose,
-    /// Redis's data is copied aside.
+    /// Saves a copy of Redis' data.
     Copy,
-    /// Redis is killed and starts again from that copy, if there is one.
+    /// Kills Redis and restarts it from the copy, if there is one.
     RollBack,
-    /// Redis is rid of what is of no use any more.
-    Forget {
-        by: usize,
+    /// Runs the garbage collection.
+    CollectGarbage {
+        instance: usize,
     },
-    /// An instance is replaced by a new one.
+    /// Replaces an instance with a new one.
     Replace {
         instance: usize,
     },
@@ -133,37 +133,37 @@ fn step() -> impl Strategy<Value = Step> {
     let amounts = select(&[[1, 0], [2, 0], [7, 0], [0, 3], [1, 1], [5, 2]][..]);
     let minutes = select(&[1, 13, 61, 3 * 24 * 60, 16 * 24 * 60][..]);
     let meters = select(METERS);
-    let by = 0..2_usize;
+    let instance = 0..2_usize;
     let flush = 0..FLUSHES_MAX;
     prop_oneof![
-        14 => (by.clone(), paths, amounts).prop_map(|(by, path, amounts)| Step::Count { by, path, amounts }),
-        1 => by.clone().prop_map(|flusher| Step::Burst { flusher }),
-        1 => by.clone().prop_map(|flusher| Step::BurstAndLoss { flusher }),
-        2 => by.clone().prop_map(|by| Step::Look { by }),
-        4 => by.clone().prop_map(|by| Step::Read { by }),
-        4 => flush.clone().prop_map(|flush| Step::Postgres { flush }),
+        14 => (instance.clone(), paths, amounts).prop_map(|(instance, path, amounts)| Step::Count { instance, path, amounts }),
+        1 => instance.clone().prop_map(|flusher| Step::Burst { flusher }),
+        1 => instance.clone().prop_map(|flusher| Step::BurstAndLoss { flusher }),
+        2 => instance.clone().prop_map(|instance| Step::ReadUsage { instance }),
+        4 => instance.clone().prop_map(|instance| Step::Read { instance }),
+        4 => flush.clone().prop_map(|flush| Step::Store { flush }),
         4 => flush.clone().prop_map(|flush| Step::Settle { flush }),
         1 => flush.prop_map(|flush| Step::Abandon { flush }),
-        2 => by.clone().prop_map(|by| Step::Flush { by }),
-        2 => (by.clone(), 0..60_u64).prop_map(|(by, limit)| Step::Limit { by, limit }),
-        3 => (by.clone(), meters, prop::bool::weighted(0.3)).prop_map(|(by, meters, lost)| Step::Reset { by, meters, lost }),
+        2 => instance.clone().prop_map(|instance| Step::Flush { instance }),
+        2 => (instance.clone(), 0..60_u64).prop_map(|(instance, limit)| Step::Limit { instance, limit }),
+        3 => (instance.clone(), meters, prop::bool::weighted(0.3)).prop_map(|(instance, meters, lost)| Step::Reset { instance, meters, lost }),
         3 => minutes.prop_map(|minutes| Step::Advance { minutes }),
         2 => Just(Step::Lose),
         2 => Just(Step::Copy),
         1 => Just(Step::RollBack),
-        1 => by.clone().prop_map(|by| Step::Forget { by }),
-        1 => by.prop_map(|instance| Step::Replace { instance }),
+        1 => instance.clone().prop_map(|instance| Step::CollectGarbage { instance }),
+        1 => instance.prop_map(|instance| Step::Replace { instance }),
     ]
 }
 
-/// A flush that is under way.
+/// An open flush.
 struct Flush {
     batch: Batch,
-    /// What storing it said, once it was stored.
+    /// The result of storing it, once it was stored.
     stored: Option<Vec<bool>>,
 }
 
-/// A number of which only bounds are known after a loss.
+/// A number that is known only within bounds after a loss.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Range {
     /// What cannot have been lost.
@@ -190,9 +190,9 @@ impl Range {
     }
 }
 
-/// What the model knows of one counter.
+/// The model of a counter.
 #[derive(Debug, Clone, Copy, Default)]
-struct Known {
+struct CounterBounds {
     used: Range,
     denied: Range,
 }
@@ -206,10 +206,10 @@ struct History {
     flushes: Vec<Flush>,
     copy: Option<Vec<u8>>,
     limit: u64,
-    /// When each meter was last reset.
+    /// The last reset of each meter.
     resets: BTreeMap<String, DateTime<Utc>>,
-    known: BTreeMap<Counter, Known>,
-    /// What Postgres held after the last step.
+    known: BTreeMap<Counter, CounterBounds>,
+    /// The rows in Postgres after the last step.
     rows: Vec<Row>,
 }
 
@@ -231,14 +231,18 @@ impl History {
         }
     }
 
-    async fn take(&mut self, step: Step) {
+    async fn apply(&mut self, step: Step) {
         match step {
-            Step::Count { by, path, amounts } => self.count(by, path, amounts).await,
+            Step::Count {
+                instance,
+                path,
+                amounts,
+            } => self.count(instance, path, amounts).await,
             Step::Burst { flusher } => self.burst(flusher).await,
             Step::BurstAndLoss { flusher } => self.burst_and_loss(flusher).await,
-            Step::Look { by } => self.look(by).await,
-            Step::Read { by } => {
-                let flusher = &self.instances[by].app.flusher;
+            Step::ReadUsage { instance } => self.read_usage(instance).await,
+            Step::Read { instance } => {
+                let flusher = &self.instances[instance].app.flusher;
                 let batch = flusher.read(&[shard(ORGANIZATION)]).await.unwrap();
                 if self.flushes.len() == FLUSHES_MAX {
                     self.flushes.remove(0);
@@ -248,7 +252,7 @@ impl History {
                     stored: None,
                 });
             }
-            Step::Postgres { flush } => {
+            Step::Store { flush } => {
                 if let Some(flush) = self.flushes.get_mut(flush) {
                     let stored = self.instances[0].app.flusher.store(&flush.batch).await;
                     flush.stored = Some(stored.unwrap());
@@ -260,7 +264,7 @@ impl History {
                     stored: Some(stored),
                 }) = self.flushes.get(flush)
                 {
-                    // Also where Redis was replaced since: it is settled over another connection then.
+                    // Redis may have been restarted since the read; then another connection settles.
                     let settled = self.instances[0].app.flusher.settle(batch, stored).await;
                     settled.unwrap();
                 }
@@ -270,32 +274,36 @@ impl History {
                     self.flushes.remove(flush);
                 }
             }
-            Step::Flush { by } => {
-                self.instances[by].flush().await;
+            Step::Flush { instance } => {
+                self.instances[instance].flush().await;
                 for row in rows(&self.postgres).await {
                     let known = self.known(&row.meter, row.period_start);
                     assert!(known.used.contains(u(row.used)), "{row:?} {known:?}");
                     assert!(known.denied.contains(u(row.denied)), "{row:?} {known:?}");
                 }
             }
-            Step::Limit { by, limit } => self.set_limit(by, limit).await,
-            Step::Reset { by, meters, lost } => self.reset(by, meters, lost).await,
+            Step::Limit { instance, limit } => self.set_limit(instance, limit).await,
+            Step::Reset {
+                instance,
+                meters,
+                lost,
+            } => self.reset(instance, meters, lost).await,
             Step::Advance { minutes } => self.world.clock.advance(Duration::minutes(minutes)),
             Step::Lose => {
-                self.lose_all_but_rows().await;
+                self.lower_bounds_to_rows().await;
                 self.world.flush_redis().await;
             }
             Step::Copy => self.copy = Some(self.world.copy_redis().await),
             Step::RollBack => self.roll_back().await,
-            Step::Forget { by } => {
-                let garbage_collector = &self.instances[by].app.garbage_collector;
+            Step::CollectGarbage { instance } => {
+                let garbage_collector = &self.instances[instance].app.garbage_collector;
                 garbage_collector.collect_once().await.unwrap();
             }
             Step::Replace { instance } => self.instances[instance] = self.world.instance().await,
         }
     }
 
-    async fn count(&mut self, by: usize, path: &str, amounts: [u64; 2]) {
+    async fn count(&mut self, instance: usize, path: &str, amounts: [u64; 2]) {
         let charges: Map<String, Value> = ["api", "tokens"]
             .into_iter()
             .zip(amounts)
@@ -303,19 +311,19 @@ impl History {
             .map(|(meter, amount)| (meter.to_owned(), json!(amount)))
             .collect();
         let body = json!({"organizationId": ORGANIZATION, "meters": charges});
-        let answer = self.instances[by].http.post(path, body).await;
+        let answer = self.instances[instance].http.post(path, body).await;
         let status = answer.status.as_u16();
         assert!([200, 429].contains(&status), "{answer:?}");
         let counted = status == 200 && path != "/v1/check";
         for (meter, amount) in &charges {
             let amount = amount.as_u64().unwrap();
-            let of_meter = &answer.body["meters"][meter];
+            let usage = &answer.body["meters"][meter];
             assert_eq!(
-                of_meter["periodStart"],
+                usage["periodStart"],
                 json!(self.period(meter)),
                 "{answer:?}"
             );
-            let current = of_meter["current"].as_u64().unwrap();
+            let current = usage["current"].as_u64().unwrap();
             let before = current - if counted { amount } else { 0 };
             let fits = meter != "api" || before + amount <= self.limit;
             let denied = answer.body["deniedBy"].as_array();
@@ -333,7 +341,7 @@ impl History {
     }
 
     async fn burst(&mut self, flusher: usize) {
-        let (granted, denied) = self.call_at_once(flusher, false).await;
+        let (granted, denied) = self.consume_concurrently(flusher, false).await;
         let limit = self.limit;
         let known = self.known("api", self.period("api"));
         let before = granted.first().or(denied.first());
@@ -348,16 +356,16 @@ impl History {
     }
 
     async fn burst_and_loss(&mut self, flusher: usize) {
-        self.lose_all_but_rows().await;
-        let (granted, denied) = self.call_at_once(flusher, true).await;
+        self.lower_bounds_to_rows().await;
+        let (granted, denied) = self.consume_concurrently(flusher, true).await;
         let known = self.known("api", self.period("api"));
         known.used.most += u(granted.len());
         known.denied.most += u(denied.len());
     }
 
-    /// Consumes one unit in each of many calls at once; returns the counts that were told, ascending, with
-    /// the answers "granted" and "denied".
-    async fn call_at_once(&self, flusher: usize, lose: bool) -> (Vec<u64>, Vec<u64>) {
+    /// Consumes one unit in each of many concurrent calls; returns the counts in the responses, ascending, of granted
+    /// and of denied calls.
+    async fn consume_concurrently(&self, flusher: usize, lose: bool) -> (Vec<u64>, Vec<u64>) {
         let callers: Vec<_> = self.instances.iter().map(|it| it.http.clone()).collect();
         let calls = at_once(BURST, |call| {
             let http = callers[call % 2].clone();
@@ -372,45 +380,45 @@ impl History {
             }
         };
         let (answers, _, ()) = tokio::join!(calls, self.instances[flusher].flush(), losing);
-        let told = |status: u16| {
-            let mut told: Vec<u64> = answers
+        let counts = |status: u16| {
+            let mut counts: Vec<u64> = answers
                 .iter()
                 .filter(|answer| answer.status == status)
                 .map(|answer| answer.body["current"].as_u64().unwrap())
                 .collect();
-            told.sort_unstable();
-            told
+            counts.sort_unstable();
+            counts
         };
-        let (granted, denied) = (told(200), told(429));
+        let (granted, denied) = (counts(200), counts(429));
         assert_eq!(granted.len() + denied.len(), BURST, "{answers:?}");
         (granted, denied)
     }
 
-    async fn look(&mut self, by: usize) {
-        let answer = self.usage(by).await;
+    async fn read_usage(&mut self, instance: usize) {
+        let answer = self.usage(instance).await;
         if answer.status == 404 {
             assert!(self.rows.is_empty(), "{answer:?}");
             return;
         }
         assert_eq!(answer.status, 200, "{answer:?}");
         assert_eq!(answer.body["exact"], true, "{answer:?}");
-        for (meter, of_meter) in answer.body["meters"].as_object().unwrap() {
-            let current = of_meter["current"].as_u64().unwrap();
+        for (meter, usage) in answer.body["meters"].as_object().unwrap() {
+            let current = usage["current"].as_u64().unwrap();
             let known = self.known(meter, self.period(meter));
             assert!(known.used.contains(current), "{known:?} {answer:?}");
         }
     }
 
-    async fn usage(&self, by: usize) -> Answer {
+    async fn usage(&self, instance: usize) -> Answer {
         let path = format!("/v1/organizations/{ORGANIZATION}/usage");
-        self.instances[by].http.get(&path).await
+        self.instances[instance].http.get(&path).await
     }
 
-    async fn set_limit(&mut self, by: usize, limit: u64) {
+    async fn set_limit(&mut self, instance: usize, limit: u64) {
         let path = format!("/v1/organizations/{ORGANIZATION}/limits");
         let change = json!({"api": {"limit": limit}});
-        let answer = self.instances[by].http.patch(&path, change).await;
-        // Nobody has heard of the organization before its first count, or if that was lost.
+        let answer = self.instances[instance].http.patch(&path, change).await;
+        // The organization is unknown before its first count, or after that was lost.
         if answer.status == 404 {
             assert!(self.rows.is_empty(), "{answer:?}");
         } else {
@@ -419,20 +427,20 @@ impl History {
         }
     }
 
-    async fn reset(&mut self, by: usize, meters: &[&str], lost: bool) {
+    async fn reset(&mut self, instance: usize, meters: &[&str], lost: bool) {
         if lost {
-            self.lose_all_but_rows().await;
-            // Only what Postgres knows can be reset there.
+            self.lower_bounds_to_rows().await;
+            // Only counters in Postgres can be reset without Redis.
             if self.rows.is_empty() {
                 return;
             }
             commit_reset(&self.world, ORGANIZATION, Some(meters)).await;
             self.world.flush_redis().await;
-            let admin = &self.instances[by].app.state.admin;
+            let admin = &self.instances[instance].app.state.admin;
             assert_eq!(admin.finish_resets_once().await.unwrap(), 1);
         }
         let path = format!("/v1/organizations/{ORGANIZATION}/reset");
-        let answer = self.instances[by]
+        let answer = self.instances[instance]
             .http
             .post(&path, json!({"meters": meters}))
             .await;
@@ -442,14 +450,14 @@ impl History {
         }
         assert_eq!(answer.status, 200, "{answer:?}");
         for meter in meters {
-            let told = &answer.body["meters"][meter];
-            let previous: DateTime<Utc> = told["previousPeriodStart"]
+            let reset = &answer.body["meters"][meter];
+            let previous: DateTime<Utc> = reset["previousPeriodStart"]
                 .as_str()
                 .unwrap()
                 .parse()
                 .unwrap();
             if lost {
-                // The one that was lost on its way came first.
+                // The reset that was lost came first.
                 let at = self
                     .world
                     .clock
@@ -459,11 +467,11 @@ impl History {
                 self.resets.insert((*meter).to_owned(), previous);
             }
             assert_eq!(previous, self.period(meter), "{answer:?}");
-            let counted = told["previousCount"].as_u64().unwrap();
+            let counted = reset["previousCount"].as_u64().unwrap();
             let known = self.known(meter, previous);
             assert!(known.used.contains(counted), "{known:?} {answer:?}");
             known.used = Range::exactly(counted);
-            let began = told["periodStart"].as_str().unwrap().parse().unwrap();
+            let began = reset["periodStart"].as_str().unwrap().parse().unwrap();
             assert!(began > previous, "{answer:?}");
             self.resets.insert((*meter).to_owned(), began);
         }
@@ -473,15 +481,15 @@ impl History {
         let Some(copy) = &self.copy else { return };
         let instances: Vec<&Instance> = self.instances.iter().collect();
         self.world.restart_redis_from(copy, &instances).await;
-        self.lose_all_but_rows().await;
-        // What the copy holds and Postgres does not is stored before the counter moves on.
+        self.lower_bounds_to_rows().await;
+        // The copy may be newer than Postgres; then its counts are stored before the counter changes.
         for ((meter, start), known) in &mut self.known {
             let counter = counter_key(meter, *start);
-            let held = self.world.held(&counter).await;
-            let Some(stamp) = held.get("stamp") else {
+            let counter = self.world.snapshot(&counter).await;
+            let Some(stamp) = counter.get("stamp") else {
                 continue;
             };
-            let number = |field: &str| held[field].parse::<u64>().unwrap();
+            let number = |field: &str| counter[field].parse::<u64>().unwrap();
             let generation: u64 = stamp.split(':').next().unwrap().parse().unwrap();
             let row = self
                 .rows
@@ -494,13 +502,13 @@ impl History {
                 known.denied.least = number("denied");
             }
         }
-        // As every instance does each second: limits that the copy does not know are put in force again.
+        // Every instance sweeps each second, which applies limits that the copy does not have.
         let policies = &self.instances[0].app.policies;
         policies.sweep_once().await.unwrap();
     }
 
-    /// From now on only what Postgres holds is certain.
-    async fn lose_all_but_rows(&mut self) {
+    /// Lowers the bounds to what Postgres has stored.
+    async fn lower_bounds_to_rows(&mut self) {
         self.rows = rows(&self.postgres).await;
         for ((meter, start), known) in &mut self.known {
             let row = self
@@ -512,7 +520,7 @@ impl History {
         }
     }
 
-    /// What holds at all times.
+    /// Invariants after every step.
     async fn check(&mut self) {
         let rows = rows(&self.postgres).await;
         for row in &rows {
@@ -521,7 +529,7 @@ impl History {
             let known = self.known(&row.meter, row.period_start);
             assert!(u(row.used) <= known.used.most, "{row:?} {known:?}");
             assert!(u(row.denied) <= known.denied.most, "{row:?} {known:?}");
-            // Nothing lowers it any more.
+            // A stored count is never lowered.
             known.used.least = known.used.least.max(u(row.used));
             known.denied.least = known.denied.least.max(u(row.denied));
         }
@@ -542,8 +550,8 @@ impl History {
         self.check_index().await;
     }
 
-    /// A counter that changed since it was stored is in the index; any other is not, and
-    /// has one.
+    /// Exactly the counters that changed since they were stored are in the dirty index, and each entry has a
+    /// counter.
     async fn check_index(&self) {
         let mut redis = self.world.redis().await;
         let mut pipeline = redis::pipe();
@@ -560,20 +568,20 @@ impl History {
             assert!(counters.contains(key), "{key} is missing");
         }
         for key in counters {
-            let held = self.world.held(&key).await;
-            let dirty = held["sequence"] != held["stored"];
+            let counter = self.world.snapshot(&key).await;
+            let dirty = counter["sequence"] != counter["stored"];
             assert_eq!(index.contains(&key), dirty, "{key}");
         }
     }
 
-    /// All that was ever done is settled in the end: Redis and Postgres hold the same.
+    /// Flushes everything and asserts that Redis and Postgres agree.
     async fn end(mut self) {
-        for by in 0..2 {
-            self.look(by).await;
+        for instance in 0..2 {
+            self.read_usage(instance).await;
         }
-        self.take(Step::Flush { by: 0 }).await;
+        self.apply(Step::Flush { instance: 0 }).await;
         self.check().await;
-        // As every instance does every now and then: meters are listed that were stored after a loss.
+        // The repair of summaries, which runs regularly, adds meters that were stored after a loss.
         let flusher = &self.instances[0].app.flusher;
         flusher.summaries.repair_once(None).await.unwrap();
         assert_eq!(self.instances[1].flush().await, Report::default());
@@ -592,11 +600,11 @@ impl History {
         }
     }
 
-    fn known(&mut self, meter: &str, start: DateTime<Utc>) -> &mut Known {
+    fn known(&mut self, meter: &str, start: DateTime<Utc>) -> &mut CounterBounds {
         self.known.entry((meter.to_owned(), start)).or_default()
     }
 
-    /// The start of the period of a meter that runs.
+    /// The start of the meter's running period.
     fn period(&self, meter: &str) -> DateTime<Utc> {
         let now = self.world.clock.now();
         let month = Utc.with_ymd_and_hms(now.year(), now.month(), 1, 0, 0, 0);

@@ -1,5 +1,5 @@
-//! The receivers of `docs/webhooks.md` take what Tallyman has signed, once, and nothing else. The one in TypeScript
-//! verifies with the reference library of Standard Webhooks.
+//! The example receivers of `docs/webhooks.md` accept each signed event once, and nothing else. The one in TypeScript
+//! uses the reference library of Standard Webhooks.
 
 use reqwest::Method;
 use serde_json::json;
@@ -18,16 +18,16 @@ async fn deliver(service: &Instance) {
     assert_eq!((report.succeeded, report.failed), (1, 0));
 }
 
-async fn is_understood(language: &str) {
+async fn check_receiver(language: &str) {
     let world = World::new().await;
-    // Receivers go by the machine's clock.
+    // The receivers check timestamps against the system clock.
     let service = world.instance_at(Clock::System).await;
-    let wish = json!({"url": "http://127.0.0.1:1/"});
-    let webhook = service.http.post("/v1/webhooks", wish).await.body;
+    let request = json!({"url": "http://127.0.0.1:1/"});
+    let webhook = service.http.post("/v1/webhooks", request).await.body;
     let path = format!("/v1/webhooks/{}", webhook["id"].as_str().unwrap());
     let mut receiver = Example::start(language, webhook["secret"].as_str().unwrap()).await;
-    let here = json!({"url": receiver.url});
-    assert_eq!(service.http.patch(&path, here).await.status, 200);
+    let target = json!({"url": receiver.url});
+    assert_eq!(service.http.patch(&path, target).await.status, 200);
 
     change_limit(&service, 10).await;
     deliver(&service).await;
@@ -38,7 +38,7 @@ async fn is_understood(language: &str) {
         (&json!("org_1"), &json!(10))
     );
 
-    // The same event again is answered, and not taken for another; a rotated secret is verified for a day.
+    // A redelivery is acknowledged and ignored; after a rotation both secrets are valid for a day.
     let events = service.http.get("/v1/events").await.body;
     let event = events["data"][0]["id"].as_str().unwrap();
     let again = format!("{path}/deliveries/{event}/redeliver");
@@ -57,7 +57,7 @@ async fn is_understood(language: &str) {
     deliver(&service).await;
     assert_eq!(receiver.event().await.1["limits"]["api"]["limit"], 11);
 
-    let anybody = Http::new(receiver.url.trim_end_matches('/').to_owned(), "");
+    let attacker = Http::new(receiver.url.trim_end_matches('/').to_owned(), "");
     let now = Clock::System.now().timestamp().to_string();
     let signature = format!("v1,{}", "A".repeat(43) + "=");
     for headers in [
@@ -73,7 +73,7 @@ async fn is_understood(language: &str) {
             ("webhook-signature", &signature),
         ],
     ] {
-        let answer = anybody
+        let answer = attacker
             .send(Method::POST, "/", &headers, Some(json!({})))
             .await;
         assert_eq!(answer.status, 401, "{headers:?}");
@@ -82,10 +82,10 @@ async fn is_understood(language: &str) {
 
 #[tokio::test]
 async fn the_receiver_in_typescript_takes_what_was_signed_once_and_nothing_else() {
-    is_understood("ts").await;
+    check_receiver("ts").await;
 }
 
 #[tokio::test]
 async fn the_receiver_in_python_takes_what_was_signed_once_and_nothing_else() {
-    is_understood("python").await;
+    check_receiver("python").await;
 }

@@ -1,4 +1,4 @@
-//! Counters that Redis does not know, many at once: they are opened in groups, and each on its own account.
+//! Recovery of many counters at once: coalesced into few round trips, with a result for each counter.
 
 use serde_json::{Value, json};
 use tallyman::domain::counter::{CounterId, Stamp};
@@ -34,19 +34,19 @@ fn statuses(answer: &Answer) -> Vec<u64> {
     results.map(|it| it["status"].as_u64().unwrap()).collect()
 }
 
-/// How many transactions wrote the rows of counts as they are now.
+/// The number of transactions that wrote the current rows of `usage_history`.
 async fn transactions(world: &World) -> u64 {
-    let told = world
+    let transactions = world
         .select("select count(distinct xmin::text)::text from usage_history")
         .await;
-    told[0].parse().unwrap()
+    transactions[0].parse().unwrap()
 }
 
-/// How often an instance called a script.
+/// The number of calls of a script by an instance.
 async fn calls(service: &Instance, script: &str) -> f64 {
-    let told = service.http.get("/metrics").await.text;
+    let metrics = service.http.get("/metrics").await.text;
     let sample = format!("tallyman_script_duration_seconds_count{{script=\"{script}\"}} ");
-    let line = told.lines().find_map(|line| line.strip_prefix(&sample));
+    let line = metrics.lines().find_map(|line| line.strip_prefix(&sample));
     line.unwrap().parse().unwrap()
 }
 
@@ -79,7 +79,7 @@ async fn a_thousand_concurrent_first_calls_to_two_instances_count_once_each() {
             let expected = loss * (4 + i64::from(single));
             assert_eq!((row.used, row.hours_used), (expected, expected), "{row:?}");
         }
-        // The policies are known to the instances now, and to Redis no longer.
+        // In the second round the policies are cached, but no longer in Redis.
         world.flush_redis().await;
     }
 }
@@ -88,7 +88,7 @@ async fn a_thousand_concurrent_first_calls_to_two_instances_count_once_each() {
 async fn recovering_a_thousand_counters_takes_a_handful_of_round_trips() {
     let world = World::new().await;
     let service = world.instance().await;
-    for (first, opened_from) in [("a new organization", 0), ("a loss", 1000)] {
+    for (first, lost) in [("a new organization", 0), ("a loss", 1000)] {
         let before = [
             calls(&service, "open").await,
             calls(&service, "restore").await,
@@ -103,20 +103,20 @@ async fn recovering_a_thousand_counters_takes_a_handful_of_round_trips() {
         for (before, after) in before.into_iter().zip(after) {
             assert!(after - before <= 8.0, "{first}: {}", after - before);
         }
-        assert!(calls(&service, "configure").await <= 8.0, "{opened_from}");
+        assert!(calls(&service, "configure").await <= 8.0, "{lost}");
         service.flush().await;
         world.flush_redis().await;
     }
 }
 
-/// What a group brings to Postgres of an old data set, what this has lost, and what is new.
+/// The batch has counters of an old generation, lost ones and new ones.
 #[tokio::test]
 async fn frozen_lost_and_new_counters_are_recovered_in_one_batch() {
     let mut world = World::new().await;
     let service = world.instance().await;
     send(&service, &items(0..30)).await;
     service.flush().await;
-    // Not stored, so that the old data set has more than Postgres.
+    // Not flushed, so that the old data set is ahead of Postgres.
     send(&service, &items(10..20)).await;
     let copy = world.copy_redis().await;
     send(&service, &items(20..40)).await;
@@ -160,11 +160,11 @@ async fn one_bad_counter_does_not_fail_the_others_of_its_batch() {
             "number",
         ])
         .await;
-    // One that cannot be read, one in Redis that is no counter at all, and one that has moved on.
+    // An unreadable counter, an organization hash that is no hash, and a counter of a newer generation.
     let unreadable = counter_key("org_0007", instant(PERIOD));
     let () = world.redis_command(&["SET", &unreadable, "many"]).await;
-    let asked = json!({"organizationId": "org_0008"});
-    assert_eq!(service.http.post("/v1/check", asked).await.status, 200);
+    let check = json!({"organizationId": "org_0008"});
+    assert_eq!(service.http.post("/v1/check", check).await.status, 200);
     let counter = counter_key("org_0008", instant(PERIOD));
     let () = world.redis_command(&["DEL", &counter]).await;
     let organization = world.hash_of("org_0008").await.unwrap();
@@ -207,9 +207,9 @@ async fn concurrent_new_meters_are_opened_up_to_the_maximum() {
             .collect()
     };
     send(&service, &meters(0..30)).await;
-    let mut together = meters(28..36);
-    together.extend(items(0..5));
-    let answer = send(&service, &together).await;
+    let mut batch = meters(28..36);
+    batch.extend(items(0..5));
+    let answer = send(&service, &batch).await;
     let mut expected = vec![200, 200, 200, 200, 422, 422, 422, 422];
     expected.extend([200; 5]);
     assert_eq!(statuses(&answer), expected, "{}", answer.text);
@@ -272,7 +272,7 @@ async fn a_deleted_organization_in_a_batch_starts_a_new_incarnation_and_the_othe
     let deleted = services[0].http.delete("/v1/organizations/org_0007").await;
     assert_eq!(deleted.status, 200, "{}", deleted.text);
     world.flush_redis().await;
-    // This one has cached the policy of the former life.
+    // This instance has cached the policy of the old incarnation.
     let answer = send(&services[1], &items(0..40)).await;
     for (organization, result) in answer.body["results"]
         .as_array()
@@ -302,7 +302,7 @@ async fn if_postgres_refuses_one_counter_of_a_transaction_it_moves_none() {
             start,
         })
         .into();
-    // Of the policy before the deletion.
+    // With the policy version from before the deletion.
     let stamp = Stamp {
         generation: 1_000_000,
         version: 1,

@@ -1,4 +1,4 @@
-//! Explicit resets: what is closed, what begins, and that no call falls between the two.
+//! Explicit resets: the closed period, the new one, and no call lost or doubled between them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,7 +19,7 @@ impl Instance {
         answer
     }
 
-    /// The rows of an organization's periods, oldest first.
+    /// The organization's periods in its history, oldest first.
     async fn periods(&self, organization: &str) -> Vec<Value> {
         let path = format!("/v1/organizations/{organization}/history?granularity=period");
         let answer = self.http.get(&path).await;
@@ -89,15 +89,15 @@ async fn a_reset_is_one_event_with_the_count_of_the_period_that_it_ended() {
     world.flush_redis().await;
     instance.count("org_1", "api", 1).await;
     instance.flush().await;
-    let told = world
+    let events = world
         .select("select data::text from events where type = 'usage.reset'")
         .await;
-    let told: Vec<Value> = told
+    let events: Vec<Value> = events
         .iter()
         .map(|it| serde_json::from_str(it).unwrap())
         .collect();
     assert_eq!(
-        told,
+        events,
         [json!({
             "organizationId": "org_1", "meter": "api", "resetType": "manual", "previousCount": 502,
             "periodStart": BEGINNING, "resetDate": NEXT_MONTH
@@ -146,7 +146,7 @@ async fn a_second_reset_in_the_same_instant_starts_a_millisecond_later() {
     assert_eq!(api["previousCount"], 0);
     assert_eq!(api["previousPeriodStart"], BEGINNING);
     assert_eq!(api["periodStart"], "2031-03-15T12:00:00.001Z");
-    // By the clock, this happens before the period began that it counts in.
+    // By the clock, this call is earlier than the start of its period.
     assert_eq!(instance.count("org_1", "api", 1).await, 1);
     let meter = instance.meter("org_1", "api").await;
     assert_eq!(meter["periodStart"], "2031-03-15T12:00:00.001Z");
@@ -195,7 +195,7 @@ async fn late_events_of_a_closed_period_count_in_the_running_one() {
     assert_eq!(used, [5, 2]);
 }
 
-/// The policy remembers the last reset alone: what an earlier one closed is told by the counter itself.
+/// The policy has only the last reset; a counter itself records that it is closed.
 #[tokio::test]
 async fn late_events_find_a_period_closed_that_an_earlier_reset_has_closed() {
     for counted in [0, 5] {
@@ -215,7 +215,7 @@ async fn late_events_find_a_period_closed_that_an_earlier_reset_has_closed() {
         let answer = instance.http.post("/v1/track", late.clone()).await;
         assert_eq!(answer.body["current"], 1, "{}", answer.text);
         assert_eq!(answer.body["periodStart"], "2031-04-01T02:00:00Z");
-        // Also where the mark has been lost with the data.
+        // Also if the closed counter has been lost and is restored.
         instance.flush().await;
         world.kill_redis().await;
         world.start_redis().await;
@@ -300,7 +300,7 @@ async fn a_soft_limit_is_in_history_as_it_was_when_the_period_was_closed() {
     assert_eq!(rows[0].enforcement, "soft", "{rows:?}");
 }
 
-/// Many consume on two instances while resets run: whatever is granted is in exactly one period.
+/// Two instances consume while resets run: every granted unit is in exactly one period.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_call_is_counted_in_two_periods_or_in_none_while_resets_run() {
     const TASKS: usize = 16;
@@ -311,13 +311,13 @@ async fn no_call_is_counted_in_two_periods_or_in_none_while_resets_run() {
     let soft = json!({"api": {"limit": 1_000_000, "enforcement": "hard"}});
     instances[0].limits("org_1", soft).await;
     let granted = Arc::new(AtomicU64::new(1));
-    let over = Arc::new(AtomicBool::new(false));
+    let done = Arc::new(AtomicBool::new(false));
     let callers: Vec<_> = (0..TASKS)
         .map(|task| {
             let http = instances[task % 2].http.clone();
-            let (granted, over) = (Arc::clone(&granted), Arc::clone(&over));
+            let (granted, done) = (Arc::clone(&granted), Arc::clone(&done));
             tokio::spawn(async move {
-                while !over.load(Ordering::SeqCst) {
+                while !done.load(Ordering::SeqCst) {
                     let body = json!({"organizationId": "org_1"});
                     let answer = http.post("/v1/consume", body).await;
                     assert_eq!(answer.status, 200, "{}", answer.text);
@@ -335,7 +335,7 @@ async fn no_call_is_counted_in_two_periods_or_in_none_while_resets_run() {
             .unwrap();
         instances[1].flush().await;
     }
-    over.store(true, Ordering::SeqCst);
+    done.store(true, Ordering::SeqCst);
     for caller in callers {
         caller.await.unwrap();
     }
@@ -363,7 +363,7 @@ async fn concurrent_resets_are_serialized() {
         async move { http.post("/v1/organizations/org_1/reset", json!({})).await }
     })
     .await;
-    let mut cuts: Vec<(String, String, u64)> = answers
+    let mut resets: Vec<(String, String, u64)> = answers
         .iter()
         .map(|answer| {
             assert_eq!(answer.status, 200, "{}", answer.text);
@@ -373,12 +373,12 @@ async fn concurrent_resets_are_serialized() {
             (text("periodStart"), text("previousPeriodStart"), count)
         })
         .collect();
-    cuts.sort_by_key(|(start, ..)| instant(start));
+    resets.sort_by_key(|(start, ..)| instant(start));
     let mut start = MONTH.to_owned();
-    for (at, (began, previous, count)) in cuts.iter().enumerate() {
+    for (at, (new_start, previous, count)) in resets.iter().enumerate() {
         assert_eq!(*previous, start);
         assert_eq!(*count, if at == 0 { 9 } else { 0 });
-        start.clone_from(began);
+        start.clone_from(new_start);
     }
 }
 
@@ -390,7 +390,7 @@ async fn a_reset_that_only_postgres_knows_is_finished_by_the_sweep() {
     instance.flush().await;
     instance.count("org_1", "api", 2).await;
     commit_reset(&world, "org_1", None).await;
-    // Nobody has heard of it yet.
+    // No instance knows of it yet.
     assert_eq!(instance.count("org_1", "api", 1).await, 8);
     assert_eq!(
         instance.app.state.admin.finish_resets_once().await.unwrap(),
@@ -411,11 +411,11 @@ async fn a_reset_that_only_postgres_knows_is_finished_by_the_next_call() {
     let instance = world.instance().await;
     instance.count("org_1", "api", 5).await;
     commit_reset(&world, "org_1", None).await;
-    // A new instance finds the policy in Redis, which does not know; the sweep of policies tells it.
+    // The policy in Redis does not have the reset yet; the sweep adds it.
     let other = world.instance().await;
     other.app.policies.sweep_once().await.unwrap();
     assert_eq!(other.count("org_1", "api", 1).await, 1);
-    // The first one has not heard of anything, and its counter is closed.
+    // The first instance has the old policy cached, but finds its counter closed.
     assert_eq!(instance.count("org_1", "api", 1).await, 2);
     other.flush().await;
     let rows = rows(&world.postgres().await).await;
@@ -439,17 +439,17 @@ async fn a_reset_is_finished_even_if_redis_died_between_commit_and_close() {
             world.kill_redis().await;
             world.start_redis().await;
         }
-        // As every instance does each second.
+        // Every instance sweeps each second.
         instance.app.policies.sweep_once().await.unwrap();
         assert_eq!(instance.count("org_1", "api", 1).await, 1);
         assert_eq!(instance.count("org_1", "tokens", 1).await, 4);
         instance.flush().await;
         let periods = instance.periods("org_1").await;
-        let told: Vec<_> = periods
+        let summaries: Vec<_> = periods
             .iter()
             .map(|it| (it["used"].as_u64().unwrap(), it["resetType"].as_str()))
             .collect();
-        assert_eq!(told, [(5, Some("manual")), (4, None), (1, None)]);
+        assert_eq!(summaries, [(5, Some("manual")), (4, None), (1, None)]);
         assert_eq!(
             instance.app.state.admin.finish_resets_once().await.unwrap(),
             0
@@ -465,7 +465,7 @@ async fn a_limit_changed_during_a_pending_reset_is_effective_for_the_next_reques
     other.count("org_1", "api", 5).await;
     commit_reset(&world, "org_1", None).await;
     instance.limits("org_1", json!({"api": {"limit": 0}})).await;
-    let answer = other.attempt("org_1", "api", 1).await;
+    let answer = other.try_consume("org_1", "api", 1).await;
     assert_eq!(answer.status, 429, "{}", answer.text);
     assert_eq!(answer.body["current"], 0);
 }
@@ -489,8 +489,8 @@ async fn a_reset_after_the_loss_of_redis_closes_what_was_stored() {
 async fn an_instance_whose_clock_lags_counts_in_the_period_that_a_reset_started() {
     let world = World::new().await;
     let instance = world.instance().await;
-    let behind = tallyman::clock::Clock::manual(world.clock.now() - Duration::seconds(2));
-    let lagging = world.instance_at(behind).await;
+    let slow_clock = tallyman::clock::Clock::manual(world.clock.now() - Duration::seconds(2));
+    let lagging = world.instance_at(slow_clock).await;
     lagging.count("org_1", "api", 5).await;
     instance.reset("org_1", json!({})).await;
     assert_eq!(lagging.count("org_1", "api", 1).await, 1);
@@ -502,8 +502,8 @@ async fn an_instance_whose_clock_lags_counts_in_the_period_that_a_reset_started(
 async fn an_instance_whose_clock_lags_reads_the_period_that_a_reset_started_after_a_loss() {
     let world = World::new().await;
     let instance = world.instance().await;
-    let behind = tallyman::clock::Clock::manual(world.clock.now() - Duration::seconds(2));
-    let lagging = world.instance_at(behind).await;
+    let slow_clock = tallyman::clock::Clock::manual(world.clock.now() - Duration::seconds(2));
+    let lagging = world.instance_at(slow_clock).await;
     instance.count("org_1", "api", 5).await;
     instance.reset("org_1", json!({})).await;
     instance.count("org_1", "api", 7).await;

@@ -1,4 +1,4 @@
-//! Losing Redis, wholly or in part: what Postgres holds comes back exactly, and nothing starts at zero.
+//! Loss and rollback of Redis: counters are restored exactly from Postgres, and none restarts at zero.
 
 use chrono::Duration;
 use serde_json::json;
@@ -8,7 +8,8 @@ use tallyman::postgres;
 use tallyman::redis::{RecoveryReply, Redis, Shard};
 
 use crate::support::{
-    Instance, Slow, World, at_once, counter_key, instant, row, rows, settings_of, shard, sharded,
+    Instance, SlowRestore, World, at_once, counter_key, instant, redis_settings, row, rows, shard,
+    sharded,
 };
 
 const PERIOD: &str = "2031-03-01T00:00:00Z";
@@ -22,7 +23,7 @@ async fn a_counter_lost_in_mid_period_continues_from_its_snapshot() {
     services[1].track("org_1", 5).await;
     services[0].flush().await;
     let before = row(&world.postgres().await, "org_1").await;
-    // Never stored, so that it is lost.
+    // Never flushed, so that it is lost.
     services[0].track("org_1", 3).await;
 
     world.flush_redis().await;
@@ -50,7 +51,7 @@ async fn a_hard_limit_that_was_reached_stays_reached_after_a_loss() {
     }
 }
 
-/// Half of the limit is used when everything is lost; 640 calls then want the other half.
+/// Half of the limit is used before the loss; 640 calls then compete for the other half.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sixty_four_tasks_right_after_a_loss_are_granted_exactly_what_is_left() {
     let world = World::new().await;
@@ -81,7 +82,7 @@ async fn sixty_four_tasks_right_after_a_loss_are_granted_exactly_what_is_left() 
     assert_eq!((row.hours_used, row.hours_denied), (1000, 140));
 }
 
-/// Forty counters, each wanted by both instances at the same time, thrice.
+/// Both instances restore each of forty counters at the same time, three times.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_instances_that_restore_at_once_count_exactly() {
     let world = World::new().await;
@@ -143,8 +144,7 @@ async fn a_loss_keeps_refusals_and_hours_of_every_meter() {
     );
 }
 
-/// One instance has noticed the loss and brought one meter back; the other has not noticed it, and is
-/// asked about all of them.
+/// One instance has noticed the loss and restored one meter; the usage is read from the other.
 #[tokio::test]
 async fn an_instance_that_has_not_noticed_a_loss_never_reads_usage_as_zero() {
     let world = World::new().await;
@@ -167,7 +167,7 @@ async fn an_instance_that_has_not_noticed_a_loss_never_reads_usage_as_zero() {
     assert_eq!(answer["exact"], true);
 }
 
-/// The same where an instance has not heard of a newer policy.
+/// The other instance has an older policy cached.
 #[tokio::test]
 async fn an_instance_that_has_missed_a_new_limit_never_reads_usage_as_zero() {
     let world = World::new().await;
@@ -179,7 +179,7 @@ async fn an_instance_that_has_missed_a_new_limit_never_reads_usage_as_zero() {
     }
     services[0].flush().await;
     world.flush_redis().await;
-    // It knows the new generation, and the old policy.
+    // The second instance knows the new generation, but has the old policy cached.
     services[1].track("org_2", 1).await;
     services[0].limit("org_1", 77).await;
     services[0].track("org_1", 1).await;
@@ -192,8 +192,8 @@ async fn an_instance_that_has_missed_a_new_limit_never_reads_usage_as_zero() {
     assert_eq!((current("api"), current("tokens")), (21, 140), "{answer}");
 }
 
-/// A flush has read the first counts of a meter when Redis loses them, and stores them when another meter of the
-/// organization is back already.
+/// A flush reads the first counts of a meter before Redis loses them, and stores them after another meter of the
+/// organization was restored.
 #[tokio::test]
 async fn a_meter_stored_after_its_organization_was_restored_is_restored_as_well() {
     let world = World::new().await;
@@ -224,19 +224,19 @@ async fn a_meter_stored_after_its_organization_was_restored_is_restored_as_well(
 async fn without_postgres_a_missing_counter_is_unknown_and_nothing_is_counted() {
     let world = World::new().await;
     let postgres = world.postgres().await;
-    let (servers, cable) = world.cuttable_postgres();
+    let (servers, socket) = world.cuttable_postgres();
     let service = world.instance_with(servers).await;
     service.track("org_1", 5).await;
     service.flush().await;
-    cable.cut(&postgres).await;
-    // What Redis knows goes on; an organization that it does not know may have been counted before.
+    socket.cut(&postgres).await;
+    // Counters in Redis still count; a missing one may exist in Postgres.
     assert_eq!(service.track("org_1", 1).await, 6);
-    assert_unknown(&service, "org_2").await;
+    assert_database_needed(&service, "org_2").await;
 
     world.flush_redis().await;
-    assert_unknown(&service, "org_1").await;
-    assert_unknown(&service, "org_1").await;
-    cable.mend();
+    assert_database_needed(&service, "org_1").await;
+    assert_database_needed(&service, "org_1").await;
+    socket.restore();
     assert_eq!(service.track("org_1", 1).await, 6);
     service.flush().await;
     assert_eq!(row(&postgres, "org_1").await.used, 6);
@@ -246,29 +246,29 @@ async fn without_postgres_a_missing_counter_is_unknown_and_nothing_is_counted() 
 async fn a_period_that_begins_after_a_loss_needs_no_postgres() {
     let world = World::new().await;
     let postgres = world.postgres().await;
-    let (servers, cable) = world.cuttable_postgres();
+    let (servers, socket) = world.cuttable_postgres();
     let service = world.instance_with(servers).await;
     service.track("org_1", 5).await;
     world.flush_redis().await;
     service.track("org_1", 1).await;
     service.app.state.auth.sweep_once().await.unwrap();
     world.clock.advance(Duration::days(20));
-    cable.cut(&postgres).await;
+    socket.cut(&postgres).await;
     assert_eq!(service.track("org_1", 1).await, 1);
     assert_eq!(service.track("org_1", 1).await, 2);
-    cable.mend();
+    socket.restore();
     service.flush().await;
     let rows = rows(&postgres).await;
     let used: Vec<_> = rows.iter().map(|row| (row.used, row.hours_used)).collect();
     assert_eq!(used, [(1, 1), (2, 2)]);
 }
 
-/// Another instance's clock may be ahead, so that it counted in the period before the loss.
+/// An instance whose clock is ahead may have counted in the period before the loss.
 #[tokio::test]
 async fn a_period_that_begins_right_after_a_loss_needs_postgres() {
     let world = World::new().await;
     let postgres = world.postgres().await;
-    let (servers, cable) = world.cuttable_postgres();
+    let (servers, socket) = world.cuttable_postgres();
     let service = world.instance_with(servers).await;
     let before = instant("2031-03-31T23:55:00Z") - world.clock.now();
     world.clock.advance(before);
@@ -276,9 +276,9 @@ async fn a_period_that_begins_right_after_a_loss_needs_postgres() {
     world.flush_redis().await;
     service.track("org_1", 1).await;
     world.clock.advance(Duration::minutes(6));
-    cable.cut(&postgres).await;
-    assert_unknown(&service, "org_1").await;
-    cable.mend();
+    socket.cut(&postgres).await;
+    assert_database_needed(&service, "org_1").await;
+    socket.restore();
     assert_eq!(service.track("org_1", 1).await, 1);
 }
 
@@ -292,7 +292,7 @@ async fn a_flush_from_before_the_loss_is_refused_after_it_and_settles_nothing() 
     service.track("org_1", 4).await;
     let late = flusher.read(&[shard("org_1")]).await.unwrap();
     world.flush_redis().await;
-    // The same number of changes as before the loss, so that the sequences are equal.
+    // As many changes as before the loss, so that the sequence numbers are equal.
     assert_eq!(service.track("org_1", 1).await, 6);
     let before = world.counter("org_1", instant(PERIOD)).await;
     assert_eq!(before["sequence"], late.snapshots[0].sequence.to_string());
@@ -308,7 +308,7 @@ async fn a_flush_from_before_the_loss_is_refused_after_it_and_settles_nothing() 
     assert_eq!((row.used, row.hours_used), (6, 6));
 }
 
-/// What was read before the loss is all that is left of it, and nobody has gone on without it yet.
+/// The flush has the only copy of the counts, and the counter is not restored yet.
 #[tokio::test]
 async fn a_flush_from_before_the_loss_that_is_stored_before_the_restore_saves_what_it_read() {
     let world = World::new().await;
@@ -335,7 +335,7 @@ async fn a_rollback_of_redis_lowers_no_count_in_postgres() {
     let services = [world.instance().await, world.instance().await];
     let postgres = world.postgres().await;
     services[0].track("org_1", 5).await;
-    // In the copy, one counter is dirty, one is clean, and one is not there yet.
+    // In the copy one counter is dirty, one clean and one missing.
     services[0].track("org_2", 5).await;
     services[0].flush().await;
     services[0].track("org_1", 5).await;
@@ -370,8 +370,8 @@ async fn a_rollback_of_redis_lowers_no_count_in_postgres() {
     assert_eq!(used, [(52, 52), (47, 47), (42, 42)]);
 }
 
-/// A new limit is a change of the counter too. The frozen counter must not change its sequence by it, or
-/// it would overtake the newer counts that Postgres holds.
+/// A new limit is a change too, but must not advance the sequence number of a frozen counter: it would
+/// pass the newer counts in Postgres.
 #[tokio::test]
 async fn new_limits_after_a_rollback_lower_no_count_in_postgres() {
     let mut world = World::new().await;
@@ -396,7 +396,7 @@ async fn new_limits_after_a_rollback_lower_no_count_in_postgres() {
     assert_eq!((row.used, row.limit_units), (16, Some(104)));
 }
 
-/// What Postgres holds newer counts of has nothing left to be stored.
+/// Postgres has newer counts, so that the old counter has nothing to flush.
 #[tokio::test]
 async fn a_counter_that_a_rollback_left_behind_is_not_flushed_again_and_again() {
     let mut world = World::new().await;
@@ -431,19 +431,19 @@ async fn a_restart_that_loses_nothing_loses_nothing() {
         .restart_redis_from(&copy, &[&services[0], &services[1]])
         .await;
 
-    // Those that were connected before go on exactly, and so does a new one.
+    // Connected instances and new ones continue exactly.
     assert_eq!(services[0].current("org_1", "api").await, 9);
     assert_eq!(services[0].track("org_1", 1).await, 10);
     assert_eq!(services[1].track("org_1", 1).await, 11);
-    let newcomer = world.instance().await;
-    assert_eq!(newcomer.track("org_1", 1).await, 12);
+    let new_instance = world.instance().await;
+    assert_eq!(new_instance.track("org_1", 1).await, 12);
     services[1].flush().await;
     let after = row(&postgres, "org_1").await;
     assert_eq!((after.used, after.hours_used), (12, 12));
     assert!(after.generation > before.generation, "{before:?} {after:?}");
 }
 
-/// Nobody counts in it between the restart and the flush.
+/// No call moves the counter to the new generation before the flush.
 #[tokio::test]
 async fn a_counter_of_an_older_generation_is_flushed_under_its_own() {
     let mut world = World::new().await;
@@ -468,7 +468,7 @@ async fn a_counter_of_an_older_generation_is_flushed_under_its_own() {
     assert!(moved.generation > before.generation);
 }
 
-/// The count itself comes first: what the old generation had not stored is stored before it moves.
+/// The unflushed counts of the old generation are stored before the counter moves.
 #[tokio::test]
 async fn a_counter_of_an_older_generation_is_stored_before_it_moves() {
     let mut world = World::new().await;
@@ -482,7 +482,7 @@ async fn a_counter_of_an_older_generation_is_stored_before_it_moves() {
     let copy = world.copy_redis().await;
     world.restart_redis_from(&copy, &[&service]).await;
     assert_eq!(service.current("org_1", "api").await, 9);
-    // Moved, and the older flush is refused.
+    // The row has moved to the new generation, so that the older flush is refused.
     let moved = row(&postgres, "org_1").await;
     assert_eq!((moved.used, moved.hours_used), (9, 9));
     let stored = service.app.flusher.store(&late).await.unwrap();
@@ -499,18 +499,18 @@ async fn a_counter_of_an_older_generation_is_stored_before_it_moves() {
 async fn without_postgres_a_restarted_redis_is_not_trusted() {
     let mut world = World::new().await;
     let postgres = world.postgres().await;
-    let (servers, cable) = world.cuttable_postgres();
+    let (servers, socket) = world.cuttable_postgres();
     let service = world.instance_with(servers).await;
     service.track("org_1", 5).await;
     let copy = world.copy_redis().await;
     service.track("org_1", 5).await;
     service.flush().await;
-    cable.cut(&postgres).await;
+    socket.cut(&postgres).await;
     world.restart_redis_from(&copy, &[&service]).await;
-    assert_unknown(&service, "org_1").await;
-    // Named meanwhile, but not numbered.
-    assert_unknown(&service, "org_1").await;
-    cable.mend();
+    assert_database_needed(&service, "org_1").await;
+    // The data set has a name by now, but no generation.
+    assert_database_needed(&service, "org_1").await;
+    socket.restore();
     assert_eq!(service.track("org_1", 1).await, 11);
 }
 
@@ -518,7 +518,7 @@ async fn without_postgres_a_restarted_redis_is_not_trusted() {
 async fn without_postgres_a_restarted_redis_that_is_trusted_counts() {
     let mut world = World::with(|config| config.trust_redis_restart = true).await;
     let postgres = world.postgres().await;
-    let (servers, cable) = world.cuttable_postgres();
+    let (servers, socket) = world.cuttable_postgres();
     let services = [
         world.instance_with(servers.clone()).await,
         world.instance_with(servers).await,
@@ -527,15 +527,15 @@ async fn without_postgres_a_restarted_redis_that_is_trusted_counts() {
     services[0].flush().await;
     services[1].track("org_1", 4).await;
     let before = row(&postgres, "org_1").await;
-    cable.cut(&postgres).await;
+    socket.cut(&postgres).await;
     let copy = world.copy_redis().await;
     world
         .restart_redis_from(&copy, &[&services[0], &services[1]])
         .await;
     assert_eq!(services[0].track("org_1", 1).await, 10);
     assert_eq!(services[1].track("org_1", 1).await, 11);
-    // An empty one is another data set all the same.
-    cable.mend();
+    // An empty Redis still gets a new generation.
+    socket.restore();
     services[0].flush().await;
     let after = row(&postgres, "org_1").await;
     assert_eq!((after.used, after.generation), (11, before.generation));
@@ -555,7 +555,7 @@ async fn a_limit_set_before_a_loss_is_effective_after_it() {
     services[0].flush().await;
     services[0].limit("org_1", 11).await;
     world.flush_redis().await;
-    // This instance has not heard of the new limit.
+    // This instance has the old limit cached.
     assert_eq!(services[1].consume("org_1", 1).await, (true, 11));
     assert_eq!(services[1].consume("org_1", 1).await, (false, 11));
     services[0].flush().await;
@@ -581,7 +581,7 @@ async fn usage_shows_a_limit_that_was_set_before_a_loss() {
     assert_eq!(answer.body["meters"]["api"]["current"], 10, "{answer:?}");
 }
 
-/// The second instance has not heard of the new limit, and is the first to count in the new period.
+/// The second instance has the old limit cached, and counts first in the new period.
 #[tokio::test]
 async fn a_period_begins_under_the_newest_limit_on_every_instance() {
     let world = World::new().await;
@@ -595,7 +595,7 @@ async fn a_period_begins_under_the_newest_limit_on_every_instance() {
     assert_eq!(services[1].consume("org_1", 3).await, (true, 3));
 }
 
-/// Redis has no counter to tell the limit, and nothing is counted after it.
+/// Redis has no counter whose limit could change, and nothing is counted afterwards.
 #[tokio::test]
 async fn a_limit_that_is_set_while_the_counter_is_lost_is_in_its_snapshot() {
     let world = World::new().await;
@@ -622,10 +622,10 @@ async fn a_limit_that_a_rollback_reverted_is_effective_again_after_a_sweep() {
     service.limit("org_1", 6).await;
     service.app.policies.sweep_once().await.unwrap();
     world.restart_redis_from(&copy, &[&service]).await;
-    let newcomer = world.instance().await;
-    newcomer.app.policies.sweep_once().await.unwrap();
-    assert_eq!(newcomer.consume("org_1", 1).await, (true, 6));
-    assert_eq!(newcomer.consume("org_1", 1).await, (false, 6));
+    let new_instance = world.instance().await;
+    new_instance.app.policies.sweep_once().await.unwrap();
+    assert_eq!(new_instance.consume("org_1", 1).await, (true, 6));
+    assert_eq!(new_instance.consume("org_1", 1).await, (false, 6));
     assert_eq!(service.consume("org_1", 1).await, (false, 6));
 }
 
@@ -633,36 +633,36 @@ async fn a_limit_that_a_rollback_reverted_is_effective_again_after_a_sweep() {
 async fn a_restore_overtaken_by_another_changes_nothing() {
     let world = World::new().await;
     let service = world.instance().await;
-    let slow = Slow::of(&world).await;
+    let slow = SlowRestore::new(&world).await;
     service.track("org_1", 5).await;
     service.flush().await;
     let stamp = slow.stamp().await;
-    let moved = slow.moved(&stamp).await.unwrap();
+    let moved = slow.move_in_postgres(&stamp).await.unwrap();
     assert_eq!(moved.snapshot.used.get(), 5);
 
-    // By another restore and the counts after it.
+    // Overtaken by another restore, after which units were counted.
     service.track("org_1", 1).await;
     let before = world.counter("org_1", instant(PERIOD)).await;
     assert_eq!(
-        slow.written(&moved, stamp.version).await,
+        slow.write_to_redis(&moved, stamp.version).await,
         RecoveryReply::Ready
     );
     assert_eq!(world.counter("org_1", instant(PERIOD)).await, before);
 
-    // By a loss, before and after somebody notices it.
+    // Overtaken by a loss, before and after an instance notices it.
     service.flush().await;
     world.flush_redis().await;
-    let refused = slow.written(&moved, stamp.version).await;
+    let refused = slow.write_to_redis(&moved, stamp.version).await;
     assert_eq!(refused, RecoveryReply::Generation);
     assert!(world.counter("org_1", instant(PERIOD)).await.is_empty());
     assert_eq!(service.track("org_1", 1).await, 7);
     let before = world.counter("org_1", instant(PERIOD)).await;
-    let refused = slow.written(&moved, stamp.version).await;
+    let refused = slow.write_to_redis(&moved, stamp.version).await;
     assert_eq!(refused, RecoveryReply::Generation);
     assert_eq!(world.counter("org_1", instant(PERIOD)).await, before);
 
-    // Postgres does not go back either.
-    let moved = slow.moved(&stamp).await;
+    // Postgres never goes back to an older generation.
+    let moved = slow.move_in_postgres(&stamp).await;
     assert!(matches!(moved, Err(postgres::Error::NewerGeneration)));
 }
 
@@ -670,65 +670,77 @@ async fn a_restore_overtaken_by_another_changes_nothing() {
 async fn a_restore_under_an_older_policy_or_over_an_unknown_counter_is_refused() {
     let world = World::new().await;
     let service = world.instance().await;
-    let slow = Slow::of(&world).await;
+    let slow = SlowRestore::new(&world).await;
     service.track("org_1", 5).await;
     service.flush().await;
     let older = slow.stamp().await;
     service.limit("org_1", 7).await;
     service.flush().await;
     let stamp = slow.stamp().await;
-    let moved = slow.moved(&stamp).await.unwrap();
+    let moved = slow.move_in_postgres(&stamp).await.unwrap();
     let key = counter_key("org_1", instant(PERIOD));
     let () = world.redis_command(&["DEL", &key]).await;
-    let refused = slow.written(&moved, older.version).await;
+    let refused = slow.write_to_redis(&moved, older.version).await;
     assert_eq!(refused, RecoveryReply::Policy);
 
-    // Something of another generation, which was not stored before the move.
+    // A counter of another generation that was not flushed before the move.
     let frozen = [("used", "9"), ("sequence", "9"), ("stamp", "0:0:1000:h:")];
-    world.place(&key, &frozen).await;
-    let refused = slow.written(&moved, stamp.version).await;
+    world.overwrite(&key, &frozen).await;
+    let refused = slow.write_to_redis(&moved, stamp.version).await;
     assert_eq!(refused, RecoveryReply::Changed);
     assert_eq!(world.counter("org_1", instant(PERIOD)).await["used"], "9");
 
     let () = world.redis_command(&["DEL", &key]).await;
     assert_eq!(
-        slow.written(&moved, stamp.version).await,
+        slow.write_to_redis(&moved, stamp.version).await,
         RecoveryReply::Ready
     );
     assert_eq!(service.track("org_1", 1).await, 6);
 }
 
-/// A number that was drawn for a data set says nothing about the one that came after it.
+/// A generation drawn for one data set must not be given to the next.
 #[tokio::test]
 async fn a_generation_drawn_before_a_loss_is_not_given_to_the_new_data_set() {
     let world = World::new().await;
     let [one, other] = [0, 1]
-        .map(|_| Redis::new(settings_of(&world), world.clock.clone(), world.metrics()).unwrap());
-    let (connection, other_link) = (
+        .map(|_| Redis::new(redis_settings(&world), world.clock.clone(), world.metrics()).unwrap());
+    let (connection, other_connection) = (
         one.connection().await.unwrap(),
         other.connection().await.unwrap(),
     );
     let shards: Vec<Shard> = Shard::all().take(2).collect();
-    let named = one.identify(&connection, &shards).await.unwrap();
-    assert_eq!(named.len(), 2);
-    // Both instances see the same name; whoever has a number first gives it.
-    assert_eq!(other.identify(&other_link, &shards).await.unwrap(), named);
-    assert_eq!(other.number(&other_link, &named, 7).await.unwrap(), []);
-    assert_eq!(one.number(&connection, &named, 8).await.unwrap(), []);
+    let identified = one.identify(&connection, &shards).await.unwrap();
+    assert_eq!(identified.len(), 2);
+    // Both instances see the same name, and the first number wins.
+    assert_eq!(
+        other.identify(&other_connection, &shards).await.unwrap(),
+        identified
+    );
+    assert_eq!(
+        other
+            .number(&other_connection, &identified, 7)
+            .await
+            .unwrap(),
+        []
+    );
+    assert_eq!(one.number(&connection, &identified, 8).await.unwrap(), []);
     assert_eq!(connection.generation(shards[0]), Some(7));
 
     let () = world.redis_command(&["DEL", "tm:{00}:gen"]).await;
-    let renamed = one.number(&connection, &named, 9).await.unwrap();
+    let renamed = one.number(&connection, &identified, 9).await.unwrap();
     assert_eq!(renamed.len(), 1);
-    assert_ne!(renamed[0].name, named[0].name);
+    assert_ne!(renamed[0].name, identified[0].name);
     assert_eq!(connection.generation(shards[0]), None);
     assert_eq!(connection.generation(shards[1]), Some(7));
     assert_eq!(one.number(&connection, &renamed, 10).await.unwrap(), []);
-    assert_eq!(other.identify(&other_link, &shards).await.unwrap(), []);
-    assert_eq!(other_link.generation(shards[0]), Some(10));
+    assert_eq!(
+        other.identify(&other_connection, &shards).await.unwrap(),
+        []
+    );
+    assert_eq!(other_connection.generation(shards[0]), Some(10));
 }
 
-/// Eight instances meet an empty Redis at once, and again after a loss.
+/// Eight instances find an empty Redis concurrently, and again after each loss.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn instances_that_find_an_empty_redis_concurrently_agree_on_its_generation() {
     let world = World::new().await;
@@ -777,19 +789,19 @@ async fn a_redis_with_another_key_layout_is_refused() {
         .await;
     let refused = refusal(&world).await;
     assert!(refused.contains("0 crc16 16"), "{refused}");
-    // It is left as it was found.
+    // The data is left unchanged.
     let keys: Vec<String> = world.redis_command(&["KEYS", "*"]).await;
     assert_eq!(keys, ["tm:layout"]);
 }
 
-/// Why the service does not start.
+/// The error with which the service fails to start.
 async fn refusal(world: &World) -> String {
     let built = App::build(world.config.clone(), world.servers(), world.clock.clone()).await;
     built.map(|_| ()).unwrap_err().to_string()
 }
 
-/// Asserts that a call is answered with "the database is away, and was needed".
-async fn assert_unknown(service: &Instance, organization: &str) {
+/// Asserts that calls fail because they need the database.
+async fn assert_database_needed(service: &Instance, organization: &str) {
     let body = json!({"organizationId": organization});
     for path in ["/v1/track", "/v1/consume", "/v1/check"] {
         let answer = service.http.post(path, body.clone()).await;

@@ -1,5 +1,4 @@
-//! Periods that end by the calendar: in scheduled mode on time, whether or not anybody calls, in lazy mode by the
-//! first call afterwards.
+//! Periods that end by the calendar: on time in scheduled mode, with or without calls; with the next call in lazy mode.
 
 use chrono::Duration;
 use serde_json::{Value, json};
@@ -16,12 +15,12 @@ impl Instance {
             .await;
     }
 
-    async fn end_due(&self) -> usize {
+    async fn end_due_periods(&self) -> usize {
         self.app.periods.sweep_once().await.unwrap()
     }
 
-    /// Start, use, what ended it, and whether it runs, of each period.
-    async fn told_periods(&self, organization: &str) -> Vec<(String, i64, Value, bool)> {
+    /// `(start, used, reset type, open)` of each period in the history.
+    async fn period_summaries(&self, organization: &str) -> Vec<(String, i64, Value, bool)> {
         let path = format!("/v1/organizations/{organization}/history?granularity=period");
         let answer = self.http.get(&path).await;
         assert_eq!(answer.status, 200, "{}", answer.text);
@@ -42,10 +41,11 @@ fn period(start: &str, used: i64, reset_type: Value, open: bool) -> (String, i64
 }
 
 async fn resets(world: &World) -> Vec<Value> {
-    let told = world
+    let events = world
         .select("select data::text from events where type = 'usage.reset' order by id")
         .await;
-    told.iter()
+    events
+        .iter()
         .map(|it| serde_json::from_str(it).unwrap())
         .collect()
 }
@@ -57,14 +57,14 @@ async fn in_scheduled_mode_a_period_ends_on_time_without_any_call() {
     instance.schedule("org_1").await;
     instance.count("org_1", "api", 5).await;
     instance.flush().await;
-    // What was counted last is not stored yet.
+    // These units are not flushed yet.
     instance.count("org_1", "api", 2).await;
-    assert_eq!(instance.end_due().await, 0);
+    assert_eq!(instance.end_due_periods().await, 0);
     world.move_to(NEXT_MONTH);
-    assert_eq!(instance.end_due().await, 1);
+    assert_eq!(instance.end_due_periods().await, 1);
     let ended = period(MONTH, 7, json!("scheduled"), false);
     assert_eq!(
-        instance.told_periods("org_1").await,
+        instance.period_summaries("org_1").await,
         [ended.clone(), period(NEXT_MONTH, 0, Value::Null, true)]
     );
     assert_eq!(
@@ -74,22 +74,22 @@ async fn in_scheduled_mode_a_period_ends_on_time_without_any_call() {
             "periodStart": NEXT_MONTH, "resetDate": MONTH_AFTER
         })]
     );
-    // Twice is harmless.
-    assert_eq!(instance.end_due().await, 0);
+    // A second sweep ends nothing.
+    assert_eq!(instance.end_due_periods().await, 0);
     assert_eq!(resets(&world).await.len(), 1);
 
-    // The next one as well, though nothing was counted in it.
+    // The next period ends too, though it has no counts.
     world.move_to(MONTH_AFTER);
-    assert_eq!(instance.end_due().await, 1);
+    assert_eq!(instance.end_due_periods().await, 1);
     let empty = period(NEXT_MONTH, 0, json!("scheduled"), false);
     assert_eq!(
-        instance.told_periods("org_1").await,
+        instance.period_summaries("org_1").await,
         [ended.clone(), empty.clone()]
     );
     assert_eq!(instance.count("org_1", "api", 3).await, 3);
     instance.flush().await;
     assert_eq!(
-        instance.told_periods("org_1").await,
+        instance.period_summaries("org_1").await,
         [ended, empty, period(MONTH_AFTER, 3, Value::Null, true)]
     );
 }
@@ -110,23 +110,23 @@ async fn an_idle_organization_gets_one_event_for_an_empty_period_and_no_more() {
             instance.count("org_1", "tokens", 1).await;
             instance.flush().await;
         }
-        instance.end_due().await;
+        instance.end_due_periods().await;
         ended.push(resets(&world).await.len());
     }
-    // Both; both, of which `api` is empty; and then `tokens` alone, until that is empty too.
+    // Day by day: both meters; both, with `api` empty; then `tokens` alone, until it is empty too.
     assert_eq!(ended, [2, 4, 5, 6, 7]);
     for _ in 0..3 {
         world.clock.advance(Duration::days(1));
-        assert_eq!(instance.end_due().await, 0);
+        assert_eq!(instance.end_due_periods().await, 0);
     }
     assert_eq!(resets(&world).await.len(), 7);
-    // Whoever is counted again is told of again.
+    // After new counts, events are recorded again.
     instance.count("org_1", "api", 2).await;
     instance.flush().await;
     world.clock.advance(Duration::days(1));
-    assert_eq!(instance.end_due().await, 1);
-    let told = resets(&world).await;
-    assert_eq!((told.len(), &told[7]["previousCount"]), (8, &json!(2)));
+    assert_eq!(instance.end_due_periods().await, 1);
+    let events = resets(&world).await;
+    assert_eq!((events.len(), &events[7]["previousCount"]), (8, &json!(2)));
 }
 
 #[tokio::test]
@@ -145,7 +145,7 @@ async fn reset_expired_ends_periods_where_the_scheduler_is_off() {
     instance.count("org_manual", "api", 5).await;
     instance.flush().await;
     world.move_to(NEXT_MONTH);
-    assert_eq!(instance.end_due().await, 0);
+    assert_eq!(instance.end_due_periods().await, 0);
     assert_eq!(resets(&world).await.len(), 0);
 
     let ingest = world.key_with(&["ingest", "refund", "read"]).await;
@@ -168,7 +168,7 @@ async fn reset_expired_ends_periods_where_the_scheduler_is_off() {
     );
     assert_eq!(resets(&world).await.len(), 4);
     assert_eq!(
-        instance.told_periods("org_lazy").await,
+        instance.period_summaries("org_lazy").await,
         [period(MONTH, 5, Value::Null, false)]
     );
 }
@@ -181,9 +181,9 @@ async fn in_lazy_mode_the_first_call_afterwards_ends_the_period() {
     instance.flush().await;
     world.move_to("2031-04-10T00:00:00Z");
     instance.flush().await;
-    instance.end_due().await;
+    instance.end_due_periods().await;
     assert_eq!(
-        instance.told_periods("org_1").await,
+        instance.period_summaries("org_1").await,
         [period(MONTH, 5, Value::Null, false)]
     );
     instance.count("org_1", "api", 2).await;
@@ -192,7 +192,7 @@ async fn in_lazy_mode_the_first_call_afterwards_ends_the_period() {
         period(MONTH, 5, json!("lazy"), false),
         period(NEXT_MONTH, 2, Value::Null, true),
     ];
-    assert_eq!(instance.told_periods("org_1").await, expected);
+    assert_eq!(instance.period_summaries("org_1").await, expected);
     assert_eq!(
         resets(&world).await,
         [json!({
@@ -211,16 +211,16 @@ async fn a_change_of_mode_or_calendar_is_rescheduled() {
     let instance = world.instance().await;
     instance.count("org_1", "api", 5).await;
     instance.flush().await;
-    instance.end_due().await;
+    instance.end_due_periods().await;
     let daily = json!({"resetMode": "scheduled", "resetPeriod": "daily"});
     instance.settings("org_1", daily).await;
     world.move_to("2031-03-16T00:00:00Z");
-    assert_eq!(instance.end_due().await, 1);
+    assert_eq!(instance.end_due_periods().await, 1);
     instance
         .settings("org_1", json!({"resetMode": "manual"}))
         .await;
     world.clock.advance(Duration::days(100));
-    assert_eq!(instance.end_due().await, 0);
+    assert_eq!(instance.end_due_periods().await, 0);
 }
 
 #[tokio::test]
@@ -233,11 +233,11 @@ async fn a_reset_in_scheduled_mode_does_not_move_the_next_one() {
     assert_eq!(instance.http.post(path, json!({})).await.status, 200);
     instance.count("org_1", "api", 2).await;
     instance.flush().await;
-    instance.end_due().await;
+    instance.end_due_periods().await;
     world.move_to(NEXT_MONTH);
-    assert_eq!(instance.end_due().await, 1);
-    let told = instance.told_periods("org_1").await;
-    let types: Vec<&Value> = told
+    assert_eq!(instance.end_due_periods().await, 1);
+    let periods = instance.period_summaries("org_1").await;
+    let types: Vec<&Value> = periods
         .iter()
         .map(|(_, _, reset_type, _)| reset_type)
         .collect();
@@ -256,7 +256,7 @@ async fn several_instances_end_each_period_once_and_traffic_stays_exact_meanwhil
         instances[0].count(&organization, "api", 1).await;
     }
     instances[0].flush().await;
-    instances[0].end_due().await;
+    instances[0].end_due_periods().await;
     world.move_to(NEXT_MONTH);
     let (calls, sweeps) = tokio::join!(
         at_once(CALLS, |call| {
@@ -279,8 +279,8 @@ async fn several_instances_end_each_period_once_and_traffic_stays_exact_meanwhil
     let expected: Vec<u64> = (1..=CALLS as u64).collect();
     assert_eq!(calls, expected);
     instances[1].flush().await;
-    let told = instances[1].told_periods("org_0").await;
-    let used: Vec<i64> = told.iter().map(|(_, used, ..)| *used).collect();
+    let periods = instances[1].period_summaries("org_0").await;
+    let used: Vec<i64> = periods.iter().map(|(_, used, ..)| *used).collect();
     assert_eq!(used, [1, i64::try_from(CALLS).unwrap()]);
 }
 
@@ -308,14 +308,14 @@ async fn an_organization_that_cannot_be_processed_does_not_block_the_others() {
     .await
     .unwrap();
     world.move_to(NEXT_MONTH);
-    assert_eq!(instance.end_due().await, 2);
-    assert_eq!(instance.end_due().await, 0);
+    assert_eq!(instance.end_due_periods().await, 2);
+    assert_eq!(instance.end_due_periods().await, 0);
     sqlx::raw_sql("drop trigger refuse on usage_history")
         .execute(&postgres)
         .await
         .unwrap();
     world.clock.advance(Duration::minutes(2));
-    assert_eq!(instance.end_due().await, 1);
+    assert_eq!(instance.end_due_periods().await, 1);
 }
 
 #[tokio::test]
@@ -349,10 +349,10 @@ async fn thousands_of_due_periods_are_ended_in_one_call() {
         .select("select count(*)::text from usage_history where period_start = '2031-04-01Z' and used = 0")
         .await;
     assert_eq!(rows, [due.to_string()]);
-    let told = world
+    let organizations = world
         .select(
             "select count(distinct organization_id)::text from events where type = 'usage.reset'",
         )
         .await;
-    assert_eq!(told, [due.to_string()]);
+    assert_eq!(organizations, [due.to_string()]);
 }

@@ -1,4 +1,4 @@
-//! Temporary limits: on top of the others, over at their instant and by themselves, and noted once.
+//! Temporary limits: they override the others, end on time by themselves, and are audited once.
 
 use chrono::Duration;
 use serde_json::{Value, json};
@@ -19,7 +19,7 @@ async fn api(service: &Instance) -> Value {
     answer.body["limits"]["api"].clone()
 }
 
-/// Who ended limits of `org_1`, and what was there before and after.
+/// Actor, before and after of each recorded end of a temporary limit of `org_1`.
 async fn ends(world: &World) -> Vec<Value> {
     let rows = world
         .select(
@@ -40,28 +40,34 @@ async fn a_temporary_limit_overrides_and_ends_on_time_on_every_instance_without_
     here.count("org_1", "api", 5).await;
     there.count("org_1", "api", 5).await;
     here.limits("org_1", temporary(12)).await;
-    assert_eq!(there.attempt("org_1", "api", 1).await.body["limit"], 12);
+    assert_eq!(there.try_consume("org_1", "api", 1).await.body["limit"], 12);
     world.move_to(JUST_BEFORE);
-    assert_eq!(here.attempt("org_1", "api", 1).await.body["current"], 12);
-    assert_eq!(here.attempt("org_1", "api", 1).await.body["limit"], 12);
+    assert_eq!(
+        here.try_consume("org_1", "api", 1).await.body["current"],
+        12
+    );
+    assert_eq!(here.try_consume("org_1", "api", 1).await.body["limit"], 12);
     world.move_to(UNTIL);
     for service in [&there, &here] {
-        let refused = service.attempt("org_1", "api", 1).await;
+        let refused = service.try_consume("org_1", "api", 1).await;
         assert_eq!(refused.status, 429);
         assert_eq!(refused.body["limit"], 10);
         assert_eq!(service.meter("org_1", "api").await["limit"], 10);
     }
     assert_eq!(there.current("org_1", "api").await, 12);
-    // Also for a meter that nobody has counted yet.
+    // A meter without counts shows the permanent limit as well.
     let meters = json!({"organizationId": "org_1", "meter": "tokens"});
     assert_eq!(there.http.post("/v1/consume", meters).await.status, 200);
     for service in [&here, &there] {
         service.app.policies.sweep_once().await.unwrap();
-        assert_eq!(service.attempt("org_1", "api", 1).await.body["limit"], 10);
+        assert_eq!(
+            service.try_consume("org_1", "api", 1).await.body["limit"],
+            10
+        );
     }
 }
 
-/// The lasting limit, the temporary one and its end; what is used and wanted; and how long to wait for it.
+/// `(limit, temporary limit, its end, used, requested, when a retry may succeed)`.
 #[tokio::test]
 async fn a_refusal_says_when_the_call_would_be_granted_whichever_limit_ends_first() {
     let world = World::new().await;
@@ -69,7 +75,7 @@ async fn a_refusal_says_when_the_call_would_be_granted_whichever_limit_ends_firs
     let in_5_seconds = "2031-03-15T12:00:05Z";
     let next_day = "2031-03-16T00:00:00Z";
     let after_that = "2031-03-16T12:00:00Z";
-    for (number, (lasting, temporary, until, used, wanted, retry_at)) in [
+    for (number, (permanent, temporary, until, used, requested, retry_at)) in [
         (10, 0, in_5_seconds, 0, 1, Some(in_5_seconds)),
         (10, 2, in_5_seconds, 2, 1, Some(in_5_seconds)),
         (10, 100, "2031-03-15T12:10:00Z", 90, 50, None),
@@ -87,23 +93,23 @@ async fn a_refusal_says_when_the_call_would_be_granted_whichever_limit_ends_firs
         service
             .settings(&organization, json!({"resetPeriod": "daily"}))
             .await;
-        let on_top =
-            json!({"api": {"limit": lasting, "temporary": {"limit": temporary, "until": until}}});
-        service.limits(&organization, on_top).await;
+        let overridden =
+            json!({"api": {"limit": permanent, "temporary": {"limit": temporary, "until": until}}});
+        service.limits(&organization, overridden).await;
         if used > 0 {
             service.count(&organization, "api", used).await;
         }
-        let told = format!("{lasting}, {temporary} until {until}: {wanted} on {used}");
+        let case = format!("{permanent}, {temporary} until {until}: {requested} on {used}");
         let seconds =
             retry_at.map(|at| (crate::support::instant(at) - world.clock.now()).num_seconds());
-        let refused = service.attempt(&organization, "api", wanted).await;
-        assert_eq!(refused.status, 429, "{told}");
-        assert_eq!(refused.body["retryAt"], json!(retry_at), "{told}");
+        let refused = service.try_consume(&organization, "api", requested).await;
+        assert_eq!(refused.status, 429, "{case}");
+        assert_eq!(refused.body["retryAt"], json!(retry_at), "{case}");
         let header = seconds.map(|it| it.to_string()).unwrap_or_default();
-        assert_eq!(refused.header("retry-after"), header, "{told}");
-        let body = json!({"organizationId": organization, "amount": wanted});
+        assert_eq!(refused.header("retry-after"), header, "{case}");
+        let body = json!({"organizationId": organization, "amount": requested});
         let check = service.http.post("/v1/check", body.clone()).await;
-        assert_eq!(check.body["retryAt"], json!(retry_at), "{told}");
+        assert_eq!(check.body["retryAt"], json!(retry_at), "{case}");
         let mut item = body;
         item["op"] = json!("consume");
         let batch = service
@@ -111,7 +117,7 @@ async fn a_refusal_says_when_the_call_would_be_granted_whichever_limit_ends_firs
             .post("/v1/batch", json!({"items": [item.clone(), item]}))
             .await;
         for result in batch.body["results"].as_array().unwrap() {
-            assert_eq!(result["retryAt"], json!(retry_at), "{told}");
+            assert_eq!(result["retryAt"], json!(retry_at), "{case}");
         }
     }
 }
@@ -122,7 +128,7 @@ async fn retry_after_is_correct_for_temporary_limits() {
     let (here, there) = (world.instance().await, world.instance().await);
     here.limits("org_1", json!({"api": {"limit": 10}})).await;
     here.count("org_1", "api", 5).await;
-    // Another instance has the policy of before at hand.
+    // The other instance has the previous policy cached.
     there.count("org_1", "api", 5).await;
     here.limits("org_1", temporary(2)).await;
     here.http
@@ -131,16 +137,16 @@ async fn retry_after_is_correct_for_temporary_limits() {
             json!({"organizationId": "org_1", "amount": 8}),
         )
         .await;
-    let refused = there.attempt("org_1", "api", 8).await;
+    let refused = there.try_consume("org_1", "api", 8).await;
     assert_eq!(
         refused.header("ratelimit"),
         format!("\"api\";r=0;t={}", 6 * 3600)
     );
     assert_eq!(refused.body["retryAt"], UNTIL, "{}", refused.text);
     world.move_to(JUST_BEFORE);
-    assert_eq!(there.attempt("org_1", "api", 8).await.status, 429);
+    assert_eq!(there.try_consume("org_1", "api", 8).await.status, 429);
     world.move_to(UNTIL);
-    assert_eq!(there.attempt("org_1", "api", 8).await.status, 200);
+    assert_eq!(there.try_consume("org_1", "api", 8).await.status, 200);
 }
 
 #[tokio::test]
@@ -149,17 +155,17 @@ async fn a_temporary_limit_may_be_lower_or_unlimited_and_keeps_the_rest_of_the_l
     let service = world.instance().await;
     let own = json!({"api": {"enforcement": "soft", "warnAt": [50]}});
     service.limits("org_1", own).await;
-    let lasting =
+    let permanent =
         json!({"limit": 1000, "enforcement": "soft", "warnAt": [50], "source": "organization"});
-    assert_eq!(api(&service).await, lasting);
+    assert_eq!(api(&service).await, permanent);
     for limit in [json!(3), json!(0), Value::Null] {
         let change = json!({"api": {"temporary": {"limit": limit, "until": UNTIL}}});
         let patched = service.limits("org_1", change).await;
-        let on_top = json!({"limit": limit, "enforcement": "soft", "warnAt": [50], "source": "temporary", "until": UNTIL});
-        assert_eq!(patched["limits"]["api"], on_top);
-        assert_eq!(api(&service).await, on_top);
+        let overridden = json!({"limit": limit, "enforcement": "soft", "warnAt": [50], "source": "temporary", "until": UNTIL});
+        assert_eq!(patched["limits"]["api"], overridden);
+        assert_eq!(api(&service).await, overridden);
     }
-    // What lies below can be changed meanwhile.
+    // The permanent limit can be changed while the temporary one is effective.
     let changed = service.limits("org_1", json!({"api": {"limit": 70}})).await;
     assert_eq!(changed["limits"]["api"]["limit"], Value::Null);
     world.move_to(UNTIL);
@@ -182,11 +188,11 @@ async fn null_ends_a_temporary_limit_early_and_so_does_removing_the_limit() {
         assert_eq!(ended["limits"]["api"]["limit"], limit);
         assert_eq!(api(&service).await["limit"], limit);
     }
-    // Where there is none, nothing happens.
-    let nothing = service
+    // Removing a missing temporary limit is no change.
+    let unchanged = service
         .limits("org_1", json!({"tokens": {"temporary": null}}))
         .await;
-    assert_eq!(nothing["limits"].as_object().unwrap().len(), 1);
+    assert_eq!(unchanged["limits"].as_object().unwrap().len(), 1);
     world.move_to(UNTIL);
     service.app.policies.sweep_once().await.unwrap();
     assert_eq!(ends(&world).await, [Value::Null; 0]);
@@ -286,7 +292,10 @@ async fn an_ended_temporary_limit_is_recorded_before_it_is_replaced() {
     let next = json!({"api": {"temporary": {"limit": 14, "until": "2031-03-16T00:00:00Z"}}});
     service.limits("org_1", next).await;
     assert_eq!(ends(&world).await.len(), 1);
-    assert_eq!(service.attempt("org_1", "api", 1).await.body["limit"], 14);
+    assert_eq!(
+        service.try_consume("org_1", "api", 1).await.body["limit"],
+        14
+    );
 }
 
 #[tokio::test]
@@ -304,7 +313,7 @@ async fn an_idle_counter_is_stored_with_the_permanent_limit() {
     assert_eq!(row(&postgres, "org_1").await.limit_units, Some(1000));
 }
 
-/// Whatever makes the policy newer meanwhile, the end makes it newer still: running counters follow.
+/// The end has a newer version than any other change, so that running counters adopt it.
 #[tokio::test]
 async fn a_temporary_limit_ends_on_time_despite_other_changes() {
     let world = World::new().await;
@@ -323,20 +332,23 @@ async fn a_temporary_limit_ends_on_time_despite_other_changes() {
         service.count("org_1", "tokens", 1).await;
     }
     world.move_to("2031-03-15T15:00:00Z");
-    assert_eq!(there.attempt("org_1", "tokens", 1).await.status, 200);
-    assert_eq!(there.attempt("org_1", "api", 1).await.body["limit"], 20);
+    assert_eq!(there.try_consume("org_1", "tokens", 1).await.status, 200);
+    assert_eq!(there.try_consume("org_1", "api", 1).await.body["limit"], 20);
     here.limits("org_1", json!({"storage": {"limit": 1}})).await;
     there.app.policies.sweep_once().await.unwrap();
     assert_eq!(put(9).await.status, 200);
     assert_eq!(there.app.policies.sweep_once().await.unwrap(), 0);
-    assert_eq!(there.attempt("org_1", "api", 1).await.body["limit"], 20);
+    assert_eq!(there.try_consume("org_1", "api", 1).await.body["limit"], 20);
     world.move_to(UNTIL);
-    let refused = there.attempt("org_1", "api", 1).await;
+    let refused = there.try_consume("org_1", "api", 1).await;
     assert_eq!(
         (refused.status.as_u16(), &refused.body["limit"]),
         (429, &json!(9))
     );
-    assert_eq!(here.attempt("org_1", "api", 1).await.body["current"], 10);
+    assert_eq!(
+        here.try_consume("org_1", "api", 1).await.body["current"],
+        10
+    );
 }
 
 #[tokio::test]
@@ -345,15 +357,18 @@ async fn a_temporary_limit_ends_on_time_without_postgres_and_after_a_restart() {
     let here = world.instance().await;
     here.limits("org_1", temporary(2000)).await;
     here.count("org_1", "api", 1500).await;
-    let (servers, cable) = world.cuttable_postgres();
+    let (servers, socket) = world.cuttable_postgres();
     let there = world.instance_with(servers.clone()).await;
     there.count("org_1", "api", 1).await;
     there.app.state.auth.sweep_once().await.unwrap();
-    cable.cut(&world.postgres().await).await;
+    socket.cut(&world.postgres().await).await;
     world.move_to(UNTIL);
-    assert_eq!(there.attempt("org_1", "api", 1).await.body["limit"], 1000);
-    let fresh = world.instance_with(servers).await;
-    let refused = fresh.attempt("org_1", "api", 1).await;
+    assert_eq!(
+        there.try_consume("org_1", "api", 1).await.body["limit"],
+        1000
+    );
+    let restarted = world.instance_with(servers).await;
+    let refused = restarted.try_consume("org_1", "api", 1).await;
     assert_eq!(
         (refused.status.as_u16(), &refused.body["limit"]),
         (429, &json!(1000))
@@ -373,12 +388,12 @@ async fn an_end_recorded_while_redis_was_down_is_applied_afterwards() {
     assert_eq!(ends(&world).await.len(), 1);
     world.start_redis().await;
     assert_eq!(service.app.policies.sweep_once().await.unwrap(), 1);
-    assert_eq!(service.attempt("org_1", "api", 1).await.status, 429);
+    assert_eq!(service.try_consume("org_1", "api", 1).await.status, 429);
     assert_eq!(service.current("org_1", "api").await, 1500);
     assert_eq!(ends(&world).await.len(), 1);
 }
 
-/// A drawn version leaves room for those that nobody draws.
+/// Drawn versions leave gaps: each end of a temporary limit takes the next version without drawing one.
 #[tokio::test]
 async fn versions_are_drawn_further_apart_than_an_organization_has_meters() {
     let world = World::new().await;

@@ -1,4 +1,4 @@
-//! Thresholds: each is told once, whatever the count and the limit do, and whoever dies.
+//! Thresholds: each crossing is one event, whatever happens to the count, the limit, Redis or the process.
 
 use chrono::Duration;
 use reqwest::Method;
@@ -11,12 +11,12 @@ use tallyman::redis::{Configuration, PolicyText};
 
 use crate::support::{Instance, World};
 
-/// What was told of an organization, oldest first: `warning 80 of 100` or `exceeded 100`.
-async fn told(service: &Instance, organization: &str) -> Vec<String> {
+/// The threshold events of an organization, oldest first: `warning 80 of 100` or `exceeded 100`.
+async fn threshold_events(service: &Instance, organization: &str) -> Vec<String> {
     let path = format!("/v1/events?organizationId={organization}&pageSize=1000");
     let page = service.http.get(&path).await;
     assert_eq!(page.status, 200, "{}", page.text);
-    let mut told: Vec<String> = page.body["data"]
+    let mut events: Vec<String> = page.body["data"]
         .as_array()
         .unwrap()
         .iter()
@@ -29,26 +29,30 @@ async fn told(service: &Instance, organization: &str) -> Vec<String> {
             }
         })
         .collect();
-    told.reverse();
-    told
+    events.reverse();
+    events
 }
 
-/// Flushes, twice to be sure, and tells what was told since the last time.
-async fn news(service: &Instance, organization: &str, known: &mut usize) -> Vec<String> {
+/// Flushes twice, because the second flush must add nothing, and returns the events after the first `seen`.
+async fn new_events(service: &Instance, organization: &str, seen: &mut usize) -> Vec<String> {
     service.flush().await;
-    // Events of one millisecond are in no order.
+    // Events of the same millisecond have no defined order.
     service
         .app
         .state
         .ctx
         .clock
         .advance(Duration::milliseconds(1));
-    let once = told(service, organization).await;
+    let events = threshold_events(service, organization).await;
     service.flush().await;
-    assert_eq!(told(service, organization).await, once, "told twice");
-    let news = once[*known..].to_vec();
-    *known = once.len();
-    news
+    assert_eq!(
+        threshold_events(service, organization).await,
+        events,
+        "the second flush added events"
+    );
+    let new_events = events[*seen..].to_vec();
+    *seen = events.len();
+    new_events
 }
 
 async fn limit(service: &Instance, organization: &str, limit: u64) {
@@ -68,26 +72,29 @@ const NONE: [&str; 0] = [];
 async fn a_threshold_that_is_crossed_is_one_event_and_a_jump_crosses_them_all() {
     let world = World::new().await;
     let service = world.instance().await;
-    let known = &mut 0;
+    let seen = &mut 0;
     service.track("org_1", 799).await;
-    assert_eq!(news(&service, "org_1", known).await, NONE);
-    service.track("org_1", 1).await;
-    assert_eq!(news(&service, "org_1", known).await, ["warning 80 of 1000"]);
-    service.track("org_1", 199).await;
-    assert_eq!(news(&service, "org_1", known).await, NONE);
+    assert_eq!(new_events(&service, "org_1", seen).await, NONE);
     service.track("org_1", 1).await;
     assert_eq!(
-        news(&service, "org_1", known).await,
+        new_events(&service, "org_1", seen).await,
+        ["warning 80 of 1000"]
+    );
+    service.track("org_1", 199).await;
+    assert_eq!(new_events(&service, "org_1", seen).await, NONE);
+    service.track("org_1", 1).await;
+    assert_eq!(
+        new_events(&service, "org_1", seen).await,
         ["warning 100 of 1000"]
     );
     service.track("org_1", 1).await;
-    assert_eq!(news(&service, "org_1", known).await, ["exceeded 1000"]);
+    assert_eq!(new_events(&service, "org_1", seen).await, ["exceeded 1000"]);
     service.track("org_1", 5000).await;
-    assert_eq!(news(&service, "org_1", known).await, NONE);
+    assert_eq!(new_events(&service, "org_1", seen).await, NONE);
 
     service.track("jump", 5000).await;
     let all = ["warning 80 of 1000", "warning 100 of 1000", "exceeded 1000"];
-    assert_eq!(news(&service, "jump", &mut 0).await, all);
+    assert_eq!(new_events(&service, "jump", &mut 0).await, all);
     let page = service
         .http
         .get("/v1/events?organizationId=jump&type=usage.warning")
@@ -106,30 +113,33 @@ async fn a_threshold_that_is_crossed_is_one_event_and_a_jump_crosses_them_all() 
 async fn the_first_refusal_of_a_hard_limit_exceeds_it_although_the_count_never_reaches_it() {
     let world = World::new().await;
     let service = world.instance().await;
-    let known = &mut 0;
+    let seen = &mut 0;
     service
         .limits("org_1", json!({"api": {"limit": 10, "warnAt": []}}))
         .await;
-    assert_eq!(service.attempt("org_1", "api", 6).await.status, 200);
-    assert_eq!(service.attempt("org_1", "api", 6).await.status, 429);
-    assert_eq!(news(&service, "org_1", known).await, ["exceeded 10"]);
-    assert_eq!(service.attempt("org_1", "api", 6).await.status, 429);
-    assert_eq!(service.attempt("org_1", "api", 4).await.status, 200);
-    assert_eq!(news(&service, "org_1", known).await, NONE);
+    assert_eq!(service.try_consume("org_1", "api", 6).await.status, 200);
+    assert_eq!(service.try_consume("org_1", "api", 6).await.status, 429);
+    assert_eq!(new_events(&service, "org_1", seen).await, ["exceeded 10"]);
+    assert_eq!(service.try_consume("org_1", "api", 6).await.status, 429);
+    assert_eq!(service.try_consume("org_1", "api", 4).await.status, 200);
+    assert_eq!(new_events(&service, "org_1", seen).await, NONE);
 }
 
 #[tokio::test]
 async fn hovering_around_a_threshold_raises_no_second_event() {
     let world = World::new().await;
     let service = world.instance().await;
-    let known = &mut 0;
+    let seen = &mut 0;
     service.track("org_1", 850).await;
-    assert_eq!(news(&service, "org_1", known).await, ["warning 80 of 1000"]);
+    assert_eq!(
+        new_events(&service, "org_1", seen).await,
+        ["warning 80 of 1000"]
+    );
     for _ in 0..3 {
         refund(&service, "org_1", 100).await;
-        assert_eq!(news(&service, "org_1", known).await, NONE);
+        assert_eq!(new_events(&service, "org_1", seen).await, NONE);
         service.track("org_1", 100).await;
-        assert_eq!(news(&service, "org_1", known).await, NONE);
+        assert_eq!(new_events(&service, "org_1", seen).await, NONE);
     }
 }
 
@@ -137,44 +147,50 @@ async fn hovering_around_a_threshold_raises_no_second_event() {
 async fn up_and_down_between_two_snapshots_is_not_missed() {
     let world = World::new().await;
     let service = world.instance().await;
-    let known = &mut 0;
+    let seen = &mut 0;
     service.track("org_1", 10).await;
-    assert_eq!(news(&service, "org_1", known).await, NONE);
+    assert_eq!(new_events(&service, "org_1", seen).await, NONE);
     service.track("org_1", 900).await;
     refund(&service, "org_1", 850).await;
     service.track("org_1", 10).await;
-    assert_eq!(news(&service, "org_1", known).await, ["warning 80 of 1000"]);
+    assert_eq!(
+        new_events(&service, "org_1", seen).await,
+        ["warning 80 of 1000"]
+    );
     service.track("org_1", 780).await;
-    assert_eq!(news(&service, "org_1", known).await, NONE);
+    assert_eq!(new_events(&service, "org_1", seen).await, NONE);
 }
 
 #[tokio::test]
 async fn a_limit_below_the_count_raises_events_at_once_and_a_raised_one_rearms_thresholds() {
     let world = World::new().await;
     let service = world.instance().await;
-    let known = &mut 0;
+    let seen = &mut 0;
     service.track("org_1", 500).await;
-    assert_eq!(news(&service, "org_1", known).await, NONE);
+    assert_eq!(new_events(&service, "org_1", seen).await, NONE);
     limit(&service, "org_1", 550).await;
-    assert_eq!(news(&service, "org_1", known).await, ["warning 80 of 550"]);
+    assert_eq!(
+        new_events(&service, "org_1", seen).await,
+        ["warning 80 of 550"]
+    );
     limit(&service, "org_1", 400).await;
     assert_eq!(
-        news(&service, "org_1", known).await,
+        new_events(&service, "org_1", seen).await,
         ["warning 100 of 400", "exceeded 400"]
     );
-    // Still at 83 %: only 100 % and the limit are no longer crossed.
+    // The count is 83 % of 600: only 100 % and the limit itself can be crossed again.
     limit(&service, "org_1", 600).await;
-    assert_eq!(news(&service, "org_1", known).await, NONE);
+    assert_eq!(new_events(&service, "org_1", seen).await, NONE);
     service.track("org_1", 101).await;
     assert_eq!(
-        news(&service, "org_1", known).await,
+        new_events(&service, "org_1", seen).await,
         ["warning 100 of 600", "exceeded 600"]
     );
     limit(&service, "org_1", 10_000).await;
-    assert_eq!(news(&service, "org_1", known).await, NONE);
+    assert_eq!(new_events(&service, "org_1", seen).await, NONE);
     service.track("org_1", 7400).await;
     assert_eq!(
-        news(&service, "org_1", known).await,
+        new_events(&service, "org_1", seen).await,
         ["warning 80 of 10000"]
     );
 }
@@ -183,10 +199,10 @@ async fn a_limit_below_the_count_raises_events_at_once_and_a_raised_one_rearms_t
 async fn a_crossing_before_a_raised_limit_is_an_event_without_a_flush_in_between() {
     let world = World::new().await;
     let service = world.instance().await;
-    let known = &mut 0;
+    let seen = &mut 0;
     limit(&service, "org_1", 10).await;
     service.track("org_1", 8).await;
-    assert_eq!(service.attempt("org_1", "api", 3).await.status, 429);
+    assert_eq!(service.try_consume("org_1", "api", 3).await.status, 429);
     limit(&service, "org_1", 100).await;
     service.track("org_1", 1).await;
     limit(&service, "org_1", 9).await;
@@ -197,22 +213,22 @@ async fn a_crossing_before_a_raised_limit_is_an_event_without_a_flush_in_between
         "warning 80 of 9",
         "warning 100 of 9",
     ];
-    assert_eq!(news(&service, "org_1", known).await, all);
-    // A refusal of before counts for nothing under the limit of now.
+    assert_eq!(new_events(&service, "org_1", seen).await, all);
+    // A refusal under an earlier limit does not count under this one.
     service.track("org_1", 1).await;
-    assert_eq!(news(&service, "org_1", known).await, NONE);
+    assert_eq!(new_events(&service, "org_1", seen).await, NONE);
 }
 
-/// The counter learns the limit from a call: its organization was told of it, and it was not.
+/// The organization's policy has the new limit, but the counter adopts it with the call.
 #[tokio::test]
 async fn a_limit_that_arrives_with_a_call_keeps_earlier_crossings() {
     let world = World::new().await;
     let service = world.instance().await;
-    let told_before = &mut 0;
+    let seen = &mut 0;
     limit(&service, "org_1", 10).await;
     service.track("org_1", 9).await;
     refund(&service, "org_1", 5).await;
-    assert_eq!(service.attempt("org_1", "api", 7).await.status, 429);
+    assert_eq!(service.try_consume("org_1", "api", 7).await.status, 429);
 
     let (id, state) = ("org_1".parse().unwrap(), &service.app.state);
     let actor = Actor {
@@ -253,35 +269,38 @@ async fn a_limit_that_arrives_with_a_call_keeps_earlier_crossings() {
     let other = world.instance().await;
     assert_eq!(other.count("org_1", "api", 80).await, 84);
     let all = ["warning 80 of 10", "exceeded 10", "warning 80 of 100"];
-    assert_eq!(news(&service, "org_1", told_before).await, all);
+    assert_eq!(new_events(&service, "org_1", seen).await, all);
 }
 
 #[tokio::test]
 async fn a_change_of_other_settings_raises_no_event() {
     let world = World::new().await;
     let service = world.instance().await;
-    let known = &mut 0;
+    let seen = &mut 0;
     service.track("org_1", 850).await;
-    assert_eq!(news(&service, "org_1", known).await, ["warning 80 of 1000"]);
+    assert_eq!(
+        new_events(&service, "org_1", seen).await,
+        ["warning 80 of 1000"]
+    );
     refund(&service, "org_1", 100).await;
     service
         .settings("org_1", json!({"metadata": {"note": 1}}))
         .await;
     service.track("org_1", 100).await;
-    assert_eq!(news(&service, "org_1", known).await, NONE);
+    assert_eq!(new_events(&service, "org_1", seen).await, NONE);
 }
 
 #[tokio::test]
 async fn a_new_period_rearms_every_threshold() {
     let world = World::new().await;
     let service = world.instance().await;
-    let known = &mut 0;
+    let seen = &mut 0;
     let all = ["warning 80 of 1000", "warning 100 of 1000", "exceeded 1000"];
     service.track("org_1", 2000).await;
-    assert_eq!(news(&service, "org_1", known).await, all);
+    assert_eq!(new_events(&service, "org_1", seen).await, all);
     world.move_to("2031-04-02T00:00:00Z");
     service.track("org_1", 2000).await;
-    assert_eq!(news(&service, "org_1", known).await, all);
+    assert_eq!(new_events(&service, "org_1", seen).await, all);
     let answer = service
         .http
         .send(
@@ -292,10 +311,10 @@ async fn a_new_period_rearms_every_threshold() {
         )
         .await;
     assert_eq!(answer.status, 200, "{}", answer.text);
-    assert_eq!(news(&service, "org_1", known).await, NONE);
+    assert_eq!(new_events(&service, "org_1", seen).await, NONE);
     world.clock.advance(Duration::seconds(1));
     service.track("org_1", 2000).await;
-    assert_eq!(news(&service, "org_1", known).await, all);
+    assert_eq!(new_events(&service, "org_1", seen).await, all);
 }
 
 #[tokio::test]
@@ -304,17 +323,17 @@ async fn a_new_incarnation_is_notified_again() {
     let service = world.instance().await;
     service.track("org_1", 900).await;
     assert_eq!(
-        news(&service, "org_1", &mut 0).await,
+        new_events(&service, "org_1", &mut 0).await,
         ["warning 80 of 1000"]
     );
     let path = "/v1/organizations/org_1";
     let deleted = service.http.send(Method::DELETE, path, &[], None).await;
     assert!(deleted.status.is_success(), "{}", deleted.text);
-    assert_eq!(told(&service, "org_1").await, NONE);
+    assert_eq!(threshold_events(&service, "org_1").await, NONE);
     world.clock.advance(Duration::seconds(1));
     service.track("org_1", 900).await;
     assert_eq!(
-        news(&service, "org_1", &mut 0).await,
+        new_events(&service, "org_1", &mut 0).await,
         ["warning 80 of 1000"]
     );
 }
@@ -335,7 +354,7 @@ async fn a_crossing_right_before_a_reset_is_an_event() {
         .await;
     assert_eq!(answer.status, 200, "{}", answer.text);
     assert_eq!(
-        news(&service, "org_1", &mut 0).await,
+        new_events(&service, "org_1", &mut 0).await,
         ["warning 80 of 1000"]
     );
 }
@@ -346,7 +365,7 @@ async fn a_flush_that_dies_after_the_commit_records_no_event_twice() {
     let (here, there) = (world.instance().await, world.instance().await);
     here.track("org_1", 2000).await;
     let all: Vec<_> = tallyman::redis::Shard::all().collect();
-    // Both have read the same; neither settles.
+    // Both flushes have read the same snapshot, and neither settles.
     let read = [
         here.app.flusher.read(&all).await.unwrap(),
         there.app.flusher.read(&all).await.unwrap(),
@@ -354,10 +373,10 @@ async fn a_flush_that_dies_after_the_commit_records_no_event_twice() {
     assert_eq!(here.app.flusher.store(&read[0]).await.unwrap(), [true]);
     assert_eq!(there.app.flusher.store(&read[1]).await.unwrap(), [true]);
     let events = ["warning 80 of 1000", "warning 100 of 1000", "exceeded 1000"];
-    assert_eq!(told(&here, "org_1").await, events);
+    assert_eq!(threshold_events(&here, "org_1").await, events);
     here.track("org_1", 1).await;
     here.flush().await;
-    assert_eq!(told(&here, "org_1").await, events);
+    assert_eq!(threshold_events(&here, "org_1").await, events);
 }
 
 #[tokio::test]
@@ -367,35 +386,38 @@ async fn a_refused_snapshot_records_no_event() {
     service.track("org_1", 900).await;
     let all: Vec<_> = tallyman::redis::Shard::all().collect();
     let late = service.app.flusher.read(&all).await.unwrap();
-    // Everything is lost before it is stored, and the count begins anew.
+    // Everything is lost before it is stored, and the count restarts.
     world.flush_redis().await;
     service.track("org_1", 1).await;
     service.flush().await;
     assert_eq!(service.app.flusher.store(&late).await.unwrap(), [false]);
-    assert_eq!(told(&service, "org_1").await, NONE);
+    assert_eq!(threshold_events(&service, "org_1").await, NONE);
 }
 
 #[tokio::test]
 async fn a_loss_of_redis_records_no_event_twice() {
     let world = World::new().await;
     let service = world.instance().await;
-    let known = &mut 0;
+    let seen = &mut 0;
     service.track("org_1", 850).await;
     service.track("org_2", 850).await;
-    assert_eq!(news(&service, "org_1", known).await, ["warning 80 of 1000"]);
+    assert_eq!(
+        new_events(&service, "org_1", seen).await,
+        ["warning 80 of 1000"]
+    );
     refund(&service, "org_1", 200).await;
     service.flush().await;
     world.flush_redis().await;
     service.track("org_1", 200).await;
-    assert_eq!(news(&service, "org_1", known).await, NONE);
+    assert_eq!(new_events(&service, "org_1", seen).await, NONE);
     service.track("org_1", 150).await;
     assert_eq!(
-        news(&service, "org_1", known).await,
+        new_events(&service, "org_1", seen).await,
         ["warning 100 of 1000"]
     );
 }
 
-/// What Redis held was never stored, and a limit changed; both come to light when the counter is restored.
+/// In one case Redis has unflushed counts, in the other the limit changes; restoring the counter finds the crossing.
 #[tokio::test]
 async fn a_crossing_found_after_a_restart_of_redis_is_an_event() {
     let mut world = World::new().await;
@@ -407,10 +429,10 @@ async fn a_crossing_found_after_a_restart_of_redis_is_an_event() {
     service.track("frozen", 350).await;
     let copy = world.copy_redis().await;
     world.restart_redis_from(&copy, &[&service]).await;
-    // Reading takes the counters up again, and counts nothing.
+    // Reading the usage restores the counter without counting.
     assert_eq!(service.current("frozen", "api").await, 850);
     assert_eq!(
-        news(&service, "frozen", &mut 0).await,
+        new_events(&service, "frozen", &mut 0).await,
         ["warning 80 of 1000"]
     );
 
@@ -420,7 +442,7 @@ async fn a_crossing_found_after_a_restart_of_redis_is_an_event() {
     let answer = service.http.post("/v1/check", body).await;
     assert_eq!(answer.body["current"], 500);
     assert_eq!(
-        news(&service, "lowered", &mut 0).await,
+        new_events(&service, "lowered", &mut 0).await,
         ["warning 80 of 510"]
     );
 }
@@ -480,7 +502,7 @@ async fn a_response_lists_the_thresholds_that_its_call_crossed() {
     }
 }
 
-/// Threshold and count of each crossing that was told of an organization, oldest first.
+/// Threshold and count of each event of an organization, in order.
 async fn crossings(service: &Instance, organization: &str) -> Vec<(u64, u64)> {
     service.flush().await;
     let path = format!("/v1/events?organizationId={organization}&pageSize=1000");
@@ -505,12 +527,14 @@ async fn a_crossing_carries_the_count_that_crossed_it_whatever_was_counted_befor
     there.track("org_1", 900).await;
     let expected = [(80, 803), (100, 1002), (100, 1002)];
     assert_eq!(crossings(&here, "org_1").await, expected);
-    // What is crossed again is told no more, nor kept.
+    // A second crossing is no event, and leaves no trace in the counter.
     refund(&there, "org_1", 500).await;
     there.track("org_1", 600).await;
     assert_eq!(crossings(&there, "org_1").await, expected);
-    let held = world.held_of("org_1", "api", "2031-03-01T00:00:00Z").await;
-    assert_eq!(held["crossed"], "");
+    let counter = world
+        .snapshot_of("org_1", "api", "2031-03-01T00:00:00Z")
+        .await;
+    assert_eq!(counter["crossed"], "");
 
     // In a batch, where equal items are decided together.
     let item = json!({"op": "track", "organizationId": "org_2", "amount": 7});
@@ -537,18 +561,18 @@ async fn a_refusal_that_exceeds_carries_the_count_that_it_found() {
     service
         .limits("org_1", json!({"api": {"limit": 10, "warnAt": []}}))
         .await;
-    service.attempt("org_1", "api", 6).await;
+    service.try_consume("org_1", "api", 6).await;
     for _ in 0..2 {
-        assert_eq!(service.attempt("org_1", "api", 6).await.status, 429);
-        service.attempt("org_1", "api", 1).await;
+        assert_eq!(service.try_consume("org_1", "api", 6).await.status, 429);
+        service.try_consume("org_1", "api", 1).await;
     }
     assert_eq!(crossings(&service, "org_1").await, [(100, 6)]);
-    // Under another limit, another one is the first.
+    // A new limit has its own first refusal.
     limit(&service, "org_1", 20).await;
-    service.attempt("org_1", "api", 9).await;
-    assert_eq!(service.attempt("org_1", "api", 6).await.status, 429);
+    service.try_consume("org_1", "api", 9).await;
+    assert_eq!(service.try_consume("org_1", "api", 6).await.status, 429);
     refund(&service, "org_1", 3).await;
-    assert_eq!(service.attempt("org_1", "api", 7).await.status, 429);
+    assert_eq!(service.try_consume("org_1", "api", 7).await.status, 429);
     assert_eq!(crossings(&service, "org_1").await, [(100, 6), (100, 17)]);
 }
 
@@ -559,15 +583,15 @@ async fn a_crossing_by_a_changed_limit_has_the_count_at_that_time() {
     service.track("org_1", 500).await;
     limit(&service, "org_1", 450).await;
     service.track("org_1", 33).await;
-    // Before anybody has looked.
+    // The next change follows before any flush.
     limit(&service, "org_1", 600).await;
     service.track("org_1", 70).await;
-    // 80 % of 600 were crossed before, and told of 450.
+    // 80 % of 600 was crossed already under the limit of 450.
     let expected = [(80, 500), (100, 500), (100, 500), (100, 603), (100, 603)];
     assert_eq!(crossings(&service, "org_1").await, expected);
 }
 
-/// A flush stores what it has read; what is crossed meanwhile is told by the next one.
+/// The flush stores what it read; later crossings are stored by the next one.
 #[tokio::test]
 async fn a_crossing_during_a_flush_keeps_its_count() {
     let world = World::new().await;
@@ -584,8 +608,10 @@ async fn a_crossing_during_a_flush_keeps_its_count() {
         crossings(&service, "org_1").await,
         [(80, 810), (100, 1004), (100, 1004)]
     );
-    let held = world.held_of("org_1", "api", "2031-03-01T00:00:00Z").await;
-    assert_eq!(held["crossed"], "");
+    let counter = world
+        .snapshot_of("org_1", "api", "2031-03-01T00:00:00Z")
+        .await;
+    assert_eq!(counter["crossed"], "");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! JWTs: those of the auth server read one organization each, and nothing else passes for one.
+//! JWTs: a valid token reads its own organization, and every other token is refused.
 
 use chrono::DateTime;
 use reqwest::{Method, StatusCode};
@@ -7,13 +7,13 @@ use tallyman::clock::Clock;
 
 use crate::support::{
     AUDIENCE, Answer, AuthServer, Http, ISSUER, Instance, Issuer, Publishes, Signer, World,
-    at_once, message, opened, sign_with_secret,
+    at_once, decode_part, message, sign_with_secret,
 };
 
 const USAGE: &str = "/v1/organizations/org_1/usage";
 
-/// A world whose auth server has these keys, and an instance in it.
-async fn trusting(signers: &[&Signer]) -> (World, Issuer, Instance) {
+/// A world that trusts these signers, its auth server, and an instance.
+async fn world_trusting(signers: &[&Signer]) -> (World, Issuer, Instance) {
     let keys = signers.iter().map(|signer| signer.jwk()).collect();
     let issuer = Issuer::start(Publishes::Keys(keys)).await;
     let world = World::with(|config| config.jwt = issuer.config()).await;
@@ -21,7 +21,7 @@ async fn trusting(signers: &[&Signer]) -> (World, Issuer, Instance) {
     (world, issuer, service)
 }
 
-/// What a right token of `org_1` says, good for ten minutes.
+/// The claims of a valid token of `org_1` that expires in ten minutes.
 fn claims(world: &World) -> Value {
     json!({
         "sub": "user_1", "iss": ISSUER, "aud": AUDIENCE, "organizationId": "org_1",
@@ -29,7 +29,7 @@ fn claims(world: &World) -> Value {
     })
 }
 
-/// The same, with other values; null takes a claim away.
+/// The same with changed claims; null removes a claim.
 fn claims_with(world: &World, others: &Value) -> Value {
     let mut claims = claims(world);
     for (name, value) in others.as_object().unwrap() {
@@ -55,7 +55,7 @@ fn refused(answer: &Answer, status: u16, code: &str) {
 async fn a_token_of_better_auth_reads_its_organization_in_every_algorithm_and_does_nothing_else() {
     let auth = AuthServer::start().await;
     let world = World::with(|config| config.jwt = auth.config()).await;
-    // Its tokens are of today.
+    // The token's timestamps are from the system clock.
     let service = world.instance_at(Clock::System).await;
     let own = auth.text("organizationId");
     let path = format!("/v1/organizations/{own}");
@@ -63,7 +63,7 @@ async fn a_token_of_better_auth_reads_its_organization_in_every_algorithm_and_do
         let user = service.http.with_key(Some(auth.token(algorithm)));
         let usage = user.get(&format!("{path}/usage")).await;
         assert_eq!(usage.status, 200, "{algorithm}: {}", usage.text);
-        // Never counted, it reads as the default plan at 0.
+        // Before the first count the usage is that of the default plan.
         assert_eq!(usage.body["planId"], "free");
         assert_eq!(usage.body["meters"]["api"]["current"], counted);
         assert_eq!(usage.body["meters"]["api"]["limit"], 1000);
@@ -104,7 +104,7 @@ async fn a_token_of_better_auth_reads_its_organization_in_every_algorithm_and_do
         service.count(own, "api", 1).await;
     }
     assert_eq!(service.current(own, "api").await, 3);
-    // Somebody who is in no organization reads none.
+    // A user without an organization reads none.
     for token in ["outsiderToken", "adminToken"] {
         let user = service.http.with_key(Some(auth.text(token)));
         let usage = user.get(&format!("{path}/usage")).await;
@@ -117,7 +117,7 @@ async fn a_token_of_better_auth_expires() {
     let auth = AuthServer::start().await;
     let world = World::with(|config| config.jwt = auth.config()).await;
     let token = auth.token("EdDSA");
-    let end = opened(token, 1)["exp"].as_i64().unwrap();
+    let end = decode_part(token, 1)["exp"].as_i64().unwrap();
     let path = format!("/v1/organizations/{}/usage", auth.text("organizationId"));
     for (seconds, status) in [(-900, 200), (-1, 200), (5, 401), (86_400, 401)] {
         let now = DateTime::from_timestamp_secs(end + seconds).unwrap();
@@ -131,18 +131,18 @@ async fn a_token_of_better_auth_expires() {
 async fn a_new_key_of_better_auth_is_known_a_minute_after_the_last_fetch() {
     let auth = AuthServer::start().await;
     let world = World::with(|config| config.jwt = auth.config()).await;
-    let begin = opened(auth.token("EdDSA"), 1)["iat"].as_i64().unwrap();
+    let begin = decode_part(auth.token("EdDSA"), 1)["iat"].as_i64().unwrap();
     let clock = Clock::manual(DateTime::from_timestamp_secs(begin).unwrap());
     let service = world.instance_at(clock.clone()).await;
     let path = format!("/v1/organizations/{}/usage", auth.text("organizationId"));
     let (old, new) = (auth.token("EdDSA"), auth.rotate().await);
     let read = async |token: &str| service.http.with_key(Some(token)).get(&path).await.status;
     assert_eq!(read(old).await, 200);
-    let newer = auth.rotate().await;
+    let newest = auth.rotate().await;
     assert_eq!(read(&new).await, 200);
-    assert_eq!(read(&newer).await, 401);
+    assert_eq!(read(&newest).await, 401);
     clock.advance(chrono::Duration::seconds(60));
-    for token in [&newer, &new, old] {
+    for token in [&newest, &new, old] {
         assert_eq!(read(token).await, 200);
     }
 }
@@ -150,7 +150,7 @@ async fn a_new_key_of_better_auth_is_known_a_minute_after_the_last_fetch() {
 #[tokio::test]
 async fn only_what_a_key_of_the_auth_server_has_signed_is_a_token() {
     let (signer, other) = (Signer::eddsa("a"), Signer::es256("b"));
-    let (world, _issuer, service) = trusting(&[&signer, &other]).await;
+    let (world, _issuer, service) = world_trusting(&[&signer, &other]).await;
     let claims = claims(&world);
     for signer in [&signer, &other] {
         let answer = read(&service.http, &signer.sign(&claims)).await;
@@ -159,26 +159,26 @@ async fn only_what_a_key_of_the_auth_server_has_signed_is_a_token() {
     let header = |alg: &str, kid: &str| json!({"alg": alg, "kid": kid});
     let right = signer.sign(&claims);
     let (unsigned, signature) = right.rsplit_once('.').unwrap();
-    let raised = message(
+    let escalated = message(
         &header("EdDSA", "a"),
         &claims_with(&world, &json!({"role": "admin"})),
     );
     let mut wrong = vec![
-        // No signature at all, in every spelling.
+        // Without a signature.
         format!("{}.", message(&header("none", "a"), &claims)),
         format!("{}.", message(&header("None", "a"), &claims)),
         format!("{}.", message(&header("EdDSA", "a"), &claims)),
         unsigned.to_owned(),
         format!("{}.{signature}", message(&header("none", "a"), &claims)),
-        // Another content, another key, another key's name, another algorithm.
-        format!("{raised}.{signature}"),
+        // Changed claims, another key, another `kid`, another algorithm.
+        format!("{escalated}.{signature}"),
         Signer::eddsa("a").sign(&claims),
         Signer::es256("a").sign(&claims),
         signer.sign_under(&header("EdDSA", "b"), &claims),
         signer.sign_under(&header("EdDSA", "unknown"), &claims),
         signer.sign_under(&header("ES256", "a"), &claims),
         signer.sign_under(&json!({"alg": "EdDSA"}), &claims),
-        // A key that it brings along, and a demand that is not understood.
+        // A key in the header, and an unknown critical header.
         Signer::eddsa("a").sign_under(
             &json!({"alg": "EdDSA", "kid": "a", "jwk": Signer::eddsa("a").jwk()}),
             &claims,
@@ -187,7 +187,7 @@ async fn only_what_a_key_of_the_auth_server_has_signed_is_a_token() {
             &json!({"alg": "EdDSA", "kid": "a", "crit": ["x"], "x": 1}),
             &claims,
         ),
-        // What is none.
+        // Malformed tokens.
         format!("{right}.{signature}"),
         format!("{right}x"),
         String::new(),
@@ -197,7 +197,7 @@ async fn only_what_a_key_of_the_auth_server_has_signed_is_a_token() {
         "e30.e30.e30".to_owned(),
         "eyJ".to_owned() + &"x".repeat(6000),
     ];
-    // A public key is no secret, whatever form it has.
+    // The public key is not accepted as an HMAC secret in any encoding.
     for (name, key) in [("a", &signer), ("b", &other)] {
         let jwk = key.jwk();
         for secret in [
@@ -215,16 +215,16 @@ async fn only_what_a_key_of_the_auth_server_has_signed_is_a_token() {
         refused(&answer, 401, "unauthenticated");
         assert_eq!(answer.header("www-authenticate"), "Bearer");
     }
-    // Where the setting is not given, nothing is a token.
-    let alone = World::new().await;
-    let service = alone.instance().await;
+    // Without the setting, every token is refused.
+    let untrusting = World::new().await;
+    let service = untrusting.instance().await;
     refused(&read(&service.http, &right).await, 401, "unauthenticated");
 }
 
 #[tokio::test]
 async fn a_token_is_for_this_service_and_for_now() {
     let signer = Signer::eddsa("a");
-    let (world, _issuer, service) = trusting(&[&signer]).await;
+    let (world, _issuer, service) = world_trusting(&[&signer]).await;
     let now = world.clock.now().timestamp();
     for (others, status) in [
         (json!({}), 200),
@@ -232,7 +232,7 @@ async fn a_token_is_for_this_service_and_for_now() {
         (json!({"iss": format!("{ISSUER}/")}), 401),
         (json!({"iss": null}), 401),
         (json!({"iss": 1}), 401),
-        // One issuer, while the audience may be one of several (RFC 7519).
+        // `iss` is a single value, while `aud` may be a list (RFC 7519).
         (json!({"iss": [ISSUER]}), 401),
         (json!({"iss": [ISSUER, "https://other.example"]}), 401),
         (json!({"iss": []}), 401),
@@ -244,7 +244,7 @@ async fn a_token_is_for_this_service_and_for_now() {
         (json!({"exp": "never"}), 401),
         (json!({"exp": (now + 600).to_string()}), 401),
         (json!({"exp": now + 1}), 200),
-        // The auth server's clock may be off by some seconds.
+        // Clocks may differ by a few seconds.
         (json!({"exp": now - 4}), 200),
         (json!({"exp": now - 5}), 401),
         (json!({"exp": 1e300}), 200),
@@ -264,7 +264,7 @@ async fn a_token_is_for_this_service_and_for_now() {
         (json!({"organizationId": null}), 403),
         (json!({"organizationId": ["org_1"]}), 403),
         (json!({"organizationId": "org 1"}), 403),
-        // Roles open nothing here.
+        // A role grants no access here.
         (json!({"organizationId": "org_2", "role": "admin"}), 403),
     ] {
         let token = signer.sign(&claims_with(&world, &others));
@@ -290,14 +290,14 @@ async fn the_claims_have_the_configured_names() {
 #[tokio::test]
 async fn the_jwks_is_fetched_at_most_once_a_minute_for_unknown_keys() {
     let signer = Signer::eddsa("a");
-    let (world, issuer, service) = trusting(&[&signer]).await;
+    let (world, issuer, service) = world_trusting(&[&signer]).await;
     let right = signer.sign(&claims(&world));
     at_once(20, |_| {
         let (http, right) = (service.http.clone(), right.clone());
         async move { assert_eq!(read(&http, &right).await.status, 200) }
     })
     .await;
-    assert_eq!(issuer.asked(), 1);
+    assert_eq!(issuer.requests(), 1);
     for minute in 1..3 {
         world.clock.advance(chrono::Duration::seconds(59));
         let claims = claims(&world);
@@ -309,17 +309,17 @@ async fn the_jwks_is_fetched_at_most_once_a_minute_for_unknown_keys() {
             })
         };
         tries(0).await;
-        assert_eq!(issuer.asked(), minute, "not yet");
+        assert_eq!(issuer.requests(), minute, "the pause has not ended");
         world.clock.advance(chrono::Duration::seconds(1));
         tries(1).await;
-        assert_eq!(issuer.asked(), minute + 1);
+        assert_eq!(issuer.requests(), minute + 1);
     }
 }
 
 #[tokio::test]
 async fn a_key_that_was_withdrawn_is_refused_after_ten_minutes() {
     let (old, new) = (Signer::eddsa("old"), Signer::eddsa("new"));
-    let (world, issuer, service) = trusting(&[&old]).await;
+    let (world, issuer, service) = world_trusting(&[&old]).await;
     let ends = json!({"exp": world.clock.now().timestamp() + 86_400});
     let [old_token, new_token] = [&old, &new].map(|it| it.sign(&claims_with(&world, &ends)));
     assert_eq!(read(&service.http, &old_token).await.status, 200);
@@ -333,23 +333,23 @@ async fn a_key_that_was_withdrawn_is_refused_after_ten_minutes() {
         "unauthenticated",
     );
     assert_eq!(read(&service.http, &new_token).await.status, 200);
-    assert_eq!(issuer.asked(), 2);
+    assert_eq!(issuer.requests(), 2);
 }
 
 #[tokio::test]
 async fn while_the_jwks_cannot_be_fetched_unknown_keys_are_503_and_known_keys_verify() {
     let (signer, new) = (Signer::eddsa("a"), Signer::eddsa("new"));
-    let (world, issuer, service) = trusting(&[&signer]).await;
+    let (world, issuer, service) = world_trusting(&[&signer]).await;
     let ends = json!({"exp": world.clock.now().timestamp() + 86_400});
     let [token, unknown] = [&signer, &new].map(|it| it.sign(&claims_with(&world, &ends)));
-    let elsewhere = Issuer::start(Publishes::Keys(vec![signer.jwk()])).await;
+    let redirect_target = Issuer::start(Publishes::Keys(vec![signer.jwk()])).await;
     for broken in [
         Publishes::Status(StatusCode::INTERNAL_SERVER_ERROR),
         Publishes::Status(StatusCode::NO_CONTENT),
         Publishes::Text("<html>".to_owned()),
         Publishes::Text(r#"{"keys": {}}"#.to_owned()),
         Publishes::Text(format!(r#"{{"keys": ["{}"]}}"#, "x".repeat(256 * 1024))),
-        Publishes::Elsewhere(elsewhere.url().to_owned()),
+        Publishes::Elsewhere(redirect_target.url().to_owned()),
     ] {
         issuer.publish(broken);
         let answer = read(&service.http, &token).await;
@@ -357,8 +357,8 @@ async fn while_the_jwks_cannot_be_fetched_unknown_keys_are_503_and_known_keys_ve
         assert_eq!(answer.header("retry-after"), "1");
         world.clock.advance(chrono::Duration::seconds(1));
     }
-    assert_eq!(elsewhere.asked(), 0);
-    // API keys do without, and so does whatever cannot be a token.
+    assert_eq!(redirect_target.requests(), 0);
+    // API keys and malformed tokens need no JWKS.
     assert_eq!(service.count("org_1", "api", 1).await, 1);
     refused(&read(&service.http, "a.b.c").await, 401, "unauthenticated");
 
@@ -376,14 +376,14 @@ async fn while_the_jwks_cannot_be_fetched_unknown_keys_are_503_and_known_keys_ve
         503,
         "auth_server_unavailable",
     );
-    let asked = issuer.asked();
+    let requests = issuer.requests();
     for token in [&token, &token, &unknown] {
         read(&service.http, token).await;
     }
     assert_eq!(
-        issuer.asked(),
-        asked,
-        "a failure is not asked for again at once"
+        issuer.requests(),
+        requests,
+        "a failed fetch is not repeated immediately"
     );
     issuer.publish(Publishes::Keys(vec![new.jwk()]));
     world.clock.advance(chrono::Duration::minutes(1));
@@ -394,7 +394,7 @@ async fn while_the_jwks_cannot_be_fetched_unknown_keys_are_503_and_known_keys_ve
 #[tokio::test]
 async fn concurrent_callers_share_a_failed_fetch_and_the_pause_starts_at_its_end() {
     let signer = Signer::eddsa("known");
-    let (world, issuer, service) = trusting(&[&signer]).await;
+    let (world, issuer, service) = world_trusting(&[&signer]).await;
     let ends = json!({"exp": world.clock.now().timestamp() + 86_400});
     let known = signer.sign(&claims_with(&world, &ends));
     assert_eq!(read(&service.http, &known).await.status, 200);
@@ -402,18 +402,18 @@ async fn concurrent_callers_share_a_failed_fetch_and_the_pause_starts_at_its_end
     issuer.publish(Publishes::Status(StatusCode::BAD_GATEWAY));
     issuer.hang().await;
     let claims = claims_with(&world, &ends);
-    let (http, the_same) = (service.http.clone(), claims.clone());
+    let (http, same_claims) = (service.http.clone(), claims.clone());
     let waiting = tokio::spawn(at_once(30, move |number| {
         let http = http.clone();
-        let token = Signer::eddsa(&format!("unknown_{number}")).sign(&the_same);
+        let token = Signer::eddsa(&format!("unknown_{number}")).sign(&same_claims);
         async move { refused(&read(&http, &token).await, 503, "auth_server_unavailable") }
     }));
-    issuer.is_asked(2).await;
-    // The fetch takes as long as the pause between two.
+    issuer.until_requested(2).await;
+    // The fetch takes as long as the pause between fetches.
     world.clock.advance(chrono::Duration::minutes(1));
-    issuer.go_on();
+    issuer.resume();
     waiting.await.unwrap();
-    assert_eq!(issuer.asked(), 2, "one fetch for all who waited");
+    assert_eq!(issuer.requests(), 2, "waiting callers share one fetch");
     let late = Signer::eddsa("late").sign(&claims);
     world.clock.advance(chrono::Duration::seconds(59));
     refused(
@@ -421,17 +421,21 @@ async fn concurrent_callers_share_a_failed_fetch_and_the_pause_starts_at_its_end
         503,
         "auth_server_unavailable",
     );
-    assert_eq!(issuer.asked(), 2, "the pause counts from its end");
+    assert_eq!(
+        issuer.requests(),
+        2,
+        "the pause starts at the end of the fetch"
+    );
     world.clock.advance(chrono::Duration::seconds(1));
     read(&service.http, &late).await;
-    assert_eq!(issuer.asked(), 3);
+    assert_eq!(issuer.requests(), 3);
 }
 
 #[tokio::test]
 async fn an_unreachable_auth_server_is_503() {
     let signer = Signer::eddsa("a");
     let mut jwt = Issuer::start(Publishes::Keys(Vec::new())).await.config();
-    // Port 1 is nobody's.
+    // No server listens on port 1.
     jwt.jwks_url = "http://127.0.0.1:1/jwks".to_owned();
     let world = World::with(|config| config.jwt = jwt).await;
     let service = world.instance().await;
@@ -456,7 +460,7 @@ async fn keys_for_other_uses_verify_nothing() {
         jwk.as_object_mut()
             .unwrap()
             .retain(|_, value| !value.is_null());
-        let (world, issuer, service) = trusting(&[]).await;
+        let (world, issuer, service) = world_trusting(&[]).await;
         issuer.publish(Publishes::Keys(vec![jwk.clone()]));
         let answer = read(&service.http, &signer.sign(&claims(&world))).await;
         assert_eq!(answer.status, status, "{jwk}");
@@ -466,7 +470,7 @@ async fn keys_for_other_uses_verify_nothing() {
 #[tokio::test]
 async fn a_token_is_accepted_as_a_bearer_token_only() {
     let signer = Signer::eddsa("a");
-    let (world, _issuer, service) = trusting(&[&signer]).await;
+    let (world, _issuer, service) = world_trusting(&[&signer]).await;
     let token = signer.sign(&claims(&world));
     let http = service.http.with_key(None);
     for (name, value) in [

@@ -1,11 +1,11 @@
-//! Usage as it is read: exact before any flush, and the last snapshot where Redis is away.
+//! Usage: exact before any flush, and the last snapshot while Redis is down.
 
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::support::{World, row, shard};
 
-/// Of 100,000 just short of all, and of 80 % just short of what is warned of.
+/// Just below 80 % and 100 % of a limit of 100,000, and exactly at them.
 #[tokio::test]
 async fn a_percentage_is_rounded_down_so_that_nothing_looks_fuller_than_it_is() {
     let world = World::new().await;
@@ -97,7 +97,7 @@ async fn a_meter_that_nobody_limits_appears_once_it_is_counted() {
         (&meter["current"], &meter["limit"]),
         (&json!(7), &Value::Null)
     );
-    // It does not disappear with its period.
+    // The meter stays listed after its period.
     world.move_to("2031-04-01T00:00:00Z");
     assert_eq!(service.current("org_1", "storage.bytes").await, 0);
 }
@@ -151,7 +151,7 @@ async fn while_redis_is_down_the_last_snapshot_is_returned_as_inexact() {
             .status,
         404
     );
-    // A snapshot of a period that is over says nothing about the one that runs.
+    // The snapshot of an ended period is not used for the running one.
     world.move_to("2031-04-01T00:00:00Z");
     let answer = service.http.get(path).await;
     assert_eq!(answer.body["meters"]["api"]["current"], 0);
@@ -171,12 +171,12 @@ async fn after_a_loss_of_redis_usage_shows_the_snapshot_and_never_zero() {
     let _: String = world.redis_command(&["FLUSHALL"]).await;
     let service = world.instance().await;
     assert_eq!(service.current("org_1", "api").await, 40);
-    // Counting one meter brings back the others.
+    // Counting one meter restores the others.
     assert_eq!(service.count("org_1", "api", 1).await, 41);
     assert_eq!(service.current("org_1", "tokens").await, 5);
 }
 
-/// An older copy of Redis does not know a meter that was counted after it was made.
+/// A rollback of Redis loses the meters that were first counted after the copy.
 #[tokio::test]
 async fn a_rollback_of_redis_hides_no_meter_that_postgres_knows() {
     let mut world = World::new().await;
@@ -203,7 +203,7 @@ async fn an_organization_with_the_maximum_number_of_meters_can_be_read() {
     }
     for month in ["2031-03-20T00:00:00Z", "2031-04-20T00:00:00Z"] {
         world.move_to(month);
-        // The plan limits one more.
+        // The plan limits one more meter.
         assert_eq!(service.current("org_1", "api").await, 0);
     }
 }
@@ -213,12 +213,16 @@ async fn reading_changes_nothing() {
     let world = World::new().await;
     let service = world.instance().await;
     service.count("org_1", "api", 1).await;
-    let before = world.held_of("org_1", "api", "2031-03-01T00:00:00Z").await;
+    let before = world
+        .snapshot_of("org_1", "api", "2031-03-01T00:00:00Z")
+        .await;
     for _ in 0..3 {
         service.current("org_1", "api").await;
     }
     assert_eq!(
-        world.held_of("org_1", "api", "2031-03-01T00:00:00Z").await,
+        world
+            .snapshot_of("org_1", "api", "2031-03-01T00:00:00Z")
+            .await,
         before
     );
 }
@@ -256,16 +260,19 @@ async fn a_full_redis_is_read_and_flushed_and_counts_again_once_it_has_memory() 
         .redis_command(&["CONFIG", "SET", "maxmemory", "1"])
         .await;
     assert_eq!(service.current("org_1", "api").await, 7);
-    // Past what this instance has learned: the policy as Redis holds it.
+    // Bypasses the instance's cache: the policy as stored in Redis.
     let limits = service.http.get("/v1/organizations/org_1/limits").await;
     assert_eq!(limits.body["limits"]["api"]["limit"], 70, "{}", limits.text);
     let flusher = &service.app.flusher;
     let batch = flusher.read(&[shard("org_1")]).await.unwrap();
     assert_eq!(flusher.store(&batch).await.unwrap(), [true]);
     assert_eq!(row(&world.postgres().await, "org_1").await.used, 7);
-    // What would be written there is refused as in any outage, also of whom it has never met.
+    // Writes are refused as in an outage, also for an organization that is not cached.
     for organization in ["org_1", "org_2"] {
-        assert_eq!(service.attempt(organization, "api", 1).await.status, 503);
+        assert_eq!(
+            service.try_consume(organization, "api", 1).await.status,
+            503
+        );
     }
     let () = world
         .redis_command(&["CONFIG", "SET", "maxmemory", "0"])

@@ -1,4 +1,4 @@
-//! Verification: it finds what does not fit, and nothing else, also while calls go on.
+//! Verification: it finds every inconsistency, and none that concurrent calls only seem to cause.
 
 use serde_json::{Value, json};
 
@@ -12,7 +12,7 @@ async fn verify(service: &Instance, query: &str) -> Value {
     answer.body
 }
 
-/// The kinds of what does not fit, in order.
+/// The kinds of the mismatches, in order.
 fn mismatches(found: &Value) -> Vec<&str> {
     let rows = found["data"].as_array().unwrap();
     rows.iter()
@@ -73,7 +73,7 @@ async fn verification_finds_no_difference_under_concurrent_calls_resets_changes_
         (&json!([]), &json!(3))
     );
     assert!(found["counters"].as_u64().unwrap() >= 6, "{found}");
-    // Neither in a new period, nor after a loss.
+    // Nor in a new period, nor after a loss.
     world.move_to("2031-04-02T00:00:00Z");
     for _ in 0..2 {
         for organization in ["org_0", "org_1"] {
@@ -92,7 +92,7 @@ async fn a_count_that_is_not_stored_yet_is_no_difference() {
     let world = World::new().await;
     let service = world.instance().await;
     service.count("org_1", "api", 5).await;
-    // Nobody has stored it, so that it is in no list of organizations.
+    // The organization is not flushed yet, so that no list has it.
     let found = verify(&service, "?organizationId=org_1").await;
     assert_eq!(
         found,
@@ -108,7 +108,7 @@ async fn every_kind_of_difference_is_found_and_named() {
     let key = key_of("org_1", "api", MARCH);
     let hour = instant("2031-03-15T12:00:00Z").timestamp_millis();
     let field = format!("used@{hour}");
-    let of =
+    let history =
         |part: &str| format!("update usage_history set {part} where organization_id = 'org_1'");
     let hours =
         |part: &str| format!("update usage_hourly set {part} where organization_id = 'org_1'");
@@ -116,15 +116,15 @@ async fn every_kind_of_difference_is_found_and_named() {
         ("used", String::new(), &["hours", "snapshot"][..]),
         ("denied", String::new(), &["hours", "snapshot"]),
         (&field, String::new(), &["hours"]),
-        ("", of("used = used + 1"), &["storedHours", "snapshot"]),
+        ("", history("used = used + 1"), &["storedHours", "snapshot"]),
         (
             "",
-            of("refunded = refunded + 1"),
+            history("refunded = refunded + 1"),
             &["storedHours", "snapshot"],
         ),
-        ("", of("seq = seq + 1"), &["ahead"]),
-        ("", of("epoch = epoch + 1"), &["ahead"]),
-        ("", of("seq = seq - 1"), &["settled"]),
+        ("", history("seq = seq + 1"), &["ahead"]),
+        ("", history("epoch = epoch + 1"), &["ahead"]),
+        ("", history("seq = seq - 1"), &["settled"]),
         ("", hours("used = used - 1"), &["storedHours"]),
         ("", "delete from usage_hourly".to_owned(), &["storedHours"]),
         ("", "delete from usage_history".to_owned(), &["settled"]),

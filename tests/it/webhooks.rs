@@ -1,4 +1,4 @@
-//! Webhooks: every event reaches whoever wants it, signed, at least once, and goes nowhere else.
+//! Webhooks: every event reaches its subscribers at least once, signed, and no other URL.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,31 +16,31 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::{Instance, Receiver, World, instant};
 
-/// A webhook as its owner knows it.
-struct Owned {
+/// A registered webhook and its secret.
+struct Webhook {
     id: String,
     secret: String,
 }
 
-impl Owned {
+impl Webhook {
     fn path(&self, rest: &str) -> String {
         format!("/v1/webhooks/{}{rest}", self.id)
     }
 }
 
-async fn register(service: &Instance, wish: Value) -> Owned {
-    let answer = service.http.post("/v1/webhooks", wish).await;
+async fn register(service: &Instance, request: Value) -> Webhook {
+    let answer = service.http.post("/v1/webhooks", request).await;
     assert_eq!(answer.status, 201, "{}", answer.text);
     assert_eq!(answer.header("cache-control"), "no-store");
     let text = |name: &str| answer.body[name].as_str().unwrap().to_owned();
-    Owned {
+    Webhook {
         id: text("id"),
         secret: text("secret"),
     }
 }
 
-/// Changes a limit, which is an event.
-async fn happen(service: &Instance, organization: &str, limit: u64) {
+/// Changes a limit, which records an event.
+async fn record_event(service: &Instance, organization: &str, limit: u64) {
     let limits = json!({"api": {"limit": limit}});
     service.limits(organization, limits).await;
 }
@@ -56,7 +56,7 @@ async fn get(service: &Instance, path: &str) -> Value {
     answer.body
 }
 
-async fn deliveries(service: &Instance, webhook: &Owned) -> Vec<Value> {
+async fn deliveries(service: &Instance, webhook: &Webhook) -> Vec<Value> {
     let page = get(service, &webhook.path("/deliveries")).await;
     page["data"].as_array().unwrap().clone()
 }
@@ -69,7 +69,7 @@ fn time(value: &Value) -> DateTime<Utc> {
 async fn an_event_is_sent_to_every_subscribed_webhook_and_no_other() {
     let world = World::new().await;
     let service = world.instance().await;
-    let wishes = [
+    let requests = [
         (json!({}), 2),
         (json!({"events": ["limits.updated", "usage.warning"]}), 2),
         (json!({"organizationId": "org_1"}), 1),
@@ -77,14 +77,14 @@ async fn an_event_is_sent_to_every_subscribed_webhook_and_no_other() {
         (json!({"organizationId": "org_3"}), 0),
     ];
     let mut receivers = Vec::new();
-    for (mut wish, events) in wishes {
+    for (mut request, events) in requests {
         let receiver = Receiver::new().await;
-        wish["url"] = json!(receiver.url);
-        register(&service, wish).await;
+        request["url"] = json!(receiver.url);
+        register(&service, request).await;
         receivers.push((receiver, events));
     }
-    happen(&service, "org_1", 1).await;
-    happen(&service, "org_2", 2).await;
+    record_event(&service, "org_1", 1).await;
+    record_event(&service, "org_2", 2).await;
     assert_eq!(deliver(&service).await, (5, 0));
     assert_eq!(deliver(&service).await, (0, 0));
     for (receiver, events) in receivers {
@@ -98,7 +98,7 @@ async fn a_delivery_is_the_event_signed_with_the_secret_that_was_shown_once() {
     let service = world.instance().await;
     let receiver = Receiver::new().await;
     let webhook = register(&service, json!({"url": receiver.url})).await;
-    happen(&service, "org_1", 10).await;
+    record_event(&service, "org_1", 10).await;
     deliver(&service).await;
     let event = get(&service, "/v1/events").await["data"][0].clone();
     let arrived = receiver.received().remove(0);
@@ -139,7 +139,7 @@ async fn a_failed_delivery_is_retried_for_a_day_with_backoff_and_one_id() {
     let receiver = Receiver::new().await;
     receiver.answer(503);
     let webhook = register(&service, json!({"url": receiver.url})).await;
-    happen(&service, "org_1", 10).await;
+    record_event(&service, "org_1", 10).await;
     let mut pauses = Vec::new();
     for attempt in 1.. {
         assert_eq!(deliver(&service).await, (0, 1), "{attempt}");
@@ -158,14 +158,14 @@ async fn a_failed_delivery_is_retried_for_a_day_with_backoff_and_one_id() {
         let pause = time(&delivery["nextAttemptAt"]) - world.clock.now();
         pauses.push(pause);
         world.clock.advance(pause - Duration::milliseconds(1));
-        assert_eq!(deliver(&service).await, (0, 0), "too early");
+        assert_eq!(deliver(&service).await, (0, 0), "before the retry is due");
         world.clock.advance(Duration::milliseconds(1));
     }
-    let usual = [5, 30, 120, 600, 3600, 10_800, 28_800, 43_200].map(Duration::seconds);
-    assert_eq!(pauses.len(), usual.len());
-    for (pause, usual) in pauses.into_iter().zip(usual) {
+    let backoff = [5, 30, 120, 600, 3600, 10_800, 28_800, 43_200].map(Duration::seconds);
+    assert_eq!(pauses.len(), backoff.len());
+    for (pause, expected) in pauses.into_iter().zip(backoff) {
         assert!(
-            (usual * 9 / 10..=usual * 11 / 10).contains(&pause),
+            (expected * 9 / 10..=expected * 11 / 10).contains(&pause),
             "{pause}"
         );
     }
@@ -186,7 +186,7 @@ async fn a_delivery_that_succeeds_after_retries_is_not_sent_again() {
     let receiver = Receiver::new().await;
     receiver.answer(500);
     let webhook = register(&service, json!({"url": receiver.url})).await;
-    happen(&service, "org_1", 10).await;
+    record_event(&service, "org_1", 10).await;
     assert_eq!(deliver(&service).await, (0, 1));
     let failing = get(&service, &webhook.path("")).await;
     assert_eq!(time(&failing["failingSince"]), world.clock.now());
@@ -212,7 +212,7 @@ async fn an_endpoint_that_answers_410_is_disabled_and_gets_nothing_until_it_is_e
     let receiver = Receiver::new().await;
     receiver.answer(410);
     let webhook = register(&service, json!({"url": receiver.url})).await;
-    happen(&service, "org_1", 1).await;
+    record_event(&service, "org_1", 1).await;
     assert_eq!(deliver(&service).await, (0, 1));
     let shown = get(&service, &webhook.path("")).await;
     assert_eq!(
@@ -222,7 +222,7 @@ async fn an_endpoint_that_answers_410_is_disabled_and_gets_nothing_until_it_is_e
     assert_eq!(time(&shown["disabledAt"]), world.clock.now());
     assert_eq!(deliveries(&service, &webhook).await[0]["status"], "failed");
 
-    happen(&service, "org_1", 2).await;
+    record_event(&service, "org_1", 2).await;
     receiver.answer(200);
     world.clock.advance(Duration::days(1));
     assert_eq!(deliver(&service).await, (0, 0));
@@ -231,7 +231,7 @@ async fn an_endpoint_that_answers_410_is_disabled_and_gets_nothing_until_it_is_e
         .patch(&webhook.path(""), json!({"enabled": true}))
         .await;
     assert_eq!(enabled.body["disabledReason"], Value::Null);
-    happen(&service, "org_1", 3).await;
+    record_event(&service, "org_1", 3).await;
     assert_eq!(deliver(&service).await, (1, 0));
     assert_eq!(
         receiver.received().last().unwrap().body()["data"]["limits"]["api"]["limit"],
@@ -253,7 +253,7 @@ async fn an_endpoint_that_fails_for_five_days_is_disabled_with_a_reason() {
             true,
             "{day}"
         );
-        happen(&service, "org_1", day).await;
+        record_event(&service, "org_1", day).await;
         deliver(&service).await;
         world.clock.advance(Duration::days(1));
     }
@@ -271,7 +271,7 @@ async fn an_endpoint_that_fails_for_five_days_is_disabled_with_a_reason() {
         .patch(&webhook.path(""), json!({"enabled": true}))
         .await;
     assert_eq!(enabled.body["failingSince"], Value::Null);
-    // What waited is tried again.
+    // Pending deliveries are retried.
     let (succeeded, failed) = deliver(&service).await;
     assert!(succeeded > 0 && failed == 0);
 }
@@ -282,7 +282,7 @@ async fn pending_deliveries_of_a_disabled_webhook_stay_pending() {
     let service = world.instance().await;
     let receiver = Receiver::new().await;
     let webhook = register(&service, json!({"url": receiver.url})).await;
-    happen(&service, "org_1", 1).await;
+    record_event(&service, "org_1", 1).await;
     let disabled = service
         .http
         .patch(&webhook.path(""), json!({"enabled": false}))
@@ -300,29 +300,29 @@ async fn pending_deliveries_of_a_disabled_webhook_stay_pending() {
 async fn one_slow_endpoint_delays_no_other() {
     let world = World::new().await;
     let service = world.instance().await;
-    let (slow, quick) = (Receiver::new().await, Receiver::new().await);
+    let (slow, fast) = (Receiver::new().await, Receiver::new().await);
     slow.hold(true);
-    for receiver in [&slow, &quick] {
+    for receiver in [&slow, &fast] {
         register(&service, json!({"url": receiver.url})).await;
     }
     let stop = CancellationToken::new();
     let (webhooks, stopped) = (service.app.webhooks.clone(), stop.clone());
     let worker = tokio::spawn(async move { webhooks.run(stopped).await });
     for limit in 0..50 {
-        happen(&service, "org_1", limit).await;
+        record_event(&service, "org_1", limit).await;
     }
-    quick.until(|all| all.len() == 50).await;
+    fast.until(|all| all.len() == 50).await;
     let waiting = slow.until(|all| !all.is_empty()).await;
     assert!(waiting.len() <= 32);
     slow.hold(false);
     slow.until(|all| all.len() == 50).await;
-    // What has been begun is ended.
+    // A stop waits for deliveries in progress.
     stop.cancel();
     worker.await.unwrap();
-    let unnoted = world
+    let unrecorded = world
         .select("select event_id from webhook_deliveries where status <> 'succeeded'")
         .await;
-    assert_eq!(unnoted, [""; 0]);
+    assert_eq!(unrecorded, [""; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -332,7 +332,7 @@ async fn instances_share_deliveries_without_sending_any_twice() {
     let receiver = Receiver::new().await;
     register(&instances[0], json!({"url": receiver.url})).await;
     for limit in 0..70 {
-        happen(&instances[0], "org_1", limit).await;
+        record_event(&instances[0], "org_1", limit).await;
     }
     let mut delivered = [0, 0];
     loop {
@@ -361,7 +361,7 @@ async fn a_delivery_leased_by_a_dead_instance_is_sent_by_another_which_alone_rec
     let service = world.instance().await;
     let receiver = Receiver::new().await;
     let webhook = register(&service, json!({"url": receiver.url})).await;
-    happen(&service, "org_1", 1).await;
+    record_event(&service, "org_1", 1).await;
     let id = webhook.id.parse().unwrap();
     let store = &service.app.state.ctx.postgres;
     let lease = world.clock.now() + Duration::seconds(30);
@@ -381,7 +381,7 @@ async fn a_delivery_leased_by_a_dead_instance_is_sent_by_another_which_alone_rec
         response_status: None,
         latency_ms: 0,
         response_body: None,
-        error: Some("I thought that it was mine".to_owned()),
+        error: Some("recorded after the lease".to_owned()),
     };
     let now = world.clock.now();
     webhooks::record(store, &id, lease, &[late], Health::Healthy, now)
@@ -403,7 +403,7 @@ async fn deliveries_show_the_response_and_the_time_of_the_next_attempt() {
     let long = "ü".repeat(600) + "\0";
     receiver.answer_by(move |_| (StatusCode::BAD_GATEWAY, "\0".to_owned() + &long).into_response());
     for limit in 1..=3 {
-        happen(&service, "org_1", limit).await;
+        record_event(&service, "org_1", limit).await;
         world.clock.advance(Duration::milliseconds(1));
     }
     deliver(&service).await;
@@ -430,7 +430,7 @@ async fn deliveries_show_the_response_and_the_time_of_the_next_attempt() {
     );
     assert!(delivery["latencyMs"].as_u64().unwrap() < 10_000);
 
-    // Nobody listens there any more.
+    // No server listens on port 1.
     let gone = "http://127.0.0.1:1/";
     service
         .http
@@ -474,7 +474,7 @@ async fn a_delivery_is_sent_again_on_request() {
     let service = world.instance().await;
     let receiver = Receiver::new().await;
     let webhook = register(&service, json!({"url": receiver.url})).await;
-    happen(&service, "org_1", 1).await;
+    record_event(&service, "org_1", 1).await;
     deliver(&service).await;
     let event = receiver.received()[0].id().to_owned();
     let path = webhook.path(&format!("/deliveries/{event}/redeliver"));
@@ -502,8 +502,9 @@ async fn a_test_event_reaches_one_webhook_whatever_its_subscriptions() {
     let world = World::new().await;
     let service = world.instance().await;
     let (tested, other) = (Receiver::new().await, Receiver::new().await);
-    let wish = json!({"url": tested.url, "events": ["usage.warning"], "organizationId": "org_1"});
-    let webhook = register(&service, wish).await;
+    let request =
+        json!({"url": tested.url, "events": ["usage.warning"], "organizationId": "org_1"});
+    let webhook = register(&service, request).await;
     register(&service, json!({"url": other.url})).await;
     let answer = service
         .http
@@ -597,7 +598,7 @@ async fn webhooks_are_listed_changed_and_deleted() {
     );
     assert_eq!(get(&service, &path).await, all);
 
-    happen(&service, "org_1", 1).await;
+    record_event(&service, "org_1", 1).await;
     assert_eq!(
         service
             .http
@@ -637,7 +638,7 @@ async fn an_invalid_webhook_is_refused_by_name() {
     let world = World::with(|config| config.webhook_private_addresses = false).await;
     let service = world.instance().await;
     let long = format!("https://example.com/{}", "x".repeat(2048));
-    for (wish, at) in [
+    for (request, at) in [
         (json!({}), "/url"),
         (json!({"url": "https://example.com/\u{0}"}), "/url"),
         (json!({"url": "https://exa\nmple.com/"}), "/url"),
@@ -666,13 +667,13 @@ async fn an_invalid_webhook_is_refused_by_name() {
             "/secret",
         ),
     ] {
-        let answer = service.http.post("/v1/webhooks", wish.clone()).await;
+        let answer = service.http.post("/v1/webhooks", request.clone()).await;
         assert_eq!(
             (answer.status.as_u16(), answer.code()),
             (400, "invalid_field"),
-            "{wish}"
+            "{request}"
         );
-        assert_eq!(answer.body["errors"][0]["pointer"], at, "{wish}");
+        assert_eq!(answer.body["errors"][0]["pointer"], at, "{request}");
     }
     let answer = service
         .http
@@ -735,32 +736,32 @@ async fn a_private_url_is_refused_on_registration_and_on_change() {
     );
 }
 
-/// Both were fit when they were registered: an address that is literal now, and a name that leads elsewhere now.
+/// The URLs were allowed when they were registered, and their addresses are private now.
 #[tokio::test]
 async fn a_url_that_has_become_private_is_not_connected_to() {
     let mut world = World::new().await;
-    let careless = world.instance().await;
+    let permissive = world.instance().await;
     let receiver = Receiver::new().await;
     let port = receiver.url.split([':', '/']).nth(4).unwrap().to_owned();
     let mut webhooks = BTreeMap::new();
     for host in ["127.0.0.1", "0x7f.1", "localhost", "[::ffff:127.0.0.1]"] {
         let url = format!("http://{host}:{port}/");
-        webhooks.insert(host, register(&careless, json!({"url": url})).await);
+        webhooks.insert(host, register(&permissive, json!({"url": url})).await);
     }
     world.config.webhook_private_addresses = false;
-    let careful = world.instance().await;
-    happen(&careful, "org_1", 1).await;
-    assert_eq!(deliver(&careful).await, (0, 4));
+    let strict = world.instance().await;
+    record_event(&strict, "org_1", 1).await;
+    assert_eq!(deliver(&strict).await, (0, 4));
     assert_eq!(receiver.received().len(), 0);
     for (host, webhook) in webhooks {
-        let delivery = deliveries(&careful, &webhook).await.remove(0);
+        let delivery = deliveries(&strict, &webhook).await.remove(0);
         let error = delivery["error"].as_str().unwrap();
         assert!(error.contains("not a public address"), "{host}: {error}");
         assert_eq!(delivery["responseStatus"], Value::Null);
     }
-    // It is the setting that makes the difference.
+    // With the setting that allows private addresses, the deliveries succeed.
     world.clock.advance(Duration::seconds(6));
-    assert_eq!(deliver(&careless).await.1, 0);
+    assert_eq!(deliver(&permissive).await.1, 0);
     assert!(!receiver.received().is_empty());
 }
 
@@ -782,13 +783,13 @@ async fn a_redirect_is_a_failure_and_is_not_followed() {
     });
     register(&service, json!({"url": receiver.url})).await;
     for limit in 1..=3 {
-        happen(&service, "org_1", limit).await;
+        record_event(&service, "org_1", limit).await;
     }
     assert_eq!(deliver(&service).await, (0, 3));
     assert_eq!((receiver.received().len(), target.received().len()), (3, 0));
 }
 
-/// The bookkeeping of many deliveries waits for Postgres; requests have connections of their own.
+/// Recording many deliveries waits for Postgres; requests use a separate pool.
 #[tokio::test]
 async fn deliveries_that_cannot_be_recorded_delay_no_request() {
     let world = World::new().await;
@@ -797,11 +798,11 @@ async fn deliveries_that_cannot_be_recorded_delay_no_request() {
     for _ in 0..12 {
         register(&service, json!({"url": receiver.url})).await;
     }
-    happen(&service, "org_1", 1).await;
+    record_event(&service, "org_1", 1).await;
     let postgres = world.postgres().await;
-    let mut held = postgres.begin().await.unwrap();
+    let mut lock = postgres.begin().await.unwrap();
     sqlx::query("lock table webhook_deliveries in exclusive mode")
-        .execute(&mut *held)
+        .execute(&mut *lock)
         .await
         .unwrap();
     let webhooks = service.app.webhooks.clone();
@@ -817,6 +818,6 @@ async fn deliveries_that_cannot_be_recorded_delay_no_request() {
     for _ in 0..10 {
         assert_eq!(service.http.get("/v1/audit").await.status, 200);
     }
-    held.rollback().await.unwrap();
+    lock.rollback().await.unwrap();
     delivering.await.unwrap().unwrap();
 }

@@ -1,6 +1,5 @@
-//! Every field, parameter and id of every call is given wrong values: each refusal names the field, what was given and
-//! what would do, and nothing is a failure of the service. The calls are those of the document, so that new ones are
-//! held to the same.
+//! Sends wrong values for every field, parameter and id of every operation in the OpenAPI document. Each refusal must
+//! name the field, quote the value and say what is accepted, and no response may be a 5xx.
 
 use jsonschema::Validator;
 use reqwest::Method;
@@ -8,8 +7,8 @@ use serde_json::{Map, Value, json};
 
 use crate::support::{Answer, Instance, World};
 
-/// What no message says: words of the libraries that read JSON, numbers and instants.
-const RAW: [&str; 19] = [
+/// Words of the JSON, number and date-time parsers, which must not leak into details.
+const PARSER_WORDS: [&str; 19] = [
     "invalid type",
     "invalid value",
     "invalid length",
@@ -31,8 +30,8 @@ const RAW: [&str; 19] = [
     " u32",
 ];
 
-/// How a message says what would do.
-const WAYS_OUT: [&str; 8] = [
+/// Phrases that say what is accepted.
+const REMEDIES: [&str; 8] = [
     "must ",
     "known are",
     "leave it out",
@@ -45,15 +44,15 @@ const WAYS_OUT: [&str; 8] = [
 
 struct Sweep {
     service: Instance,
-    /// One that is there.
+    /// The id of an existing webhook.
     webhook: String,
     document: Value,
     sent: usize,
     refused: usize,
-    complaints: Vec<String>,
+    violations: Vec<String>,
 }
 
-/// One call of the document.
+/// An operation of the document.
 #[derive(Clone)]
 struct Call {
     method: Method,
@@ -62,7 +61,7 @@ struct Call {
 }
 
 impl Call {
-    /// The path with things in it that are there.
+    /// The path with its placeholders replaced by existing resources.
     fn path(&self, webhook: &str) -> String {
         let id = match self.path.split('/').nth(2) {
             Some("api-keys") => "0123456789abcdef",
@@ -100,7 +99,7 @@ impl Sweep {
             document: serde_json::to_value(tallyman::http::openapi()).unwrap(),
             sent: 0,
             refused: 0,
-            complaints: Vec::new(),
+            violations: Vec::new(),
         }
     }
 
@@ -138,7 +137,7 @@ impl Sweep {
         jsonschema::draft202012::new(&schema).unwrap()
     }
 
-    /// The schemas that a value may be of.
+    /// The alternatives of a schema (`oneOf`, `anyOf`, `allOf`).
     fn alternatives<'a>(&'a self, schema: &'a Value) -> Vec<&'a Value> {
         let schema = self.resolve(schema);
         let several = ["oneOf", "anyOf", "allOf"]
@@ -163,7 +162,7 @@ impl Sweep {
             .unwrap_or_else(|| panic!("no example: {content}"))
     }
 
-    /// A body for each field that a call takes, with the pointer to the field in it.
+    /// A body for each field, with the JSON pointer to that field.
     fn bodies(&self, schema: &Value, example: &Value, at: &str) -> Vec<(String, Value)> {
         let mut bodies = Vec::new();
         for schema in self.alternatives(schema) {
@@ -191,7 +190,7 @@ impl Sweep {
                 let value = given
                     .get(&name)
                     .cloned()
-                    .unwrap_or_else(|| self.plain(&member));
+                    .unwrap_or_else(|| self.simple_value(&member));
                 let mut body = base.clone();
                 body.insert(name.clone(), value.clone());
                 bodies.push((pointer, Value::from(body.clone())));
@@ -204,7 +203,7 @@ impl Sweep {
             if schema["items"].is_object() {
                 let first = example[0].clone();
                 let first = if first.is_null() {
-                    self.plain(&schema["items"])
+                    self.simple_value(&schema["items"])
                 } else {
                     first
                 };
@@ -217,8 +216,8 @@ impl Sweep {
         bodies
     }
 
-    /// Some value that a schema allows, as far as the kind goes.
-    fn plain(&self, schema: &Value) -> Value {
+    /// A value of the type that a schema allows.
+    fn simple_value(&self, schema: &Value) -> Value {
         let first = self.alternatives(schema)[0].clone();
         let kind = first["type"].as_str().or(first["type"][0].as_str());
         match kind {
@@ -226,12 +225,15 @@ impl Sweep {
                 let required = first["required"].as_array().into_iter().flatten();
                 let members = required.map(|name| {
                     let name = name.as_str().unwrap();
-                    (name.to_owned(), self.plain(&first["properties"][name]))
+                    (
+                        name.to_owned(),
+                        self.simple_value(&first["properties"][name]),
+                    )
                 });
                 Value::from(members.collect::<Map<_, _>>())
             }
-            Some("object") => json!({"api": self.plain(&first["additionalProperties"])}),
-            Some("array") => json!([self.plain(&first["items"])]),
+            Some("object") => json!({"api": self.simple_value(&first["additionalProperties"])}),
+            Some("array") => json!([self.simple_value(&first["items"])]),
             Some("integer" | "number") => json!(1),
             Some("boolean") => json!(true),
             _ if first["format"] == "date-time" => json!("2040-01-01T00:00:00Z"),
@@ -247,16 +249,16 @@ impl Sweep {
             .await
     }
 
-    /// Holds an answer to what every refusal says; `given` is how the value is told, and `wrong` whether it must be refused.
-    fn hold(&mut self, call: &Call, answer: &Answer, at: &str, given: &str, wrong: bool) {
-        if let Err(why) = self.complaint(call, answer, at, given, wrong) {
+    /// Records a violation, if the response is one. `given` is the quoted value; `wrong`: the response must be a refusal.
+    fn expect_refusal(&mut self, call: &Call, answer: &Answer, at: &str, given: &str, wrong: bool) {
+        if let Err(why) = self.violation(call, answer, at, given, wrong) {
             let (method, path, text) = (&call.method, &call.path, &answer.text);
-            self.complaints
+            self.violations
                 .push(format!("{why}: {method} {path} {at} given {given}: {text}"));
         }
     }
 
-    fn complaint(
+    fn violation(
         &mut self,
         call: &Call,
         answer: &Answer,
@@ -267,7 +269,7 @@ impl Sweep {
         let status = answer.status.as_u16();
         let item = &answer.body["results"][0];
         let (status, problem, at) = match item["status"].as_u64() {
-            // What is wrong with an item of a batch is told of the item alone.
+            // An invalid item of a batch is a problem of that item.
             Some(of_item) if status == 200 => (
                 of_item,
                 item,
@@ -276,11 +278,11 @@ impl Sweep {
             _ => (u64::from(status), &answer.body, at),
         };
         match status {
-            // Its key is in the body, and told from no other wrong one.
+            // The key is in the body, and every invalid one gets the same 401.
             401 if call.path.ends_with("/usage-tracking/reset-expired") => return Ok(()),
             200..300 | 404 | 409 | 429 if !wrong => return Ok(()),
             400 | 422 => self.refused += 1,
-            _ => return Err("another status"),
+            _ => return Err("unexpected status"),
         }
         let (pointer, detail) = if call.is_plugin() {
             let error = problem["error"].as_str().unwrap_or_default();
@@ -288,7 +290,7 @@ impl Sweep {
         } else {
             match problem["code"].as_str() {
                 Some("invalid_field") => {}
-                Some("malformed_request") => return Err("no field"),
+                Some("malformed_request") => return Err("names no field"),
                 _ => return Ok(()),
             }
             let field = &problem["errors"][0];
@@ -296,13 +298,13 @@ impl Sweep {
             (text("pointer"), text("detail"))
         };
         if !pointer.starts_with(at) {
-            return Err("another field");
+            return Err("names another field");
         }
-        if RAW.iter().any(|raw| detail.contains(raw)) {
-            return Err("raw words");
+        if PARSER_WORDS.iter().any(|raw| detail.contains(raw)) {
+            return Err("leaks words of a parser");
         }
-        if !WAYS_OUT.iter().any(|way| detail.contains(way)) {
-            return Err("no way out");
+        if !REMEDIES.iter().any(|remedy| detail.contains(remedy)) {
+            return Err("does not say what is accepted");
         }
         let names_itself = ["is missing", "is unknown", "more than once"];
         if pointer.len() == at.len()
@@ -310,21 +312,21 @@ impl Sweep {
             && !detail.contains(given)
             && !names_itself.iter().any(|it| detail.contains(it))
         {
-            return Err("not what was given");
+            return Err("does not quote the value");
         }
         if detail.chars().any(char::is_control) || detail.len() > 400 {
-            return Err("unfit to be shown");
+            return Err("has control characters or is too long");
         }
         Ok(())
     }
 
     fn finish(&self) {
-        let (complaints, sent) = (self.complaints.join("\n"), self.sent);
-        assert!(complaints.is_empty(), "of {sent} requests:\n{complaints}");
+        let (violations, sent) = (self.violations.join("\n"), self.sent);
+        assert!(violations.is_empty(), "of {sent} requests:\n{violations}");
     }
 }
 
-/// Wrong values, and how a message begins to tell each.
+/// Wrong values, and the start of their quotation in a detail.
 fn wrong_values() -> Vec<(Value, &'static str)> {
     vec![
         (json!(true), "true"),
@@ -372,7 +374,7 @@ async fn a_wrong_value_of_any_body_field_is_refused_with_an_actionable_detail() 
                 *body.pointer_mut(&pointer).unwrap() = value;
                 let wrong = !validator.is_valid(&body);
                 let answer = sweep.send(&call, "", Some(&body)).await;
-                sweep.hold(&call, &answer, &pointer, given, wrong);
+                sweep.expect_refusal(&call, &answer, &pointer, given, wrong);
             }
             let (parent, name) = pointer.rsplit_once('/').unwrap();
             let mut without = body.clone();
@@ -380,16 +382,16 @@ async fn a_wrong_value_of_any_body_field_is_refused_with_an_actionable_detail() 
                 members.remove(name);
                 let wrong = !validator.is_valid(&without);
                 let answer = sweep.send(&call, "", Some(&without)).await;
-                sweep.hold(&call, &answer, parent, "nothing", wrong);
+                sweep.expect_refusal(&call, &answer, parent, "nothing", wrong);
             }
         }
         for wrong in [json!(null), json!(7), json!("x"), json!([])] {
             let answer = sweep.send(&call, "", Some(&wrong)).await;
-            sweep.hold(&call, &answer, "", "", true);
+            sweep.expect_refusal(&call, &answer, "", "", true);
         }
         let unknown = json!({"nobody knows": 1});
         let answer = sweep.send(&call, "", Some(&unknown)).await;
-        sweep.hold(&call, &answer, "", "", true);
+        sweep.expect_refusal(&call, &answer, "", "", true);
     }
     sweep.finish();
     let refused = sweep.refused;
@@ -402,8 +404,8 @@ async fn a_wrong_value_of_any_query_parameter_is_refused_with_an_actionable_deta
     let mut sweep = Sweep::new(&world).await;
     let mut parameters = 0;
     for call in sweep.calls() {
-        // Where a JWT implies what a key must name.
-        let whose = if call.is_plugin() {
+        // With a key, the plugin's endpoints require the organization.
+        let organization = if call.is_plugin() {
             "&organizationId=org_123"
         } else {
             ""
@@ -412,7 +414,11 @@ async fn a_wrong_value_of_any_query_parameter_is_refused_with_an_actionable_deta
             parameters += 1;
             let name = parameter["name"].as_str().unwrap();
             let schema = sweep.resolve(&parameter["schema"]).clone();
-            let whose = if name == "organizationId" { "" } else { whose };
+            let organization = if name == "organizationId" {
+                ""
+            } else {
+                organization
+            };
             for (text, given, wrong) in [
                 ("", "\"\"", false),
                 ("nonsense", "\"nonsense\"", false),
@@ -436,28 +442,28 @@ async fn a_wrong_value_of_any_query_parameter_is_refused_with_an_actionable_deta
                 ),
                 ("Etc/GMT+5", "\"Etc/GMT 5\"", false),
             ] {
-                let query = format!("?{name}={text}{whose}");
+                let query = format!("?{name}={text}{organization}");
                 let answer = sweep.send(&call, &query, None).await;
-                sweep.hold(&call, &answer, &format!("/{name}"), given, wrong);
+                sweep.expect_refusal(&call, &answer, &format!("/{name}"), given, wrong);
                 if ["from", "to", "timeZone"].contains(&name) && text.contains('+') {
                     assert!(answer.text.contains("%2B"), "{}", answer.text);
                 }
             }
             if schema["type"] != "array" {
-                let query = format!("?{name}=a&{name}=b{whose}");
+                let query = format!("?{name}=a&{name}=b{organization}");
                 let answer = sweep.send(&call, &query, None).await;
-                sweep.hold(&call, &answer, &format!("/{name}"), "2 values", true);
+                sweep.expect_refusal(&call, &answer, &format!("/{name}"), "2 values", true);
             }
         }
         if call.path.starts_with("/v1") || call.is_plugin() {
             let answer = sweep.send(&call, "?nobodyKnows=1", None).await;
-            let told = format!("{} {}: {}", call.method, call.path, answer.text);
+            let context = format!("{} {}: {}", call.method, call.path, answer.text);
             let without_key = call.path.ends_with("/usage-tracking/reset-expired");
             assert!(
                 answer.status == 400
                     || call.about["requestBody"].is_object() && answer.status == 415
                     || without_key,
-                "{told}"
+                "{context}"
             );
         }
     }
@@ -489,7 +495,7 @@ async fn an_invalid_id_in_a_path_is_refused_with_the_format_of_ids() {
                 let body = example.is_object().then(|| sweep.example(example));
                 let answer = sweep.send(&call, "", body.as_ref()).await;
                 let wrong = !any_text || text == "%FF";
-                sweep.hold(&call, &answer, &format!("/{name}"), given, wrong);
+                sweep.expect_refusal(&call, &answer, &format!("/{name}"), given, wrong);
             }
         }
     }
@@ -501,8 +507,8 @@ async fn an_invalid_id_in_a_path_is_refused_with_the_format_of_ids() {
 async fn a_bound_key_learns_nothing_from_an_invalid_id() {
     let world = World::new().await;
     let service = world.instance().await;
-    let wish = json!({"name": "own", "scopes": ["read"], "organizationId": "org_1"});
-    let key = service.http.post("/v1/api-keys", wish).await.body["key"].clone();
+    let request = json!({"name": "own", "scopes": ["read"], "organizationId": "org_1"});
+    let key = service.http.post("/v1/api-keys", request).await.body["key"].clone();
     let bound = service.http.with_key(key.as_str());
     for path in ["a%20b", "org_2"] {
         let answer = bound.get(&format!("/v1/organizations/{path}/usage")).await;
@@ -591,7 +597,7 @@ async fn a_duplicate_field_or_parameter_is_refused_by_name() {
         answer.body["results"][1]["errors"][0]["pointer"],
         "/meters/a"
     );
-    // Nothing else was counted, and nothing set.
+    // No other item was counted, and no limit was set.
     assert_eq!(service.current("org_1", "api").await, 1);
     let limits = service.http.get("/v1/organizations/org_1/limits").await;
     assert_eq!(limits.body["limits"]["api"]["limit"], 1000);
@@ -638,7 +644,7 @@ async fn a_single_valued_header_cannot_be_sent_twice() {
             .status,
         404
     );
-    // A list may come in several headers.
+    // A list-valued header may be repeated.
     let headers = [("prefer", "wait=1"), ("prefer", "return=minimal")];
     let answer = service
         .http

@@ -1,7 +1,7 @@
-// Better Auth with its jwt and organization plugins, as somebody runs it who also runs Tallyman.
+// Better Auth with its jwt and organization plugins, set up as next to Tallyman.
 //
-// Answers on a port of its own until its standard input ends. The first line that it prints says in JSON where it is,
-// whom it has signed up, and a token for each algorithm. POST /rotate makes a new key and answers with a new token.
+// Listens on a free port until its standard input ends. Its first output line is JSON with its URLs, the signed-up users
+// and a token for each algorithm. POST /rotate creates a signing key and responds with a token signed with it.
 
 import { createServer } from "node:http";
 import { once } from "node:events";
@@ -19,11 +19,11 @@ const url = `http://127.0.0.1:${server.address().port}`;
 
 const database = { user: [], session: [], account: [], verification: [], jwks: [], organization: [], member: [], invitation: [] };
 
-/** One auth server; several share the database and differ in the algorithm that they sign with. */
+/** An auth server; all share the database and differ in the signing algorithm. */
 const authServer = (alg) =>
   betterAuth({
     baseURL: url,
-    secret: "a secret of the tests, which is not one",
+    secret: "a secret for tests, known to everybody",
     database: memoryAdapter(database),
     emailAndPassword: { enabled: true },
     telemetry: { enabled: false },
@@ -61,7 +61,7 @@ server.on("request", async (request, response) => {
   response.end(JSON.stringify({ token: await token("EdDSA", users.member) }));
 });
 
-/** Signs somebody up; returns their session's cookie. */
+/** Signs a user up; returns the user's id and the session cookie. */
 async function signUp(name) {
   const { headers, response } = await auth.api.signUpEmail({
     body: { name, email: `${name}@example.com`, password: "correct horse battery" },

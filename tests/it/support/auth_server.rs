@@ -1,4 +1,4 @@
-//! Other people's auth server: Better Auth with its jwt plugin, a process of its own.
+//! A real auth server: Better Auth with its jwt plugin, in its own process.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -12,13 +12,13 @@ use tokio::time::timeout;
 
 use super::{Answer, Http};
 
-/// More than any start takes.
-const PATIENCE: Duration = Duration::from_mins(1);
+/// Upper bound for the start; reaching it fails the test.
+const TIMEOUT: Duration = Duration::from_mins(1);
 
-/// A running auth server, and whom it has signed up. It ends with this.
+/// A running auth server with its signed-up users. Dropping it stops the process.
 pub struct AuthServer {
-    /// Its first line; see `tests/peers/auth-server.mjs`.
-    pub said: Value,
+    /// The JSON of its first output line; see `tests/peers/auth-server.mjs`.
+    pub started: Value,
     _child: Child,
 }
 
@@ -38,25 +38,28 @@ impl AuthServer {
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let line = timeout(PATIENCE, lines.next_line()).await;
-        let line = line.expect("it starts").unwrap().expect("it has ended");
+        let line = timeout(TIMEOUT, lines.next_line()).await;
+        let line = line
+            .expect("the auth server starts in time")
+            .unwrap()
+            .expect("the auth server runs");
         Self {
-            said: serde_json::from_str(&line).unwrap(),
+            started: serde_json::from_str(&line).unwrap(),
             _child: child,
         }
     }
 
-    /// What it has said of this.
+    /// A string member of that JSON.
     pub fn text(&self, name: &str) -> &str {
-        self.said[name].as_str().unwrap()
+        self.started[name].as_str().unwrap()
     }
 
-    /// The member's token, signed so.
+    /// The member's token, signed with this algorithm.
     pub fn token(&self, algorithm: &str) -> &str {
-        self.said["tokens"][algorithm].as_str().unwrap()
+        self.started["tokens"][algorithm].as_str().unwrap()
     }
 
-    /// The settings that trust it.
+    /// Settings that trust this server.
     pub fn config(&self) -> JwtConfig {
         JwtConfig {
             jwks_url: self.text("jwksUrl").to_owned(),
@@ -68,7 +71,7 @@ impl AuthServer {
         }
     }
 
-    /// Makes a new key, and a token that is signed with it.
+    /// Creates a signing key and returns a token signed with it.
     pub async fn rotate(&self) -> String {
         let http = Http::new(self.text("url").to_owned(), "").with_key(None);
         let Answer { body, text, .. } = http.post("/rotate", json!({})).await;

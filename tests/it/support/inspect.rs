@@ -1,4 +1,4 @@
-//! A look behind the scenes: what Postgres and Redis hold, and how to take them away.
+//! Direct access to Postgres and Redis: reads what they store, and makes them unavailable.
 
 use std::path::PathBuf;
 
@@ -9,9 +9,9 @@ use tallyman::config::Servers;
 use tallyman::redis::Shard;
 use tempfile::TempDir;
 
-use super::{Held, Instance, World};
+use super::{CounterFields, Instance, World};
 
-/// One row of `usage_history`, and what `usage_hourly` has of it.
+/// One row of `usage_history` with the sums of its `usage_hourly` rows.
 #[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
 pub struct Row {
     pub organization_id: String,
@@ -25,12 +25,12 @@ pub struct Row {
     pub policy_version: i64,
     pub generation: i64,
     pub seq: i64,
-    /// The sums of the hours; the flusher keeps them equal to the row's own at all times.
+    /// Sums over the hours; the flusher keeps them equal to `used` and `denied`.
     pub hours_used: i64,
     pub hours_denied: i64,
 }
 
-/// Everything that Postgres holds of counts, in key order.
+/// All rows of `usage_history`, in key order.
 pub async fn rows(postgres: &PgPool) -> Vec<Row> {
     sqlx::query_as(
         "select organization_id, meter, period_start, period_end, used, denied, limit_units, enforcement,
@@ -49,7 +49,7 @@ pub async fn rows(postgres: &PgPool) -> Vec<Row> {
     .unwrap()
 }
 
-/// The only row of an organization's meter `api`; panics where there is none or another one.
+/// The only row of an organization's meter `api`; panics unless there is exactly one.
 pub async fn row(postgres: &PgPool, organization: &str) -> Row {
     let mut rows = rows(postgres).await;
     rows.retain(|row| row.organization_id == organization && row.meter == "api");
@@ -57,7 +57,7 @@ pub async fn row(postgres: &PgPool, organization: &str) -> Row {
     rows.remove(0)
 }
 
-/// What `usage_hourly` has of an organization: start, used and denied.
+/// `(hour, used, denied)` of each `usage_hourly` row of an organization.
 pub async fn hours(postgres: &PgPool, organization: &str) -> Vec<(String, i64, i64)> {
     let hours: Vec<(DateTime<Utc>, i64, i64)> = sqlx::query_as(
         "select hour, used, denied from usage_hourly where organization_id = $1 order by hour",
@@ -72,18 +72,18 @@ pub async fn hours(postgres: &PgPool, organization: &str) -> Vec<(String, i64, i
         .collect()
 }
 
-/// Holds the lock that serializes changes of policies, so that a change stops right before it is made.
-pub async fn hold_changes(postgres: &PgPool) -> sqlx::Transaction<'static, sqlx::Postgres> {
-    let mut held = postgres.begin().await.unwrap();
+/// Takes the advisory lock that serializes policy changes, so that a change blocks right before its commit.
+pub async fn lock_policy_changes(postgres: &PgPool) -> sqlx::Transaction<'static, sqlx::Postgres> {
+    let mut transaction = postgres.begin().await.unwrap();
     sqlx::query("select pg_advisory_xact_lock(7302814)")
-        .execute(&mut *held)
+        .execute(&mut *transaction)
         .await
         .unwrap();
-    held
+    transaction
 }
 
-/// Returns once somebody waits for a lock in this database.
-pub async fn until_waiting(postgres: &PgPool) {
+/// Returns once a session in this database waits for a lock.
+pub async fn until_lock_wait(postgres: &PgPool) {
     let waiting = "select exists (
         select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'
     )";
@@ -94,7 +94,7 @@ pub async fn until_waiting(postgres: &PgPool) {
     {}
 }
 
-/// The shard that an organization's keys are in.
+/// The shard of an organization's keys.
 pub fn shard(organization: &str) -> Shard {
     Shard::of(&organization.parse().unwrap())
 }
@@ -112,19 +112,19 @@ pub fn counter_key(organization: &str, start: DateTime<Utc>) -> String {
     )
 }
 
-/// Asserts that Postgres holds so many units of the one counter of an organization, and of its hours.
+/// Asserts `used` in the organization's only history row and in the sum of its hours.
 pub async fn assert_stored(world: &World, organization: &str, used: i64) {
     let row = row(&world.postgres().await, organization).await;
     assert_eq!((row.used, row.hours_used), (used, used), "{row:?}");
 }
 
 impl World {
-    /// What is held of a counter of the meter `api`; nothing where Redis has none.
-    pub async fn counter(&self, organization: &str, start: DateTime<Utc>) -> Held {
-        self.held(&counter_key(organization, start)).await
+    /// The fields of a counter of the meter `api`; empty if Redis has none.
+    pub async fn counter(&self, organization: &str, start: DateTime<Utc>) -> CounterFields {
+        self.snapshot(&counter_key(organization, start)).await
     }
 
-    /// The hash that has what is known of an organization, if one has.
+    /// The hash with the policy of an organization, if there is one.
     pub async fn hash_of(&self, organization: &str) -> Option<String> {
         let hashes: Vec<String> = self
             .redis_command(&["KEYS", &sharded(organization, "o:*")])
@@ -138,19 +138,19 @@ impl World {
         None
     }
 
-    /// Loses everything that Redis holds, while it runs.
+    /// Deletes all data in Redis while it runs.
     pub async fn flush_redis(&self) {
         let () = self.redis_command(&["FLUSHALL"]).await;
     }
 
-    /// A copy of everything that Redis holds now.
+    /// The content of `dump.rdb` after a `SAVE`.
     pub async fn copy_redis(&self) -> Vec<u8> {
         let () = self.redis_command(&["SAVE"]).await;
         std::fs::read(self.redis_data().join("dump.rdb")).unwrap()
     }
 
-    /// Kills Redis and starts it with an earlier copy of its data. The instances notice it while
-    /// Redis is away, as they do in an outage that lasts longer than a request.
+    /// Kills Redis and restarts it from an earlier copy of its data. The instances see the outage,
+    /// as they would if it lasted longer than a request.
     pub async fn restart_redis_from(&mut self, copy: &[u8], instances: &[&Instance]) {
         self.kill_redis().await;
         for instance in instances {
@@ -161,8 +161,8 @@ impl World {
         self.start_redis().await;
     }
 
-    /// A way to Postgres that can be cut, and where it leads through.
-    pub fn cuttable_postgres(&self) -> (Servers, Cable) {
+    /// Server addresses with Postgres behind a socket that can be cut, and that socket.
+    pub fn cuttable_postgres(&self) -> (Servers, CuttableSocket) {
         let Servers {
             redis_url,
             database_url,
@@ -171,32 +171,32 @@ impl World {
         let (host, after) = rest.split_once('&').unwrap();
         assert!(!host.contains('%'), "{host}");
         let dir = TempDir::new().unwrap();
-        let cable = Cable {
-            connection: dir.path().join("postgres"),
+        let socket = CuttableSocket {
+            link: dir.path().join("postgres"),
             target: host.into(),
             _dir: dir,
         };
-        cable.mend();
-        let database_url = format!("{before}host={}&{after}", cable.connection.display());
+        socket.restore();
+        let database_url = format!("{before}host={}&{after}", socket.link.display());
         let servers = Servers {
             redis_url,
             database_url,
         };
-        (servers, cable)
+        (servers, socket)
     }
 }
 
-/// A way to Postgres: a connection to the directory of its socket.
-pub struct Cable {
-    connection: PathBuf,
+/// A symbolic link to the directory of Postgres' socket.
+pub struct CuttableSocket {
+    link: PathBuf,
     target: PathBuf,
     _dir: TempDir,
 }
 
-impl Cable {
-    /// Makes Postgres unreachable: ends the connections of a world's instances and bars new ones.
+impl CuttableSocket {
+    /// Makes Postgres unreachable: removes the link and terminates the instances' sessions.
     pub async fn cut(&self, postgres: &PgPool) {
-        std::fs::remove_file(&self.connection).unwrap();
+        std::fs::remove_file(&self.link).unwrap();
         sqlx::query(
             "select pg_terminate_backend(pid) from pg_stat_activity
              where datname = current_database() and application_name = 'tallyman'",
@@ -206,14 +206,14 @@ impl Cable {
         .unwrap();
     }
 
-    /// Makes it reachable again.
-    pub fn mend(&self) {
-        std::os::unix::fs::symlink(&self.target, &self.connection).unwrap();
+    /// Makes Postgres reachable again.
+    pub fn restore(&self) {
+        std::os::unix::fs::symlink(&self.target, &self.link).unwrap();
     }
 }
 
 impl Instance {
-    /// Counts units of the meter `api`, whatever the limit says; returns the count then.
+    /// Tracks units of the meter `api`, regardless of the limit; returns the new count.
     pub async fn track(&self, organization: &str, amount: u64) -> u64 {
         let body = json!({"organizationId": organization, "amount": amount});
         let answer = self.http.post("/v1/track", body).await;
@@ -221,7 +221,7 @@ impl Instance {
         answer.body["current"].as_u64().unwrap()
     }
 
-    /// Consumes units of the meter `api`; whether they were granted, and the count then.
+    /// Consumes units of the meter `api`; returns whether they were granted, and the count.
     pub async fn consume(&self, organization: &str, amount: u64) -> (bool, u64) {
         let body = json!({"organizationId": organization, "amount": amount});
         let answer = self.http.post("/v1/consume", body).await;

@@ -1,4 +1,4 @@
-//! An auth server that does what a test wants: signs anything, and publishes its keys or fails to.
+//! A fake auth server: signs any token, and publishes any JWKS or fails to.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -22,42 +22,42 @@ use tokio::sync::Semaphore;
 pub const ISSUER: &str = "https://auth.example";
 pub const AUDIENCE: &str = "tallyman";
 
-/// As many answers at once as any test needs.
-const OPEN: usize = 1000;
+/// Permits for concurrent responses; more than any test sends.
+const MAX_RESPONSES: usize = 1000;
 
-/// A running auth server.
+/// A running fake auth server.
 pub struct Issuer {
     url: String,
     shared: Arc<Shared>,
 }
 
 struct Shared {
-    asked: AtomicUsize,
-    answer: Mutex<Publishes>,
-    /// Permits for answers; none while they are held back.
+    requests: AtomicUsize,
+    published: Mutex<Publishes>,
+    /// Permits to respond; none while responses are held back.
     gate: Semaphore,
 }
 
-/// What is at the URL of the keys.
+/// What the JWKS URL responds.
 #[derive(Clone)]
 pub enum Publishes {
-    /// A JWKS of these.
+    /// A JWKS with these keys.
     Keys(Vec<Value>),
-    /// Any text.
+    /// This text as the body.
     Text(String),
-    /// Nothing but a status.
+    /// This status and no body.
     Status(StatusCode),
-    /// Another URL.
+    /// A redirect to this URL.
     Elsewhere(String),
 }
 
 impl Issuer {
-    /// Starts one that publishes this.
+    /// Starts a server that publishes this.
     pub async fn start(publishes: Publishes) -> Self {
         let shared = Arc::new(Shared {
-            asked: AtomicUsize::new(0),
-            answer: Mutex::new(publishes),
-            gate: Semaphore::new(OPEN),
+            requests: AtomicUsize::new(0),
+            published: Mutex::new(publishes),
+            gate: Semaphore::new(MAX_RESPONSES),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/jwks", listener.local_addr().unwrap());
@@ -68,39 +68,39 @@ impl Issuer {
         Self { url, shared }
     }
 
-    /// Publishes something else from now on.
+    /// Replaces what is published.
     pub fn publish(&self, publishes: Publishes) {
-        *self.shared.answer.lock().unwrap() = publishes;
+        *self.shared.published.lock().unwrap() = publishes;
     }
 
-    /// Answers nobody until [`Issuer::go_on`].
+    /// Holds back all responses until [`Issuer::resume`].
     pub async fn hang(&self) {
-        let all = u32::try_from(OPEN).unwrap();
+        let all = u32::try_from(MAX_RESPONSES).unwrap();
         self.shared.gate.acquire_many(all).await.unwrap().forget();
     }
 
-    /// Answers all who wait.
-    pub fn go_on(&self) {
-        self.shared.gate.add_permits(OPEN);
+    /// Sends the responses that were held back.
+    pub fn resume(&self) {
+        self.shared.gate.add_permits(MAX_RESPONSES);
     }
 
-    /// Waits until the keys were asked for so often.
-    pub async fn is_asked(&self, times: usize) {
-        while self.asked() < times {
+    /// Waits until the JWKS was requested this many times.
+    pub async fn until_requested(&self, times: usize) {
+        while self.requests() < times {
             tokio::task::yield_now().await;
         }
     }
 
-    /// How often the keys were asked for.
-    pub fn asked(&self) -> usize {
-        self.shared.asked.load(Ordering::SeqCst)
+    /// The number of requests for the JWKS.
+    pub fn requests(&self) -> usize {
+        self.shared.requests.load(Ordering::SeqCst)
     }
 
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// The settings that trust it.
+    /// Settings that trust this server.
     pub fn config(&self) -> JwtConfig {
         JwtConfig {
             jwks_url: self.url.clone(),
@@ -114,10 +114,10 @@ impl Issuer {
 }
 
 async fn publish(State(shared): State<Arc<Shared>>) -> Response {
-    shared.asked.fetch_add(1, Ordering::SeqCst);
+    shared.requests.fetch_add(1, Ordering::SeqCst);
     let _gate = shared.gate.acquire().await.unwrap();
-    let answer = shared.answer.lock().unwrap().clone();
-    match answer {
+    let published = shared.published.lock().unwrap().clone();
+    match published {
         Publishes::Keys(keys) => axum::Json(json!({ "keys": keys })).into_response(),
         Publishes::Text(text) => text.into_response(),
         Publishes::Status(status) => status.into_response(),
@@ -125,7 +125,7 @@ async fn publish(State(shared): State<Arc<Shared>>) -> Response {
     }
 }
 
-/// A private key under a name.
+/// A private key and its `kid`.
 pub struct Signer {
     pub name: String,
     pair: Pair,
@@ -147,16 +147,16 @@ impl Signer {
     }
 
     pub fn es256(name: &str) -> Self {
-        let (how, random) = (&ECDSA_P256_SHA256_FIXED_SIGNING, SystemRandom::new());
-        let key = EcdsaKeyPair::generate_pkcs8(how, &random).unwrap();
-        let pair = EcdsaKeyPair::from_pkcs8(how, key.as_ref(), &random).unwrap();
+        let (algorithm, random) = (&ECDSA_P256_SHA256_FIXED_SIGNING, SystemRandom::new());
+        let key = EcdsaKeyPair::generate_pkcs8(algorithm, &random).unwrap();
+        let pair = EcdsaKeyPair::from_pkcs8(algorithm, key.as_ref(), &random).unwrap();
         Self {
             name: name.to_owned(),
             pair: Pair::Es256(pair),
         }
     }
 
-    /// What the token's header calls the algorithm.
+    /// The `alg` of its tokens.
     pub fn algorithm(&self) -> &'static str {
         match self.pair {
             Pair::EdDsa(_) => "EdDSA",
@@ -186,7 +186,7 @@ impl Signer {
         }
     }
 
-    /// A token with these claims, as it should be made.
+    /// A correctly signed token with these claims.
     pub fn sign(&self, claims: &Value) -> String {
         self.sign_under(&json!({"alg": self.algorithm(), "kid": self.name}), claims)
     }
@@ -205,7 +205,7 @@ impl Signer {
     }
 }
 
-/// A token whose signature is an HMAC under this secret.
+/// A token with an HMAC under this secret as its signature.
 pub fn sign_with_secret(header: &Value, claims: &Value, secret: &[u8]) -> String {
     let message = message(header, claims);
     let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, secret);
@@ -213,14 +213,14 @@ pub fn sign_with_secret(header: &Value, claims: &Value, secret: &[u8]) -> String
     format!("{message}.{}", BASE64.encode(signature))
 }
 
-/// What of a token is signed.
+/// The signed part of a token.
 pub fn message(header: &Value, claims: &Value) -> String {
     let part = |value: &Value| BASE64.encode(value.to_string());
     format!("{}.{}", part(header), part(claims))
 }
 
-/// What is in a part of a token.
-pub fn opened(token: &str, part: usize) -> Value {
+/// The decoded header (0) or claims (1) of a token.
+pub fn decode_part(token: &str, part: usize) -> Value {
     let part = token.split('.').nth(part).unwrap();
     serde_json::from_slice(&BASE64.decode(part).unwrap()).unwrap()
 }

@@ -1,19 +1,19 @@
-//! The harness: real servers, real HTTP, a clock that tests move.
+//! The test harness: real servers, real HTTP, and a clock that tests move.
 //!
-//! One Postgres serves the whole test process, with a database of its own for every [`World`]; every
-//! world has its own redis-server, so that a test may flush, stop and roll it back. Workers are not
-//! started: tests drive `flush_once` and `sweep_once`, or start them by [`World::serve`].
+//! One Postgres serves the whole test process, with a database for each [`World`]; each world has
+//! its own redis-server, so that a test may flush it, stop it and roll it back. Background jobs do not
+//! run: tests call `flush_once` and `sweep_once`, or start the executable with [`Process::serve`].
 
 mod auth_server;
-mod forgetful;
 mod inspect;
 mod issuer;
+mod lossy_proxy;
 mod plugin_client;
 mod postgres;
 mod process;
 mod receiver;
 mod shortcuts;
-mod slow;
+mod slow_restore;
 mod snapshot;
 
 use std::collections::BTreeMap;
@@ -49,20 +49,20 @@ use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-pub use forgetful::Forgetful;
 pub use issuer::*;
+pub use lossy_proxy::LossyProxy;
 pub use plugin_client::PluginClient;
 pub use process::Process;
 pub use receiver::{Example, Received, Receiver};
 pub use shortcuts::{commit_reset, key_of};
-pub use slow::{Slow, settings_of};
-pub use snapshot::Held;
+pub use slow_restore::{SlowRestore, redis_settings};
+pub use snapshot::CounterFields;
 
-/// When every world begins: in the middle of a month, and in the future, so that no expiry that
-/// Redis times itself can pass while a test runs.
+/// Initial time of every world: in the middle of a month, and in the future, so that no expiry timed
+/// by Redis passes while a test runs.
 pub const BEGINNING: &str = "2031-03-15T12:00:00Z";
 
-/// Servers, a database and a clock, shared by any number of instances of the service.
+/// Redis, a database and a clock, shared by any number of instances of the service.
 pub struct World {
     pub clock: Clock,
     pub config: Config,
@@ -76,14 +76,14 @@ pub struct World {
 }
 
 impl World {
-    /// A world with an empty Redis and an empty database.
+    /// A world with an empty Redis, an empty database and the default test settings.
     pub async fn new() -> Self {
         Self::with(|_| {}).await
     }
 
-    /// A world with other settings than the usual ones.
+    /// A world with changed settings.
     pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
-        // Set RUST_LOG-like filters here when a test needs to be watched.
+        // To see the service's log in a test, change this filter.
         static LOG: OnceLock<Log> = OnceLock::new();
         LOG.get_or_init(|| {
             logging::start(&LogConfig {
@@ -104,7 +104,7 @@ impl World {
             .await
             .unwrap();
         let redis_url = redis.url();
-        let mut config = usual_config();
+        let mut config = default_config();
         change(&mut config);
         let clock = Clock::manual(instant(BEGINNING));
         Self {
@@ -119,17 +119,17 @@ impl World {
         }
     }
 
-    /// An instance of the service, answering HTTP on a port of its own; its workers do not run.
+    /// An instance of the service with its own HTTP port; its background jobs do not run.
     pub async fn instance(&self) -> Instance {
         self.instance_with(self.servers()).await
     }
 
-    /// An instance whose servers are elsewhere, such as behind a proxy.
+    /// An instance with other server addresses, such as those of a proxy.
     pub async fn instance_with(&self, servers: Servers) -> Instance {
         self.start(servers, self.clock.clone()).await
     }
 
-    /// An instance with a clock of its own, which may be wrong.
+    /// An instance with its own clock, which may be wrong.
     pub async fn instance_at(&self, clock: Clock) -> Instance {
         self.start(self.servers(), clock).await
     }
@@ -158,7 +158,7 @@ impl World {
         }
     }
 
-    /// Where the servers are.
+    /// Addresses of Redis and Postgres.
     pub fn servers(&self) -> Servers {
         Servers {
             redis_url: self.redis_url.clone(),
@@ -166,42 +166,42 @@ impl World {
         }
     }
 
-    /// Metrics that nobody reads.
+    /// Metrics that are never exported.
     pub fn metrics(&self) -> Metrics {
         Metrics::new("tests", self.clock.now())
     }
 
-    /// A connection to the database, for looking behind the scenes.
+    /// A pool for direct access to the database.
     pub async fn postgres(&self) -> PgPool {
         PgPool::connect(&self.database_url).await.unwrap()
     }
 
-    /// A connection to Redis, for looking behind the scenes and for sabotage.
+    /// A connection for direct access to Redis.
     pub async fn redis(&self) -> MultiplexedConnection {
-        // The library's half a second is less than a busy machine may need for `SAVE`.
-        let patient = AsyncConnectionConfig::new()
+        // The default timeout of 500 ms is too short for `SAVE` on a busy machine.
+        let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(Duration::from_mins(1)))
             .set_response_timeout(Some(Duration::from_mins(1)));
         redis::Client::open(self.redis_url.as_str())
             .unwrap()
-            .get_multiplexed_async_connection_with_config(&patient)
+            .get_multiplexed_async_connection_with_config(&config)
             .await
             .unwrap()
     }
 
-    /// Runs one Redis command.
+    /// Executes one Redis command.
     pub async fn redis_command<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
         let mut command = redis::cmd(words[0]);
         command.arg(&words[1..]);
         command.query_async(&mut self.redis().await).await.unwrap()
     }
 
-    /// Kills Redis as a power cut would.
+    /// Kills Redis without saving.
     pub async fn kill_redis(&mut self) {
         self.redis.take().expect("Redis is running").kill().await;
     }
 
-    /// Starts Redis again, with whatever is on its disk.
+    /// Starts Redis again with the data on its disk.
     pub async fn start_redis(&mut self) {
         self.redis = Some(
             RedisServer::start(self.redis_dir.path(), &self.redis_options)
@@ -210,13 +210,13 @@ impl World {
         );
     }
 
-    /// Where Redis keeps `dump.rdb`, the copy that it loads when it starts.
+    /// The directory of `dump.rdb`, which Redis loads when it starts.
     pub fn redis_data(&self) -> std::path::PathBuf {
         self.redis_dir.path().join("redis")
     }
 }
 
-/// One running instance of the service.
+/// A running instance of the service.
 pub struct Instance {
     pub app: App,
     pub http: Http,
@@ -224,12 +224,12 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// What a flush by this instance did, whoever else has leases.
+    /// Flushes all shards, regardless of other instances' leases.
     pub async fn flush(&self) -> tallyman::jobs::flush::Report {
         self.app.flusher.flush_all().await.unwrap()
     }
 
-    /// The running count of one meter, as the API tells it.
+    /// The current count of a meter, read over the API.
     pub async fn current(&self, organization: &str, meter: &str) -> u64 {
         let answer = self
             .http
@@ -240,7 +240,7 @@ impl Instance {
     }
 }
 
-/// A caller of the API.
+/// An HTTP client of the service.
 #[derive(Clone)]
 pub struct Http {
     client: reqwest::Client,
@@ -248,23 +248,23 @@ pub struct Http {
     key: Option<String>,
 }
 
-/// An answer, read to the end.
+/// A response, read to the end.
 #[derive(Debug, Clone)]
 pub struct Answer {
     pub status: StatusCode,
     pub headers: HeaderMap,
-    /// Null where the body is no JSON.
+    /// Null if the body is not JSON.
     pub body: Value,
     pub text: String,
 }
 
 impl Answer {
-    /// The stable code of a problem.
+    /// The `code` of a problem.
     pub fn code(&self) -> &str {
         self.body["code"].as_str().unwrap_or_default()
     }
 
-    /// One header as text; empty where it is missing.
+    /// A header as text; empty if it is missing.
     pub fn header(&self, name: &str) -> &str {
         self.headers
             .get(name)
@@ -274,11 +274,11 @@ impl Answer {
 
 impl Http {
     pub fn new(base: String, key: &str) -> Self {
-        // As the program does when it starts.
+        // As the executable does at start.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::builder()
             .timeout(Duration::from_mins(1))
-            // Nobody here speaks TLS, and reading the machine's certificates takes its time.
+            // No test uses TLS, and loading the system's certificates is slow.
             .tls_certs_only([])
             .build()
             .unwrap();
@@ -294,7 +294,7 @@ impl Http {
         &self.base
     }
 
-    /// The same caller with another key, or with none.
+    /// The same client with another key, or with none.
     pub fn with_key(&self, key: Option<&str>) -> Self {
         Self {
             key: key.map(str::to_owned),
@@ -310,7 +310,7 @@ impl Http {
         self.send(Method::POST, path, &[], Some(body)).await
     }
 
-    /// A POST to whom may be gone; none if there is no answer.
+    /// A POST to a service that may be down; `None` without a response.
     pub async fn try_post(&self, path: &str, body: Value) -> Option<Answer> {
         let request = self.client.post(format!("{}{path}", self.base)).json(&body);
         let request = request.bearer_auth(self.key.as_deref().unwrap_or_default());
@@ -325,7 +325,7 @@ impl Http {
         })
     }
 
-    /// A POST under an idempotency key.
+    /// A POST with an idempotency key.
     pub async fn post_once(&self, path: &str, key: &str, body: Value) -> Answer {
         self.send(Method::POST, path, &[("idempotency-key", key)], Some(body))
             .await
@@ -343,7 +343,7 @@ impl Http {
         self.send(Method::DELETE, path, &[], None).await
     }
 
-    /// Any request; a body is sent as JSON.
+    /// A request; the body is sent as JSON.
     pub async fn send(
         &self,
         method: Method,
@@ -356,7 +356,7 @@ impl Http {
             request = request.bearer_auth(key);
         }
         for (name, value) in headers {
-            // From bytes, so that tests can send what a header should not hold.
+            // From bytes, so that tests can send invalid header values.
             request = request.header(*name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
         }
         if let Some(body) = body {
@@ -365,7 +365,7 @@ impl Http {
         Self::answer(request).await
     }
 
-    /// A POST of any text, declared as anything.
+    /// A POST of any text with any content type.
     pub async fn post_raw(&self, path: &str, declared: Option<&str>, text: &str) -> Answer {
         let mut request = self.client.post(format!("{}{path}", self.base));
         if let Some(key) = &self.key {
@@ -377,7 +377,7 @@ impl Http {
         Self::answer(request.body(text.to_owned())).await
     }
 
-    /// Any request with a text that is declared as JSON, whatever it is.
+    /// A request with any text as its body, declared as JSON.
     pub async fn send_text(
         &self,
         method: Method,
@@ -409,7 +409,7 @@ impl Http {
     }
 }
 
-/// Runs `count` calls at once and gathers what they return.
+/// Runs `count` calls concurrently, starting them together, and collects their results.
 pub async fn at_once<F, T>(count: usize, call: impl Fn(usize) -> F) -> Vec<T>
 where
     F: Future<Output = T> + Send + 'static,
@@ -436,7 +436,7 @@ pub fn instant(text: &str) -> DateTime<Utc> {
     text.parse().unwrap()
 }
 
-fn usual_config() -> Config {
+fn default_config() -> Config {
     let limit = MeterLimit {
         limit: Some(Count::try_from(1000).unwrap()),
         ..MeterLimit::default()

@@ -1,4 +1,4 @@
-//! The Better Auth plugin's client, a process of its own.
+//! The Better Auth plugin's client, in its own process.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -11,10 +11,10 @@ use tokio::time::timeout;
 
 use super::Http;
 
-/// More than any call takes.
-const PATIENCE: Duration = Duration::from_mins(1);
+/// Upper bound for one call; reaching it fails the test.
+const TIMEOUT: Duration = Duration::from_mins(1);
 
-/// A running client. It ends with this.
+/// A running client. Dropping it stops the process.
 pub struct PluginClient {
     stdin: ChildStdin,
     stdout: Lines<BufReader<ChildStdout>>,
@@ -22,7 +22,7 @@ pub struct PluginClient {
 }
 
 impl PluginClient {
-    /// One that calls the same service with this credential.
+    /// Starts a client of the same service with this credential.
     pub fn start(http: &Http, credential: &str) -> Self {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers");
         let mut child = Command::new("node")
@@ -40,12 +40,15 @@ impl PluginClient {
         }
     }
 
-    /// What one of its functions returns.
+    /// Calls a function of the client and returns its result.
     pub async fn call(&mut self, function: &str, argument: Value) -> Value {
         let line = format!("{}\n", json!([function, argument]));
         self.stdin.write_all(line.as_bytes()).await.unwrap();
-        let line = timeout(PATIENCE, self.stdout.next_line()).await;
-        let line = line.expect("it answers").unwrap().expect("it has ended");
+        let line = timeout(TIMEOUT, self.stdout.next_line()).await;
+        let line = line
+            .expect("the client replies in time")
+            .unwrap()
+            .expect("the client runs");
         serde_json::from_str(&line).unwrap()
     }
 }

@@ -1,4 +1,4 @@
-//! One Postgres for the whole test process, and a fresh, migrated database for every test.
+//! One Postgres for the whole test process, with a fresh, migrated database for each test.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,7 +12,7 @@ use tokio::sync::Mutex;
 const TEMPLATE: &str = "template_tallyman";
 const DIRECTORY: &str = "tallyman-tests-";
 
-/// Addresses of the server, by database.
+/// The connection URLs of the server.
 struct Shared {
     maintenance: String,
     address: Box<dyn Fn(&str) -> String + Send + Sync>,
@@ -21,13 +21,13 @@ struct Shared {
 static SHARED: OnceLock<Shared> = OnceLock::new();
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 
-/// Makes a database and returns its URL.
+/// Creates a database and returns its URL.
 pub(super) async fn create_database() -> String {
-    // Postgres copies a template only while nobody else uses it.
+    // Postgres copies a template only while no session uses it.
     static COPYING: Mutex<()> = Mutex::const_new(());
     let shared = SHARED.get_or_init(start);
     let name = format!("test_{}", NEXT.fetch_add(1, Ordering::Relaxed));
-    let _one_at_a_time = COPYING.lock().await;
+    let _guard = COPYING.lock().await;
     execute(
         &shared.maintenance,
         format!("create database {name} template {TEMPLATE}"),
@@ -36,8 +36,8 @@ pub(super) async fn create_database() -> String {
     (shared.address)(&name)
 }
 
-/// Starts the server on a thread of its own, which outlives the runtime of the test that came first.
-/// The server ends with this process, whatever ends it.
+/// Starts the server on its own thread, because the runtime of the first test ends before the others do.
+/// The server stops with this process, however that ends.
 fn start() -> Shared {
     remove_leftovers();
     let (sender, receiver) = std::sync::mpsc::channel();
@@ -80,8 +80,8 @@ async fn execute(url: &str, statement: String) {
     connection.close().await.unwrap();
 }
 
-/// Removes the data of test processes that are gone; none can remove its own, because the server
-/// uses it to the end.
+/// Removes the data directories of test processes that have ended; a process cannot remove its own,
+/// because the server uses it until the end.
 fn remove_leftovers() {
     for entry in fs::read_dir(std::env::temp_dir())
         .into_iter()
@@ -91,7 +91,7 @@ fn remove_leftovers() {
         let name = entry.file_name();
         let owner = name.to_str().and_then(|name| name.strip_prefix(DIRECTORY));
         if owner.is_some_and(|owner| !fs::exists(format!("/proc/{owner}")).unwrap_or(true)) {
-            // Somebody else's, perhaps; then it stays.
+            // Fails for another user's directory, which then stays.
             let _ = fs::remove_dir_all(entry.path());
         }
     }

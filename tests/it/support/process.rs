@@ -1,4 +1,4 @@
-//! The program itself, as whoever runs the service starts it.
+//! The `tallyman` executable, run as an operator runs it.
 
 use std::process::Stdio;
 use std::sync::Arc;
@@ -14,31 +14,31 @@ use tokio::time::timeout;
 
 use super::{Http, World};
 
-/// More than any step takes; a test that reaches it has failed.
-const PATIENCE: Duration = Duration::from_mins(1);
+/// Upper bound for each step; reaching it fails the test.
+const TIMEOUT: Duration = Duration::from_mins(1);
 
-/// A running `tallyman serve`, and all that it has said.
+/// A running `tallyman serve` and its log output.
 pub struct Process {
     pub http: Http,
-    /// Where it listens.
+    /// The address that it listens on.
     pub address: String,
-    /// Every line so far.
-    pub said: Vec<String>,
+    /// All log lines read so far.
+    pub output: Vec<String>,
     child: Child,
-    /// What it says, read as it is said: a program that nobody listens to stops at a full pipe.
+    /// Lines read by a background task, because a full pipe would block the process.
     lines: UnboundedReceiver<String>,
-    listening: JoinHandle<()>,
+    reading: JoinHandle<()>,
     _stderr: Arc<Mutex<Lines<BufReader<ChildStderr>>>>,
 }
 
 impl Process {
-    /// Starts it on a port of its own, with these variables, and waits until it serves.
+    /// Starts the executable on a free port with these variables, and waits until it listens.
     pub async fn serve(world: &World, servers: Servers, variables: &[(&str, &str)]) -> Self {
         let program = Command::new(env!("CARGO_BIN_EXE_tallyman"));
         Self::start(program, world, servers, variables).await
     }
 
-    /// The same, with so many open files at most.
+    /// The same with a limit on open files.
     pub async fn serve_with_files(world: &World, files: usize) -> Self {
         let mut limited = Command::new("/bin/sh");
         let script = format!("ulimit -n {files}; exec \"$0\" \"$@\"");
@@ -66,25 +66,25 @@ impl Process {
             .spawn()
             .unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap()).lines();
-        let (said, lines) = unbounded_channel();
-        // The pipe stays open when nobody listens any more.
-        let deaf = Arc::new(Mutex::new(stderr));
-        let ears = Arc::clone(&deaf);
-        let listening = tokio::spawn(async move {
-            let mut stderr = ears.lock().await;
+        let (sender, lines) = unbounded_channel();
+        // Keeps the pipe open after `stop_reading`.
+        let stderr_kept = Arc::new(Mutex::new(stderr));
+        let reader = Arc::clone(&stderr_kept);
+        let reading = tokio::spawn(async move {
+            let mut stderr = reader.lock().await;
             while let Some(line) = stderr.next_line().await.unwrap() {
-                // Nobody may be left to hear it.
-                let _ = said.send(line);
+                // Fails only after the test has dropped the process.
+                let _ = sender.send(line);
             }
         });
         let mut process = Self {
             http: Http::new(String::new(), &world.key),
             address: String::new(),
-            said: Vec::new(),
+            output: Vec::new(),
             child,
             lines,
-            listening,
-            _stderr: deaf,
+            reading,
+            _stderr: stderr_kept,
         };
         let address = process.url_after("listening on ").await;
         process.http = Http::new(format!("http://{address}"), &world.key);
@@ -92,7 +92,7 @@ impl Process {
         process
     }
 
-    /// The address in the line that says this and a URL.
+    /// The address in the first line that has these words followed by a URL.
     pub async fn url_after(&mut self, words: &str) -> String {
         let url = format!("{words}http://");
         let line = self.line(|line| line.contains(&url)).await;
@@ -101,46 +101,49 @@ impl Process {
         rest.split(ends).next().unwrap().to_owned()
     }
 
-    /// The first line that is it, of those said already or yet to come.
-    pub async fn line(&mut self, is_it: impl Fn(&str) -> bool) -> String {
+    /// The first line that matches, among those read already and those to come.
+    pub async fn line(&mut self, matches: impl Fn(&str) -> bool) -> String {
         let mut position = 0;
         loop {
-            while let Some(line) = self.said.get(position) {
-                if is_it(line) {
+            while let Some(line) = self.output.get(position) {
+                if matches(line) {
                     return line.clone();
                 }
                 position += 1;
             }
-            assert!(self.read().await, "it ended: {:#?}", self.said);
+            assert!(self.read().await, "the process ended: {:#?}", self.output);
         }
     }
 
-    /// Stops it as Docker does; returns its exit code and every line.
+    /// Sends SIGTERM, as Docker does; returns the exit code and all log lines.
     pub async fn stop(mut self) -> (Option<i32>, Vec<String>) {
         let pid = self.child.id().unwrap().to_string();
         let kill = Command::new("kill").args(["-s", "TERM", &pid]).status();
         assert!(kill.await.unwrap().success());
         while self.read().await {}
-        let status = timeout(PATIENCE, self.child.wait()).await;
-        (status.expect("it goes on").unwrap().code(), self.said)
+        let status = timeout(TIMEOUT, self.child.wait()).await;
+        (
+            status.expect("the process stops in time").unwrap().code(),
+            self.output,
+        )
     }
 
-    /// Hears nothing of what it says from now on, and lets it run against a full pipe.
-    pub fn stop_listening(&mut self) {
-        self.listening.abort();
+    /// Stops reading the log, so that the process runs against a full pipe.
+    pub fn stop_reading(&mut self) {
+        self.reading.abort();
     }
 
-    /// Kills it as a power cut would.
+    /// Kills the process with SIGKILL.
     pub async fn kill(mut self) {
         self.child.kill().await.unwrap();
     }
 
-    /// Reads one line more; false at the end.
+    /// Reads one more line; false at the end.
     async fn read(&mut self) -> bool {
-        let line = timeout(PATIENCE, self.lines.recv()).await;
-        let line = line.unwrap_or_else(|_| panic!("silence after {:#?}", self.said));
-        let before = self.said.len();
-        self.said.extend(line);
-        self.said.len() > before
+        let line = timeout(TIMEOUT, self.lines.recv()).await;
+        let line = line.unwrap_or_else(|_| panic!("no further line after {:#?}", self.output));
+        let before = self.output.len();
+        self.output.extend(line);
+        self.output.len() > before
     }
 }

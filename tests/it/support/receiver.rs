@@ -1,4 +1,4 @@
-//! Somebody's endpoint: records what it receives, and answers what it is told.
+//! A webhook receiver: records requests and sends the configured responses.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -18,7 +18,7 @@ use tokio::net::TcpListener;
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::sync::watch;
 
-/// One request, as it came.
+/// A received request.
 #[derive(Debug, Clone)]
 pub struct Received {
     pub headers: HeaderMap,
@@ -26,14 +26,14 @@ pub struct Received {
 }
 
 impl Received {
-    /// One header as text; empty where it is missing.
+    /// A header as text; empty if it is missing.
     pub fn header(&self, name: &str) -> &str {
         self.headers
             .get(name)
             .map_or("", |value| value.to_str().unwrap())
     }
 
-    /// The event's id.
+    /// The id of the event.
     pub fn id(&self) -> &str {
         self.header("webhook-id")
     }
@@ -42,7 +42,7 @@ impl Received {
         serde_json::from_str(&self.text).unwrap()
     }
 
-    /// How many of its signatures a secret verifies.
+    /// How many of its signatures this secret verifies.
     pub fn signed_by(&self, secret: &str) -> usize {
         let key = STANDARD
             .decode(secret.strip_prefix("whsec_").unwrap())
@@ -63,17 +63,17 @@ impl Received {
     }
 }
 
-/// What is answered.
+/// Computes the response to a request.
 type Rule = Box<dyn Fn(&Received) -> Response + Send + Sync>;
 
 struct Shared {
     received: watch::Sender<Vec<Received>>,
     rule: Mutex<Rule>,
-    /// While this is so, nothing is answered.
-    held: watch::Sender<bool>,
+    /// While true, no response is sent.
+    held_back: watch::Sender<bool>,
 }
 
-/// A server of its own. Answers 204 until it is told otherwise.
+/// A server with its own port. Responds 204 unless told otherwise.
 pub struct Receiver {
     pub url: String,
     shared: Arc<Shared>,
@@ -84,7 +84,7 @@ impl Receiver {
         let shared = Arc::new(Shared {
             received: watch::Sender::new(Vec::new()),
             rule: Mutex::new(Box::new(|_| StatusCode::NO_CONTENT.into_response())),
-            held: watch::Sender::new(false),
+            held_back: watch::Sender::new(false),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/hook", listener.local_addr().unwrap());
@@ -95,28 +95,28 @@ impl Receiver {
         Self { url, shared }
     }
 
-    /// Answers this from now on.
+    /// Responds with this status from now on.
     pub fn answer(&self, status: u16) {
         let status = StatusCode::from_u16(status).unwrap();
         self.answer_by(move |_| status.into_response());
     }
 
-    /// Answers what this says from now on.
+    /// Responds with the result of this function from now on.
     pub fn answer_by(&self, rule: impl Fn(&Received) -> Response + Send + Sync + 'static) {
         *self.shared.rule.lock().unwrap() = Box::new(rule);
     }
 
-    /// Answers nobody, until it is told to go on.
-    pub fn hold(&self, held: bool) {
-        self.shared.held.send_replace(held);
+    /// Holds responses back (`true`) or sends them (`false`).
+    pub fn hold(&self, held_back: bool) {
+        self.shared.held_back.send_replace(held_back);
     }
 
-    /// Everything so far.
+    /// All requests received so far.
     pub fn received(&self) -> Vec<Received> {
         self.shared.received.borrow().clone()
     }
 
-    /// Waits until it has all of something.
+    /// Waits until the received requests satisfy a condition.
     pub async fn until(&self, enough: impl Fn(&[Received]) -> bool) -> Vec<Received> {
         let mut received = self.shared.received.subscribe();
         received.wait_for(|all| enough(all)).await.unwrap().clone()
@@ -129,13 +129,13 @@ async fn receive(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: By
         text: String::from_utf8(body.to_vec()).unwrap(),
     };
     shared.received.send_modify(|all| all.push(request.clone()));
-    let mut held = shared.held.subscribe();
-    held.wait_for(|held| !held).await.unwrap();
+    let mut held_back = shared.held_back.subscribe();
+    held_back.wait_for(|held_back| !held_back).await.unwrap();
     let rule = shared.rule.lock().unwrap();
     rule(&request)
 }
 
-/// A receiver of the documentation, run as it stands there.
+/// An example receiver of the documentation, run unchanged.
 pub struct Example {
     pub url: String,
     lines: Lines<BufReader<ChildStdout>>,
@@ -143,14 +143,14 @@ pub struct Example {
 }
 
 impl Example {
-    /// Takes the first block of a language out of `docs/webhooks.md`, and runs it with this secret.
+    /// Runs the first code block of this language in `docs/webhooks.md` with this secret.
     pub async fn start(language: &str, secret: &str) -> Self {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let document = std::fs::read_to_string(root.join("docs/webhooks.md")).unwrap();
         let (_, rest) = document.split_once(&format!("```{language}\n")).unwrap();
         let (code, _) = rest.split_once("\n```").unwrap();
         let mut command = match language {
-            // It has no annotations of types, so that it is JavaScript as well.
+            // The example has no type annotations, so that it is valid JavaScript.
             "ts" => {
                 let mut node = Command::new("node");
                 node.args(["--input-type=module", "--eval", code]);
@@ -165,7 +165,7 @@ impl Example {
         };
         let port = free_port().await;
         let mut child = command
-            // Where what it imports is installed.
+            // `node_modules` with the packages that the example imports.
             .current_dir(root.join("tests/peers"))
             .env("WEBHOOK_SECRET", secret)
             .env("PORT", port.to_string())
@@ -175,7 +175,7 @@ impl Example {
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        // None where it has ended.
+        // `None` if the process has ended.
         let first = lines.next_line().await.unwrap();
         assert_eq!(first.as_deref(), Some("listening"), "{language}");
         Self {
@@ -185,7 +185,7 @@ impl Example {
         }
     }
 
-    /// The next event that it prints: its type and its data.
+    /// The next event that it prints: type and data.
     pub async fn event(&mut self) -> (String, Value) {
         let line = self.lines.next_line().await.unwrap().unwrap();
         let (kind, data) = line.split_once(' ').unwrap();
@@ -193,7 +193,7 @@ impl Example {
     }
 }
 
-/// A port that nobody listens on.
+/// A port without a listener.
 async fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     listener.local_addr().unwrap().port()

@@ -1,4 +1,4 @@
-//! What many tests do in the same words.
+//! Steps that many tests share.
 
 use std::collections::BTreeSet;
 
@@ -9,10 +9,10 @@ use tallyman::domain::api_key::{NewApiKey, Scope};
 use tallyman::postgres::resets::{self, Outcome, ResetRequest};
 use tallyman::postgres::{Actor, Postgres, api_keys};
 
-use super::{Answer, Held, Instance, World, instant, sharded};
+use super::{Answer, CounterFields, Instance, World, instant, sharded};
 
 impl World {
-    /// Moves the clock to an instant, never back.
+    /// Moves the clock forward to an instant.
     pub fn move_to(&self, time: &str) {
         let by = instant(time) - self.clock.now();
         assert!(
@@ -22,14 +22,14 @@ impl World {
         self.clock.advance(by);
     }
 
-    /// What Redis holds of a counter.
-    pub async fn held_of(&self, organization: &str, meter: &str, start: &str) -> Held {
-        self.held(&key_of(organization, meter, start)).await
+    /// The fields of a counter in Redis.
+    pub async fn snapshot_of(&self, organization: &str, meter: &str, start: &str) -> CounterFields {
+        self.snapshot(&key_of(organization, meter, start)).await
     }
 
     /// A new key with these scopes.
     pub async fn key_with(&self, scopes: &[&str]) -> String {
-        let wish = NewApiKey {
+        let request = NewApiKey {
             name: "tests".parse().unwrap(),
             scopes: scopes
                 .iter()
@@ -45,10 +45,13 @@ impl World {
             request_id: String::new(),
         };
         let store = Postgres::new(&self.database_url, 1).unwrap();
-        api_keys::create(&store, &wish, &actor).await.unwrap().text
+        api_keys::create(&store, &request, &actor)
+            .await
+            .unwrap()
+            .text
     }
 
-    /// One value from the database, as text.
+    /// The first column of each row of a query.
     pub async fn select(&self, query: &'static str) -> Vec<String> {
         let rows = sqlx::query(query)
             .fetch_all(&self.postgres().await)
@@ -59,13 +62,13 @@ impl World {
 }
 
 impl Instance {
-    /// Tries to consume some units of a meter.
-    pub async fn attempt(&self, organization: &str, meter: &str, amount: u64) -> Answer {
+    /// Consumes units of a meter, granted or not.
+    pub async fn try_consume(&self, organization: &str, meter: &str, amount: u64) -> Answer {
         let body = json!({"organizationId": organization, "meter": meter, "amount": amount});
         self.http.post("/v1/consume", body).await
     }
 
-    /// Tracks some units of a meter; returns what it then holds.
+    /// Tracks units of a meter; returns the new count.
     pub async fn count(&self, organization: &str, meter: &str, amount: u64) -> u64 {
         let body = json!({"organizationId": organization, "meter": meter, "amount": amount});
         let answer = self.http.post("/v1/track", body).await;
@@ -81,7 +84,7 @@ impl Instance {
         answer.body
     }
 
-    /// Changes limits of an organization, which need not exist yet.
+    /// Changes limits of an organization; creates it if it does not exist.
     pub async fn limits(&self, organization: &str, changes: Value) -> Value {
         let known = self
             .http
@@ -96,7 +99,7 @@ impl Instance {
         answer.body
     }
 
-    /// One meter of an organization, as the API tells it.
+    /// One meter of an organization's usage, read over the API.
     pub async fn meter(&self, organization: &str, meter: &str) -> Value {
         let path = format!("/v1/organizations/{organization}/usage");
         let answer = self.http.get(&path).await;
@@ -111,24 +114,24 @@ pub fn key_of(organization: &str, meter: &str, start: &str) -> String {
     sharded(organization, &format!("u:{organization}:{meter}:{start}"))
 }
 
-/// A reset that is committed and not known to Redis: its process has died in between.
+/// Commits a reset as a process would that dies before it writes to Redis.
 pub async fn commit_reset(world: &World, organization: &str, meters: Option<&[&str]>) {
     let store = Postgres::new(&world.database_url, 1).unwrap();
     let organization = organization.parse().unwrap();
     let meters: Option<BTreeSet<_>> =
         meters.map(|meters| meters.iter().map(|meter| meter.parse().unwrap()).collect());
-    let wish = ResetRequest {
+    let request = ResetRequest {
         organization: &organization,
         incarnation: 0,
         meters: meters.as_ref(),
         counted: &[],
         reason: None,
-        attempt: None,
+        idempotency: None,
     };
     let actor = Actor {
         name: "tests".to_owned(),
         request_id: String::new(),
     };
-    let outcome = resets::commit(&store, &wish, &actor, world.clock.now()).await;
+    let outcome = resets::commit(&store, &request, &actor, world.clock.now()).await;
     assert!(matches!(outcome, Ok(Outcome::Committed { .. })));
 }

@@ -1,4 +1,4 @@
-//! What Redis holds of a counter, by name, read and written without the service's own code.
+//! The fields of a counter in Redis by name, decoded and encoded without the service's own codec.
 
 use std::collections::BTreeMap;
 
@@ -6,49 +6,52 @@ use rmp::{decode, encode};
 
 use super::World;
 
-/// Names and values as text; `used`, `denied` and `refunded` of an hour with `@` and its start in ms behind them.
-pub type Held = BTreeMap<String, String>;
+/// Values as text; `used`, `denied` and `refunded` of an hour are named `used@<start in ms>` and so on.
+pub type CounterFields = BTreeMap<String, String>;
 
 const HEAD: [&str; 6] = ["used", "sequence", "stored", "oldest", "stamp", "denied"];
 const REST: [&str; 5] = ["refunded", "peak", "told", "past", "adjusted"];
 
 impl World {
-    /// What is held under a key; nothing where there is none.
-    pub async fn held(&self, key: &str) -> Held {
+    /// The fields of a counter; empty if the key does not exist.
+    pub async fn snapshot(&self, key: &str) -> CounterFields {
         let value: Option<Vec<u8>> = self.redis_command(&["GET", key]).await;
-        value.map_or_else(Held::new, |value| parse(&value))
+        value.map_or_else(CounterFields::new, |value| decode_counter(&value))
     }
 
-    /// Puts something else in place of what is held under a key, behind the back of the service.
-    pub async fn place(&self, key: &str, fields: &[(&str, &str)]) {
-        let put = |held: &mut Held| {
+    /// Overwrites fields of a counter.
+    pub async fn overwrite(&self, key: &str, fields: &[(&str, &str)]) {
+        let put = |counter: &mut CounterFields| {
             let fields = fields.iter();
-            held.extend(fields.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+            counter.extend(fields.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         };
         self.change(key, put).await;
     }
 
-    /// Adds to a number that is held under a key.
+    /// Adds to a numeric field of a counter.
     pub async fn add(&self, key: &str, name: &str, by: i64) {
-        let add = |held: &mut Held| {
-            let number = held[name].parse::<i64>().unwrap() + by;
-            held.insert(name.to_owned(), number.to_string());
+        let add = |counter: &mut CounterFields| {
+            let number = counter[name].parse::<i64>().unwrap() + by;
+            counter.insert(name.to_owned(), number.to_string());
         };
         self.change(key, add).await;
     }
 
-    /// Again where the service has written meanwhile.
-    async fn change(&self, key: &str, change: impl Fn(&mut Held)) {
+    /// A compare-and-set loop, because the service may write concurrently.
+    async fn change(&self, key: &str, change: impl Fn(&mut CounterFields)) {
         let unless_changed = "if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
                               redis.call('SET', KEYS[1], ARGV[2], 'KEEPTTL') return 1";
         let mut redis = self.redis().await;
         loop {
             let value: Option<Vec<u8>> = self.redis_command(&["GET", key]).await;
-            let mut held = value.as_deref().map_or_else(Held::new, parse);
-            change(&mut held);
+            let mut counter = value
+                .as_deref()
+                .map_or_else(CounterFields::new, decode_counter);
+            change(&mut counter);
             let mut set = redis::cmd("EVAL");
             set.arg(unless_changed).arg(1).arg(key);
-            set.arg(value.unwrap_or_default()).arg(packed(&held));
+            set.arg(value.unwrap_or_default())
+                .arg(encode_counter(&counter));
             if set.query_async(&mut redis).await.unwrap() {
                 return;
             }
@@ -56,27 +59,27 @@ impl World {
     }
 }
 
-fn parse(mut value: &[u8]) -> Held {
-    let mut held = Held::new();
+fn decode_counter(mut value: &[u8]) -> CounterFields {
+    let mut counter = CounterFields::new();
     for name in HEAD {
-        held.insert(name.to_owned(), item(&mut value));
+        counter.insert(name.to_owned(), item(&mut value));
     }
     let (mut start, used, denied) = (item(&mut value), item(&mut value), item(&mut value));
     let (mut refunded, mut left) = ("0".to_owned(), 0);
-    held.insert("crossed".to_owned(), String::new());
+    counter.insert("crossed".to_owned(), String::new());
     if value.is_empty() {
-        held.extend(REST.map(|name| (name.to_owned(), String::new())));
+        counter.extend(REST.map(|name| (name.to_owned(), String::new())));
     } else {
         left = decode::read_array_len(&mut value).unwrap() as usize - REST.len() - 1;
         for name in REST {
-            held.insert(name.to_owned(), item(&mut value));
+            counter.insert(name.to_owned(), item(&mut value));
         }
         refunded = item(&mut value);
     }
     let mut hour = [used, denied, refunded];
     while !start.is_empty() {
         for (name, value) in ["used", "denied", "refunded"].iter().zip(hour.clone()) {
-            held.insert(format!("{name}@{start}"), value);
+            counter.insert(format!("{name}@{start}"), value);
         }
         if left < 2 {
             break;
@@ -92,13 +95,13 @@ fn parse(mut value: &[u8]) -> Held {
         }
     }
     if left > 0 {
-        held.insert("crossed".to_owned(), item(&mut value));
+        counter.insert("crossed".to_owned(), item(&mut value));
     }
-    assert!(value.is_empty(), "{held:?}");
-    held
+    assert!(value.is_empty(), "{counter:?}");
+    counter
 }
 
-/// The next item as text; nothing for nil.
+/// The next item as text; empty for nil.
 fn item(value: &mut &[u8]) -> String {
     if value[0] == 0xc0 {
         *value = &value[1..];
@@ -111,9 +114,9 @@ fn item(value: &mut &[u8]) -> String {
     decode::read_int::<i64, _>(value).unwrap().to_string()
 }
 
-fn packed(held: &Held) -> Vec<u8> {
+fn encode_counter(counter: &CounterFields) -> Vec<u8> {
     let mut value = Vec::new();
-    let text = |name: &str| held.get(name).map_or("", String::as_str);
+    let text = |name: &str| counter.get(name).map_or("", String::as_str);
     let number = |name: &str| text(name).parse::<i64>().unwrap_or(0);
     let put = |value: &mut Vec<u8>, name: &str| match name {
         "stamp" | "told" | "past" | "adjusted" | "crossed" => {
@@ -127,7 +130,7 @@ fn packed(held: &Held) -> Vec<u8> {
     for name in HEAD {
         put(&mut value, name);
     }
-    let starts = held.keys().filter_map(|name| name.strip_prefix("used@"));
+    let starts = counter.keys().filter_map(|name| name.strip_prefix("used@"));
     let mut starts: Vec<i64> = starts.map(|start| start.parse().unwrap()).collect();
     starts.sort_unstable_by(|one, other| other.cmp(one));
     let Some(newest) = starts.first() else {

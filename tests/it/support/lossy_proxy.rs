@@ -1,4 +1,4 @@
-//! A way to Redis that loses what it is told to lose.
+//! A proxy in front of Redis that drops traffic on command.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -14,24 +14,24 @@ use tokio::sync::watch;
 use super::World;
 
 /// Forwards to the Redis of a [`World`].
-pub struct Forgetful {
+pub struct LossyProxy {
     dir: TempDir,
     plan: Arc<Plan>,
 }
 
-/// What is to be lost; with it goes the connection.
+/// Which traffic to drop; dropping any closes its connection.
 struct Plan {
-    /// The socket that new connections lead to.
+    /// The server socket of new connections.
     target: Mutex<PathBuf>,
     next_reply: AtomicBool,
-    /// Every so many pieces of traffic, whichever way they go; 0 = none.
+    /// Drops every n-th chunk, in either direction; 0 = none.
     every: AtomicUsize,
     passed: AtomicUsize,
     closes: AtomicBool,
     open: watch::Sender<bool>,
 }
 
-impl Forgetful {
+impl LossyProxy {
     pub fn new(world: &World) -> Self {
         let dir = TempDir::new().unwrap();
         let listener = UnixListener::bind(dir.path().join("redis.sock")).unwrap();
@@ -56,7 +56,7 @@ impl Forgetful {
         Self { dir, plan }
     }
 
-    /// The servers of an instance that goes this way.
+    /// Server addresses with Redis behind this proxy.
     pub fn servers(&self, world: &World) -> Servers {
         Servers {
             redis_url: format!(
@@ -67,24 +67,24 @@ impl Forgetful {
         }
     }
 
-    /// From now on new connections lead to another Redis.
-    pub fn lead_to(&self, other: &World) {
+    /// From now on connects to another Redis.
+    pub fn connect_to(&self, other: &World) {
         *self.plan.target.lock().unwrap() = socket(other);
     }
 
-    /// The next request is executed; instead of its reply, the connection ends.
+    /// Lets Redis execute the next request and closes the connection instead of replying.
     pub fn lose_one_reply(&self) {
         self.plan.next_reply.store(true, Ordering::SeqCst);
     }
 
-    /// The same, and nobody gets through any more.
+    /// The same, and accepts no further connection until [`LossyProxy::open`].
     pub fn lose_one_reply_and_close(&self) {
         self.plan.closes.store(true, Ordering::SeqCst);
         self.lose_one_reply();
     }
 
-    /// Until the way has closed.
-    pub async fn closed(&self) {
+    /// Waits until the proxy no longer accepts connections.
+    pub async fn until_closed(&self) {
         let mut open = self.plan.open.subscribe();
         open.wait_for(|open| !open).await.unwrap();
     }
@@ -93,9 +93,9 @@ impl Forgetful {
         self.plan.open.send_replace(true);
     }
 
-    /// From now on every so many requests or replies end their connection instead of arriving; 0 = none.
-    pub fn lose_every(&self, pieces: usize) {
-        self.plan.every.store(pieces, Ordering::SeqCst);
+    /// From now on drops every n-th chunk and closes its connection; 0 = none.
+    pub fn lose_every(&self, chunks: usize) {
+        self.plan.every.store(chunks, Ordering::SeqCst);
     }
 }
 
@@ -104,17 +104,17 @@ fn socket(world: &World) -> PathBuf {
 }
 
 impl Plan {
-    fn loses(&self) -> bool {
+    fn drops(&self) -> bool {
         let every = self.every.load(Ordering::SeqCst);
         every > 0 && self.passed.fetch_add(1, Ordering::SeqCst) % every == every - 1
     }
 
-    fn loses_reply(&self) -> bool {
-        let loses = self.next_reply.swap(false, Ordering::SeqCst);
-        if loses && self.closes.swap(false, Ordering::SeqCst) {
+    fn drops_reply(&self) -> bool {
+        let drops = self.next_reply.swap(false, Ordering::SeqCst);
+        if drops && self.closes.swap(false, Ordering::SeqCst) {
             self.open.send_replace(false);
         }
-        loses || self.loses()
+        drops || self.drops()
     }
 }
 
@@ -122,15 +122,15 @@ async fn forward(mut client: UnixStream, mut server: UnixStream, plan: Arc<Plan>
     let (from_client, to_client) = client.split();
     let (from_server, to_server) = server.split();
     tokio::select! {
-        () = carry(from_client, to_server, || plan.loses()) => {}
-        () = carry(from_server, to_client, || plan.loses_reply()) => {}
+        () = carry(from_client, to_server, || plan.drops()) => {}
+        () = carry(from_server, to_client, || plan.drops_reply()) => {}
     }
 }
 
-async fn carry(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, loses: impl Fn() -> bool) {
-    let mut piece = vec![0; 64 * 1024];
-    while let Ok(length @ 1..) = from.read(&mut piece).await {
-        if loses() || to.write_all(&piece[..length]).await.is_err() {
+async fn carry(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, drops: impl Fn() -> bool) {
+    let mut chunk = vec![0; 64 * 1024];
+    while let Ok(length @ 1..) = from.read(&mut chunk).await {
+        if drops() || to.write_all(&chunk[..length]).await.is_err() {
             return;
         }
     }

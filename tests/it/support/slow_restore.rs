@@ -1,4 +1,4 @@
-//! A restore, step by step.
+//! A restore in separate steps.
 
 use std::sync::Arc;
 
@@ -9,16 +9,17 @@ use tallyman::redis::{Connection, Moved, RecoveryReply, Redis, Settings};
 
 use super::{World, instant};
 
-/// One instance's restore of `org_1`, step by step, while the service goes on.
-pub struct Slow {
+/// One instance's restore of a counter of `org_1`, in steps, between which the service may do anything.
+pub struct SlowRestore {
     postgres: Postgres,
     connection: Arc<Connection>,
     counter: CounterId,
 }
 
-impl Slow {
-    pub async fn of(world: &World) -> Self {
-        let redis = Redis::new(settings_of(world), world.clock.clone(), world.metrics()).unwrap();
+impl SlowRestore {
+    pub async fn new(world: &World) -> Self {
+        let redis =
+            Redis::new(redis_settings(world), world.clock.clone(), world.metrics()).unwrap();
         Self {
             connection: redis.connection().await.unwrap(),
             postgres: Postgres::new(&world.database_url, 1).unwrap(),
@@ -30,15 +31,18 @@ impl Slow {
         }
     }
 
-    /// What the counter in Redis has for a stamp.
+    /// The stamp of the counter in Redis.
     pub async fn stamp(&self) -> Stamp {
-        let redis = std::slice::from_ref(&self.counter);
-        let held = self.connection.read(redis).await.unwrap();
-        held[0].as_ref().unwrap().stamp
+        let counters = std::slice::from_ref(&self.counter);
+        let snapshots = self.connection.read(counters).await.unwrap();
+        snapshots[0].as_ref().unwrap().stamp
     }
 
-    /// The first half: Postgres moves the count to the generation of the stamp.
-    pub async fn moved(&self, stamp: &Stamp) -> Result<usage::Restored, postgres::Error> {
+    /// First step: Postgres moves the count to the generation of the stamp.
+    pub async fn move_in_postgres(
+        &self,
+        stamp: &Stamp,
+    ) -> Result<usage::Restored, postgres::Error> {
         let (from, now) = (self.counter.start, self.counter.start);
         let moves = [Move {
             counter: &self.counter,
@@ -49,8 +53,12 @@ impl Slow {
         Ok(restored.into_iter().next().unwrap())
     }
 
-    /// The second half: Redis takes what Postgres holds.
-    pub async fn written(&self, moved: &usage::Restored, policy_version: u64) -> RecoveryReply {
+    /// Second step: Redis stores the snapshot from Postgres.
+    pub async fn write_to_redis(
+        &self,
+        moved: &usage::Restored,
+        policy_version: u64,
+    ) -> RecoveryReply {
         let moved = Moved {
             held: None,
             snapshot: &moved.snapshot,
@@ -62,8 +70,8 @@ impl Slow {
     }
 }
 
-/// How an instance of this world would speak to Redis.
-pub fn settings_of(world: &World) -> Settings {
+/// Redis settings of an instance in this world.
+pub fn redis_settings(world: &World) -> Settings {
     Settings {
         url: world.servers().redis_url,
         prefix: "tm:".to_owned(),
