@@ -54,6 +54,7 @@ mod resets;
 mod restore;
 mod scheduled;
 mod shared_policies;
+mod structure;
 mod support;
 mod temporary;
 mod thresholds;

@@ -1,11 +1,11 @@
 //! The house's own rules, read from its sources.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// All files under a folder of this repository whose names end so.
-fn files(folder: &str, extension: &str) -> Vec<(PathBuf, String)> {
+pub fn files(folder: &str, extension: &str) -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (mut found, mut folders) = (Vec::new(), vec![root.join(folder)]);
     while let Some(folder) = folders.pop() {
@@ -24,111 +24,9 @@ fn files(folder: &str, extension: &str) -> Vec<(PathBuf, String)> {
     found
 }
 
-fn source(path: &str) -> String {
+/// A file of this repository.
+pub fn source(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
-}
-
-/// The table in `src/lib.rs`: each module's floor.
-fn floors() -> BTreeMap<String, u32> {
-    let mut floors = BTreeMap::new();
-    for line in source("src/lib.rs").lines() {
-        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
-        let [_, floor, modules, ..] = cells.as_slice() else {
-            continue;
-        };
-        if let Ok(floor) = floor.parse() {
-            for module in modules.split(',') {
-                let name = module.trim().trim_matches(|c| "[`]".contains(c));
-                assert!(
-                    floors.insert(name.to_owned(), floor).is_none(),
-                    "{name} is twice"
-                );
-            }
-        }
-    }
-    floors
-}
-
-/// The top-level modules that a source names: `crate::x::…`, and each of `crate::{x::…, y}`.
-fn uses(text: &str) -> BTreeSet<String> {
-    let code: String = text
-        .lines()
-        .filter(|line| !line.trim_start().starts_with("//"))
-        .flat_map(|line| [line, "\n"])
-        .collect();
-    let name = |text: &str| -> String {
-        text.trim_start()
-            .chars()
-            .take_while(|c| c.is_alphanumeric() || *c == '_')
-            .collect()
-    };
-    let mut found = BTreeSet::new();
-    for (position, prefix) in code.match_indices("crate::") {
-        let rest = &code[position + prefix.len()..];
-        if !rest.starts_with('{') {
-            found.insert(name(rest));
-            continue;
-        }
-        let (mut depth, mut start) = (0, 0);
-        for (at, character) in rest.char_indices() {
-            match character {
-                '{' => depth += 1,
-                '}' => depth -= 1,
-                _ => {}
-            }
-            let ends = depth == 0 || (depth == 1 && character == ',');
-            if ends {
-                found.insert(name(&rest[start..at]));
-            }
-            if ends || at == 0 {
-                start = at + 1;
-            }
-            if depth == 0 {
-                break;
-            }
-        }
-    }
-    found.remove("");
-    found
-}
-
-#[test]
-fn uses_are_found_in_every_form() {
-    let text = "use crate::clock::Clock;\nuse crate::{\n    access, postgres::{self, Postgres},\n    dev,\n};\nfn f(x: crate::http::X) {}\n// crate::no\n";
-    let found: Vec<String> = uses(text).into_iter().collect();
-    assert_eq!(found, ["access", "clock", "dev", "http", "postgres"]);
-}
-
-#[test]
-fn every_module_uses_lower_floors_only() {
-    let floors = floors();
-    let mut wrong = Vec::new();
-    for (path, text) in files("src", "rs") {
-        let mut parts = path.iter().skip(1);
-        let module = parts
-            .next()
-            .unwrap()
-            .to_str()
-            .unwrap()
-            .trim_end_matches(".rs");
-        if matches!(module, "lib" | "main" | "bin") {
-            continue;
-        }
-        let own = floors.get(module);
-        let own = *own.unwrap_or_else(|| panic!("{module} is on no floor of src/lib.rs"));
-        for used in uses(&text) {
-            let floor = floors.get(&used).unwrap_or_else(|| {
-                panic!("{} uses crate::{used}, which is no module", path.display())
-            });
-            if *floor >= own && used != module {
-                wrong.push(format!(
-                    "{} (floor {own}) uses {used} (floor {floor})",
-                    path.display()
-                ));
-            }
-        }
-    }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[test]
@@ -138,16 +36,6 @@ fn the_load_tool_and_the_server_launcher_use_nothing_of_the_library() {
             assert!(!text.contains("tallyman::"), "{}", path.display());
         }
     }
-}
-
-#[test]
-fn the_table_of_floors_names_every_module_and_no_other() {
-    let declared: BTreeSet<String> = source("src/lib.rs")
-        .lines()
-        .filter_map(|line| Some(line.strip_prefix("pub mod ")?.strip_suffix(';')?.to_owned()))
-        .collect();
-    let on_floors: BTreeSet<String> = floors().into_keys().collect();
-    assert_eq!(declared, on_floors);
 }
 
 #[test]
