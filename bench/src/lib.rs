@@ -10,6 +10,7 @@ mod flush;
 mod http;
 mod load;
 mod noop;
+mod pace;
 mod requests;
 mod stage;
 mod suite;

@@ -9,8 +9,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -18,12 +16,12 @@ use futures::TryStreamExt as _;
 use futures::stream::FuturesUnordered;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Semaphore;
 use tokio::task::unconstrained;
 use tokio::time::{sleep, timeout};
 
 use crate::audit::Ledger;
 use crate::http::{Connection, Response, Target};
+use crate::pace::Pace;
 use crate::requests::{Organizations, Shape, Spread, Template};
 
 /// How long a service may refuse connections, and how long due requests may wait for a connection.
@@ -34,9 +32,6 @@ const STALL: Duration = Duration::from_mins(2);
 
 /// Between two attempts to connect.
 const PAUSE: Duration = Duration::from_millis(10);
-
-/// Resolution of an open loop. Tokio's timers are ten times as coarse.
-const TICK: Duration = Duration::from_micros(100);
 
 /// What to send, how fast, and for how long.
 #[derive(Debug, Clone)]
@@ -53,6 +48,18 @@ pub(crate) struct Load {
     /// Before the measurement.
     pub(crate) warm_up: Duration,
     pub(crate) until: Until,
+}
+
+impl Load {
+    /// Number of requests at this rate.
+    fn total(&self, rate: u32) -> Result<u64> {
+        Ok(match self.until {
+            Until::Elapsed(duration) => {
+                u64::try_from((self.warm_up + duration).as_nanos())? / Pace::interval(rate)
+            }
+            Until::Requests(number) => number,
+        })
+    }
 }
 
 /// When a load ends.
@@ -169,7 +176,7 @@ impl<'a> Running<'a> {
         let start = Instant::now();
         let pace = load
             .rate
-            .map(|rate| Pace::start(load, rate, start))
+            .map(|rate| Pace::start(rate, load.total(rate)?, load.connections, start))
             .transpose()?;
         Ok(Self {
             load,
@@ -346,60 +353,6 @@ impl Report {
             bail!("{what}: {wrong} items failed or have no response: {self:?}");
         }
         Ok(self)
-    }
-}
-
-/// Releases requests when they are due, from its own thread.
-struct Pace {
-    /// Nanoseconds between two requests.
-    interval: u64,
-    /// Number of requests of the load.
-    total: u64,
-    /// A permit for each request that is due and not yet started.
-    due: Arc<Semaphore>,
-}
-
-impl Pace {
-    fn start(load: &Load, rate: u32, start: Instant) -> Result<Self> {
-        let interval = 1_000_000_000 / u64::from(rate.max(1));
-        let total = match load.until {
-            Until::Elapsed(duration) => {
-                u64::try_from((load.warm_up + duration).as_nanos())? / interval
-            }
-            Until::Requests(number) => number,
-        };
-        let pace = Self {
-            interval,
-            total,
-            due: Arc::new(Semaphore::new(0)),
-        };
-        let (due, workers) = (Arc::clone(&pace.due), load.connections);
-        thread::Builder::new()
-            .name("pace".to_owned())
-            .spawn(move || {
-                let mut released = 0;
-                while released < total && !due.is_closed() {
-                    let elapsed = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
-                    let now = (elapsed / interval + 1).min(total);
-                    due.add_permits(usize::try_from(now - released).unwrap_or(0));
-                    released = now;
-                    thread::sleep(TICK);
-                }
-                // Wakes all workers, so that they end.
-                due.add_permits(workers);
-            })
-            .context("a thread cannot be started")?;
-        Ok(pace)
-    }
-
-    fn after(&self, serial: u64) -> Duration {
-        Duration::from_nanos(self.interval.saturating_mul(serial))
-    }
-}
-
-impl Drop for Pace {
-    fn drop(&mut self) {
-        self.due.close();
     }
 }
 

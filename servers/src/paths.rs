@@ -88,7 +88,7 @@ impl SocketDir {
             });
         }
         let path = Path::new("/tmp").join(unique_name(dir));
-        // Never follows a link that somebody else put there: in that case symlink() fails.
+        // Never follows a link that another user created: then symlink() fails.
         ignore_missing(fs::remove_file(&path))
             .and_then(|()| symlink(dir, &path))
             .with_context(|| format!("cannot create {}", path.display()))?;

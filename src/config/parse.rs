@@ -83,6 +83,10 @@ fn invalid_setting(command: &Command, error: &clap::Error) -> Option<(String, (u
     // Such as `--listen <ADDRESS>`.
     let flag = usage.strip_prefix("--")?.split(' ').next();
     let found = find(command, |arg| arg.get_long() == flag)?;
+    // An argument of commands that call a service, and no setting of it.
+    if found.arg.get_id() == "url" {
+        return None;
+    }
     let rule = error.source()?.to_string();
     Some((found.arg.get_id().to_string(), found.problem(&rule)))
 }

@@ -4,8 +4,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 use strum::VariantArray as _;
 
-use super::OTHER;
-use super::families::{BoundedMap, Members};
+use super::families::{BoundedMap, Members, OTHER};
 use super::labels::{Label as _, Outcome};
 use crate::domain::decision::Operation;
 use crate::domain::ids::MeterId;

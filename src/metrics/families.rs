@@ -6,15 +6,30 @@ use std::sync::OnceLock;
 use prometheus_client::encoding::EncodeMetric;
 use prometheus_client::metrics::TypedMetric;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use super::labels::Label;
+
+/// The label of values beyond a bound.
+pub(super) const OTHER: &str = "other";
+
+/// Buckets for requests and scripts, seconds.
+const LATENCIES: [f64; 15] = [
+    0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+    5.0,
+];
 
 /// The labels of a metric: name and value of each.
 pub(super) type Labels<const N: usize> = [(&'static str, String); N];
 
 /// A family with `N` labels, and the constructor of its members.
 pub(super) type Members<const N: usize, M> = Family<Labels<N>, M, fn() -> M>;
+
+/// A histogram for requests and scripts.
+pub(super) fn latency() -> Histogram {
+    Histogram::new(LATENCIES)
+}
 
 /// A metric for each value of one label. All exist from the start, so that rates start at zero.
 #[derive(Debug)]

@@ -27,20 +27,11 @@ pub use labels::{Cache, CloseReason, DeliveryOutcome, Outcome, Recovered, Script
 use crate::domain::decision::Operation;
 use crate::domain::ids::MeterId;
 use decisions::Decisions;
-use families::ByLabel;
+use families::{ByLabel, latency};
 use requests::Requests;
 
 /// The media type of [`Metrics::to_text`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
-/// The label of values beyond a bound.
-const OTHER: &str = "other";
-
-/// Buckets for requests and scripts, seconds.
-const LATENCIES: [f64; 15] = [
-    0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
-    5.0,
-];
 
 /// Buckets for background jobs, seconds.
 const JOB_DURATIONS: [f64; 11] = [
@@ -380,10 +371,6 @@ impl Jobs {
             ),
         }
     }
-}
-
-fn latency() -> Histogram {
-    Histogram::new(LATENCIES)
 }
 
 fn register<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {

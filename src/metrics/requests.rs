@@ -6,9 +6,8 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use super::families::{BoundedMap, Labels, Members};
+use super::families::{BoundedMap, Labels, Members, OTHER, latency};
 use super::labels::{Label as _, Method};
-use super::{OTHER, latency};
 
 /// The most endpoints (route and method) with labels of their own.
 const ENDPOINTS_MAX: usize = 256;

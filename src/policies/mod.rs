@@ -45,7 +45,7 @@ pub struct Policies {
     fenced: Coalescer<OrganizationId, OrganizationId, (), Failure>,
 }
 
-/// A look-up past the cache: of whom, and the caller's version if Redis was seen to have a newer one.
+/// A look-up past the cache: the organization, and the caller's version if Redis has a newer one.
 type Lookup = (OrganizationId, Option<u64>);
 
 type LookupResult = Result<Arc<CachedPolicy>, Failure>;

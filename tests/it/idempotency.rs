@@ -324,7 +324,7 @@ async fn reusing_a_key_does_not_claim_that_nothing_was_counted() {
     post(1).await;
     let detail = post(2).await.body["detail"].to_string();
     assert!(!detail.contains("nothing was counted"), "{detail}");
-    assert!(detail.contains("this one was not carried out"), "{detail}");
+    assert!(detail.contains("this one was not executed"), "{detail}");
 }
 
 #[tokio::test]

@@ -63,4 +63,5 @@ mod tokens;
 mod usage;
 mod verify;
 mod webhooks;
+mod words;
 mod wrong_values;

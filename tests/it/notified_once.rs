@@ -140,7 +140,7 @@ async fn make_organizations(postgres: &PgPool) {
              insert into organizations (id, version)
              select 'org_' || number, 1 from generate_series(1, $1) as number
              returning id
-         ), standing as (
+         ), summary as (
              insert into standings (organization_id) select id from made
          )
          insert into limits (organization_id, meter, limited, units, enforcement, warn_at)

@@ -8,7 +8,7 @@ use crate::tidy::{files, source};
 /// No function is longer, from its signature to its closing brace.
 const FUNCTION_MAX: usize = 70;
 
-/// No file is longer; a `tests.rs` beside a pure module may be.
+/// No file is longer; except the `tests.rs` of a pure module.
 const FILE_MAX: usize = 400;
 
 /// A source of the library: its module path below the crate, such as `["redis", "count", "lane"]`, and its code.

@@ -58,7 +58,7 @@ fn the_domain_is_pure() {
 fn only_the_redis_module_speaks_redis_and_only_the_postgres_module_speaks_sql() {
     for (path, text) in files("src", "rs") {
         let path = path.to_str().unwrap();
-        // Elsewhere `redis::` is our own module, which whoever uses it imports.
+        // Elsewhere `redis::` is our own module, which its users import.
         if !path.starts_with("src/redis/") && !text.contains("crate::redis") {
             assert!(!text.contains("redis::"), "{path} speaks Redis");
         }

@@ -90,14 +90,14 @@ pub(in crate::http) async fn adjust(
     } = body;
     let payload = format!("adjust {meter} {} {:?}", amount.get(), reason.as_str());
     let record = idempotency.record(organization.as_str(), &payload);
-    let wish = AdjustmentRequest {
+    let request = AdjustmentRequest {
         organization: &organization,
         meter: &meter,
         amount: amount.get(),
         reason: reason.as_str(),
         idempotency: record.as_ref(),
     };
-    let Adjustment { replayed, finished } = state.admin.adjust(&wish, &caller.actor()).await?;
+    let Adjustment { replayed, finished } = state.admin.adjust(&request, &caller.actor()).await?;
     let result = AdjustResult {
         organization_id: organization,
         meter: finished.meter,

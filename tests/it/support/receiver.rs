@@ -73,7 +73,7 @@ struct Shared {
     held_back: watch::Sender<bool>,
 }
 
-/// A server with its own port. Responds 204 unless told otherwise.
+/// A server with its own port. Responds 204 unless configured otherwise.
 pub struct Receiver {
     pub url: String,
     shared: Arc<Shared>,
