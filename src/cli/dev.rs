@@ -49,7 +49,8 @@ pub async fn run(options: Options, config: Config) -> Result<()> {
         () = stop.cancelled() => return Ok(()),
         servers = start_servers(&dir) => servers?,
     };
-    let served = serve(config, listener, &dir, &mut redis, &mut postgres, stop).await;
+    let serving = serve(config, listener, &dir, &mut redis, &mut postgres, stop);
+    let served = Box::pin(serving).await;
     tokio::join!(redis.stop(), postgres.stop());
     served
 }

@@ -92,9 +92,12 @@ fn invalid_setting(command: &Command, error: &clap::Error) -> Option<(String, (u
 }
 
 fn accept_any_text(command: Command, id: &str) -> Command {
-    let accept = |arg: Arg| match arg.get_id() == id {
-        true => arg.value_parser(clap::value_parser!(String)),
-        false => arg,
+    let accept = |arg: Arg| {
+        if arg.get_id() == id {
+            arg.value_parser(clap::value_parser!(String))
+        } else {
+            arg
+        }
     };
     command
         .mut_args(accept)

@@ -15,7 +15,7 @@ use super::request_log::{CallerId, RequestInfo};
 use super::state::State;
 use crate::budget::{Exceeded, Share};
 
-/// The largest body of a batch, and of all calls, bytes: ITEMS_MAX items with ids and keys of usual length.
+/// The largest body of a batch, and of all calls, bytes: `ITEMS_MAX` items with ids and keys of usual length.
 pub const BATCH_BODY_MAX: usize = 8 * 1024 * 1024;
 
 /// A received body. Dropping it returns its share of the memory budget.

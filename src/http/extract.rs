@@ -93,7 +93,7 @@ pub(super) fn from_json<T: DeserializeOwned>(text: &[u8]) -> Result<T, Error> {
     }
 }
 
-/// A JSON object. Without this, serde_json also takes an array of the fields' values for a struct.
+/// A JSON object. Without this, `serde_json` also takes an array of the fields' values for a struct.
 #[derive(Debug)]
 pub(super) struct Object<T>(pub(super) T);
 

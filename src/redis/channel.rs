@@ -157,12 +157,18 @@ impl Channel {
     pub(super) async fn examine(&self) -> Result<String, Error> {
         let mut pipeline = ::redis::pipe();
         pipeline.cmd("INFO");
-        pipeline
-            .cmd("SET")
-            .arg((self.keys.layout(), LAYOUT, "NX"))
-            .ignore();
         pipeline.cmd("GET").arg(self.keys.layout());
-        let (info, layout): (String, Option<String>) = self.query_all(&pipeline).await?;
+        let (info, mut layout): (String, Option<String>) = self.query_all(&pipeline).await?;
+        if layout.is_none() {
+            // Only where it is missing, so that a Redis that is full can be read and flushed.
+            let mut pipeline = ::redis::pipe();
+            pipeline
+                .cmd("SET")
+                .arg((self.keys.layout(), LAYOUT, "NX"))
+                .ignore();
+            pipeline.cmd("GET").arg(self.keys.layout());
+            (layout,) = self.query_all(&pipeline).await?;
+        }
         let facts: HashMap<&str, &str> = info
             .lines()
             .filter_map(|line| line.split_once(':'))

@@ -111,7 +111,7 @@ mod tests {
     fn scripts_use_declared_constants_only() {
         for script in ALL {
             let text = &script.text;
-            let (_, code) = text.split_once("\n").unwrap();
+            let (_, code) = text.split_once('\n').unwrap();
             let without_headers: String = code
                 .split("--[[")
                 .map(|part| part.rsplit("]]\n").next().unwrap())

@@ -154,14 +154,14 @@ async fn restore_all(
     usage::ensure_partitions(&ctx.postgres, hours.map(|hour| hour.start)).await?;
     let hours_from = retention::oldest_hour(now, ctx.late);
     let restored = usage::restore(&ctx.postgres, &moves, hours_from, now).await?;
-    let moved = moves.iter().zip(&restored).map(|(it, restored)| Moved {
+    let snapshots = moves.iter().zip(&restored).map(|(it, restored)| Moved {
         held: it.held,
         snapshot: &restored.snapshot,
         meters: &restored.meters,
         policy_version: it.stamp.version,
     });
-    let moved: Vec<Moved<'_>> = moved.collect();
-    let written = connection.restore(&moved, now).await?;
+    let snapshots: Vec<Moved<'_>> = snapshots.collect();
+    let written = connection.restore(&snapshots, now).await?;
     for (place, reply) in places.into_iter().zip(written) {
         *place = reply;
     }

@@ -1,4 +1,4 @@
-//! Metrics in the OpenMetrics format.
+//! Metrics in the `OpenMetrics` format.
 
 use chrono::Duration;
 use serde_json::json;

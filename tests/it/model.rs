@@ -531,6 +531,10 @@ fn hour(now: DateTime<Utc>, hours_ago: i64) -> DateTime<Utc> {
     tallyman::domain::wall_clock::hour(chrono_tz::Tz::UTC, now - Duration::hours(hours_ago)).0
 }
 
+#[expect(
+    clippy::too_many_lines,
+    reason = "one case, from its setup to its verdict"
+)]
 async fn check_case(bench: &Bench, number: usize, case: &Case) -> Result<(), TestCaseError> {
     let organizations: Vec<OrganizationId> = ["a", "b"]
         .iter()

@@ -169,8 +169,9 @@ impl<'de> Deserializer<'de> for Given<'de> {
         visitor: V,
     ) -> Result<V::Value, Fault> {
         match self {
-            Self::Json(Json::Text(word)) => visitor.visit_enum(StrDeserializer::new(word)),
-            Self::Values([word]) => visitor.visit_enum(StrDeserializer::new(word)),
+            Self::Json(Json::Text(word)) | Self::Values([word]) => {
+                visitor.visit_enum(StrDeserializer::new(word))
+            }
             _ => Err(de::Error::unknown_variant("", variants)),
         }
     }

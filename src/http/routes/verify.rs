@@ -103,21 +103,18 @@ pub(in crate::http) async fn verify(
     Query(query): Query<VerifyQuery>,
 ) -> Result<Json<Verification>, Error> {
     let named = query.organization_id.as_ref();
-    let (organizations, next_cursor) = match caller.authorize_filter(named)? {
-        Some(organization) => {
-            if !state.verifier.exists(&organization).await? {
-                return Err(Error::NotFound("there is no such organization"));
-            }
-            (vec![organization], None)
+    let (organizations, next_cursor) = if let Some(organization) = caller.authorize_filter(named)? {
+        if !state.verifier.exists(&organization).await? {
+            return Err(Error::NotFound("there is no such organization"));
         }
-        None => {
-            let count = query.page_size.get();
-            let after = query.cursor.as_ref();
-            let page = state.verifier.organizations_after(after, count).await?;
-            let full = page.len() >= usize::try_from(count).unwrap_or(usize::MAX);
-            let last = page.last().filter(|_| full).cloned();
-            (page, last)
-        }
+        (vec![organization], None)
+    } else {
+        let count = query.page_size.get();
+        let after = query.cursor.as_ref();
+        let page = state.verifier.organizations_after(after, count).await?;
+        let full = page.len() >= usize::try_from(count).unwrap_or(usize::MAX);
+        let last = page.last().filter(|_| full).cloned();
+        (page, last)
     };
     let report = state.verifier.verify(&organizations).await?;
     Ok(Json(Verification {

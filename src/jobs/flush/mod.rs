@@ -102,7 +102,7 @@ impl Flusher {
             Ok::<_, Failure>(self.interval.max(throttle(took)))
         })
         .await;
-        job.round(self.store_all()).await;
+        job.round(Box::pin(self.store_all())).await;
         // A stop does not wait for all summaries: the scan finds the others.
         let _ = tokio::time::timeout(FINAL_REFRESH, self.summaries.refresh()).await;
     }
@@ -160,7 +160,7 @@ impl Flusher {
         let backlog = self.backlog().await?;
         self.ensure_partitions().await?;
         let lanes = backlog.chunks(backlog.len().div_ceil(LANES).max(1));
-        let lanes = lanes.map(|lane| self.flush_lane(lane.iter().cloned().collect()));
+        let lanes = lanes.map(|lane| self.flush_lane(lane.iter().copied().collect()));
         let mut report = Report::default();
         for lane in try_join_all(lanes).await? {
             report += lane;

@@ -339,7 +339,12 @@ impl<'a> Layout<'a> {
             };
             array
                 .push(lua_index(rule.counter))
-                .push_optional(rule.stamp.rule.cap().map(|cap| cap.get()))
+                .push_optional(
+                    rule.stamp
+                        .rule
+                        .cap()
+                        .map(crate::domain::quantity::Count::get),
+                )
                 .push_text(text)
                 .push_signed(rule.hour.timestamp_millis())
                 .push_optional(rule.watched.lowest)

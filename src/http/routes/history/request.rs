@@ -129,14 +129,17 @@ impl Request {
             async move {
                 let entries = match rest {
                     Rest::Read(entries) => entries,
-                    Rest::After(last) => {
-                        state.history.page(&list, Some(&last), STREAM_PAGE).await?
+                    Rest::After(position) => {
+                        state
+                            .history
+                            .page(&list, Some(&position), STREAM_PAGE)
+                            .await?
                     }
                     Rest::Nothing => return Ok::<_, Error>(None),
                 };
                 let rest = match entries.last() {
-                    Some(last) if entries.len() == STREAM_PAGE => {
-                        Rest::After(last.row.position.clone())
+                    Some(entry) if entries.len() == STREAM_PAGE => {
+                        Rest::After(entry.row.position.clone())
                     }
                     _ => Rest::Nothing,
                 };
