@@ -1,6 +1,6 @@
 //! The settings: each one a flag and a `TALLYMAN_…` variable, listed by `--help`.
 //!
-//! The only reader of the environment. [`parse`] reports all invalid settings together, so that a deployment is
+//! The only reader of the environment. [`parse()`] reports all invalid settings together, so that a deployment is
 //! corrected in one go.
 
 mod parse;
