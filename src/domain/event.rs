@@ -173,6 +173,14 @@ mod tests {
             assert_eq!(kind.to_string().parse(), Ok(*kind));
             assert_eq!(serde_json::to_value(kind).unwrap(), kind.to_string());
         }
-        assert!("usage".parse::<EventType>().is_err());
+        let words: Vec<String> = EventType::VARIANTS
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        let (last, others) = words.split_last().unwrap();
+        assert_eq!(
+            "usage".parse::<EventType>().unwrap_err().to_string(),
+            format!("must be {} or {last}", others.join(", ")),
+        );
     }
 }
