@@ -29,6 +29,8 @@ pub(super) struct Job<'a> {
     worker: Option<Worker>,
     /// What it does, for the log: "store counts".
     task: &'static str,
+    /// Whether a stop cancels a round that is running.
+    cancellable: bool,
     failing_since: Option<Instant>,
 }
 
@@ -39,11 +41,18 @@ impl<'a> Job<'a> {
             metrics: &ctx.metrics,
             worker,
             task,
+            cancellable: false,
             failing_since: None,
         }
     }
 
-    /// Runs `once` every `interval` until `stop`, which also cancels a round that is running.
+    /// Lets a stop cancel a round that is running: for rounds that take long and may end anywhere.
+    pub(super) fn cancellable(mut self) -> Self {
+        self.cancellable = true;
+        self
+    }
+
+    /// Runs `once` every `interval` until `stop`, and finishes a round that is running.
     pub(super) async fn every<T, E: Display, F: Future<Output = Result<T, E>>>(
         &mut self,
         interval: Duration,
@@ -62,15 +71,17 @@ impl<'a> Job<'a> {
         mut once: impl FnMut() -> F,
     ) {
         let mut pause = interval;
-        let rounds = async {
-            loop {
-                tokio::time::sleep(pause).await;
-                // Boxed, because a round is a large future.
-                let round = Box::pin(once());
-                pause = self.round(round).await.unwrap_or(interval);
-            }
-        };
-        let _: Option<()> = stop.run_until_cancelled(rounds).await;
+        while let Some(()) = stop.run_until_cancelled(tokio::time::sleep(pause)).await {
+            let cancellable = self.cancellable;
+            // Boxed, because a round is a large future.
+            let round = self.round(Box::pin(once()));
+            let done = if cancellable {
+                stop.run_until_cancelled(round).await.flatten()
+            } else {
+                round.await
+            };
+            pause = done.unwrap_or(interval);
+        }
     }
 
     /// Runs one round: measures it, and logs if it is the first to fail, or to succeed again.
@@ -138,5 +149,52 @@ impl Supervisor {
         tokio::time::timeout(patience, self.tasks.wait())
             .await
             .is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use chrono::{DateTime, Utc};
+    use tokio::sync::Notify;
+
+    use super::*;
+
+    /// Stops a job while its first round runs; returns whether that round was finished.
+    async fn finishes_its_round(job: Job<'_>) -> bool {
+        let (stop, finished) = (CancellationToken::new(), AtomicBool::new(false));
+        let started = Notify::new();
+        let mut job = job;
+        let run = job.every(Duration::ZERO, &stop, || async {
+            started.notify_one();
+            // Pending often enough for the stop to come in between.
+            for _ in 0..10 {
+                tokio::task::yield_now().await;
+            }
+            finished.store(true, Ordering::Relaxed);
+            Ok::<_, Infallible>(())
+        });
+        let control = async {
+            started.notified().await;
+            stop.cancel();
+        };
+        tokio::join!(run, control);
+        finished.load(Ordering::Relaxed)
+    }
+
+    #[tokio::test]
+    async fn a_stop_waits_for_the_running_round_unless_it_is_cancellable() {
+        let metrics = Metrics::new("0.1.0", DateTime::<Utc>::UNIX_EPOCH);
+        let job = |cancellable| Job {
+            metrics: &metrics,
+            worker: None,
+            task: "test",
+            cancellable,
+            failing_since: None,
+        };
+        assert!(finishes_its_round(job(false)).await);
+        assert!(!finishes_its_round(job(true)).await);
     }
 }

@@ -64,6 +64,7 @@ impl Eraser {
     pub async fn run(self, stop: CancellationToken) {
         let task = "erase the data of deleted organizations";
         Job::new(&self.ctx, Some(Worker::Erase), task)
+            .cancellable()
             .every(INTERVAL, &stop, || self.erase_once())
             .await;
     }

@@ -65,6 +65,7 @@ impl GarbageCollector {
             Some(Worker::GarbageCollect),
             "garbage-collect Redis",
         )
+        .cancellable()
         .every(ATTEMPT_INTERVAL, &stop, || self.collect_if_due())
         .await;
     }

@@ -32,8 +32,15 @@ pub async fn policies(ctx: Context, policies: Policies, stop: CancellationToken)
 pub async fn api_keys(ctx: Context, auth: Auth, stop: CancellationToken) {
     let mut sweep = Job::new(&ctx, Some(Worker::KeySweep), "mirror API keys in Redis");
     let mut uses = Job::new(&ctx, None, "store when API keys were last used");
+    let mirror = async {
+        // At once, because a Redis that is new has no keys.
+        sweep.round(auth.sweep_once()).await;
+        sweep
+            .every(SWEEP_INTERVAL, &stop, || auth.sweep_once())
+            .await;
+    };
     tokio::join!(
-        sweep.every(SWEEP_INTERVAL, &stop, || auth.sweep_once()),
+        mirror,
         uses.every(USES_INTERVAL, &stop, || auth.store_uses()),
     );
     uses.round(auth.store_uses()).await;

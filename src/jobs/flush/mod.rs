@@ -92,7 +92,7 @@ impl Flusher {
     }
 
     async fn keep_flushing(&self, stop: &CancellationToken) {
-        let mut job = Job::new(&self.ctx, Some(Worker::Flush), "store counts");
+        let mut job = Job::new(&self.ctx, Some(Worker::Flush), "store counts").cancellable();
         job.paced(self.interval, stop, || async {
             let (report, took) = self.flush_throttled().await?;
             if report.read > 0 {
