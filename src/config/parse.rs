@@ -64,10 +64,11 @@ impl Found<'_> {
     }
 }
 
-/// The first setting, of the command or its subcommands, that fulfils a condition.
+/// The first setting, of the command or its subcommands, that fulfils a condition. Settings have a heading in the help;
+/// other arguments, such as the URL that a command calls, do not.
 fn find(command: &Command, is_it: impl Fn(&Arg) -> bool + Copy) -> Option<Found<'_>> {
     let mut args = command.get_arguments().enumerate();
-    let found = args.find(|(_, arg)| arg.get_env().is_some() && is_it(arg));
+    let found = args.find(|(_, arg)| arg.get_help_heading().is_some() && is_it(arg));
     let found = found.map(|(position, arg)| Found { position, arg });
     found.or_else(|| command.get_subcommands().find_map(|it| find(it, is_it)))
 }
@@ -83,10 +84,6 @@ fn invalid_setting(command: &Command, error: &clap::Error) -> Option<(String, (u
     // Such as `--listen <ADDRESS>`.
     let flag = usage.strip_prefix("--")?.split(' ').next();
     let found = find(command, |arg| arg.get_long() == flag)?;
-    // An argument of commands that call a service, and no setting of it.
-    if found.arg.get_id() == "url" {
-        return None;
-    }
     let rule = error.source()?.to_string();
     Some((found.arg.get_id().to_string(), found.problem(&rule)))
 }
