@@ -3,7 +3,7 @@
 dev: ## run Tallyman on this machine, with a private Redis and Postgres
 	@scripts/setup
 	@[ -e "$${CARGO_TARGET_DIR:-target}/fast/tallyman" ] || \
-		echo "Building Tallyman and its dependencies: some minutes this first time, seconds after a change …"
+		echo "Building Tallyman and its dependencies: about four minutes on two cores this first time, seconds after a change …"
 	@exec cargo run --profile fast -- dev
 
 test: ## run all tests
