@@ -10,7 +10,6 @@ use crate::domain::ids::OrganizationId;
 use crate::domain::input::integer;
 use crate::http::auth::Administrator;
 use crate::http::extract::{Query, instant};
-
 use crate::http::list::{List, PageSize};
 use crate::http::problem::Error;
 use crate::http::state::State;

@@ -10,7 +10,6 @@ use crate::domain::event::EventType;
 use crate::domain::ids::{EventId, OrganizationId};
 use crate::http::auth::{OrganizationParam, Read};
 use crate::http::extract::{Query, instant};
-
 use crate::http::list::{List, PageSize};
 use crate::http::problem::Error;
 use crate::http::state::State;

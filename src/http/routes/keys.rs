@@ -13,7 +13,6 @@ use crate::domain::ids::ApiKeyId;
 use crate::http::auth::Administrator;
 use crate::http::extract::{Body, NoQuery, Query};
 use crate::http::idempotency::Idempotency;
-
 use crate::http::list::{List, Page};
 use crate::http::path::Path;
 use crate::http::problem::Error;

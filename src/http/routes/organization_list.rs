@@ -12,7 +12,6 @@ use crate::domain::quantity::Count;
 use crate::domain::summary::State as UsageSummary;
 use crate::http::auth::Read;
 use crate::http::extract::Query;
-
 use crate::http::list::{List, PageSize};
 use crate::http::problem::Error;
 use crate::http::routes::usage::{self, Meter};

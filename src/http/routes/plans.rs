@@ -16,7 +16,6 @@ use crate::domain::plan;
 use crate::http::auth::Administrator;
 use crate::http::etag::{Conditions, Tagged};
 use crate::http::extract::{Body, NoQuery, Query};
-
 use crate::http::list::{List, Page};
 use crate::http::openapi::problems::MayBeInUse;
 use crate::http::path::Path;

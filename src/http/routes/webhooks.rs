@@ -13,7 +13,6 @@ use crate::domain::webhook::{Delivery, DeliveryStatus, NewWebhook, Webhook, Webh
 use crate::http::auth::Administrator;
 use crate::http::extract::{Body, NoQuery, Query};
 use crate::http::idempotency::Idempotency;
-
 use crate::http::list::{List, Page, PageSize};
 use crate::http::path::Path;
 use crate::http::problem::Error;
