@@ -7,7 +7,7 @@ dev: ## run Tallyman on this machine, with a private Redis and Postgres
 	@exec cargo run --profile fast -- dev
 
 test: ## run all tests
-	@scripts/setup test && exec cargo test --workspace
+	@scripts/setup test && cargo test --workspace && exec npm test
 
 bench: ## measure throughput and latency, with a private Redis and Postgres
 	@scripts/setup && cargo build --release --workspace && exec "$${CARGO_TARGET_DIR:-target}/release/bench" suite
