@@ -1,0 +1,114 @@
+// Tracks and consumes that are made while a request is on its way share the next one, as a batch.
+
+import { isTransient } from "./error.js";
+import { type HttpAnswer, outcome, type Request, retrying, send, type Settings } from "./http.js";
+
+/** A batch below this size is answered by the service without waiting for large ones. */
+const MAX_BATCH_BYTES = 16_000;
+
+export interface Charge {
+  op: "track" | "consume";
+  body: object;
+  key: string | undefined;
+  signal: AbortSignal;
+  deadline: number;
+}
+
+interface Call extends Charge {
+  /** The charge as an item of a batch. */
+  item: string;
+  resolve(result: unknown): void;
+  reject(error: unknown): void;
+}
+
+export class Coalescer {
+  readonly #settings: Settings;
+  readonly #maxInFlight: number;
+  #waiting: Call[] = [];
+  #inFlight = 0;
+
+  /** @param maxInFlight requests at a time; with `Infinity` no call waits, and none is shared */
+  constructor(settings: Settings, maxInFlight: number) {
+    this.#settings = settings;
+    this.#maxInFlight = maxInFlight;
+  }
+
+  /** Sends a charge, at once if it may, else with the next request. */
+  send<T>(charge: Charge): Promise<T> {
+    const { op, body, key: idempotencyKey } = charge;
+    // Here, so that a body that is not JSON fails its own call only.
+    const item = JSON.stringify({ ...body, op, idempotencyKey });
+    return new Promise<T>((resolve, reject) => {
+      this.#waiting.push({ ...charge, item, resolve: resolve as (result: unknown) => void, reject });
+      this.#next();
+    });
+  }
+
+  #next(): void {
+    if (this.#inFlight >= this.#maxInFlight) return;
+    // Whoever has given up while waiting is not sent at all.
+    const waiting = this.#waiting.filter((call) => !call.signal.aborted);
+    let bytes = 0;
+    const end = waiting.findIndex((call) => (bytes += call.item.length) > MAX_BATCH_BYTES);
+    const count = end < 0 ? waiting.length : Math.max(end, 1);
+    this.#waiting = waiting.splice(count);
+    if (waiting.length === 0) return;
+    this.#inFlight++;
+    void this.#deliver(waiting).finally(() => {
+      this.#inFlight--;
+      this.#next();
+    });
+  }
+
+  /** Settles each call with its own answer; those that may be tried again are, together. */
+  async #deliver(calls: Call[]): Promise<void> {
+    let open = calls;
+    const controller = new AbortController();
+    const abort = () => {
+      if (calls.every((call) => call.signal.aborted || !open.includes(call))) controller.abort(new Error("nobody waits for it any more"));
+    };
+    for (const call of calls) call.signal.addEventListener("abort", abort);
+    const deadline = () => Math.min(...open.map((call) => call.deadline));
+    try {
+      await retrying(async () => {
+        const answers = await this.#request(open, controller.signal);
+        const failures = open.map((call, index) => settle(call, answers[index]!));
+        open = open.filter((_, index) => failures[index]);
+        const failure = failures.find(Boolean);
+        if (failure) throw failure;
+      }, { retries: this.#settings.retries, signal: controller.signal, deadline });
+    } catch (error) {
+      for (const call of open) call.reject(error);
+    } finally {
+      for (const call of calls) call.signal.removeEventListener("abort", abort);
+    }
+  }
+
+  /** The answer of each call. */
+  async #request(calls: Call[], signal: AbortSignal): Promise<HttpAnswer[]> {
+    const [first] = calls;
+    if (calls.length === 1) return [await send(this.#settings, single(first!), signal)];
+    const body = `{"items":[${calls.map((call) => call.item).join(",")}]}`;
+    const name = "POST /v1/batch";
+    const answer = await send(this.#settings, { name, method: "POST", path: "/v1/batch", body }, signal);
+    const { results } = outcome<{ results: { status: number }[] }>(name, answer);
+    return results.map((result) => ({ status: result.status, body: result, headers: answer.headers }));
+  }
+}
+
+function single({ op, body, key }: Charge): Request {
+  const path = `/v1/${op}`;
+  const headers = key === undefined ? {} : { "idempotency-key": key };
+  return { name: `POST ${path}`, method: "POST", path, headers, body: JSON.stringify(body) };
+}
+
+/** Returns a failure after which the call may be tried again; it is settled otherwise. */
+function settle(call: Call, answer: HttpAnswer): unknown {
+  try {
+    call.resolve(outcome(`POST /v1/${call.op}`, answer));
+  } catch (error) {
+    if (isTransient(error)) return error;
+    call.reject(error);
+  }
+  return undefined;
+}

@@ -1,0 +1,153 @@
+// One request and its answer, the time that a call has, and when it is tried again.
+
+import { isTransient, TallymanError } from "./error.js";
+
+export interface Settings {
+  url: string;
+  key: string | (() => string | Promise<string>);
+  fetch: typeof fetch;
+  /** For a whole call, retries included, ms. */
+  timeout: number;
+  retries: number;
+}
+
+export interface Request {
+  /** For messages, such as `POST /v1/consume`. */
+  name: string;
+  method: string;
+  /** Path and query. */
+  path: string;
+  headers?: Record<string, string>;
+  /** JSON. */
+  body?: string | undefined;
+}
+
+/** A decoded answer of Tallyman: a success, a problem, or a result of a batch. */
+export interface HttpAnswer {
+  status: number;
+  // The caller knows the shape by the operation.
+  // eslint-disable-next-line @typescript-eslint/no-explicit-any
+  body: any;
+  headers: Headers;
+}
+
+/** Sends a request once. Throws if there is no answer, or if it is not Tallyman's. */
+export async function send(settings: Settings, request: Request, signal: AbortSignal): Promise<HttpAnswer> {
+  const { name, method, path, body } = request;
+  let response: Response;
+  let text: string;
+  try {
+    const key = typeof settings.key === "string" ? settings.key : await settings.key();
+    const headers: Record<string, string> = { ...request.headers, authorization: `Bearer ${key}` };
+    if (body !== undefined) headers["content-type"] = "application/json";
+    response = await settings.fetch(settings.url + path, { method, headers, signal, ...(body === undefined ? {} : { body }) });
+    text = await response.text();
+  } catch (cause) {
+    if (signal.aborted) throw signal.reason;
+    const detail = `no answer from ${settings.url}; is a Tallyman running there?`;
+    throw new TallymanError(name, { status: 0, code: "unreachable", detail }, { cause });
+  }
+  const { status, headers } = response;
+  if (response.ok && !text) return { status, body: undefined, headers };
+  try {
+    const decoded = JSON.parse(text);
+    if (response.ok || typeof decoded.code === "string") return { status, body: decoded, headers };
+  } catch {
+    // Reported below, as what is JSON but no problem.
+  }
+  const detail = `the answer is not from a Tallyman (${headers.get("content-type") ?? "no content type"}); check the URL ${settings.url}`;
+  throw new TallymanError(name, { status, code: "unexpected_response", detail, retryAfter: retryAfter(headers) });
+}
+
+/** What the call returns: the body, also of a denial. Throws what the problem says. */
+export function outcome<T>(name: string, { status, body, headers }: HttpAnswer): T {
+  if (status < 300 || body.code === "limit_exceeded") return result(body, headers) as T;
+  const { code, detail, errors } = body;
+  throw new TallymanError(name, {
+    status,
+    code,
+    detail,
+    errors,
+    retryAfter: retryAfter(headers),
+    requestId: headers.get("x-request-id") ?? undefined,
+  });
+}
+
+/** A body with what headers say of it, and without what makes a problem of a denial. */
+// eslint-disable-next-line @typescript-eslint/no-explicit-any
+function result(body: any, headers: Headers): unknown {
+  if (typeof body?.allowed !== "boolean") return body;
+  const { type: _type, title: _title, status: _status, detail: _detail, code: _code, index: _index, ...usage } = body;
+  if (headers.get("idempotent-replayed") === "true") usage.replayed = true;
+  if (usage.retryAt) {
+    // By the service's clock; browsers may hide the header of another origin.
+    const now = Date.parse(headers.get("date") ?? "") || Date.now();
+    usage.retryAfter = Math.max(0, Math.ceil((Date.parse(usage.retryAt) - now) / 1000));
+  }
+  return usage;
+}
+
+function retryAfter(headers: Headers): number | undefined {
+  const seconds = Number(headers.get("retry-after") ?? NaN);
+  return Number.isFinite(seconds) ? seconds : undefined;
+}
+
+/** Runs a call that ends after `timeout` ms, or with the caller's signal, whatever it does itself. */
+export function within<T>(
+  name: string,
+  timeout: number,
+  callerSignal: AbortSignal | undefined,
+  run: (signal: AbortSignal, deadline: number) => Promise<T>,
+): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const controller = new AbortController();
+    const end = (error: TallymanError) => {
+      done();
+      reject(error);
+      controller.abort(error);
+    };
+    const abort = () => end(new TallymanError(name, { status: 0, code: "aborted", detail: "the caller ended it" }, { cause: callerSignal?.reason }));
+    const late = () => end(new TallymanError(name, { status: 0, code: "timeout", detail: `no answer within ${timeout} ms` }));
+    const timer = setTimeout(late, timeout);
+    const done = () => {
+      clearTimeout(timer);
+      callerSignal?.removeEventListener("abort", abort);
+    };
+    if (callerSignal?.aborted) return abort();
+    callerSignal?.addEventListener("abort", abort);
+    (async () => run(controller.signal, performance.now() + timeout))().then(resolve, reject).finally(done);
+  });
+}
+
+/** Tries again after transient failures, as long as the wait ends before the deadline. */
+export async function retrying<T>(
+  attempt: () => Promise<T>,
+  { retries, signal, deadline }: { retries: number; signal: AbortSignal; deadline: () => number },
+): Promise<T> {
+  for (let attempts = 1; ; attempts++) {
+    try {
+      return await attempt();
+    } catch (error) {
+      if (!isTransient(error) || attempts > retries) throw error;
+      // Jitter, so that the clients of an outage do not come back all at once.
+      const wait = Math.max((error.retryAfter ?? 0) * 1000, 50 * 2 ** attempts) * (1 + Math.random() / 2);
+      if (performance.now() + wait >= deadline()) throw error;
+      await sleep(wait, signal);
+    }
+  }
+}
+
+function sleep(ms: number, signal: AbortSignal): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const abort = () => {
+      clearTimeout(timer);
+      reject(signal.reason);
+    };
+    const timer = setTimeout(() => {
+      signal.removeEventListener("abort", abort);
+      resolve();
+    }, ms);
+    if (signal.aborted) abort();
+    else signal.addEventListener("abort", abort, { once: true });
+  });
+}

@@ -1,0 +1,101 @@
+// The shapes that calls take and return.
+
+import type { components } from "./openapi.js";
+import type { Answer, Body } from "./operations.js";
+
+type Schemas = components["schemas"];
+
+/** Why a call was denied; empty where it was not. */
+export interface Denial {
+  /** The meters that denied, which may be among those in `require`. */
+  deniedBy?: string[];
+  /** True for the first call that one of these meters denies in its period; of concurrent ones, exactly one has it. */
+  first?: boolean;
+  /** The first instant at which the same call would be granted; absent where waiting does not help. */
+  retryAt?: string;
+  /** The same in seconds from now, rounded up. */
+  retryAfter?: number;
+  /** True if the call repeats an idempotency key: this is the answer of the first, and nothing was counted. */
+  replayed?: true;
+}
+
+/** One meter after a call. */
+export type MeterState = Schemas["MeterResult"];
+
+/** The result of a call for one meter. `allowed` is false if it was denied. */
+export type MeterUsage = MeterState & Denial;
+
+/** The result of a call with `meters`. `allowed` is false if it was denied, and then none was charged. */
+export interface MetersUsage extends Denial {
+  allowed: boolean;
+  organizationId: string;
+  /** By name, charged or required. */
+  meters: Record<string, MeterState>;
+}
+
+/** A body that charges one meter, `api` unless named. */
+export type OneMeter<B> = Exclude<B, { meters: unknown }>;
+/** A body that charges several meters, all or none. */
+export type SeveralMeters<B> = Extract<B, { meters: unknown }>;
+
+export type TrackBody = Schemas["TrackBody"];
+export type ConsumeBody = Schemas["ConsumeBody"];
+export type RefundBody = Schemas["RefundBody"];
+
+/** An item of a batch. */
+export type BatchItem = Body<"POST /v1/batch">["items"][number];
+
+/** The answer to an item of a batch; `status` says which of the shapes it has. */
+export type BatchResult = { index: number; replayed?: true } & (
+  | ({ status: 200 } & (MeterUsage | MetersUsage))
+  | ({ status: 429; code: "limit_exceeded" } & (MeterUsage | MetersUsage))
+  | (Omit<Schemas["Problem"], "status"> & { status: 400 | 403 | 404 | 409 | 422 | 500 | 503 | 504 })
+);
+
+/** The answers to a batch. */
+export type BatchSummary = Omit<Answer<"POST /v1/batch">, "results"> & {
+  /** In the order of the items, as far as they were asked for. */
+  results: BatchResult[];
+};
+
+export type Usage = Schemas["Usage"];
+export type Organization = Schemas["Organization"];
+export type Limits = Schemas["Limits"];
+export type HistoryRow = Schemas["HistoryRow"];
+
+interface Crossing {
+  organizationId: string;
+  meter: string;
+  /** The percentage that was reached. */
+  threshold: number;
+  /** The count at the crossing. */
+  current: number;
+  limit: number;
+  periodStart: string;
+  resetDate: string | null;
+}
+
+/** The `data` of events by type. */
+export interface EventData extends Record<Schemas["EventType"], object> {
+  "usage.warning": Crossing;
+  "usage.limit_exceeded": Crossing;
+  "usage.reset": {
+    organizationId: string;
+    meter: string;
+    /** What ended the period: the first call after it, the calendar, or a reset. */
+    resetType: Schemas["ResetMode"];
+    /** The count of the period that has ended. */
+    previousCount: number;
+    /** Of the new period. */
+    periodStart: string;
+    resetDate: string | null;
+  };
+  "organization.deleted": { organizationId: string };
+  "limits.updated": { organizationId: string; limits: Organization["limits"] };
+  "webhook.test": { webhookId: string };
+}
+
+/** An event; `type` says what `data` has. */
+export type TallymanEvent = {
+  [T in keyof EventData]: { id: string; type: T; timestamp: string; data: EventData[T] };
+}[keyof EventData];
