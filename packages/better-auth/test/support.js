@@ -1,0 +1,112 @@
+// Better Auth with the plugin, in this process: users, organizations and their calls.
+
+import { betterAuth } from "better-auth";
+import { memoryAdapter } from "better-auth/adapters/memory";
+import { admin, bearer, organization } from "better-auth/plugins";
+import { usageTracking } from "@tallyman/better-auth";
+
+const URL = "http://127.0.0.1:3000";
+
+export function memoryDatabase() {
+  return { user: [], session: [], account: [], verification: [], organization: [], member: [], invitation: [] };
+}
+
+/**
+ * An auth server.
+ *
+ * @param {import("@tallyman/better-auth").UsageTrackingOptions} usage options of the plugin
+ * @param {object} options `database` as `betterAuth` takes it, or that of `memoryDatabase`; `before` has plugins that come
+ *   before this one; the rest are options of `betterAuth`
+ */
+export function makeAuth(usage, { database = memoryDatabase(), before = [], log = [], ...options } = {}) {
+  const auth = betterAuth({
+    baseURL: URL,
+    secret: "a secret for tests, known to everybody",
+    database: Array.isArray(database.user) ? memoryAdapter(database) : database,
+    emailAndPassword: { enabled: true },
+    telemetry: { enabled: false },
+    rateLimit: { enabled: false },
+    logger: { log: (level, message) => log.push(`${level}: ${message}`) },
+    plugins: [admin(), organization(), bearer(), ...before, usageTracking(usage)],
+    ...options,
+  });
+  return Object.assign(auth, { log });
+}
+
+/** A signed-in user of an auth server. */
+export class User {
+  constructor(auth, id, headers) {
+    this.auth = auth;
+    this.id = id;
+    this.headers = headers;
+  }
+
+  static async signUp(auth, name) {
+    const { headers, response } = await auth.api.signUpEmail({
+      body: { name, email: `${name}@example.com`, password: "correct horse battery" },
+      returnHeaders: true,
+    });
+    const cookie = headers.getSetCookie().map((it) => it.split(";")[0]).join("; ");
+    return new User(auth, response.user.id, { cookie });
+  }
+
+  /** Calls an endpoint over HTTP; returns the status, the headers and the decoded body. */
+  async call(method, path, body, headers = {}) {
+    const response = await this.auth.handler(
+      new Request(`${URL}/api/auth${path}`, {
+        method,
+        headers: { ...this.headers, origin: URL, ...(body === undefined ? {} : { "content-type": "application/json" }), ...headers },
+        ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+      }),
+    );
+    const { status, headers: received } = response;
+    const isJson = received.get("content-type")?.startsWith("application/json");
+    return { status, headers: received, body: isJson ? await response.json() : await response.text() };
+  }
+
+  /** A cheap call that is counted. */
+  work() {
+    return this.call("GET", "/organization/get-full-organization");
+  }
+
+  async makeOrganization(slug) {
+    const { id } = await this.auth.api.createOrganization({ body: { name: slug, slug }, headers: this.headers });
+    return id;
+  }
+}
+
+let organizations = 0;
+
+/** A user whose active organization is new, and its id. */
+export async function newMember(auth) {
+  const name = `member-${process.pid}-${++organizations}`;
+  const user = await User.signUp(auth, name);
+  const organizationId = await user.makeOrganization(name);
+  return { user, organizationId };
+}
+
+/** The count of an organization according to Tallyman; 0 if it does not know it. */
+export async function counted(tallyman, organizationId, meter = "api") {
+  const { body } = await tallyman.api("GET", `/v1/organizations/${organizationId}/usage`);
+  return body.meters?.[meter]?.current ?? 0;
+}
+
+/** Waits for a condition that events bring about; fails after ten seconds. */
+export async function until(condition, what) {
+  const deadline = Date.now() + 10_000;
+  for (;;) {
+    const value = await condition();
+    if (value) return value;
+    if (Date.now() > deadline) throw new Error(`not within ten seconds: ${what}`);
+    await new Promise((resolve) => setTimeout(resolve, 10));
+  }
+}
+
+/** Limits an organization, which is created if Tallyman does not know it; null is unlimited. */
+export async function setLimit(tallyman, organizationId, limit, enforcement = "hard") {
+  const path = `/v1/organizations/${organizationId}`;
+  const { status } = await tallyman.api("GET", path);
+  if (status === 404) await tallyman.api("PUT", path, {});
+  const patched = await tallyman.api("PATCH", `${path}/limits`, { api: { limit, enforcement } });
+  if (patched.status !== 200) throw new Error(JSON.stringify(patched.body));
+}
