@@ -39,8 +39,11 @@ export function createTallyman(options: TallymanOptions = {}): Tallyman {
 
   const request = <T>(operation: string, parameters: AnyParameters = {}): Promise<T> => execute(settings, operation, parameters);
   const count = <T>(op: "track" | "consume", body: object, { idempotencyKey, signal }: KeyedOptions = {}): Promise<T> => {
-    const key = keyFor(settings, idempotencyKey);
-    return within(`POST /v1/${op}`, settings.timeout, signal, (signal, deadline) => coalescer.send<T>({ op, body, key, signal, deadline }));
+    const name = `POST /v1/${op}`;
+    return within(name, settings.timeout, signal, (signal, deadline) => {
+      const key = keyFor(settings, name, idempotencyKey);
+      return coalescer.send<T>({ op, body, key, signal, deadline });
+    });
   };
   return {
     track: (body: object, options?: KeyedOptions) => count<never>("track", body, options),
@@ -76,36 +79,47 @@ function settingsOf(options: TallymanOptions): Settings {
   const env = (globalThis as { process?: { env?: Record<string, string | undefined> } }).process?.env ?? {};
   const url = options.url ?? env.TALLYMAN_URL;
   const key = options.key ?? env.TALLYMAN_API_KEY;
-  const missing = !url ? "the URL of Tallyman is missing: set TALLYMAN_URL, or give `url`" : !key && "the key is missing: set TALLYMAN_API_KEY, or give `key`";
-  if (!url || !key) throw new TallymanError("createTallyman", { status: 0, code: "not_configured", detail: missing || "" });
+  if (!url) throw notConfigured("the URL of Tallyman is missing: set TALLYMAN_URL, or give `url`");
+  if (!/^https?:\/\/[^@]+$/.test(url)) throw notConfigured("the URL of Tallyman must be http:// or https://, without a user or a password");
+  if (!key) throw notConfigured("the key is missing: set TALLYMAN_API_KEY, or give `key`");
   return {
     url: url.replace(/\/+$/, ""),
     key,
-    // The global one is looked up at each call, so that what replaces it later is used, and called as a function of its own.
+    // The global one is looked up at each call, so that what replaces it later is used.
     fetch: options.fetch ?? ((input, init) => fetch(input, init)),
     timeout: options.timeout ?? 5000,
     retries: options.retries ?? 2,
   };
 }
 
-/** What is tried again needs a key. */
-function keyFor({ retries }: Settings, given: string | undefined): string | undefined {
-  return given ?? (retries > 0 ? crypto.randomUUID() : undefined);
+function notConfigured(detail: string): TallymanError {
+  return new TallymanError("createTallyman", { status: 0, code: "not_configured", detail });
+}
+
+function invalid(operation: string, detail: string): TallymanError {
+  return new TallymanError(operation, { status: 0, code: "invalid_field", detail });
+}
+
+/** The caller's key, or a new one, because what is tried again needs one. */
+function keyFor(settings: Settings, operation: string, given: string | undefined): string | undefined {
+  if (given === undefined) return settings.retries > 0 ? crypto.randomUUID() : undefined;
+  if (/^[ -~]{1,255}$/.test(given)) return given;
+  throw invalid(operation, `idempotencyKey must be 1 to 255 printable ASCII characters; got ${JSON.stringify(given)}`);
 }
 
 function execute<T>(settings: Settings, operation: string, parameters: AnyParameters): Promise<T> {
   const [method = "", template = ""] = operation.split(" ");
-  const { body, ifMatch, ifNoneMatch, signal } = parameters;
-  const key = operation in KEYED ? keyFor(settings, parameters.idempotencyKey) : undefined;
-  const headers: Record<string, string> = {};
-  if (key !== undefined) headers["idempotency-key"] = key;
-  if (ifMatch !== undefined) headers["if-match"] = ifMatch === "*" ? "*" : `"${ifMatch}"`;
-  if (ifNoneMatch !== undefined) headers["if-none-match"] = ifNoneMatch;
-
-  const repeatable = key !== undefined || method === "GET" || operation === "POST /v1/check";
+  const { body, idempotencyKey, ifMatch, ifNoneMatch, signal } = parameters;
   return within(operation, settings.timeout, signal, async (signal, deadline) => {
+    const key = operation in KEYED ? keyFor(settings, operation, idempotencyKey) : undefined;
+    const headers: Record<string, string> = {};
+    if (key !== undefined) headers["idempotency-key"] = key;
+    if (ifMatch !== undefined) headers["if-match"] = ifMatch === "*" ? "*" : `"${ifMatch}"`;
+    if (ifNoneMatch !== undefined) headers["if-none-match"] = ifNoneMatch;
     const path = pathOf(operation, template, parameters);
     const request = { name: operation, method, path, headers, body: body === undefined ? undefined : JSON.stringify(body) };
+
+    const repeatable = key !== undefined || method === "GET" || operation === "POST /v1/check";
     const attempt = async () => outcome<T>(operation, await send(settings, request, signal));
     return retrying(attempt, { retries: repeatable ? settings.retries : 0, signal, deadline: () => deadline });
   });
@@ -116,7 +130,7 @@ function pathOf(operation: string, template: string, { path = {}, query = {} }: 
     const value = path[name];
     // A URL without such a segment would be that of another operation.
     if (!value || /^\.\.?$/.test(value)) {
-      throw new TallymanError(operation, { status: 0, code: "invalid_field", detail: `${name} must be an id; got ${JSON.stringify(value)}` });
+      throw invalid(operation, `${name} must be an id; got ${JSON.stringify(value)}`);
     }
     return encodeURIComponent(value);
   });

@@ -6,6 +6,9 @@ import { type HttpAnswer, outcome, type Request, retrying, send, type Settings }
 /** A batch below this size is answered by the service without waiting for large ones. */
 const MAX_BATCH_BYTES = 16_000;
 
+/** How long a request keeps the next one waiting, ms; one that hangs must not hold up the others. */
+const MAX_HOLD = 100;
+
 export interface Charge {
   op: "track" | "consume";
   body: object;
@@ -54,9 +57,16 @@ export class Coalescer {
     this.#waiting = waiting.splice(count);
     if (waiting.length === 0) return;
     this.#inFlight++;
-    void this.#deliver(waiting).finally(() => {
-      this.#inFlight--;
+    let held = true;
+    const release = () => {
+      if (held) this.#inFlight--;
+      held = false;
       this.#next();
+    };
+    const timer = setTimeout(release, MAX_HOLD);
+    void this.#deliver(waiting).finally(() => {
+      clearTimeout(timer);
+      release();
     });
   }
 

@@ -34,28 +34,44 @@ export interface HttpAnswer {
 /** Sends a request once. Throws if there is no answer, or if it is not Tallyman's. */
 export async function send(settings: Settings, request: Request, signal: AbortSignal): Promise<HttpAnswer> {
   const { name, method, path, body } = request;
-  let response: Response;
-  let text: string;
+  const headers: Record<string, string> = { ...request.headers, authorization: `Bearer ${await keyOf(settings)}` };
+  if (body !== undefined) headers["content-type"] = "application/json";
+  const exchange = async () => {
+    const response = await settings.fetch(settings.url + path, { method, headers, signal, ...(body === undefined ? {} : { body }) });
+    return { response, text: await response.text() };
+  };
   try {
-    const key = typeof settings.key === "string" ? settings.key : await settings.key();
-    const headers: Record<string, string> = { ...request.headers, authorization: `Bearer ${key}` };
-    if (body !== undefined) headers["content-type"] = "application/json";
-    response = await settings.fetch(settings.url + path, { method, headers, signal, ...(body === undefined ? {} : { body }) });
-    text = await response.text();
+    // The signal is waited for as well, because not every wrapper of `fetch` passes it on.
+    const { response, text } = await Promise.race([exchange(), aborted(signal)]);
+    return decode(settings, name, response, text);
   } catch (cause) {
     if (signal.aborted) throw signal.reason;
+    if (cause instanceof TallymanError) throw cause;
     const detail = `no answer from ${settings.url}; is a Tallyman running there?`;
     throw new TallymanError(name, { status: 0, code: "unreachable", detail }, { cause });
   }
-  const { status, headers } = response;
-  if (response.ok && !text) return { status, body: undefined, headers };
+}
+
+/** The key, which no error may show; that of `fetch` would, if the header cannot be sent. */
+async function keyOf(settings: Settings): Promise<string> {
+  const key = (typeof settings.key === "string" ? settings.key : await settings.key()).trim();
+  if (/^[!-~]+$/.test(key)) return key;
+  throw new TallymanError("key", { status: 0, code: "not_configured", detail: "the key is empty or has characters that no key has" });
+}
+
+function aborted(signal: AbortSignal): Promise<never> {
+  return new Promise((_, reject) => signal.addEventListener("abort", () => reject(signal.reason), { once: true }));
+}
+
+function decode({ url }: Settings, name: string, { ok, status, headers }: Response, text: string): HttpAnswer {
+  if (ok && !text) return { status, body: undefined, headers };
   try {
-    const decoded = JSON.parse(text);
-    if (response.ok || typeof decoded.code === "string") return { status, body: decoded, headers };
+    const body = JSON.parse(text);
+    if (ok || typeof body?.code === "string") return { status, body, headers };
   } catch {
     // Reported below, as what is JSON but no problem.
   }
-  const detail = `the answer is not from a Tallyman (${headers.get("content-type") ?? "no content type"}); check the URL ${settings.url}`;
+  const detail = `the answer is not from a Tallyman (${headers.get("content-type") ?? "no content type"}); check the URL ${url}`;
   throw new TallymanError(name, { status, code: "unexpected_response", detail, retryAfter: retryAfter(headers) });
 }
 
@@ -63,7 +79,7 @@ export async function send(settings: Settings, request: Request, signal: AbortSi
 export function outcome<T>(name: string, { status, body, headers }: HttpAnswer): T {
   if (status < 300 || body.code === "limit_exceeded") return result(body, headers) as T;
   const { code, detail, errors } = body;
-  throw new TallymanError(name, {
+  throw new TallymanError(errors?.[0] ? `${name} ${errors[0].pointer}` : name, {
     status,
     code,
     detail,
@@ -130,7 +146,7 @@ export async function retrying<T>(
     } catch (error) {
       if (!isTransient(error) || attempts > retries) throw error;
       // Jitter, so that the clients of an outage do not come back all at once.
-      const wait = Math.max((error.retryAfter ?? 0) * 1000, 50 * 2 ** attempts) * (1 + Math.random() / 2);
+      const wait = Math.max((error.retryAfter ?? 0) * 1000, 50 * 2 ** (attempts - 1)) * (1 + Math.random() / 2);
       if (performance.now() + wait >= deadline()) throw error;
       await sleep(wait, signal);
     }

@@ -5,9 +5,9 @@ import type { Answer, Body } from "./operations.js";
 
 type Schemas = components["schemas"];
 
-/** Why a call was denied; empty where it was not. */
-export interface Denial {
-  /** The meters that denied, which may be among those in `require`. */
+/** What a result has besides the meters. */
+export interface Verdict {
+  /** The meters that denied the call, which may be among those in `require`; absent where it was granted. */
   deniedBy?: string[];
   /** True for the first call that one of these meters denies in its period; of concurrent ones, exactly one has it. */
   first?: boolean;
@@ -15,7 +15,7 @@ export interface Denial {
   retryAt?: string;
   /** The same in seconds from now, rounded up. */
   retryAfter?: number;
-  /** True if the call repeats an idempotency key: this is the answer of the first, and nothing was counted. */
+  /** True if the call repeated an idempotency key: this is the answer of the first, and nothing was counted. */
   replayed?: true;
 }
 
@@ -23,10 +23,10 @@ export interface Denial {
 export type MeterState = Schemas["MeterResult"];
 
 /** The result of a call for one meter. `allowed` is false if it was denied. */
-export type MeterUsage = MeterState & Denial;
+export type MeterUsage = MeterState & Verdict;
 
 /** The result of a call with `meters`. `allowed` is false if it was denied, and then none was charged. */
-export interface MetersUsage extends Denial {
+export interface MetersUsage extends Verdict {
   allowed: boolean;
   organizationId: string;
   /** By name, charged or required. */
@@ -47,9 +47,9 @@ export type BatchItem = Body<"POST /v1/batch">["items"][number];
 
 /** The answer to an item of a batch; `status` says which of the shapes it has. */
 export type BatchResult = { index: number; replayed?: true } & (
-  | ({ status: 200 } & (MeterUsage | MetersUsage))
-  | ({ status: 429; code: "limit_exceeded" } & (MeterUsage | MetersUsage))
-  | (Omit<Schemas["Problem"], "status"> & { status: 400 | 403 | 404 | 409 | 422 | 500 | 503 | 504 })
+  | ({ status: 200 } & Schemas["UsageResult"])
+  | ({ status: 429 } & Schemas["Problem"] & Schemas["UsageResult"])
+  | (Schemas["Problem"] & { status: 400 | 403 | 404 | 409 | 422 | 500 | 503 | 504 })
 );
 
 /** The answers to a batch. */
