@@ -73,6 +73,11 @@ export class Tallyman {
     await Promise.race([this.#ready(), failed]);
   }
 
+  /** Of the service; Redis and Postgres are its children. */
+  get pid() {
+    return this.#process.pid;
+  }
+
   /** Stops the service in an orderly way; its data stays. */
   async stop() {
     const child = this.#process;
