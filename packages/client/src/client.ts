@@ -40,9 +40,8 @@ export function createTallyman(options: TallymanOptions = {}): Tallyman {
   const request = <T>(operation: string, parameters: AnyParameters = {}): Promise<T> => execute(settings, operation, parameters);
   const count = <T>(op: "track" | "consume", body: object, { idempotencyKey, signal }: KeyedOptions = {}): Promise<T> => {
     const name = `POST /v1/${op}`;
-    return within(name, settings.timeout, signal, (signal, deadline) => {
-      const key = keyFor(settings, name, idempotencyKey);
-      return coalescer.send<T>({ op, body, key, signal, deadline });
+    return within(name, settings.timeout, signal, (life) => {
+      return coalescer.send<T>({ op, body, key: keyFor(settings, name, idempotencyKey), life });
     });
   };
   return {
@@ -110,7 +109,7 @@ function keyFor(settings: Settings, operation: string, given: string | undefined
 function execute<T>(settings: Settings, operation: string, parameters: AnyParameters): Promise<T> {
   const [method = "", template = ""] = operation.split(" ");
   const { body, idempotencyKey, ifMatch, ifNoneMatch, signal } = parameters;
-  return within(operation, settings.timeout, signal, async (signal, deadline) => {
+  return within(operation, settings.timeout, signal, async (life) => {
     const key = operation in KEYED ? keyFor(settings, operation, idempotencyKey) : undefined;
     const headers: Record<string, string> = {};
     if (key !== undefined) headers["idempotency-key"] = key;
@@ -120,8 +119,10 @@ function execute<T>(settings: Settings, operation: string, parameters: AnyParame
     const request = { name: operation, method, path, headers, body: body === undefined ? undefined : JSON.stringify(body) };
 
     const repeatable = key !== undefined || method === "GET" || operation === "POST /v1/check";
-    const attempt = async () => outcome<T>(operation, await send(settings, request, signal));
-    return retrying(attempt, { retries: repeatable ? settings.retries : 0, signal, deadline: () => deadline });
+    const controller = new AbortController();
+    life.onEnd = (error) => controller.abort(error);
+    const attempt = async () => outcome<T>(operation, await send(settings, request, controller.signal));
+    return retrying(attempt, { retries: repeatable ? settings.retries : 0, signal: controller.signal, deadline: () => life.deadline });
   });
 }
 

@@ -1,7 +1,7 @@
 // Tracks and consumes that are made while a request is on its way share the next one, as a batch.
 
 import { isTransient } from "./error.js";
-import { type HttpAnswer, outcome, type Request, retrying, send, type Settings } from "./http.js";
+import { type HttpAnswer, type Lifetime, outcome, type Request, retrying, send, type Settings } from "./http.js";
 
 /** A batch below this size is answered by the service without waiting for large ones. */
 const MAX_BATCH_BYTES = 16_000;
@@ -13,8 +13,7 @@ export interface Charge {
   op: "track" | "consume";
   body: object;
   key: string | undefined;
-  signal: AbortSignal;
-  deadline: number;
+  life: Lifetime;
 }
 
 interface Call extends Charge {
@@ -50,7 +49,7 @@ export class Coalescer {
   #next(): void {
     if (this.#inFlight >= this.#maxInFlight) return;
     // Whoever has given up while waiting is not sent at all.
-    const waiting = this.#waiting.filter((call) => !call.signal.aborted);
+    const waiting = this.#waiting.filter(isAwaited);
     let bytes = 0;
     const end = waiting.findIndex((call) => (bytes += call.item.length) > MAX_BATCH_BYTES);
     const count = end < 0 ? waiting.length : Math.max(end, 1);
@@ -74,23 +73,21 @@ export class Coalescer {
   async #deliver(calls: Call[]): Promise<void> {
     let open = calls;
     const controller = new AbortController();
-    const abort = () => {
-      if (calls.every((call) => call.signal.aborted || !open.includes(call))) controller.abort(new Error("nobody waits for it any more"));
+    const onEnd = () => {
+      if (!open.some(isAwaited)) controller.abort(new Error("nobody waits for it any more"));
     };
-    for (const call of calls) call.signal.addEventListener("abort", abort);
-    const deadline = () => Math.min(...open.map((call) => call.deadline));
+    for (const call of calls) call.life.onEnd = onEnd;
+    const deadline = () => Math.min(...open.filter(isAwaited).map((call) => call.life.deadline));
     try {
       await retrying(async () => {
+        open = open.filter(isAwaited);
         const answers = await this.#request(open, controller.signal);
         const failures = open.map((call, index) => settle(call, answers[index]!));
         open = open.filter((_, index) => failures[index]);
-        const failure = failures.find(Boolean);
-        if (failure) throw failure;
+        if (open.length > 0) throw failures.find(Boolean);
       }, { retries: this.#settings.retries, signal: controller.signal, deadline });
     } catch (error) {
       for (const call of open) call.reject(error);
-    } finally {
-      for (const call of calls) call.signal.removeEventListener("abort", abort);
     }
   }
 
@@ -104,6 +101,10 @@ export class Coalescer {
     const { results } = outcome<{ results: { status: number }[] }>(name, answer);
     return results.map((result) => ({ status: result.status, body: result, headers: answer.headers }));
   }
+}
+
+function isAwaited({ life }: Call): boolean {
+  return !life.ended;
 }
 
 function single({ op, body, key }: Charge): Request {

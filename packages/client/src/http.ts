@@ -108,30 +108,35 @@ function retryAfter(headers: Headers): number | undefined {
   return Number.isFinite(seconds) ? seconds : undefined;
 }
 
+/** The time of a call. An `AbortSignal` would do as well, and take as much CPU as the rest of a shared call. */
+export interface Lifetime {
+  /** As of `performance.now()`. */
+  deadline: number;
+  /** Why the call has ended without an answer. */
+  ended?: TallymanError;
+  /** Called when it ends so. */
+  onEnd?: (error: TallymanError) => void;
+}
+
 /** Runs a call that ends after `timeout` ms, or with the caller's signal, whatever it does itself. */
-export function within<T>(
-  name: string,
-  timeout: number,
-  callerSignal: AbortSignal | undefined,
-  run: (signal: AbortSignal, deadline: number) => Promise<T>,
-): Promise<T> {
+export function within<T>(name: string, timeout: number, signal: AbortSignal | undefined, run: (life: Lifetime) => Promise<T>): Promise<T> {
   return new Promise((resolve, reject) => {
-    const controller = new AbortController();
-    const end = (error: TallymanError) => {
+    const life: Lifetime = { deadline: performance.now() + timeout };
+    const end = (code: "aborted" | "timeout", detail: string, options?: ErrorOptions) => {
       done();
-      reject(error);
-      controller.abort(error);
+      life.ended = new TallymanError(name, { status: 0, code, detail }, options);
+      reject(life.ended);
+      life.onEnd?.(life.ended);
     };
-    const abort = () => end(new TallymanError(name, { status: 0, code: "aborted", detail: "the caller ended it" }, { cause: callerSignal?.reason }));
-    const late = () => end(new TallymanError(name, { status: 0, code: "timeout", detail: `no answer within ${timeout} ms` }));
-    const timer = setTimeout(late, timeout);
+    const abort = () => end("aborted", "the caller ended it", { cause: signal?.reason });
+    const timer = setTimeout(() => end("timeout", `no answer within ${timeout} ms`), timeout);
     const done = () => {
       clearTimeout(timer);
-      callerSignal?.removeEventListener("abort", abort);
+      signal?.removeEventListener("abort", abort);
     };
-    if (callerSignal?.aborted) return abort();
-    callerSignal?.addEventListener("abort", abort);
-    (async () => run(controller.signal, performance.now() + timeout))().then(resolve, reject).finally(done);
+    if (signal?.aborted) return abort();
+    signal?.addEventListener("abort", abort);
+    (async () => run(life))().then(resolve, reject).finally(done);
   });
 }
 
