@@ -1,7 +1,7 @@
 // Tracks and consumes that are made while a request is on its way share the next one, as a batch.
 
 import { isTransient } from "./error.js";
-import { type HttpAnswer, type Lifetime, outcome, type Request, retrying, send, type Settings } from "./http.js";
+import { foreign, type HttpAnswer, type HttpRequest, type Lifetime, outcome, retrying, send, type Settings } from "./http.js";
 
 /** A batch below this size is answered by the service without waiting for large ones. */
 const MAX_BATCH_BYTES = 16_000;
@@ -51,7 +51,7 @@ export class Coalescer {
     // Whoever has given up while waiting is not sent at all.
     const waiting = this.#waiting.filter(isAwaited);
     let bytes = 0;
-    const end = waiting.findIndex((call) => (bytes += call.item.length) > MAX_BATCH_BYTES);
+    const end = waiting.findIndex((call) => (bytes += call.item.length + 1) > MAX_BATCH_BYTES);
     const count = end < 0 ? waiting.length : Math.max(end, 1);
     this.#waiting = waiting.splice(count);
     if (waiting.length === 0) return;
@@ -93,13 +93,11 @@ export class Coalescer {
 
   /** The answer of each call. */
   async #request(calls: Call[], signal: AbortSignal): Promise<HttpAnswer[]> {
-    const [first] = calls;
-    if (calls.length === 1) return [await send(this.#settings, single(first!), signal)];
-    const body = `{"items":[${calls.map((call) => call.item).join(",")}]}`;
-    const name = "POST /v1/batch";
-    const answer = await send(this.#settings, { name, method: "POST", path: "/v1/batch", body }, signal);
-    const { results } = outcome<{ results: { status: number }[] }>(name, answer);
-    return results.map((result) => ({ status: result.status, body: result, headers: answer.headers }));
+    const request = calls.length === 1 ? single(calls[0]!) : batch(calls);
+    const answer = await send(this.#settings, request, signal);
+    const answers = calls.length === 1 ? [answer] : answersOf(answer);
+    if (answers.length === calls.length && answers.every(({ status, body }) => status >= 400 || typeof body?.allowed === "boolean")) return answers;
+    throw foreign(this.#settings, request.name, answer.status, answer.headers);
   }
 }
 
@@ -107,10 +105,21 @@ function isAwaited({ life }: Call): boolean {
   return !life.ended;
 }
 
-function single({ op, body, key }: Charge): Request {
+function single({ op, body, key }: Charge): HttpRequest {
   const path = `/v1/${op}`;
   const headers = key === undefined ? {} : { "idempotency-key": key };
   return { name: `POST ${path}`, method: "POST", path, headers, body: JSON.stringify(body) };
+}
+
+function batch(calls: Call[]): HttpRequest {
+  const body = `{"items":[${calls.map((call) => call.item).join(",")}]}`;
+  return { name: "POST /v1/batch", method: "POST", path: "/v1/batch", body };
+}
+
+/** The results of a batch as if each had been a call. */
+function answersOf(answer: HttpAnswer): HttpAnswer[] {
+  const { results = [] } = outcome<{ results?: { status: number }[] }>("POST /v1/batch", answer);
+  return results.map((body) => ({ status: body.status, body, headers: answer.headers }));
 }
 
 /** Returns a failure after which the call may be tried again; it is settled otherwise. */

@@ -11,7 +11,7 @@ export interface Settings {
   retries: number;
 }
 
-export interface Request {
+export interface HttpRequest {
   /** For messages, such as `POST /v1/consume`. */
   name: string;
   method: string;
@@ -26,24 +26,18 @@ export interface Request {
 export interface HttpAnswer {
   status: number;
   // The caller knows the shape by the operation.
-  // eslint-disable-next-line @typescript-eslint/no-explicit-any
   body: any;
   headers: Headers;
 }
 
 /** Sends a request once. Throws if there is no answer, or if it is not Tallyman's. */
-export async function send(settings: Settings, request: Request, signal: AbortSignal): Promise<HttpAnswer> {
+export async function send(settings: Settings, request: HttpRequest, signal: AbortSignal): Promise<HttpAnswer> {
   const { name, method, path, body } = request;
   const headers: Record<string, string> = { ...request.headers, authorization: `Bearer ${await keyOf(settings)}` };
   if (body !== undefined) headers["content-type"] = "application/json";
-  const exchange = async () => {
-    const response = await settings.fetch(settings.url + path, { method, headers, signal, ...(body === undefined ? {} : { body }) });
-    return { response, text: await response.text() };
-  };
   try {
-    // The signal is waited for as well, because not every wrapper of `fetch` passes it on.
-    const { response, text } = await Promise.race([exchange(), aborted(signal)]);
-    return decode(settings, name, response, text);
+    const response = await settings.fetch(settings.url + path, { method, headers, signal, ...(body === undefined ? {} : { body }) });
+    return decode(settings, name, response, await response.text());
   } catch (cause) {
     if (signal.aborted) throw signal.reason;
     if (cause instanceof TallymanError) throw cause;
@@ -59,11 +53,7 @@ async function keyOf(settings: Settings): Promise<string> {
   throw new TallymanError("key", { status: 0, code: "not_configured", detail: "the key is empty or has characters that no key has" });
 }
 
-function aborted(signal: AbortSignal): Promise<never> {
-  return new Promise((_, reject) => signal.addEventListener("abort", () => reject(signal.reason), { once: true }));
-}
-
-function decode({ url }: Settings, name: string, { ok, status, headers }: Response, text: string): HttpAnswer {
+function decode(settings: Settings, name: string, { ok, status, headers }: Response, text: string): HttpAnswer {
   if (ok && !text) return { status, body: undefined, headers };
   try {
     const body = JSON.parse(text);
@@ -71,8 +61,13 @@ function decode({ url }: Settings, name: string, { ok, status, headers }: Respon
   } catch {
     // Reported below, as what is JSON but no problem.
   }
+  throw foreign(settings, name, status, headers);
+}
+
+/** Of an answer that no Tallyman gives. */
+export function foreign({ url }: Settings, name: string, status: number, headers: Headers): TallymanError {
   const detail = `the answer is not from a Tallyman (${headers.get("content-type") ?? "no content type"}); check the URL ${url}`;
-  throw new TallymanError(name, { status, code: "unexpected_response", detail, retryAfter: retryAfter(headers) });
+  return new TallymanError(name, { status, code: "unexpected_response", detail, retryAfter: retryAfter(headers) });
 }
 
 /** What the call returns: the body, also of a denial. Throws what the problem says. */
@@ -90,7 +85,6 @@ export function outcome<T>(name: string, { status, body, headers }: HttpAnswer):
 }
 
 /** A body with what headers say of it, and without what makes a problem of a denial. */
-// eslint-disable-next-line @typescript-eslint/no-explicit-any
 function result(body: any, headers: Headers): unknown {
   if (typeof body?.allowed !== "boolean") return body;
   const { type: _type, title: _title, status: _status, detail: _detail, code: _code, index: _index, ...usage } = body;

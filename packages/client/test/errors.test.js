@@ -64,7 +64,7 @@ test("a connection that is refused and an answer that does not come have codes o
 
 test("a fetch that ignores its signal holds no call longer than the timeout", async () => {
   let asked = 0;
-  const deaf = createTallyman({ ...service, timeout: 50, fetch: () => (asked++, new Promise(() => {})) });
+  const deaf = createTallyman({ ...service, timeout: 150, fetch: () => (asked++, new Promise(() => {})) });
   assert.equal((await failure(deaf.consume({ organizationId: "org" }))).code, "timeout");
   assert.equal((await failure(deaf.consume({ organizationId: "org" }))).code, "timeout");
   assert.equal(asked, 2, "the second call was sent");
@@ -90,6 +90,9 @@ test("what is not a Tallyman is named as such", async () => {
   assert.equal(welcome.code, "unexpected_response");
   assert.match(welcome.detail, /text\/html/);
   assert.ok(welcome.detail.includes(service.url));
+  const other = createTallyman({ ...service, fetch: async () => Response.json({ ok: true }) });
+  const both = await Promise.allSettled([1, 2, 3].map(() => other.consume({ organizationId: "org" })));
+  for (const { reason } of both) assert.equal(reason.code, "unexpected_response");
   const gateway = await failure(createTallyman({ ...service, fetch: badGateway, retries: 0 }).usage("org"));
   assert.equal(gateway.status, 502);
   assert.equal(gateway.code, "unexpected_response");
