@@ -33,7 +33,7 @@ export function getUsage(parts: EndpointParts) {
     { method: "GET", query: z.object({ organizationId }).optional() },
     async (ctx): Promise<Wire<UsageData>> => {
       const id = await authorize(ctx, parts.settings, "read", ctx.query?.organizationId);
-      if (parts.settings.mode === "async") await parts.tracker.flush();
+      await parts.tracker.settle();
       const usage = await answerOf(parts.host, () => usageOf(parts, id));
       const { current = 0, limit = null, resetDate = null } = usage.meters[parts.settings.meter] ?? {};
       const features = Object.keys(usage.features).length > 0 ? usage.features : null;
@@ -79,7 +79,7 @@ export function resetUsage({ settings, tallyman, callbacks, tracker, host }: End
       const id = await authorize(ctx, settings, "reset", ctx.body.organizationId);
       if (!ctx.body.resetApi) return { success: true };
       // What was counted before the reset belongs to the period that it ends.
-      await tracker.flush();
+      await tracker.settle();
       const { meters } = await answerOf(host, () => tallyman.reset(id, { meters: [settings.meter] }));
       const reset = meters[settings.meter];
       if (reset) await ctx.context.runInBackgroundOrAwait(callbacks.afterReset(id, "manual", reset));

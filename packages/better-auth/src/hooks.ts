@@ -2,6 +2,7 @@
 
 import { APIError, createAuthMiddleware, getSessionFromCtx } from "better-auth/api";
 import type { BetterAuthPlugin, GenericEndpointContext, HookEndpointContext } from "better-auth";
+import type { Buffer } from "./buffer.js";
 import { USAGE_TRACKING_ERROR_CODES } from "./errors.js";
 import type { Host } from "./host.js";
 import type { AuthCall, AuthSession, Settings } from "./settings.js";
@@ -10,8 +11,15 @@ import type { Refusal, Tracker } from "./tracker.js";
 /** What the plugin itself serves, and what clients call by themselves, often. */
 const NEVER_COUNTED = ["/usage-tracking/*", "/get-session", "/token", "/jwks", "/.well-known/*", "/ok", "/error"];
 
+interface HookParts {
+  settings: Settings;
+  tracker: Tracker;
+  buffer: Buffer;
+  host: Host;
+}
+
 /** The hook that counts a call before its endpoint runs. */
-export function countingHook(settings: Settings, tracker: Tracker, host: Host) {
+export function countingHook({ settings, tracker, buffer, host }: HookParts) {
   /** A request may pass several endpoints, and counts once. */
   const seen = new WeakSet<Request>();
   return {
@@ -35,7 +43,7 @@ export function countingHook(settings: Settings, tracker: Tracker, host: Host) {
       const isRefusable = !matches(call.path, settings.neverRefuse);
       const refusal = await tracker.count(call, amount, isRefusable, run);
       if (refusal) throw refused(refusal, ctx.responseHeaders);
-      if (settings.mode === "async" && ctx.context.options.advanced?.backgroundTasks?.handler) ctx.context.runInBackground(tracker.flush());
+      if (settings.mode === "async" && ctx.context.options.advanced?.backgroundTasks?.handler) ctx.context.runInBackground(buffer.flush());
     }),
   };
 }

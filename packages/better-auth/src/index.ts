@@ -20,7 +20,7 @@ export type { AdminAction, AuthCall, LimitContext, ResetContext, UsageTrackingOp
 export type { FeatureValue, ResetMode, ResetPeriod, UsageData, UsageHistoryEntry, Wire } from "./types.js";
 
 /** Milliseconds for a batch of waiting counts, which no call waits for. */
-const BATCH_TIMEOUT = 10_000;
+const BATCH_TIMEOUT = 5_000;
 /** Milliseconds that a call waits for Tallyman, unless the client's options say otherwise. */
 const TIMEOUT = 300;
 
@@ -41,7 +41,7 @@ export function usageTracking(options: UsageTrackingOptions = {}) {
       host.context = context;
       if (parts.configurationError) host.error("calls are not counted", parts.configurationError);
     },
-    hooks: { before: [countingHook(settings, parts.tracker, host)] },
+    hooks: { before: [countingHook(parts)] },
     endpoints: {
       getUsage: getUsage(parts),
       getUsageHistory: getUsageHistory(parts),
@@ -74,7 +74,7 @@ function assemble(settings: Settings, host: Host) {
     onResult: (result) => tracker.afterAnswer(result),
   });
   const tracker: Tracker = new Tracker({ settings, tallyman: live, provisioner, breaker, buffer, callbacks, host, timeout });
-  return { settings, tallyman: live, provisioner, tracker, callbacks, host, configurationError };
+  return { settings, tallyman: live, provisioner, tracker, buffer, callbacks, host, configurationError };
 }
 
 interface Connection {

@@ -81,9 +81,10 @@ export class Tracker {
     if (callbacks) this.#parts.host.runInBackground(callbacks);
   }
 
-  /** Sends what waits in memory. */
-  flush(): Promise<void> {
-    return this.#parts.buffer.flush();
+  /** Sends what waits in memory; for what must see it, which waits no longer than a call does. */
+  async settle(): Promise<void> {
+    const { buffer, timeout } = this.#parts;
+    await withDeadline(buffer.flush(), timeout).catch(() => undefined);
   }
 
   /** Learns from an answer whether the limit is used up, and returns the callbacks that are due. */
