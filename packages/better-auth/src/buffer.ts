@@ -86,14 +86,19 @@ export class Buffer {
     return false;
   }
 
-  /** A process that ends by itself sends its counts first, unless Tallyman is away. */
   #schedule(isAway = false): void {
-    this.#timer ??= setTimeout(() => {
-      this.#timer = undefined;
-      void this.flush();
-    }, this.#parts.interval);
-    if (isAway) this.#timer.unref();
+    if (this.#timer) return;
+    this.#timer = setTimeout(this.#flushNow, this.#parts.interval).unref();
+    // A process that ends by itself sends its counts first, unless Tallyman is away.
+    if (!isAway) process.once("beforeExit", this.#flushNow);
   }
+
+  #flushNow = (): void => {
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+    process.off("beforeExit", this.#flushNow);
+    void this.flush();
+  };
 
   async #send(): Promise<void> {
     const { breaker, host } = this.#parts;
