@@ -36,22 +36,15 @@ export interface LimitsUpdate {
 /** The plugin for `createAuthClient`: makes `authClient.usageTracking` and `authClient.$usageTracking`. */
 export const usageTrackingClient = () => {
   let called = () => {};
+  const answered = ({ request }: { request: { url: string | URL } }) => {
+    if (!NOT_COUNTED.test(String(request.url))) called();
+  };
   return {
     id: "usage-tracking",
     // Not the type of the server's plugin: its endpoints would take the place of the actions.
     $InferServerPlugin: {} as { id: "usage-tracking"; $ERROR_CODES: typeof USAGE_TRACKING_ERROR_CODES },
     $ERROR_CODES: USAGE_TRACKING_ERROR_CODES,
-    fetchPlugins: [
-      {
-        id: "usage-tracking",
-        name: "Usage tracking",
-        hooks: {
-          onResponse({ request }: { request: { url: string | URL } }) {
-            if (!NOT_COUNTED.test(String(request.url))) called();
-          },
-        },
-      },
-    ],
+    fetchPlugins: [{ id: "usage-tracking", name: "Usage tracking", hooks: { onSuccess: answered, onError: answered } }],
     getActions($fetch: Fetch, $store: { atoms: Record<string, any> }) {
       const actions = createActions($fetch, () => store.changed());
       const store = createStore(actions.getUsage, async (query) => (await actions.getUsageHistory(query)).history);

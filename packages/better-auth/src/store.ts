@@ -137,8 +137,12 @@ function createShelf<Q extends object, T>(load: (query: Q) => Promise<T>, empty:
   const reload = () => watched().forEach((it) => it.reload());
 
   onMount(shownAtom, () => {
-    // A component that subscribes usually also says what to show, in the same turn.
-    if (typeof window !== "undefined") setTimeout(() => void (shown ? shown.refetch() : show({} as Q)));
+    if (typeof window === "undefined") return;
+    // A component that subscribes often says in the same turn what to show, and so loads it.
+    const before = shown;
+    setTimeout(() => {
+      if (shown === before) void (shown?.refetch() ?? show({} as Q));
+    });
   });
   return {
     atom: shownAtom,

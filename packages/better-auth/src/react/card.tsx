@@ -81,7 +81,7 @@ export function Card(props: CardFrame) {
         </div>
       )}
       {!children && !error && (
-        <div className={part("skeleton")} role="status" aria-label={texts.LOADING}>
+        <div className={part("skeleton", props.controls !== undefined && "tallyman-tall")} role="status" aria-label={texts.LOADING}>
           <i /> <i /> <i />
         </div>
       )}

@@ -9,7 +9,7 @@ export const DEFAULT_LOCALIZATION = {
   NONE_INCLUDED: "The plan includes none",
   NEVER_REFUSED: "Counted, never refused",
   RESETS_ON: "Resets on {date}",
-  RESETS_IN: "Resets {relative}, {date}",
+  RESETS_IN: "Resets {relative}, on {date}",
   PERIOD_ENDED: "The period ended on {date}; the next call begins a new one",
   UPGRADE_PLAN: "Upgrade plan",
 

@@ -22,8 +22,6 @@ export interface PlotProps {
   className: string;
 }
 
-const DATE_LABELS = 6;
-
 /** A chart of any width: x is in percent and y in pixels, so that text keeps its size and nothing is measured. */
 export function Plot(props: PlotProps) {
   const { buckets, label, format, height = 200 } = props;
@@ -133,20 +131,23 @@ function Marks({ buckets, chartType, height, yOf, cursor }: MarksProps) {
   );
 }
 
-/** Dates below the chart: as many as fit, the newest always; every other one gives way in a narrow card. */
+/** Dates below the chart: as many as fit, the newest always; every other one gives way in a narrow chart. */
 function DateLabels({ buckets, height, shortDateOf }: PlotProps & { height: number }) {
-  const every = Math.ceil(buckets.length / DATE_LABELS);
-  const last = buckets.length - 1;
+  const count = buckets.length;
+  const every = count > 12 ? Math.ceil(count / 6) : 1;
+  const last = count - 1;
   return buckets.map((bucket, index) => {
     const place = (last - index) / every;
     if (!Number.isInteger(place)) return null;
+    // Below a narrow bar at the edge, a date in its middle would stick out.
+    const atEdge = index === last && count > 12;
     return (
       <text
         key={bucket.start}
         className={cx(place % 2 === 1 && "tallyman-wide")}
-        x={`${((index + 0.5) / buckets.length) * 100}%`}
+        x={atEdge ? "100%" : `${((index + 0.5) / count) * 100}%`}
         y={height + 20}
-        textAnchor="middle"
+        textAnchor={atEdge ? "end" : "middle"}
       >
         {shortDateOf(bucket)}
       </text>

@@ -22,7 +22,7 @@ export interface UsageDashboardProps extends CardProps {
 }
 
 /** All of it: the running period, the plan's features where it has some, and the history. */
-export function UsageDashboard({ apiUsage, history, layout = "grid", className, ...props }: UsageDashboardProps) {
+export function UsageDashboard({ apiUsage, history, layout = "grid", className, onUpgrade, ...props }: UsageDashboardProps) {
   const { texts, part } = useWriting(props);
   const loaded = useResource(useUsageResource(props, !apiUsage));
   const hasFeatures = apiUsage ? props.features : props.featureConfig || Object.keys(loaded.data?.features ?? {}).length > 0;
@@ -33,8 +33,8 @@ export function UsageDashboard({ apiUsage, history, layout = "grid", className, 
         <Card {...props} {...loaded} title={texts.API_CALLS} />
       ) : (
         <>
-          <ApiUsageCard {...props} {...(apiUsage && { current: 0, ...apiUsage })} />
-          {hasFeatures && <FeatureAccessCard {...props} />}
+          <ApiUsageCard {...props} onUpgrade={onUpgrade} {...(apiUsage && { current: 0, ...apiUsage })} />
+          {hasFeatures && <FeatureAccessCard {...props} onUpgrade={onUpgrade} />}
           {(history || !apiUsage) && <UsageHistoryChart {...props} data={history} showChartTypeControls />}
         </>
       )}
