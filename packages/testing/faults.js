@@ -5,21 +5,21 @@ export const refused = async () => {
   throw failed("ECONNREFUSED");
 };
 
-/** No answer, until the caller gives up; the request is not executed. */
+/** No response until the caller gives up; the request is not executed. */
 export const hanging = (_send, { signal }) =>
   new Promise((_, reject) => {
     signal.throwIfAborted();
     signal.addEventListener("abort", () => reject(signal.reason), { once: true });
   });
 
-/** The request is executed, and the connection breaks before its answer arrives. */
+/** The request is executed, and the connection breaks before its response arrives. */
 export const lost = async (send) => {
   await (await send()).arrayBuffer();
   throw failed("ECONNRESET");
 };
 
 /**
- * The service answers, but cannot work; the request is not executed.
+ * The service responds that it cannot work; the request is not executed.
  *
  * @param {number} [retryAfter] seconds
  */

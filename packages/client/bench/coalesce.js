@@ -36,7 +36,7 @@ try {
   await service.remove();
 }
 
-/** Keeps so many consumes on their way. */
+/** Keeps so many consumes in flight. */
 async function measure(client, concurrency) {
   const end = performance.now() + SECONDS * 1000;
   const before = { time: performance.now(), node: nodeCpu(), service: serviceCpu() };

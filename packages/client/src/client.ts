@@ -100,7 +100,7 @@ function invalid(operation: string, detail: string): TallymanError {
   return new TallymanError(operation, { status: 0, code: "invalid_field", detail });
 }
 
-/** The caller's key, or a new one, because what is tried again needs one. */
+/** The caller's key, or a new one, because what is retried needs one. */
 function keyFor(settings: Settings, operation: string, given: string | undefined): string | undefined {
   if (given === undefined) return settings.retries > 0 ? crypto.randomUUID() : undefined;
   if (/^[ -~]{1,255}$/.test(given)) return given;

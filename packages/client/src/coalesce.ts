@@ -1,9 +1,9 @@
-// Tracks and consumes that are made while a request is on its way share the next one, as a batch.
+// Tracks and consumes that are made while a request is in flight share the next one, as a batch.
 
 import { isTransient } from "./error.js";
-import { foreign, type HttpAnswer, type HttpRequest, type Lifetime, outcome, retrying, send, type Settings } from "./http.js";
+import { foreign, type HttpResponse, type HttpRequest, type Lifetime, outcome, retrying, send, type Settings } from "./http.js";
 
-/** A batch below this size is answered by the service without waiting for large ones. */
+/** A batch below this size is processed by the service without waiting for large ones. */
 const MAX_BATCH_BYTES = 16_000;
 
 /** How long a request keeps the next one waiting, ms; one that hangs must not hold up the others. */
@@ -48,7 +48,7 @@ export class Coalescer {
 
   #next(): void {
     if (this.#inFlight >= this.#maxInFlight) return;
-    // Whoever has given up while waiting is not sent at all.
+    // A call that ended while it waited is not sent.
     const waiting = this.#waiting.filter(isAwaited);
     let bytes = 0;
     const end = waiting.findIndex((call) => (bytes += call.item.length + 1) > MAX_BATCH_BYTES);
@@ -69,7 +69,7 @@ export class Coalescer {
     });
   }
 
-  /** Settles each call with its own answer; those that may be tried again are, together. */
+  /** Settles each call with its own result; those that may be retried are, together. */
   async #deliver(calls: Call[]): Promise<void> {
     let open = calls;
     const controller = new AbortController();
@@ -81,8 +81,8 @@ export class Coalescer {
     try {
       await retrying(async () => {
         open = open.filter(isAwaited);
-        const answers = await this.#request(open, controller.signal);
-        const failures = open.map((call, index) => settle(call, answers[index]!));
+        const responses = await this.#request(open, controller.signal);
+        const failures = open.map((call, index) => settle(call, responses[index]!));
         open = open.filter((_, index) => failures[index]);
         if (open.length > 0) throw failures.find(Boolean);
       }, { retries: this.#settings.retries, signal: controller.signal, deadline });
@@ -91,13 +91,14 @@ export class Coalescer {
     }
   }
 
-  /** The answer of each call. */
-  async #request(calls: Call[], signal: AbortSignal): Promise<HttpAnswer[]> {
+  /** The response of each call. */
+  async #request(calls: Call[], signal: AbortSignal): Promise<HttpResponse[]> {
     const request = calls.length === 1 ? single(calls[0]!) : batch(calls);
-    const answer = await send(this.#settings, request, signal);
-    const answers = calls.length === 1 ? [answer] : answersOf(answer);
-    if (answers.length === calls.length && answers.every(({ status, body }) => status >= 400 || typeof body?.allowed === "boolean")) return answers;
-    throw foreign(this.#settings, request.name, answer.status, answer.headers);
+    const response = await send(this.#settings, request, signal);
+    const responses = calls.length === 1 ? [response] : responsesOf(response);
+    const isVerdict = ({ status, body }: HttpResponse) => status >= 400 || typeof body?.allowed === "boolean";
+    if (responses.length === calls.length && responses.every(isVerdict)) return responses;
+    throw foreign(this.#settings, request.name, response.status, response.headers);
   }
 }
 
@@ -117,15 +118,15 @@ function batch(calls: Call[]): HttpRequest {
 }
 
 /** The results of a batch as if each had been a call. */
-function answersOf(answer: HttpAnswer): HttpAnswer[] {
-  const { results = [] } = outcome<{ results?: { status: number }[] }>("POST /v1/batch", answer);
-  return results.map((body) => ({ status: body.status, body, headers: answer.headers }));
+function responsesOf(response: HttpResponse): HttpResponse[] {
+  const { results = [] } = outcome<{ results?: { status: number }[] }>("POST /v1/batch", response);
+  return results.map((body) => ({ status: body.status, body, headers: response.headers }));
 }
 
-/** Returns a failure after which the call may be tried again; it is settled otherwise. */
-function settle(call: Call, answer: HttpAnswer): unknown {
+/** Returns a failure after which the call may be retried; it is settled otherwise. */
+function settle(call: Call, response: HttpResponse): unknown {
   try {
-    call.resolve(outcome(`POST /v1/${call.op}`, answer));
+    call.resolve(outcome(`POST /v1/${call.op}`, response));
   } catch (error) {
     if (isTransient(error)) return error;
     call.reject(error);

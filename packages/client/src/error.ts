@@ -2,13 +2,13 @@ import type { components } from "./openapi.js";
 
 /** The codes of the client itself; all others are those of the service's problems. */
 export type ClientErrorCode =
-  /** No connection, or it broke before the answer was complete. */
+  /** No connection, or it broke before the response was complete. */
   | "unreachable"
-  /** No answer within `timeout`. */
+  /** No response within `timeout`. */
   | "timeout"
   /** The caller's `signal` was aborted. */
   | "aborted"
-  /** The answer is not Tallyman's: a proxy's page, or not JSON. */
+  /** The response is not Tallyman's: a proxy's page, or not JSON. */
   | "unexpected_response"
   /** No URL or no key was given. */
   | "not_configured"
@@ -17,7 +17,7 @@ export type ClientErrorCode =
 
 /** What a {@link TallymanError} is made of. */
 export interface ErrorFields {
-  /** The HTTP status, or 0 where there was no answer. */
+  /** The HTTP status, or 0 where there was no response. */
   status: number;
   /** Stable, for programs: a {@link ClientErrorCode}, or the `code` of a problem, such as `not_found`. */
   code: ClientErrorCode | (string & {});
@@ -25,9 +25,9 @@ export interface ErrorFields {
   detail: string;
   /** The invalid fields of a 400: JSON pointers and what is valid. */
   errors?: components["schemas"]["FieldError"][] | undefined;
-  /** Seconds after which the service may answer again. */
+  /** Seconds to wait before a retry. */
   retryAfter?: number | undefined;
-  /** The `x-request-id` of the answer, which the service's log has too. */
+  /** The `x-request-id` of the response, which the service's log has too. */
   requestId?: string | undefined;
 }
 

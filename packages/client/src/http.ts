@@ -1,4 +1,4 @@
-// One request and its answer, the time that a call has, and when it is tried again.
+// One request and its response, the time that a call has, and when it is retried.
 
 import { isTransient, TallymanError } from "./error.js";
 
@@ -22,16 +22,16 @@ export interface HttpRequest {
   body?: string | undefined;
 }
 
-/** A decoded answer of Tallyman: a success, a problem, or a result of a batch. */
-export interface HttpAnswer {
+/** A decoded response of Tallyman: a success, a problem, or a result of a batch. */
+export interface HttpResponse {
   status: number;
   // The caller knows the shape by the operation.
   body: any;
   headers: Headers;
 }
 
-/** Sends a request once. Throws if there is no answer, or if it is not Tallyman's. */
-export async function send(settings: Settings, request: HttpRequest, signal: AbortSignal): Promise<HttpAnswer> {
+/** Sends a request once. Throws if there is no response, or if it is not Tallyman's. */
+export async function send(settings: Settings, request: HttpRequest, signal: AbortSignal): Promise<HttpResponse> {
   const { name, method, path, body } = request;
   const headers: Record<string, string> = { ...request.headers, authorization: `Bearer ${await keyOf(settings)}` };
   if (body !== undefined) headers["content-type"] = "application/json";
@@ -41,7 +41,7 @@ export async function send(settings: Settings, request: HttpRequest, signal: Abo
   } catch (cause) {
     if (signal.aborted) throw signal.reason;
     if (cause instanceof TallymanError) throw cause;
-    const detail = `no answer from ${settings.url}; is a Tallyman running there?`;
+    const detail = `no response from ${settings.url}; is a Tallyman running there?`;
     throw new TallymanError(name, { status: 0, code: "unreachable", detail }, { cause });
   }
 }
@@ -53,7 +53,7 @@ async function keyOf(settings: Settings): Promise<string> {
   throw new TallymanError("key", { status: 0, code: "not_configured", detail: "the key is empty or has characters that no key has" });
 }
 
-function decode(settings: Settings, name: string, { ok, status, headers }: Response, text: string): HttpAnswer {
+function decode(settings: Settings, name: string, { ok, status, headers }: Response, text: string): HttpResponse {
   if (ok && !text) return { status, body: undefined, headers };
   try {
     const body = JSON.parse(text);
@@ -64,14 +64,14 @@ function decode(settings: Settings, name: string, { ok, status, headers }: Respo
   throw foreign(settings, name, status, headers);
 }
 
-/** Of an answer that no Tallyman gives. */
+/** For a response that no Tallyman gives. */
 export function foreign({ url }: Settings, name: string, status: number, headers: Headers): TallymanError {
-  const detail = `the answer is not from a Tallyman (${headers.get("content-type") ?? "no content type"}); check the URL ${url}`;
+  const detail = `the response is not from a Tallyman (${headers.get("content-type") ?? "no content type"}); check the URL ${url}`;
   return new TallymanError(name, { status, code: "unexpected_response", detail, retryAfter: retryAfter(headers) });
 }
 
 /** What the call returns: the body, also of a denial. Throws what the problem says. */
-export function outcome<T>(name: string, { status, body, headers }: HttpAnswer): T {
+export function outcome<T>(name: string, { status, body, headers }: HttpResponse): T {
   if (status < 300 || body.code === "limit_exceeded") return result(body, headers) as T;
   const { code, detail, errors } = body;
   throw new TallymanError(errors?.[0] ? `${name} ${errors[0].pointer}` : name, {
@@ -106,7 +106,7 @@ function retryAfter(headers: Headers): number | undefined {
 export interface Lifetime {
   /** As of `performance.now()`. */
   deadline: number;
-  /** Why the call has ended without an answer. */
+  /** Why the call has ended without a response. */
   ended?: TallymanError;
   /** Called when it ends so. */
   onEnd?: (error: TallymanError) => void;
@@ -123,7 +123,7 @@ export function within<T>(name: string, timeout: number, signal: AbortSignal | u
       life.onEnd?.(life.ended);
     };
     const abort = () => end("aborted", "the caller ended it", { cause: signal?.reason });
-    const timer = setTimeout(() => end("timeout", `no answer within ${timeout} ms`), timeout);
+    const timer = setTimeout(() => end("timeout", `no response within ${timeout} ms`), timeout);
     const done = () => {
       clearTimeout(timer);
       signal?.removeEventListener("abort", abort);

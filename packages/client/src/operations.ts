@@ -17,13 +17,13 @@ type HeaderName<O extends Operation> = [Part<O, "header">] extends [never] ? nev
 type Json<T> = T extends { content: { "application/json": infer B } } ? B : never;
 
 /** The query parameters of an operation. */
-export type Query<O extends Operation> = Part<O, "query">;
+export type RequestQuery<O extends Operation> = Part<O, "query">;
 
 /** The body of an operation. */
-export type Body<O extends Operation> = Spec<O> extends { requestBody?: infer B } ? Json<NonNullable<B>> : never;
+export type RequestBody<O extends Operation> = Spec<O> extends { requestBody?: infer B } ? Json<NonNullable<B>> : never;
 
-/** What an operation answers on success; undefined where it answers nothing. */
-export type Answer<O extends Operation> =
+/** The body of a success; undefined if it has none. */
+export type ResponseBody<O extends Operation> =
   Spec<O> extends { responses: infer R } ? OrUndefined<{ [S in keyof R & (200 | 201 | 202)]: Json<R[S]> }[keyof R & (200 | 201 | 202)]> : never;
 type OrUndefined<T> = [T] extends [never] ? undefined : T;
 
@@ -40,7 +40,7 @@ export interface CallOptions {
 
 /** For calls that count, or change a count. */
 export interface KeyedOptions extends CallOptions {
-  /** 1 to 255 printable ASCII characters; a call that repeats it within 24 hours is answered as before and counts nothing. */
+  /** 1 to 255 printable ASCII characters; a call that repeats it within 24 hours gets the first response and counts nothing. */
   idempotencyKey?: string | undefined;
 }
 
@@ -52,17 +52,18 @@ export interface ConditionalOptions extends CallOptions {
   ifNoneMatch?: "*" | undefined;
 }
 
-type With<K extends string, T, Optional> = [T] extends [never] ? unknown : Optional extends true ? { [P in K]?: T | undefined } : { [P in K]: T };
+type With<K extends string, T, Optional> =
+  [T] extends [never] ? unknown : Optional extends true ? { [P in K]?: T | undefined } : { [P in K]: T };
 type IsOptional<T> = object extends T ? true : false;
 
 /** What an operation needs and takes. */
-export type Parameters<O extends Operation> = With<"path", Part<O, "path">, false> &
+export type RequestParameters<O extends Operation> = With<"path", Part<O, "path">, false> &
   With<"query", Part<O, "query">, IsOptional<Part<O, "query">>> &
-  With<"body", Body<O>, Spec<O> extends { requestBody: object } ? false : true> &
+  With<"body", RequestBody<O>, Spec<O> extends { requestBody: object } ? false : true> &
   (O extends KeyedOperation ? KeyedOptions : "If-Match" extends HeaderName<O> ? ConditionalOptions : CallOptions);
 
-/** The operations that answer `{ data, nextCursor }`. */
-export type ListOperation = { [O in Operation]: Answer<O> extends { data: unknown[]; nextCursor?: string | null } ? O : never }[Operation];
+/** The operations that return `{ data, nextCursor }`. */
+export type ListOperation = { [O in Operation]: ResponseBody<O> extends { data: unknown[]; nextCursor?: string | null } ? O : never }[Operation];
 
 /** A row of a list. */
-export type Row<O extends ListOperation> = Answer<O> extends { data: (infer T)[] } ? T : never;
+export type Row<O extends ListOperation> = ResponseBody<O> extends { data: (infer T)[] } ? T : never;

@@ -1,5 +1,5 @@
 import type {
-  Answer, Body, CallOptions, ConditionalOptions, KeyedOptions, ListOperation, Operation, Parameters, Query, Row,
+  CallOptions, ConditionalOptions, KeyedOptions, ListOperation, Operation, RequestBody, RequestParameters, RequestQuery, ResponseBody, Row,
 } from "./operations.js";
 import type {
   BatchItem, BatchSummary, ConsumeBody, MetersUsage, MeterUsage, OneMeter, RefundBody, SeveralMeters, TallymanEvent, TrackBody,
@@ -18,7 +18,7 @@ export interface TallymanOptions {
   timeout?: number | undefined;
   /** Attempts after the first; default 2. With 0, calls have an idempotency key only if you give one. */
   retries?: number | undefined;
-  /** Whether tracks and consumes that are made while one is on its way share the next request; default true. */
+  /** Whether tracks and consumes that are made while one is in flight share the next request; default true. */
   coalesce?: boolean | undefined;
 }
 
@@ -34,7 +34,9 @@ export interface BatchOptions extends KeyedOptions {
   results?: "denied" | "none" | undefined;
 }
 
-type OfOrganization = "/v1/organizations/{id}";
+type Returns<O extends Operation> = Promise<ResponseBody<O>>;
+type Arguments<O extends Operation> = object extends RequestParameters<O> ? [RequestParameters<O>?] : [RequestParameters<O>];
+type Org = "/v1/organizations/{id}";
 
 /**
  * The client of a Tallyman. Every method throws {@link TallymanError} for what is neither a success nor a denial by a limit.
@@ -52,39 +54,39 @@ export interface Tallyman {
   batch(items: BatchItem[], options?: BatchOptions): Promise<BatchSummary>;
 
   /** The running period of each meter. */
-  usage(id: string, options?: CallOptions): Promise<Answer<`GET ${OfOrganization}/usage`>>;
+  usage(id: string, options?: CallOptions): Returns<`GET ${Org}/usage`>;
   /** Hours, days or periods. */
-  history(id: string, query?: Query<`GET ${OfOrganization}/history`>, options?: CallOptions): Promise<Answer<`GET ${OfOrganization}/history`>>;
+  history(id: string, query?: RequestQuery<`GET ${Org}/history`>, options?: CallOptions): Returns<`GET ${Org}/history`>;
   /** The effective limits, and where each comes from. */
-  limits(id: string, options?: CallOptions): Promise<Answer<`GET ${OfOrganization}/limits`>>;
+  limits(id: string, options?: CallOptions): Returns<`GET ${Org}/limits`>;
   /** One feature; an unknown one is not enabled. */
-  feature(id: string, feature: string, options?: CallOptions): Promise<Answer<`GET ${OfOrganization}/features/{feature}`>>;
+  feature(id: string, feature: string, options?: CallOptions): Returns<`GET ${Org}/features/{feature}`>;
   /** What happened, newest first. */
-  events(query?: Query<"GET /v1/events">, options?: CallOptions): Promise<{ data: TallymanEvent[]; nextCursor?: string | null }>;
+  events(query?: RequestQuery<"GET /v1/events">, options?: CallOptions): Promise<{ data: TallymanEvent[]; nextCursor?: string | null }>;
 
   /** The organizations as last stored, with their usage. */
-  organizations(query?: Query<"GET /v1/organizations">, options?: CallOptions): Promise<Answer<"GET /v1/organizations">>;
+  organizations(query?: RequestQuery<"GET /v1/organizations">, options?: CallOptions): Returns<"GET /v1/organizations">;
   /** The settings and limits. */
-  organization(id: string, options?: CallOptions): Promise<Answer<`GET ${OfOrganization}`>>;
+  organization(id: string, options?: CallOptions): Returns<`GET ${Org}`>;
   /** Creates an organization, or replaces its settings; with `ifNoneMatch: "*"` only creates, else 412. */
-  putOrganization(id: string, settings: Body<`PUT ${OfOrganization}`>, options?: ConditionalOptions): Promise<Answer<`PUT ${OfOrganization}`>>;
+  putOrganization(id: string, settings: RequestBody<`PUT ${Org}`>, options?: ConditionalOptions): Returns<`PUT ${Org}`>;
   /** Changes single settings; null restores a default. */
-  patchOrganization(id: string, changes: Body<`PATCH ${OfOrganization}`>, options?: ConditionalOptions): Promise<Answer<`PATCH ${OfOrganization}`>>;
+  patchOrganization(id: string, changes: RequestBody<`PATCH ${Org}`>, options?: ConditionalOptions): Returns<`PATCH ${Org}`>;
   /** Erases usage, history and settings. */
-  deleteOrganization(id: string, options?: ConditionalOptions): Promise<Answer<`DELETE ${OfOrganization}`>>;
+  deleteOrganization(id: string, options?: ConditionalOptions): Returns<`DELETE ${Org}`>;
   /** Changes the given limits; null inherits that of the plan again. */
-  patchLimits(id: string, changes: Body<`PATCH ${OfOrganization}/limits`>, options?: ConditionalOptions): Promise<Answer<`PATCH ${OfOrganization}/limits`>>;
+  patchLimits(id: string, changes: RequestBody<`PATCH ${Org}/limits`>, options?: ConditionalOptions): Returns<`PATCH ${Org}/limits`>;
   /** Ends the running period of the given meters, or of all. */
-  reset(id: string, body?: Body<`POST ${OfOrganization}/reset`>, options?: KeyedOptions): Promise<Answer<`POST ${OfOrganization}/reset`>>;
+  reset(id: string, body?: RequestBody<`POST ${Org}/reset`>, options?: KeyedOptions): Returns<`POST ${Org}/reset`>;
   /** Corrects the running count of a meter. */
-  adjust(id: string, body: Body<`POST ${OfOrganization}/adjust`>, options?: KeyedOptions): Promise<Answer<`POST ${OfOrganization}/adjust`>>;
+  adjust(id: string, body: RequestBody<`POST ${Org}/adjust`>, options?: KeyedOptions): Returns<`POST ${Org}/adjust`>;
   /** Ends the periods whose time has come, where the service does not do it by itself. */
-  resetExpired(options?: KeyedOptions): Promise<Answer<"POST /v1/reset-expired">>;
+  resetExpired(options?: KeyedOptions): Returns<"POST /v1/reset-expired">;
 
   /** Any operation of the HTTP API, such as `request("PUT /v1/plans/{id}", { path: { id: "pro" }, body: { … } })`. */
-  request<O extends Operation>(operation: O, ...parameters: object extends Parameters<O> ? [Parameters<O>?] : [Parameters<O>]): Promise<Answer<O>>;
+  request<O extends Operation>(operation: O, ...parameters: Arguments<O>): Returns<O>;
   /** The rows of all pages of a list, such as `for await (const entry of tallyman.list("GET /v1/audit"))`. */
-  list<O extends ListOperation>(operation: O, ...parameters: object extends Parameters<O> ? [Parameters<O>?] : [Parameters<O>]): AsyncGenerator<Row<O>, void>;
+  list<O extends ListOperation>(operation: O, ...parameters: Arguments<O>): AsyncGenerator<Row<O>, void>;
 
   verifyWebhook: typeof verifyWebhook;
 }

@@ -1,7 +1,7 @@
 // The shapes that calls take and return.
 
 import type { components } from "./openapi.js";
-import type { Answer, Body } from "./operations.js";
+import type { RequestBody, ResponseBody } from "./operations.js";
 
 type Schemas = components["schemas"];
 
@@ -15,7 +15,7 @@ export interface Verdict {
   retryAt?: string;
   /** The same in seconds from now, rounded up. */
   retryAfter?: number;
-  /** True if the call repeated an idempotency key: this is the answer of the first, and nothing was counted. */
+  /** True if the call repeated an idempotency key: this is the first result, and nothing was counted. */
   replayed?: true;
 }
 
@@ -43,17 +43,17 @@ export type ConsumeBody = Schemas["ConsumeBody"];
 export type RefundBody = Schemas["RefundBody"];
 
 /** An item of a batch. */
-export type BatchItem = Body<"POST /v1/batch">["items"][number];
+export type BatchItem = RequestBody<"POST /v1/batch">["items"][number];
 
-/** The answer to an item of a batch; `status` says which of the shapes it has. */
+/** The result of an item of a batch; `status` says which of the shapes it has. */
 export type BatchResult = { index: number; replayed?: true } & (
   | ({ status: 200 } & Schemas["UsageResult"])
   | ({ status: 429 } & Schemas["Problem"] & Schemas["UsageResult"])
   | (Schemas["Problem"] & { status: 400 | 403 | 404 | 409 | 422 | 500 | 503 | 504 })
 );
 
-/** The answers to a batch. */
-export type BatchSummary = Omit<Answer<"POST /v1/batch">, "results"> & {
+/** The results of a batch. */
+export type BatchSummary = Omit<ResponseBody<"POST /v1/batch">, "results"> & {
   /** In the order of the items, as far as they were asked for. */
   results: BatchResult[];
 };

@@ -17,7 +17,7 @@ export interface ReceivedWebhook {
  *
  * The same event may arrive more than once, always under the same `id`.
  *
- * @throws {TallymanError} `invalid_webhook`: answer 401 and do nothing else
+ * @throws {TallymanError} `invalid_webhook`: respond with 401 and do nothing else
  */
 export async function verifyWebhook(request: Request | ReceivedWebhook, secret: string): Promise<TallymanEvent> {
   const header = (name: string) => headerOf(request.headers, name);
@@ -57,7 +57,8 @@ async function bytesOf(request: Request | ReceivedWebhook): Promise<Uint8Array> 
 async function hmacKey(secret: string): Promise<CryptoKey> {
   const bytes = secret.startsWith("whsec_") && decode(secret.slice("whsec_".length));
   if (!bytes || bytes.length === 0) {
-    throw new TallymanError("webhook", { status: 0, code: "not_configured", detail: "the secret must be whsec_ and base64, as it was shown once" });
+    const detail = "the secret must be whsec_ and base64, as it was shown once";
+    throw new TallymanError("webhook", { status: 0, code: "not_configured", detail });
   }
   return crypto.subtle.importKey("raw", bytes, { name: "HMAC", hash: "SHA-256" }, false, ["verify"]);
 }

@@ -1,9 +1,10 @@
 import assert from "node:assert/strict";
 import { after, test } from "node:test";
 
-import { createTallyman } from "@tallyman/client";
 import { faultyFetch, hanging, held, lost, passed, refused, unavailable } from "tallyman-testing/faults";
 import { startTallyman } from "tallyman-testing/tallyman";
+
+import { createTallyman } from "./support.js";
 
 const service = await startTallyman();
 after(() => service.remove());
@@ -30,7 +31,7 @@ test("a lone call goes at once, to its own operation", async () => {
   await call;
 });
 
-test("calls that are made while a request is on its way share the next, each with its own answer", async () => {
+test("calls that are made while a request is in flight share the next, each with its own result", async () => {
   const { fetch, tallyman, release } = busyClient();
   const calls = [
     tallyman.consume({ organizationId: "a", amount: 2 }),
@@ -49,7 +50,7 @@ test("calls that are made while a request is on its way share the next, each wit
   assert.equal(third.current, 5);
 });
 
-test("an answer of a shared request is the answer that the call alone would have got", async () => {
+test("the result or error of a call in a shared request is that of the call alone", async () => {
   const bodies = [
     { organizationId: "alike" },
     { organizationId: "alike", meters: { api: 1, tokens: 2 } },
@@ -93,7 +94,7 @@ test("a call that cannot be sent fails alone", async () => {
   await large;
 });
 
-test("a shared request whose answer is lost counts once", async () => {
+test("a shared request whose response is lost counts once", async () => {
   const { fetch, tallyman, release } = busyClient();
   fetch.next(lost, refused);
   const calls = [1, 2, 3].map((amount) => tallyman.track({ organizationId: "lost", amount }));
@@ -104,7 +105,7 @@ test("a shared request whose answer is lost counts once", async () => {
   assert.equal(await current("lost"), 6);
 });
 
-test("of a shared request, what the service could not decide is tried again, and nothing else", async () => {
+test("of a shared request, what the service could not decide is retried, and nothing else", async () => {
   const { fetch, tallyman, release } = busyClient();
   fetch.next(async (send) => {
     const summary = await (await send()).json();
@@ -185,7 +186,7 @@ test("without coalesce each call has a request of its own", async () => {
   assert.deepEqual(paths(fetch), Array(5).fill("/v1/track"));
 });
 
-test("random concurrent calls are counted exactly, whatever happens to their answers", async () => {
+test("random concurrent calls are counted exactly, whatever happens to their responses", async () => {
   const seed = Math.floor(Math.random() * 2 ** 31);
   const random = generator(seed);
   const pick = (values) => values[Math.floor(random() * values.length)];

@@ -4,9 +4,11 @@ import { createServer } from "node:net";
 import { after, test } from "node:test";
 import { inspect } from "node:util";
 
-import { createTallyman, TallymanError } from "@tallyman/client";
+import { TallymanError } from "@tallyman/client";
 import { badGateway, faultyFetch, hanging, refused } from "tallyman-testing/faults";
 import { startTallyman } from "tallyman-testing/tallyman";
+
+import { createTallyman } from "./support.js";
 
 const service = await startTallyman();
 after(() => service.remove());
@@ -15,7 +17,7 @@ const tallyman = createTallyman(service);
 /** The error of a call that must fail. */
 async function failure(promise) {
   const error = await promise.then(
-    (value) => assert.fail(`answered ${inspect(value)}`),
+    (value) => assert.fail(`returned ${inspect(value)}`),
     (error) => error,
   );
   assert.ok(error instanceof TallymanError, inspect(error));
@@ -45,7 +47,7 @@ test("no error shows the key", async () => {
   }
 });
 
-test("a connection that is refused and an answer that does not come have codes of their own", async () => {
+test("a refused connection and a response that does not arrive have codes of their own", async () => {
   const listener = createServer().listen(0, "127.0.0.1");
   await once(listener, "listening");
   const { port } = listener.address();

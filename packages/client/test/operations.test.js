@@ -4,9 +4,10 @@ import { after, test } from "node:test";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 
-import { createTallyman } from "@tallyman/client";
 import { faultyFetch } from "tallyman-testing/faults";
 import { startTallyman } from "tallyman-testing/tallyman";
+
+import { createTallyman } from "./support.js";
 
 const service = await startTallyman({ TALLYMAN_DEFAULT_LIMIT: "1000" });
 after(() => service.remove());
@@ -83,7 +84,8 @@ test("list follows the pages", async () => {
   for (const id of ["page-1", "page-2", "page-3"]) await tallyman.putOrganization(id, {});
   fetch.requests.length = 0;
   const ids = [];
-  for await (const { organizationId } of tallyman.list("GET /v1/organizations", { query: { search: "page-", pageSize: 2 } })) ids.push(organizationId);
+  const query = { search: "page-", pageSize: 2 };
+  for await (const { organizationId } of tallyman.list("GET /v1/organizations", { query })) ids.push(organizationId);
   assert.deepEqual(ids, ["page-1", "page-2", "page-3"]);
   assert.equal(fetch.requests.length, 2);
 });

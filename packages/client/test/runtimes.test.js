@@ -13,14 +13,15 @@ const WEB = [
 
 test("the client runs where there are web standards and nothing of Node: in browsers and edge runtimes", async () => {
   const entry = fileURLToPath(import.meta.resolve("@tallyman/client"));
-  const { outputFiles } = await build({ entryPoints: [entry], bundle: true, write: false, platform: "browser", format: "iife", globalName: "client" });
+  const options = { bundle: true, write: false, platform: "browser", format: "iife", globalName: "client" };
+  const { outputFiles } = await build({ ...options, entryPoints: [entry] });
   const context = vm.createContext(Object.fromEntries(WEB.map((name) => [name, globalThis[name]])));
   vm.runInContext(outputFiles[0].text, context);
   const { createTallyman, verifyWebhook } = vm.runInContext("client", context);
 
   assert.throws(() => createTallyman(), { code: "not_configured" });
-  const answers = [new Response("{}", { status: 503 }), Response.json({ allowed: true, current: 1 })];
-  const tallyman = createTallyman({ url: "https://tallyman.example", key: "tm_key", fetch: async () => answers.shift() });
+  const responses = [new Response("{}", { status: 503 }), Response.json({ allowed: true, current: 1 })];
+  const tallyman = createTallyman({ url: "https://tallyman.example", key: "tm_key", fetch: async () => responses.shift() });
   assert.equal((await tallyman.consume({ organizationId: "org" })).current, 1);
 
   const [id, sentAt, body] = ["evt_1", String(Math.floor(Date.now() / 1000)), '{"type":"webhook.test","data":{"webhookId":"w"}}'];

@@ -3,8 +3,10 @@ import { once } from "node:events";
 import { createServer } from "node:http";
 import { after, test } from "node:test";
 
-import { createTallyman, verifyWebhook } from "@tallyman/client";
+import { verifyWebhook } from "@tallyman/client";
 import { startTallyman } from "tallyman-testing/tallyman";
+
+import { createTallyman } from "./support.js";
 
 const service = await startTallyman();
 after(() => service.remove());
@@ -32,8 +34,10 @@ const sendTest = () => tallyman.request("POST /v1/webhooks/{id}/test", { path: {
 await sendTest();
 const sample = await delivery();
 
-const asRequest = ({ headers, body }, changes = {}) => new Request("https://app.example/hook", { method: "POST", headers: { ...headers, ...changes }, body });
-const rejected = (request, secret = webhook.secret) => assert.rejects(verifyWebhook(request, secret), { name: "TallymanError", code: "invalid_webhook" });
+const asRequest = ({ headers, body }, changes = {}) =>
+  new Request("https://app.example/hook", { method: "POST", headers: { ...headers, ...changes }, body });
+const rejected = (request, secret = webhook.secret) =>
+  assert.rejects(verifyWebhook(request, secret), { name: "TallymanError", code: "invalid_webhook" });
 
 test("a webhook of Tallyman is verified and is an event", async () => {
   const event = await verifyWebhook(asRequest(sample), webhook.secret);
