@@ -30,11 +30,12 @@ export async function authorize(ctx: GenericEndpointContext, settings: Settings,
 
 /** Whether the plugin `admin` calls the user an administrator. Without it, a field `role` may be the user's own to set. */
 function isPlatformAdmin(ctx: GenericEndpointContext, { user }: AuthSession): boolean {
-  const options = ctx.context.getPlugin("admin")?.options;
-  if (!options) return false;
-  const { adminRoles = ["admin"], adminUserIds = [] } = options;
+  const plugin = ctx.context.getPlugin("admin");
+  if (!plugin) return false;
+  const { adminRoles = ["admin"], adminUserIds = [] } = plugin.options ?? {};
   const roles = (user.role ?? "").split(",").map((role) => role.trim());
-  return adminUserIds.includes(user.id) || [adminRoles].flat().some((role) => roles.includes(role));
+  const isAdminRole = (role: string) => (Array.isArray(adminRoles) ? adminRoles : adminRoles.split(",")).includes(role);
+  return adminUserIds.includes(user.id) || roles.some(isAdminRole);
 }
 
 async function exists(ctx: GenericEndpointContext, model: "member" | "organization", fields: Record<string, string>): Promise<boolean> {

@@ -1,12 +1,9 @@
 // The callbacks: once for what happens, whichever process notices it.
 
 import assert from "node:assert/strict";
-import { createHmac } from "node:crypto";
 import { after, before, test } from "node:test";
 import { startTallyman } from "tallyman-testing/tallyman";
-import { counted, makeAuth, memoryDatabase, newMember, setLimit, User } from "./support.js";
-
-const SECRET = `whsec_${Buffer.from("a secret of a webhook, for tests").toString("base64")}`;
+import { counted, makeAuth, memoryDatabase, newMember, SECRET, setLimit, signed, User, warning } from "./support.js";
 
 /** @type {import("tallyman-testing/tallyman").Tallyman} */
 let tallyman;
@@ -87,23 +84,9 @@ test("a callback that fails is logged, and breaks no call", async () => {
   assert.match(auth.log.join("\n"), /onLimitExceeded failed: no mail server/);
 });
 
-/** An event, signed as Tallyman signs it. */
-function signed(event, secret = SECRET, sentAt = Math.floor(Date.now() / 1000)) {
-  const { id, ...rest } = event;
-  const body = JSON.stringify(rest);
-  const mac = createHmac("sha256", Buffer.from(secret.slice(6), "base64")).update(`${id}.${sentAt}.${body}`).digest("base64");
-  const headers = { "content-type": "application/json", "webhook-id": id, "webhook-timestamp": String(sentAt), "webhook-signature": `v1,${mac}` };
-  return { body, headers };
-}
-
 async function deliver(auth, { body, headers }) {
   const response = await auth.handler(new Request("http://127.0.0.1:3000/api/auth/usage-tracking/webhook", { method: "POST", body, headers }));
   return { status: response.status, body: await response.json() };
-}
-
-function warning(organizationId, id = `evt_${crypto.randomUUID().replaceAll("-", "")}`) {
-  const data = { organizationId, meter: "api", threshold: 80, current: 801, limit: 1000, periodStart: "2026-11-01T00:00:00Z", resetDate: "2026-12-01T00:00:00Z" };
-  return { id, type: "usage.warning", timestamp: new Date().toISOString(), data };
 }
 
 test("with a webhook, calls tell nothing, and signed events do, each once for all auth servers", async () => {

@@ -1,5 +1,6 @@
 // Better Auth with the plugin, in this process: users, organizations and their calls.
 
+import { createHmac } from "node:crypto";
 import { betterAuth } from "better-auth";
 import { memoryAdapter } from "better-auth/adapters/memory";
 import { admin, bearer, organization } from "better-auth/plugins";
@@ -23,7 +24,8 @@ export function makeAuth(usage, { database = memoryDatabase(), before = [], log 
     baseURL: URL,
     secret: "a secret for tests, known to everybody",
     database: Array.isArray(database.user) ? memoryAdapter(database) : database,
-    emailAndPassword: { enabled: true },
+    // Hashing would take most of the time.
+    emailAndPassword: { enabled: true, password: { hash: async (password) => password, verify: async ({ hash, password }) => hash === password } },
     telemetry: { enabled: false },
     rateLimit: { enabled: false },
     logger: { log: (level, message) => log.push(`${level}: ${message}`) },
@@ -109,4 +111,22 @@ export async function setLimit(tallyman, organizationId, limit, enforcement = "h
   if (status === 404) await tallyman.api("PUT", path, {});
   const patched = await tallyman.api("PATCH", `${path}/limits`, { api: { limit, enforcement } });
   if (patched.status !== 200) throw new Error(JSON.stringify(patched.body));
+}
+
+/** Of a webhook. */
+export const SECRET = `whsec_${Buffer.from("a secret of a webhook, for tests").toString("base64")}`;
+
+/** An event, signed as Tallyman signs it. */
+export function signed(event, secret = SECRET, sentAt = Math.floor(Date.now() / 1000)) {
+  const { id, ...rest } = event;
+  const body = JSON.stringify(rest);
+  const mac = createHmac("sha256", Buffer.from(secret.slice(6), "base64")).update(`${id}.${sentAt}.${body}`).digest("base64");
+  const headers = { "content-type": "application/json", "webhook-id": id, "webhook-timestamp": String(sentAt), "webhook-signature": `v1,${mac}` };
+  return { body, headers };
+}
+
+/** An event. */
+export function warning(organizationId, id = `evt_${crypto.randomUUID().replaceAll("-", "")}`) {
+  const data = { organizationId, meter: "api", threshold: 80, current: 801, limit: 1000, periodStart: "2026-11-01T00:00:00Z", resetDate: "2026-12-01T00:00:00Z" };
+  return { id, type: "usage.warning", timestamp: new Date().toISOString(), data };
 }
