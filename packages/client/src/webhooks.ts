@@ -45,7 +45,8 @@ function invalid(detail: string): TallymanError {
 
 function headerOf(headers: ReceivedWebhook["headers"], name: string): string | undefined {
   if (typeof headers.get === "function") return headers.get(name) ?? undefined;
-  const value = (headers as Record<string, string | string[] | undefined>)[name];
+  // Node has them in lower case, others as they were sent.
+  const value = Object.entries(headers).find(([key]) => key.toLowerCase() === name)?.[1];
   return Array.isArray(value) ? value[0] : value;
 }
 

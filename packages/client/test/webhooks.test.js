@@ -51,6 +51,8 @@ test("a webhook of Tallyman is verified and is an event", async () => {
 test("a request may be as Node has it, with its body as bytes or as text", async () => {
   const event = await verifyWebhook(sample, webhook.secret);
   assert.deepEqual(await verifyWebhook({ ...sample, body: sample.body.toString() }, webhook.secret), event);
+  const capitals = Object.fromEntries(Object.entries(sample.headers).map(([name, value]) => [name.toUpperCase(), [value]]));
+  assert.deepEqual(await verifyWebhook({ ...sample, headers: capitals }, webhook.secret), event);
   assert.deepEqual(await verifyWebhook({ ...sample, headers: new Headers(sample.headers) }, webhook.secret), event);
 });
 
