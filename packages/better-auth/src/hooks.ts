@@ -2,7 +2,7 @@
 
 import { APIError, createAuthMiddleware, getSessionFromCtx } from "better-auth/api";
 import type { BetterAuthPlugin, GenericEndpointContext, HookEndpointContext } from "better-auth";
-import type { Buffer } from "./buffer.js";
+import type { CountBuffer } from "./count-buffer.js";
 import { USAGE_TRACKING_ERROR_CODES } from "./errors.js";
 import type { Host } from "./host.js";
 import type { AuthCall, AuthSession, Settings } from "./settings.js";
@@ -14,7 +14,7 @@ const NEVER_COUNTED = ["/usage-tracking/*", "/get-session", "/token", "/jwks", "
 interface HookParts {
   settings: Settings;
   tracker: Tracker;
-  buffer: Buffer;
+  buffer: CountBuffer;
   host: Host;
 }
 

@@ -3,7 +3,7 @@
 import type { AuthContext, BetterAuthPlugin } from "better-auth";
 import { createTallyman, type Tallyman, type TallymanOptions } from "@tallyman/client";
 import { CircuitBreaker } from "./breaker.js";
-import { Buffer } from "./buffer.js";
+import { CountBuffer } from "./count-buffer.js";
 import { Callbacks } from "./callbacks.js";
 import { getUsage, getUsageHistory, resetExpired, resetUsage, updateLimits } from "./endpoints.js";
 import { USAGE_TRACKING_ERROR_CODES } from "./errors.js";
@@ -64,7 +64,7 @@ function assemble(settings: Settings, host: Host) {
     (error) => host.warn(`Tallyman does not answer, and calls do not wait for it: ${error instanceof Error ? error.message : String(error)}`),
     () => host.warn("Tallyman answers again"),
   );
-  const buffer = new Buffer({
+  const buffer = new CountBuffer({
     tallyman: batches,
     meter: settings.meter,
     interval: settings.flushInterval,

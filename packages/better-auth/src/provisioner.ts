@@ -44,7 +44,9 @@ export class Provisioner {
     try {
       await this.create(organizationId);
     } catch (error) {
-      if (!isFinal(error)) throw error;
+      // A defect of one organization must not keep the counts of all others waiting.
+      const isDefect = error instanceof TallymanError && error.status === 500;
+      if (!isFinal(error) && !isDefect) throw error;
       this.#host.error(`Tallyman does not take the options of usageTracking for "${organizationId}", which starts with Tallyman's defaults`, error);
     }
   }
@@ -61,5 +63,8 @@ export class Provisioner {
 
 /** Whether the same request would fail again. */
 export function isFinal(error: unknown): boolean {
-  return error instanceof TallymanError && error.status >= 400 && error.status < 500 && error.status !== 401 && error.status !== 408;
+  if (!(error instanceof TallymanError)) return false;
+  const { status, code } = error;
+  // Another key, or more time, may help against 401 and 408.
+  return code === "invalid_field" || (status >= 400 && status < 500 && status !== 401 && status !== 408);
 }

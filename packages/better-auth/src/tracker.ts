@@ -3,7 +3,7 @@
 import { randomUUID } from "node:crypto";
 import { type MeterUsage, type Tallyman, TallymanError } from "@tallyman/client";
 import type { CircuitBreaker } from "./breaker.js";
-import type { Buffer, Charge } from "./buffer.js";
+import type { CountBuffer, Charge } from "./count-buffer.js";
 import type { Callbacks } from "./callbacks.js";
 import type { Host } from "./host.js";
 import { isFinal, type Provisioner } from "./provisioner.js";
@@ -25,7 +25,7 @@ interface Parts {
   tallyman: Tallyman;
   provisioner: Provisioner;
   breaker: CircuitBreaker;
-  buffer: Buffer;
+  buffer: CountBuffer;
   callbacks: Callbacks;
   host: Host;
   /** Milliseconds that a call waits for Tallyman, all requests together. */
@@ -65,7 +65,8 @@ export class Tracker {
     } catch (error) {
       if (isFinal(error)) {
         host.error("a call is not counted because Tallyman does not take it", error);
-        return undefined;
+        breaker.succeeded();
+        return this.#isRefused(call, charge) ? "unavailable" : undefined;
       }
       breaker.failed(error);
       return this.#miss(call, charge, sending);
@@ -111,20 +112,22 @@ export class Tracker {
     const isSent = sending.state === "sent";
     sending.state = "given up";
     // What is refused is not to be counted.
-    if (charge.op === "consume" && this.#policy(call) === "refuse") return "unavailable";
+    if (this.#isRefused(call, charge)) return "unavailable";
     if (isSent) this.#parts.buffer.repeat(charge);
     else this.#parts.buffer.add(charge.organizationId, charge.amount);
     return undefined;
   }
 
-  #policy(call: AuthCall): "allow" | "refuse" {
+  /** Whether a call that cannot be counted now is refused. */
+  #isRefused(call: AuthCall, { op }: Charge): boolean {
     const { settings, host } = this.#parts;
     const { whenUnavailable = "allow" } = settings;
+    if (op === "track") return false;
     try {
-      return typeof whenUnavailable === "function" ? whenUnavailable(call) : whenUnavailable;
+      return (typeof whenUnavailable === "function" ? whenUnavailable(call) : whenUnavailable) === "refuse";
     } catch (error) {
       host.error("whenUnavailable failed, and the call is allowed", error);
-      return "allow";
+      return false;
     }
   }
 }

@@ -40,7 +40,7 @@ interface Parts {
   onResult(result: MeterUsage): void;
 }
 
-export class Buffer {
+export class CountBuffer {
   readonly #parts: Parts;
   readonly #merged = new Map<string, Merged>();
   #charges: Charge[] = [];
