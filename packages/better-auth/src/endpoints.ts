@@ -2,7 +2,7 @@
 
 import { createHash, timingSafeEqual } from "node:crypto";
 import { APIError, createAuthEndpoint } from "better-auth/api";
-import { type Tallyman, TallymanError, type Usage } from "@tallyman/client";
+import { type HistoryRow, type Tallyman, TallymanError, type Usage } from "@tallyman/client";
 import * as z from "zod";
 import { authorize } from "./access.js";
 import type { Callbacks } from "./callbacks.js";
@@ -23,6 +23,8 @@ export interface EndpointParts {
 }
 
 const organizationId = z.string().min(1).optional().meta({ description: "By default the active organization" });
+const GRANULARITIES = ["hour", "day", "period"] as const;
+type Granularity = (typeof GRANULARITIES)[number];
 /** Milliseconds of what a history consists of. */
 const UNIT = { hour: 3_600_000, day: 86_400_000 };
 
@@ -53,7 +55,7 @@ export function getUsageHistory({ settings, tallyman, host }: EndpointParts) {
         .object({
           organizationId,
           limit: z.coerce.number().int().min(1).max(999).default(30),
-          granularity: z.enum(["hour", "day", "period"]).default("period"),
+          granularity: z.enum(GRANULARITIES).default("period"),
         })
         .optional(),
     },
@@ -65,7 +67,7 @@ export function getUsageHistory({ settings, tallyman, host }: EndpointParts) {
       const query = { meter: settings.meter, granularity, order: "desc", pageSize: limit + 1, ...from } as const;
       const page = await answerOf(host, () => tallyman.history(id, query).catch(emptyIfUnknown));
       const rows = page.data.filter((row) => granularity !== "period" || !row.open).slice(0, limit);
-      return { history: rows.map((row) => entryOf(id, row)) };
+      return { history: rows.map((row) => entryOf(id, granularity, row)) };
     },
   );
 }
@@ -167,8 +169,10 @@ function emptyIfUnknown(error: unknown): { data: [] } {
   throw error;
 }
 
-function entryOf(organizationId: string, { meter, start, end, used }: { meter: string; start: string; end: string | null; used: number }): Wire<UsageHistoryEntry> {
-  return { id: `${organizationId}:${meter}:${start}`, organizationId, metricType: "api", value: used, date: start, createdAt: end ?? start };
+/** A period has the date of its end, an hour or a day that of its start. */
+function entryOf(organizationId: string, granularity: Granularity, { meter, start, end, used }: HistoryRow): Wire<UsageHistoryEntry> {
+  const date = granularity === "period" ? (end ?? start) : start;
+  return { id: `${organizationId}:${meter}:${start}`, organizationId, metricType: "api", value: used, date, createdAt: end ?? start };
 }
 
 /** In constant time, whatever the lengths. */

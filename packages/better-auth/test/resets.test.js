@@ -54,7 +54,7 @@ test("lazy: the first call after the end opens the next period, and is the only 
     const { body } = await user.call("GET", "/usage-tracking/get-usage-history");
     return body.history.length === 1 && body.history;
   }, "the ended period in the history");
-  assert.deepEqual([history[0].value, Date.parse(history[0].createdAt)], [3, end]);
+  assert.deepEqual([history[0].value, Date.parse(history[0].date)], [3, end]);
 });
 
 test("scheduled: Tallyman ends the period on time, without a call", async () => {
