@@ -16,10 +16,10 @@ export function memoryDatabase() {
  * An auth server.
  *
  * @param {import("@tallyman/better-auth").UsageTrackingOptions} usage options of the plugin
- * @param {object} options `database` as `betterAuth` takes it, or that of `memoryDatabase`; `before` has plugins that come
- *   before this one; the rest are options of `betterAuth`
+ * @param {object} options `database` as `betterAuth` takes it, or that of `memoryDatabase`; `before` and `after` have plugins
+ *   around this one; the rest are options of `betterAuth`
  */
-export function makeAuth(usage, { database = memoryDatabase(), before = [], log = [], ...options } = {}) {
+export function makeAuth(usage, { database = memoryDatabase(), before = [], after = [], log = [], ...options } = {}) {
   const auth = betterAuth({
     baseURL: URL,
     secret: "a secret for tests, known to everybody",
@@ -29,7 +29,7 @@ export function makeAuth(usage, { database = memoryDatabase(), before = [], log 
     telemetry: { enabled: false },
     rateLimit: { enabled: false },
     logger: { log: (level, message) => log.push(`${level}: ${message}`) },
-    plugins: [admin(), organization(), bearer(), ...before, usageTracking(usage)],
+    plugins: [admin(), organization(), bearer(), ...before, usageTracking(usage), ...after],
     ...options,
   });
   return Object.assign(auth, { log });
