@@ -16,7 +16,7 @@ export interface UsageHistoryQuery {
  * `authClient.$usageTracking`: atoms of nanostores.
  *
  * What has listeners is loaded again when the session or its organization changes, after resets and changes of limits,
- * and, usage only and at most once a second, after other calls of the client, most of which are counted.
+ * and after other calls of the client, most of which are counted: usage at most once a second, history every five.
  */
 export interface UsageTrackingAtoms {
   /** Loads when it gets its first listener. Until then, nothing used of no limit. */
@@ -36,8 +36,9 @@ export interface UsageTrackingAtoms {
   historyOf(query?: UsageHistoryQuery): Resource<UsageHistoryEntry[]>;
 }
 
-/** Usage is loaded at most this often, in milliseconds, because of calls of the client. */
-const REFRESH_INTERVAL = 1000;
+/** Usage and history are loaded at most this often, in milliseconds, because of calls of the client. History lags. */
+const USAGE_INTERVAL = 1_000;
+const HISTORY_INTERVAL = 5_000;
 /** Better Auth tells of a changed session 10 ms after the answer that changed it; one request is enough for both. */
 const SIGNAL_DELAY = 25;
 
@@ -75,8 +76,8 @@ export function createStore(
   const history = createShelf(getHistory, [], publish);
   const historyQuery = ({ organizationId, limit, granularity }: UsageHistoryQuery = {}) => ({ organizationId, limit, granularity });
 
-  let timer: ReturnType<typeof setTimeout> | undefined;
-  let refreshedAt = 0;
+  const refreshUsage = atMostEvery(USAGE_INTERVAL, SIGNAL_DELAY, usage);
+  const refreshHistory = atMostEvery(HISTORY_INTERVAL, HISTORY_INTERVAL, history);
   return {
     atoms: {
       usageAtom: usage.atom,
@@ -89,23 +90,38 @@ export function createStore(
       historyOf: (query) => history.of(historyQuery(query)),
     },
     called() {
-      if (timer || !usage.watched().length) return;
-      const refresh = () => {
-        timer = undefined;
-        refreshedAt = Date.now();
-        usage.reload();
-      };
-      timer = setTimeout(refresh, Math.max(SIGNAL_DELAY, refreshedAt + REFRESH_INTERVAL - Date.now()));
+      refreshUsage.soon();
+      refreshHistory.soon();
     },
     changed() {
       usage.reload();
       history.reload();
     },
     sessionChanged() {
-      clearTimeout(timer);
-      timer = undefined;
+      refreshUsage.cancel();
+      refreshHistory.cancel();
       usage.forget();
       history.forget();
+    },
+  };
+}
+
+/** Loads what has listeners again, after a delay and not too often, however often it is asked to. */
+function atMostEvery(interval: number, delay: number, shelf: { watched(): unknown[]; reload(): void }) {
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  let last = 0;
+  const refresh = () => {
+    timer = undefined;
+    last = Date.now();
+    shelf.reload();
+  };
+  return {
+    soon() {
+      if (shelf.watched().length) timer ??= setTimeout(refresh, Math.max(delay, last + interval - Date.now()));
+    },
+    cancel() {
+      clearTimeout(timer);
+      timer = undefined;
     },
   };
 }
