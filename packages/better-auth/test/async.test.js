@@ -1,7 +1,10 @@
 // The async mode: calls are counted in memory, and the counts are sent at intervals.
 
 import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { once } from "node:events";
 import { after, before, test } from "node:test";
+import { fileURLToPath } from "node:url";
 import { faultyFetch } from "tallyman-testing/faults";
 import { startTallyman } from "tallyman-testing/tallyman";
 import { counted, makeAuth, newMember, setLimit, until } from "./support.js";
@@ -26,16 +29,22 @@ async function members(number, usage = {}, options = {}) {
 const batches = (fetch) => fetch.requests.filter(({ path }) => path === "/v1/batch").map(({ body }) => body.items);
 
 test("calls ask nothing, and a flush sends one count for each organization", async () => {
-  const { members: both, fetch } = await members(2, { flushInterval: 500 });
+  const { members: both, fetch } = await members(2, { flushInterval: 3_600_000 });
   for (let calls = 0; calls < 5; calls++) for (const { user } of both) await user.work();
   await both[0].user.work();
-  await until(async () => (await counted(tallyman, both[1].organizationId)) === 5, "the flush");
-  assert.equal(await counted(tallyman, both[0].organizationId), 6);
-  const items = batches(fetch).flat();
-  assert.equal(items.reduce((sum, { amount }) => sum + amount, 0), 11);
-  assert.deepEqual([...new Set(items.map(({ op }) => op))], ["track"]);
-  assert.ok(fetch.requests.every(({ path }) => path === "/v1/batch"));
-  assert.ok(items.length <= 6, `${items.length} items for 11 calls`);
+  assert.deepEqual(fetch.requests, []);
+  await both[0].user.call("GET", "/usage-tracking/get-usage");
+  const counts = batches(fetch).map((items) => items.map(({ op, organizationId, amount }) => [op, organizationId, amount]));
+  assert.deepEqual(counts, [[["track", both[0].organizationId, 6], ["track", both[1].organizationId, 5]]]);
+  assert.equal(await counted(tallyman, both[1].organizationId), 5);
+});
+
+test("counts are flushed at intervals", async () => {
+  const { members: [{ user, organizationId }] } = await members(1, { flushInterval: 50 });
+  for (const calls of [3, 6]) {
+    for (let call = 0; call < 3; call++) await user.work();
+    await until(async () => (await counted(tallyman, organizationId)) === calls, `${calls} calls counted`);
+  }
 });
 
 test("reading the usage flushes first, so that users see their own calls", async () => {
@@ -70,4 +79,22 @@ test("with a handler for background tasks, each request hands it a flush", async
   assert.equal(tasks.length - before, 2);
   await Promise.all(tasks);
   assert.equal(await counted(tallyman, organizationId), 2);
+});
+
+test("a process that ends by itself sends its counts first", async () => {
+  const program = `
+    import { makeAuth, newMember } from "./support.js";
+    const tallyman = { url: process.env.TALLYMAN_URL, key: process.env.TALLYMAN_API_KEY, timeout: 10_000 };
+    const { user, organizationId } = await newMember(makeAuth({ mode: "async", flushInterval: 3_600_000, tallyman }));
+    for (let calls = 0; calls < 3; calls++) await user.work();
+    console.log(organizationId);`;
+  const child = spawn(process.execPath, ["--input-type=module", "--eval", program], {
+    cwd: fileURLToPath(new URL(".", import.meta.url)),
+    env: { ...process.env, TALLYMAN_URL: tallyman.url, TALLYMAN_API_KEY: tallyman.key },
+    stdio: ["ignore", "pipe", "inherit"],
+  });
+  let output = "";
+  child.stdout.on("data", (data) => (output += data));
+  assert.deepEqual(await once(child, "close"), [0, null]);
+  assert.equal(await counted(tallyman, output.trim()), 3);
 });

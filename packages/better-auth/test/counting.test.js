@@ -95,6 +95,14 @@ test("a refused call is 429 with the count, the limit and Retry-After", async ()
   assert.equal(await counted(tallyman, organizationId), 1);
 });
 
+test("a refused call has no Retry-After where waiting does not help", async () => {
+  const { user, organizationId } = await newMember(authWith());
+  await setLimit(tallyman, organizationId, 0);
+  await tallyman.api("PATCH", `/v1/organizations/${organizationId}`, { resetMode: "manual" });
+  const { status, headers, body } = await user.work();
+  assert.deepEqual([status, headers.get("retry-after"), body.resetDate], [429, null, null]);
+});
+
 test("50 concurrent calls at a limit of 20 are answered 20 times", async () => {
   const { user, organizationId } = await newMember(authWith());
   await setLimit(tallyman, organizationId, 20);
