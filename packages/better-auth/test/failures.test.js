@@ -43,9 +43,9 @@ test("while Tallyman hangs, one call waits for it and the next do not; all are c
     durations.push(performance.now() - start);
   }
   const [first, ...others] = durations;
-  assert.ok(first > 250 && first < 600, `the first call took ${first} ms`);
-  // The flush in the background finds out whether Tallyman is back, so that no call waits for it.
-  assert.ok(Math.max(...others) < 250, `the other calls took ${others} ms`);
+  // With some time for the rest of a call, on a loaded machine.
+  assert.ok(first >= 300 && first < 800, `the first call took ${first} ms`);
+  assert.ok(others.toSorted((a, b) => a - b)[4] < 150, `the other calls took ${others} ms`);
   assert.match(log.join("\n"), /Tallyman does not answer, and calls do not wait for it: .*no answer within 300 ms/);
   fetch.fault = passed;
   assert.equal(await until(async () => (await settled(user)) === 11, "11 calls counted"), true);
@@ -64,7 +64,7 @@ test("three refused connections open the breaker, which closes when Tallyman is 
   await until(async () => (await settled(user)) === 24, "24 calls counted");
   await user.work();
   assert.equal(fetch.requests.at(-1).path, "/v1/consume");
-  assert.equal(await settled(user), 25);
+  await until(async () => (await settled(user)) === 25, "25 calls counted");
 });
 
 test("a call whose answer was lost is counted once", async () => {
@@ -81,15 +81,17 @@ test("a call whose answer was lost is counted once", async () => {
 });
 
 test("a batch whose answer was lost is counted once", async () => {
-  const { user, fetch } = await member({ mode: "async" });
+  const { user, fetch } = await member({ mode: "async", flushInterval: 3_600_000 }, { timeout: 10_000 });
   for (let calls = 0; calls < 7; calls++) await user.work();
   fetch.next(lost);
-  await until(async () => (await settled(user)) === 8, "8 calls counted");
-  assert.equal(fetch.requests.filter(({ path }) => path === "/v1/batch").length, 2);
+  assert.equal(await settled(user), 8, "the batch was executed");
+  assert.equal(await settled(user), 8);
+  const [first, second, ...others] = fetch.requests.filter(({ path }) => path === "/v1/batch").map(({ body }) => body.items);
+  assert.deepEqual([second, others], [first, []]);
 });
 
 test("calls that were answered beyond the limit while Tallyman was away are counted all the same", async () => {
-  const { user, organizationId, fetch } = await member();
+  const { user, organizationId, fetch } = await member({}, { timeout: 2_000 });
   await setLimit(tallyman, organizationId, 1);
   fetch.fault = hanging;
   for (let calls = 0; calls < 3; calls++) assert.equal((await user.work()).status, 200);
@@ -115,7 +117,7 @@ test("a Tallyman that is stopped and started again has every call, each once", a
 });
 
 test("with whenUnavailable refuse, calls are 503 and are not counted later, except those that are never refused", async () => {
-  const { user, fetch } = await member({ whenUnavailable: "refuse" });
+  const { user, fetch } = await member({ whenUnavailable: "refuse" }, { timeout: 2_000 });
   fetch.fault = hanging;
   const { status, headers, body } = await user.work();
   assert.equal(status, 503);
