@@ -34,8 +34,9 @@ use crate::usage::recovery::Recovery;
 
 pub use adjust::Adjustment;
 pub use delete::Deletion;
+pub use plans::PlanPreview;
 pub use plugin::PluginUpdate;
-pub use reset::{MeterReset, Reset};
+pub use reset::{MeterReset, Reset, ResetPreview};
 pub use reset_expired::Expired;
 
 /// How often an operation is retried because of concurrent changes.

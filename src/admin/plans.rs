@@ -9,6 +9,15 @@ use crate::failure::Failure;
 use crate::postgres::Actor;
 use crate::postgres::plans::{self, Change};
 
+/// What a put of a plan would do.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlanPreview {
+    /// The plan afterwards, with its present version, or 0 if it does not exist.
+    pub plan: Plan,
+    /// How many organizations are on it; 0 if nothing would change.
+    pub organizations: u64,
+}
+
 impl Admin {
     /// One plan.
     pub async fn plan(&self, id: &PlanId) -> Result<Plan, Error> {
@@ -38,6 +47,32 @@ impl Admin {
         let plan = committed(change)?;
         self.policies.apply_plan(&plan).await;
         Ok(plan)
+    }
+
+    /// What a put of this plan would do.
+    pub async fn preview_plan(
+        &self,
+        plan: Plan,
+        conditions: &Preconditions,
+    ) -> Result<PlanPreview, Error> {
+        check(&plan)?;
+        self.publish_defaults().await?;
+        let before = plans::get(&self.ctx.postgres, &plan.id).await?;
+        let version = before.as_ref().map(|it| it.version);
+        conditions.check(version)?;
+        let plan = Plan {
+            version: version.unwrap_or(0),
+            ..plan
+        };
+        let organizations = if before.as_ref() == Some(&plan) {
+            0
+        } else {
+            plans::organizations(&self.ctx.postgres, &plan.id).await?
+        };
+        Ok(PlanPreview {
+            plan,
+            organizations,
+        })
     }
 
     /// Deletes a plan that no organization is on.

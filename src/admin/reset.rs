@@ -5,13 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use chrono::{DateTime, Utc};
 
 use super::{ATTEMPTS_MAX, Admin, Error, UNFINISHED_MAX};
+use crate::domain::event::EventType;
 use crate::domain::ids::{MeterId, OrganizationId};
 use crate::domain::period::Period;
 use crate::domain::quantity::Count;
 use crate::failure::Failure;
 use crate::postgres::idempotency::IdempotencyUse;
 use crate::postgres::resets::{self, Committed, Outcome, ResetRequest};
-use crate::postgres::{Actor, summaries};
+use crate::postgres::{Actor, summaries, webhooks};
+use crate::usage::OrganizationUsage;
 
 /// What a reset did.
 #[derive(Debug, Clone)]
@@ -33,6 +35,24 @@ pub struct MeterReset {
     pub period: Period,
 }
 
+/// What a reset would do.
+#[derive(Debug, Clone)]
+pub struct ResetPreview {
+    /// The meters that would be reset.
+    pub meters: BTreeMap<MeterId, MeterReset>,
+    /// How many deliveries to webhooks it would cause.
+    pub webhook_deliveries: u64,
+}
+
+/// A reset to be committed, or rolled back in a dry run.
+#[derive(Clone, Copy)]
+struct Intended<'a> {
+    meters: Option<&'a BTreeSet<MeterId>>,
+    reason: Option<&'a str>,
+    idempotency: Option<&'a IdempotencyUse>,
+    dry_run: bool,
+}
+
 impl Admin {
     /// Closes the running periods of these meters, or of all with a limit or a count, and starts new ones.
     pub async fn reset(
@@ -43,6 +63,50 @@ impl Admin {
         idempotency: Option<&IdempotencyUse>,
         actor: &Actor,
     ) -> Result<Reset, Error> {
+        let intended = Intended {
+            meters: meters.as_ref(),
+            reason,
+            idempotency,
+            dry_run: false,
+        };
+        let (committed, replayed) = self.commit_reset(organization, intended, actor).await?;
+        self.finish_resets(organization).await?;
+        let meters = self.meters_of(organization, &committed).await?;
+        Ok(Reset { replayed, meters })
+    }
+
+    /// What a reset of these meters would do, given the usage of the organization.
+    pub async fn preview_reset(
+        &self,
+        organization: &OrganizationId,
+        meters: Option<&BTreeSet<MeterId>>,
+        usage: &OrganizationUsage,
+        actor: &Actor,
+    ) -> Result<ResetPreview, Error> {
+        let intended = Intended {
+            meters,
+            reason: None,
+            idempotency: None,
+            dry_run: true,
+        };
+        let (committed, _) = self.commit_reset(organization, intended, actor).await?;
+        let used = usage.meters.iter().map(|it| (it.meter.clone(), it.used));
+        let meters = with_counts(&committed, &used.collect());
+        let (postgres, event) = (&self.ctx.postgres, EventType::UsageReset);
+        let subscribed = webhooks::subscribed(postgres, event, organization).await?;
+        Ok(ResetPreview {
+            webhook_deliveries: subscribed.saturating_mul(meters.len() as u64),
+            meters,
+        })
+    }
+
+    /// Commits a reset, unless an earlier request with the same idempotency key has; returns whether one has.
+    async fn commit_reset(
+        &self,
+        organization: &OrganizationId,
+        intended: Intended<'_>,
+        actor: &Actor,
+    ) -> Result<(Committed, bool), Error> {
         let presence = self.policies.presence(organization).await?;
         if !presence.exists() {
             return Err(Error::NotFound);
@@ -56,21 +120,18 @@ impl Admin {
             let request = ResetRequest {
                 organization,
                 incarnation: presence.incarnation(),
-                meters: meters.as_ref(),
+                meters: intended.meters,
                 counted: &counted,
-                reason,
-                idempotency,
+                reason: intended.reason,
+                idempotency: intended.idempotency,
+                dry_run: intended.dry_run,
             };
             let now = self.ctx.clock.now();
             match resets::commit(&self.ctx.postgres, &request, actor, now).await? {
                 Outcome::Committed {
                     committed,
                     replayed,
-                } => {
-                    self.finish_resets(organization).await?;
-                    let meters = self.meters_of(organization, &committed).await?;
-                    return Ok(Reset { replayed, meters });
-                }
+                } => return Ok((committed, replayed)),
                 Outcome::Deleted => return Err(Error::NotFound),
                 Outcome::Unfinished => {
                     self.finish_adjustment(organization).await?;
@@ -129,17 +190,25 @@ impl Admin {
         committed: &Committed,
     ) -> Result<BTreeMap<MeterId, MeterReset>, Failure> {
         let counts = resets::previous_counts(&self.ctx.postgres, organization, committed).await?;
-        let meters = committed.meters.iter().map(|(meter, cut)| {
-            let reset = MeterReset {
-                previous_count: counts.get(meter).copied().unwrap_or(Count::ZERO),
-                previous_start: cut.closed_start,
-                period: Period {
-                    start: committed.at,
-                    end: cut.end,
-                },
-            };
-            (meter.clone(), reset)
-        });
-        Ok(meters.collect())
+        Ok(with_counts(committed, &counts))
     }
+}
+
+/// What a reset did to meters with these counts.
+fn with_counts(
+    committed: &Committed,
+    counts: &BTreeMap<MeterId, Count>,
+) -> BTreeMap<MeterId, MeterReset> {
+    let meters = committed.meters.iter().map(|(meter, cut)| {
+        let reset = MeterReset {
+            previous_count: counts.get(meter).copied().unwrap_or(Count::ZERO),
+            previous_start: cut.closed_start,
+            period: Period {
+                start: committed.at,
+                end: cut.end,
+            },
+        };
+        (meter.clone(), reset)
+    });
+    meters.collect()
 }

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use chrono::{DateTime, Datelike as _, Utc};
 use jsonwebtoken::{Algorithm, Validation, decode, decode_header};
 use serde_json::{Map, Value};
 
@@ -30,6 +31,8 @@ pub struct User {
     pub organization: Option<OrganizationId>,
     /// Whether one of the user's platform roles is an admin role.
     pub is_admin: bool,
+    /// When the token expires; none beyond the year 9999.
+    pub expires_at: Option<DateTime<Utc>>,
 }
 
 /// Verifies tokens; clones share the auth server's keys.
@@ -72,7 +75,8 @@ impl Tokens {
             return None;
         }
         let now = self.clock.now().timestamp();
-        if seconds(claims.get("exp")?)?.saturating_add(LEEWAY_SECONDS) <= now {
+        let expiry = seconds(claims.get("exp")?)?;
+        if expiry.saturating_add(LEEWAY_SECONDS) <= now {
             return None;
         }
         if let Some(begin) = claims.get("nbf")
@@ -91,6 +95,7 @@ impl Tokens {
             is_admin: claims
                 .get(&self.config.role_claim)
                 .is_some_and(|roles| self.is_admin(roles)),
+            expires_at: DateTime::from_timestamp(expiry, 0).filter(|at| at.year() < 10_000),
         })
     }
 

@@ -19,7 +19,8 @@ use super::text::{InvalidWord, invalid_word};
 #[schema(example = json!({
     "id": "wh_01a207e5f2407000a3f0c2d9e8b7a695", "url": "https://example.com/tallyman",
     "events": ["usage.warning", "usage.limit_exceeded"], "organizationId": null, "enabled": true, "disabledReason": null,
-    "disabledAt": null, "failingSince": null, "previousSecretUntil": null, "createdAt": "2026-11-23T10:14:00Z"
+    "disabledAt": null, "failingSince": null, "willBeDisabledAt": null, "lastSuccessAt": "2026-11-24T09:00:00Z",
+    "previousSecretUntil": null, "createdAt": "2026-11-23T10:14:00Z"
 }))]
 pub struct Webhook {
     /// Its id.
@@ -43,6 +44,12 @@ pub struct Webhook {
     /// The first failure since the last success.
     #[schema(required)]
     pub failing_since: Option<DateTime<Utc>>,
+    /// When it is disabled unless a delivery succeeds: by the first failure from then on. Null while it does not fail.
+    #[schema(required)]
+    pub will_be_disabled_at: Option<DateTime<Utc>>,
+    /// When a delivery last succeeded; null if none has.
+    #[schema(required)]
+    pub last_success_at: Option<DateTime<Utc>>,
     /// Until when the previous secret signs as well.
     #[schema(required)]
     pub previous_secret_until: Option<DateTime<Utc>>,
@@ -238,6 +245,16 @@ pub fn retry_delay(attempts: u16, jitter: u64) -> Option<TimeDelta> {
 
 /// A webhook is disabled after failing for so long.
 pub const FAILING_MAX: TimeDelta = TimeDelta::days(5);
+
+/// When an enabled webhook that is failing is disabled.
+pub fn will_be_disabled_at(
+    enabled: bool,
+    failing_since: Option<DateTime<Utc>>,
+) -> Option<DateTime<Utc>> {
+    failing_since
+        .filter(|_| enabled)?
+        .checked_add_signed(FAILING_MAX)
+}
 
 #[cfg(test)]
 mod tests {

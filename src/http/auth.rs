@@ -19,15 +19,17 @@ use crate::domain::ids::OrganizationId;
 use crate::postgres::Actor;
 use crate::postgres::api_keys::{KeyRecord, PresentedKey};
 
-/// An authenticated caller. This alone is no permission: handlers take one of [`Permission`]'s types.
+/// An authenticated caller. This alone is no permission: handlers take one of [`Permission`]'s types, except the one
+/// that tells callers who they are.
 #[derive(Debug, Clone)]
 pub(super) struct Caller {
     identity: Identity,
     request: RequestInfo,
 }
 
+/// Who a caller is.
 #[derive(Debug, Clone)]
-enum Identity {
+pub(super) enum Identity {
     /// An API key.
     Key(Arc<KeyRecord>),
     /// A user of the auth server.
@@ -43,6 +45,10 @@ impl Caller {
             Identity::User(user) => CallerId::User(Arc::clone(&user.id)),
         });
         Ok(Self { identity, request })
+    }
+
+    pub(super) fn identity(&self) -> &Identity {
+        &self.identity
     }
 
     /// Authenticates an API key.

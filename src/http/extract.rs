@@ -69,12 +69,21 @@ impl<T: DeserializeOwned> FromRequest<State> for HotBody<T> {
     }
 }
 
-/// Reads the body of a call that takes no query.
+/// Marks a request whose query [`Query`] has parsed.
+#[derive(Debug, Clone, Copy)]
+struct QueryParsed;
+
+/// Reads a body, and refuses a query that nothing has parsed.
 async fn receive(
     request: Request,
     state: &State,
 ) -> Result<(Result<MediaType, Error>, Text), Error> {
-    let query = request.uri().query().unwrap_or_default();
+    let parsed = request.extensions().get::<QueryParsed>().is_some();
+    let query = request
+        .uri()
+        .query()
+        .filter(|_| !parsed)
+        .unwrap_or_default();
     if let Some((name, _)) = form_urlencoded::parse(query.as_bytes()).next() {
         return Err(Error::MalformedRequest(format!(
             "this takes no query parameters; put {} in the JSON body",
@@ -125,6 +134,7 @@ impl<T: DeserializeOwned> FromRequestParts<State> for Query<T> {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, _: &State) -> Result<Self, Error> {
+        parts.extensions.insert(QueryParsed);
         parse::query(parts.uri.query().unwrap_or_default()).map(Self)
     }
 }

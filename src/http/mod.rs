@@ -4,6 +4,7 @@ mod auth;
 mod body;
 mod charges;
 mod cors;
+mod dry_run;
 mod etag;
 mod extract;
 mod failures;

@@ -8,7 +8,7 @@ use sqlx::{FromRow, PgConnection};
 
 use super::pool::{Postgres, Result};
 use super::types::BigInt;
-use crate::domain::ids::OrganizationId;
+use crate::domain::ids::{ApiKeyName, OrganizationId};
 
 /// Who makes a change.
 #[derive(Debug, Clone)]
@@ -39,6 +39,8 @@ pub struct Entry {
     pub at: DateTime<Utc>,
     /// See [`Actor::name`].
     pub actor: String,
+    /// The display name of the actor, if it is an API key.
+    pub actor_name: Option<ApiKeyName>,
     /// The kind of change.
     pub action: String,
     /// The organization that was changed, if it was one.
@@ -77,7 +79,9 @@ pub async fn list(
     count: u32,
 ) -> Result<Vec<Entry>> {
     Ok(sqlx::query_as(
-        "select id, at, actor, action, organization_id, before, after, request_id from audit_log
+        "select id, at, actor, action, organization_id, before, after, request_id,
+                (select name from api_keys where actor like 'key:%' and api_keys.id = substr(actor, 5)) as actor_name
+         from audit_log
          where ($1::text is null or organization_id = $1)
            and ($2::text is null or actor = $2)
            and ($3::text is null or action = $3)

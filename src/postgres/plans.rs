@@ -82,6 +82,19 @@ pub async fn put(
     Ok(Change::Done(after))
 }
 
+/// Counts the organizations on a plan.
+pub async fn organizations(db: &Postgres, id: &PlanId) -> Result<u64> {
+    let BigInt(count) = sqlx::query_scalar(
+        "select count(*) from organizations
+         where deleted_at is null
+           and coalesce(plan_id, (select settings->>'planId' from defaults)) = $1",
+    )
+    .bind(id)
+    .fetch_one(&db.pool)
+    .await?;
+    Ok(count)
+}
+
 /// Deletes a plan without organizations. The lock of the transaction keeps organizations from moving onto it.
 pub async fn delete(
     db: &Postgres,

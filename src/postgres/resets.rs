@@ -36,6 +36,8 @@ pub struct ResetRequest<'a> {
     pub reason: Option<&'a str>,
     /// The idempotency key, if the caller sent one.
     pub idempotency: Option<&'a IdempotencyUse>,
+    /// Whether to roll the reset back instead of committing it.
+    pub dry_run: bool,
 }
 
 /// A committed reset.
@@ -76,7 +78,7 @@ pub enum Outcome {
     TooManyMeters(MeterId),
 }
 
-/// Commits a reset at `now`, or as soon after the running period's start as instants can be told apart.
+/// Commits a reset, or rolls it back in a dry run, at `now`, or as soon after the running period's start as instants can be told apart.
 pub async fn commit(
     db: &Postgres,
     request: &ResetRequest<'_>,
@@ -116,7 +118,11 @@ pub async fn commit(
     insert(&mut tx, id, &committed).await?;
     record(&mut tx, request, actor, &committed).await?;
     idempotency::record(&mut *tx, request.idempotency, &committed, now).await?;
-    tx.commit().await?;
+    if request.dry_run {
+        tx.rollback().await?;
+    } else {
+        tx.commit().await?;
+    }
     Ok(Outcome::Committed {
         committed,
         replayed: false,

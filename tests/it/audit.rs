@@ -72,6 +72,7 @@ async fn every_change_is_audited_with_actor_time_action_before_and_after() {
         assert!(!entry["requestId"].as_str().unwrap().is_empty());
         assert!(entry["at"].as_str().unwrap().ends_with('Z'));
     }
+    assert!(found.iter().all(|entry| entry["actorName"] == "tests"));
     let [revoke, create, limits, patched, put] = found.as_slice() else {
         panic!("{found:?}")
     };
@@ -108,6 +109,7 @@ async fn every_change_is_audited_with_actor_time_action_before_and_after() {
         (&first["actor"], &first["organizationId"]),
         (&json!("system"), &Value::Null)
     );
+    assert_eq!(first["actorName"], Value::Null);
     assert_eq!(first["after"]["planId"], "free");
 }
 

@@ -239,7 +239,6 @@ async fn the_fields_of_a_body_are_refused_in_the_query() {
         "check",
         "refund",
         "organizations/org_1/adjust",
-        "organizations/org_1/reset",
     ] {
         for body in [None, Some(json!({"organizationId": "org_1"}))] {
             let answer = post(&service, &format!("/v1/{path}?{query}"), &[], body).await;
@@ -251,6 +250,14 @@ async fn the_fields_of_a_body_are_refused_in_the_query() {
             );
         }
     }
+    // This takes a query, without any field of its body.
+    let path = "/v1/organizations/org_1/reset?meters=api";
+    let answer = post(&service, path, &[], Some(json!({}))).await;
+    assert_eq!(
+        (answer.status.as_u16(), answer.code()),
+        (400, "invalid_field")
+    );
+    assert_eq!(answer.body["errors"][0]["pointer"], "/meters");
     assert_eq!(
         service
             .http

@@ -11,6 +11,9 @@ use crate::support::{Answer, Http, Instance, World};
 /// The webhook of a populated service.
 const WEBHOOK: &str = "wh_0123456789abcdef0123456789abcdef";
 
+/// The path that every scope opens.
+const SESSION: &str = "/v1/session";
+
 /// An operation of the document.
 struct Operation {
     method: Method,
@@ -245,7 +248,7 @@ async fn the_document_is_whole() {
         );
         assert!(tags.contains(about["tags"][0].as_str().unwrap()), "{path}");
         assert_eq!(
-            operation.scope().is_some(),
+            operation.scope().is_some() || path == SESSION,
             (path.starts_with("/v1/") || path.starts_with("/api/auth/") || path == "/metrics")
                 && !path.ends_with("/usage-tracking/reset-expired"),
             "{path}"
@@ -280,6 +283,16 @@ async fn an_operation_is_opened_by_the_scope_that_it_names_and_by_no_other_than_
     for operation in document.operations() {
         let path = &operation.path;
         let without = send(&service.http.with_key(None), &operation, "", None).await;
+        if path == SESSION {
+            assert_eq!(without.status, 401);
+            for (_, key) in &keys {
+                let http = service.http.with_key(Some(key));
+                let answer = send(&http, &operation, "", None).await;
+                assert_eq!(answer.status, 200, "{}", answer.text);
+                document.assert_documented(&operation, &answer);
+            }
+            continue;
+        }
         let Some(needed) = operation.scope() else {
             // The plugin's secret is in the body, which is missing.
             let plugin = path.ends_with("/usage-tracking/reset-expired");

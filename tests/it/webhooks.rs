@@ -190,13 +190,18 @@ async fn a_delivery_that_succeeds_after_retries_is_not_sent_again() {
     assert_eq!(deliver(&service).await, (0, 1));
     let failing = get(&service, &webhook.path("")).await;
     assert_eq!(time(&failing["failingSince"]), world.clock.now());
+    let disabling = world.clock.now() + Duration::days(5);
+    assert_eq!(time(&failing["willBeDisabledAt"]), disabling);
+    assert_eq!(failing["lastSuccessAt"], Value::Null);
     receiver.answer(200);
     world.clock.advance(Duration::seconds(6));
     assert_eq!(deliver(&service).await, (1, 0));
+    let healthy = get(&service, &webhook.path("")).await;
     assert_eq!(
-        get(&service, &webhook.path("")).await["failingSince"],
-        Value::Null
+        (&healthy["failingSince"], &healthy["willBeDisabledAt"]),
+        (&Value::Null, &Value::Null)
     );
+    assert_eq!(time(&healthy["lastSuccessAt"]), world.clock.now());
     world.clock.advance(Duration::days(2));
     assert_eq!(deliver(&service).await, (0, 0));
     assert_eq!(
@@ -263,6 +268,7 @@ async fn an_endpoint_that_fails_for_five_days_is_disabled_with_a_reason() {
         (&json!(false), &json!("failing"))
     );
     assert_eq!(time(&shown["failingSince"]), began);
+    assert_eq!(shown["willBeDisabledAt"], Value::Null);
     assert_eq!(deliver(&service).await, (0, 0));
 
     receiver.answer(200);

@@ -345,7 +345,8 @@ export interface paths {
          * @description In any mode: closes the running period of each meter with its count and starts a new one at 0. `resetDate` does not
          *     change. Each call is counted in exactly one of the two periods; late events from before the reset count in the new one.
          *     A 503 may have been committed and is then finished once Redis is up; with an `Idempotency-Key` a retry does not reset
-         *     twice.
+         *     twice. With `dryRun=true` nothing is changed: the response has the meters and counts of a reset at this moment, and in
+         *     `dryRun` how many deliveries to webhooks it would cause.
          *
          *     Needs a key with the scope `admin`.
          */
@@ -397,7 +398,9 @@ export interface paths {
          * @description An organization's own settings override its plan: limit by limit, each part of a limit on its own, and feature by
          *     feature. In the same way, the default plan overrides the limits of the service's settings.
          *     A change is effective for every organization on the plan within 2 seconds on every instance, and keeps counts. A request
-         *     that changes nothing keeps `version`.
+         *     that changes nothing keeps `version`. With `dryRun=true` nothing is changed; `dryRun` in the response then says how many
+         *     organizations the change would reach. It sends no event by itself: thresholds are compared once an organization is
+         *     counted again.
          *
          *     Needs a key with the scope `admin`.
          */
@@ -514,6 +517,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/session": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get the session
+         * @description Who the caller is: the key or the JWT of this request, and what it permits. Needs any valid key or JWT.
+         */
+        get: operations["getSession"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/audit": {
         parameters: {
             query?: never;
@@ -598,7 +621,8 @@ export interface paths {
         };
         /**
          * Get a webhook
-         * @description Including whether it is enabled, and since when deliveries fail.
+         * @description Including whether it is enabled, when a delivery last succeeded, since when deliveries fail, and when it is disabled if
+         *     they continue to.
          *
          *     Needs a key with the scope `admin`.
          */
@@ -1073,6 +1097,7 @@ export interface components {
          * @example {
          *       "action": "limits.patch",
          *       "actor": "key:0123456789abcdef",
+         *       "actorName": "back office",
          *       "after": {
          *         "limits": {
          *           "api": {
@@ -1105,6 +1130,7 @@ export interface components {
             at: string;
             /** @description `key:` and the id of an API key, `user:` and the id of a user, `system` for the service itself, or a command. */
             actor: string;
+            actorName: components["schemas"]["ApiKeyName"] | null;
             /** @description What was done. */
             action: string;
             organizationId: components["schemas"]["OrganizationId"] | null;
@@ -1121,6 +1147,7 @@ export interface components {
          *         {
          *           "action": "limits.patch",
          *           "actor": "key:0123456789abcdef",
+         *           "actorName": "back office",
          *           "after": {
          *             "limits": {
          *               "api": {
@@ -2371,6 +2398,30 @@ export interface components {
             /** @description The invalid field, if there is one. */
             errors?: components["schemas"]["FieldError"][];
         };
+        /** @description A plan as put, or as it would be. */
+        PutPlan: components["schemas"]["Plan"] & {
+            /** @description Only in a dry run: what the change would reach. `version` is then the present one, or 0 if the plan does not exist. */
+            dryRun?: components["schemas"]["Reach"];
+        };
+        /**
+         * @description What a change would reach.
+         * @example {
+         *       "organizations": 1,
+         *       "webhookDeliveries": 2
+         *     }
+         */
+        Reach: {
+            /**
+             * Format: int64
+             * @description How many organizations it would affect.
+             */
+            organizations: number;
+            /**
+             * Format: int64
+             * @description How many deliveries to webhooks it would cause at once.
+             */
+            webhookDeliveries: number;
+        };
         /**
          * @description Whether the service accepts requests, and the state of its servers.
          * @example {
@@ -2465,6 +2516,8 @@ export interface components {
             meters: {
                 [key: string]: components["schemas"]["MeterReset"];
             };
+            /** @description Only in a dry run: what the reset would reach. */
+            dryRun?: components["schemas"]["Reach"];
         };
         /**
          * @description A permission of an API key.
@@ -2478,6 +2531,42 @@ export interface components {
          *     ]
          */
         Scopes: components["schemas"]["Scope"][];
+        /**
+         * @description The key or the JWT of a request.
+         * @example {
+         *       "actor": "key:0123456789abcdef",
+         *       "expiresAt": null,
+         *       "id": "0123456789abcdef",
+         *       "name": "auth server",
+         *       "organizationId": null,
+         *       "scopes": [
+         *         "ingest",
+         *         "read"
+         *       ],
+         *       "type": "key"
+         *     }
+         */
+        Session: {
+            type: components["schemas"]["SessionType"];
+            /** @description The id of the key, or the `sub` of the JWT. */
+            id: string;
+            /** @description The name of this caller in the audit log. */
+            actor: string;
+            name: components["schemas"]["ApiKeyName"] | null;
+            /** @description What it permits; `admin` includes all. */
+            scopes: components["schemas"]["Scopes"];
+            organizationId: components["schemas"]["OrganizationId"] | null;
+            /**
+             * Format: date-time
+             * @description When it expires; null is never.
+             */
+            expiresAt: string | null;
+        };
+        /**
+         * @description The credential.
+         * @enum {string}
+         */
+        SessionType: "key" | "user";
         /**
          * @description Changes of an organization's settings: absent fields stay, null restores the default.
          * @example {
@@ -2731,9 +2820,11 @@ export interface components {
          *       ],
          *       "failingSince": null,
          *       "id": "wh_01a207e5f2407000a3f0c2d9e8b7a695",
+         *       "lastSuccessAt": "2026-11-24T09:00:00Z",
          *       "organizationId": null,
          *       "previousSecretUntil": null,
-         *       "url": "https://example.com/tallyman"
+         *       "url": "https://example.com/tallyman",
+         *       "willBeDisabledAt": null
          *     }
          */
         Webhook: {
@@ -2757,6 +2848,16 @@ export interface components {
              * @description The first failure since the last success.
              */
             failingSince: string | null;
+            /**
+             * Format: date-time
+             * @description When it is disabled unless a delivery succeeds: by the first failure from then on. Null while it does not fail.
+             */
+            willBeDisabledAt: string | null;
+            /**
+             * Format: date-time
+             * @description When a delivery last succeeded; null if none has.
+             */
+            lastSuccessAt: string | null;
             /**
              * Format: date-time
              * @description Until when the previous secret signs as well.
@@ -2803,9 +2904,11 @@ export interface components {
          *           ],
          *           "failingSince": null,
          *           "id": "wh_01a207e5f2407000a3f0c2d9e8b7a695",
+         *           "lastSuccessAt": "2026-11-24T09:00:00Z",
          *           "organizationId": null,
          *           "previousSecretUntil": null,
-         *           "url": "https://example.com/tallyman"
+         *           "url": "https://example.com/tallyman",
+         *           "willBeDisabledAt": null
          *         }
          *       ],
          *       "nextCursor": null
@@ -3954,7 +4057,13 @@ export interface operations {
     };
     resetOrganization: {
         parameters: {
-            query?: never;
+            query?: {
+                /**
+                 * @description Whether to change nothing, and to return what the change would do. It is refused where the change would be; an
+                 *     `Idempotency-Key` has no effect.
+                 */
+                dryRun?: boolean;
+            };
             header?: {
                 /** @description Makes retries safe, such as `order-42`: a retry with the same key within 24 hours (a setting) gets the first final response again and counts nothing. Keys are scoped to the organization. A different request with the same key is 422. */
                 "Idempotency-Key"?: string;
@@ -4081,7 +4190,13 @@ export interface operations {
     };
     putPlan: {
         parameters: {
-            query?: never;
+            query?: {
+                /**
+                 * @description Whether to change nothing, and to return what the change would do. It is refused where the change would be; an
+                 *     `Idempotency-Key` has no effect.
+                 */
+                dryRun?: boolean;
+            };
             header?: {
                 /** @description Entity tags, or `*`: the state must have one of these tags, or must exist; else 412. */
                 "If-Match"?: string;
@@ -4108,7 +4223,27 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Plan"];
+                    /**
+                     * @example {
+                     *       "features": {
+                     *         "sso": true
+                     *       },
+                     *       "id": "pro",
+                     *       "limits": {
+                     *         "api": {
+                     *           "enforcement": "soft",
+                     *           "limit": 10000,
+                     *           "warnAt": [
+                     *             80,
+                     *             100
+                     *           ]
+                     *         }
+                     *       },
+                     *       "name": "Pro",
+                     *       "version": 129
+                     *     }
+                     */
+                    "application/json": components["schemas"]["PutPlan"];
                 };
             };
             400: components["responses"]["invalid_field-or-malformed_request"];
@@ -4356,6 +4491,32 @@ export interface operations {
             503: components["responses"]["auth_server_unavailable-or-database_unavailable"];
         };
     };
+    getSession: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The key or the JWT. */
+            200: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Session"];
+                };
+            };
+            400: components["responses"]["malformed_request"];
+            401: components["responses"]["unauthenticated"];
+            403: components["responses"]["forbidden"];
+            500: components["responses"]["internal"];
+            503: components["responses"]["auth_server_unavailable-or-database_unavailable"];
+        };
+    };
     listAudit: {
         parameters: {
             query?: {
@@ -4493,10 +4654,12 @@ export interface operations {
                      *       ],
                      *       "failingSince": null,
                      *       "id": "wh_01a207e5f2407000a3f0c2d9e8b7a695",
+                     *       "lastSuccessAt": null,
                      *       "organizationId": null,
                      *       "previousSecretUntil": null,
                      *       "secret": "whsec_c2VjcmV0",
-                     *       "url": "https://example.com/tallyman"
+                     *       "url": "https://example.com/tallyman",
+                     *       "willBeDisabledAt": null
                      *     }
                      */
                     "application/json": components["schemas"]["IssuedWebhook"];
@@ -4540,9 +4703,11 @@ export interface operations {
                      *       "events": null,
                      *       "failingSince": "2026-11-23T10:14:00Z",
                      *       "id": "wh_01a207e5f2407000a3f0c2d9e8b7a695",
+                     *       "lastSuccessAt": "2026-11-23T10:13:00Z",
                      *       "organizationId": null,
                      *       "previousSecretUntil": null,
-                     *       "url": "https://example.com/tallyman"
+                     *       "url": "https://example.com/tallyman",
+                     *       "willBeDisabledAt": null
                      *     }
                      */
                     "application/json": components["schemas"]["Webhook"];
@@ -4634,9 +4799,11 @@ export interface operations {
                      *       "events": null,
                      *       "failingSince": null,
                      *       "id": "wh_01a207e5f2407000a3f0c2d9e8b7a695",
+                     *       "lastSuccessAt": null,
                      *       "organizationId": null,
                      *       "previousSecretUntil": null,
-                     *       "url": "https://example.com/tallyman"
+                     *       "url": "https://example.com/tallyman",
+                     *       "willBeDisabledAt": null
                      *     }
                      */
                     "application/json": components["schemas"]["Webhook"];
@@ -4683,10 +4850,12 @@ export interface operations {
                      *       "events": null,
                      *       "failingSince": null,
                      *       "id": "wh_01a207e5f2407000a3f0c2d9e8b7a695",
+                     *       "lastSuccessAt": "2026-11-23T10:13:00Z",
                      *       "organizationId": null,
                      *       "previousSecretUntil": "2026-11-24T10:14:00Z",
                      *       "secret": "whsec_c2VjcmV0",
-                     *       "url": "https://example.com/tallyman"
+                     *       "url": "https://example.com/tallyman",
+                     *       "willBeDisabledAt": null
                      *     }
                      */
                     "application/json": components["schemas"]["IssuedWebhook"];

@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
 
-use crate::domain::ids::OrganizationId;
+use crate::domain::ids::{ApiKeyName, OrganizationId};
 use crate::domain::input::integer;
 use crate::http::auth::Administrator;
 use crate::http::extract::{Query, instant};
@@ -51,8 +51,8 @@ type AuditLog = List<AuditEntry>;
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(example = json!({
-    "id": 7, "at": "2026-11-23T10:14:00.125Z", "actor": "key:0123456789abcdef", "action": "limits.patch",
-    "organizationId": "org_123", "before": {"settings": {"resetDay": 15}, "limits": {}},
+    "id": 7, "at": "2026-11-23T10:14:00.125Z", "actor": "key:0123456789abcdef", "actorName": "back office",
+    "action": "limits.patch", "organizationId": "org_123", "before": {"settings": {"resetDay": 15}, "limits": {}},
     "after": {"settings": {"resetDay": 15}, "limits": {"api": {"limit": 5000}}},
     "requestId": "019aa0f0-7d1c-7c3a-9c7e-2f6b1f0e8d11"
 }))]
@@ -62,6 +62,9 @@ pub(in crate::http) struct AuditEntry {
     at: DateTime<Utc>,
     /// `key:` and the id of an API key, `user:` and the id of a user, `system` for the service itself, or a command.
     actor: String,
+    /// The display name of the API key; null for other actors.
+    #[schema(required)]
+    actor_name: Option<ApiKeyName>,
     /// What was done.
     action: String,
     /// Null if the change concerns no organization.
@@ -84,6 +87,7 @@ impl From<Entry> for AuditEntry {
             id: entry.id,
             at: entry.at,
             actor: entry.actor,
+            actor_name: entry.actor_name,
             action: entry.action,
             organization_id: entry.organization,
             before: entry.before,

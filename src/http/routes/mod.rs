@@ -19,6 +19,7 @@ pub(super) mod patches;
 pub(super) mod plans;
 pub(super) mod plugin;
 pub(super) mod resets;
+pub(super) mod session;
 pub(super) mod usage;
 pub(super) mod verify;
 pub(super) mod webhooks;
@@ -69,6 +70,7 @@ pub(super) fn routes(with_metrics: bool, plugin_path: &str) -> OpenApiRouter<Sta
         .routes(routes!(adjustments::adjust))
         .routes(routes!(keys::list_keys, keys::create_key))
         .routes(routes!(keys::revoke_key))
+        .routes(routes!(session::session))
         .routes(routes!(audit::list_audit))
         .routes(routes!(verify::verify))
         .routes(routes!(webhooks::list_webhooks, webhooks::create_webhook))

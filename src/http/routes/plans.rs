@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use axum::Json;
 use axum::extract::State as Shared;
 use axum::http::StatusCode;
-use axum::response::Response;
+use axum::response::{IntoResponse as _, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -14,6 +15,7 @@ use crate::domain::input::not_null;
 use crate::domain::limit::LimitOverride;
 use crate::domain::plan;
 use crate::http::auth::Administrator;
+use crate::http::dry_run::{DryRun, Reach};
 use crate::http::etag::{Conditions, Tagged};
 use crate::http::extract::{Body, NoQuery, Query};
 use crate::http::list::{List, Page};
@@ -135,29 +137,47 @@ pub(in crate::http) async fn get_plan(
     Plan::tagged(plan).unless_known(&conditions)
 }
 
+/// A plan as put, or as it would be.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(in crate::http) struct PutPlan {
+    #[serde(flatten)]
+    plan: Plan,
+    /// Only in a dry run: what the change would reach. `version` is then the present one, or 0 if the plan does not exist.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    dry_run: Option<Reach>,
+}
+
 /// Create or replace a plan
 ///
 /// An organization's own settings override its plan: limit by limit, each part of a limit on its own, and feature by
 /// feature. In the same way, the default plan overrides the limits of the service's settings.
 /// A change is effective for every organization on the plan within 2 seconds on every instance, and keeps counts. A request
-/// that changes nothing keeps `version`.
+/// that changes nothing keeps `version`. With `dryRun=true` nothing is changed; `dryRun` in the response then says how many
+/// organizations the change would reach. It sends no event by itself: thresholds are compared once an organization is
+/// counted again.
 #[utoipa::path(
     put,
     path = "/v1/plans/{id}",
     operation_id = "putPlan",
     tag = "Plans",
     security(("key" = ["admin"])),
-    params(Path<PlanId>, Conditions),
+    params(Path<PlanId>, DryRun, Conditions),
     request_body = PlanSettings,
-    responses((status = 200, description = "The plan.", body = Plan))
+    responses((status = 200, description = "The plan.", body = PutPlan, example = json!({
+        "id": "pro", "name": "Pro", "limits": {"api": {"limit": 10000, "enforcement": "soft", "warnAt": [80, 100]}},
+        "features": {"sso": true}, "version": 129
+    })))
 )]
 pub(in crate::http) async fn put_plan(
     Shared(state): Shared<State>,
     Administrator(caller): Administrator,
     Path(id): Path<PlanId>,
+    Query(query): Query<DryRun>,
     Conditions(conditions): Conditions,
     Body(settings): Body<PlanSettings>,
-) -> Result<Tagged<Plan>, Error> {
+) -> Result<Response, Error> {
     let plan = plan::Plan {
         name: settings.name.unwrap_or_else(|| PlanName::from(&id)),
         id,
@@ -165,11 +185,28 @@ pub(in crate::http) async fn put_plan(
         features: settings.features,
         version: 0,
     };
-    let plan = state
-        .admin
-        .put_plan(plan, &conditions, &caller.actor())
-        .await?;
-    Ok(Plan::tagged(plan))
+    let admin = &state.admin;
+    if query.dry_run {
+        let preview = admin.preview_plan(plan, &conditions).await?;
+        let reach = Reach {
+            organizations: preview.organizations,
+            webhook_deliveries: 0,
+        };
+        return Ok(Json(PutPlan {
+            plan: preview.plan.into(),
+            dry_run: Some(reach),
+        })
+        .into_response());
+    }
+    let plan = admin.put_plan(plan, &conditions, &caller.actor()).await?;
+    let tagged = Tagged {
+        version: plan.version,
+        state: PutPlan {
+            plan: plan.into(),
+            dry_run: None,
+        },
+    };
+    Ok(tagged.into_response())
 }
 
 /// Delete a plan

@@ -4,22 +4,24 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use axum::Json;
 use axum::extract::State as Shared;
-use axum::response::Response;
+use axum::response::{IntoResponse as _, Response};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::admin::Reset;
+use crate::admin;
 use crate::domain::ids::{METERS_MAX, MeterId, OrganizationId, Reason};
 use crate::domain::input::not_null;
 use crate::domain::quantity::Count;
 use crate::http::auth::{Administrator, InOrganization, ResetExpired};
-use crate::http::extract::{Body, NoQuery};
+use crate::http::dry_run::{DryRun, Reach};
+use crate::http::extract::{Body, NoQuery, Query};
 use crate::http::idempotency::{Idempotency, replayable};
 use crate::http::openapi::problems::{ExpiringProblems, ResettingProblems};
 use crate::http::path::Path;
 use crate::http::problem::Error;
 use crate::http::state::State;
+use crate::postgres::Actor;
 
 /// What to reset, and why.
 #[derive(Debug, Default, Deserialize, ToSchema)]
@@ -50,6 +52,10 @@ pub(in crate::http) struct ResetResult {
     organization_id: OrganizationId,
     /// Each meter that was reset.
     meters: BTreeMap<MeterId, MeterReset>,
+    /// Only in a dry run: what the reset would reach.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    dry_run: Option<Reach>,
 }
 
 /// What a reset did to one meter.
@@ -72,14 +78,15 @@ struct MeterReset {
 /// In any mode: closes the running period of each meter with its count and starts a new one at 0. `resetDate` does not
 /// change. Each call is counted in exactly one of the two periods; late events from before the reset count in the new one.
 /// A 503 may have been committed and is then finished once Redis is up; with an `Idempotency-Key` a retry does not reset
-/// twice.
+/// twice. With `dryRun=true` nothing is changed: the response has the meters and counts of a reset at this moment, and in
+/// `dryRun` how many deliveries to webhooks it would cause.
 #[utoipa::path(
     post,
     path = "/v1/organizations/{id}/reset",
     operation_id = "resetOrganization",
     tag = "Organizations",
     security(("key" = ["admin"])),
-    params(Path<OrganizationId>, Idempotency),
+    params(Path<OrganizationId>, DryRun, Idempotency),
     request_body(content = ResetBody, description = "Without a body, every meter is reset."),
     responses(
         (status = 200, description = "The closed and the new periods; the next request on every instance counts in the new one.",
@@ -90,6 +97,7 @@ struct MeterReset {
 pub(in crate::http) async fn reset(
     Shared(state): Shared<State>,
     InOrganization(Administrator(caller), id): InOrganization<Administrator>,
+    Query(query): Query<DryRun>,
     idempotency: Idempotency,
     body: Option<Body<ResetBody>>,
 ) -> Result<Response, Error> {
@@ -103,6 +111,10 @@ pub(in crate::http) async fn reset(
             ),
         });
     }
+    if query.dry_run {
+        let result = preview(&state, id, meters.as_ref(), &caller.actor()).await?;
+        return Ok(Json(result).into_response());
+    }
     let reason = reason.as_ref().map(Reason::as_str);
     let payload = format!("reset {meters:?} {reason:?}");
     let record = idempotency.record(id.as_str(), &payload);
@@ -111,7 +123,33 @@ pub(in crate::http) async fn reset(
         .reset(&id, meters, reason, record.as_ref(), &caller.actor())
         .await?;
     let replayed = reset.replayed;
-    Ok(replayable(Json(ResetResult::of(id, reset)), replayed))
+    Ok(replayable(
+        Json(ResetResult::of(id, reset.meters)),
+        replayed,
+    ))
+}
+
+async fn preview(
+    state: &State,
+    id: OrganizationId,
+    meters: Option<&BTreeSet<MeterId>>,
+    actor: &Actor,
+) -> Result<ResetResult, Error> {
+    let usage = state.usage.usage(&id).await?;
+    let usage = usage.ok_or(Error::NotFound("there is no such organization"))?;
+    if !usage.exact {
+        return Err(Error::CounterStoreUnavailable);
+    }
+    let preview = state.admin.preview_reset(&id, meters, &usage, actor);
+    let preview = preview.await?;
+    let reach = Reach {
+        organizations: 1,
+        webhook_deliveries: preview.webhook_deliveries,
+    };
+    Ok(ResetResult {
+        dry_run: Some(reach),
+        ..ResetResult::of(id, preview.meters)
+    })
 }
 
 /// Which organizations were reset.
@@ -163,8 +201,8 @@ pub(in crate::http) async fn reset_expired(
 }
 
 impl ResetResult {
-    fn of(organization_id: OrganizationId, reset: Reset) -> Self {
-        let meters = reset.meters.into_iter().map(|(meter, it)| {
+    fn of(organization_id: OrganizationId, meters: BTreeMap<MeterId, admin::MeterReset>) -> Self {
+        let meters = meters.into_iter().map(|(meter, it)| {
             let result = MeterReset {
                 previous_count: it.previous_count,
                 previous_period_start: it.previous_start,
@@ -176,6 +214,7 @@ impl ResetResult {
         Self {
             organization_id,
             meters: meters.collect(),
+            dry_run: None,
         }
     }
 }

@@ -110,8 +110,8 @@ pub(in crate::http) async fn list_webhooks(
             example = json!({
                 "id": "wh_01a207e5f2407000a3f0c2d9e8b7a695", "url": "https://example.com/tallyman",
                 "events": ["usage.warning", "usage.limit_exceeded"], "organizationId": null, "enabled": true,
-                "disabledReason": null, "disabledAt": null, "failingSince": null, "previousSecretUntil": null,
-                "createdAt": "2026-11-23T10:14:00Z", "secret": "whsec_c2VjcmV0"
+                "disabledReason": null, "disabledAt": null, "failingSince": null, "willBeDisabledAt": null, "lastSuccessAt": null,
+                "previousSecretUntil": null, "createdAt": "2026-11-23T10:14:00Z", "secret": "whsec_c2VjcmV0"
             }))
     )
 )]
@@ -128,7 +128,8 @@ pub(in crate::http) async fn create_webhook(
 
 /// Get a webhook
 ///
-/// Including whether it is enabled, and since when deliveries fail.
+/// Including whether it is enabled, when a delivery last succeeded, since when deliveries fail, and when it is disabled if
+/// they continue to.
 #[utoipa::path(
     get,
     path = "/v1/webhooks/{id}",
@@ -139,7 +140,8 @@ pub(in crate::http) async fn create_webhook(
     responses((status = 200, description = "The webhook.", body = Webhook, example = json!({
         "id": "wh_01a207e5f2407000a3f0c2d9e8b7a695", "url": "https://example.com/tallyman", "events": null,
         "organizationId": null, "enabled": false, "disabledReason": "failing", "disabledAt": "2026-11-28T10:14:09Z",
-        "failingSince": "2026-11-23T10:14:00Z", "previousSecretUntil": null, "createdAt": "2026-11-01T09:30:00Z"
+        "failingSince": "2026-11-23T10:14:00Z", "willBeDisabledAt": null, "lastSuccessAt": "2026-11-23T10:13:00Z",
+        "previousSecretUntil": null, "createdAt": "2026-11-01T09:30:00Z"
     })))
 )]
 pub(in crate::http) async fn get_webhook(
@@ -166,7 +168,8 @@ pub(in crate::http) async fn get_webhook(
     responses((status = 200, description = "The changed webhook.", body = Webhook, example = json!({
         "id": "wh_01a207e5f2407000a3f0c2d9e8b7a695", "url": "https://example.com/tallyman", "events": null,
         "organizationId": null, "enabled": true, "disabledReason": null, "disabledAt": null,
-        "failingSince": null, "previousSecretUntil": null, "createdAt": "2026-11-01T09:30:00Z"
+        "failingSince": null, "willBeDisabledAt": null, "lastSuccessAt": null, "previousSecretUntil": null,
+        "createdAt": "2026-11-01T09:30:00Z"
     })))
 )]
 pub(in crate::http) async fn change_webhook(
@@ -221,6 +224,7 @@ pub(in crate::http) async fn delete_webhook(
             example = json!({
                 "id": "wh_01a207e5f2407000a3f0c2d9e8b7a695", "url": "https://example.com/tallyman", "events": null,
                 "organizationId": null, "enabled": true, "disabledReason": null, "disabledAt": null, "failingSince": null,
+                "willBeDisabledAt": null, "lastSuccessAt": "2026-11-23T10:13:00Z",
                 "previousSecretUntil": "2026-11-24T10:14:00Z", "createdAt": "2026-11-01T09:30:00Z", "secret": "whsec_c2VjcmV0"
             }))
     )

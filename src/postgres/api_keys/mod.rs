@@ -145,6 +145,14 @@ pub async fn list(db: &Postgres, after: Option<&ApiKeyId>, count: u32) -> Result
     .await?)
 }
 
+/// Finds a key.
+pub async fn get(db: &Postgres, id: &ApiKeyId) -> Result<Option<ApiKey>> {
+    Ok(sqlx::query_as("select * from api_keys where id = $1")
+        .bind(id)
+        .fetch_optional(&db.pool)
+        .await?)
+}
+
 /// Finds the record of a key.
 pub async fn find(db: &Postgres, id: &ApiKeyId) -> Result<Option<KeyRecord>> {
     Ok(sqlx::query_as("select * from api_keys where id = $1")

@@ -14,7 +14,7 @@ use crate::domain::webhook::{
 };
 use crate::postgres::audit::{self, Actor};
 use crate::postgres::events::new_uuid;
-use crate::postgres::pool::{Postgres, Result, execute};
+use crate::postgres::pool::{Postgres, Result};
 use crate::postgres::types::BindColumns as _;
 
 /// Records a test event for this webhook alone; none if the webhook does not exist.
@@ -313,6 +313,14 @@ pub async fn record(
     now: DateTime<Utc>,
 ) -> Result<Option<DisabledReason>> {
     let mut tx = db.pool.begin().await?;
+    // Before the deliveries: every transaction locks a webhook before its deliveries.
+    let disabled = match health {
+        Health::Healthy => {
+            succeed(&mut tx, id, now).await?;
+            None
+        }
+        Health::Failing | Health::Gone => fail(&mut tx, id, health == Health::Gone, now).await?,
+    };
     sqlx::query(
         "update webhook_deliveries
          set status = new.status, attempts = webhook_deliveries.attempts + 1, next_at = new.next_at, attempted_at = $3,
@@ -334,16 +342,18 @@ pub async fn record(
     .column(attempts, |it| it.error.as_deref())
     .execute(&mut *tx)
     .await?;
-    let disabled = match health {
-        Health::Healthy => {
-            let reset = "update webhooks set failing_since = null where id = $1 and failing_since is not null";
-            execute(&mut *tx, reset, id).await?;
-            None
-        }
-        Health::Failing | Health::Gone => fail(&mut tx, id, health == Health::Gone, now).await?,
-    };
     tx.commit().await?;
     Ok(disabled)
+}
+
+/// Records a success.
+async fn succeed(tx: &mut PgConnection, id: &WebhookId, now: DateTime<Utc>) -> Result<()> {
+    sqlx::query("update webhooks set failing_since = null, last_success_at = $2 where id = $1")
+        .bind(id)
+        .bind(now)
+        .execute(tx)
+        .await?;
+    Ok(())
 }
 
 /// Records a failure; returns why the webhook was disabled, if it was.

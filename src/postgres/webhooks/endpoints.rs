@@ -7,11 +7,14 @@ use sqlx::postgres::PgRow;
 use sqlx::{FromRow, PgConnection, Row as _};
 
 use crate::domain::event::EventType;
-use crate::domain::ids::WebhookId;
-use crate::domain::webhook::{DisabledReason, NewWebhook, Secret, Webhook, WebhookChange};
+use crate::domain::ids::{OrganizationId, WebhookId};
+use crate::domain::webhook::{
+    DisabledReason, NewWebhook, Secret, Webhook, WebhookChange, will_be_disabled_at,
+};
 use crate::postgres::audit::{self, Actor};
 use crate::postgres::events::new_uuid;
 use crate::postgres::pool::{Postgres, Result, execute};
+use crate::postgres::types::BigInt;
 
 /// Creates a webhook.
 pub async fn create(
@@ -119,6 +122,7 @@ fn changed(before: &Webhook, change: &WebhookChange, now: DateTime<Utc>) -> Webh
         }
         _ => {}
     }
+    after.will_be_disabled_at = will_be_disabled_at(after.enabled, after.failing_since);
     after
 }
 
@@ -175,6 +179,25 @@ pub(super) async fn lock(tx: &mut PgConnection, id: &WebhookId) -> Result<Option
     )
 }
 
+/// Counts the webhooks that an event of this type about an organization is sent to.
+pub async fn subscribed(
+    db: &Postgres,
+    event_type: EventType,
+    organization: &OrganizationId,
+) -> Result<u64> {
+    let BigInt(count) = sqlx::query_scalar(
+        "select count(*) from webhooks
+         where disabled_at is null
+           and (events is null or $1 = any(events))
+           and (organization_id is null or organization_id = $2)",
+    )
+    .bind(event_type)
+    .bind(organization)
+    .fetch_one(&db.pool)
+    .await?;
+    Ok(count)
+}
+
 fn array(types: Option<&BTreeSet<EventType>>) -> Option<Vec<EventType>> {
     types.map(|types| types.iter().copied().collect())
 }
@@ -183,6 +206,7 @@ impl FromRow<'_, PgRow> for Webhook {
     fn from_row(row: &PgRow) -> sqlx::Result<Self> {
         let events: Option<Vec<EventType>> = row.try_get("events")?;
         let disabled_at: Option<DateTime<Utc>> = row.try_get("disabled_at")?;
+        let failing_since: Option<DateTime<Utc>> = row.try_get("failing_since")?;
         Ok(Self {
             id: row.try_get("id")?,
             url: row.try_get("url")?,
@@ -191,7 +215,9 @@ impl FromRow<'_, PgRow> for Webhook {
             enabled: disabled_at.is_none(),
             disabled_reason: row.try_get("disabled_reason")?,
             disabled_at,
-            failing_since: row.try_get("failing_since")?,
+            failing_since,
+            will_be_disabled_at: will_be_disabled_at(disabled_at.is_none(), failing_since),
+            last_success_at: row.try_get("last_success_at")?,
             previous_secret_until: row.try_get("previous_secret_until")?,
             created_at: row.try_get("created_at")?,
         })

@@ -9,4 +9,4 @@ mod endpoints;
 pub use deliveries::{
     Attempt, Claimed, Health, Message, claim, deliveries, due, record, redeliver, test,
 };
-pub use endpoints::{change, create, delete, find, list, rotate};
+pub use endpoints::{change, create, delete, find, list, rotate, subscribed};

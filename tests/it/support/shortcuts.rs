@@ -127,6 +127,7 @@ pub async fn commit_reset(world: &World, organization: &str, meters: Option<&[&s
         counted: &[],
         reason: None,
         idempotency: None,
+        dry_run: false,
     };
     let actor = Actor {
         name: "tests".to_owned(),
