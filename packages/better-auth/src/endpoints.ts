@@ -62,10 +62,11 @@ export function getUsageHistory({ settings, tallyman, host }: EndpointParts) {
     async (ctx): Promise<{ history: Wire<UsageHistoryEntry>[] }> => {
       const { organizationId, limit = 30, granularity = "period" } = ctx.query ?? {};
       const id = await authorize(ctx, settings, "read", organizationId);
-      // Hours and days of UTC, whatever the organization's zone: charts count in them.
-      const range = granularity === "period" ? {} : { from: new Date(Date.now() - limit * UNIT[granularity]).toISOString(), timeZone: "UTC" };
+      const range = granularity === "period" ? {} : { from: new Date(Date.now() - limit * UNIT[granularity]).toISOString() };
+      // Days of UTC, whatever the organization's zone: charts count in them.
+      const zone = granularity === "day" ? { timeZone: "UTC" } : {};
       // One more, because the running period is none of them.
-      const query = { meter: settings.meter, granularity, order: "desc", pageSize: limit + 1, ...range } as const;
+      const query = { meter: settings.meter, granularity, order: "desc", pageSize: limit + 1, ...range, ...zone } as const;
       const page = await answerOf(host, () => tallyman.history(id, query).catch(emptyIfUnknown));
       const rows = page.data.filter((row) => granularity !== "period" || !row.open).slice(0, limit);
       return { history: rows.map((row) => entryOf(id, granularity, row)) };

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { startTallyman } from "tallyman-testing/tallyman";
-import { counted, makeAuth, memoryDatabase, newMember, SECRET, setLimit, signed, User, warning } from "./support.js";
+import { counted, makeAuth, memoryDatabase, newMember, SECRET, setLimit, signed, until, User, warning } from "./support.js";
 
 /** @type {import("tallyman-testing/tallyman").Tallyman} */
 let tallyman;
@@ -149,6 +149,7 @@ test("calls that were answered while Tallyman was away warn when they are counte
   await tallyman.stop();
   for (let calls = 0; calls < 4; calls++) assert.equal((await user.work()).status, 200);
   await tallyman.start();
-  while ((await counted(tallyman, organizationId)) < 4) await user.call("GET", "/usage-tracking/get-usage");
+  await until(() => auth.told.length > 0, "the callback");
+  assert.equal(await counted(tallyman, organizationId), 4);
   assert.deepEqual(auth.told.map(([name, { percentage }]) => [name, percentage]), [["warning", 80]]);
 });
