@@ -89,7 +89,7 @@ export async function accessibilityFindings(page) {
   return violations.flatMap(({ id, nodes }) => nodes.map(({ target, failureSummary }) => `${id}: ${target.join(" ")}: ${failureSummary}`));
 }
 
-/** Stores a picture of a page, or of a part of it, in the folder `screenshots` beside a test, for people to look at. */
+/** Stores a picture of a page, or of a part of it, in the folder `screenshots` next to a test, for people to look at. */
 export async function takeScreenshot(page, testUrl, name) {
   const folder = fileURLToPath(new URL("screenshots/", testUrl));
   await mkdir(folder, { recursive: true });

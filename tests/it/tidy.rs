@@ -4,13 +4,19 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// All files under a folder of this repository whose names end so.
+/// What npm and the tests generate.
+const GENERATED: [&str; 4] = ["node_modules", "dist", "screenshots", "openapi.ts"];
+
+/// All files under a folder of this repository whose names end so, without generated ones.
 pub fn files(folder: &str, extension: &str) -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (mut found, mut folders) = (Vec::new(), vec![root.join(folder)]);
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
+            if GENERATED.iter().any(|name| path.ends_with(name)) {
+                continue;
+            }
             if path.is_dir() {
                 folders.push(path);
             } else if path.extension().is_some_and(|it| it == extension) {
@@ -200,6 +206,11 @@ fn nothing_is_left_for_later() {
         ("tests", "rs"),
         ("lua", "lua"),
         ("migrations", "sql"),
+        ("packages", "ts"),
+        ("packages", "tsx"),
+        ("packages", "js"),
+        ("packages", "css"),
+        ("examples", "tsx"),
     ];
     for (path, text) in sources
         .iter()

@@ -76,6 +76,13 @@ fn one_term_is_used_for_each_thing() {
         ("lua", "lua"),
         ("lua", "md"),
         ("docs", "md"),
+        ("packages", "ts"),
+        ("packages", "tsx"),
+        ("packages", "js"),
+        ("packages", "css"),
+        ("packages", "md"),
+        ("examples", "tsx"),
+        ("examples", "md"),
     ];
     let mut texts: Vec<_> = places
         .iter()

@@ -1,4 +1,4 @@
-// The hooks around Better Auth's endpoints: which calls are counted, for whom, and how one is refused.
+// The hooks around Better Auth's endpoints: which calls are counted, for which organization, and how one is refused.
 
 import { APIError, createAuthMiddleware, getSessionFromCtx } from "better-auth/api";
 import type { BetterAuthPlugin, GenericEndpointContext, HookEndpointContext } from "better-auth";

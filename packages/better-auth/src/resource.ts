@@ -25,9 +25,9 @@ export const PENDING: Loaded<never> = { data: null, error: null, isPending: true
 
 /** A resource as its owner sees it. */
 export interface OwnedResource<T> extends Resource<T> {
-  /** Loads again, also if a request is on its way: that one's answer may be older than what has changed. */
+  /** Loads again, also if a request is in flight: its response may be older than the change. */
   reload(): void;
-  /** Drops what was loaded and the answer of a request that is on its way. */
+  /** Drops what was loaded and the response of a request that is in flight. */
   forget(): void;
 }
 

@@ -49,7 +49,7 @@ interface CardFrame extends CardProps {
   /** Why there are no children, or only old ones. */
   error: UsageError | null;
   refetch: () => unknown;
-  /** Nothing while they are on their way. */
+  /** Nothing while they are loading. */
   children?: ReactNode;
 }
 

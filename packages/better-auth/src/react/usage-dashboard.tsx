@@ -17,7 +17,7 @@ export interface UsageDashboardProps extends CardProps {
   history?: readonly UsagePoint[] | undefined;
   warningThreshold?: number | undefined;
   onUpgrade?: (() => void) | undefined;
-  /** Cards beside each other where there is room, or one below the other; `grid` unless given. */
+  /** Cards next to each other where there is room, or one below the other; `grid` unless given. */
   layout?: "grid" | "stack" | undefined;
 }
 
