@@ -20,6 +20,10 @@ export interface Resource<T> {
   refetch(): Promise<void>;
 }
 
+/** Milliseconds after which what has listeners and failed on the server's side, or on the way, is loaded again; doubles each time. */
+const FIRST_RETRY = 2_000;
+const LAST_RETRY = 60_000;
+
 /** The state before anything was loaded; what a server renders. */
 export const PENDING: Loaded<never> = { data: null, error: null, isPending: true };
 
@@ -35,22 +39,34 @@ export interface OwnedResource<T> extends Resource<T> {
 export function resource<T>(load: () => Promise<T>, changed: () => void): OwnedResource<T> {
   const state = atom<Loaded<T>>(PENDING);
   let request: Promise<void> | undefined;
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  let wait = FIRST_RETRY;
   const set = (next: Loaded<T>) => {
     state.set(next);
     changed();
   };
   const start = () => {
-    const settle = (next: Loaded<T>) => {
-      if (mine !== request) return;
-      request = undefined;
-      set(next);
-    };
+    clearTimeout(timer);
     if (!state.value?.data) set(PENDING);
     const mine = load().then(
-      (data) => settle({ data, error: null, isPending: false }),
-      (error: UsageError) =>
+      (data) => {
+        if (mine !== request) return;
+        request = undefined;
+        wait = FIRST_RETRY;
+        set({ data, error: null, isPending: false });
+      },
+      (error: UsageError) => {
+        if (mine !== request) return;
+        request = undefined;
+        const { status = 500 } = error;
+        if (status >= 500) {
+          timer = setTimeout(() => state.lc && start(), wait);
+          wait = Math.min(wait * 2, LAST_RETRY);
+        }
         // Whoever may no longer read it should not go on seeing it.
-        settle({ data: error.status === 401 || error.status === 403 ? null : (state.value?.data ?? null), error, isPending: false }),
+        const data = status === 401 || status === 403 ? null : (state.value?.data ?? null);
+        set({ data, error, isPending: false });
+      },
     );
     return (request = mine);
   };
@@ -63,6 +79,7 @@ export function resource<T>(load: () => Promise<T>, changed: () => void): OwnedR
     refetch,
     reload: () => void start(),
     forget() {
+      clearTimeout(timer);
       request = undefined;
       set(PENDING);
     },
