@@ -32,7 +32,7 @@ export function createAuth(baseURL) {
     emailAndPassword: { enabled: true },
     telemetry: { enabled: false },
     databaseHooks: {
-      // Whoever signs up first is the platform's administrator, and may change limits.
+      // The first user is the platform's administrator, and may change limits.
       user: { create: { before: async (user) => ({ data: { ...user, role: database.user.length ? "user" : "admin" } }) } },
     },
     plugins: [

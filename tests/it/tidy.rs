@@ -210,7 +210,8 @@ fn nothing_is_left_for_later() {
         ("packages", "tsx"),
         ("packages", "js"),
         ("packages", "css"),
-        ("examples", "tsx"),
+        ("examples", "js"),
+        ("examples", "jsx"),
     ];
     for (path, text) in sources
         .iter()

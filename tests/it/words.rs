@@ -81,7 +81,8 @@ fn one_term_is_used_for_each_thing() {
         ("packages", "js"),
         ("packages", "css"),
         ("packages", "md"),
-        ("examples", "tsx"),
+        ("examples", "js"),
+        ("examples", "jsx"),
         ("examples", "md"),
     ];
     let mut texts: Vec<_> = places

@@ -63,7 +63,7 @@ export function resource<T>(load: () => Promise<T>, changed: () => void): OwnedR
           timer = setTimeout(() => state.lc && start(), wait);
           wait = Math.min(wait * 2, LAST_RETRY);
         }
-        // Whoever may no longer read it should not go on seeing it.
+        // A user who may no longer read it should not go on seeing it.
         const data = status === 401 || status === 403 ? null : (state.value?.data ?? null);
         set({ data, error, isPending: false });
       },
