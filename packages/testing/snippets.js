@@ -24,22 +24,24 @@ const OPTIONS = {
  *
  * @param {URL} url the Markdown file
  * @param {string} globals declarations that all blocks see, such as `declare const tallyman: import("@tallyman/client").Tallyman`
+ * @param {object} options of the compiler, in addition to those of `--strict`
  * @returns {Promise<{ blocks: number, errors: string[] }>} how many there are, and what the compiler says, with the lines of the file
  */
-export async function compileSnippets(url, globals = "") {
+export async function compileSnippets(url, globals = "", options = {}) {
   const file = fileURLToPath(url);
   const blocks = snippetsOf(await readFile(file, "utf8"));
   const sources = new Map(blocks.map(({ line, language, code }) => [join(dirname(file), `snippet-${line}.${language}`), `${code}\nexport {};`]));
   sources.set(join(dirname(file), "snippet-globals.d.ts"), globals);
 
-  const host = ts.createCompilerHost(OPTIONS);
+  const compilerOptions = { ...OPTIONS, ...options };
+  const host = ts.createCompilerHost(compilerOptions);
   const { fileExists, readFile: read, getSourceFile } = host;
   host.fileExists = (name) => sources.has(name) || fileExists(name);
   host.readFile = (name) => sources.get(name) ?? read(name);
   host.getSourceFile = (name, languageVersion, ...rest) =>
     sources.has(name) ? ts.createSourceFile(name, sources.get(name), languageVersion) : getSourceFile(name, languageVersion, ...rest);
 
-  const program = ts.createProgram([...sources.keys()], OPTIONS, host);
+  const program = ts.createProgram([...sources.keys()], compilerOptions, host);
   const errors = ts.getPreEmitDiagnostics(program).map(({ file: source, start, messageText }) => {
     const message = ts.flattenDiagnosticMessageText(messageText, "\n");
     const first = Number(/snippet-(\d+)/.exec(source?.fileName ?? "")?.[1] ?? 0);

@@ -230,3 +230,14 @@ test("the calls of the client, refused ones too, load the usage again at most on
   assert.deepEqual(states.slice(1), [false, false], "nothing flickers");
   stop();
 });
+
+test("what failed on the server's side is loaded again by itself while somebody looks, what was refused is not", async () => {
+  const answersOf = { busy: [failure(503, "USAGE_UNAVAILABLE"), usage], foreign: [failure(403, "NOT_A_MEMBER"), usage] };
+  const { atoms } = clientOf({ "/usage-tracking/get-usage": (query) => answersOf[query.get("organizationId")].shift() });
+  const [busy, foreign] = [atoms.usageOf("busy"), atoms.usageOf("foreign")];
+  const stops = [foreign.state.listen(() => {}), busy.state.listen(() => {})];
+  await when(busy.state, ({ error }) => error?.status === 503);
+  await when(busy.state, ({ data }) => data?.api.current === 3);
+  assert.equal(foreign.state.value.error.status, 403);
+  stops.forEach((stop) => stop());
+});

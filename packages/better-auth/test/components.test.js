@@ -3,7 +3,10 @@
 import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
 import { after, before, test } from "node:test";
+import { createElement } from "react";
+import { renderToString } from "react-dom/server";
 import { accessibilityFindings, bundle, openPage, pageOf, servePages, startBrowser, takeScreenshot } from "tallyman-testing/browser";
+import { Page } from "./pages/fixed.js";
 
 const styles = (await Promise.all(["../dist/styles.css", "pages/page.css"].map((path) => readFile(new URL(path, import.meta.url), "utf8")))).join("");
 const entry = new URL("pages/gallery.jsx", import.meta.url);
@@ -13,10 +16,12 @@ let server;
 before(async () => {
   browser = await startBrowser();
   const script = await bundle(entry);
+  const rendered = `<div id="root">${renderToString(createElement(Page))}</div>`;
   server = await servePages({
     "/": pageOf(script, { styles }),
     "/dark": pageOf(script, { styles, html: 'class="dark"' }),
     "/light": pageOf(script, { styles, html: 'data-theme="light"' }),
+    "/rendered": pageOf(await bundle(new URL("pages/hydrate.js", import.meta.url)), { styles, body: rendered }),
     "/react-18": pageOf(await bundle(entry, { react: 18 }), { styles }),
   });
 });
@@ -52,6 +57,14 @@ test("the components look and behave the same under React 18", async () => {
     await page.close();
   }
   assert.equal(texts[1], texts[0]);
+});
+
+test("what a server has rendered is hydrated without a difference in another time zone and locale", async () => {
+  const page = await openPage(browser, `${server.url}/rendered`, { timezoneId: "Pacific/Auckland", locale: "de-DE" });
+  // Only a browser has a clock for this.
+  await page.getByText(/Resets dans [\d\s]+ jours/).waitFor();
+  assert.deepEqual(page.complaints, []);
+  await page.close();
 });
 
 test("a class or data-theme of the page takes precedence over the system's color scheme", async () => {
