@@ -13,6 +13,9 @@ const TARGET = process.env.CARGO_TARGET_DIR ?? join(ROOT, "target");
 /** The executable that `cargo test` has built, or another. */
 const EXECUTABLE = process.env.TALLYMAN_EXECUTABLE ?? join(TARGET, "debug/tallyman");
 
+/** Becomes a program that is stopped when standard input ends: with the test's process, however that ends. */
+const WATCHED = 'exec 3<&0; { read -r _ <&3; kill $$; } >/dev/null 2>&1 & exec "$@" </dev/null 3<&-';
+
 /**
  * Starts a Tallyman with settings in addition to the defaults of `tallyman dev`.
  *
@@ -46,12 +49,13 @@ export class Tallyman {
   /** Starts the service, again at the same address and with the same data if it was stopped. */
   async start() {
     const args = ["dev", "--data-dir", this.directory, "--listen", this.#address];
-    const child = spawn(EXECUTABLE, args, {
+    const child = spawn("sh", ["-c", WATCHED, "sh", EXECUTABLE, ...args], {
       // The servers that scripts/setup installs are looked for below it.
       cwd: ROOT,
       env: { ...process.env, ...this.settings },
-      stdio: ["ignore", "pipe", "pipe"],
+      stdio: ["pipe", "pipe", "pipe"],
     });
+    child.once("exit", () => child.stdin.destroy());
     this.#process = child;
     const log = [];
     createInterface({ input: child.stderr }).on("line", (line) => log.push(line));
