@@ -35,11 +35,30 @@ impl Admin {
         edit: impl Fn(&Sources, Activity) -> Result<Organization, Error>,
     ) -> Result<Sources, Error> {
         for _ in 0..ATTEMPTS_MAX {
-            if let Some(sources) = self.try_change(&change, &edit).await? {
-                return Ok(sources);
+            match self.try_change(&change, &edit).await {
+                Ok(Some(sources)) => return Ok(sources),
+                Ok(None) => {}
+                Err(error @ Error::PreconditionFailed(_))
+                    if change.conditions.require_absence() =>
+                {
+                    // The change that created the organization may not have reached Redis yet, and this caller counts next.
+                    self.apply_stored(change.organization).await?;
+                    return Err(error);
+                }
+                Err(error) => return Err(error),
             }
         }
         Err(Failure::Contended.into())
+    }
+
+    /// Applies what is committed of an organization.
+    async fn apply_stored(&self, organization: &OrganizationId) -> Result<(), Failure> {
+        let connection = self.ctx.redis.connection().await?;
+        let sources = self.policies.stored(organization).await?;
+        self.policies
+            .apply(&connection, organization, &sources)
+            .await?;
+        Ok(())
     }
 
     /// The same, once; none if something was counted meanwhile on which the change depends.

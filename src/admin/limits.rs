@@ -50,17 +50,7 @@ impl Admin {
             for (meter, change) in &changes {
                 apply(&mut after, meter, change.as_ref());
             }
-            let meters = after.limits.keys().chain(after.temporary.keys());
-            let meters = meters.collect::<BTreeSet<_>>().len();
-            if meters > METERS_MAX {
-                return Err(Invalid {
-                    pointer: String::new(),
-                    detail: format!(
-                        "an organization has at most {METERS_MAX} meters, and would have {meters}"
-                    ),
-                }
-                .into());
-            }
+            check_meters(&after, "")?;
             Ok(after)
         };
         self.change(change, edit).await
@@ -104,8 +94,32 @@ fn check(meter: &MeterId, change: &LimitChange, now: DateTime<Utc>) -> Result<()
     Ok(())
 }
 
+/// Checks how many meters an organization limits.
+pub(super) fn check_meters(organization: &Organization, pointer: &str) -> Result<(), Invalid> {
+    let meters = organization.limits.keys();
+    let meters = meters.chain(organization.temporary.keys());
+    let meters = meters.collect::<BTreeSet<_>>().len();
+    if meters <= METERS_MAX {
+        return Ok(());
+    }
+    Err(Invalid {
+        pointer: pointer.to_owned(),
+        detail: format!("an organization has at most {METERS_MAX} meters, and would have {meters}"),
+    })
+}
+
+/// Checks the thresholds of the member `limits` of a body.
+pub(super) fn check_thresholds<'a>(
+    limits: impl IntoIterator<Item = (&'a MeterId, &'a LimitOverride)>,
+) -> Result<(), Invalid> {
+    limits.into_iter().try_for_each(|(meter, limit)| {
+        let pointer = format!("/limits/{meter}/warnAt");
+        check_warn_at(limit.warn_at.as_deref(), &pointer)
+    })
+}
+
 /// Checks the thresholds of a meter; none means the defaults.
-pub(super) fn check_warn_at(levels: Option<&[u16]>, pointer: &str) -> Result<(), Invalid> {
+fn check_warn_at(levels: Option<&[u16]>, pointer: &str) -> Result<(), Invalid> {
     let levels = levels.unwrap_or_default();
     let detail = if levels.len() > WARN_AT_MAX || !levels.iter().all(|it| WARN_AT.contains(it)) {
         format!(

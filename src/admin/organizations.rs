@@ -1,8 +1,10 @@
 //! An organization's settings.
 
 use super::change::Change;
+use super::limits::{check_meters, check_thresholds};
 use super::{Admin, Error, Invalid};
 use crate::domain::ids::OrganizationId;
+use crate::domain::limit::LimitOverride;
 use crate::domain::organization::{Organization, OrganizationSettings};
 use crate::domain::patch::OrganizationPatch;
 use crate::domain::precondition::Preconditions;
@@ -21,15 +23,18 @@ impl Admin {
         Ok(self.policies.stored(organization).await?)
     }
 
-    /// Replaces all settings except limits. The running period keeps its start and count, and ends at the next boundary
-    /// of the new calendar; a period without counts changes to that calendar at once.
+    /// Replaces all settings and, if they include `limits`, the organization's own limits; temporary limits stay. The running
+    /// period keeps its start and count, and ends at the next boundary of the new calendar; a period without counts changes
+    /// to that calendar at once.
     pub async fn put_organization(
         &self,
         organization: &OrganizationId,
-        settings: OrganizationSettings,
+        mut settings: OrganizationSettings,
         conditions: &Preconditions,
         actor: &Actor,
     ) -> Result<Sources, Error> {
+        let limits = settings.limits.take();
+        check_thresholds(limits.iter().flatten())?;
         let change = Change {
             organization,
             creates: true,
@@ -37,7 +42,15 @@ impl Admin {
             actor,
             action: "organization.put",
         };
-        self.change_settings(change, |_| settings.clone()).await
+        let replace = |own: &mut Organization| {
+            own.settings = settings.clone();
+            if let Some(limits) = &limits {
+                own.limits.clone_from(limits);
+                // A limit that sets nothing is none.
+                own.limits.retain(|_, it| *it != LimitOverride::default());
+            }
+        };
+        self.change_settings(change, replace).await
     }
 
     /// Changes the named settings of an existing organization; otherwise like [`Admin::put_organization`].
@@ -55,29 +68,28 @@ impl Admin {
             actor,
             action: "organization.patch",
         };
-        self.change_settings(change, |own| patch.clone().apply(own))
-            .await
+        let merge = |own: &mut Organization| own.settings = patch.clone().apply(&own.settings);
+        self.change_settings(change, merge).await
     }
 
     async fn change_settings(
         &self,
         change: Change<'_>,
-        edit: impl Fn(&OrganizationSettings) -> OrganizationSettings,
+        edit: impl Fn(&mut Organization),
     ) -> Result<Sources, Error> {
         let now = self.ctx.clock.now();
         let edit = |before: &Sources, activity| {
-            let own = before.organization.clone().unwrap_or_default();
-            let settings = edit(&own.settings);
+            let mut after = before.organization.clone().unwrap_or_default();
+            edit(&mut after);
+            let settings = &after.settings;
             // Each patch may add to them.
             check_size("/features", serde_json::to_string(&settings.features))?;
             check_size("/metadata", serde_json::to_string(&settings.metadata))?;
-            Ok(Organization {
-                timeline: before
-                    .rescheduled(&settings, now, activity)
-                    .map_err(Invalid::from)?,
-                settings,
-                ..own
-            })
+            check_meters(&after, "/limits")?;
+            after.timeline = before
+                .rescheduled(settings, now, activity)
+                .map_err(Invalid::from)?;
+            Ok(after)
         };
         self.change(change, edit).await
     }

@@ -1,6 +1,6 @@
 //! Plans.
 
-use super::limits::check_warn_at;
+use super::limits::check_thresholds;
 use super::{Admin, Error, Invalid};
 use crate::domain::ids::{METERS_MAX, PlanId};
 use crate::domain::plan::Plan;
@@ -110,10 +110,7 @@ fn committed(change: Change) -> Result<Plan, Error> {
 }
 
 fn check(plan: &Plan) -> Result<(), Invalid> {
-    for (meter, limit) in &plan.limits {
-        let pointer = format!("/limits/{meter}/warnAt");
-        check_warn_at(limit.warn_at.as_deref(), &pointer)?;
-    }
+    check_thresholds(&plan.limits)?;
     let meters = plan.limits.len();
     if meters <= METERS_MAX {
         return Ok(());

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use super::calendar::{Calendar, InvalidCalendar, Zone};
 use super::feature::{Feature, Features};
 use super::ids::{MeterId, PlanId};
-use super::input::{Day, Instant, Month, nullable};
+use super::input::{Day, Instant, Month, not_null, nullable};
 use super::limit::{LimitOverride, MeterLimit, TemporaryLimit};
 use super::period::{ResetMode, ResetPeriod};
 use super::schedule::{Activity, Reset, Schedule};
@@ -101,6 +101,13 @@ pub struct OrganizationSettings {
     /// Any JSON object, for the client's own use.
     #[schema(value_type = Object)]
     pub metadata: serde_json::Map<String, serde_json::Value>,
+    /// The organization's own limits, by meter, in a request that replaces them; absent, they stay.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "not_null")]
+    #[schema(
+        value_type = BTreeMap<MeterId, LimitOverride>,
+        example = json!({"api": {"limit": 1000, "enforcement": "hard", "warnAt": [80, 100]}})
+    )]
+    pub limits: Option<BTreeMap<MeterId, LimitOverride>>,
 }
 
 impl OrganizationSettings {

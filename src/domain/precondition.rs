@@ -55,6 +55,11 @@ impl Preconditions {
         }
     }
 
+    /// Whether only a resource that does not exist meets them: `If-None-Match: *`.
+    pub fn require_absence(&self) -> bool {
+        self.if_none_match == Some(Tags::Any)
+    }
+
     /// Whether `If-None-Match` lists this version: the client has it cached.
     pub fn is_not_modified(&self, version: Option<u64>) -> bool {
         self.if_none_match
@@ -189,6 +194,12 @@ mod tests {
     #[test]
     fn if_none_match_excludes_listed_versions() {
         assert!(if_none_match("*", None) && !if_none_match("*", Some(7)));
+        let absence = |text| {
+            Preconditions::parse(None, Some(text))
+                .unwrap()
+                .require_absence()
+        };
+        assert!(absence("*") && !absence("\"6\"") && !Preconditions::default().require_absence());
         assert!(if_none_match("\"6\"", Some(7)) && !if_none_match("\"6\", \"7\"", Some(7)));
         assert!(if_none_match("\"7\"", None));
     }

@@ -34,7 +34,7 @@ pub async fn api_keys(ctx: Context, auth: Auth, stop: CancellationToken) {
     let mut uses = Job::new(&ctx, None, "store when API keys were last used");
     let mirror = async {
         // At once, because a Redis that is new has no keys.
-        sweep.round(auth.sweep_once()).await;
+        Box::pin(sweep.round(auth.sweep_once())).await;
         sweep
             .every(SWEEP_INTERVAL, &stop, || auth.sweep_once())
             .await;

@@ -193,6 +193,7 @@ impl FromRow<'_, PgRow> for Organization {
                 anchor: row.try_get("anchor")?,
                 time_zone: time_zone.map(|TimeZone(zone)| zone),
                 metadata: json(row, "metadata")?,
+                limits: None,
             },
             limits: limits.into_iter().map(LimitRow::entry).collect(),
             temporary: json(row, "temporary")?,

@@ -49,6 +49,7 @@ mod plugin;
 mod pool;
 mod problems;
 mod protocol;
+mod provisioning;
 mod receivers;
 mod recovery;
 mod resets;

@@ -156,9 +156,12 @@ pub(in crate::http) async fn get_organization(
 
 /// Create an organization or replace its settings
 ///
-/// All settings except limits; absent ones come from the plan or the defaults. The plan must exist. A setting that
-/// contradicts the others is 400. A change of the calendar keeps `periodStart` and the count, and ends the running period at
-/// the new calendar's next boundary. A 503 may have been committed and is then applied once Redis is up; retrying is safe.
+/// All settings; absent ones come from the plan or the defaults. The plan must exist. A setting that contradicts the others
+/// is 400. `limits` replaces the organization's own limits, in the same step; without it they stay, and so do temporary
+/// limits in any case. With `If-None-Match: *` only an organization that does not exist is created; a 412 then means that it
+/// exists and that its settings and limits are effective. A change of the calendar keeps `periodStart` and the count, and
+/// ends the running period at the new calendar's next boundary. A 503 may have been committed and is then applied once Redis
+/// is up; retrying is safe.
 #[utoipa::path(
     put,
     path = "/v1/organizations/{id}",

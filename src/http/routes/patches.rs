@@ -96,6 +96,8 @@ impl PartialSchema for SettingsPatch {
             "Changes of an organization's settings: absent fields stay, null restores the default."
                 .to_owned(),
         );
+        // They have a patch of their own.
+        patch.properties.shift_remove("limits");
         // Absent fields stay, so they have no default.
         patch.default = None;
         for field in patch.properties.values_mut() {
