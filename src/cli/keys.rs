@@ -33,7 +33,7 @@ enum Action {
         /// Descriptive name
         #[arg(long)]
         name: ApiKeyName,
-        /// Permission: `ingest`, `refund`, `read`, `reset` or `admin`; can be repeated
+        /// Permission: `ingest`, `refund`, `read`, `reset`, `provision` or `admin`; can be repeated
         #[arg(
             long = "scope",
             value_name = "SCOPE",

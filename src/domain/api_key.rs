@@ -40,6 +40,8 @@ pub enum Scope {
     Read,
     /// Reset expired periods only.
     Reset,
+    /// Create organizations, and get their settings; includes `ingest` and `read`.
+    Provision,
     /// Everything.
     Admin,
 }
@@ -49,7 +51,16 @@ impl Scope {
     fn fits_one_organization(self) -> bool {
         match self {
             Self::Ingest | Self::Refund | Self::Read => true,
-            Self::Reset | Self::Admin => false,
+            Self::Reset | Self::Provision | Self::Admin => false,
+        }
+    }
+
+    /// Whether it includes `other`.
+    fn includes(self, other: Self) -> bool {
+        match self {
+            Self::Admin => true,
+            Self::Provision => matches!(other, Self::Provision | Self::Ingest | Self::Read),
+            Self::Ingest | Self::Refund | Self::Read | Self::Reset => self == other,
         }
     }
 }
@@ -62,13 +73,13 @@ pub struct Scopes(BTreeSet<Scope>);
 
 /// A key without scopes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("must name at least one scope of ingest, refund, read, reset and admin")]
+#[error("must name at least one scope of ingest, refund, read, reset, provision and admin")]
 pub struct NoScopes;
 
 impl Scopes {
-    /// Whether they include `scope`; `admin` includes every scope.
+    /// Whether one of them includes `scope`.
     pub fn permit(&self, scope: Scope) -> bool {
-        self.0.contains(&scope) || self.0.contains(&Scope::Admin)
+        self.0.iter().any(|held| held.includes(scope))
     }
 
     /// Each scope once, in the order of the enum.
@@ -189,15 +200,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_scope_permits_itself_and_admin_permits_all() {
+    fn a_scope_permits_itself_provision_permits_counting_and_reading_and_admin_permits_all() {
         for held in Scope::VARIANTS {
             for scope in Scope::VARIANTS {
                 let permitted = Scopes::from(*held).permit(*scope);
-                assert_eq!(
-                    permitted,
-                    held == scope || *held == Scope::Admin,
-                    "{held} {scope}"
-                );
+                let expected = match held {
+                    Scope::Admin => true,
+                    Scope::Provision => {
+                        ["ingest", "read", "provision"].contains(&scope.to_string().as_str())
+                    }
+                    _ => held == scope,
+                };
+                assert_eq!(permitted, expected, "{held} {scope}");
             }
         }
     }
@@ -211,7 +225,7 @@ mod tests {
         let error = "write".parse::<Scope>().unwrap_err();
         assert_eq!(
             error.to_string(),
-            "must be ingest, refund, read, reset or admin"
+            "must be ingest, refund, read, reset, provision or admin"
         );
     }
 }

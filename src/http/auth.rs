@@ -8,6 +8,7 @@ use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
 use serde::{Deserialize, Deserializer};
 
+use super::etag::Conditions;
 use super::extract::single_header;
 use super::path::path_parameter;
 use super::problem::Error;
@@ -235,8 +236,38 @@ permissions! {
     Read: Read, "read";
     /// A caller that may reset expired periods.
     ResetExpired: Reset, "reset";
+    /// A caller that may create organizations, and get their settings.
+    Provision: Provision, "provision";
     /// A caller that may do everything.
     Administrator: Admin, "admin";
+}
+
+/// A caller that may put an organization: create it with the scope `provision`, replace it with `admin`.
+#[derive(Debug)]
+pub(super) struct PutOrganization(pub(super) Caller);
+
+impl FromRequestParts<State> for PutOrganization {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Error> {
+        let caller = Caller::from_request_parts(parts, state).await?;
+        let conditions = Conditions::from_request_parts(parts, state).await;
+        let creates = conditions.is_ok_and(|Conditions(it)| it.require_absence());
+        let scope = if creates {
+            Scope::Provision
+        } else {
+            Scope::Admin
+        };
+        let refusal =
+            "this needs a key with the scope admin, or with provision and `If-None-Match: *`";
+        Ok(Self(caller.require(scope, state, refusal).await?))
+    }
+}
+
+impl Permission for PutOrganization {
+    fn caller(&self) -> &Caller {
+        &self.0
+    }
 }
 
 impl ResetExpired {

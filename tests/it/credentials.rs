@@ -100,6 +100,7 @@ async fn a_key_without_the_scope_admin_changes_nothing_and_learns_nothing() {
         &["ingest"][..],
         &["read", "reset"],
         &["ingest", "read", "refund", "reset"],
+        &["provision", "refund", "reset"],
     ] {
         let http = service.http.with_key(Some(&world.key_with(scopes).await));
         // The response does not reveal whether the organization exists.

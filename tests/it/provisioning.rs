@@ -1,4 +1,4 @@
-//! Creating organizations with their limits in one step.
+//! Creating organizations with their limits in one step, and the scope that auth servers have for it.
 
 use std::collections::BTreeMap;
 
@@ -201,4 +201,117 @@ async fn once_a_creation_is_refused_the_limits_of_the_other_one_are_effective() 
     assert_eq!(refused.code(), "precondition_failed");
     assert_eq!(service.try_consume("org_1", "api", 21).await.status, 429);
     assert_eq!(service.try_consume("org_1", "api", 20).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_provisioning_key_creates_organizations_counts_and_reads() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let key = world.key_with(&["provision"]).await;
+    let http = service.http.with_key(Some(&key));
+    let settings = json!({"resetPeriod": "daily", "limits": {"api": {"limit": 2}}});
+    assert_eq!(create(&http, "org_1", settings.clone()).await.status, 200);
+    assert_eq!(create(&http, "org_1", settings).await.status, 412);
+    let organization = http.get(PATH).await;
+    assert_eq!(organization.body["resetPeriod"], "daily");
+    let body = || json!({"organizationId": "org_1"});
+    for (path, status) in [
+        ("/v1/check", 200),
+        ("/v1/consume", 200),
+        ("/v1/track", 200),
+        ("/v1/consume", 429),
+    ] {
+        assert_eq!(http.post(path, body()).await.status, status, "{path}");
+    }
+    let batch = json!({"items": [{"op": "track", "organizationId": "org_1"}]});
+    assert_eq!(http.post("/v1/batch", batch).await.status, 200);
+    for path in ["usage", "history", "limits", "features/sso"] {
+        let answer = http.get(&format!("{PATH}/{path}")).await;
+        assert_eq!(answer.status, 200, "{path}");
+    }
+    for path in [
+        "/v1/events",
+        "/api/auth/usage-tracking/get-usage?organizationId=org_1",
+    ] {
+        assert_eq!(http.get(path).await.status, 200, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_provisioning_key_changes_nothing_that_exists() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let before = service.settings("org_1", json!({"resetDay": 3})).await;
+    let key = world.key_with(&["provision"]).await;
+    let http = service.http.with_key(Some(&key));
+    let settings = || Some(json!({"resetDay": 9, "limits": {"api": {"limit": null}}}));
+    let tag = format!("\"{}\"", before["version"]);
+    for condition in [
+        None,
+        Some(("if-match", "*")),
+        Some(("if-match", tag.as_str())),
+        Some(("if-none-match", "\"1\"")),
+        Some(("if-none-match", "what")),
+    ] {
+        let headers: Vec<_> = condition.into_iter().collect();
+        let answer = http.send(Method::PUT, PATH, &headers, settings()).await;
+        assert_eq!(answer.code(), "forbidden", "{condition:?}");
+        let detail = answer.body["detail"].as_str().unwrap();
+        assert!(
+            detail.contains("provision and `If-None-Match: *`"),
+            "{detail}"
+        );
+    }
+    let key = json!({"name": "another", "scopes": ["read"]});
+    let webhook = json!({"url": "https://example.com/"});
+    let plugin = json!({"organizationId": "org_1", "apiLimit": 5});
+    for (method, path, body) in [
+        (Method::PATCH, PATH.to_owned(), json!({"resetDay": 9})),
+        (
+            Method::PATCH,
+            format!("{PATH}/limits"),
+            json!({"api": null}),
+        ),
+        (Method::POST, format!("{PATH}/reset"), json!({})),
+        (
+            Method::POST,
+            format!("{PATH}/adjust"),
+            json!({"amount": 1, "reason": "a"}),
+        ),
+        (
+            Method::POST,
+            "/v1/refund".to_owned(),
+            json!({"organizationId": "org_1"}),
+        ),
+        (Method::POST, "/v1/reset-expired".to_owned(), json!({})),
+        (Method::PUT, "/v1/plans/pro".to_owned(), json!({})),
+        (Method::POST, "/v1/api-keys".to_owned(), key),
+        (Method::POST, "/v1/webhooks".to_owned(), webhook),
+        (
+            Method::POST,
+            "/api/auth/usage-tracking/update-limits".to_owned(),
+            plugin,
+        ),
+        (
+            Method::POST,
+            "/api/auth/usage-tracking/reset".to_owned(),
+            json!({"organizationId": "org_1", "resetApi": true}),
+        ),
+    ] {
+        let answer = http.send(method, &path, &[], Some(body)).await;
+        assert_eq!(answer.status, 403, "{path}: {}", answer.text);
+    }
+    for path in [PATH, "/v1/plans/free", "/v1/api-keys/0123456789abcdef"] {
+        assert_eq!(http.delete(path).await.status, 403, "{path}");
+    }
+    for path in [
+        "/v1/plans",
+        "/v1/api-keys",
+        "/v1/webhooks",
+        "/v1/audit",
+        "/v1/verify",
+    ] {
+        assert_eq!(http.get(path).await.status, 403, "{path}");
+    }
+    assert_eq!(service.http.get(PATH).await.body, before);
 }

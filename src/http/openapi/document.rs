@@ -83,8 +83,8 @@ fn add_security_schemes(components: &mut Components) {
         (
             "key",
             "tm_<id>_<secret>",
-            "An API key. Each operation names the scope that it needs; `admin` includes all. A key that is bound to one \
-             organization has access to nothing else.",
+            "An API key. Each operation names the scope that it needs; `admin` includes all, `provision` includes `ingest` and \
+             `read`. A key that is bound to one organization has access to nothing else.",
         ),
         (
             "token",

@@ -18,7 +18,7 @@ use crate::domain::organization::OrganizationSettings;
 use crate::domain::patch::OrganizationPatch;
 use crate::domain::period::{ResetMode, ResetPeriod};
 use crate::domain::policy::Policy;
-use crate::http::auth::{Administrator, InOrganization};
+use crate::http::auth::{Administrator, InOrganization, Provision, PutOrganization};
 use crate::http::etag::{Conditions, Tagged};
 use crate::http::extract::{Body, NoQuery};
 use crate::http::openapi::problems::NeedsCounterStore;
@@ -136,7 +136,7 @@ impl Limits {
     path = "/v1/organizations/{id}",
     operation_id = "getOrganization",
     tag = "Organizations",
-    security(("key" = ["admin"])),
+    security(("key" = ["provision"])),
     params(Path<OrganizationId>, Conditions),
     responses(
         (status = 200, description = "The settings and limits.", body = Organization),
@@ -146,7 +146,7 @@ impl Limits {
 )]
 pub(in crate::http) async fn get_organization(
     Shared(state): Shared<State>,
-    InOrganization(_, id): InOrganization<Administrator>,
+    InOrganization(_, id): InOrganization<Provision>,
     _: NoQuery,
     Conditions(conditions): Conditions,
 ) -> Result<Response, Error> {
@@ -158,10 +158,10 @@ pub(in crate::http) async fn get_organization(
 ///
 /// All settings; absent ones come from the plan or the defaults. The plan must exist. A setting that contradicts the others
 /// is 400. `limits` replaces the organization's own limits, in the same step; without it they stay, and so do temporary
-/// limits in any case. With `If-None-Match: *` only an organization that does not exist is created; a 412 then means that it
-/// exists and that its settings and limits are effective. A change of the calendar keeps `periodStart` and the count, and
-/// ends the running period at the new calendar's next boundary. A 503 may have been committed and is then applied once Redis
-/// is up; retrying is safe.
+/// limits in any case. With `If-None-Match: *` only an organization that does not exist is created, for which the scope
+/// `provision` suffices; a 412 then means that it exists and that its settings and limits are effective. A change of the
+/// calendar keeps `periodStart` and the count, and ends the running period at the new calendar's next boundary. A 503 may have
+/// been committed and is then applied once Redis is up; retrying is safe.
 #[utoipa::path(
     put,
     path = "/v1/organizations/{id}",
@@ -177,7 +177,7 @@ pub(in crate::http) async fn get_organization(
 )]
 pub(in crate::http) async fn put_organization(
     Shared(state): Shared<State>,
-    InOrganization(Administrator(caller), id): InOrganization<Administrator>,
+    InOrganization(PutOrganization(caller), id): InOrganization<PutOrganization>,
     Conditions(conditions): Conditions,
     Body(settings): Body<OrganizationSettings>,
 ) -> Result<Tagged<Organization>, Error> {
