@@ -1,5 +1,5 @@
-//! CORS: pages of allowed origins may call the API and read its response headers. Without credentials mode, because
-//! the API has no cookies.
+//! CORS: pages of allowed origins may call the API and read its response headers. Origins that are listed by name may
+//! send credentials, because the clients of auth servers always do; the API reads no cookies.
 
 use std::time::Duration;
 
@@ -29,6 +29,7 @@ pub(super) fn layer(origins: &Origins) -> Option<CorsLayer> {
     };
     let layer = CorsLayer::new()
         .allow_origin(allowed)
+        .allow_credentials(matches!(origins, Origins::Only(_)))
         .allow_methods([
             Method::GET,
             Method::POST,

@@ -48,7 +48,7 @@ fn lists(answer: &Answer, header: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_page_of_a_configured_origin_may_call_and_read_the_headers_without_credentials() {
+async fn a_page_of_a_configured_origin_may_call_with_credentials_and_read_the_headers() {
     let world = world("https://app.example.com,http://localhost:3000").await;
     let service = world.instance().await;
     let permission = preflight(&service, OURS).await;
@@ -62,7 +62,8 @@ async fn a_page_of_a_configured_origin_may_call_and_read_the_headers_without_cre
     for name in ["authorization", "content-type", "idempotency-key", "prefer"] {
         assert!(allowed.iter().any(|it| it == name), "{name}");
     }
-    assert_eq!(permission.header("access-control-allow-credentials"), "");
+    let credentials = "access-control-allow-credentials";
+    assert_eq!(permission.header(credentials), "true");
     assert!(!permission.header("x-request-id").is_empty());
 
     let answer = consume(&service, OURS).await;
@@ -79,7 +80,21 @@ async fn a_page_of_a_configured_origin_may_call_and_read_the_headers_without_cre
     ] {
         assert!(exposed.iter().any(|it| it == name), "{name}");
     }
-    assert_eq!(answer.header("access-control-allow-credentials"), "");
+    assert_eq!(answer.header(credentials), "true");
+}
+
+#[tokio::test]
+async fn a_cookie_is_no_credential() {
+    let world = world(OURS).await;
+    let service = world.instance().await;
+    let cookie = format!("session={0}; authorization=Bearer {0}", world.key);
+    let headers = [("origin", OURS), ("cookie", cookie.as_str())];
+    let answer = service
+        .http
+        .with_key(None)
+        .send(Method::GET, "/v1/organizations/x/usage", &headers, None)
+        .await;
+    assert_eq!(answer.code(), "unauthenticated");
 }
 
 #[tokio::test]
@@ -117,7 +132,7 @@ async fn a_page_of_any_other_origin_gets_no_permission() {
 }
 
 #[tokio::test]
-async fn a_star_lets_every_origin_in_and_still_sends_no_credentials() {
+async fn a_star_lets_every_origin_in_without_credentials() {
     let world = world("*").await;
     let service = world.instance().await;
     let answer = consume(&service, "https://anywhere.example").await;
