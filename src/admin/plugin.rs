@@ -3,10 +3,9 @@
 use super::change::Change;
 use super::{Admin, Error, Invalid};
 use crate::domain::ids::{MeterId, OrganizationId};
-use crate::domain::limit::{Limit, LimitOverride};
+use crate::domain::limit::{Enforcement, Limit, LimitOverride};
 use crate::domain::period::{ResetMode, ResetPeriod};
 use crate::domain::precondition::Preconditions;
-use crate::domain::quantity::Count;
 use crate::domain::schedule::Activity;
 use crate::postgres::Actor;
 use crate::postgres::organizations::Sources;
@@ -15,7 +14,9 @@ use crate::postgres::organizations::Sources;
 #[derive(Debug, Clone, Copy, Default)]
 pub struct PluginUpdate {
     /// The limit of the meter `api`.
-    pub limit: Option<Count>,
+    pub limit: Option<Limit>,
+    /// What happens beyond it.
+    pub enforcement: Option<Enforcement>,
     /// What ends a period.
     pub reset_mode: Option<ResetMode>,
     /// The length of a period; another one than before starts on its default day.
@@ -33,11 +34,12 @@ impl Admin {
         let now = self.ctx.clock.now();
         let edit = |before: &Sources, activity: Activity| {
             let mut after = before.organization.clone().unwrap_or_default();
-            if let Some(limit) = update.limit {
-                let change = LimitOverride {
-                    limit: Some(Limit(Some(limit))),
-                    ..LimitOverride::default()
-                };
+            let change = LimitOverride {
+                limit: update.limit,
+                enforcement: update.enforcement,
+                warn_at: None,
+            };
+            if change != LimitOverride::default() {
                 let own = after.limits.entry(MeterId::default()).or_default();
                 *own = own.patched(&change);
             }

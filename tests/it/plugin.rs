@@ -278,6 +278,15 @@ async fn a_wrong_field_is_named_and_changes_nothing() {
             "/limit",
         ),
         ("get-usage-history?organizationId=org_1&limit=x", "/limit"),
+        (
+            "get-usage-history?organizationId=org_1&granularity=week",
+            "/granularity",
+        ),
+        ("get-usage-history?organizationId=org_1&from=x", "/from"),
+        (
+            "get-usage-history?organizationId=org_1&from=2031-03-02T00:00:00Z&to=2031-03-01T00:00:00Z",
+            "/from",
+        ),
     ] {
         let answer = get(http, path).await;
         assert_eq!(answer.status, 400, "{path}");
@@ -306,8 +315,13 @@ async fn a_wrong_field_is_named_and_changes_nothing() {
         ),
         (
             "update-limits",
-            json!({"organizationId": "org_1", "apiLimit": null}),
-            "/apiLimit",
+            json!({"organizationId": "org_1", "enforcement": null}),
+            "/enforcement",
+        ),
+        (
+            "update-limits",
+            json!({"organizationId": "org_1", "enforcement": "Hard"}),
+            "/enforcement",
         ),
         (
             "update-limits",
@@ -399,6 +413,87 @@ async fn an_organization_that_the_auth_server_has_just_made_can_be_limited() {
     // A reset without counts succeeds.
     let body = json!({"organizationId": "new", "resetApi": false});
     assert_eq!(post(&service.http, "reset", body).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_limit_of_null_is_unlimited_and_enforcement_is_hard_or_soft() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let update = async |fields: Value| {
+        let mut body = json!({"organizationId": "org_1"});
+        let fields = fields.as_object().unwrap().clone();
+        body.as_object_mut().unwrap().extend(fields);
+        let answer = post(&service.http, "update-limits", body).await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        let meter = service.meter("org_1", "api").await;
+        json!([meter["limit"], meter["enforcement"]])
+    };
+    assert_eq!(update(json!({"apiLimit": 5})).await, json!([5, "hard"]));
+    assert_eq!(service.try_consume("org_1", "api", 6).await.status, 429);
+    let soft = update(json!({"enforcement": "soft"})).await;
+    assert_eq!(soft, json!([5, "soft"]));
+    assert_eq!(service.try_consume("org_1", "api", 6).await.status, 200);
+    let unlimited = json!({"apiLimit": null, "enforcement": "hard"});
+    assert_eq!(update(unlimited).await, json!([null, "hard"]));
+    assert_eq!(service.try_consume("org_1", "api", 5000).await.status, 200);
+    let usage = get(&service.http, "get-usage?organizationId=org_1").await;
+    assert_eq!(usage.body["api"]["limit"], Value::Null);
+}
+
+#[tokio::test]
+async fn history_is_by_period_day_or_hour_in_a_range() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    for (time, amount) in [
+        ("2031-03-15T12:30:00Z", 1),
+        ("2031-03-15T13:30:00Z", 2),
+        ("2031-03-16T00:30:00Z", 4),
+        ("2031-04-01T10:00:00Z", 8),
+    ] {
+        world.move_to(time);
+        service.count("org_1", "api", amount).await;
+        service.count("org_1", "tokens", 100).await;
+        service.flush().await;
+    }
+    let history = async |query: &str| {
+        let path = format!("get-usage-history?organizationId=org_1{query}");
+        let answer = get(&service.http, &path).await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        let entries = answer.body["history"].as_array().unwrap().clone();
+        let entries = entries.iter().map(|entry| {
+            assert_eq!(
+                (&entry["createdAt"], &entry["metricType"]),
+                (&entry["date"], &json!("api"))
+            );
+            json!([entry["date"], entry["value"]])
+        });
+        entries.collect::<Value>()
+    };
+    let march = json!([["2031-04-01T00:00:00Z", 7]]);
+    assert_eq!(history("").await, march);
+    assert_eq!(history("&granularity=period").await, march);
+    assert_eq!(
+        history("&granularity=day").await,
+        json!([
+            ["2031-04-01T00:00:00Z", 8],
+            ["2031-03-16T00:00:00Z", 4],
+            ["2031-03-15T00:00:00Z", 3]
+        ])
+    );
+    assert_eq!(
+        history("&granularity=day&limit=1").await,
+        json!([["2031-04-01T00:00:00Z", 8]])
+    );
+    assert_eq!(
+        history("&granularity=hour").await,
+        json!([["2031-04-01T10:00:00Z", 8]])
+    );
+    assert_eq!(
+        history("&granularity=hour&from=2031-03-15T13:00:00Z&to=2031-03-16T01:00:00Z").await,
+        json!([["2031-03-16T00:00:00Z", 4], ["2031-03-15T13:00:00Z", 2]])
+    );
+    assert_eq!(history("&to=2031-03-01T00:00:00Z").await, json!([]));
+    assert_eq!(history("&from=2031-03-01T00:00:00Z").await, march);
 }
 
 #[tokio::test]

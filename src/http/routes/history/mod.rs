@@ -19,6 +19,7 @@ use crate::http::path::Path;
 use crate::http::problem::Error;
 use crate::http::state::State;
 use query::{OfAll, OfOrganization};
+pub(in crate::http::routes) use request::check_range;
 use request::{HistoryPage, Request, invalid};
 
 /// The maximum number of organizations in one call.

@@ -159,14 +159,23 @@ impl Request {
     }
 }
 
+/// Refuses a range that ends before it begins.
+pub(in crate::http::routes) fn check_range(
+    from: Option<DateTime<Utc>>,
+    to: Option<DateTime<Utc>>,
+) -> Result<(), Error> {
+    match (from, to) {
+        (Some(from), Some(to)) if from > to => {
+            let detail = format!("must not be after to; got {from} and {to}");
+            Err(invalid("from", detail))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Refuses parameters that contradict each other.
 fn check(query: &OfOrganization, granularity: Granularity, format: Format) -> Result<(), Error> {
-    if let (Some(from), Some(to)) = (query.from, query.to)
-        && from > to
-    {
-        let detail = format!("must not be after to; got {from} and {to}");
-        return Err(invalid("from", detail));
-    }
+    check_range(query.from, query.to)?;
     if query.time_zone.is_some() && granularity != Granularity::Day {
         return Err(invalid(
             "timeZone",

@@ -19,6 +19,7 @@ use crate::domain::quantity::Count;
 use crate::http::auth::{Caller, OrganizationParam, PlatformAdministrator, Read, ResetExpired};
 use crate::http::extract::{Body, Query};
 use crate::http::problem::Error;
+use crate::http::routes::history::check_range;
 use crate::http::routes::usage::usage_for;
 use crate::http::state::State;
 use crate::usage::history::{Entry, List};
@@ -89,7 +90,8 @@ pub(in crate::http) async fn get_usage(
 
 /// Get the past usage of an organization
 ///
-/// Periods of the meter `api` that have ended or were reset, newest first.
+/// Periods of the meter `api` that have ended or were reset, newest first; with `granularity` hours or days, including the
+/// running one.
 #[utoipa::path(
     get,
     path = "/get-usage-history",
@@ -97,7 +99,7 @@ pub(in crate::http) async fn get_usage(
     tag = "Better Auth",
     security(("key" = ["read"]), ("token" = [])),
     params(HistoryQuery),
-    responses((status = 200, description = "The past periods.", body = PluginHistory), PluginRefusals)
+    responses((status = 200, description = "The past usage.", body = PluginHistory), PluginRefusals)
 )]
 pub(in crate::http) async fn get_usage_history(
     Shared(state): Shared<State>,
@@ -106,11 +108,13 @@ pub(in crate::http) async fn get_usage_history(
 ) -> Answer<PluginHistory> {
     let (Read(caller), Query(query)) = (caller?, query?);
     let organization = organization(&caller, query.organization_id.as_ref())?;
-    let (from, to) = state.history.range(Granularity::Period, None, None);
+    check_range(query.from, query.to)?;
+    let granularity = query.granularity.unwrap_or(Granularity::Period);
+    let (from, to) = state.history.range(granularity, query.from, query.to);
     let list = List {
         organizations: Some(vec![organization]),
         meter: Some(MeterId::default()),
-        granularity: Granularity::Period,
+        granularity,
         from,
         to,
         fill: false,
@@ -120,23 +124,30 @@ pub(in crate::http) async fn get_usage_history(
     // One more, because the running period may be among them.
     let limit = usize::from(query.limit.0);
     let entries = state.history.page(&list, None, limit + 1).await?;
-    let history = entries.into_iter().filter_map(past).take(limit).collect();
+    let past = entries
+        .into_iter()
+        .filter_map(|entry| past(entry, granularity));
+    let history = past.take(limit).collect();
     Ok(Json(PluginHistory { history }))
 }
 
-fn past(entry: Entry) -> Option<PluginEntry> {
-    if entry.open && !entry.row.closed {
-        return None;
-    }
-    let (position, end) = (entry.row.position, entry.row.end?);
+/// The entry of a row; none for a running period.
+fn past(entry: Entry, granularity: Granularity) -> Option<PluginEntry> {
+    let position = entry.row.position;
+    let (kind, date) = match granularity {
+        Granularity::Period if entry.open && !entry.row.closed => return None,
+        Granularity::Period => ("", entry.row.end?),
+        Granularity::Day => ("day:", position.start),
+        Granularity::Hour => ("hour:", position.start),
+    };
     let start = position.start.timestamp_millis();
     Some(PluginEntry {
-        id: format!("{}:{}:{start}", position.organization, position.meter),
+        id: format!("{}:{}:{kind}{start}", position.organization, position.meter),
         organization_id: position.organization,
         metric_type: position.meter,
         value: entry.row.used,
-        date: end,
-        created_at: end,
+        date,
+        created_at: date,
     })
 }
 
@@ -192,6 +203,7 @@ pub(in crate::http) async fn update_limits(
     let organization = caller.authorize(&body.organization_id)?;
     let update = PluginUpdate {
         limit: body.api_limit,
+        enforcement: body.enforcement,
         reset_mode: body.reset_mode,
         reset_period: body.reset_period,
     };

@@ -5,11 +5,14 @@ use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::domain::feature::{Feature, Features};
+use crate::domain::history::Granularity;
 use crate::domain::ids::{MeterId, OrganizationId, PlanId};
-use crate::domain::input::{integer, not_null};
+use crate::domain::input::{double_option, integer, not_null};
+use crate::domain::limit::{Enforcement, Limit};
 use crate::domain::period::{ResetMode, ResetPeriod};
 use crate::domain::quantity::Count;
 use crate::http::auth::OrganizationParam;
+use crate::http::extract::instant;
 
 /// Whose usage to return.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -33,6 +36,15 @@ pub(in crate::http) struct HistoryQuery {
     #[serde(default)]
     #[param(value_type = u16, required = false, minimum = 1, maximum = 1000, default = 30)]
     pub(super) limit: HistoryLimit,
+    /// How much time an entry covers; `period` by default.
+    #[param(inline)]
+    pub(super) granularity: Option<Granularity>,
+    /// Entries that start at this instant or later. Without it, the last 24 hours, 31 days, or all periods.
+    #[serde(default, deserialize_with = "instant")]
+    pub(super) from: Option<DateTime<Utc>>,
+    /// Entries that start before this instant.
+    #[serde(default, deserialize_with = "instant")]
+    pub(super) to: Option<DateTime<Utc>>,
 }
 
 /// The maximum number of entries: 1 to 1000, by default 30.
@@ -82,7 +94,7 @@ pub(super) struct PluginMeter {
     pub(super) reset_date: Option<DateTime<Utc>>,
 }
 
-/// Past periods, newest first.
+/// Past periods, or hours or days, newest first.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = json!({
     "history": [{
@@ -94,18 +106,18 @@ pub(in crate::http) struct PluginHistory {
     pub(super) history: Vec<PluginEntry>,
 }
 
-/// One period that has ended or was reset.
+/// One period that has ended or was reset, or one hour or day.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct PluginEntry {
-    /// Stable for a period.
+    /// Stable for a period, an hour or a day.
     pub(super) id: String,
     pub(super) organization_id: OrganizationId,
     /// The meter.
     pub(super) metric_type: MeterId,
-    /// Units counted in the period.
+    /// Units counted in it.
     pub(super) value: i64,
-    /// When the period ended.
+    /// When the period ended, or when the hour or the day began.
     pub(super) date: DateTime<Utc>,
     /// Equal to `date`.
     pub(super) created_at: DateTime<Utc>,
@@ -135,10 +147,14 @@ fn yes() -> bool {
 pub(in crate::http) struct PluginLimits {
     #[schema(value_type = OrganizationId)]
     pub(super) organization_id: OrganizationParam,
-    /// The limit of the meter `api`.
+    /// The limit of the meter `api`; null is unlimited.
+    #[serde(default, deserialize_with = "double_option")]
+    #[schema(value_type = Option<Count>)]
+    pub(super) api_limit: Option<Limit>,
+    /// What happens beyond the limit.
     #[serde(default, deserialize_with = "not_null")]
-    #[schema(value_type = Count)]
-    pub(super) api_limit: Option<Count>,
+    #[schema(value_type = Enforcement)]
+    pub(super) enforcement: Option<Enforcement>,
     #[serde(default, deserialize_with = "not_null")]
     #[schema(value_type = ResetMode)]
     pub(super) reset_mode: Option<ResetMode>,
