@@ -24,11 +24,12 @@ pub struct AuthServer {
 
 impl AuthServer {
     pub async fn start() -> Self {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers");
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         assert!(
-            folder.join("node_modules").exists(),
+            root.join("node_modules/better-auth").exists(),
             "scripts/setup test has not run"
         );
+        let folder = root.join("tests/peers");
         let mut child = Command::new("node")
             .arg("auth-server.mjs")
             .current_dir(folder)
