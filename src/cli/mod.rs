@@ -3,6 +3,7 @@
 pub mod administer;
 pub mod dev;
 mod healthcheck;
+mod import;
 pub mod keys;
 mod service;
 
@@ -68,6 +69,8 @@ enum Command {
     Openapi,
     /// Create, list and revoke API keys, without the service
     Keys(keys::Options),
+    /// Add what another system has counted to history, without the service
+    Import(import::Options),
     /// Show and change an organization through the service
     Org(administer::OrgOptions),
     /// List, create, change and delete plans through the service
@@ -111,6 +114,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
         }
         Command::Healthcheck { listen } => runtime(1)?.block_on(healthcheck::run(listen)),
         Command::Keys(options) => runtime(1)?.block_on(keys::run(options, Clock::System)),
+        Command::Import(options) => runtime(1)?.block_on(import::run(options, Clock::System)),
         Command::Org(options) => runtime(1)?.block_on(administer::org(options)),
         Command::Plan(options) => runtime(1)?.block_on(administer::plan(options)),
         Command::ResetExpired(options) => runtime(1)?.block_on(administer::reset_expired(options)),

@@ -44,6 +44,7 @@ pub mod input;
 pub mod instant;
 pub mod limit;
 pub mod organization;
+pub mod past_usage;
 pub mod patch;
 pub mod period;
 pub mod plan;

@@ -2,6 +2,9 @@
 
 use chrono::{DateTime, Duration, Utc};
 
+/// The longest time after its end in which a setting can let a period accept late events.
+pub const LATE_MAX: Duration = Duration::hours(24 * 31);
+
 /// How far ahead of the clock an event may be.
 pub const EARLY_MAX: Duration = Duration::minutes(5);
 

@@ -38,7 +38,7 @@ impl Error {
     }
 
     pub(super) fn no_defaults() -> Self {
-        Self::corrupt_row("no defaults were published")
+        Self::corrupt_row("no defaults were published; start the service once")
     }
 
     /// Whether a single row of several may have caused it, so that a retry without that row may succeed.

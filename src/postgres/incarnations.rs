@@ -92,7 +92,7 @@ async fn incarnations(
 }
 
 /// Marks deleted organizations as existing.
-async fn revive(
+pub(super) async fn revive(
     tx: &mut PgConnection,
     organizations: impl IntoIterator<Item = &OrganizationId>,
 ) -> Result<()> {

@@ -14,6 +14,7 @@ pub mod history;
 pub mod idempotency;
 mod incarnations;
 pub mod organizations;
+pub mod past_usage;
 mod pending;
 pub mod periods;
 pub mod plans;

@@ -64,6 +64,7 @@ mod thresholds;
 mod tidy;
 mod tokens;
 mod usage;
+mod usage_import;
 mod verify;
 mod webhooks;
 mod words;

@@ -31,7 +31,7 @@ pub(in crate::http) struct Session {
     /// The display name of the key; null for a JWT.
     #[schema(required)]
     name: Option<ApiKeyName>,
-    /// What it permits; `admin` includes all.
+    /// What it permits; `admin` includes all, `provision` includes `ingest` and `read`.
     scopes: Scopes,
     /// The only organization that it has access to. Null is all for a key, and none for a JWT.
     #[schema(required)]
