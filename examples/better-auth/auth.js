@@ -52,7 +52,7 @@ export function createAuth(baseURL) {
 /** The Tallyman of the environment, else that of `make dev`. */
 function tallymanOptions() {
   // More than the default of 300 ms, because both servers share a developer's machine.
-  const options = { url: process.env.TALLYMAN_URL ?? "http://127.0.0.1:7400", timeout: 3000 };
+  const options = { url: process.env.TALLYMAN_URL ?? "http://127.0.0.1:7400", timeout: 10_000 };
   if (process.env.TALLYMAN_API_KEY) return { ...options, key: process.env.TALLYMAN_API_KEY };
   try {
     return { ...options, key: readFileSync(new URL("../../.tallyman/admin-key", import.meta.url), "utf8").trim() };
