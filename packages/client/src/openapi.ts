@@ -243,14 +243,17 @@ export interface paths {
          * Get an organization
          * @description The effective settings. An unknown organization is 404.
          *
-         *     Needs a key with the scope `admin`.
+         *     Needs a key with the scope `provision`.
          */
         get: operations["getOrganization"];
         /**
          * Create an organization or replace its settings
-         * @description All settings except limits; absent ones come from the plan or the defaults. The plan must exist. A setting that
-         *     contradicts the others is 400. A change of the calendar keeps `periodStart` and the count, and ends the running period at
-         *     the new calendar's next boundary. A 503 may have been committed and is then applied once Redis is up; retrying is safe.
+         * @description All settings; absent ones come from the plan or the defaults. The plan must exist. A setting that contradicts the others
+         *     is 400. `limits` replaces the organization's own limits, in the same step; without it they stay, and so do temporary
+         *     limits in any case. With `If-None-Match: *` only an organization that does not exist is created, for which the scope
+         *     `provision` suffices; a 412 then means that it exists and that its settings and limits are effective. A change of the
+         *     calendar keeps `periodStart` and the count, and ends the running period at the new calendar's next boundary. A 503 may have
+         *     been committed and is then applied once Redis is up; retrying is safe.
          *
          *     Needs a key with the scope `admin`.
          */
@@ -848,7 +851,8 @@ export interface paths {
         };
         /**
          * Get the past usage of an organization
-         * @description Periods of the meter `api` that have ended or were reset, newest first.
+         * @description Periods of the meter `api` that have ended or were reset, newest first; with `granularity` hours or days, including the
+         *     running one.
          *
          *     Needs a key with the scope `read`, or a JWT of the organization.
          */
@@ -2118,6 +2122,23 @@ export interface components {
             timeZone?: string | null;
             /** @description Any JSON object, for the client's own use. */
             metadata?: Record<string, unknown>;
+            /**
+             * @description The organization's own limits, by meter, in a request that replaces them; absent, they stay.
+             * @default null
+             * @example {
+             *       "api": {
+             *         "enforcement": "hard",
+             *         "limit": 1000,
+             *         "warnAt": [
+             *           80,
+             *           100
+             *         ]
+             *       }
+             *     }
+             */
+            limits?: {
+                [key: string]: components["schemas"]["LimitOverride"];
+            };
         };
         /**
          * @description A plan as stored.
@@ -2237,21 +2258,21 @@ export interface components {
                 [key: string]: components["schemas"]["Feature"];
             };
         };
-        /** @description One period that has ended or was reset. */
+        /** @description One period that has ended or was reset, or one hour or day. */
         PluginEntry: {
-            /** @description Stable for a period. */
+            /** @description Stable for a period, an hour or a day. */
             id: string;
             organizationId: components["schemas"]["OrganizationId"];
             /** @description The meter. */
             metricType: components["schemas"]["MeterId"];
             /**
              * Format: int64
-             * @description Units counted in the period.
+             * @description Units counted in it.
              */
             value: number;
             /**
              * Format: date-time
-             * @description When the period ended.
+             * @description When the period ended, or when the hour or the day began.
              */
             date: string;
             /**
@@ -2287,7 +2308,7 @@ export interface components {
             organizations: components["schemas"]["OrganizationId"][];
         };
         /**
-         * @description Past periods, newest first.
+         * @description Past periods, or hours or days, newest first.
          * @example {
          *       "history": [
          *         {
@@ -2315,8 +2336,9 @@ export interface components {
          */
         PluginLimits: {
             organizationId: components["schemas"]["OrganizationId"];
-            /** @description The limit of the meter `api`. */
-            apiLimit?: components["schemas"]["Count"];
+            apiLimit?: components["schemas"]["Count"] | null;
+            /** @description What happens beyond the limit. */
+            enforcement?: components["schemas"]["Enforcement"];
             resetMode?: components["schemas"]["ResetMode"];
             resetPeriod?: components["schemas"]["ResetPeriod"];
         };
@@ -2523,7 +2545,7 @@ export interface components {
          * @description A permission of an API key.
          * @enum {string}
          */
-        Scope: "ingest" | "refund" | "read" | "reset" | "admin";
+        Scope: "ingest" | "refund" | "read" | "reset" | "provision" | "admin";
         /**
          * @description The scopes of a key; at least one.
          * @example [
@@ -2553,7 +2575,7 @@ export interface components {
             /** @description The name of this caller in the audit log. */
             actor: string;
             name: components["schemas"]["ApiKeyName"] | null;
-            /** @description What it permits; `admin` includes all. */
+            /** @description What it permits; `admin` includes all, `provision` includes `ingest` and `read`. */
             scopes: components["schemas"]["Scopes"];
             organizationId: components["schemas"]["OrganizationId"] | null;
             /**
@@ -5255,6 +5277,12 @@ export interface operations {
                 organizationId?: components["schemas"]["OrganizationId"];
                 /** @description The maximum number of entries. */
                 limit?: number;
+                /** @description How much time an entry covers; `period` by default. */
+                granularity?: "hour" | "day" | "period";
+                /** @description Entries that start at this instant or later. Without it, the last 24 hours, 31 days, or all periods. */
+                from?: string;
+                /** @description Entries that start before this instant. */
+                to?: string;
             };
             header?: never;
             path?: never;
@@ -5262,7 +5290,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description The past periods. */
+            /** @description The past usage. */
             200: {
                 headers: {
                     "x-request-id": components["headers"]["x-request-id"];
