@@ -231,7 +231,7 @@ test("the calls of the client, refused ones too, load the usage again at most on
   stop();
 });
 
-test("what failed on the server's side is loaded again by itself while another user looks, what was refused is not", async () => {
+test("what failed on the server's side is loaded again by itself while it is watched, what was refused is not", async () => {
   const answersOf = { busy: [failure(503, "USAGE_UNAVAILABLE"), usage], foreign: [failure(403, "NOT_A_MEMBER"), usage] };
   const { atoms } = clientOf({ "/usage-tracking/get-usage": (query) => answersOf[query.get("organizationId")].shift() });
   const [busy, foreign] = [atoms.usageOf("busy"), atoms.usageOf("foreign")];
