@@ -1,4 +1,4 @@
-import { atom, onMount, type ReadableAtom } from "nanostores";
+import { atom, onStart, type ReadableAtom } from "nanostores";
 
 /** Why something could not be loaded: a `BetterFetchError` if the auth server answered, else what `fetch` threw. */
 export type UsageError = Error & { status?: number; statusText?: string; error?: { code?: string; message?: string } };
@@ -71,7 +71,7 @@ export function resource<T>(load: () => Promise<T>, changed: () => void): OwnedR
     return (request = mine);
   };
   const refetch = () => request ?? start();
-  onMount(state, () => {
+  onStart(state, () => {
     if (typeof window !== "undefined") void refetch();
   });
   return {

@@ -1,4 +1,4 @@
-import { atom, onMount, type ReadableAtom } from "nanostores";
+import { atom, onStart, type ReadableAtom } from "nanostores";
 import { type OwnedResource, type Resource, resource, type UsageError } from "./resource.js";
 import type { UsageData, UsageHistoryEntry } from "./types.js";
 
@@ -152,7 +152,7 @@ function createShelf<Q extends object, T>(load: (query: Q) => Promise<T>, empty:
   const watched = () => [...resources.values()].filter((it) => it.state.lc > 0 || (it === shown && shownAtom.lc > 0));
   const reload = () => watched().forEach((it) => it.reload());
 
-  onMount(shownAtom, () => {
+  onStart(shownAtom, () => {
     if (typeof window === "undefined") return;
     // A component that subscribes often says in the same turn what to show, and so loads it.
     const before = shown;

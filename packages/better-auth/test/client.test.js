@@ -209,6 +209,16 @@ test("signing out removes what was loaded", async () => {
   stop();
 });
 
+test("what is shown again right after the session has changed is loaded again", async () => {
+  const { client, atoms } = clientOf();
+  const { state } = atoms.usageOf();
+  await when(state, ({ data }) => data !== null);
+  await until(() => state.lc === 0);
+  await client.signOut();
+  await until(() => state.value.data === null);
+  await when(state, ({ data }) => data !== null);
+});
+
 test("the calls of the client, refused ones too, load the usage again at most once a second, if it has listeners", async () => {
   let current = 0;
   const { client, atoms, requests } = clientOf({
