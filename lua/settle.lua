@@ -14,7 +14,7 @@ ARGV
     sequence                that was read
     stored                  1 if Postgres now has exactly that, 0 if it refused it for something newer
     notified                thresholds, see `domain::threshold`, if stored with it; or ''
-    length                  of the crossed thresholds that were read, which were notified
+    crossed                 thresholds that were read, which were notified
     number of slots stored, number of slots to drop
     for each slot that was stored, ascending: its start in ms, used, denied, refunded
     for each slot to drop once stored, because no event can reach it: its start in ms
@@ -34,7 +34,7 @@ local STAMP <const> = 0
 local SEQUENCE <const> = 1
 local WAS_STORED <const> = 2
 local NOTIFIED <const> = 3
-local CROSSED_LENGTH <const> = 4
+local CROSSED <const> = 4
 local STORED_SLOTS <const> = 5
 local DROPPED_SLOTS <const> = 6
 local SLOTS <const> = 7
@@ -72,12 +72,18 @@ local function drop_slots(counter, from, to, oldest)
   counter.slots = kept
 end
 
-local function set_notified(counter, notified, crossed_length)
+-- Crossed thresholds without those that were notified. Another flush may have removed some of these before.
+local function without(crossed, notified)
+  return (string.gsub(crossed, '[^,]+,', function(threshold)
+    return string.find(',' .. notified, ',' .. threshold, 1, true) and '' or threshold
+  end))
+end
+
+local function set_notified(counter, notified, crossed)
   local since = '^%d+:%d:(%d+):'
   if notified ~= '' and string.match(notified, since) == string.match(counter.notified, since) then
-    -- Under one limit, crossed thresholds are only appended.
     counter.notified, counter.previous_limits = notified, ''
-    counter.crossed = string.sub(counter.crossed, crossed_length + 1)
+    counter.crossed = without(counter.crossed, crossed)
   end
 end
 
@@ -88,7 +94,7 @@ local clean, b_next = 0, 1
 for i = 3, #KEYS do
   local key, value, b = KEYS[i], values[i - 2], b_next
   local stamp, read, was_stored = batch[b + STAMP], batch[b + SEQUENCE], batch[b + WAS_STORED] == 1
-  local notified, crossed_length, slots = batch[b + NOTIFIED], batch[b + CROSSED_LENGTH], b + SLOTS
+  local notified, crossed, slots = batch[b + NOTIFIED], batch[b + CROSSED], b + SLOTS
   local drops = slots + batch[b + STORED_SLOTS] * SLOT_SIZE
   b_next = drops + batch[b + DROPPED_SLOTS]
 
@@ -111,7 +117,7 @@ for i = 3, #KEYS do
     else
       local counter = unpack_counter(value)
       counter.stored, counter.oldest = read, nil
-      set_notified(counter, notified, crossed_length)
+      set_notified(counter, notified, crossed)
       drop_slots(counter, drops, b_next - 1, nil)
       value = pack_counter(counter)
     end
@@ -122,7 +128,7 @@ for i = 3, #KEYS do
   elseif stored < read then
     local counter = unpack_counter(value)
     counter.stored = read
-    set_notified(counter, notified, crossed_length)
+    set_notified(counter, notified, crossed)
     local first = batch[slots]
     if slots < drops and oldest and oldest >= first then
       local sent = {}

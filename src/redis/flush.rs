@@ -120,7 +120,7 @@ fn write_settlement(settlement: &Settlement<'_>, batch: &mut Array) {
     let Some(snapshot) = settlement.snapshot else {
         // No counter has generation 0, so one that has come back is left alone.
         batch.push_text("0:0:").push(0_u8).push(0_u8);
-        batch.push_text("").push(0_u8).push(0_u8).push(0_u8);
+        batch.push_text("").push_text("").push(0_u8).push(0_u8);
         return;
     };
     let hours = || snapshot.unstored_hours();
@@ -135,7 +135,7 @@ fn write_settlement(settlement: &Settlement<'_>, batch: &mut Array) {
         .push(snapshot.sequence)
         .push(u8::from(settlement.stored))
         .push_text(&notified.unwrap_or_default())
-        .push(size(snapshot.thresholds.crossed.to_string().len()))
+        .push_text(&snapshot.thresholds.crossed.to_string())
         .push(size(hours().count()))
         .push(size(drops().count()));
     for hour in hours() {

@@ -380,6 +380,28 @@ async fn a_flush_that_dies_after_the_commit_records_no_event_twice() {
 }
 
 #[tokio::test]
+async fn a_threshold_that_is_crossed_between_two_settlements_is_left_to_the_next_flush() {
+    let world = World::new().await;
+    let (here, there) = (world.instance().await, world.instance().await);
+    let all: Vec<_> = tallyman::redis::Shard::all().collect();
+    here.track("org_1", 900).await;
+    let first = here.app.flusher.read(&all).await.unwrap();
+    here.track("org_1", 100).await;
+    let second = there.app.flusher.read(&all).await.unwrap();
+    let stored = here.app.flusher.store(&first).await.unwrap();
+    here.app.flusher.settle(&first, &stored).await.unwrap();
+    // The second flush has read the thresholds that the first has settled, and not this one.
+    here.track("org_1", 10_000).await;
+    let stored = there.app.flusher.store(&second).await.unwrap();
+    there.app.flusher.settle(&second, &stored).await.unwrap();
+    // Events of the same millisecond have no defined order.
+    world.clock.advance(Duration::milliseconds(1));
+    here.flush().await;
+    let events = ["warning 80 of 1000", "warning 100 of 1000", "exceeded 1000"];
+    assert_eq!(threshold_events(&here, "org_1").await, events);
+}
+
+#[tokio::test]
 async fn a_refused_snapshot_records_no_event() {
     let world = World::new().await;
     let service = world.instance().await;
