@@ -47,7 +47,7 @@ export function held() {
 }
 
 /**
- * A `fetch` that does what it is told.
+ * A `fetch` that fails as a test chooses.
  *
  * `fetch.next(...faults)` are those of the next requests, one each; `fetch.fault` is that of all others. `fetch.requests` has what was
  * asked for, executed or not: `{ method, path, headers, body }`, with the body decoded.

@@ -44,7 +44,7 @@ function SignIn() {
     <main className="gate">
       <h1>Reports</h1>
       <p>
-        An example of usage limits. {isNew ? "Whoever signs up first is its administrator." : "Its users are gone once it is restarted."}
+        An example of usage limits. {isNew ? "The first user is its administrator." : "Its users are gone once it is restarted."}
       </p>
       <Form
         key={String(isNew)}

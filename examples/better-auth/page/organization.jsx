@@ -23,7 +23,7 @@ function chooseLimit() {
   input.select();
 }
 
-/** Makes calls that are counted, and tells of refusals in the words of people. */
+/** Makes calls that are counted, and explains a refusal to the user. */
 function Work() {
   const [made, setMade] = useState(0);
   const [error, setError] = useState(null);

@@ -65,7 +65,7 @@ export class Callbacks {
   async #lazyReset({ organizationId, periodStart, resetDate }: MeterUsage): Promise<void> {
     const begin = Date.parse(periodStart);
     const ended = (await this.#periods(organizationId)).find((row) => Date.parse(row.start) < begin);
-    // Other resets are told when they are made, and the first period of all follows none.
+    // Other resets call back when they are made, and no period precedes the first one.
     if (!ended?.end || Date.parse(ended.end) > begin || (ended.resetType ?? "lazy") !== "lazy") return;
     await this.#reset({ organizationId, resetType: "lazy", previousCount: ended.used, resetDate });
   }

@@ -129,10 +129,10 @@ export function resetExpired({ settings, tallyman, callbacks, host }: EndpointPa
     async (ctx): Promise<{ success: true; resetCount: number; organizations: string[] }> => {
       if (!settings.apiKey || !isEqual(ctx.body.apiKey, settings.apiKey)) throw new APIError("UNAUTHORIZED", CODES.INVALID_API_KEY);
       const { resetCount, organizations } = await answerOf(host, () => tallyman.resetExpired());
-      const told = async () => {
+      const callBack = async () => {
         for (const id of organizations) await callbacks.afterReset(id, "scheduled");
       };
-      await ctx.context.runInBackgroundOrAwait(told());
+      await ctx.context.runInBackgroundOrAwait(callBack());
       return { success: true, resetCount, organizations };
     },
   );

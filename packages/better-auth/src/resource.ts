@@ -35,7 +35,7 @@ export interface OwnedResource<T> extends Resource<T> {
   forget(): void;
 }
 
-/** @param changed is told each new state */
+/** @param changed called after each change of the state */
 export function resource<T>(load: () => Promise<T>, changed: () => void): OwnedResource<T> {
   const state = atom<Loaded<T>>(PENDING);
   let request: Promise<void> | undefined;

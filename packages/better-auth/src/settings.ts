@@ -14,7 +14,7 @@ export interface AuthCall {
   organizationId: string;
 }
 
-/** What the callbacks about a limit are told. */
+/** The argument of `onUsageWarning` and `onLimitExceeded`. */
 export interface LimitContext {
   organizationId: string;
   metricType: "api";
@@ -27,7 +27,7 @@ export interface LimitContext {
   resetDate: Date | null;
 }
 
-/** What the callback about a reset is told. */
+/** The argument of `onUsageReset`. */
 export interface ResetContext {
   organizationId: string;
   metricType: "api";
@@ -104,7 +104,7 @@ export interface AuthSession {
   user: User & { role?: string | null };
 }
 
-/** Whoever is over the limit can still sign in and out, change the organization, pay, and leave. */
+/** Users over the limit can still sign in and out, change the organization, pay, and delete their account. */
 const NEVER_REFUSED = [
   "/sign-in/*", "/sign-up/*", "/sign-out", "/callback/*", "/oauth2/callback/*", "/sso/*", "/two-factor/*", "/email-otp/*",
   "/phone-number/*", "/magic-link/*", "/passkey/*", "/multi-session/*", "/verify-email", "/send-verification-email",

@@ -39,7 +39,7 @@ export interface UsageTrackingAtoms {
 /** Usage and history are loaded at most this often, in milliseconds, because of calls of the client. History lags. */
 const USAGE_INTERVAL = 1_000;
 const HISTORY_INTERVAL = 5_000;
-/** Better Auth tells of a changed session 10 ms after the answer that changed it; one request is enough for both. */
+/** Better Auth signals a changed session 10 ms after the response that changed it; one request serves both. */
 const SIGNAL_DELAY = 25;
 
 const NO_USAGE: UsageData = {

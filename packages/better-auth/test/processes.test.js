@@ -1,4 +1,4 @@
-// Two auth servers, each a process, on one Postgres: their calls share a limit, and each event is told once.
+// Two auth servers, each a process, on one Postgres: their calls share a limit, and each event calls back once.
 
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
@@ -71,7 +71,7 @@ test("two processes grant a new organization its limit, warn once, and tell once
   assert.deepEqual(names, ["exceeded ", "warning 100", "warning 80"]);
 });
 
-test("an event that reaches both processes at the same time is told once", async () => {
+test("an event that reaches both processes at the same time calls back once", async () => {
   const deliveries = Array.from({ length: 10 }, () => signed(warning("org_1")));
   const told = await withProcesses({ webhookSecret: SECRET }, async (urls) => {
     for (const delivery of deliveries) {
