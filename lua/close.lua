@@ -9,6 +9,7 @@ KEYS
   [3] the shard's dirty index
   [4] the counter that the reset closes
   [5] the counter that starts at the reset
+  [6] the fences: a hash by organization
 
 ARGV
   [1] now                   Unix time, ms
@@ -24,12 +25,13 @@ ARGV
 Returns one of
   'closed'                  done, now or before
   'generation'              the data set has another generation, or none
-  'policy'                  Redis has no policy of the organization, or a newer one
+  'policy'                  Redis has no policy of the organization, or a newer one, or the organization is fenced
   'restore_closed'          nothing was done: the counter to close must be restored from Postgres first
   'restore'                 it is closed; the counter that starts must be restored from Postgres
 
 Invariants
   A counter starts at a reset only in a data set in which the one before it is closed.
+  No counter of a fenced organization is created, because its period may be about to be abandoned.
   A closed counter stays closed, with the limit and the enforcement that it had, under the version of the reset.
   Missing is unknown, never zero: only a data set older than a period can tell that a counter never existed, and only if
   no counter of that period was garbage-collected.
@@ -44,7 +46,7 @@ if data_set[1] ~= generation then
   return 'generation'
 end
 local organization = read_organization(KEYS[2], id)
-if not organization or organization.version > tonumber(version) then
+if not organization or organization.version > tonumber(version) or redis.call('HEXISTS', KEYS[6], id) == 1 then
   return 'policy'
 end
 local old_value, new_value = redis.call('GET', KEYS[4]), redis.call('GET', KEYS[5])

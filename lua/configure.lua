@@ -31,7 +31,7 @@ Invariants
   Closed counters, and counters whose period is over, keep their stamp.
   Counters of another generation are frozen: if their sequence grew, it would overtake newer counts that Postgres may
   have. They get the policy when they are restored.
-  A counter that changes becomes dirty, so that its snapshot has the new limit.
+  A counter that changes becomes dirty, so that its snapshot has the new limit, unless nothing was ever counted in it.
   Equal policies of a shard share one text; the reference to the previous one is removed.
   A limit that ends is added to the counter's previous limits, so that a flush finds what was crossed.
 ]]
@@ -78,15 +78,19 @@ for i = 5, #KEYS do
       string.match(counter.stamp, '^(%d+):(%d+):(%d*):(%a):(%d*)$')
     local running = ends == '' or now < tonumber(ends)
     if generation == current and not string.find(enforcement, '%u') and running and tonumber(own_version) < version then
-      if limit .. ':' .. enforcement ~= string.match(stamp, '^%d+:(%d*:%a):') then
-        change_limit(counter, limit, enforcement)
+      stamp = generation .. ':' .. stamp
+      if counter.sequence == 0 then
+        counter = new_counter(stamp)
+      else
+        if limit .. ':' .. enforcement ~= string.match(stamp, '^%d+:%d+:(%d*:%a):') then
+          change_limit(counter, limit, enforcement)
+        end
+        if counter.sequence == counter.stored then
+          redis.call('ZADD', KEYS[2], now, KEYS[i])
+        end
+        counter.sequence, counter.stamp = counter.sequence + 1, stamp
       end
-      local clean = counter.sequence == counter.stored
-      counter.sequence, counter.stamp = counter.sequence + 1, generation .. ':' .. stamp
       redis.call('SET', KEYS[i], pack_counter(counter))
-      if clean then
-        redis.call('ZADD', KEYS[2], now, KEYS[i])
-      end
     end
   end
 end

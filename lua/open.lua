@@ -6,6 +6,7 @@ KEYS
   [1] the shard's generation
   [2] the hash that has the organization
   [3] the counter
+  [4] the fences: a hash by organization
 
 ARGV
   [1] now                   Unix time, ms
@@ -22,13 +23,14 @@ Returns one of
   'opened'                  the counter is 0
   'exists'                  the counter is there already, in this generation
   'generation'              the data set has another generation, or none
-  'policy'                  Redis has no policy of the organization, or a newer one
+  'policy'                  Redis has no policy of the organization, or a newer one, or the organization is fenced
   'restore'                 unknown: it must be restored from Postgres
   'too_many_meters'
 
 Invariants
   Missing is unknown, never zero: only a data set older than the period can tell that a counter never existed, and only
   if no counter of that period was garbage-collected.
+  No counter of a fenced organization is created, because its period may be about to be abandoned.
   The organization lists every meter counted in this data set.
 ]]
 local now, generation, version, meter = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), ARGV[4]
@@ -39,7 +41,7 @@ if data_set[1] ~= generation then
   return 'generation'
 end
 local organization = read_organization(KEYS[2], id)
-if not organization or organization.version > version then
+if not organization or organization.version > version or redis.call('HEXISTS', KEYS[4], id) == 1 then
   return 'policy'
 end
 local value = redis.call('GET', KEYS[3])

@@ -7,6 +7,7 @@ KEYS
   [2] the hash that has the organization
   [3] the shard's dirty index
   [4] the counter
+  [5] the fences: a hash by organization
 
 ARGV
   [1] generation            that the row was moved to
@@ -29,11 +30,12 @@ Returns one of
   'restored'
   'exists'                  the counter is there already, in this generation
   'generation'              the data set has another generation, or none
-  'policy'                  Redis has no policy of the organization, or a newer one
+  'policy'                  Redis has no policy of the organization, or a newer one, or the organization is fenced
   'changed'                 the old counter is not the one that was stored before the move
 
 Invariants
   A counter of this generation is never overwritten.
+  No counter of a fenced organization is created, because its period may be about to be abandoned.
   A restored counter has what Postgres has; it is clean, unless a flush must examine its thresholds.
 ]]
 local FIRST_SLOT <const> = 14
@@ -42,7 +44,7 @@ if redis.call('HGET', KEYS[1], 'number') ~= generation then
   return 'generation'
 end
 local organization = read_organization(KEYS[2], ARGV[13])
-if not organization or organization.version > tonumber(ARGV[2]) then
+if not organization or organization.version > tonumber(ARGV[2]) or redis.call('HEXISTS', KEYS[5], ARGV[13]) == 1 then
   return 'policy'
 end
 local value = redis.call('GET', KEYS[4])

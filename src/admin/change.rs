@@ -108,6 +108,9 @@ impl Admin {
                 connection.unfence(organization, version).await?;
                 return Ok(None);
             }
+            self.policies
+                .discard_unused(&connection, organization, &schedule)
+                .await?;
         }
         let sources = prepared.commit().await?.after;
         self.policies
@@ -121,7 +124,8 @@ impl Admin {
         Ok(Some(sources))
     }
 
-    /// The start of the last period with counts in Redis; a change of the calendar keeps such a period. Does not use
+    /// The start of the last period in Redis with counts, denials or an adjustment; a change of the calendar keeps such a
+    /// period. Does not use
     /// Postgres, because it is called while the lock of changes is held, which must not wait for another connection.
     async fn last_counted_in_redis(
         &self,
@@ -153,7 +157,7 @@ impl Admin {
         Ok(snapshots
             .into_iter()
             .flatten()
-            .filter(|it| it.used.get() > 0 || it.refunded > 0)
+            .filter(|it| it.sequence > 0)
             .map(|it| it.counter.start)
             .max())
     }

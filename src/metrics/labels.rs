@@ -65,6 +65,8 @@ pub enum Script {
     Policy,
     /// `erase.lua`
     Erase,
+    /// `discard.lua`
+    Discard,
     /// `gc_counters.lua`
     GcCounters,
     /// `gc_organizations.lua`, for several hashes at once.

@@ -6,7 +6,9 @@
 use std::sync::Arc;
 
 use super::Policies;
+use super::incarnation::reachable;
 use crate::domain::ids::OrganizationId;
+use crate::domain::schedule::Schedule;
 use crate::failure::Failure;
 use crate::postgres::organizations::{self, Sources};
 use crate::redis::{Connection, KnownOrganization};
@@ -92,6 +94,22 @@ impl Policies {
         self.fenced
             .process(key, request, self.clone(), Self::resolve_fences)
             .await
+    }
+
+    /// Discards the counters of a fenced organization that calls under its present schedule can reach, and in which nothing
+    /// was ever counted. A call with a cached policy would find such a counter in the stamp of that policy, and would count in
+    /// it although the new calendar has abandoned its period. A missing counter makes the call look up the policy.
+    pub async fn discard_unused(
+        &self,
+        connection: &Connection,
+        organization: &OrganizationId,
+        schedule: &Schedule,
+    ) -> Result<(), Failure> {
+        let known = connection.organization(organization).await?;
+        let meters = known.and_then(|known| known.meters).unwrap_or_default();
+        let (now, late) = (self.ctx.clock.now(), self.ctx.late);
+        let counters = reachable(organization, [schedule].into_iter(), &meters, now, late);
+        Ok(connection.discard_unused(&counters).await?)
     }
 
     async fn resolve_fences(self, organizations: Vec<OrganizationId>) -> Result<Vec<()>, Failure> {

@@ -113,7 +113,7 @@ async fn start_incarnation(
 }
 
 /// Every counter that an event under one of these schedules can reach at `now`.
-fn reachable<'a>(
+pub(super) fn reachable<'a>(
     organization: &OrganizationId,
     schedules: impl Iterator<Item = &'a Schedule>,
     meters: &[MeterId],

@@ -1,8 +1,8 @@
 //! Fences: while a change is in progress that decides which counters an organization has, none of its calls is decided.
 //!
 //! A fence is written before the change is committed, so that nothing is committed while Redis takes no writes. It holds the
-//! version that the change would have. `count.lua` decides nothing for a fenced organization. A caller that meets a fence
-//! finds out whether the change was committed, applies it, and removes the fence.
+//! version that the change would have. `count.lua` decides nothing for a fenced organization, and no counter of it is created.
+//! A caller that meets a fence finds out whether the change was committed, applies it, and removes the fence.
 
 use std::time::Duration;
 
@@ -10,8 +10,10 @@ use ::redis::cmd;
 use tokio::time::timeout;
 
 use super::channel::Channel;
+use super::counters::READ_MAX;
 use super::error::Error;
-use super::scripts::UNFENCE;
+use super::scripts::{DISCARD, UNFENCE};
+use crate::domain::counter::CounterId;
 use crate::domain::ids::OrganizationId;
 
 /// How long writing a fence may take, because the writer holds the lock of all changes.
@@ -35,6 +37,17 @@ impl Channel {
             ))
         };
         written.unwrap_or_else(late)
+    }
+
+    /// Discards those of a fenced organization's counters in which nothing was ever counted.
+    pub async fn discard_unused(&self, counters: &[CounterId]) -> Result<(), Error> {
+        for some in counters.chunks(READ_MAX) {
+            let keys: Vec<String> = some.iter().map(|it| self.keys.counter(it)).collect();
+            let _discarded: usize = self
+                .invoke(&DISCARD, &DISCARD.call(&keys, &[0_u64; 0]))
+                .await?;
+        }
+        Ok(())
     }
 
     /// The version of the change that an organization is fenced for; none if it is not fenced.

@@ -81,7 +81,7 @@ pub enum RecoveryReply {
     Ready,
     /// The shard has another generation, or none.
     Generation,
-    /// Redis has no policy of the organization, or a newer one.
+    /// Redis has no policy of the organization, or a newer one, or the organization is fenced.
     Policy,
     /// Unknown: the counter must be restored from Postgres.
     Restore,
@@ -129,7 +129,10 @@ impl Connection {
                 METERS_MAX,
                 counter.organization.as_str(),
             );
-            OPEN.call(&[generation, organization, key], arguments)
+            OPEN.call(
+                &[generation, organization, key, self.keys.fences()],
+                arguments,
+            )
         });
         self.recover(&OPEN, calls).await
     }
@@ -159,7 +162,9 @@ impl Connection {
             let dirty_since = moved
                 .may_have_threshold_events()
                 .then(|| now.timestamp_millis());
-            let mut call = RESTORE.call(&self.recovery_keys(counter), arguments);
+            let [generation, organization, dirty, key] = self.recovery_keys(counter);
+            let keys = [generation, organization, dirty, key, self.keys.fences()];
+            let mut call = RESTORE.call(&keys, arguments);
             call.arg(text((notified != Notified::default()).then_some(notified)))
                 .arg(text(snapshot.adjusted))
                 .arg(text(dirty_since))
@@ -199,7 +204,9 @@ impl Connection {
                 margin_ms,
                 counter.organization.as_str(),
             );
-            CLOSE.call(&[generation, organization, dirty, closed, key], arguments)
+            let fences = self.keys.fences();
+            let keys = [generation, organization, dirty, closed, key, fences];
+            CLOSE.call(&keys, arguments)
         });
         self.recover(&CLOSE, calls).await
     }

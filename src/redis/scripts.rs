@@ -63,6 +63,7 @@ scripts! {
     CONFIGURE: Configure = "configure" + ["counter", "organization"];
     POLICY: Policy = "policy" + ["organization"];
     ERASE: Erase = "erase" + ["counter"];
+    DISCARD: Discard = "discard" + ["counter"];
     GC_COUNTERS: GcCounters = "gc_counters" + ["counter"];
     GC_ORGANIZATIONS: GcOrganizations = "gc_organizations" + ["organization"];
     UNFENCE: Unfence = "unfence" + [];

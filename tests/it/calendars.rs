@@ -292,6 +292,31 @@ async fn an_organization_that_counted_nothing_in_the_running_period_takes_a_cale
     assert_eq!(starts, ["2031-03-01T00:00:00Z", "2031-04-10T00:00:00Z"]);
 }
 
+/// The other instance has the old calendar cached, and nothing was counted yet in the counter that it found.
+#[tokio::test]
+async fn a_call_with_a_cached_calendar_counts_in_the_period_of_the_new_one() {
+    let world = World::new().await;
+    let (here, there) = (world.instance().await, world.instance().await);
+    for (organization, changes_limit) in [("org_1", false), ("org_2", true)] {
+        let body = json!({"organizationId": organization});
+        let checked = there.http.post("/v1/check", body.clone()).await;
+        assert_eq!(start(&checked.body), "2031-03-01T00:00:00Z");
+        if changes_limit {
+            // Changes the stamp of the counter, and counts nothing in it.
+            let limit = json!({"api": {"limit": 5}});
+            there.limits(organization, limit).await;
+            there.http.post("/v1/check", body.clone()).await;
+        }
+        here.settings(organization, json!({"resetPeriod": "daily"}))
+            .await;
+        let counted = there.http.post("/v1/track", body).await;
+        assert_eq!(start(&counted.body), "2031-03-15T00:00:00Z");
+        here.flush().await;
+        assert_eq!(here.current(organization, "api").await, 1);
+    }
+    assert_eq!(periods(&here).await.len(), 1);
+}
+
 /// A call before the new calendar is effective keeps the running period and is in its count.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_concurrent_with_a_change_of_calendar_are_all_in_the_running_count() {

@@ -899,6 +899,9 @@ async fn a_counter_is_opened_only_where_nothing_can_have_been_counted() {
 async fn an_older_policy_never_replaces_a_newer_one() {
     let bench = Bench::new().await;
     let (organization, ids, current) = two_counters(&bench).await;
+    for field in ["sequence", "stored"] {
+        bench.overwrite(&ids[0], field, "1").await;
+    }
     let configure = async |version: u64, limit: u64| {
         let rule = Rule {
             limit: Some(Count::try_from(limit).unwrap()),
