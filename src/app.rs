@@ -21,6 +21,7 @@ use crate::context::Context;
 use crate::http;
 use crate::http::BATCH_BODY_MAX;
 use crate::http::state::{Handles, State};
+use crate::jobs::activity::Activity;
 use crate::jobs::erase::Eraser;
 use crate::jobs::flush::Flusher;
 use crate::jobs::gc::GarbageCollector;
@@ -60,6 +61,8 @@ pub struct App {
     pub garbage_collector: GarbageCollector,
     /// Erases the data of deleted organizations.
     pub eraser: Eraser,
+    /// Observes how much is called.
+    pub activity: Activity,
     /// Mirrors API keys in Redis.
     auth: Auth,
     /// The context of all jobs.
@@ -86,6 +89,7 @@ impl App {
             verifier: Verifier::new(ctx.clone(), policies.clone()),
             webhooks: Webhooks::new(ctx.clone(), config.webhook_private_addresses),
             history: History::new(ctx.clone(), policies.clone()),
+            activity: Activity::new(ctx.clone()),
             auth,
             ctx,
             metrics_apart: config.metrics_listen.is_some(),
@@ -107,6 +111,7 @@ impl App {
             periods: PeriodsJob::new(jobs(), admin, config.scheduler),
             garbage_collector: GarbageCollector::new(jobs()),
             eraser: Eraser::new(jobs()),
+            activity: state.activity.on(jobs()),
             auth,
             background,
             config,
@@ -170,6 +175,7 @@ impl App {
         jobs.spawn(self.webhooks.clone().run(stop()));
         jobs.spawn(self.garbage_collector.clone().run(stop()));
         jobs.spawn(self.eraser.clone().run(stop()));
+        jobs.spawn(self.activity.clone().run(stop()));
         jobs.spawn(sync::policies(ctx(), self.policies.clone(), stop()));
         jobs.spawn(sync::api_keys(ctx(), self.auth.clone(), stop()));
     }

@@ -101,6 +101,9 @@ pub fn hundredths(used: Count, limit: Count) -> Option<u64> {
     Some(u64::try_from(share.min(FULLNESS_MAX.into())).unwrap_or(FULLNESS_MAX))
 }
 
+/// From this fullness on, an organization is nearly full.
+pub const NEARLY_FULL: u64 = 9500;
+
 /// The largest fullness, which fits into a `bigint`.
 const FULLNESS_MAX: u64 = i64::MAX.unsigned_abs();
 
@@ -131,6 +134,13 @@ impl UsageSummary {
     pub fn state(&self) -> State {
         let states = self.meters.values().map(MeterSummary::state);
         states.max().unwrap_or(State::Ok)
+    }
+
+    /// Whether a meter is at or above a hard limit above 0, or above one of 0.
+    pub fn denies(&self) -> bool {
+        self.meters
+            .values()
+            .any(|it| it.enforcement == Enforcement::Hard && it.state() == State::Exceeded)
     }
 
     /// The fullness of the fullest meter, in hundredths of a per cent.

@@ -9,6 +9,7 @@ use crate::auth::Auth;
 use crate::budget::{Budget, Turns};
 use crate::config::Origins;
 use crate::context::Context;
+use crate::jobs::activity::Activity;
 use crate::jobs::webhooks::Webhooks;
 use crate::usage::Usage;
 use crate::usage::history::History;
@@ -31,6 +32,8 @@ pub struct Handles {
     pub admin: Admin,
     /// Compares Redis with Postgres.
     pub verifier: Verifier,
+    /// Reads the overview of the service.
+    pub activity: Activity,
     /// Administers webhooks.
     pub webhooks: Webhooks,
     /// Servers, clock and metrics.

@@ -1,5 +1,6 @@
 //! Background jobs. Each has `run`, which loops until it is stopped, and a function that does one round, which tests call.
 
+pub mod activity;
 mod driver;
 pub mod erase;
 pub mod flush;

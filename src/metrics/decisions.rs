@@ -14,6 +14,8 @@ const METERS_MAX: usize = 50;
 
 #[derive(Debug)]
 pub(super) struct Decisions {
+    /// Calls, whatever they name.
+    pub(super) calls: Counter,
     counts: Members<3, Counter>,
     /// A counter for each operation and outcome.
     meters: BoundedMap<MeterId, Box<[Counter]>>,
@@ -27,7 +29,14 @@ impl Decisions {
             "Decisions about meters, by operation and outcome",
             counts.clone(),
         );
+        let calls = Counter::default();
+        registry.register(
+            "calls",
+            "Calls that count or check; each item of a batch is one",
+            calls.clone(),
+        );
         Self {
+            calls,
             counts,
             meters: BoundedMap::new(METERS_MAX),
         }

@@ -8,6 +8,7 @@ mod decisions;
 mod families;
 mod labels;
 mod requests;
+mod totals;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};

@@ -15,6 +15,7 @@ pub mod idempotency;
 mod incarnations;
 pub mod organizations;
 pub mod past_usage;
+pub mod overview;
 mod pending;
 pub mod periods;
 pub mod plans;

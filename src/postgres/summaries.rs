@@ -103,7 +103,7 @@ pub async fn page(db: &Postgres, listing: &Listing, now: DateTime<Utc>) -> Resul
 pub async fn age(db: &Postgres, now: DateTime<Utc>, count: u32) -> Result<u64> {
     let aged = sqlx::query(
         "update standings
-         set state = 0, fullness = 0, current = 0, period_end = '-infinity'
+         set state = 0, denies = false, fullness = 0, current = 0, period_end = '-infinity'
          where organization_id in (
              select organization_id from standings
              where period_end > '-infinity' and period_end <= $1
@@ -221,17 +221,20 @@ async fn write(tx: &mut PgConnection, summaries: &[(&OrganizationId, UsageSummar
     let default_meter = MeterId::default();
     sqlx::query(
         "update standings
-         set state = new.state, fullness = new.fullness, current = new.current, period_end = new.period_end
-         from (select organization_id, state, fullness, current,
+         set state = new.state, denies = new.denies, fullness = new.fullness, current = new.current,
+             period_end = new.period_end
+         from (select organization_id, state, denies, fullness, current,
                       case when blank then '-infinity' else coalesce(period_end, 'infinity') end as period_end
-               from unnest($1::text[], $2::smallint[], $3::bigint[], $4::bigint[], $5::bool[], $6::timestamptz[])
-                    as new (organization_id, state, fullness, current, blank, period_end)) as new
+               from unnest($1::text[], $2::smallint[], $3::bool[], $4::bigint[], $5::bigint[], $6::bool[],
+                           $7::timestamptz[])
+                    as new (organization_id, state, denies, fullness, current, blank, period_end)) as new
          where standings.organization_id = new.organization_id
-         and (standings.state, standings.fullness, standings.current, standings.period_end)
-             is distinct from (new.state, new.fullness, new.current, new.period_end)",
+         and (standings.state, standings.denies, standings.fullness, standings.current, standings.period_end)
+             is distinct from (new.state, new.denies, new.fullness, new.current, new.period_end)",
     )
     .column(summaries, |(id, _)| *id)
     .column(summaries, |(_, it)| it.state() as i16)
+    .column(summaries, |(_, it)| it.denies())
     .column(summaries, |(_, it)| BigInt(it.fullness()))
     .column(summaries, |(_, it)| it.current(&default_meter))
     .column(summaries, |(_, it)| it.meters.is_empty())

@@ -283,6 +283,7 @@ impl Usage {
             Err(_) => (0, metrics::Outcome::Failed),
         };
         let metrics = &self.ctx.metrics;
+        metrics.calls_ended(times);
         for (meter, _) in &request.demands {
             for (outcome, calls) in [
                 (metrics::Outcome::Granted, granted),

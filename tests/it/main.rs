@@ -58,6 +58,7 @@ mod scheduled;
 mod sessions;
 mod shared_policies;
 mod structure;
+mod summary;
 mod support;
 mod temporary;
 mod thresholds;

@@ -138,6 +138,29 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/summary": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get the summary
+         * @description The service at a glance: its organizations by plan and by state, the calls of all instances in the last hour, and whether
+         *     it keeps up. Needs a key that is not bound to an organization.
+         *
+         *     Needs a key with the scope `read`.
+         */
+        get: operations["getSummary"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/organizations/{id}/history": {
         parameters: {
             query?: never;
@@ -1211,6 +1234,34 @@ export interface components {
                 idempotencyKey?: components["schemas"]["IdempotencyKey"];
             }[];
         };
+        /** @description By the state of the worst meter; each organization is in one. */
+        ByState: {
+            /**
+             * Format: int64
+             * @description Below every percentage of `warnAt`, and below 95 %.
+             */
+            ok: number;
+            /**
+             * Format: int64
+             * @description At the lowest percentage of `warnAt` or above, and below 95 %.
+             */
+            warning: number;
+            /**
+             * Format: int64
+             * @description At 95 % or above, and not exceeded.
+             */
+            nearlyFull: number;
+            /**
+             * Format: int64
+             * @description Above a soft limit, and not denied.
+             */
+            exceededSoft: number;
+            /**
+             * Format: int64
+             * @description At a hard limit or above: calls are denied.
+             */
+            exceededHard: number;
+        };
         /** @description The state of each server: `ok` or `away`. */
         Checks: {
             redis: string;
@@ -1955,6 +2006,13 @@ export interface components {
              */
             resetDate: string | null;
         };
+        /** @description The calls of a minute. */
+        Minute: {
+            /** Format: date-time */
+            start: string;
+            /** Format: int64 */
+            calls: number;
+        };
         /**
          * @description A mismatch.
          * @enum {string}
@@ -2139,6 +2197,21 @@ export interface components {
             limits?: {
                 [key: string]: components["schemas"]["LimitOverride"];
             };
+        };
+        /** @description How many organizations there are, as last stored. */
+        Organizations: {
+            /** Format: int64 */
+            total: number;
+            /**
+             * Format: int64
+             * @description First counted or configured in the last 7 days.
+             */
+            newThisWeek: number;
+            /** @description On each plan that has any. */
+            byPlan: {
+                [key: string]: number;
+            };
+            byState: components["schemas"]["ByState"];
         };
         /**
          * @description A plan as stored.
@@ -2647,29 +2720,78 @@ export interface components {
          * @enum {string}
          */
         Source: "temporary" | "organization" | "plan" | "default";
-        /** @description The results of a batch. */
+        /**
+         * @description The overview of the service.
+         * @example {
+         *       "at": "2026-11-23T10:14:00Z",
+         *       "calls": [
+         *         {
+         *           "calls": 1200,
+         *           "start": "2026-11-23T10:13:00Z"
+         *         }
+         *       ],
+         *       "callsPerMinute": 1200,
+         *       "flushLagSeconds": 0.4,
+         *       "lastSnapshotAt": "2026-11-23T10:13:59Z",
+         *       "organizations": {
+         *         "byPlan": {
+         *           "free": 180,
+         *           "pro": 20
+         *         },
+         *         "byState": {
+         *           "exceededHard": 6,
+         *           "exceededSoft": 4,
+         *           "nearlyFull": 10,
+         *           "ok": 150,
+         *           "warning": 30
+         *         },
+         *         "newThisWeek": 4,
+         *         "total": 200
+         *       },
+         *       "postgresAwaySince": null,
+         *       "redisAwaySince": null,
+         *       "webhookLagSeconds": 0
+         *     }
+         */
         Summary: {
             /**
-             * Format: int64
-             * @description Items that were counted.
+             * Format: date-time
+             * @description When this was read, at most 5 seconds ago; longer ago only while Postgres is away.
              */
-            counted: number;
+            at: string;
+            organizations: components["schemas"]["Organizations"];
             /**
              * Format: int64
-             * @description Items refused by a limit.
+             * @description Calls that count or check, of all instances, in the last complete minute; each item of a batch is one.
              */
-            denied: number;
+            callsPerMinute: number;
+            /** @description The same for each of the last 60 complete minutes, oldest first. */
+            calls: components["schemas"]["Minute"][];
             /**
-             * Format: int64
-             * @description Items that could not be decided.
+             * Format: double
+             * @description The age of the oldest counted call that Postgres does not have; null while Redis is away.
              */
-            failed: number;
+            flushLagSeconds: number | null;
             /**
-             * Format: int64
-             * @description Items answered from an idempotency record; nothing was counted for them now.
+             * Format: double
+             * @description How long the most overdue delivery to a webhook has been due.
              */
-            replayed: number;
-            results: components["schemas"]["ItemResult"][];
+            webhookLagSeconds: number;
+            /**
+             * Format: date-time
+             * @description When counts were last stored in Postgres, with a delay of some seconds; null if they never were.
+             */
+            lastSnapshotAt: string | null;
+            /**
+             * Format: date-time
+             * @description Since when Redis does not reply to this instance; null while it does.
+             */
+            redisAwaySince: string | null;
+            /**
+             * Format: date-time
+             * @description Since when Postgres does not reply to this instance; null while it does.
+             */
+            postgresAwaySince: string | null;
         };
         /**
          * @description A limit over the organization's own that ends at an instant.
@@ -3549,6 +3671,32 @@ export interface operations {
             404: components["responses"]["not_found"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-database_unavailable-or-overloaded"];
+        };
+    };
+    getSummary: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The summary. */
+            200: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Summary"];
+                };
+            };
+            400: components["responses"]["malformed_request"];
+            401: components["responses"]["unauthenticated"];
+            403: components["responses"]["forbidden"];
+            500: components["responses"]["internal"];
+            503: components["responses"]["auth_server_unavailable-or-database_unavailable"];
         };
     };
     getOrganizationHistory: {

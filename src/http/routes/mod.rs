@@ -20,6 +20,7 @@ pub(super) mod plans;
 pub(super) mod plugin;
 pub(super) mod resets;
 pub(super) mod session;
+pub(super) mod summary;
 pub(super) mod usage;
 pub(super) mod verify;
 pub(super) mod webhooks;
@@ -47,6 +48,7 @@ pub(super) fn routes(with_metrics: bool, plugin_path: &str) -> OpenApiRouter<Sta
         .routes(routes!(counting::refund))
         .routes(routes!(batch::batch))
         .routes(routes!(usage::usage))
+        .routes(routes!(summary::summary))
         .routes(routes!(history::of_organization))
         .routes(routes!(history::of_all))
         .routes(routes!(events::list_events))
