@@ -149,6 +149,14 @@ impl UsageSummary {
         all.max().unwrap_or(0)
     }
 
+    /// The fullest of the limited meters, the first by name of several.
+    pub fn fullest(&self) -> Option<&MeterId> {
+        let limited = self.meters.iter().rev();
+        let limited = limited.filter(|(_, it)| it.limit.is_some());
+        let fullest = limited.max_by_key(|(_, it)| it.fullness());
+        fullest.map(|(meter, _)| meter)
+    }
+
     /// The count of one meter.
     pub fn current(&self, meter: &MeterId) -> Count {
         self.meters.get(meter).map_or(Count::ZERO, |it| it.used)

@@ -1,5 +1,7 @@
 //! The list of organizations by state and usage, from the usage summaries, which lag by one flush.
 
+use chrono::{DateTime, Utc};
+
 use super::count::Usage;
 use super::error::Error;
 use super::types::MeterUsage;
@@ -22,12 +24,20 @@ pub struct Page {
 pub struct Entry {
     /// Which organization.
     pub organization: OrganizationId,
+    /// Its display name.
+    pub name: Option<String>,
     /// Its plan.
     pub plan: PlanId,
+    /// When its counts were last stored.
+    pub stored_at: Option<DateTime<Utc>>,
+    /// Whether it was counted, and has no running period with a stored count.
+    pub period_over: bool,
     /// The state of its worst meter.
     pub state: State,
     /// Units of the default meter.
     pub current: Count,
+    /// The fullest of its limited meters.
+    pub fullest: Option<MeterId>,
     /// Every meter counted in a running period, by name.
     pub meters: Vec<MeterUsage>,
 }
@@ -50,6 +60,10 @@ impl Usage {
         let entries = listed.into_iter().map(|it| Entry {
             state: it.summary.state(),
             current: current(&it),
+            fullest: it.summary.fullest().cloned(),
+            name: it.name,
+            stored_at: it.stored_at,
+            period_over: it.period_over,
             organization: it.position.organization,
             plan: it.plan,
             meters: it

@@ -5,7 +5,7 @@ use chrono::Duration;
 use serde_json::{Value, json};
 use tallyman::domain::ids::OrganizationId;
 
-use crate::support::{Instance, World, shard};
+use crate::support::{BEGINNING, Instance, World, shard};
 
 async fn track(service: &Instance, organization: &str, meter: &str, amount: u64) {
     let body = json!({"organizationId": organization, "meter": meter, "amount": amount});
@@ -82,7 +82,10 @@ async fn an_organization_is_listed_with_its_meters_and_its_usage_summary() {
     service.flush().await;
     let period = ("2031-03-01T00:00:00Z", "2031-04-01T00:00:00Z");
     let entry = json!({
-        "organizationId": "org_1", "planId": "free", "state": "warning", "percentage": 95.0, "current": 250,
+        "organizationId": "org_1", "name": null, "planId": "free", "state": "warning", "percentage": 95.0, "current": 250,
+        "storedAt": BEGINNING, "periodOver": false,
+        "fullest": {"meter": "tokens", "current": 190, "limit": 200, "remaining": 10, "overage": 0, "percentage": 95.0,
+                    "enforcement": "soft", "periodStart": period.0, "resetDate": period.1},
         "meters": {
             "api": {"current": 250, "limit": 1000, "remaining": 750, "overage": 0, "percentage": 25.0,
                     "enforcement": "hard", "periodStart": period.0, "resetDate": period.1},
@@ -92,6 +95,10 @@ async fn an_organization_is_listed_with_its_meters_and_its_usage_summary() {
     });
     let page = list(&service, "").await;
     assert_eq!(page, json!({"data": [entry], "nextCursor": null}));
+    let brief = list(&service, "view=brief").await;
+    let mut expected = entry;
+    expected["meters"] = json!({});
+    assert_eq!(brief["data"], json!([expected]));
 }
 
 #[tokio::test]
@@ -283,36 +290,108 @@ async fn an_unlimited_meter_has_no_percentage_and_a_limit_of_zero_sorts_first() 
 }
 
 #[tokio::test]
-async fn a_search_matches_ids_by_prefix() {
+async fn a_search_matches_any_part_of_the_id_or_the_name_in_any_case() {
     let world = World::new().await;
     let service = world.instance().await;
-    for id in [
-        "org_1",
-        "org_12",
-        "org_2",
-        "Org_1",
-        "org.1",
-        "user@example.com",
-    ] {
+    for id in ["org_1", "org_12", "Org-1", "user@example.com"] {
         track(&service, id, "api", 1).await;
+    }
+    for (id, name) in [
+        ("org_12", json!("Müller & Söhne")),
+        ("org_3", json!("100% _real_")),
+        ("org_4", json!({"first": "Müller"})),
+    ] {
+        put(&service, id, json!({"metadata": {"name": name}})).await;
     }
     service.flush().await;
     for (search, found) in [
         ("org_1", vec!["org_1", "org_12"]),
-        ("org", vec!["org.1", "org_1", "org_12", "org_2"]),
-        ("Org", vec!["Org_1"]),
+        ("ORG", vec!["Org-1", "org_1", "org_12", "org_3", "org_4"]),
+        ("rg_1", vec!["org_1", "org_12"]),
         ("user%40", vec!["user@example.com"]),
-        ("rg_1", vec![]),
-        ("%25", vec![]),
+        ("LE.C", vec!["user@example.com"]),
+        ("M%C3%BCLL", vec!["org_12"]),
+        ("ller+%26", vec!["org_12"]),
+        ("%25", vec!["org_3"]),
+        ("0%25+_", vec!["org_3"]),
+        ("%5C", vec![]),
         ("org~", vec![]),
-        ("%C3%BC", vec![]),
     ] {
         for sort in ["id", "percentage", "current"] {
             let query = format!("search={search}&sort={sort}&pageSize=1");
-            assert_eq!(ids(&service, &query).await, found, "{query}");
+            let mut ids = ids(&service, &query).await;
+            ids.sort();
+            assert_eq!(ids, found, "{query}");
         }
     }
     assert_eq!(ids(&service, "search=").await.len(), 6);
+    assert_eq!(listed(&service, "org_12").await["name"], "Müller & Söhne");
+    assert_eq!(listed(&service, "org_4").await["name"], Value::Null);
+}
+
+#[tokio::test]
+async fn searches_have_an_index_of_trigrams() {
+    let world = World::new().await;
+    let index = world
+        .select("select indexdef from pg_indexes where indexname = 'organizations_search'")
+        .await;
+    assert!(index[0].contains("gin_trgm_ops"), "{index:?}");
+}
+
+#[tokio::test]
+async fn a_least_percentage_lists_the_fullest_organizations() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    create_five(&service).await;
+    track(&service, "f", "api", 949).await;
+    track(&service, "g", "api", 950).await;
+    service.flush().await;
+    for (query, found) in [
+        ("minPercentage=95", "cdg"),
+        ("minPercentage=95&sort=-percentage", "dcg"),
+        ("minPercentage=95&state=warning", "g"),
+        ("minPercentage=95&sort=current&search=d", "d"),
+        ("minPercentage=121", ""),
+        ("minPercentage=0", "abcdefg"),
+    ] {
+        for size in [1, 100] {
+            let query = format!("{query}&pageSize={size}");
+            assert_eq!(ids(&service, &query).await.concat(), found, "{query}");
+        }
+    }
+    world.move_to("2031-04-01T00:00:00Z");
+    assert!(ids(&service, "minPercentage=1").await.is_empty());
+}
+
+#[tokio::test]
+async fn an_organization_whose_period_is_over_says_so_and_when_it_was_stored() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    track(&service, "org_1", "api", 500).await;
+    put(&service, "org_2", json!({})).await;
+    service.flush().await;
+    let told = async || {
+        let entry = listed(&service, "org_1").await;
+        let stored_at = entry["storedAt"].as_str().map(str::to_owned);
+        (stored_at, entry["periodOver"].as_bool().unwrap())
+    };
+    let stored = Some(BEGINNING.to_owned());
+    assert_eq!(told().await, (stored.clone(), false));
+    world.move_to("2031-04-01T00:00:00Z");
+    assert_eq!(told().await, (stored.clone(), true));
+    service.app.flusher.summaries.age_once().await.unwrap();
+    assert_eq!(told().await, (stored, true));
+    assert_eq!(listed(&service, "org_1").await["fullest"], Value::Null);
+    world.clock.advance(Duration::hours(1));
+    track(&service, "org_1", "api", 1).await;
+    service.flush().await;
+    let stored = Some("2031-04-01T01:00:00Z".to_owned());
+    assert_eq!(told().await, (stored, false));
+    let unused = listed(&service, "org_2").await;
+    assert_eq!(
+        (&unused["storedAt"], &unused["periodOver"]),
+        (&Value::Null, &json!(false))
+    );
 }
 
 #[tokio::test]
@@ -342,6 +421,9 @@ async fn a_list_refuses_unknown_parameters() {
         ("cursor=nonsense", "/cursor"),
         ("sort=percentage&cursor=i0.org_1", "/cursor"),
         ("search=%00", "/search"),
+        ("minPercentage=many", "/minPercentage"),
+        ("minPercentage=-1", "/minPercentage"),
+        ("view=long", "/view"),
         ("limit=10", "/limit"),
     ] {
         let answer = service

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use axum::extract::State as Shared;
-use serde::{Deserialize, Serialize};
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::domain::ids::{MeterId, OrganizationId, PlanId};
-use crate::domain::input::quoted;
+use crate::domain::input::{integer, quoted};
 use crate::domain::quantity::Count;
 use crate::domain::summary::State as UsageSummary;
 use crate::http::auth::Read;
@@ -24,7 +25,7 @@ use crate::usage::Entry;
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(in crate::http) struct OrganizationQuery {
-    /// A prefix of the id.
+    /// A part of the id or of the name, in any case.
     #[param(pattern = r"^[^\x00]*$", example = "org_")]
     search: Option<String>,
     /// Only organizations on this plan.
@@ -32,6 +33,14 @@ pub(in crate::http) struct OrganizationQuery {
     /// Only organizations in this state.
     #[param(inline)]
     state: Option<UsageSummary>,
+    /// Only organizations whose fullest meter is at this percentage of its limit or above: an integer from 0 to 100000.
+    #[serde(default, deserialize_with = "percentage")]
+    #[param(value_type = Option<u32>, minimum = 0, maximum = 100_000)]
+    min_percentage: Option<u64>,
+    /// With `brief`, `meters` is empty.
+    #[serde(default)]
+    #[param(inline)]
+    view: View,
     /// The order; a minus sorts descending, and ties are ordered by id in the same direction. `percentage` is the highest
     /// of all meters, `current` that of `api`.
     #[serde(default)]
@@ -42,6 +51,22 @@ pub(in crate::http) struct OrganizationQuery {
     page_size: PageSize,
     /// The `nextCursor` of the previous page.
     cursor: Option<String>,
+}
+
+fn percentage<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    let percentage = integer(deserializer, 0..=100_000, "an integer from 0 to 100000")?;
+    Ok(Some(percentage.unsigned_abs()))
+}
+
+/// How much of an organization to list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+enum View {
+    /// All of it.
+    #[default]
+    Full,
+    /// All but its meters.
+    Brief,
 }
 
 /// The order; a minus sorts descending. Ties are ordered by id in the same direction.
@@ -68,7 +93,12 @@ type Organizations = List<ListedOrganization>;
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(example = json!({
-    "organizationId": "org_123", "planId": "free", "state": "ok", "percentage": 0.5, "current": 5,
+    "organizationId": "org_123", "name": "Acme", "planId": "free", "state": "ok", "percentage": 0.5, "current": 5,
+    "storedAt": "2026-11-23T10:14:00Z", "periodOver": false,
+    "fullest": {
+        "meter": "api", "current": 5, "limit": 1000, "remaining": 995, "overage": 0, "percentage": 0.5,
+        "enforcement": "hard", "periodStart": "2026-11-01T00:00:00Z", "resetDate": "2026-12-01T00:00:00Z"
+    },
     "meters": {"api": {
         "current": 5, "limit": 1000, "remaining": 995, "overage": 0, "percentage": 0.5, "enforcement": "hard",
         "periodStart": "2026-11-01T00:00:00Z", "resetDate": "2026-12-01T00:00:00Z"
@@ -76,6 +106,9 @@ type Organizations = List<ListedOrganization>;
 }))]
 pub(in crate::http) struct ListedOrganization {
     organization_id: OrganizationId,
+    /// `name` of its metadata, if that is a text.
+    #[schema(required)]
+    name: Option<String>,
     plan_id: PlanId,
     #[schema(inline)]
     state: UsageSummary,
@@ -84,8 +117,25 @@ pub(in crate::http) struct ListedOrganization {
     percentage: Option<f64>,
     /// The count of the meter `api`.
     current: Count,
-    /// Every meter counted in its running period.
+    /// When its counts were last stored; null if none was.
+    #[schema(required)]
+    stored_at: Option<DateTime<Utc>>,
+    /// Whether it was counted, and not yet in a running period: its counts are 0.
+    period_over: bool,
+    /// The limited meter with the highest percentage; null if no limited meter was counted.
+    #[schema(required)]
+    fullest: Option<FullestMeter>,
+    /// Every meter counted in its running period; empty with `view=brief`.
     meters: BTreeMap<MeterId, Meter>,
+}
+
+/// The fullest meter of an organization.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct FullestMeter {
+    meter: MeterId,
+    #[serde(flatten)]
+    usage: Meter,
 }
 
 /// List organizations
@@ -93,6 +143,7 @@ pub(in crate::http) struct ListedOrganization {
 /// Every organization that was ever counted or configured, as last stored, at most one flush interval ago.
 /// `warning` starts at the lowest `warnAt`; `exceeded` is above the limit, or at a hard limit.
 /// A changed plan or default limit shows here once the organization is counted again.
+/// `minPercentage=95` lists those that are nearly full; `search` with `view=brief` and a small page suits a search box.
 #[utoipa::path(
     get,
     path = "/v1/organizations",
@@ -108,26 +159,40 @@ pub(in crate::http) async fn organizations(
     Query(query): Query<OrganizationQuery>,
 ) -> Result<Organizations, Error> {
     caller.authorize_all()?;
-    let order = query.sort;
+    let (order, view) = (query.sort, query.view);
     let listing = listing(query)?;
     let page = state.usage.list(&listing).await?;
     let next = page.next.map(|position| cursor(order, &position));
-    Ok(List::new(page.entries.into_iter().map(listed), next))
+    Ok(List::new(
+        page.entries.into_iter().map(|it| listed(it, view)),
+        next,
+    ))
 }
 
-fn listed(entry: Entry) -> ListedOrganization {
+fn listed(entry: Entry, view: View) -> ListedOrganization {
     let percentages = entry.meters.iter().filter_map(usage::percentage);
+    let percentage = percentages.reduce(f64::max);
+    let meters = entry.meters.iter();
+    let fullest = meters
+        .clone()
+        .find(|it| Some(&it.meter) == entry.fullest.as_ref());
     ListedOrganization {
-        percentage: percentages.reduce(f64::max),
+        percentage,
+        fullest: fullest.map(|it| FullestMeter {
+            meter: it.meter.clone(),
+            usage: usage::meter(it),
+        }),
+        meters: meters
+            .filter(|_| view == View::Full)
+            .map(|it| (it.meter.clone(), usage::meter(it)))
+            .collect(),
         organization_id: entry.organization,
+        name: entry.name,
         plan_id: entry.plan,
         state: entry.state,
         current: entry.current,
-        meters: entry
-            .meters
-            .iter()
-            .map(|it| (it.meter.clone(), usage::meter(it)))
-            .collect(),
+        stored_at: entry.stored_at,
+        period_over: entry.period_over,
     }
 }
 
@@ -144,9 +209,10 @@ fn listing(query: OrganizationQuery) -> Result<Listing, Error> {
     });
     let (sort, descending) = order.parts();
     Ok(Listing {
-        prefix: query.search.filter(|search| !search.is_empty()),
+        search: query.search.filter(|search| !search.is_empty()),
         plan: query.plan_id,
         state: query.state,
+        min_fullness: query.min_percentage.map(|it| it.saturating_mul(100)),
         sort,
         descending,
         after: after.transpose()?,
