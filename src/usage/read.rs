@@ -24,6 +24,8 @@ pub struct OrganizationUsage {
     pub meters: Vec<MeterUsage>,
     /// Whether it was read from Redis; otherwise it is the last snapshot in Postgres.
     pub exact: bool,
+    /// When the newest of the snapshots was stored, if it is not exact.
+    pub snapshot_at: Option<DateTime<Utc>>,
 }
 
 impl OrganizationUsage {
@@ -40,6 +42,7 @@ impl OrganizationUsage {
             meters: meters.collect(),
             policy,
             exact,
+            snapshot_at: None,
         }
     }
 }
@@ -170,8 +173,15 @@ impl Usage {
             (meter, snapshot)
         });
         let snapshots: Vec<_> = snapshots.collect();
-        let usage = OrganizationUsage::new(policy, snapshots, now, exact);
-        Ok(Some(usage))
+        let snapshot_at = if exact {
+            None
+        } else {
+            usage::last_stored(postgres, organization, now).await?
+        };
+        Ok(Some(OrganizationUsage {
+            snapshot_at,
+            ..OrganizationUsage::new(policy, snapshots, now, exact)
+        }))
     }
 }
 

@@ -80,6 +80,7 @@ impl Decided {
                 meter: meter.clone(),
                 demand: *demand,
                 used: reading.used,
+                denied: 0,
                 rule,
                 period: Period {
                     start: reading.start,
@@ -154,6 +155,8 @@ pub struct MeterUsage {
     pub demand: Demand,
     /// Units counted in the period.
     pub used: Count,
+    /// Calls denied in the period, as far as its counter was read.
+    pub denied: u64,
     /// The limit and its enforcement.
     pub rule: Rule,
     /// The period that `used` belongs to.
@@ -191,9 +194,12 @@ impl MeterUsage {
             period.end = newer.stamp.end;
             rule = newer.stamp.rule;
         }
-        let used = snapshot.map_or(Count::ZERO, |snapshot| snapshot.used);
+        let (used, denied) = snapshot.map_or((Count::ZERO, 0), |it| (it.used, it.denied));
         let renews_at = period.end.into_iter().chain(policy.relief(&meter)).min();
-        Self::read(meter, used, rule, period, renews_at)
+        Self {
+            denied,
+            ..Self::read(meter, used, rule, period, renews_at)
+        }
     }
 
     pub(super) fn read(
@@ -207,6 +213,7 @@ impl MeterUsage {
             meter,
             demand: Demand { amount: 0, need: 0 },
             used,
+            denied: 0,
             rule,
             period,
             given_back: 0,

@@ -3,7 +3,7 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::{World, row, shard};
+use crate::support::{World, instant, row, shard};
 
 /// Just below 80 % and 100 % of a limit of 100,000, and exactly at them.
 #[tokio::test]
@@ -43,10 +43,78 @@ async fn usage_is_exact_before_any_flush() {
     assert_eq!(
         answer.body,
         json!({"organizationId": "org_1", "planId": "free", "features": {}, "resetMode": "lazy",
-               "resetPeriod": "monthly", "exact": true,
+               "resetPeriod": "monthly", "exact": true, "snapshotAt": null,
                "meters": {"api": {"current": 250, "limit": 1000, "remaining": 750, "overage": 0, "percentage": 25.0,
                                   "enforcement": "hard", "periodStart": "2031-03-01T00:00:00Z",
-                                  "resetDate": "2031-04-01T00:00:00Z"}}})
+                                  "resetDate": "2031-04-01T00:00:00Z", "denied": 0, "fallback": null}}})
+    );
+}
+
+#[tokio::test]
+async fn calls_denied_in_the_period_are_told_and_not_those_that_were_only_checked() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service.limits("org_1", json!({"api": {"limit": 10}})).await;
+    for (amount, denied) in [(10, 0), (5, 1), (1, 2), (7, 3)] {
+        service.try_consume("org_1", "api", amount).await;
+        assert_eq!(service.meter("org_1", "api").await["denied"], denied);
+    }
+    let check = json!({"organizationId": "org_1", "amount": 1});
+    service.http.post("/v1/check", check).await;
+    let retry = json!({"organizationId": "org_1", "amount": 2});
+    for _ in 0..2 {
+        let answer = service.http.post_once("/v1/consume", "k", retry.clone());
+        assert_eq!(answer.await.status, 429);
+    }
+    assert_eq!(service.meter("org_1", "api").await["denied"], 4);
+    service.flush().await;
+    world.flush_redis().await;
+    assert_eq!(service.meter("org_1", "api").await["denied"], 4);
+    world.move_to("2031-04-01T00:00:00Z");
+    assert_eq!(service.meter("org_1", "api").await["denied"], 0);
+}
+
+#[tokio::test]
+async fn a_temporary_limit_says_what_follows_it_and_when() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let until = "2031-03-20T00:00:00Z";
+    let temporary = json!({"limit": 12000, "until": until});
+    let limits = json!({"api": {"temporary": temporary}, "tokens": {"temporary": temporary}});
+    service.limits("org_1", limits).await;
+    let api = service.meter("org_1", "api").await;
+    assert_eq!(
+        (&api["limit"], &api["fallback"]),
+        (&json!(12000), &json!({"at": until, "limit": 1000}))
+    );
+    let tokens = service.meter("org_1", "tokens").await;
+    assert_eq!(tokens["fallback"], json!({"at": until, "limit": null}));
+    world.move_to(until);
+    let api = service.meter("org_1", "api").await;
+    assert_eq!(
+        (&api["limit"], &api["fallback"]),
+        (&json!(1000), &Value::Null)
+    );
+}
+
+#[tokio::test]
+async fn usage_that_is_not_exact_says_when_it_was_stored() {
+    let mut world = World::new().await;
+    let service = world.instance().await;
+    service.count("org_1", "api", 3).await;
+    service.flush().await;
+    let stored = world.clock.now();
+    world.clock.advance(chrono::Duration::minutes(5));
+    world.kill_redis().await;
+    let path = "/v1/organizations/org_1/usage";
+    let usage = service.http.get(path).await.body;
+    assert_eq!(usage["exact"], false);
+    assert_eq!(instant(usage["snapshotAt"].as_str().unwrap()), stored);
+    world.start_redis().await;
+    let usage = service.http.get(path).await.body;
+    assert_eq!(
+        (&usage["exact"], &usage["snapshotAt"]),
+        (&json!(true), &Value::Null)
     );
 }
 

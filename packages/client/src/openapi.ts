@@ -243,6 +243,7 @@ export interface paths {
          * @description Every organization that was ever counted or configured, as last stored, at most one flush interval ago.
          *     `warning` starts at the lowest `warnAt`; `exceeded` is above the limit, or at a hard limit.
          *     A changed plan or default limit shows here once the organization is counted again.
+         *     `minPercentage=95` lists those that are nearly full; `search` with `view=brief` and a small page suits a search box.
          *
          *     Needs a key with the scope `read`.
          */
@@ -1234,33 +1235,12 @@ export interface components {
                 idempotencyKey?: components["schemas"]["IdempotencyKey"];
             }[];
         };
-        /** @description By the state of the worst meter; each organization is in one. */
-        ByState: {
-            /**
-             * Format: int64
-             * @description Below every percentage of `warnAt`, and below 95 %.
-             */
-            ok: number;
-            /**
-             * Format: int64
-             * @description At the lowest percentage of `warnAt` or above, and below 95 %.
-             */
-            warning: number;
-            /**
-             * Format: int64
-             * @description At 95 % or above, and not exceeded.
-             */
-            nearlyFull: number;
-            /**
-             * Format: int64
-             * @description Above a soft limit, and not denied.
-             */
-            exceededSoft: number;
-            /**
-             * Format: int64
-             * @description At a hard limit or above: calls are denied.
-             */
-            exceededHard: number;
+        /** @description The calls of a minute. */
+        CallMinute: {
+            /** Format: date-time */
+            start: string;
+            /** Format: int64 */
+            calls: number;
         };
         /** @description The state of each server: `ok` or `away`. */
         Checks: {
@@ -1578,6 +1558,15 @@ export interface components {
             /** @description Whether more than the listed ones were reset. */
             truncated: boolean;
         };
+        /** @description The limit below a temporary one. */
+        Fallback: {
+            /**
+             * Format: date-time
+             * @description When the temporary limit ends.
+             */
+            at: string;
+            limit: components["schemas"]["Count"] | null;
+        };
         /** @description On or off, a quantity, or a choice. */
         Feature: boolean | number | string;
         /** @description An invalid field. */
@@ -1585,6 +1574,10 @@ export interface components {
             /** @description A JSON pointer into the body, or `/` and the name of a parameter. */
             pointer: string;
             detail: string;
+        };
+        /** @description The fullest meter of an organization. */
+        FullestMeter: components["schemas"]["Meter"] & {
+            meter: components["schemas"]["MeterId"];
         };
         /**
          * @description The usage of one meter in one hour, day or period. CSV has the same columns in this order.
@@ -1834,6 +1827,17 @@ export interface components {
          * @description An organization with its usage summary.
          * @example {
          *       "current": 5,
+         *       "fullest": {
+         *         "current": 5,
+         *         "enforcement": "hard",
+         *         "limit": 1000,
+         *         "meter": "api",
+         *         "overage": 0,
+         *         "percentage": 0.5,
+         *         "periodStart": "2026-11-01T00:00:00Z",
+         *         "remaining": 995,
+         *         "resetDate": "2026-12-01T00:00:00Z"
+         *       },
          *       "meters": {
          *         "api": {
          *           "current": 5,
@@ -1846,14 +1850,19 @@ export interface components {
          *           "resetDate": "2026-12-01T00:00:00Z"
          *         }
          *       },
+         *       "name": "Acme",
          *       "organizationId": "org_123",
          *       "percentage": 0.5,
+         *       "periodOver": false,
          *       "planId": "free",
-         *       "state": "ok"
+         *       "state": "ok",
+         *       "storedAt": "2026-11-23T10:14:00Z"
          *     }
          */
         ListedOrganization: {
             organizationId: components["schemas"]["OrganizationId"];
+            /** @description `name` of its metadata, if that is a text. */
+            name: string | null;
             planId: components["schemas"]["PlanId"];
             /**
              * @description The state of a meter, or of an organization: that of its worst meter. Best first.
@@ -1867,7 +1876,15 @@ export interface components {
             percentage: number | null;
             /** @description The count of the meter `api`. */
             current: components["schemas"]["Count"];
-            /** @description Every meter counted in its running period. */
+            /**
+             * Format: date-time
+             * @description When its counts were last stored; null if none was.
+             */
+            storedAt: string | null;
+            /** @description Whether it was counted, and not yet in a running period: its counts are 0. */
+            periodOver: boolean;
+            fullest: components["schemas"]["FullestMeter"] | null;
+            /** @description Every meter counted in its running period; empty with `view=brief`. */
             meters: {
                 [key: string]: components["schemas"]["Meter"];
             };
@@ -1877,6 +1894,17 @@ export interface components {
          *       "data": [
          *         {
          *           "current": 5,
+         *           "fullest": {
+         *             "current": 5,
+         *             "enforcement": "hard",
+         *             "limit": 1000,
+         *             "meter": "api",
+         *             "overage": 0,
+         *             "percentage": 0.5,
+         *             "periodStart": "2026-11-01T00:00:00Z",
+         *             "remaining": 995,
+         *             "resetDate": "2026-12-01T00:00:00Z"
+         *           },
          *           "meters": {
          *             "api": {
          *               "current": 5,
@@ -1889,10 +1917,13 @@ export interface components {
          *               "resetDate": "2026-12-01T00:00:00Z"
          *             }
          *           },
+         *           "name": "Acme",
          *           "organizationId": "org_123",
          *           "percentage": 0.5,
+         *           "periodOver": false,
          *           "planId": "free",
-         *           "state": "ok"
+         *           "state": "ok",
+         *           "storedAt": "2026-11-23T10:14:00Z"
          *         }
          *       ],
          *       "nextCursor": null
@@ -2006,13 +2037,6 @@ export interface components {
              */
             resetDate: string | null;
         };
-        /** @description The calls of a minute. */
-        Minute: {
-            /** Format: date-time */
-            start: string;
-            /** Format: int64 */
-            calls: number;
-        };
         /**
          * @description A mismatch.
          * @enum {string}
@@ -2115,6 +2139,21 @@ export interface components {
              */
             version: number;
         };
+        /** @description How many organizations there are, as last stored. */
+        OrganizationCounts: {
+            /** Format: int64 */
+            total: number;
+            /**
+             * Format: int64
+             * @description First counted or configured in the last 7 days.
+             */
+            newThisWeek: number;
+            /** @description On each plan that has any. */
+            byPlan: {
+                [key: string]: number;
+            };
+            byState: components["schemas"]["OrganizationsByState"];
+        };
         /**
          * @description The tenant that is counted, under the auth server's own id.
          * @example org_123
@@ -2198,20 +2237,33 @@ export interface components {
                 [key: string]: components["schemas"]["LimitOverride"];
             };
         };
-        /** @description How many organizations there are, as last stored. */
-        Organizations: {
-            /** Format: int64 */
-            total: number;
+        /** @description By the state of the worst meter; each organization is in one. */
+        OrganizationsByState: {
             /**
              * Format: int64
-             * @description First counted or configured in the last 7 days.
+             * @description Below every percentage of `warnAt`, and below 95 %.
              */
-            newThisWeek: number;
-            /** @description On each plan that has any. */
-            byPlan: {
-                [key: string]: number;
-            };
-            byState: components["schemas"]["ByState"];
+            ok: number;
+            /**
+             * Format: int64
+             * @description At the lowest percentage of `warnAt` or above, and below 95 %.
+             */
+            warning: number;
+            /**
+             * Format: int64
+             * @description At 95 % or above, and not exceeded.
+             */
+            nearlyFull: number;
+            /**
+             * Format: int64
+             * @description Above a soft limit, and not denied.
+             */
+            exceededSoft: number;
+            /**
+             * Format: int64
+             * @description At a hard limit or above: calls are denied.
+             */
+            exceededHard: number;
         };
         /**
          * @description A plan as stored.
@@ -2627,6 +2679,79 @@ export interface components {
          */
         Scopes: components["schemas"]["Scope"][];
         /**
+         * @description The overview of the service.
+         * @example {
+         *       "at": "2026-11-23T10:14:00Z",
+         *       "calls": [
+         *         {
+         *           "calls": 1200,
+         *           "start": "2026-11-23T10:13:00Z"
+         *         }
+         *       ],
+         *       "callsPerMinute": 1200,
+         *       "flushLagSeconds": 0.4,
+         *       "lastSnapshotAt": "2026-11-23T10:13:59Z",
+         *       "organizations": {
+         *         "byPlan": {
+         *           "free": 180,
+         *           "pro": 20
+         *         },
+         *         "byState": {
+         *           "exceededHard": 6,
+         *           "exceededSoft": 4,
+         *           "nearlyFull": 10,
+         *           "ok": 150,
+         *           "warning": 30
+         *         },
+         *         "newThisWeek": 4,
+         *         "total": 200
+         *       },
+         *       "postgresAwaySince": null,
+         *       "redisAwaySince": null,
+         *       "webhookLagSeconds": 0
+         *     }
+         */
+        ServiceSummary: {
+            /**
+             * Format: date-time
+             * @description When this was read, at most 5 seconds ago; longer ago only while Postgres is away.
+             */
+            at: string;
+            organizations: components["schemas"]["OrganizationCounts"];
+            /**
+             * Format: int64
+             * @description Calls that count or check, of all instances, in the last complete minute; each item of a batch is one.
+             */
+            callsPerMinute: number;
+            /** @description The same for each of the last 60 complete minutes, oldest first. */
+            calls: components["schemas"]["CallMinute"][];
+            /**
+             * Format: double
+             * @description The age of the oldest counted call that Postgres does not have; null while Redis is away.
+             */
+            flushLagSeconds: number | null;
+            /**
+             * Format: double
+             * @description How long the most overdue delivery to a webhook has been due.
+             */
+            webhookLagSeconds: number;
+            /**
+             * Format: date-time
+             * @description When counts were last stored in Postgres, with a delay of some seconds; null if they never were.
+             */
+            lastSnapshotAt: string | null;
+            /**
+             * Format: date-time
+             * @description Since when Redis does not reply to this instance; null while it does.
+             */
+            redisAwaySince: string | null;
+            /**
+             * Format: date-time
+             * @description Since when Postgres does not reply to this instance; null while it does.
+             */
+            postgresAwaySince: string | null;
+        };
+        /**
          * @description The key or the JWT of a request.
          * @example {
          *       "actor": "key:0123456789abcdef",
@@ -2720,78 +2845,29 @@ export interface components {
          * @enum {string}
          */
         Source: "temporary" | "organization" | "plan" | "default";
-        /**
-         * @description The overview of the service.
-         * @example {
-         *       "at": "2026-11-23T10:14:00Z",
-         *       "calls": [
-         *         {
-         *           "calls": 1200,
-         *           "start": "2026-11-23T10:13:00Z"
-         *         }
-         *       ],
-         *       "callsPerMinute": 1200,
-         *       "flushLagSeconds": 0.4,
-         *       "lastSnapshotAt": "2026-11-23T10:13:59Z",
-         *       "organizations": {
-         *         "byPlan": {
-         *           "free": 180,
-         *           "pro": 20
-         *         },
-         *         "byState": {
-         *           "exceededHard": 6,
-         *           "exceededSoft": 4,
-         *           "nearlyFull": 10,
-         *           "ok": 150,
-         *           "warning": 30
-         *         },
-         *         "newThisWeek": 4,
-         *         "total": 200
-         *       },
-         *       "postgresAwaySince": null,
-         *       "redisAwaySince": null,
-         *       "webhookLagSeconds": 0
-         *     }
-         */
+        /** @description The results of a batch. */
         Summary: {
             /**
-             * Format: date-time
-             * @description When this was read, at most 5 seconds ago; longer ago only while Postgres is away.
+             * Format: int64
+             * @description Items that were counted.
              */
-            at: string;
-            organizations: components["schemas"]["Organizations"];
+            counted: number;
             /**
              * Format: int64
-             * @description Calls that count or check, of all instances, in the last complete minute; each item of a batch is one.
+             * @description Items refused by a limit.
              */
-            callsPerMinute: number;
-            /** @description The same for each of the last 60 complete minutes, oldest first. */
-            calls: components["schemas"]["Minute"][];
+            denied: number;
             /**
-             * Format: double
-             * @description The age of the oldest counted call that Postgres does not have; null while Redis is away.
+             * Format: int64
+             * @description Items that could not be decided.
              */
-            flushLagSeconds: number | null;
+            failed: number;
             /**
-             * Format: double
-             * @description How long the most overdue delivery to a webhook has been due.
+             * Format: int64
+             * @description Items answered from an idempotency record; nothing was counted for them now.
              */
-            webhookLagSeconds: number;
-            /**
-             * Format: date-time
-             * @description When counts were last stored in Postgres, with a delay of some seconds; null if they never were.
-             */
-            lastSnapshotAt: string | null;
-            /**
-             * Format: date-time
-             * @description Since when Redis does not reply to this instance; null while it does.
-             */
-            redisAwaySince: string | null;
-            /**
-             * Format: date-time
-             * @description Since when Postgres does not reply to this instance; null while it does.
-             */
-            postgresAwaySince: string | null;
+            replayed: number;
+            results: components["schemas"]["ItemResult"][];
         };
         /**
          * @description A limit over the organization's own that ends at an instant.
@@ -2879,7 +2955,9 @@ export interface components {
          *       "meters": {
          *         "api": {
          *           "current": 5,
+         *           "denied": 0,
          *           "enforcement": "hard",
+         *           "fallback": null,
          *           "limit": 1000,
          *           "overage": 0,
          *           "percentage": 0.5,
@@ -2891,7 +2969,8 @@ export interface components {
          *       "organizationId": "org_123",
          *       "planId": "free",
          *       "resetMode": "lazy",
-         *       "resetPeriod": "monthly"
+         *       "resetPeriod": "monthly",
+         *       "snapshotAt": null
          *     }
          */
         Usage: {
@@ -2904,10 +2983,15 @@ export interface components {
             resetPeriod: components["schemas"]["ResetPeriod"];
             /** @description Every meter with a limit or a count. */
             meters: {
-                [key: string]: components["schemas"]["Meter"];
+                [key: string]: components["schemas"]["UsedMeter"];
             };
             /** @description Whether the counts include every answered call; false while Redis is down and these are the last snapshots. */
             exact: boolean;
+            /**
+             * Format: date-time
+             * @description Where `exact` is false, when the newest of the counts was stored; else null.
+             */
+            snapshotAt: string | null;
         };
         /** @description The usage result. */
         UsageResult: (components["schemas"]["MeterResult"] & components["schemas"]["Denial"]) | (components["schemas"]["Denial"] & {
@@ -2917,6 +3001,15 @@ export interface components {
                 [key: string]: components["schemas"]["MeterResult"];
             };
         });
+        /** @description One meter in its running period, with what the period has denied. */
+        UsedMeter: components["schemas"]["Meter"] & {
+            /**
+             * Format: int64
+             * @description Calls denied in the running period.
+             */
+            denied: number;
+            fallback: components["schemas"]["Fallback"] | null;
+        };
         /**
          * @description The differences of a page of organizations.
          * @example {
@@ -3689,7 +3782,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Summary"];
+                    "application/json": components["schemas"]["ServiceSummary"];
                 };
             };
             400: components["responses"]["malformed_request"];
@@ -3857,7 +3950,7 @@ export interface operations {
         parameters: {
             query?: {
                 /**
-                 * @description A prefix of the id.
+                 * @description A part of the id or of the name, in any case.
                  * @example org_
                  */
                 search?: string;
@@ -3865,6 +3958,10 @@ export interface operations {
                 planId?: components["schemas"]["PlanId"];
                 /** @description Only organizations in this state. */
                 state?: "ok" | "warning" | "exceeded";
+                /** @description Only organizations whose fullest meter is at this percentage of its limit or above: an integer from 0 to 100000. */
+                minPercentage?: number;
+                /** @description With `brief`, `meters` is empty. */
+                view?: "full" | "brief";
                 /**
                  * @description The order; a minus sorts descending, and ties are ordered by id in the same direction. `percentage` is the highest
                  *     of all meters, `current` that of `api`.

@@ -12,6 +12,7 @@ use crate::domain::feature::{Feature, Features};
 use crate::domain::ids::{MeterId, OrganizationId, PlanId};
 use crate::domain::limit::Enforcement;
 use crate::domain::period::{ResetMode, ResetPeriod};
+use crate::domain::policy::Policy;
 use crate::domain::quantity::Count;
 use crate::domain::summary::hundredths;
 use crate::http::auth::{Caller, InOrganization, Read};
@@ -29,9 +30,9 @@ use crate::usage::{MeterUsage, OrganizationUsage};
     "organizationId": "org_123", "planId": "free", "features": {}, "resetMode": "lazy", "resetPeriod": "monthly",
     "meters": {"api": {
         "current": 5, "limit": 1000, "remaining": 995, "overage": 0, "percentage": 0.5, "enforcement": "hard",
-        "periodStart": "2026-11-01T00:00:00Z", "resetDate": "2026-12-01T00:00:00Z"
+        "periodStart": "2026-11-01T00:00:00Z", "resetDate": "2026-12-01T00:00:00Z", "denied": 0, "fallback": null
     }},
-    "exact": true
+    "exact": true, "snapshotAt": null
 }))]
 pub(in crate::http) struct Usage {
     organization_id: OrganizationId,
@@ -41,9 +42,36 @@ pub(in crate::http) struct Usage {
     reset_mode: ResetMode,
     reset_period: ResetPeriod,
     /// Every meter with a limit or a count.
-    meters: BTreeMap<MeterId, Meter>,
+    meters: BTreeMap<MeterId, UsedMeter>,
     /// Whether the counts include every answered call; false while Redis is down and these are the last snapshots.
     exact: bool,
+    /// Where `exact` is false, when the newest of the counts was stored; else null.
+    #[schema(required)]
+    snapshot_at: Option<DateTime<Utc>>,
+}
+
+/// One meter in its running period, with what the period has denied.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct UsedMeter {
+    #[serde(flatten)]
+    usage: Meter,
+    /// Calls denied in the running period.
+    denied: u64,
+    /// While a temporary limit applies, what follows it; else null.
+    #[schema(required)]
+    fallback: Option<Fallback>,
+}
+
+/// The limit below a temporary one.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct Fallback {
+    /// When the temporary limit ends.
+    at: DateTime<Utc>,
+    /// The limit from then on; null if unlimited.
+    #[schema(required)]
+    limit: Option<Count>,
 }
 
 /// One meter in its running period.
@@ -92,14 +120,15 @@ pub(in crate::http) async fn usage(
     Ok(Json(Usage {
         organization_id: organization,
         features: usage.policy.feature_values(),
-        plan_id: usage.policy.plan_id,
-        reset_mode: usage.policy.schedule.mode(),
-        reset_period: usage.policy.schedule.calendar().reset_period(),
+        snapshot_at: usage.snapshot_at,
         meters: usage
             .meters
             .iter()
-            .map(|it| (it.meter.clone(), meter(it)))
+            .map(|it| (it.meter.clone(), used(it, &usage.policy)))
             .collect(),
+        plan_id: usage.policy.plan_id,
+        reset_mode: usage.policy.schedule.mode(),
+        reset_period: usage.policy.schedule.calendar().reset_period(),
         exact: usage.exact,
     }))
 }
@@ -114,6 +143,18 @@ pub(in crate::http) async fn usage_for(
         Some(usage) => Ok(usage),
         None if caller.trusts_existence() => Ok(state.usage.usage_of_unknown(organization).await?),
         None => Err(Error::NotFound("there is no such organization")),
+    }
+}
+
+fn used(usage: &MeterUsage, policy: &Policy) -> UsedMeter {
+    let until = policy.limits.get(&usage.meter).and_then(|it| it.until);
+    UsedMeter {
+        denied: usage.denied,
+        fallback: until.map(|at| Fallback {
+            at,
+            limit: policy.rule_at(&usage.meter, at).limit,
+        }),
+        usage: meter(usage),
     }
 }
 

@@ -12,6 +12,6 @@ mod store;
 
 pub use partitions::ensure_partitions;
 pub(super) use read::unfinished_of;
-pub use read::{last_counted, running_meters, unfinished};
+pub use read::{last_counted, last_stored, running_meters, unfinished};
 pub use restore::{Move, Restored, restore};
 pub use store::{ThresholdEvents, store};

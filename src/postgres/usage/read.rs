@@ -87,6 +87,22 @@ pub(in crate::postgres) async fn unfinished_of(
     .await?)
 }
 
+/// Reads when a snapshot of a running period of an organization was last stored.
+pub async fn last_stored(
+    db: &Postgres,
+    organization: &OrganizationId,
+    now: DateTime<Utc>,
+) -> Result<Option<DateTime<Utc>>> {
+    Ok(sqlx::query_scalar(
+        "select max(stored_at) from usage_history
+         where organization_id = $1 and period_start <= $2 and (period_end is null or period_end > $2)",
+    )
+    .bind(organization)
+    .bind(now)
+    .fetch_one(&db.pool)
+    .await?)
+}
+
 /// Reads, by organization, the meters with a count in a running period.
 pub async fn running_meters(
     db: &Postgres,
