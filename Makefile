@@ -1,10 +1,13 @@
-.PHONY: dev test bench lint audit format
+.PHONY: dev demo test bench lint audit format
 
 dev: ## run Tallyman on this machine, with a private Redis and Postgres
 	@scripts/setup
 	@[ -e "$${CARGO_TARGET_DIR:-target}/fast/tallyman" ] || \
 		echo "Building Tallyman and its dependencies: about four minutes on two cores this first time, seconds after a change …"
 	@exec cargo run --profile fast -- dev
+
+demo: ## fill a running `make dev` with a year of invented usage
+	@exec cargo run --quiet --profile fast -- demo
 
 test: ## run all tests
 	@scripts/setup test && cargo test --workspace && exec npm test

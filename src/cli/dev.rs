@@ -1,7 +1,7 @@
 //! `tallyman dev`: the service with private servers, without any configuration.
 //!
 //! Everything is kept in one data directory, locked by one instance at a time (`lock`): the data of the servers (see
-//! [`tallyman_servers`]) and the admin key (`admin-key`), created at the first start. The service stops before the
+//! [`tallyman_servers`]), the admin key (`admin-key`), created at the first start, and where the service runs (`service.json`). The service stops before the
 //! servers, so that it can flush its last counts.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::pin::pin;
 
 use anyhow::{Context as _, Result, bail};
+use serde::{Deserialize, Serialize};
 use tallyman_servers::{PostgresOptions, PostgresServer, RedisOptions, RedisServer};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -33,6 +34,41 @@ pub struct Options {
         default_value = ".tallyman"
     )]
     pub data_dir: PathBuf,
+}
+
+/// The admin key, in the data directory.
+const KEY_FILE: &str = "admin-key";
+
+/// Where a running `tallyman dev` is reached; the file `service.json` in its data directory.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Running {
+    /// URL of the service.
+    pub(super) url: String,
+    /// URL of the private Postgres.
+    pub(super) database_url: String,
+}
+
+impl Running {
+    const FILE: &str = "service.json";
+
+    /// Reads it, and the admin key.
+    pub(super) fn read(dir: &Path) -> Result<(Self, String)> {
+        let read = |name: &str| {
+            let path = dir.join(name);
+            let hint = || format!("cannot read {}; is `tallyman dev` running?", path.display());
+            fs::read_to_string(&path).with_context(hint)
+        };
+        let running = serde_json::from_str(&read(Self::FILE)?);
+        let running = running.with_context(|| format!("{} is no service", Self::FILE))?;
+        Ok((running, read(KEY_FILE)?.trim().to_owned()))
+    }
+
+    fn write(&self, dir: &Path) -> Result<()> {
+        let path = dir.join(Self::FILE);
+        let text = serde_json::to_string(self)?;
+        write_private(&path, &text).with_context(|| format!("cannot write {}", path.display()))
+    }
 }
 
 /// Serves with a private Redis and Postgres until SIGINT or SIGTERM.
@@ -93,16 +129,17 @@ async fn serve(
         webhook_private_addresses: true,
         ..config
     };
-    let app = App::build(
-        config,
-        Servers {
-            redis_url: redis.url(),
-            database_url,
-        },
-        Clock::System,
-    )
-    .await?;
-    announce(address, dir, &key);
+    let servers = Servers {
+        redis_url: redis.url(),
+        database_url: database_url.clone(),
+    };
+    let app = App::build(config, servers, Clock::System).await?;
+    let running = Running {
+        url: format!("http://{}", healthcheck::local(address)),
+        database_url,
+    };
+    running.write(dir)?;
+    announce(&running.url, dir, &key);
 
     let mut serving = pin!(app.serve(listener, stop.clone()));
     let death = tokio::select! {
@@ -149,7 +186,7 @@ async fn bind(address: SocketAddr) -> Result<TcpListener> {
 
 /// The key in `dir`, or a new one if it is missing or unknown to the database.
 async fn admin_key(postgres: &Postgres, dir: &Path) -> Result<String> {
-    let path = dir.join("admin-key");
+    let path = dir.join(KEY_FILE);
     match fs::read_to_string(&path) {
         Ok(key) if api_keys::verify(postgres, key.trim(), Clock::System.now()).await? => {
             return Ok(key.trim().to_owned());
@@ -161,12 +198,12 @@ async fn admin_key(postgres: &Postgres, dir: &Path) -> Result<String> {
     let key = api_keys::create_admin(postgres, "tallyman dev")
         .await
         .context("cannot create an admin key")?;
-    write_secret(&path, &key).with_context(|| format!("cannot write {}", path.display()))?;
+    write_private(&path, &key).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(key)
 }
 
 /// Writes a file that only its owner can read, atomically.
-fn write_secret(path: &Path, secret: &str) -> std::io::Result<()> {
+fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
     let draft = path.with_extension("new");
     let mut file = OpenOptions::new()
         .create(true)
@@ -174,15 +211,14 @@ fn write_secret(path: &Path, secret: &str) -> std::io::Result<()> {
         .truncate(true)
         .mode(0o600)
         .open(&draft)?;
-    writeln!(file, "{secret}")?;
+    writeln!(file, "{text}")?;
     file.sync_all()?;
     fs::rename(&draft, path)
 }
 
 #[expect(clippy::print_stdout, reason = "must be seen at every log level")]
-fn announce(address: SocketAddr, dir: &Path, key: &str) {
-    let url = format!("http://{}", healthcheck::local(address));
-    let key_file = dir.join("admin-key");
+fn announce(url: &str, dir: &Path, key: &str) {
+    let key_file = dir.join(KEY_FILE);
     println!(
         r#"
   Tallyman counts at  {url}

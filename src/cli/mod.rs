@@ -1,6 +1,7 @@
 //! The command line: `serve`, `dev`, and commands that do one thing and end.
 
 pub mod administer;
+mod demo;
 pub mod dev;
 mod healthcheck;
 mod import;
@@ -53,6 +54,8 @@ enum Command {
         #[command(flatten)]
         config: Box<Config>,
     },
+    /// Fill a running `tallyman dev` with a year of invented usage of 200 organizations
+    Demo(demo::Options),
     /// Apply the database migrations
     Migrate {
         #[command(flatten)]
@@ -104,6 +107,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
             logging::log_panics();
             runtime(config.workers)?.block_on(dev::run(options, *config))
         }
+        Command::Demo(options) => runtime(1)?.block_on(demo::run(options, &Clock::System)),
         Command::Migrate { database } => {
             let url = database.url()?;
             runtime(1)?.block_on(async { Ok(Postgres::new(&url, 1)?.migrate().await?) })

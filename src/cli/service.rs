@@ -80,21 +80,26 @@ impl Options {
         let key = self
             .api_key
             .context("TALLYMAN_API_KEY (--api-key) is missing")?;
+        Service::new(self.url, key, self.json)
+    }
+}
+
+impl Service {
+    /// A client of the service at this URL.
+    pub(super) fn new(url: Url, key: String, json: bool) -> Result<Self> {
         // Redirects must not carry the key to another server.
         let client = reqwest::Client::builder()
             .redirect(Policy::none())
             .timeout(TIMEOUT)
             .build()?;
-        Ok(Service {
+        Ok(Self {
             client,
-            url: self.url,
+            url,
             key,
-            json: self.json,
+            json,
         })
     }
-}
 
-impl Service {
     /// Calls the service and returns the response; null if that has no body.
     pub(super) async fn call(
         &self,

@@ -8,6 +8,7 @@ pub mod api_keys;
 pub mod audit;
 mod defaults;
 pub mod deletions;
+pub mod demo;
 mod error;
 pub mod events;
 pub mod history;

@@ -58,6 +58,36 @@ async fn a_newcomer_sees_a_webhook_arrive_on_their_own_machine() {
 }
 
 #[tokio::test]
+async fn a_demo_fills_it_once_with_usage_in_which_redis_and_postgres_agree() {
+    let dir = TempDir::new().unwrap();
+    let dev = Dev::start(dir.path()).await;
+    let demo = || {
+        let mut command = Command::new(BINARY);
+        command.args(["demo", "--data-dir"]).arg(dir.path());
+        command
+    };
+    let filled = timeout(TIMEOUT, demo().output()).await.unwrap().unwrap();
+    let text = String::from_utf8(filled.stdout).unwrap();
+    assert!(text.contains("200 organizations"), "{text}");
+    let http = dev.http();
+    let full = "/v1/organizations?state=exceeded&sort=-percentage";
+    let full = http.get(full).await.body;
+    assert!(full["data"].as_array().unwrap().len() > 1, "{full}");
+    let webhooks = http.get("/v1/webhooks").await.body;
+    for webhook in webhooks["data"].as_array().unwrap() {
+        assert_ne!(webhook["lastSuccessAt"], Value::Null, "{webhook}");
+    }
+    let verified = http.get("/v1/verify").await;
+    assert_eq!(verified.body["data"], json!([]), "{}", verified.body);
+    let line = one_line_error(&mut demo()).await;
+    assert!(
+        line.contains("the demo is in this service already"),
+        "{line}"
+    );
+    assert_eq!(dev.interrupt().await, Some(0));
+}
+
+#[tokio::test]
 async fn an_api_key_that_postgres_does_not_know_is_replaced() {
     let dir = TempDir::new().unwrap();
     fs::write(dir.path().join("admin-key"), "tm_of_another_database\n").unwrap();
