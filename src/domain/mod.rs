@@ -26,6 +26,7 @@
 //! - **generation**: the number of a shard's data set in Redis; a restart or loss of Redis starts another.
 //! - **snapshot**: the absolute value of a counter, as stored in Postgres.
 //! - **recovery**: opening a missing counter at zero, or restoring it from its snapshot.
+//! - **pace**: how fast a meter has been used in the last 24 hours and 7 days; a **projection** concludes from it what follows.
 //! - **usage summary**: state, percentage and count of an organization, for sorted lists.
 //! - **lane**: a queue of counting calls that has one batch in flight at a time.
 //! - **lease**: a claim on work that expires by itself.
@@ -50,6 +51,7 @@ pub mod period;
 pub mod plan;
 pub mod policy;
 pub mod precondition;
+pub mod projection;
 pub mod quantity;
 pub mod retention;
 pub mod retry;

@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 use super::ids::MeterId;
 use super::limit::{Enforcement, Rule};
 use super::period::Period;
+use super::projection::Paces;
 use super::quantity::Count;
 
 /// The state of a meter, or of an organization: that of its worst meter. Best first.
@@ -160,6 +161,18 @@ impl UsageSummary {
     /// The count of one meter.
     pub fn current(&self, meter: &MeterId) -> Count {
         self.meters.get(meter).map_or(Count::ZERO, |it| it.used)
+    }
+
+    /// The meter that is expected to reach its limit first, and when, before its period ends.
+    pub fn exhausted(&self, paces: &Paces, now: DateTime<Utc>) -> Option<(MeterId, DateTime<Utc>)> {
+        let expected = self.meters.iter().filter_map(|(meter, it)| {
+            let full_at = paces.get(meter)?.full_at(it.used, it.limit?, now)?;
+            it.end
+                .is_none_or(|end| full_at < end)
+                .then_some((meter, full_at))
+        });
+        let first = expected.min_by_key(|(_, full_at)| *full_at);
+        first.map(|(meter, full_at)| (meter.clone(), full_at))
     }
 
     /// When the first of the periods ends.

@@ -96,6 +96,14 @@ impl Summaries {
         summaries::age(&self.ctx.postgres, self.ctx.clock.now(), BATCH_MAX).await
     }
 
+    /// Queues organizations that were expected to be full by now.
+    pub async fn review_once(&self) -> Result<(), postgres::Error> {
+        let now = self.ctx.clock.now();
+        let outlived = summaries::outlived(&self.ctx.postgres, now, BATCH_MAX).await?;
+        self.enqueue(outlived.iter());
+        Ok(())
+    }
+
     /// Refreshes the next batch of the scan, and the lists of their meters; returns the last organization, after which
     /// the scan continues.
     pub async fn repair_once(
@@ -167,6 +175,7 @@ impl Summaries {
             return Ok(true);
         }
         while self.age_once().await? >= u64::from(BATCH_MAX) {}
+        self.review_once().await?;
         let after = self.lock().scanned.clone();
         let scanned = self.repair_once(after.as_ref()).await?;
         self.lock().scanned = scanned;

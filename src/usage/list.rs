@@ -8,7 +8,7 @@ use super::types::MeterUsage;
 use crate::domain::ids::{MeterId, OrganizationId, PlanId};
 use crate::domain::quantity::Count;
 use crate::domain::summary::State;
-use crate::postgres::summaries::{self, Listed, Listing, Position};
+use crate::postgres::summaries::{self, Exhausted, Listed, Listing, Position};
 
 /// One page of the list.
 #[derive(Debug, Clone)]
@@ -38,6 +38,8 @@ pub struct Entry {
     pub current: Count,
     /// The fullest of its limited meters.
     pub fullest: Option<MeterId>,
+    /// What is expected to be full first, before its period ends.
+    pub exhausted: Option<Exhausted>,
     /// Every meter counted in a running period, by name.
     pub meters: Vec<MeterUsage>,
 }
@@ -61,6 +63,7 @@ impl Usage {
             state: it.summary.state(),
             current: current(&it),
             fullest: it.summary.fullest().cloned(),
+            exhausted: it.exhausted,
             name: it.name,
             stored_at: it.stored_at,
             period_over: it.period_over,

@@ -12,6 +12,7 @@ mod error;
 pub mod history;
 mod list;
 mod plan;
+mod projections;
 mod read;
 pub mod recovery;
 mod restore;

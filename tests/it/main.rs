@@ -48,6 +48,7 @@ mod plans;
 mod plugin;
 mod pool;
 mod problems;
+mod projections;
 mod protocol;
 mod provisioning;
 mod receivers;

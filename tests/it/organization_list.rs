@@ -83,7 +83,7 @@ async fn an_organization_is_listed_with_its_meters_and_its_usage_summary() {
     let period = ("2031-03-01T00:00:00Z", "2031-04-01T00:00:00Z");
     let entry = json!({
         "organizationId": "org_1", "name": null, "planId": "free", "state": "warning", "percentage": 95.0, "current": 250,
-        "storedAt": BEGINNING, "periodOver": false,
+        "storedAt": BEGINNING, "periodOver": false, "exhausted": null,
         "fullest": {"meter": "tokens", "current": 190, "limit": 200, "remaining": 10, "overage": 0, "percentage": 95.0,
                     "enforcement": "soft", "periodStart": period.0, "resetDate": period.1},
         "meters": {

@@ -1539,6 +1539,15 @@ export interface components {
          * @enum {string}
          */
         EventType: "usage.warning" | "usage.limit_exceeded" | "usage.reset" | "limits.updated" | "organization.deleted" | "webhook.test";
+        /** @description The meter that is expected to be full first. */
+        Exhausted: components["schemas"]["Lately"] & {
+            meter: components["schemas"]["MeterId"];
+            /**
+             * Format: date-time
+             * @description When its limit is reached.
+             */
+            fullAt: string;
+        };
         /**
          * @description Which organizations were reset.
          * @example {
@@ -1714,6 +1723,24 @@ export interface components {
         KeyInBody: {
             apiKey: string;
         };
+        /** @description How much a meter was used lately. */
+        Lately: {
+            /**
+             * Format: int64
+             * @description Units of the last 24 hours, of which the current one is not over.
+             */
+            lastDay: number;
+            /**
+             * Format: int64
+             * @description The median of the 6 days before; null if fewer than 3 of them are known.
+             */
+            usualDay: number | null;
+            /**
+             * Format: double
+             * @description `lastDay` divided by `usualDay`, rounded to one decimal; null if that is null or 0.
+             */
+            timesUsual: number | null;
+        };
         /** @description A change of one meter's limit; absent fields stay. */
         LimitChange: {
             limit?: components["schemas"]["Count"] | null;
@@ -1827,6 +1854,13 @@ export interface components {
          * @description An organization with its usage summary.
          * @example {
          *       "current": 5,
+         *       "exhausted": {
+         *         "fullAt": "2026-11-24T06:00:00Z",
+         *         "lastDay": 5,
+         *         "meter": "api",
+         *         "timesUsual": 2.5,
+         *         "usualDay": 2
+         *       },
          *       "fullest": {
          *         "current": 5,
          *         "enforcement": "hard",
@@ -1884,6 +1918,7 @@ export interface components {
             /** @description Whether it was counted, and not yet in a running period: its counts are 0. */
             periodOver: boolean;
             fullest: components["schemas"]["FullestMeter"] | null;
+            exhausted: components["schemas"]["Exhausted"] | null;
             /** @description Every meter counted in its running period; empty with `view=brief`. */
             meters: {
                 [key: string]: components["schemas"]["Meter"];
@@ -1894,6 +1929,13 @@ export interface components {
          *       "data": [
          *         {
          *           "current": 5,
+         *           "exhausted": {
+         *             "fullAt": "2026-11-24T06:00:00Z",
+         *             "lastDay": 5,
+         *             "meter": "api",
+         *             "timesUsual": 2.5,
+         *             "usualDay": 2
+         *           },
          *           "fullest": {
          *             "current": 5,
          *             "enforcement": "hard",
@@ -2545,6 +2587,16 @@ export interface components {
             /** @description The invalid field, if there is one. */
             errors?: components["schemas"]["FieldError"][];
         };
+        /** @description What is expected of a meter, if it is used as in the last 24 hours, and after the next 24 as in the last 7 days. */
+        Projected: components["schemas"]["Lately"] & {
+            used: components["schemas"]["Count"] | null;
+            /**
+             * Format: date-time
+             * @description When the limit is reached; null if it already is, or will not be before the period ends. After a temporary limit,
+             *     the limit below it applies.
+             */
+            fullAt: string | null;
+        };
         /** @description A plan as put, or as it would be. */
         PutPlan: components["schemas"]["Plan"] & {
             /** @description Only in a dry run: what the change would reach. `version` is then the present one, or 0 if the plan does not exist. */
@@ -3009,6 +3061,7 @@ export interface components {
              */
             denied: number;
             fallback: components["schemas"]["Fallback"] | null;
+            projected?: components["schemas"]["Projected"] | null;
         };
         /**
          * @description The differences of a page of organizations.
@@ -3729,7 +3782,10 @@ export interface operations {
     };
     getUsage: {
         parameters: {
-            query?: never;
+            query?: {
+                /** @description Whether to add `projected` to each meter, which reads the history of the last 7 days. */
+                projected?: boolean;
+            };
             header?: never;
             path: {
                 /** @description The organization. */
@@ -3749,16 +3805,7 @@ export interface operations {
                     "application/json": components["schemas"]["Usage"];
                 };
             };
-            /** @description Invalid field, or Malformed request. */
-            400: {
-                headers: {
-                    "x-request-id": components["headers"]["x-request-id"];
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
+            400: components["responses"]["invalid_field"];
             401: components["responses"]["unauthenticated"];
             403: components["responses"]["forbidden"];
             404: components["responses"]["not_found"];
@@ -3964,9 +4011,10 @@ export interface operations {
                 view?: "full" | "brief";
                 /**
                  * @description The order; a minus sorts descending, and ties are ordered by id in the same direction. `percentage` is the highest
-                 *     of all meters, `current` that of `api`.
+                 *     of all meters, `current` that of `api`. `exhausted` lists only organizations with a meter that is expected to reach its
+                 *     limit before its period ends, the first one first.
                  */
-                sort?: "id" | "-id" | "percentage" | "-percentage" | "current" | "-current";
+                sort?: "id" | "-id" | "percentage" | "-percentage" | "current" | "-current" | "exhausted" | "-exhausted";
                 pageSize?: number;
                 /** @description The `nextCursor` of the previous page. */
                 cursor?: string;

@@ -18,6 +18,7 @@ pub(super) mod organizations;
 pub(super) mod patches;
 pub(super) mod plans;
 pub(super) mod plugin;
+mod projections;
 pub(super) mod resets;
 pub(super) mod session;
 pub(super) mod summary;

@@ -15,6 +15,7 @@ use crate::http::auth::Read;
 use crate::http::extract::Query;
 use crate::http::list::{List, PageSize};
 use crate::http::problem::Error;
+use crate::http::routes::projections::Exhausted;
 use crate::http::routes::usage::{self, Meter};
 use crate::http::state::State;
 use crate::postgres::summaries::{Listing, Position, Sort};
@@ -42,7 +43,8 @@ pub(in crate::http) struct OrganizationQuery {
     #[param(inline)]
     view: View,
     /// The order; a minus sorts descending, and ties are ordered by id in the same direction. `percentage` is the highest
-    /// of all meters, `current` that of `api`.
+    /// of all meters, `current` that of `api`. `exhausted` lists only organizations with a meter that is expected to reach its
+    /// limit before its period ends, the first one first.
     #[serde(default)]
     #[param(inline)]
     sort: Order,
@@ -85,6 +87,10 @@ enum Order {
     Current,
     #[serde(rename = "-current")]
     CurrentDescending,
+    #[serde(rename = "exhausted")]
+    Exhausted,
+    #[serde(rename = "-exhausted")]
+    ExhaustedDescending,
 }
 
 type Organizations = List<ListedOrganization>;
@@ -99,6 +105,7 @@ type Organizations = List<ListedOrganization>;
         "meter": "api", "current": 5, "limit": 1000, "remaining": 995, "overage": 0, "percentage": 0.5,
         "enforcement": "hard", "periodStart": "2026-11-01T00:00:00Z", "resetDate": "2026-12-01T00:00:00Z"
     },
+    "exhausted": {"meter": "api", "fullAt": "2026-11-24T06:00:00Z", "lastDay": 5, "usualDay": 2, "timesUsual": 2.5},
     "meters": {"api": {
         "current": 5, "limit": 1000, "remaining": 995, "overage": 0, "percentage": 0.5, "enforcement": "hard",
         "periodStart": "2026-11-01T00:00:00Z", "resetDate": "2026-12-01T00:00:00Z"
@@ -125,6 +132,9 @@ pub(in crate::http) struct ListedOrganization {
     /// The limited meter with the highest percentage; null if no limited meter was counted.
     #[schema(required)]
     fullest: Option<FullestMeter>,
+    /// The meter that is expected to reach its limit first; null if none is expected to before its period ends.
+    #[schema(required)]
+    exhausted: Option<Exhausted>,
     /// Every meter counted in its running period; empty with `view=brief`.
     meters: BTreeMap<MeterId, Meter>,
 }
@@ -186,6 +196,7 @@ fn listed(entry: Entry, view: View) -> ListedOrganization {
             .filter(|_| view == View::Full)
             .map(|it| (it.meter.clone(), usage::meter(it)))
             .collect(),
+        exhausted: entry.exhausted.map(Exhausted::from),
         organization_id: entry.organization,
         name: entry.name,
         plan_id: entry.plan,
@@ -229,6 +240,8 @@ impl Order {
             Self::PercentageDescending => (Sort::Fullness, true),
             Self::Current => (Sort::Current, false),
             Self::CurrentDescending => (Sort::Current, true),
+            Self::Exhausted => (Sort::Exhausted, false),
+            Self::ExhaustedDescending => (Sort::Exhausted, true),
         }
     }
 
@@ -241,6 +254,8 @@ impl Order {
             Self::PercentageDescending => 'P',
             Self::Current => 'c',
             Self::CurrentDescending => 'C',
+            Self::Exhausted => 'e',
+            Self::ExhaustedDescending => 'E',
         }
     }
 }

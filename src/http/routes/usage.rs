@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use axum::Json;
 use axum::extract::State as Shared;
 use chrono::{DateTime, Utc};
-use serde::Serialize;
-use utoipa::ToSchema;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
 use crate::domain::feature::{Feature, Features};
 use crate::domain::ids::{MeterId, OrganizationId, PlanId};
@@ -16,11 +16,13 @@ use crate::domain::policy::Policy;
 use crate::domain::quantity::Count;
 use crate::domain::summary::hundredths;
 use crate::http::auth::{Caller, InOrganization, Read};
-use crate::http::extract::NoQuery;
+use crate::http::extract::Query;
 use crate::http::openapi::problems::MayBeOverloaded;
 use crate::http::path::Path;
 use crate::http::problem::Error;
+use crate::http::routes::projections::Projected;
 use crate::http::state::State;
+use crate::postgres;
 use crate::usage::{MeterUsage, OrganizationUsage};
 
 /// The usage of an organization in its running periods.
@@ -50,6 +52,16 @@ pub(in crate::http) struct Usage {
     snapshot_at: Option<DateTime<Utc>>,
 }
 
+/// The query of a usage.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(in crate::http) struct UsageQuery {
+    /// Whether to add `projected` to each meter, which reads the history of the last 7 days.
+    #[serde(default)]
+    projected: bool,
+}
+
 /// One meter in its running period, with what the period has denied.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -61,6 +73,10 @@ struct UsedMeter {
     /// While a temporary limit applies, what follows it; else null.
     #[schema(required)]
     fallback: Option<Fallback>,
+    /// Only with `projected=true`; null where the history is too short, or away.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Projected>, required = false)]
+    projected: Option<Option<Projected>>,
 }
 
 /// The limit below a temporary one.
@@ -108,15 +124,27 @@ pub(in crate::http) struct Meter {
     operation_id = "getUsage",
     tag = "Usage",
     security(("key" = ["read"]), ("token" = [])),
-    params(Path<OrganizationId>),
+    params(Path<OrganizationId>, UsageQuery),
     responses((status = 200, description = "The running periods.", body = Usage), MayBeOverloaded)
 )]
 pub(in crate::http) async fn usage(
     Shared(state): Shared<State>,
     InOrganization(Read(caller), organization): InOrganization<Read>,
-    _: NoQuery,
+    Query(query): Query<UsageQuery>,
 ) -> Result<Json<Usage>, Error> {
     let usage = usage_for(&state, &caller, &organization).await?;
+    let mut projections = if query.projected {
+        match state.usage.projections(&organization, &usage).await {
+            Err(postgres::Error::Unavailable(_)) => Some(BTreeMap::new()),
+            projections => Some(projections?),
+        }
+    } else {
+        None
+    };
+    let mut projected = |meter: &MeterId| {
+        let projections = projections.as_mut()?;
+        Some(projections.remove(meter).map(Projected::from))
+    };
     Ok(Json(Usage {
         organization_id: organization,
         features: usage.policy.feature_values(),
@@ -124,7 +152,10 @@ pub(in crate::http) async fn usage(
         meters: usage
             .meters
             .iter()
-            .map(|it| (it.meter.clone(), used(it, &usage.policy)))
+            .map(|it| {
+                let projected = projected(&it.meter);
+                (it.meter.clone(), used(it, &usage.policy, projected))
+            })
             .collect(),
         plan_id: usage.policy.plan_id,
         reset_mode: usage.policy.schedule.mode(),
@@ -146,7 +177,7 @@ pub(in crate::http) async fn usage_for(
     }
 }
 
-fn used(usage: &MeterUsage, policy: &Policy) -> UsedMeter {
+fn used(usage: &MeterUsage, policy: &Policy, projected: Option<Option<Projected>>) -> UsedMeter {
     let until = policy.limits.get(&usage.meter).and_then(|it| it.until);
     UsedMeter {
         denied: usage.denied,
@@ -154,6 +185,7 @@ fn used(usage: &MeterUsage, policy: &Policy) -> UsedMeter {
             at,
             limit: policy.rule_at(&usage.meter, at).limit,
         }),
+        projected,
         usage: meter(usage),
     }
 }

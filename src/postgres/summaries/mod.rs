@@ -7,5 +7,5 @@ mod page;
 mod read;
 mod refresh;
 
-pub use page::{Listed, Listing, Position, Sort, page};
-pub use refresh::{age, refresh};
+pub use page::{Exhausted, Listed, Listing, Position, Sort, page};
+pub use refresh::{age, outlived, refresh};

@@ -5,7 +5,8 @@ use sqlx::{FromRow, QueryBuilder};
 use strum::VariantArray as _;
 
 use super::read::read;
-use crate::domain::ids::{OrganizationId, PlanId};
+use crate::domain::ids::{MeterId, OrganizationId, PlanId};
+use crate::domain::projection::{Pace, Paces};
 use crate::domain::summary::{State, UsageSummary};
 use crate::postgres::defaults;
 use crate::postgres::pool::{Postgres, Result};
@@ -41,15 +42,28 @@ pub enum Sort {
     Fullness,
     /// Units of the default meter.
     Current,
+    /// When the first meter is expected to be full: only organizations that are expected to be before their period ends.
+    Exhausted,
 }
 
 /// A position in a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Position {
-    /// The sort key; 0 in a list sorted by id.
+    /// The sort key; 0 in a list sorted by id, Unix seconds in one sorted by exhaustion.
     pub value: u64,
     /// The organization at this position.
     pub organization: OrganizationId,
+}
+
+/// Which meter of an organization is expected to be full first.
+#[derive(Debug, Clone)]
+pub struct Exhausted {
+    /// The meter.
+    pub meter: MeterId,
+    /// When it is expected to be full.
+    pub at: DateTime<Utc>,
+    /// What that was concluded from.
+    pub pace: Pace,
 }
 
 /// One organization in a list.
@@ -65,6 +79,8 @@ pub struct Listed {
     pub stored_at: Option<DateTime<Utc>>,
     /// Whether it was counted, and has no running period with a stored count.
     pub period_over: bool,
+    /// What is expected to be full first, before its period ends.
+    pub exhausted: Option<Exhausted>,
     /// Its meters in running periods.
     pub summary: UsageSummary,
 }
@@ -92,6 +108,7 @@ pub async fn page(db: &Postgres, listing: &Listing, now: DateTime<Utc>) -> Resul
     let mut summaries = read(&mut connection, &ids, now).await?;
     let listed = rows.into_iter().map(|row| Listed {
         summary: summaries.remove(&row.organization_id).unwrap_or_default(),
+        exhausted: row.exhausted(now),
         position: Position {
             value: row.value,
             organization: row.organization_id,
@@ -111,8 +128,21 @@ struct Row {
     name: Option<String>,
     stored_at: Option<DateTime<Utc>>,
     is_over: bool,
+    #[sqlx(json)]
+    paces: Paces,
+    exhausted_at: Option<i64>,
+    exhausted_meter: Option<MeterId>,
     #[sqlx(try_from = "i64")]
     value: u64,
+}
+
+impl Row {
+    fn exhausted(&self, now: DateTime<Utc>) -> Option<Exhausted> {
+        let at = DateTime::from_timestamp(self.exhausted_at?, 0)?;
+        let meter = self.exhausted_meter.clone()?;
+        let pace = *self.paces.get(&meter)?;
+        (now < at && !self.is_over).then_some(Exhausted { meter, at, pace })
+    }
 }
 
 /// Which rows a part of a list contains.
@@ -124,6 +154,8 @@ enum Part {
     Running(State),
     /// Rows that are blank, or read as blank because their period is over.
     Blank,
+    /// Rows with a running period that are expected to be full before it ends.
+    Exhausted,
 }
 
 /// The SQL of a page: a merge of parts, each sorted and no longer than the page.
@@ -136,6 +168,7 @@ struct Select<'a> {
 impl Select<'_> {
     fn query(&self) -> QueryBuilder<sqlx::Postgres> {
         let mut parts = match (self.listing.state, self.listing.sort) {
+            (_, Sort::Exhausted) => vec![Part::Exhausted],
             (None, Sort::Id) if self.listing.min_fullness.is_none() => vec![Part::All],
             (Some(State::Ok), _) => vec![Part::Running(State::Ok), Part::Blank],
             (Some(state), _) => vec![Part::Running(state)],
@@ -152,16 +185,19 @@ impl Select<'_> {
             parts.retain(|part| !matches!(part, Part::Blank));
         }
         let mut query = QueryBuilder::new(
-            "select organization_id, page.plan_id, value, stored_at, organization_name(metadata) as name, is_over
-             from (select null::text as organization_id, null::text as plan_id, null::bigint as value,
-                          null::timestamptz as stored_at, null::bool as is_over where false",
+            "select organization_id, standings.plan_id, value, stored_at, organization_name(metadata) as name, paces,
+                    exhausted_at, exhausted_meter, period_end <= ",
+        );
+        query.push_bind(self.now).push(
+            " as is_over
+             from (select null::text as organization_id, null::bigint as value where false",
         );
         for part in parts {
             query.push(" union all (");
             self.push_part(&mut query, part);
             query.push(")");
         }
-        query.push(") as page join organizations on organizations.id = organization_id");
+        query.push(") as page join standings using (organization_id) join organizations on organizations.id = organization_id");
         let sorted_by_value = self.listing.sort != Sort::Id;
         self.push_order(&mut query, sorted_by_value.then_some("value"));
         query
@@ -172,20 +208,23 @@ impl Select<'_> {
             (Sort::Id, _) | (_, Part::Blank) => None,
             (Sort::Fullness, _) => Some("fullness"),
             (Sort::Current, _) => Some("current"),
+            (Sort::Exhausted, _) => Some("exhausted_at"),
         };
         query.push(format_args!(
-            "select organization_id, plan_id, {} as value, stored_at, period_end <= ",
+            "select organization_id, {} as value from standings where ",
             value.unwrap_or("0::bigint")
         ));
-        query
-            .push_bind(self.now)
-            .push(" as is_over from standings where ");
         match part {
             Part::All => query.push("true"),
             Part::Running(state) => query
                 .push(format_args!("state = {} and period_end > ", state as i16))
                 .push_bind(self.now),
             Part::Blank => query.push("period_end <= ").push_bind(self.now),
+            Part::Exhausted => query
+                .push("exhausted_at > ")
+                .push_bind(self.now.timestamp())
+                .push(" and period_end > ")
+                .push_bind(self.now),
         };
         self.push_filters(query);
         self.push_position(query, value);
@@ -202,6 +241,9 @@ impl Select<'_> {
                 )
                 .push_bind(containing(search))
                 .push("))");
+        }
+        if let (Some(state), Sort::Exhausted) = (self.listing.state, self.listing.sort) {
+            query.push(format_args!(" and state = {}", state as i16));
         }
         if let Some(fullness) = self.listing.min_fullness {
             query.push(" and fullness >= ").push_bind(BigInt(fullness));

@@ -5,11 +5,14 @@
 //! locked in key order. Slots are stored only together with an accepted snapshot.
 
 mod ended;
+mod paces;
 mod partitions;
 mod read;
 mod restore;
 mod store;
 
+pub use paces::paces;
+pub(super) use paces::paces_of;
 pub use partitions::ensure_partitions;
 pub(super) use read::unfinished_of;
 pub use read::{last_counted, last_stored, running_meters, unfinished};
