@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use axum::Router;
 use chrono::TimeDelta;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -18,6 +19,7 @@ use crate::budget::{Budget, Turns};
 use crate::clock::Clock;
 use crate::config::{Config, ConnectionLimits, Servers};
 use crate::context::Context;
+use crate::dashboard;
 use crate::http;
 use crate::http::BATCH_BODY_MAX;
 use crate::http::state::{Handles, State};
@@ -119,6 +121,11 @@ impl App {
         })
     }
 
+    /// Every route: the HTTP API and the dashboard.
+    pub fn router(&self) -> Router {
+        http::router(self.state.clone(), dashboard::router(&self.state))
+    }
+
     /// Serves until `stop`; then responds to the accepted requests, and stores all counts a last time.
     /// Stops with an error if a job panics.
     pub async fn serve(self, listener: TcpListener, stop: CancellationToken) -> Result<()> {
@@ -141,7 +148,8 @@ impl App {
             ..self.config.connections.clone()
         };
         let server = Server::new(limits, self.background.metrics.clone());
-        let (router, stop_server) = (http::router(self.state.clone()), CancellationToken::new());
+        let router = self.router();
+        let stop_server = CancellationToken::new();
         let patience = self.config.shutdown;
         let mut serving = pin!(server.serve(listener, router, stop_server.clone(), patience));
         let crashed = tokio::select! {

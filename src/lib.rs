@@ -26,6 +26,7 @@ pub mod clock;
 pub mod coalescer;
 pub mod config;
 pub mod context;
+pub mod dashboard;
 pub mod domain;
 pub mod failure;
 pub mod http;

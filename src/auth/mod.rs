@@ -116,15 +116,7 @@ impl Auth {
     /// The record of a key, if the secret matches and the key is neither expired nor revoked.
     pub async fn authenticate(&self, key: &PresentedKey) -> Result<Option<Arc<KeyRecord>>, Error> {
         let now = self.ctx.clock.now();
-        let cached = self.cache.get(&key.id);
-        let cached = if let Some(cached) = cached.filter(|cached| cached.is_fresh(now)) {
-            self.ctx.metrics.cache_hit(metrics::Cache::Keys);
-            cached
-        } else {
-            self.ctx.metrics.cache_missed(metrics::Cache::Keys);
-            // Boxed: keeps the hot-path future small.
-            Box::pin(self.look_up(&key.id, now)).await?
-        };
+        let cached = self.cached(&key.id, now).await?;
         let Some(record) = &cached.record else {
             return Ok(None);
         };
@@ -136,6 +128,35 @@ impl Auth {
             self.record_use(&key.id, now);
         }
         Ok(Some(Arc::clone(record)))
+    }
+
+    /// The record of a key that was authenticated before, if it is neither expired nor revoked since.
+    pub async fn known(&self, id: &ApiKeyId) -> Result<Option<Arc<KeyRecord>>, Error> {
+        let now = self.ctx.clock.now();
+        let cached = self.cached(id, now).await?;
+        let valid = cached.record.as_ref().filter(|it| it.is_valid_at(now));
+        Ok(valid.map(Arc::clone))
+    }
+
+    /// Signs a text for a purpose, which is no id of a key: hex, space, text. None until Postgres has been reached.
+    pub fn sign(&self, purpose: &str, text: &str) -> Option<String> {
+        Some(self.seal.get()?.close(purpose, text))
+    }
+
+    /// The text that was signed for this purpose; none for anything else.
+    pub fn verify<'a>(&self, purpose: &str, signed: &'a str) -> Option<&'a str> {
+        self.seal.get()?.open(purpose, signed)
+    }
+
+    async fn cached(&self, id: &ApiKeyId, now: DateTime<Utc>) -> Result<Arc<CachedKey>, Error> {
+        let cached = self.cache.get(id);
+        if let Some(cached) = cached.filter(|cached| cached.is_fresh(now)) {
+            self.ctx.metrics.cache_hit(metrics::Cache::Keys);
+            return Ok(cached);
+        }
+        self.ctx.metrics.cache_missed(metrics::Cache::Keys);
+        // Boxed: keeps the hot-path future small.
+        Box::pin(self.look_up(id, now)).await
     }
 
     /// Replaces a record whose seal was not verified by the one in Postgres; none if Postgres does not accept the key.

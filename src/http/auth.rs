@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use axum::extract::FromRequestParts;
+use axum::http::Extensions;
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
 use serde::{Deserialize, Deserializer};
@@ -163,6 +164,10 @@ impl FromRequestParts<State> for Caller {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Error> {
+        // Nothing that comes from the network sets an extension.
+        if let Some(LocalCaller(caller)) = parts.extensions.get() {
+            return Ok(caller.clone());
+        }
         let header = single_header(&parts.headers, &AUTHORIZATION)?;
         let token = header
             .and_then(|value| value.to_str().ok()?.split_once(' '))
@@ -176,6 +181,23 @@ impl FromRequestParts<State> for Caller {
         let user = Box::pin(state.auth.user(token)).await?;
         let user = Arc::new(user.ok_or(Error::Unauthenticated)?);
         Self::new(Identity::User(user), parts)
+    }
+}
+
+/// The caller of requests within this process, which another part of it has authenticated.
+#[derive(Debug, Clone)]
+pub struct LocalCaller(Caller);
+
+impl LocalCaller {
+    /// The caller with this key, for the log line and the request id of the request in `parts`.
+    pub(crate) fn new(key: Arc<KeyRecord>, parts: &Parts) -> Option<Self> {
+        Some(Self(Caller::new(Identity::Key(key), parts).ok()?))
+    }
+
+    /// Makes this the caller of a request, whatever its headers say.
+    pub(crate) fn sign(&self, extensions: &mut Extensions) {
+        extensions.insert(self.0.request.clone());
+        extensions.insert(self.clone());
     }
 }
 

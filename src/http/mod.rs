@@ -30,6 +30,7 @@ use crate::http::state::State;
 use problem::Error;
 use request_log::RequestLog;
 
+pub use auth::LocalCaller;
 pub use body::BATCH_BODY_MAX;
 pub use problem::refusal;
 pub use routes::health::metrics_router;
@@ -39,11 +40,19 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
     routes::openapi()
 }
 
-/// Every route, with the shared layers.
-pub fn router(state: State) -> Router {
+/// The routes of the API without layers, for calls within this process; see [`LocalCaller`].
+pub fn api(state: State) -> Router {
+    let (routes, _) = routes::routes(!state.metrics_apart, &state.plugin_path).split_for_parts();
+    routes.with_state(state)
+}
+
+/// Every route, and the pages of the dashboard, with the shared layers.
+pub fn router(state: State, pages: Router) -> Router {
     let cors = cors::layer(&state.cors_origins);
     let (routes, _) = routes::routes(!state.metrics_apart, &state.plugin_path).split_for_parts();
     routes
+        .with_state(state.clone())
+        .merge(pages)
         .fallback(|| async { Error::NotFound("there is nothing at this path") })
         .method_not_allowed_fallback(|| async { Error::MethodNotAllowed })
         // One layer, because the router boxes each layer for every request.
@@ -55,5 +64,4 @@ pub fn router(state: State) -> Router {
                     Error::panicked().into_response()
                 })),
         )
-        .with_state(state)
 }

@@ -140,7 +140,7 @@ impl World {
             .unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let router = http::router(app.state.clone());
+        let router = app.router();
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         let server = Server::new(

@@ -1,0 +1,127 @@
+//! The HTTP API as the key of a viewer sees it, called without a network.
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::http::header::{CONTENT_TYPE, ETAG};
+use axum::http::{HeaderMap, Method, Request, StatusCode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tower::ServiceExt as _;
+
+use crate::http::LocalCaller;
+
+/// Larger than any response that a page asks for.
+const RESPONSE_MAX: usize = 16 * 1024 * 1024;
+
+/// What RFC 3986 leaves alone in a segment of a path.
+const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+
+/// Encodes a segment of a path, or the value of a query.
+pub(super) fn encode(text: &str) -> String {
+    utf8_percent_encode(text, SEGMENT).to_string()
+}
+
+/// The API, called by one viewer.
+#[derive(Debug, Clone)]
+pub(super) struct Api {
+    routes: Router,
+    caller: LocalCaller,
+}
+
+/// A successful response.
+#[derive(Debug)]
+pub(super) struct Answer {
+    /// The JSON body; null without one.
+    pub(super) body: Value,
+    /// The version of what it shows, for `If-Match`.
+    pub(super) etag: Option<String>,
+}
+
+/// A response with an error.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub(super) status: StatusCode,
+    /// The problem document.
+    pub(super) problem: Value,
+}
+
+impl Failed {
+    /// The error that a page cannot explain.
+    pub(super) fn internal(reason: impl std::fmt::Display) -> Self {
+        tracing::error!(%reason, "a page cannot be shown");
+        Self {
+            status: StatusCode::INTERNAL_SERVER_ERROR,
+            problem: Value::Null,
+        }
+    }
+
+    /// What is wrong, in a sentence.
+    pub(super) fn detail(&self) -> String {
+        let first = &self.problem["errors"][0]["detail"];
+        let detail = first.as_str().or(self.problem["detail"].as_str());
+        detail.unwrap_or("something went wrong").to_owned()
+    }
+
+    /// The field at fault, as a JSON pointer such as `/limits/api/limit`; empty if it is none.
+    pub(super) fn pointer(&self) -> &str {
+        self.problem["errors"][0]["pointer"]
+            .as_str()
+            .unwrap_or_default()
+    }
+}
+
+impl Api {
+    pub(super) fn new(routes: Router, caller: LocalCaller) -> Self {
+        Self { routes, caller }
+    }
+
+    /// GETs a resource. The path includes the query; see [`encode`].
+    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failed> {
+        let answer = self.send(Method::GET, path, &[], None).await?;
+        serde_json::from_value(answer.body)
+            .map_err(|error| Failed::internal(format!("{path}: {error}")))
+    }
+
+    /// Sends a request, with headers such as `If-Match` and a JSON body.
+    pub(super) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Option<&Value>,
+    ) -> Result<Answer, Failed> {
+        let mut request = Request::builder().method(method).uri(path);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        if body.is_some() {
+            request = request.header(CONTENT_TYPE, "application/json");
+        }
+        let body = body.map_or_else(Body::empty, |body| Body::from(body.to_string()));
+        let mut request = request.body(body).map_err(Failed::internal)?;
+        self.caller.sign(request.extensions_mut());
+        let response = self.routes.clone().oneshot(request).await;
+        let (parts, body) = response.map_err(Failed::internal)?.into_parts();
+        let bytes = to_bytes(body, RESPONSE_MAX)
+            .await
+            .map_err(Failed::internal)?;
+        let body: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        if parts.status.is_success() {
+            let etag = etag(&parts.headers);
+            return Ok(Answer { body, etag });
+        }
+        Err(Failed {
+            status: parts.status,
+            problem: body,
+        })
+    }
+}
+
+fn etag(headers: &HeaderMap) -> Option<String> {
+    Some(headers.get(ETAG)?.to_str().ok()?.to_owned())
+}

@@ -1,0 +1,107 @@
+//! Forms: their fields, checked for the CSRF token, and the redirect after a change.
+
+use std::collections::BTreeMap;
+
+use super::api::{Failed, encode};
+use super::frame::{NOTICE, failure};
+use super::session::Viewer;
+use super::state::Dashboard;
+use axum::Form;
+use axum::extract::{FromRequest, Request};
+use axum::http::StatusCode;
+use axum::http::header::{HOST, ORIGIN};
+use axum::http::request::Parts;
+use axum::response::{IntoResponse, Redirect, Response};
+use serde_json::json;
+
+/// The fields of a form that a viewer has sent.
+#[derive(Debug)]
+pub(super) struct Fields(BTreeMap<String, Vec<String>>);
+
+impl Fields {
+    /// A field without spaces around it; empty if it is missing.
+    pub(super) fn text(&self, name: &str) -> &str {
+        self.all(name).first().map_or("", |text| text.trim())
+    }
+
+    /// A field that is not empty.
+    pub(super) fn given(&self, name: &str) -> Option<&str> {
+        Some(self.text(name)).filter(|text| !text.is_empty())
+    }
+
+    /// Every value of a field, such as of checkboxes with one name.
+    pub(super) fn all(&self, name: &str) -> &[String] {
+        self.0.get(name).map_or(&[], Vec::as_slice)
+    }
+
+    /// A whole number as people write it, such as `50,000`; as text where it is none, so that the API refuses it.
+    pub(super) fn number(&self, name: &str) -> serde_json::Value {
+        let text = self.text(name);
+        let digits: String = text
+            .chars()
+            .filter(|it| !matches!(it, ',' | '_' | ' '))
+            .collect();
+        digits
+            .parse::<u64>()
+            .map_or_else(|_| json!(text), |number| json!(number))
+    }
+}
+
+/// A form with a viewer that has proven to come from one of our pages.
+#[derive(Debug)]
+pub(super) struct Posted(pub(super) Viewer, pub(super) Fields);
+
+impl FromRequest<Dashboard> for Posted {
+    type Rejection = Response;
+
+    async fn from_request(request: Request, dashboard: &Dashboard) -> Result<Self, Response> {
+        use axum::extract::FromRequestParts as _;
+        let (mut parts, body) = request.into_parts();
+        let viewer = Viewer::from_request_parts(&mut parts, dashboard).await?;
+        let is_own = is_same_origin(&parts);
+        let fields = fields(Request::from_parts(parts, body)).await?;
+        if !is_own || fields.text("csrf") != viewer.csrf {
+            let failed = Failed {
+                status: StatusCode::FORBIDDEN,
+                problem: json!({"detail": "this form was not sent from a page of this session; go back, reload and send it again"}),
+            };
+            return Err(failure(&viewer.look, &failed));
+        }
+        Ok(Self(viewer, fields))
+    }
+}
+
+/// The fields of a form, whoever sent it.
+pub(super) async fn fields(request: Request) -> Result<Fields, Response> {
+    let form = Form::<Vec<(String, String)>>::from_request(request, &()).await;
+    let Form(pairs) = form.map_err(IntoResponse::into_response)?;
+    let mut fields: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (name, value) in pairs {
+        fields.entry(name).or_default().push(value);
+    }
+    Ok(Fields(fields))
+}
+
+/// Whether a request comes from a page of this host, as far as the browser says.
+pub(super) fn is_same_origin(parts: &Parts) -> bool {
+    let header = |name| {
+        parts
+            .headers
+            .get(name)
+            .and_then(|it: &axum::http::HeaderValue| it.to_str().ok())
+    };
+    let Some(origin) = header(ORIGIN) else {
+        return true;
+    };
+    let host = header(HOST).or(parts.uri.authority().map(|it| it.as_str()));
+    origin.split_once("://").map(|(_, host)| host) == host
+}
+
+/// Redirects after a change; the next page shows the notice.
+pub(super) fn see_other(path: &str, notice: &str) -> Response {
+    let cookie = format!(
+        "{NOTICE}={}; Path=/dashboard; Max-Age=60; HttpOnly; SameSite=Strict",
+        encode(notice)
+    );
+    ([("set-cookie", cookie)], Redirect::to(path)).into_response()
+}

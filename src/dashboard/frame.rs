@@ -1,0 +1,172 @@
+//! The frame of every page, and how a page becomes a response.
+//!
+//! A page is a struct with a field `frame` and `#[derive(Template)]` on a template that extends `base.html`. Its handler takes
+//! a [`Viewer`], reads from `viewer.api`, and returns `Result<Rendered<Page>, Response>`; [`Viewer::fail`] turns an error of the
+//! API into the page that explains it.
+
+use askama::Template;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{Html, IntoResponse, Response};
+use chrono::{DateTime, Utc};
+use percent_encoding::percent_decode_str;
+use strum::{Display, VariantArray};
+
+use super::api::Failed;
+use super::session::{Viewer, cookie};
+
+/// The cookie with the notice of the last change.
+pub(super) const NOTICE: &str = "tallyman_notice";
+
+/// The cookie with the theme.
+pub(super) const THEME: &str = "theme";
+
+/// A section of the main navigation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Display, VariantArray)]
+pub(super) enum Section {
+    Overview,
+    Plans,
+    Keys,
+    Webhooks,
+    Audit,
+}
+
+impl Section {
+    pub(super) fn path(self) -> &'static str {
+        match self {
+            Self::Overview => "/dashboard",
+            Self::Plans => "/dashboard/plans",
+            Self::Keys => "/dashboard/keys",
+            Self::Webhooks => "/dashboard/webhooks",
+            Self::Audit => "/dashboard/audit",
+        }
+    }
+}
+
+/// What a request says about how its page looks.
+#[derive(Debug, Clone)]
+pub(super) struct Look {
+    pub(super) now: DateTime<Utc>,
+    /// None follows the system.
+    pub(super) theme: Option<&'static str>,
+    /// What the last form did.
+    pub(super) notice: Option<String>,
+}
+
+impl Look {
+    pub(super) fn new(headers: &HeaderMap, now: DateTime<Utc>) -> Self {
+        let notice = cookie(headers, NOTICE).filter(|text| !text.is_empty());
+        let notice = notice.map(|text| percent_decode_str(text).decode_utf8_lossy().into_owned());
+        Self {
+            now,
+            theme: match cookie(headers, THEME) {
+                Some("light") => Some("light"),
+                Some("dark") => Some("dark"),
+                _ => None,
+            },
+            notice,
+        }
+    }
+}
+
+/// What the templates `document.html` and `base.html` need.
+#[derive(Debug)]
+pub(super) struct Frame {
+    pub(super) title: String,
+    pub(super) section: Section,
+    /// The name of the viewer's key; empty where nobody has signed in.
+    pub(super) viewer: String,
+    pub(super) is_admin: bool,
+    pub(super) csrf: String,
+    pub(super) notice: Option<String>,
+    pub(super) theme: Option<&'static str>,
+    /// The clock of the service, Unix time in ms.
+    pub(super) now_ms: i64,
+}
+
+impl Frame {
+    /// The frame of a page in this section.
+    pub(super) fn new(viewer: &Viewer, section: Section, title: impl Into<String>) -> Self {
+        Self {
+            section,
+            viewer: viewer.name.clone(),
+            is_admin: viewer.is_admin,
+            csrf: viewer.csrf.clone(),
+            notice: viewer.look.notice.clone(),
+            ..Self::outside(&viewer.look, title)
+        }
+    }
+
+    /// The frame of a page that is shown without a session.
+    pub(super) fn outside(look: &Look, title: impl Into<String>) -> Self {
+        Self {
+            title: title.into(),
+            section: Section::Overview,
+            viewer: String::new(),
+            is_admin: false,
+            csrf: String::new(),
+            notice: None,
+            theme: look.theme,
+            now_ms: look.now.timestamp_millis(),
+        }
+    }
+
+    #[expect(clippy::unused_self, reason = "templates call methods")]
+    pub(super) fn sections(&self) -> &'static [Section] {
+        Section::VARIANTS
+    }
+
+    #[expect(clippy::unused_self, reason = "templates call methods")]
+    pub(super) fn version(&self) -> &'static str {
+        env!("CARGO_PKG_VERSION")
+    }
+}
+
+/// A page as a response. A notice is shown once.
+pub(super) struct Rendered<T>(pub(super) T);
+
+impl<T: Template> IntoResponse for Rendered<T> {
+    fn into_response(self) -> Response {
+        match self.0.render() {
+            Ok(text) => {
+                let shown = format!("{NOTICE}=; Path=/dashboard; Max-Age=0");
+                ([("set-cookie", shown)], Html(text)).into_response()
+            }
+            Err(error) => {
+                tracing::error!(%error, "a page cannot be rendered");
+                StatusCode::INTERNAL_SERVER_ERROR.into_response()
+            }
+        }
+    }
+}
+
+impl Viewer {
+    /// The page that explains an error of the API.
+    pub(super) fn fail(&self) -> impl Fn(Failed) -> Response + '_ {
+        |failed| failure(&self.look, &failed)
+    }
+}
+
+#[derive(Template)]
+#[template(path = "failed.html")]
+struct FailedPage {
+    frame: Frame,
+    detail: String,
+    request: Option<String>,
+}
+
+/// The page that explains an error.
+pub(super) fn failure(look: &Look, failed: &Failed) -> Response {
+    let title = match failed.status {
+        StatusCode::NOT_FOUND => "Not found",
+        StatusCode::FORBIDDEN => "Not permitted",
+        StatusCode::SERVICE_UNAVAILABLE => "Not available now",
+        status if status.is_client_error() => "Not accepted",
+        _ => "Something went wrong",
+    };
+    let page = FailedPage {
+        frame: Frame::outside(look, title),
+        detail: super::format::sentence(&failed.detail()),
+        request: failed.problem["requestId"].as_str().map(ToOwned::to_owned),
+    };
+    (failed.status, Rendered(page)).into_response()
+}

@@ -1,0 +1,54 @@
+//! The dashboard: server-rendered pages over the HTTP API.
+//!
+//! A page is a client of `/v1` in the same process: its handler calls the API with the viewer's key ([`api`]) and renders the
+//! response into a template. So permissions, validation and problem details are those of the API. Pages work without
+//! JavaScript; forms redirect after a change.
+
+mod api;
+mod assets;
+mod filters;
+mod form;
+mod format;
+mod frame;
+mod overview;
+mod session;
+mod sign_in;
+mod state;
+
+use axum::Router;
+use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, REFERRER_POLICY};
+use axum::http::{HeaderMap, HeaderValue};
+use axum::response::Response;
+
+use crate::http;
+use crate::http::state::State;
+use state::Dashboard;
+
+/// No inline script or style, and nothing from elsewhere.
+const POLICY: HeaderValue = HeaderValue::from_static(
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; \
+     base-uri 'none'; frame-ancestors 'none'",
+);
+
+/// The pages.
+pub fn router(state: &State) -> Router {
+    let dashboard = Dashboard::new(state.clone(), http::api(state.clone()));
+    Router::new()
+        .merge(overview::routes())
+        .merge(sign_in::routes())
+        .layer(axum::middleware::map_response(secured))
+        .merge(assets::routes())
+        .with_state(dashboard)
+}
+
+async fn secured(mut response: Response) -> Response {
+    let headers: &mut HeaderMap = response.headers_mut();
+    for (name, value) in [
+        (CONTENT_SECURITY_POLICY, POLICY),
+        (REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+        (CACHE_CONTROL, HeaderValue::from_static("no-store")),
+    ] {
+        headers.entry(name).or_insert(value);
+    }
+    response
+}

@@ -1,0 +1,166 @@
+//! Signing in and out, and the theme.
+
+use std::time::Duration;
+
+use askama::Template;
+use axum::Router;
+use axum::extract::{Query, Request, State as Shared};
+use axum::http::header::SET_COOKIE;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse as _, Redirect, Response};
+use axum::routing::{get, post};
+use serde::Deserialize;
+use tokio::time::sleep;
+
+use super::form::{Posted, fields, is_same_origin};
+use super::frame::{Frame, Look, Rendered, THEME};
+use super::session::{self, COOKIE_NAME};
+use super::state::Dashboard;
+use crate::domain::api_key::Scope;
+use crate::domain::ids::ApiKeyId;
+use crate::postgres::api_keys::{KeyRecord, PresentedKey};
+
+/// How long a refused sign-in waits, so that keys are not guessed faster.
+const REFUSAL_DELAY: Duration = Duration::from_millis(500);
+
+const NOT_ACCEPTED: &str = "This key is not accepted: it is mistyped, revoked or expired";
+const NOT_PERMITTED: &str = "This key may not read everything: it needs the scope admin or read, and no organization of its own";
+const TOO_MANY: &str = "Too many keys were refused just now; try again in a moment";
+const AWAY: &str = "The service cannot look up keys now; try again in a moment";
+
+/// The routes of these pages.
+pub(super) fn routes() -> Router<Dashboard> {
+    Router::new()
+        .route("/dashboard/sign-in", get(show).post(sign_in))
+        .route("/dashboard/sign-out", post(sign_out))
+        .route("/dashboard/theme", post(theme))
+}
+
+#[derive(Deserialize)]
+struct Asked {
+    #[serde(default)]
+    to: String,
+}
+
+#[derive(Template)]
+#[template(path = "sign_in.html")]
+struct Page {
+    frame: Frame,
+    error: Option<&'static str>,
+    to: String,
+}
+
+async fn show(
+    Shared(dashboard): Shared<Dashboard>,
+    headers: HeaderMap,
+    Query(asked): Query<Asked>,
+) -> Response {
+    page(&dashboard, &headers, None, asked.to)
+}
+
+fn page(
+    dashboard: &Dashboard,
+    headers: &HeaderMap,
+    error: Option<&'static str>,
+    to: String,
+) -> Response {
+    let look = Look::new(headers, dashboard.state.ctx.clock.now());
+    let title = if error.is_some() {
+        "Error: Sign in"
+    } else {
+        "Sign in"
+    };
+    let page = Page {
+        frame: Frame::outside(&look, title),
+        error,
+        to,
+    };
+    let status = if error.is_some() {
+        StatusCode::UNPROCESSABLE_ENTITY
+    } else {
+        StatusCode::OK
+    };
+    (status, Rendered(page)).into_response()
+}
+
+async fn sign_in(Shared(dashboard): Shared<Dashboard>, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let (headers, is_own) = (parts.headers.clone(), is_same_origin(&parts));
+    let fields = match fields(Request::from_parts(parts, body)).await {
+        Ok(fields) => fields,
+        Err(response) => return response,
+    };
+    let to = fields.text("to").to_owned();
+    let refuse = |error| page(&dashboard, &headers, Some(error), to.clone());
+    if !is_own {
+        return refuse(NOT_ACCEPTED);
+    }
+    // Waits before a slot is free only as long as other refusals do.
+    let Ok(_slot) = dashboard.refusals.clone().try_acquire_owned() else {
+        return refuse(TOO_MANY);
+    };
+    match viewer_key(&dashboard, fields.text("key")).await {
+        Ok(key) => {
+            match session::start(&dashboard.state.auth, &key, dashboard.state.ctx.clock.now()) {
+                Some(session) => {
+                    let lifetime = session::LIFETIME.num_seconds();
+                    let secure = if is_https(&headers) { "; Secure" } else { "" };
+                    let cookie = format!(
+                        "{COOKIE_NAME}={session}; Path=/dashboard; Max-Age={lifetime}; HttpOnly; SameSite=Strict{secure}"
+                    );
+                    ([(SET_COOKIE, cookie)], Redirect::to(own_path(&to))).into_response()
+                }
+                None => refuse(AWAY),
+            }
+        }
+        Err(error) => {
+            sleep(REFUSAL_DELAY).await;
+            refuse(error)
+        }
+    }
+}
+
+/// The id of a key that may look at the dashboard.
+async fn viewer_key(dashboard: &Dashboard, text: &str) -> Result<ApiKeyId, &'static str> {
+    let auth = &dashboard.state.auth;
+    let presented: PresentedKey = text.parse().map_err(|_| NOT_ACCEPTED)?;
+    let record = auth.authenticate(&presented).await.map_err(|_| AWAY)?;
+    let record = record.ok_or(NOT_ACCEPTED)?;
+    let proven = auth.prove(&record).await.map_err(|_| AWAY)?;
+    let may_look = |key: &KeyRecord| key.scopes.permit(Scope::Read) && key.organization.is_none();
+    match proven {
+        Some(key) if may_look(&key) => Ok(key.id.clone()),
+        Some(_) => Err(NOT_PERMITTED),
+        None => Err(NOT_ACCEPTED),
+    }
+}
+
+/// A path of the dashboard, so that a link to the sign-in page cannot lead elsewhere.
+fn own_path(to: &str) -> &str {
+    let is_own =
+        to == "/dashboard" || to.starts_with("/dashboard/") || to.starts_with("/dashboard?");
+    if is_own { to } else { "/dashboard" }
+}
+
+/// Whether the browser came by HTTPS, as a proxy in front says.
+fn is_https(headers: &HeaderMap) -> bool {
+    headers
+        .get("x-forwarded-proto")
+        .is_some_and(|proto| proto == "https")
+}
+
+async fn sign_out(_: Posted) -> Response {
+    let ended = format!("{COOKIE_NAME}=; Path=/dashboard; Max-Age=0; HttpOnly; SameSite=Strict");
+    ([(SET_COOKIE, ended)], Redirect::to("/dashboard/sign-in")).into_response()
+}
+
+async fn theme(Posted(_, fields): Posted) -> Response {
+    let theme = match fields.text("theme") {
+        "light" => "light",
+        "dark" => "dark",
+        _ => "system",
+    };
+    // The script sets it, too.
+    let cookie = format!("{THEME}={theme}; Path=/; Max-Age=31536000; SameSite=Strict");
+    ([(SET_COOKIE, cookie)], Redirect::to("/dashboard")).into_response()
+}
