@@ -108,6 +108,19 @@ pub(super) fn check_meters(organization: &Organization, pointer: &str) -> Result
     })
 }
 
+/// Checks how many meters a member of a body names.
+pub(super) fn check_count(pointer: &str, meters: usize) -> Result<(), Invalid> {
+    if meters <= METERS_MAX {
+        return Ok(());
+    }
+    Err(Invalid {
+        pointer: pointer.to_owned(),
+        detail: format!(
+            "must name at most {METERS_MAX} meters, the maximum of an organization; got {meters}"
+        ),
+    })
+}
+
 /// Checks the thresholds of the member `limits` of a body.
 pub(super) fn check_thresholds<'a>(
     limits: impl IntoIterator<Item = (&'a MeterId, &'a LimitOverride)>,

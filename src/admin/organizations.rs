@@ -1,7 +1,7 @@
 //! An organization's settings.
 
 use super::change::Change;
-use super::limits::{check_meters, check_thresholds};
+use super::limits::{check_count, check_meters, check_thresholds};
 use super::{Admin, Error, Invalid};
 use crate::domain::ids::OrganizationId;
 use crate::domain::limit::LimitOverride;
@@ -85,6 +85,7 @@ impl Admin {
             // Each patch may add to them.
             check_size("/features", serde_json::to_string(&settings.features))?;
             check_size("/metadata", serde_json::to_string(&settings.metadata))?;
+            check_count("/meters", settings.meters.len())?;
             check_meters(&after, "/limits")?;
             after.timeline = before
                 .rescheduled(settings, now, activity)

@@ -1,8 +1,8 @@
 //! Plans.
 
-use super::limits::check_thresholds;
+use super::limits::{check_count, check_thresholds};
 use super::{Admin, Error, Invalid};
-use crate::domain::ids::{METERS_MAX, PlanId};
+use crate::domain::ids::PlanId;
 use crate::domain::plan::Plan;
 use crate::domain::precondition::{PreconditionFailed, Preconditions};
 use crate::failure::Failure;
@@ -111,14 +111,6 @@ fn committed(change: Change) -> Result<Plan, Error> {
 
 fn check(plan: &Plan) -> Result<(), Invalid> {
     check_thresholds(&plan.limits)?;
-    let meters = plan.limits.len();
-    if meters <= METERS_MAX {
-        return Ok(());
-    }
-    Err(Invalid {
-        pointer: "/limits".to_owned(),
-        detail: format!(
-            "must name at most {METERS_MAX} meters, the maximum of an organization; got {meters}"
-        ),
-    })
+    check_count("/limits", plan.limits.len())?;
+    check_count("/meters", plan.meters.len())
 }

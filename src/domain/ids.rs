@@ -146,6 +146,25 @@ id!(
 );
 
 id!(
+    /// What people call a meter.
+    MeterLabel,
+    display_name,
+    r"^(?=.*\S)[^\x00-\x1f\x7f-\x9f]{1,100}$",
+    "API calls",
+    "1 to 100 characters, not all of them spaces, and none a control character"
+);
+
+id!(
+    /// What one unit of a meter is, in the plural.
+    MeterUnit,
+    |text| display_name(text)
+        && std::str::from_utf8(text).is_ok_and(|text| text.chars().count() <= 30),
+    r"^(?=.*\S)[^\x00-\x1f\x7f-\x9f]{1,30}$",
+    "tokens",
+    "1 to 30 characters, not all of them spaces, and none a control character"
+);
+
+id!(
     /// The reason for an adjustment or a reset, for the audit log.
     Reason,
     |text| std::str::from_utf8(text)

@@ -37,6 +37,7 @@ pub mod api_key;
 pub mod calendar;
 pub mod counter;
 pub mod decision;
+pub mod display;
 pub mod event;
 pub mod feature;
 pub mod history;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::calendar::{Calendar, InvalidCalendar, Zone};
+use super::display::{MeterDisplay, MeterDisplays};
 use super::feature::{Feature, Features};
 use super::ids::{MeterId, PlanId};
 use super::input::{Day, Instant, Month, not_null, nullable};
@@ -78,6 +79,13 @@ pub struct OrganizationSettings {
     /// Its own features, by name.
     #[schema(value_type = BTreeMap<String, Feature>, example = json!({"sso": true, "seats": 5, "support": "email"}))]
     pub features: Features,
+    /// How its meters are shown, over its plan's.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(
+        value_type = BTreeMap<MeterId, MeterDisplay>,
+        example = json!({"tokens": {"label": "Language model", "unit": "tokens"}})
+    )]
+    pub meters: MeterDisplays,
     /// What ends a period; in `manual` mode a period does not end by itself.
     pub reset_mode: Option<ResetMode>,
     /// How long a period is.

@@ -8,8 +8,9 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 use super::calendar::Zone;
+use super::display::MeterDisplay;
 use super::feature::Feature;
-use super::ids::PlanId;
+use super::ids::{MeterId, PlanId};
 use super::input::{Day, Instant, Month, nullable};
 use super::organization::OrganizationSettings;
 use super::period::{ResetMode, ResetPeriod};
@@ -65,6 +66,8 @@ pub struct OrganizationPatch {
     pub plan_id: Change<PlanId>,
     /// Merged by name; `null` removes a feature.
     pub features: Change<BTreeMap<String, Option<Feature>>>,
+    /// Merged by meter; `null` removes what the organization sets.
+    pub meters: Change<BTreeMap<MeterId, Option<MeterDisplay>>>,
     /// What ends a period.
     pub reset_mode: Change<ResetMode>,
     /// How long a period is.
@@ -97,16 +100,19 @@ impl OrganizationPatch {
         self.reset_month.apply(&mut settings.reset_month);
         self.anchor.apply(&mut settings.anchor);
         self.time_zone.apply(&mut settings.time_zone);
-        self.features.merge(&mut settings.features, |own, changes| {
-            for (name, change) in changes {
-                match change {
-                    Some(feature) => own.insert(name, feature),
-                    None => own.remove(&name),
-                };
-            }
-        });
+        self.features.merge(&mut settings.features, merge_named);
+        self.meters.merge(&mut settings.meters, merge_named);
         self.metadata.merge(&mut settings.metadata, merge);
         settings
+    }
+}
+
+fn merge_named<N: Ord, T>(own: &mut BTreeMap<N, T>, changes: BTreeMap<N, Option<T>>) {
+    for (name, change) in changes {
+        match change {
+            Some(value) => own.insert(name, value),
+            None => own.remove(&name),
+        };
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::display::MeterDisplays;
 use super::feature::Features;
 use super::ids::{MeterId, PlanId, PlanName};
 use super::limit::LimitOverride;
@@ -17,6 +18,8 @@ pub struct Plan {
     pub limits: BTreeMap<MeterId, LimitOverride>,
     /// Its features, by name.
     pub features: Features,
+    /// How its meters are shown.
+    pub meters: MeterDisplays,
     /// The policy version of its last change.
     pub version: u64,
 }

@@ -155,6 +155,7 @@ mod tests {
             name: "Free".parse().unwrap(),
             limits: BTreeMap::new(),
             features: BTreeMap::new(),
+            meters: BTreeMap::new(),
             version: 1,
         };
         Policy::resolve(&defaults, 1, &[], &plan, Some(&organization))

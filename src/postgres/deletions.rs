@@ -138,7 +138,7 @@ async fn clear(tx: &mut PgConnection, id: &OrganizationId, version: u64) -> Resu
     }
     sqlx::query(
         "update organizations set
-             plan_id = null, features = '{}', reset_mode = null, reset_period = null, reset_day = null,
+             plan_id = null, features = '{}', meters = '{}', reset_mode = null, reset_period = null, reset_day = null,
              reset_month = null, anchor = null, time_zone = null, metadata = '{}', timeline = null,
              version = $2, incarnation = $2, created_at = now(), updated_at = now(),
              deleted_at = now(), due_at = 'infinity'

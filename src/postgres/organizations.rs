@@ -240,13 +240,13 @@ pub(super) async fn write(
     let settings = &organization.settings;
     sqlx::query(
         "insert into organizations (id, plan_id, features, reset_mode, reset_period, reset_day, reset_month, anchor,
-                                    time_zone, metadata, timeline, version)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+                                    time_zone, metadata, timeline, version, meters)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
          on conflict (id) do update set
              plan_id = excluded.plan_id, features = excluded.features, reset_mode = excluded.reset_mode,
              reset_period = excluded.reset_period, reset_day = excluded.reset_day, reset_month = excluded.reset_month,
              anchor = excluded.anchor, time_zone = excluded.time_zone, metadata = excluded.metadata,
-             timeline = excluded.timeline, version = excluded.version,
+             timeline = excluded.timeline, version = excluded.version, meters = excluded.meters,
              deleted_at = null, due_at = '-infinity', updated_at = now()",
     )
     .bind(id)
@@ -261,6 +261,7 @@ pub(super) async fn write(
     .bind(Json(&settings.metadata))
     .bind(organization.timeline.as_ref().map(Json))
     .bind(BigInt(organization.version))
+    .bind(Json(&settings.meters))
     .execute(&mut *tx)
     .await?;
     if let Some(zone) = settings.time_zone {

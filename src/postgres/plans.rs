@@ -35,7 +35,7 @@ pub async fn get(db: &Postgres, id: &PlanId) -> Result<Option<Plan>> {
 /// Lists at most `count` plans by id, starting after `after`.
 pub async fn list(db: &Postgres, after: Option<&PlanId>, count: u32) -> Result<Vec<Plan>> {
     Ok(sqlx::query_as(
-        "select id, name, limits, features, version from plans
+        "select id, name, limits, features, meters, version from plans
          where id > $1
          order by id
          limit $2",
@@ -65,14 +65,16 @@ pub async fn put(
         return Ok(Change::Done(before.clone()));
     }
     sqlx::query(
-        "insert into plans (id, name, limits, features, version) values ($1, $2, $3, $4, $5)
+        "insert into plans (id, name, limits, features, meters, version) values ($1, $2, $3, $4, $5, $6)
          on conflict (id) do update set
-             name = excluded.name, limits = excluded.limits, features = excluded.features, version = excluded.version",
+             name = excluded.name, limits = excluded.limits, features = excluded.features,
+             meters = excluded.meters, version = excluded.version",
     )
     .bind(&after.id)
     .bind(&after.name)
     .bind(Json(&after.limits))
     .bind(Json(&after.features))
+    .bind(Json(&after.meters))
     .bind(BigInt(version))
     .execute(&mut *tx)
     .await?;
@@ -144,21 +146,22 @@ impl FromRow<'_, PgRow> for Plan {
             name: row.try_get("name")?,
             limits: json(row, "limits")?,
             features: json(row, "features")?,
+            meters: json(row, "meters")?,
             version: unsigned(row, "version")?,
         })
     }
 }
 
 async fn read(executor: impl PgExecutor<'_>, id: &PlanId) -> Result<Option<Plan>> {
-    Ok(
-        sqlx::query_as("select id, name, limits, features, version from plans where id = $1")
-            .bind(id)
-            .fetch_optional(executor)
-            .await?,
+    Ok(sqlx::query_as(
+        "select id, name, limits, features, meters, version from plans where id = $1",
     )
+    .bind(id)
+    .fetch_optional(executor)
+    .await?)
 }
 
 /// The plan in the audit log: everything but its version.
 fn describe(plan: &Plan) -> serde_json::Value {
-    json!({"id": plan.id, "name": plan.name, "limits": plan.limits, "features": plan.features})
+    json!({"id": plan.id, "name": plan.name, "limits": plan.limits, "features": plan.features, "meters": plan.meters})
 }

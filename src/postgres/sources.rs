@@ -130,8 +130,9 @@ async fn read_all(tx: &mut PgConnection, ids: &[&OrganizationId]) -> Result<Vec<
     Ok(sqlx::query_as(
         "select requested_id, defaults.settings as defaults, defaults.version as defaults_version,
                 defaults.calendars as default_calendars,
-                plans.id, plans.name, plans.limits, plans.features, plans.version,
+                plans.id, plans.name, plans.limits, plans.features, plans.meters, plans.version,
                 it.id is not null and it.deleted_at is null as known, it.plan_id as own_plan, coalesce(it.features, '{}') as own_features,
+                coalesce(it.meters, '{}') as own_meters,
                 it.reset_mode, it.reset_period, it.reset_day, it.reset_month, it.anchor, it.time_zone,
                 coalesce(it.metadata, '{}') as metadata, it.timeline,
                 coalesce(it.version, 0) as own_version, coalesce(it.incarnation, 0) as incarnation,
@@ -186,6 +187,7 @@ impl FromRow<'_, PgRow> for Organization {
             settings: OrganizationSettings {
                 plan_id: row.try_get("own_plan")?,
                 features: json(row, "own_features")?,
+                meters: json(row, "own_meters")?,
                 reset_mode: row.try_get("reset_mode")?,
                 reset_period: row.try_get("reset_period")?,
                 reset_day: small(row, "reset_day")?,

@@ -249,7 +249,7 @@ async fn settings_are_returned_as_they_are_effective() {
         json!({"organizationId": "org_1", "planId": "free",
                "features": {"sso": true, "seats": 5, "support": "email"}, "resetMode": "scheduled",
                "resetPeriod": "monthly", "resetDay": 15, "resetMonth": null, "anchor": null,
-               "timeZone": "Europe/Berlin", "metadata": {"stripeCustomer": "cus_1"},
+               "timeZone": "Europe/Berlin", "meters": {}, "metadata": {"stripeCustomer": "cus_1"},
                "limits": {"api": {"limit": 1000, "enforcement": "hard", "warnAt": [80, 100], "source": "default"}},
                "version": version})
     );

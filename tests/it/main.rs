@@ -20,6 +20,7 @@ mod credentials;
 mod deletion;
 mod deployment;
 mod dev;
+mod displays;
 mod documents;
 mod dry_runs;
 mod effective;

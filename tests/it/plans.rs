@@ -66,6 +66,7 @@ async fn a_plan_is_returned_as_it_was_put() {
         "name": "Pro",
         "limits": {"api": {"limit": 10000, "enforcement": "soft", "warnAt": [50]}, "tokens": {"limit": null}},
         "features": {"sso": true, "seats": 5, "support": "email"},
+        "meters": {"api": {"unit": "calls"}},
     });
     let plan = put(&service, "pro", settings.clone()).await;
     let mut expected = settings;
@@ -531,8 +532,8 @@ async fn every_change_of_a_plan_is_audited_and_an_equal_plan_is_no_change() {
     let actions: Vec<&Value> = rows.iter().map(|row| &row["action"]).collect();
     assert_eq!(actions, ["plan.put", "plan.put", "plan.delete"]);
     let (full, bare) = (
-        json!({"id": "pro", "name": "Pro", "limits": {"api": {"limit": null}}, "features": {"seats": 5}}),
-        json!({"id": "pro", "name": "Pro", "limits": {}, "features": {}}),
+        json!({"id": "pro", "name": "Pro", "limits": {"api": {"limit": null}}, "features": {"seats": 5}, "meters": {}}),
+        json!({"id": "pro", "name": "Pro", "limits": {}, "features": {}, "meters": {}}),
     );
     let states = [(&Value::Null, &full), (&full, &bare), (&bare, &Value::Null)];
     for (row, (before, after)) in rows.iter().zip(states) {

@@ -46,7 +46,8 @@ async fn usage_is_exact_before_any_flush() {
                "resetPeriod": "monthly", "exact": true, "snapshotAt": null,
                "meters": {"api": {"current": 250, "limit": 1000, "remaining": 750, "overage": 0, "percentage": 25.0,
                                   "enforcement": "hard", "periodStart": "2031-03-01T00:00:00Z",
-                                  "resetDate": "2031-04-01T00:00:00Z", "denied": 0, "fallback": null}}})
+                                  "resetDate": "2031-04-01T00:00:00Z", "denied": 0, "fallback": null,
+                                  "label": null, "unit": null}}})
     );
 }
 

@@ -1835,6 +1835,11 @@ export interface components {
          *           ]
          *         }
          *       },
+         *       "meters": {
+         *         "tokens": {
+         *           "unit": "tokens"
+         *         }
+         *       },
          *       "organizationId": "org_123",
          *       "version": 2
          *     }
@@ -1843,6 +1848,10 @@ export interface components {
             organizationId: components["schemas"]["OrganizationId"];
             limits: {
                 [key: string]: components["schemas"]["MeterLimit"];
+            };
+            /** @description How meters are shown, by meter. */
+            meters: {
+                [key: string]: components["schemas"]["MeterDisplay"];
             };
             /**
              * Format: int64
@@ -2002,10 +2011,28 @@ export interface components {
             resetDate: string | null;
         };
         /**
+         * @description How a meter is shown; absent fields are inherited.
+         * @example {
+         *       "label": "Language model",
+         *       "unit": "tokens"
+         *     }
+         */
+        MeterDisplay: {
+            /** @description What people call the meter. */
+            label?: components["schemas"]["MeterLabel"];
+            /** @description What one unit is, in the plural. */
+            unit?: components["schemas"]["MeterUnit"];
+        };
+        /**
          * @description What is counted.
          * @example api
          */
         MeterId: string;
+        /**
+         * @description What people call a meter.
+         * @example API calls
+         */
+        MeterLabel: string;
         /** @description The effective limit of one meter. */
         MeterLimit: {
             limit: components["schemas"]["Count"] | null;
@@ -2080,6 +2107,11 @@ export interface components {
             resetDate: string | null;
         };
         /**
+         * @description What one unit of a meter is, in the plural.
+         * @example tokens
+         */
+        MeterUnit: string;
+        /**
          * @description A mismatch.
          * @enum {string}
          */
@@ -2146,6 +2178,12 @@ export interface components {
          *       "metadata": {
          *         "stripeCustomer": "cus_1"
          *       },
+         *       "meters": {
+         *         "api": {
+         *           "label": "API",
+         *           "unit": "calls"
+         *         }
+         *       },
          *       "organizationId": "org_123",
          *       "planId": "free",
          *       "resetDay": 15,
@@ -2174,6 +2212,10 @@ export interface components {
             metadata: Record<string, unknown>;
             limits: {
                 [key: string]: components["schemas"]["MeterLimit"];
+            };
+            /** @description How meters are shown, by meter. */
+            meters: {
+                [key: string]: components["schemas"]["MeterDisplay"];
             };
             /**
              * Format: int64
@@ -2229,6 +2271,19 @@ export interface components {
              */
             features?: {
                 [key: string]: components["schemas"]["Feature"];
+            };
+            /**
+             * @description How its meters are shown, over its plan's.
+             * @default {}
+             * @example {
+             *       "tokens": {
+             *         "label": "Language model",
+             *         "unit": "tokens"
+             *       }
+             *     }
+             */
+            meters?: {
+                [key: string]: components["schemas"]["MeterDisplay"];
             };
             /** @default null */
             resetMode?: components["schemas"]["ResetMode"] | null;
@@ -2324,6 +2379,12 @@ export interface components {
          *           ]
          *         }
          *       },
+         *       "meters": {
+         *         "api": {
+         *           "label": "API",
+         *           "unit": "calls"
+         *         }
+         *       },
          *       "name": "Pro",
          *       "version": 129
          *     }
@@ -2337,6 +2398,10 @@ export interface components {
             };
             features: {
                 [key: string]: components["schemas"]["Feature"];
+            };
+            /** @description How its meters are shown, by meter. */
+            meters: {
+                [key: string]: components["schemas"]["MeterDisplay"];
             };
             /**
              * Format: int64
@@ -2365,6 +2430,12 @@ export interface components {
          *                 80,
          *                 100
          *               ]
+         *             }
+         *           },
+         *           "meters": {
+         *             "api": {
+         *               "label": "API",
+         *               "unit": "calls"
          *             }
          *           },
          *           "name": "Pro",
@@ -2400,6 +2471,12 @@ export interface components {
          *           ]
          *         }
          *       },
+         *       "meters": {
+         *         "api": {
+         *           "label": "API",
+         *           "unit": "calls"
+         *         }
+         *       },
          *       "name": "Pro"
          *     }
          */
@@ -2423,6 +2500,10 @@ export interface components {
              */
             features?: {
                 [key: string]: components["schemas"]["Feature"];
+            };
+            /** @description How its meters are shown, by meter. */
+            meters?: {
+                [key: string]: components["schemas"]["MeterDisplay"];
             };
         };
         /** @description One period that has ended or was reset, or one hour or day. */
@@ -2864,6 +2945,10 @@ export interface components {
             features?: {
                 [key: string]: null | components["schemas"]["Feature"];
             } | null;
+            /** @description By meter; null removes what the organization sets. */
+            meters?: {
+                [key: string]: null | components["schemas"]["MeterDisplay"];
+            } | null;
             /** @default null */
             resetMode?: components["schemas"]["ResetMode"] | null;
             /** @default null */
@@ -3010,12 +3095,14 @@ export interface components {
          *           "denied": 0,
          *           "enforcement": "hard",
          *           "fallback": null,
+         *           "label": "API",
          *           "limit": 1000,
          *           "overage": 0,
          *           "percentage": 0.5,
          *           "periodStart": "2026-11-01T00:00:00Z",
          *           "remaining": 995,
-         *           "resetDate": "2026-12-01T00:00:00Z"
+         *           "resetDate": "2026-12-01T00:00:00Z",
+         *           "unit": "calls"
          *         }
          *       },
          *       "organizationId": "org_123",
@@ -3055,6 +3142,8 @@ export interface components {
         });
         /** @description One meter in its running period, with what the period has denied. */
         UsedMeter: components["schemas"]["Meter"] & {
+            label: components["schemas"]["MeterLabel"] | null;
+            unit: components["schemas"]["MeterUnit"] | null;
             /**
              * Format: int64
              * @description Calls denied in the running period.
@@ -4552,6 +4641,12 @@ export interface operations {
                      *             80,
                      *             100
                      *           ]
+                     *         }
+                     *       },
+                     *       "meters": {
+                     *         "api": {
+                     *           "label": "API",
+                     *           "unit": "calls"
                      *         }
                      *       },
                      *       "name": "Pro",

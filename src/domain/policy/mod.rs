@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+use super::display::{MeterDisplays, override_with};
 use super::feature::{Feature, Features};
 use super::ids::{MeterId, PlanId};
 use super::limit::{MeterLimit, Rule, Source, TemporaryLimit};
@@ -40,6 +41,9 @@ pub struct Policy {
     /// Features by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub features: BTreeMap<String, SetFeature>,
+    /// How meters are shown, by meter.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub meters: MeterDisplays,
     /// When its periods begin and end.
     pub schedule: Schedule,
     /// Limits by meter; other meters are unlimited.
@@ -91,7 +95,10 @@ impl Policy {
                 features.insert(name.clone(), SetFeature { value, source });
             }
         }
+        let mut meters = plan.meters.clone();
+        override_with(&mut meters, &settings.meters);
         Self {
+            meters,
             version: organization.version.max(plan.version).max(defaults_version),
             plan_id: plan.id.clone(),
             features,

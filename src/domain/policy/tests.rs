@@ -25,6 +25,7 @@ fn plan(id: &str, limits: &str) -> Plan {
         name: "Plan".parse().unwrap(),
         limits: serde_json::from_str(limits).unwrap(),
         features: Features::default(),
+        meters: BTreeMap::new(),
         version: 5,
     }
 }

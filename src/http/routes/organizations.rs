@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use crate::domain::display::MeterDisplay;
 use crate::domain::feature::{Feature, Features};
 use crate::domain::ids::{MeterId, OrganizationId, PlanId};
 use crate::domain::limit::MeterLimit;
@@ -36,7 +37,7 @@ use crate::postgres::organizations::Sources;
     "resetPeriod": "monthly", "resetDay": 15, "resetMonth": null, "anchor": null, "timeZone": "Europe/Berlin",
     "metadata": {"stripeCustomer": "cus_1"},
     "limits": {"api": {"limit": 1000, "enforcement": "hard", "warnAt": [80, 100], "source": "default"}},
-    "version": 3
+    "meters": {"api": {"label": "API", "unit": "calls"}}, "version": 3
 }))]
 #[expect(
     clippy::struct_field_names,
@@ -60,6 +61,8 @@ pub(in crate::http) struct Organization {
     #[schema(value_type = Object)]
     metadata: Map<String, Value>,
     limits: BTreeMap<MeterId, MeterLimit>,
+    /// How meters are shown, by meter.
+    meters: BTreeMap<MeterId, MeterDisplay>,
     /// Increases with every change of the organization, its plan or the defaults.
     version: u64,
 }
@@ -85,6 +88,7 @@ impl Organization {
             features: policy.feature_values(),
             plan_id: policy.plan_id,
             limits: policy.limits,
+            meters: policy.meters,
         };
         Tagged {
             version: state.version,
@@ -102,7 +106,7 @@ impl Organization {
         "api": {"limit": 1000, "enforcement": "hard", "warnAt": [80, 100], "source": "default"},
         "tokens": {"limit": 1500, "enforcement": "hard", "warnAt": [80, 100], "source": "organization"}
     },
-    "version": 2
+    "meters": {"tokens": {"unit": "tokens"}}, "version": 2
 }))]
 #[expect(
     clippy::struct_field_names,
@@ -111,6 +115,8 @@ impl Organization {
 pub(in crate::http) struct Limits {
     organization_id: OrganizationId,
     limits: BTreeMap<MeterId, MeterLimit>,
+    /// How meters are shown, by meter.
+    meters: BTreeMap<MeterId, MeterDisplay>,
     /// Increases with every change of the organization, its plan or the defaults.
     version: u64,
 }
@@ -122,6 +128,7 @@ impl Limits {
             state: Self {
                 organization_id,
                 limits: policy.limits,
+                meters: policy.meters,
                 version: policy.version,
             },
         }

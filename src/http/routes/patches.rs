@@ -7,6 +7,7 @@ use utoipa::openapi::{Object, Ref, RefOr};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::admin;
+use crate::domain::display::MeterDisplay;
 use crate::domain::feature::Feature;
 use crate::domain::ids::{METERS_MAX, MeterId};
 use crate::domain::input::{double_option, not_null, optional};
@@ -113,10 +114,23 @@ impl PartialSchema for SettingsPatch {
             .schema_type(collection())
             .description(Some("Features by name; null removes one."))
             .additional_properties(Some(RefOr::T(Schema::OneOf(value.build()))));
+        let display = OneOfBuilder::new()
+            .item(ObjectBuilder::new().schema_type(Type::Null))
+            .item(Ref::from_schema_name(MeterDisplay::name()));
+        let meters = ObjectBuilder::new()
+            .schema_type(collection())
+            .description(Some("By meter; null removes what the organization sets."))
+            .property_names(Some(MeterId::schema()))
+            .additional_properties(Some(RefOr::T(Schema::OneOf(display.build()))))
+            .max_properties(Some(METERS_MAX));
         let metadata = ObjectBuilder::new()
             .schema_type(collection())
             .description(Some("Merged at every depth; null removes a name."));
-        for (name, field) in [("features", features), ("metadata", metadata)] {
+        for (name, field) in [
+            ("features", features),
+            ("meters", meters),
+            ("metadata", metadata),
+        ] {
             patch.properties.insert(name.to_owned(), field.into());
         }
         patch.example = None;

@@ -9,6 +9,7 @@ use axum::response::{IntoResponse as _, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::domain::display::MeterDisplay;
 use crate::domain::feature::{Feature, Features};
 use crate::domain::ids::{MeterId, PlanId, PlanName};
 use crate::domain::input::not_null;
@@ -30,7 +31,7 @@ type Plans = List<Plan, PlanId>;
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = json!({
     "id": "pro", "name": "Pro", "limits": {"api": {"limit": 10000, "enforcement": "soft", "warnAt": [80, 100]}},
-    "features": {"sso": true}, "version": 129
+    "features": {"sso": true}, "meters": {"api": {"label": "API", "unit": "calls"}}, "version": 129
 }))]
 pub(in crate::http) struct Plan {
     id: PlanId,
@@ -39,6 +40,8 @@ pub(in crate::http) struct Plan {
     limits: BTreeMap<MeterId, LimitOverride>,
     #[schema(value_type = BTreeMap<String, Feature>)]
     features: Features,
+    /// How its meters are shown, by meter.
+    meters: BTreeMap<MeterId, MeterDisplay>,
     /// Increases with every change.
     version: u64,
 }
@@ -50,6 +53,7 @@ impl From<plan::Plan> for Plan {
             name: plan.name,
             limits: plan.limits,
             features: plan.features,
+            meters: plan.meters,
             version: plan.version,
         }
     }
@@ -69,7 +73,7 @@ impl Plan {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schema(example = json!({
     "name": "Pro", "limits": {"api": {"limit": 10000, "enforcement": "soft", "warnAt": [80, 100]}},
-    "features": {"sso": true}
+    "features": {"sso": true}, "meters": {"api": {"label": "API", "unit": "calls"}}
 }))]
 pub(in crate::http) struct PlanSettings {
     /// Display name; the id by default.
@@ -84,6 +88,9 @@ pub(in crate::http) struct PlanSettings {
     #[serde(default)]
     #[schema(value_type = BTreeMap<String, Feature>, example = json!({"sso": true, "seats": 5, "support": "email"}))]
     features: Features,
+    /// How its meters are shown, by meter.
+    #[serde(default)]
+    meters: BTreeMap<MeterId, MeterDisplay>,
 }
 
 /// List plans
@@ -167,7 +174,7 @@ pub(in crate::http) struct PutPlan {
     request_body = PlanSettings,
     responses((status = 200, description = "The plan.", body = PutPlan, example = json!({
         "id": "pro", "name": "Pro", "limits": {"api": {"limit": 10000, "enforcement": "soft", "warnAt": [80, 100]}},
-        "features": {"sso": true}, "version": 129
+        "features": {"sso": true}, "meters": {"api": {"label": "API", "unit": "calls"}}, "version": 129
     })))
 )]
 pub(in crate::http) async fn put_plan(
@@ -183,6 +190,7 @@ pub(in crate::http) async fn put_plan(
         id,
         limits: settings.limits,
         features: settings.features,
+        meters: settings.meters,
         version: 0,
     };
     let admin = &state.admin;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::domain::feature::{Feature, Features};
-use crate::domain::ids::{MeterId, OrganizationId, PlanId};
+use crate::domain::ids::{MeterId, MeterLabel, MeterUnit, OrganizationId, PlanId};
 use crate::domain::limit::Enforcement;
 use crate::domain::period::{ResetMode, ResetPeriod};
 use crate::domain::policy::Policy;
@@ -32,7 +32,8 @@ use crate::usage::{MeterUsage, OrganizationUsage};
     "organizationId": "org_123", "planId": "free", "features": {}, "resetMode": "lazy", "resetPeriod": "monthly",
     "meters": {"api": {
         "current": 5, "limit": 1000, "remaining": 995, "overage": 0, "percentage": 0.5, "enforcement": "hard",
-        "periodStart": "2026-11-01T00:00:00Z", "resetDate": "2026-12-01T00:00:00Z", "denied": 0, "fallback": null
+        "periodStart": "2026-11-01T00:00:00Z", "resetDate": "2026-12-01T00:00:00Z", "label": "API", "unit": "calls",
+        "denied": 0, "fallback": null
     }},
     "exact": true, "snapshotAt": null
 }))]
@@ -68,6 +69,12 @@ pub(in crate::http) struct UsageQuery {
 struct UsedMeter {
     #[serde(flatten)]
     usage: Meter,
+    /// What people call the meter; null if neither the organization nor its plan says so.
+    #[schema(required)]
+    label: Option<MeterLabel>,
+    /// What one unit is, in the plural; null like `label`.
+    #[schema(required)]
+    unit: Option<MeterUnit>,
     /// Calls denied in the running period.
     denied: u64,
     /// While a temporary limit applies, what follows it; else null.
@@ -179,7 +186,10 @@ pub(in crate::http) async fn usage_for(
 
 fn used(usage: &MeterUsage, policy: &Policy, projected: Option<Option<Projected>>) -> UsedMeter {
     let until = policy.limits.get(&usage.meter).and_then(|it| it.until);
+    let display = policy.meters.get(&usage.meter).cloned().unwrap_or_default();
     UsedMeter {
+        label: display.label,
+        unit: display.unit,
         denied: usage.denied,
         fallback: until.map(|at| Fallback {
             at,
