@@ -183,7 +183,11 @@ async fn an_unknown_query_parameter_is_refused() {
         (Method::POST, "/v1/track?organizationId=org_1", body()),
         (Method::POST, "/v1/consume?dryRun=true", body()),
         (Method::POST, "/v1/check?x", body()),
-        (Method::GET, "/v1/organizations/org_1/usage?meter=api", None),
+        (
+            Method::GET,
+            "/v1/organizations/org_1/limits?meter=api",
+            None,
+        ),
         (Method::GET, "/v1/organizations/org_1?expand=plan", None),
         (Method::PUT, "/v1/organizations/org_1?x=1", Some(json!({}))),
         (
@@ -223,7 +227,7 @@ async fn an_unknown_path_is_404_and_a_known_one_lists_its_methods() {
     let world = World::new().await;
     let service = world.instance().await;
     for path in [
-        "/",
+        "/nothing",
         "/v1",
         "/v1/tracks",
         "/v1/track/",

@@ -166,3 +166,18 @@ async fn organizations_that_run_out_are_listed_first_to_last_with_the_reason() {
     service.app.flusher.summaries.age_once().await.unwrap();
     assert!(exhausted(&service, "sort=exhausted").await.is_empty());
 }
+
+#[tokio::test]
+async fn while_postgres_is_away_usage_is_told_without_projections() {
+    let world = World::new().await;
+    let (servers, socket) = world.cuttable_postgres();
+    let service = world.instance_with(servers).await;
+    service.count("org_1", "api", 10).await;
+    service.flush().await;
+    world.clock.advance(Duration::hours(6));
+    assert_ne!(projected(&service, "org_1").await, Value::Null);
+    socket.cut(&world.postgres().await).await;
+    assert_eq!(projected(&service, "org_1").await, Value::Null);
+    socket.restore();
+    assert_ne!(projected(&service, "org_1").await, Value::Null);
+}

@@ -83,8 +83,13 @@ struct UsedMeter {
     /// Only with `projected=true`; null where the history is too short, or away.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Projected>, required = false)]
-    projected: Option<Option<Projected>>,
+    projected: Option<Expectation>,
 }
+
+/// A projection, or null.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+struct Expectation(Option<Projected>);
 
 /// The limit below a temporary one.
 #[derive(Debug, Serialize, ToSchema)]
@@ -150,7 +155,7 @@ pub(in crate::http) async fn usage(
     };
     let mut projected = |meter: &MeterId| {
         let projections = projections.as_mut()?;
-        Some(projections.remove(meter).map(Projected::from))
+        Some(Expectation(projections.remove(meter).map(Projected::from)))
     };
     Ok(Json(Usage {
         organization_id: organization,
@@ -184,7 +189,7 @@ pub(in crate::http) async fn usage_for(
     }
 }
 
-fn used(usage: &MeterUsage, policy: &Policy, projected: Option<Option<Projected>>) -> UsedMeter {
+fn used(usage: &MeterUsage, policy: &Policy, projected: Option<Expectation>) -> UsedMeter {
     let until = policy.limits.get(&usage.meter).and_then(|it| it.until);
     let display = policy.meters.get(&usage.meter).cloned().unwrap_or_default();
     UsedMeter {
