@@ -27,6 +27,7 @@ use crate::jobs::activity::Activity;
 use crate::jobs::erase::Eraser;
 use crate::jobs::flush::Flusher;
 use crate::jobs::gc::GarbageCollector;
+use crate::jobs::live::Live;
 use crate::jobs::periods::PeriodsJob;
 use crate::jobs::webhooks::{Deliverer, Webhooks};
 use crate::jobs::{Supervisor, sync};
@@ -85,13 +86,23 @@ impl App {
             let (policies, recovery) = (policies.clone(), recovery.clone());
             Admin::new(ctx.clone(), policies, recovery, auth.clone())
         };
+        let jobs = || background.clone();
+        let (job_policies, job_recovery) = (policies.on(jobs()), recovery.on(jobs()));
+        let activity = Activity::new(ctx.clone());
+        let live = Live::new(
+            Usage::new(jobs(), job_policies.clone(), job_recovery.clone()),
+            activity.on(jobs()),
+            // The others are left to requests.
+            config.connections.max / 2,
+        );
         let state = State::new(Handles {
             admin: admin(&ctx, &policies, &recovery, &auth),
             usage: Usage::new(ctx.clone(), policies.clone(), recovery.clone()),
             verifier: Verifier::new(ctx.clone(), policies.clone()),
             webhooks: Webhooks::new(ctx.clone(), config.webhook_private_addresses),
             history: History::new(ctx.clone(), policies.clone()),
-            activity: Activity::new(ctx.clone()),
+            activity,
+            live,
             auth,
             ctx,
             metrics_apart: config.metrics_listen.is_some(),
@@ -102,8 +113,7 @@ impl App {
             batches: Turns::new(BATCHES_EACH),
             draining: AtomicBool::new(false),
         });
-        let jobs = || background.clone();
-        let (policies, recovery) = (policies.on(jobs()), recovery.on(jobs()));
+        let (policies, recovery) = (job_policies, job_recovery);
         let auth = state.auth.on(jobs());
         let admin = admin(&background, &policies, &recovery, &auth);
         Ok(Self {
@@ -158,6 +168,7 @@ impl App {
             () = jobs.died() => true,
         };
         self.state.draining.store(true, Ordering::Release);
+        self.state.live.close();
         stop_server.cancel();
         if !serving.await {
             tracing::warn!("some requests were not answered in time");
@@ -184,6 +195,7 @@ impl App {
         jobs.spawn(self.garbage_collector.clone().run(stop()));
         jobs.spawn(self.eraser.clone().run(stop()));
         jobs.spawn(self.activity.clone().run(stop()));
+        jobs.spawn(self.state.live.clone().run(stop()));
         jobs.spawn(sync::policies(ctx(), self.policies.clone(), stop()));
         jobs.spawn(sync::api_keys(ctx(), self.auth.clone(), stop()));
     }

@@ -100,6 +100,14 @@ impl Caller {
         }
     }
 
+    /// Whether the credential is neither revoked nor expired since; assumed while that cannot be looked up.
+    pub(super) async fn is_still_valid(&self, state: &State) -> bool {
+        match &self.identity {
+            Identity::Key(key) => !matches!(state.auth.known(&key.id).await, Ok(None)),
+            Identity::User(user) => user.expires_at.is_none_or(|at| state.ctx.clock.now() < at),
+        }
+    }
+
     /// Whether the auth server guarantees that the caller's organization exists, counted yet or not.
     pub(super) fn trusts_existence(&self) -> bool {
         matches!(self.identity, Identity::User(_))

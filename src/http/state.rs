@@ -10,6 +10,7 @@ use crate::budget::{Budget, Turns};
 use crate::config::Origins;
 use crate::context::Context;
 use crate::jobs::activity::Activity;
+use crate::jobs::live::Live;
 use crate::jobs::webhooks::Webhooks;
 use crate::usage::Usage;
 use crate::usage::history::History;
@@ -34,6 +35,8 @@ pub struct Handles {
     pub verifier: Verifier,
     /// Reads the overview of the service.
     pub activity: Activity,
+    /// Reads for the streams of live figures.
+    pub live: Live,
     /// Administers webhooks.
     pub webhooks: Webhooks,
     /// Servers, clock and metrics.

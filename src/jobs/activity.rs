@@ -40,6 +40,8 @@ pub struct Summary {
     pub organizations: Organizations,
     /// The calls of all instances in each of the last 60 complete minutes, oldest first.
     pub calls: Vec<(DateTime<Utc>, u64)>,
+    /// The calls of all instances in the last 60 seconds, if those of the last complete minute were spread evenly.
+    pub recent_calls: u64,
     /// The age of the oldest change of a counter that is not stored; none while Redis is away.
     pub flush_lag: Option<TimeDelta>,
     /// How long the most overdue delivery to a webhook has been due.
@@ -130,14 +132,17 @@ impl Activity {
         let starts = starts.map(|ago| last_minute - TimeDelta::minutes(ago.into()));
         let from = last_minute - TimeDelta::minutes(MINUTES.into());
         let calls = overview::calls(postgres, from).await?;
+        let in_minute = |start: DateTime<Utc>| calls.get(&start).copied().unwrap_or(0);
+        let rest = 60_u64.saturating_sub((now - last_minute).num_seconds().unsigned_abs());
+        let recent_calls =
+            in_minute(last_minute) + in_minute(last_minute - TimeDelta::minutes(1)) * rest / 60;
         let due = webhooks::due(postgres, now).await?;
         let overdue = due.into_iter().map(|(_, since)| now - since).max();
         Ok(Summary {
             at: now,
             organizations: overview::organizations(postgres, now).await?,
-            calls: starts
-                .map(|start| (start, calls.get(&start).copied().unwrap_or(0)))
-                .collect(),
+            calls: starts.map(|start| (start, in_minute(start))).collect(),
+            recent_calls,
             flush_lag: self.flush_lag(now).await.ok(),
             webhook_lag: overdue.unwrap_or_default(),
             last_snapshot_at: overview::last_snapshot_at(postgres).await?,

@@ -5,6 +5,7 @@ mod driver;
 pub mod erase;
 pub mod flush;
 pub mod gc;
+pub mod live;
 pub mod periods;
 pub mod summaries;
 pub mod sync;

@@ -37,6 +37,7 @@ mod keys;
 mod late_and_refunds;
 mod lessons;
 mod limits;
+mod live;
 mod logs;
 mod metrics;
 mod model;

@@ -189,6 +189,8 @@ async fn populated_service(world: &World) -> (Instance, Document) {
     .execute(&world.postgres().await)
     .await
     .unwrap();
+    // So that a live stream ends after its first event.
+    service.app.state.live.close();
     let document = Document::of(&service).await;
     (service, document)
 }

@@ -161,6 +161,52 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/live": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Stream the summary
+         * @description Server-sent events: the first has the figures of the summary and the usage of the organizations that the query names;
+         *     the others have what has changed, at most once a second. Needs a key that is not bound to an organization.
+         *
+         *     Needs a key with the scope `read`.
+         */
+        get: operations["streamSummary"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/organizations/{id}/live": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Stream the usage of an organization
+         * @description Server-sent events: the first has every meter, the others those that changed, at most once a second. The stream ends
+         *     when the key is revoked, the organization is deleted, or the service stops.
+         *
+         *     Needs a key with the scope `read`, or a JWT of the organization.
+         */
+        get: operations["streamUsage"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/organizations/{id}/history": {
         parameters: {
             query?: never;
@@ -1984,6 +2030,88 @@ export interface components {
             data: components["schemas"]["ListedOrganization"][];
             /** @description Null on the last page. */
             nextCursor: null | string;
+        };
+        /**
+         * @description The data of an event: what has changed; the first event has everything.
+         * @example {
+         *       "at": "2026-11-23T10:14:00Z",
+         *       "organizations": {
+         *         "org_123": {
+         *           "exact": true,
+         *           "meters": {
+         *             "api": {
+         *               "current": 5,
+         *               "denied": 0,
+         *               "limit": 1000,
+         *               "resetDate": "2026-12-01T00:00:00Z"
+         *             }
+         *           }
+         *         }
+         *       }
+         *     }
+         */
+        LiveEvent: {
+            /** Format: date-time */
+            at: string;
+            summary?: components["schemas"]["LiveSummary"] | null;
+            /** @description The watched organizations with a change. */
+            organizations?: {
+                [key: string]: components["schemas"]["LiveUsage"];
+            };
+        };
+        /** @description A meter in its running period. */
+        LiveMeter: {
+            /** @description The count of the running period. */
+            current: components["schemas"]["Count"];
+            limit: components["schemas"]["Count"] | null;
+            /**
+             * Format: int64
+             * @description Calls denied in the running period.
+             */
+            denied: number;
+            /**
+             * Format: date-time
+             * @description Start of the next period; null if the period does not end by itself.
+             */
+            resetDate: string | null;
+        };
+        /** @description The figures of the summary that change by the second, read at most every 5 seconds. */
+        LiveSummary: {
+            organizations: components["schemas"]["OrganizationCounts"];
+            /**
+             * Format: int64
+             * @description Calls of all instances in the last 60 seconds, estimated from the last two minutes.
+             */
+            callsPerMinute: number;
+            /**
+             * Format: double
+             * @description As in the summary.
+             */
+            flushLagSeconds: number | null;
+            /**
+             * Format: double
+             * @description As in the summary.
+             */
+            webhookLagSeconds: number;
+            /**
+             * Format: date-time
+             * @description As in the summary.
+             */
+            redisAwaySince: string | null;
+            /**
+             * Format: date-time
+             * @description As in the summary.
+             */
+            postgresAwaySince: string | null;
+        };
+        /** @description An organization with a change. */
+        LiveUsage: {
+            /** @description As in the usage. */
+            exact: boolean;
+            /** @description The meters that changed. */
+            meters: {
+                [key: string]: components["schemas"]["LiveMeter"];
+            };
         };
         /** @description One meter in its running period. */
         Meter: {
@@ -3926,6 +4054,74 @@ export interface operations {
             403: components["responses"]["forbidden"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-database_unavailable"];
+        };
+    };
+    streamSummary: {
+        parameters: {
+            query?: {
+                /** @description Adds the usage of these organizations, at most 32; repeat the parameter. */
+                organizationId?: components["schemas"]["OrganizationId"][];
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Events without a name, whose data is JSON of this schema. */
+            200: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "text/event-stream": components["schemas"]["LiveEvent"];
+                };
+            };
+            400: components["responses"]["invalid_field"];
+            401: components["responses"]["unauthenticated"];
+            403: components["responses"]["forbidden"];
+            500: components["responses"]["internal"];
+            503: components["responses"]["auth_server_unavailable-or-database_unavailable-or-overloaded"];
+        };
+    };
+    streamUsage: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The organization. */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Events without a name, whose data is JSON of this schema. */
+            200: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "text/event-stream": components["schemas"]["LiveEvent"];
+                };
+            };
+            /** @description Invalid field, or Malformed request. */
+            400: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            401: components["responses"]["unauthenticated"];
+            403: components["responses"]["forbidden"];
+            404: components["responses"]["not_found"];
+            500: components["responses"]["internal"];
+            503: components["responses"]["auth_server_unavailable-or-database_unavailable-or-overloaded"];
         };
     };
     getOrganizationHistory: {

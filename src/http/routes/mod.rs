@@ -13,6 +13,7 @@ pub(super) mod events;
 pub(super) mod health;
 pub(super) mod history;
 pub(super) mod keys;
+pub(super) mod live;
 pub(super) mod organization_list;
 pub(super) mod organizations;
 pub(super) mod patches;
@@ -50,6 +51,8 @@ pub(super) fn routes(with_metrics: bool, plugin_path: &str) -> OpenApiRouter<Sta
         .routes(routes!(batch::batch))
         .routes(routes!(usage::usage))
         .routes(routes!(summary::summary))
+        .routes(routes!(live::of_all))
+        .routes(routes!(live::of_organization))
         .routes(routes!(history::of_organization))
         .routes(routes!(history::of_all))
         .routes(routes!(events::list_events))

@@ -55,10 +55,10 @@ pub(in crate::http) struct Summary {
 }
 
 /// How many organizations there are, as last stored.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = OrganizationCounts)]
-struct Organizations {
+pub(super) struct Organizations {
     total: u64,
     /// First counted or configured in the last 7 days.
     new_this_week: u64,
@@ -68,7 +68,7 @@ struct Organizations {
 }
 
 /// By the state of the worst meter; each organization is in one.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = OrganizationsByState)]
 struct ByState {
@@ -127,7 +127,7 @@ pub(in crate::http) async fn summary(
     }))
 }
 
-fn organizations(counted: &overview::Organizations) -> Organizations {
+pub(super) fn organizations(counted: &overview::Organizations) -> Organizations {
     let by_state = counted.by_state;
     Organizations {
         total: counted.total,
@@ -143,6 +143,6 @@ fn organizations(counted: &overview::Organizations) -> Organizations {
     }
 }
 
-fn seconds(lag: TimeDelta) -> f64 {
+pub(super) fn seconds(lag: TimeDelta) -> f64 {
     lag.as_seconds_f64()
 }

@@ -306,6 +306,13 @@ impl Http {
         self.send(Method::GET, path, &[], None).await
     }
 
+    /// A GET whose response is read while it arrives.
+    pub async fn open(&self, path: &str) -> reqwest::Response {
+        let request = self.client.get(format!("{}{path}", self.base));
+        let key = self.key.as_deref().unwrap_or_default();
+        request.bearer_auth(key).send().await.unwrap()
+    }
+
     pub async fn post(&self, path: &str, body: Value) -> Answer {
         self.send(Method::POST, path, &[], Some(body)).await
     }
