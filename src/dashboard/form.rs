@@ -9,7 +9,6 @@ use super::state::Dashboard;
 use axum::Form;
 use axum::extract::{FromRequest, Request};
 use axum::http::StatusCode;
-use axum::http::header::{HOST, ORIGIN};
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Redirect, Response};
 use serde_json::json;
@@ -82,19 +81,16 @@ pub(super) async fn fields(request: Request) -> Result<Fields, Response> {
     Ok(Fields(fields))
 }
 
-/// Whether a request comes from a page of this host, as far as the browser says.
+/// Whether a request comes from a page of this host, as far as the browser says: `Sec-Fetch-Site` also behind a proxy that
+/// changes the host, `Origin` in older browsers.
 pub(super) fn is_same_origin(parts: &Parts) -> bool {
-    let header = |name| {
-        parts
-            .headers
-            .get(name)
-            .and_then(|it: &axum::http::HeaderValue| it.to_str().ok())
-    };
-    let Some(origin) = header(ORIGIN) else {
-        return true;
-    };
-    let host = header(HOST).or(parts.uri.authority().map(|it| it.as_str()));
-    origin.split_once("://").map(|(_, host)| host) == host
+    let header = |name: &str| parts.headers.get(name).and_then(|it| it.to_str().ok());
+    if let Some(site) = header("sec-fetch-site") {
+        return matches!(site, "same-origin" | "none");
+    }
+    let host = header("host").or(parts.uri.authority().map(|it| it.as_str()));
+    let origin = header("origin").map(|origin| origin.split_once("://").map(|(_, host)| host));
+    origin.is_none_or(|origin| origin == host)
 }
 
 /// Redirects after a change; the next page shows the notice.
