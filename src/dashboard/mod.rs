@@ -6,10 +6,12 @@
 
 mod api;
 mod assets;
+mod chart;
 mod filters;
 mod form;
 mod format;
 mod frame;
+mod organization;
 mod overview;
 mod session;
 mod sign_in;
@@ -35,6 +37,7 @@ pub fn router(state: &State) -> Router {
     let dashboard = Dashboard::new(state.clone(), http::api(state.clone()));
     Router::new()
         .merge(overview::routes())
+        .merge(organization::routes())
         .merge(sign_in::routes())
         .layer(axum::middleware::map_response(secured))
         .merge(assets::routes())

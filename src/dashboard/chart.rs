@@ -1,0 +1,257 @@
+//! The history chart, drawn as SVG: x in percent and y in pixels, so that text keeps its size at any width.
+
+use super::format::number;
+
+/// The height of the plot in pixels; the template draws labels below it.
+pub(super) const HEIGHT: f64 = 220.0;
+
+/// How many labels fit below the plot.
+const LABELS_MAX: usize = 8;
+
+/// A bucket of time.
+#[derive(Debug, Clone)]
+pub(super) struct Bucket {
+    /// Names the interval: `Sat 31 Oct`.
+    pub(super) label: String,
+    /// The label below the plot: `31 Oct`.
+    pub(super) short: String,
+    /// Units net of refunds and adjustments; may be negative.
+    pub(super) used: i64,
+    pub(super) adjusted: i64,
+    pub(super) denied: u64,
+    /// Whether it has not ended.
+    pub(super) open: bool,
+    /// Whether a period begins with it.
+    pub(super) begins: bool,
+}
+
+/// How values are drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Bars,
+    Line,
+    Area,
+}
+
+/// A horizontal line across the plot.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Line {
+    /// The limit: only where a mark is the count of a period.
+    Limit(u64),
+    /// The limit spread over its period.
+    Pace(u64),
+}
+
+/// A chart, ready for its template.
+#[derive(Debug)]
+pub(super) struct Chart {
+    pub(super) kind: Kind,
+    pub(super) marks: Vec<Mark>,
+    /// The y of each grid line and its label, from the bottom.
+    pub(super) ticks: Vec<(String, String)>,
+    /// The points of the line, and the path below it.
+    pub(super) curve: String,
+    pub(super) below: String,
+    pub(super) line: Option<(bool, String, String)>,
+}
+
+/// A bucket in the plot.
+#[derive(Debug)]
+pub(super) struct Mark {
+    pub(super) x: String,
+    pub(super) y: String,
+    pub(super) width: String,
+    pub(super) height: String,
+    /// The column that the pointer hits.
+    pub(super) hit_x: String,
+    pub(super) hit_width: String,
+    pub(super) center: String,
+    pub(super) value: i64,
+    pub(super) bucket: Bucket,
+    /// The label below the plot, if there is room for it.
+    pub(super) below: Option<String>,
+}
+
+/// Draws buckets; `values` are what to draw for each.
+pub(super) fn draw(buckets: &[Bucket], values: &[i64], kind: Kind, line: Option<Line>) -> Chart {
+    let level = line.map(|line| match line {
+        Line::Limit(units) | Line::Pace(units) => units,
+    });
+    let most = values
+        .iter()
+        .map(|value| value.unsigned_abs())
+        .max()
+        .unwrap_or(0);
+    let (top, step) = scale(most.max(level.unwrap_or(0)).max(1));
+    let y = |value: f64| HEIGHT - HEIGHT * (value / top).clamp(0.0, 1.0);
+    let width = 100.0 / real(buckets.len().max(1) as u64);
+    let every = buckets.len().div_ceil(LABELS_MAX).max(1);
+    let marks = buckets
+        .iter()
+        .zip(values)
+        .enumerate()
+        .map(|(position, (bucket, value))| {
+            let left = width * real(position as u64);
+            let height = HEIGHT - y(real(u64::try_from(*value).unwrap_or(0)));
+            Mark {
+                x: format!("{:.2}%", left + width * 0.14),
+                y: format!("{:.1}", HEIGHT - height),
+                width: format!("{:.2}%", width * 0.72),
+                height: format!("{height:.1}"),
+                hit_x: format!("{left:.2}%"),
+                hit_width: format!("{width:.2}%"),
+                center: format!("{:.2}%", left + width / 2.0),
+                value: *value,
+                bucket: bucket.clone(),
+                below: (position % every == every / 2).then(|| bucket.short.clone()),
+            }
+        });
+    let marks: Vec<Mark> = marks.collect();
+    let point = |(position, value): (usize, &i64)| {
+        let x = width * (real(position as u64) + 0.5);
+        format!("{x:.2},{:.1}", y(real(u64::try_from(*value).unwrap_or(0))))
+    };
+    let points: Vec<String> = values.iter().enumerate().map(point).collect();
+    let ends = (width / 2.0, 100.0 - width / 2.0);
+    Chart {
+        kind,
+        ticks: ticks(top, step, y),
+        curve: format!("M{}", points.join(" ")),
+        below: format!(
+            "M{:.2},{HEIGHT} L{} L{:.2},{HEIGHT}z",
+            ends.0,
+            points.join(" "),
+            ends.1
+        ),
+        line: line.map(|line| {
+            let at = y(real(level.unwrap_or(0)));
+            (
+                matches!(line, Line::Limit(_)),
+                format!("{at:.1}"),
+                format!("{:.1}", (at - 7.0).max(10.0)),
+            )
+        }),
+        marks,
+    }
+}
+
+fn ticks(top: f64, step: u64, y: impl Fn(f64) -> f64) -> Vec<(String, String)> {
+    let all = (0..=10).map(|times| times * step);
+    let within = all.take_while(|value| real(*value) <= top);
+    within
+        .map(|value| (format!("{:.1}", y(real(value))), short(value)))
+        .collect()
+}
+
+/// The top of the axis and the distance of its grid lines: 1, 2 or 5 times a power of ten.
+fn scale(most: u64) -> (f64, u64) {
+    let mut step: u64 = 1;
+    for factor in [2, 5, 2].iter().cycle() {
+        // At most four intervals.
+        if most.div_ceil(step) <= 4 || step > u64::MAX / 10 {
+            break;
+        }
+        step = match (step.to_string().starts_with('2'), factor) {
+            (true, _) => step / 2 * 5,
+            (false, _) => step * 2,
+        };
+    }
+    (real(most.div_ceil(step) * step), step)
+}
+
+/// A tick: `2k`, `1.5M`.
+fn short(value: u64) -> String {
+    let (unit, letter) = match value {
+        ..10_000 => return number(value),
+        ..1_000_000 => (1_000, "k"),
+        ..1_000_000_000 => (1_000_000, "M"),
+        _ => (1_000_000_000, "B"),
+    };
+    let tenths = value / (unit / 10);
+    let (whole, rest) = (tenths / 10, tenths % 10);
+    if rest == 0 {
+        format!("{whole}{letter}")
+    } else {
+        format!("{whole}.{rest}{letter}")
+    }
+}
+
+/// The running total of each bucket; it starts again with each period.
+pub(super) fn running_totals(buckets: &[Bucket]) -> Vec<i64> {
+    let mut total: i64 = 0;
+    let add = |bucket: &Bucket| {
+        total = if bucket.begins {
+            bucket.used
+        } else {
+            total.saturating_add(bucket.used)
+        };
+        total
+    };
+    buckets.iter().map(add).collect()
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a pixel needs no more")]
+fn real(value: u64) -> f64 {
+    value as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bucket(used: i64, begins: bool) -> Bucket {
+        Bucket {
+            label: "Sat 31 Oct".to_owned(),
+            short: "31 Oct".to_owned(),
+            used,
+            adjusted: 0,
+            denied: 0,
+            open: false,
+            begins,
+        }
+    }
+
+    #[test]
+    fn a_running_total_starts_again_with_each_period() {
+        let buckets = [
+            bucket(5, false),
+            bucket(3, false),
+            bucket(2, true),
+            bucket(-1, false),
+        ];
+        assert_eq!(running_totals(&buckets), [5, 8, 2, 1]);
+    }
+
+    #[test]
+    fn the_axis_has_round_steps_and_room_for_the_highest_value_and_the_limit() {
+        for (most, top, step) in [
+            (1, 1.0, 1),
+            (4, 4.0, 1),
+            (5, 6.0, 2),
+            (5204, 6000.0, 2000),
+            (1_180_000, 1_500_000.0, 500_000),
+        ] {
+            assert_eq!(scale(most), (top, step), "{most}");
+        }
+        assert!(scale(u64::MAX >> 11).0 >= 9e15);
+    }
+
+    #[test]
+    fn marks_are_inside_the_plot_also_if_negative_or_beyond() {
+        let buckets: Vec<Bucket> = (0..30).map(|day| bucket(day - 5, false)).collect();
+        let values: Vec<i64> = buckets.iter().map(|it| it.used).collect();
+        let chart = draw(&buckets, &values, Kind::Bars, Some(Line::Limit(100)));
+        assert_eq!(chart.marks.len(), 30);
+        for mark in &chart.marks {
+            let height: f64 = mark.height.parse().unwrap();
+            assert!((0.0..=HEIGHT).contains(&height), "{mark:?}");
+        }
+        assert!(chart.marks.iter().filter(|it| it.below.is_some()).count() <= LABELS_MAX);
+        assert_eq!(chart.line.as_ref().map(|it| it.0), Some(true));
+    }
+
+    #[test]
+    fn no_bucket_makes_an_empty_chart() {
+        assert!(draw(&[], &[], Kind::Line, None).marks.is_empty());
+    }
+}

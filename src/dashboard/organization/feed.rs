@@ -1,0 +1,129 @@
+//! Events and changes, as sentences.
+
+use chrono::{DateTime, Utc};
+use chrono_tz::Tz;
+use serde_json::Value;
+
+use super::types::{Entry, Event};
+use crate::dashboard::format::{Moment, moment, number};
+
+/// A line of a feed.
+pub(super) struct Item {
+    pub(super) at: Moment,
+    pub(super) title: String,
+    pub(super) detail: String,
+}
+
+impl Item {
+    pub(super) fn of_event(event: &Event, now: DateTime<Utc>, zone: Tz) -> Self {
+        let data = &event.data;
+        let meter = data["meter"].as_str().unwrap_or_default();
+        let count = |name: &str| number(data[name].as_u64().unwrap_or(0));
+        let threshold = data["threshold"].as_u64().unwrap_or(0);
+        let (title, detail) = match event.r#type.as_str() {
+            "usage.warning" => (
+                format!("{meter} reached {threshold}%"),
+                format!("{} of {}", count("current"), count("limit")),
+            ),
+            "usage.limit_exceeded" => (
+                format!("{meter} reached its limit"),
+                format!("{} of {}", count("current"), count("limit")),
+            ),
+            "usage.reset" => (
+                "A new period began".to_owned(),
+                format!("{meter} ended at {}", count("previousCount")),
+            ),
+            "limits.updated" => ("Limits changed".to_owned(), limits(&data["limits"])),
+            other => (other.to_owned(), String::new()),
+        };
+        let detail = [event.r#type.as_str(), detail.as_str()];
+        let detail: Vec<&str> = detail.into_iter().filter(|it| !it.is_empty()).collect();
+        Self {
+            at: moment(event.timestamp, now, zone),
+            title,
+            detail: detail.join(" · "),
+        }
+    }
+
+    pub(super) fn of_entry(entry: &Entry, now: DateTime<Utc>, zone: Tz) -> Self {
+        let actor = entry.actor_name.as_ref().unwrap_or(&entry.actor);
+        let what = match entry.action.as_str() {
+            "organization.put" if entry.before.is_null() => "Created",
+            "organization.put" | "organization.patch" => "Settings changed",
+            "limits.patch" => "Limits changed",
+            "limits.end" => "Temporary limit ended",
+            "usage.reset" => "Reset",
+            "usage.adjust" => "Count adjusted",
+            other => other,
+        };
+        Self {
+            at: moment(entry.at, now, zone),
+            title: format!("{what} by {actor}"),
+            detail: changes(&entry.before, &entry.after).join(", "),
+        }
+    }
+}
+
+fn limits(limits: &Value) -> String {
+    let all = limits.as_object().into_iter().flatten();
+    let text = |(meter, limit): (&String, &Value)| {
+        let units = limit["limit"]
+            .as_u64()
+            .map_or("unlimited".to_owned(), number);
+        format!("{meter} {units}")
+    };
+    all.map(text).collect::<Vec<_>>().join(", ")
+}
+
+/// The values that differ, by their path.
+pub(super) fn changes(before: &Value, after: &Value) -> Vec<String> {
+    let mut changes = Vec::new();
+    collect(before, after, "", &mut changes);
+    changes.truncate(8);
+    changes
+}
+
+fn collect(before: &Value, after: &Value, path: &str, changes: &mut Vec<String>) {
+    if before == after {
+        return;
+    }
+    let (old, new) = (before.as_object(), after.as_object());
+    if old.is_none() && new.is_none() {
+        let text = |value: &Value| match value {
+            Value::Null => "–".to_owned(),
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        changes.push(format!("{path} {} → {}", text(before), text(after)));
+        return;
+    }
+    let keys = old.into_iter().chain(new).flat_map(|object| object.keys());
+    let keys: std::collections::BTreeSet<&String> = keys.collect();
+    for key in keys {
+        let path = if path.is_empty() {
+            key.clone()
+        } else {
+            format!("{path}.{key}")
+        };
+        collect(&before[key.as_str()], &after[key.as_str()], &path, changes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_values_that_differ_are_listed_by_their_path() {
+        let before = json!({"planId": "free", "limits": {"api": {"limit": 5}}, "same": [1]});
+        let after = json!({"planId": "pro", "limits": {"api": {"limit": null}}, "same": [1]});
+        assert_eq!(
+            changes(&before, &after),
+            ["limits.api.limit 5 → –", "planId free → pro"]
+        );
+        assert_eq!(changes(&Value::Null, &json!({"a": "b"})), ["a – → b"]);
+        assert!(changes(&after, &after).is_empty());
+    }
+}

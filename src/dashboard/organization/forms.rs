@@ -1,0 +1,285 @@
+//! The forms that change an organization.
+
+use std::collections::BTreeMap;
+
+use axum::extract::Path;
+use axum::http::{Method, StatusCode};
+use axum::response::{IntoResponse as _, Response};
+use chrono::{DateTime, NaiveDateTime, SecondsFormat, TimeDelta, TimeZone as _, Utc};
+use chrono_tz::Tz;
+use serde_json::{Map, Value, json};
+
+use super::history::Choice;
+use super::types::{Settings, Usage};
+use super::{Problem, api_path, page, page_path, settings};
+use crate::dashboard::api::Failed;
+use crate::dashboard::form::{Fields, Posted, see_other};
+use crate::dashboard::format::{moment, number, sentence};
+use crate::dashboard::frame::Rendered;
+use crate::dashboard::session::Viewer;
+
+/// The limit of a meter, and what its form starts with.
+pub(super) struct LimitRow {
+    pub(super) meter: String,
+    pub(super) text: String,
+    pub(super) enforcement: String,
+    pub(super) source: String,
+    pub(super) is_temporary: bool,
+    pub(super) used: u64,
+    pub(super) limit: String,
+    pub(super) warn_at: String,
+    pub(super) ends: Option<String>,
+    pub(super) week: String,
+    pub(super) day: String,
+}
+
+/// The limits, by meter.
+pub(super) fn rows(settings: &Settings, usage: &Usage, now: DateTime<Utc>) -> Vec<LimitRow> {
+    let zone = settings.time_zone;
+    let absolute = |at| moment(at, now, zone).absolute;
+    let row = |(meter, limit): (&String, &super::types::Limit)| {
+        let counted = usage.meters.get(meter);
+        LimitRow {
+            meter: meter.clone(),
+            text: limit.limit.map_or("Unlimited".to_owned(), number),
+            enforcement: limit.enforcement.clone(),
+            source: match (limit.source.as_str(), limit.until) {
+                (_, Some(until)) => format!("Until {}", absolute(until)),
+                ("organization", _) => "Own".to_owned(),
+                ("plan", _) => format!("Plan {}", settings.plan_id),
+                _ => "Default".to_owned(),
+            },
+            is_temporary: limit.until.is_some(),
+            used: counted.map_or(0, |it| it.current),
+            limit: limit.limit.map_or(String::new(), number),
+            warn_at: limit
+                .warn_at
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join(", "),
+            ends: counted.and_then(|it| it.reset_date).map(absolute),
+            week: absolute(now + TimeDelta::days(7)),
+            day: absolute(now + TimeDelta::days(1)),
+        }
+    };
+    settings.limits.iter().map(row).collect()
+}
+
+/// `POST …/limits`: one meter's limit, for a while or for good, or back to what the plan says.
+pub(super) async fn limit(Path(id): Path<String>, Posted(viewer, fields): Posted) -> Response {
+    let meter = fields.text("meter").to_owned();
+    let change = match limit_change(&viewer, &id, &fields).await {
+        Ok(change) => change,
+        Err(failed) => return refused(&viewer, id, &fields, &failed).await,
+    };
+    let said = said(&meter, fields.text("mode"), &change);
+    let body = json!({ &meter: change });
+    let version = format!("\"{}\"", fields.text("version"));
+    let path = format!("{}/limits", api_path(&id));
+    let sent = viewer
+        .api
+        .send(Method::PATCH, &path, &[("if-match", &version)], Some(&body))
+        .await;
+    match sent {
+        Ok(_) => see_other(&format!("{}#limits", page_path(&id)), &said),
+        Err(failed) => refused(&viewer, id, &fields, &failed).await,
+    }
+}
+
+/// The value of the meter in `PATCH …/limits`.
+async fn limit_change(viewer: &Viewer, id: &str, fields: &Fields) -> Result<Value, Failed> {
+    let units = match fields.given("limit") {
+        Some(_) => fields.number("limit"),
+        None => Value::Null,
+    };
+    match fields.text("mode") {
+        "inherit" => Ok(Value::Null),
+        "lasting" => {
+            let mut change = Map::from_iter([("limit".to_owned(), units)]);
+            if let Some(enforcement) = fields.given("enforcement") {
+                change.insert("enforcement".to_owned(), json!(enforcement));
+            }
+            if let Some(percentages) = fields.given("warnAt") {
+                let all = percentages.split(',').map(str::trim);
+                let all =
+                    all.map(|it| it.parse::<u64>().map_or_else(|_| json!(it), |it| json!(it)));
+                change.insert("warnAt".to_owned(), all.collect());
+            }
+            Ok(Value::Object(change))
+        }
+        _ => {
+            let until = until(viewer, id, fields).await?;
+            let until = until.to_rfc3339_opts(SecondsFormat::Secs, true);
+            Ok(json!({"temporary": {"limit": units, "until": until}}))
+        }
+    }
+}
+
+/// When a temporary limit ends.
+async fn until(viewer: &Viewer, id: &str, fields: &Fields) -> Result<DateTime<Utc>, Failed> {
+    let (now, meter) = (viewer.look.now, fields.text("meter"));
+    match fields.text("until") {
+        "1d" => Ok(now + TimeDelta::days(1)),
+        "reset" => {
+            let usage: Usage = viewer.api.get(&format!("{}/usage", api_path(id))).await?;
+            let ends = usage.meters.get(meter).and_then(|it| it.reset_date);
+            ends.ok_or_else(|| {
+                invalid(
+                    "until",
+                    "the period does not end by itself; choose another time",
+                )
+            })
+        }
+        "at" => {
+            let zone = settings(viewer, &api_path(id)).await?.time_zone;
+            local(fields.text("at"), zone)
+                .ok_or_else(|| invalid("at", "must be a date and a time, such as 2026-12-24T18:00"))
+        }
+        _ => Ok(now + TimeDelta::days(7)),
+    }
+}
+
+/// A local date and time of a form.
+fn local(text: &str, zone: Tz) -> Option<DateTime<Utc>> {
+    let formats = ["%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M"];
+    let naive = formats
+        .iter()
+        .find_map(|it| NaiveDateTime::parse_from_str(text, it).ok())?;
+    Some(zone.from_local_datetime(&naive).earliest()?.to_utc())
+}
+
+fn invalid(field: &str, detail: &str) -> Failed {
+    Failed {
+        status: StatusCode::UNPROCESSABLE_ENTITY,
+        problem: json!({"errors": [{"pointer": format!("/{field}"), "detail": detail}]}),
+    }
+}
+
+/// What a saved limit says.
+fn said(meter: &str, mode: &str, change: &Value) -> String {
+    let units = |limit: &Value| limit.as_u64().map_or("unlimited".to_owned(), number);
+    match mode {
+        "inherit" => format!("The limit of {meter} is what its plan says."),
+        "lasting" => format!(
+            "The limit of {meter} is {}. It holds from the next call on.",
+            units(&change["limit"])
+        ),
+        _ => format!(
+            "The limit of {meter} is {} until {}. It holds from the next call on, and ends by itself.",
+            units(&change["temporary"]["limit"]),
+            change["temporary"]["until"].as_str().unwrap_or_default()
+        ),
+    }
+}
+
+/// `POST …/plan`: the plan.
+pub(super) async fn plan(Path(id): Path<String>, Posted(viewer, fields): Posted) -> Response {
+    let plan = fields.text("plan").to_owned();
+    let version = format!("\"{}\"", fields.text("version"));
+    let (path, body) = (api_path(&id), json!({"planId": plan}));
+    let sent = viewer
+        .api
+        .send(Method::PATCH, &path, &[("if-match", &version)], Some(&body))
+        .await;
+    match sent {
+        Ok(_) => see_other(
+            &format!("{}#features", page_path(&id)),
+            &format!("The plan is {plan}. It holds from the next call on."),
+        ),
+        Err(failed) => refused(&viewer, id, &fields, &failed).await,
+    }
+}
+
+/// `POST …/adjust`: gives units back, or adds them.
+pub(super) async fn adjust(Path(id): Path<String>, Posted(viewer, fields): Posted) -> Response {
+    let mut amount = fields.number("amount");
+    if fields.text("direction") == "back"
+        && let Some(units) = amount.as_i64()
+    {
+        amount = json!(-units);
+    }
+    let body =
+        json!({"meter": fields.text("meter"), "amount": amount, "reason": fields.text("reason")});
+    let path = format!("{}/adjust", api_path(&id));
+    let key = [("idempotency-key", fields.text("idempotencyKey"))];
+    match viewer
+        .api
+        .send(Method::POST, &path, &key, Some(&body))
+        .await
+    {
+        Ok(answer) => {
+            let current = number(answer.body["current"].as_u64().unwrap_or(0));
+            let notice = format!("The count of {} is now {current}.", fields.text("meter"));
+            see_other(&page_path(&id), &notice)
+        }
+        Err(failed) => refused(&viewer, id, &fields, &failed).await,
+    }
+}
+
+/// The page again, with what was entered and why it was refused.
+async fn refused(viewer: &Viewer, id: String, fields: &Fields, failed: &Failed) -> Response {
+    if matches!(failed.status, StatusCode::NOT_FOUND | StatusCode::FORBIDDEN) {
+        return viewer.fail()(Failed {
+            status: failed.status,
+            problem: failed.problem.clone(),
+        });
+    }
+    let is_conflict = failed.status == StatusCode::PRECONDITION_FAILED;
+    let field = failed
+        .pointer()
+        .rsplit('/')
+        .find(|it| it.parse::<usize>().is_err());
+    let problem = Problem {
+        field: field.unwrap_or_default().to_owned(),
+        detail: sentence(&failed.detail()),
+        is_conflict,
+        entered: entered(fields),
+    };
+    let choice = Choice {
+        edit: fields.text("meter").to_owned(),
+        ..Choice::default()
+    };
+    let status = failed.status;
+    match page(viewer, id, choice, Some(problem)).await {
+        Ok(page) => (status, Rendered(page)).into_response(),
+        Err(failed) => viewer.fail()(failed),
+    }
+}
+
+fn entered(fields: &Fields) -> BTreeMap<String, String> {
+    const KEPT: [&str; 9] = [
+        "meter",
+        "limit",
+        "mode",
+        "until",
+        "at",
+        "enforcement",
+        "warnAt",
+        "amount",
+        "reason",
+    ];
+    let kept = KEPT
+        .iter()
+        .map(|name| ((*name).to_owned(), fields.text(name).to_owned()));
+    kept.filter(|(_, value)| !value.is_empty()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_local_time_is_of_the_organizations_zone() {
+        let at = local("2026-12-24T18:00", Tz::Europe__Berlin).unwrap();
+        assert_eq!(at.to_rfc3339(), "2026-12-24T17:00:00+00:00");
+        assert_eq!(local("tomorrow", Tz::UTC), None);
+    }
+
+    #[test]
+    fn a_saved_limit_is_said_in_a_sentence() {
+        let change = json!({"limit": 60_000});
+        assert!(said("api", "lasting", &change).contains("60,000"));
+        assert!(said("api", "lasting", &json!({"limit": null})).contains("unlimited"));
+    }
+}
