@@ -2,8 +2,8 @@
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
-use axum::http::header::{CONTENT_TYPE, ETAG};
-use axum::http::{HeaderMap, Method, Request, StatusCode};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{Method, Request, StatusCode};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -38,8 +38,6 @@ pub(super) struct Api {
 pub(super) struct Answer {
     /// The JSON body; null without one.
     pub(super) body: Value,
-    /// The version of what it shows, for `If-Match`.
-    pub(super) etag: Option<String>,
 }
 
 /// A response with an error.
@@ -112,16 +110,11 @@ impl Api {
             .map_err(Failed::internal)?;
         let body: Value = serde_json::from_slice(&bytes).unwrap_or_default();
         if parts.status.is_success() {
-            let etag = etag(&parts.headers);
-            return Ok(Answer { body, etag });
+            return Ok(Answer { body });
         }
         Err(Failed {
             status: parts.status,
             problem: body,
         })
     }
-}
-
-fn etag(headers: &HeaderMap) -> Option<String> {
-    Some(headers.get(ETAG)?.to_str().ok()?.to_owned())
 }

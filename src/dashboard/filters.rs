@@ -1,5 +1,7 @@
 //! Filters of the templates: `{{ count|number }}`. A page imports this module.
 
+#![expect(unreachable_pub, reason = "the macro makes a type for each function")]
+
 use askama::{Result, Values};
 
 use super::format;

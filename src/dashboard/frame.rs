@@ -110,9 +110,10 @@ impl Frame {
         }
     }
 
-    #[expect(clippy::unused_self, reason = "templates call methods")]
-    pub(super) fn sections(&self) -> &'static [Section] {
-        Section::VARIANTS
+    /// The sections that the viewer may see: the API shows keys, webhooks and the audit log to administrators only.
+    pub(super) fn sections(&self) -> impl Iterator<Item = &'static Section> {
+        let all = Section::VARIANTS.iter();
+        all.filter(|section| self.is_admin || matches!(section, Section::Overview | Section::Plans))
     }
 
     #[expect(clippy::unused_self, reason = "templates call methods")]

@@ -6,16 +6,22 @@
 
 mod api;
 mod assets;
+mod audit;
+mod changes;
 mod chart;
 mod filters;
 mod form;
 mod format;
 mod frame;
+mod keys;
+mod live;
 mod organization;
 mod overview;
+mod plans;
 mod session;
 mod sign_in;
 mod state;
+mod webhooks;
 
 use axum::Router;
 use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, REFERRER_POLICY};
@@ -38,6 +44,11 @@ pub fn router(state: &State) -> Router {
     Router::new()
         .merge(overview::routes())
         .merge(organization::routes())
+        .merge(plans::routes())
+        .merge(keys::routes())
+        .merge(webhooks::routes())
+        .merge(audit::routes())
+        .merge(live::routes())
         .merge(sign_in::routes())
         .layer(axum::middleware::map_response(secured))
         .merge(assets::routes())

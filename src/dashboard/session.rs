@@ -34,6 +34,7 @@ const CSRF: &str = "csrf";
 pub(super) struct Viewer {
     /// The API as this viewer's key sees it.
     pub(super) api: Api,
+    pub(super) key: ApiKeyId,
     /// The name of the key.
     pub(super) name: String,
     /// Whether the key may change anything.
@@ -105,6 +106,7 @@ impl FromRequestParts<Dashboard> for Viewer {
         })?;
         Ok(Self {
             api,
+            key,
             name: session["name"].as_str().unwrap_or_default().to_owned(),
             is_admin,
             csrf,

@@ -42,7 +42,12 @@ pub(super) fn history(
         let plan = member.plan(at);
         let limit = plan.limit(meter);
         let running = end > now;
-        let part = if running { fill } else { trend };
+        let part = match running {
+            false => trend,
+            // A limit is nearly reached late in a period only.
+            true if fill < 0.8 => fill * elapsed(period, now),
+            true => fill,
+        };
         let total = Total {
             units: limit as f64 * part,
             denies: !plan.soft && part >= 1.0,
@@ -65,6 +70,12 @@ pub(super) fn history(
         at = end;
     }
     Ok(periods)
+}
+
+/// Which part of a period is over.
+fn elapsed(period: Period, now: DateTime<Utc>) -> f64 {
+    let length = period.end.unwrap_or(now) - period.start;
+    (now - period.start).as_seconds_f64() / length.as_seconds_f64()
 }
 
 /// What a period comes to.

@@ -5,6 +5,7 @@ use chrono_tz::Tz;
 use serde_json::Value;
 
 use super::types::{Entry, Event};
+use crate::dashboard::changes::changes;
 use crate::dashboard::format::{Moment, moment, number};
 
 /// A line of a feed.
@@ -73,57 +74,4 @@ fn limits(limits: &Value) -> String {
         format!("{meter} {units}")
     };
     all.map(text).collect::<Vec<_>>().join(", ")
-}
-
-/// The values that differ, by their path.
-pub(super) fn changes(before: &Value, after: &Value) -> Vec<String> {
-    let mut changes = Vec::new();
-    collect(before, after, "", &mut changes);
-    changes.truncate(8);
-    changes
-}
-
-fn collect(before: &Value, after: &Value, path: &str, changes: &mut Vec<String>) {
-    if before == after {
-        return;
-    }
-    let (old, new) = (before.as_object(), after.as_object());
-    if old.is_none() && new.is_none() {
-        let text = |value: &Value| match value {
-            Value::Null => "–".to_owned(),
-            Value::String(text) => text.clone(),
-            other => other.to_string(),
-        };
-        changes.push(format!("{path} {} → {}", text(before), text(after)));
-        return;
-    }
-    let keys = old.into_iter().chain(new).flat_map(|object| object.keys());
-    let keys: std::collections::BTreeSet<&String> = keys.collect();
-    for key in keys {
-        let path = if path.is_empty() {
-            key.clone()
-        } else {
-            format!("{path}.{key}")
-        };
-        collect(&before[key.as_str()], &after[key.as_str()], &path, changes);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn only_values_that_differ_are_listed_by_their_path() {
-        let before = json!({"planId": "free", "limits": {"api": {"limit": 5}}, "same": [1]});
-        let after = json!({"planId": "pro", "limits": {"api": {"limit": null}}, "same": [1]});
-        assert_eq!(
-            changes(&before, &after),
-            ["limits.api.limit 5 → –", "planId free → pro"]
-        );
-        assert_eq!(changes(&Value::Null, &json!({"a": "b"})), ["a – → b"]);
-        assert!(changes(&after, &after).is_empty());
-    }
 }

@@ -73,7 +73,7 @@ struct Page {
     id: String,
     settings: Settings,
     plans: BTreeMap<String, String>,
-    at: Moment,
+    now: Moment,
     stale: Option<Moment>,
     cards: Vec<Card>,
     others: Vec<Card>,
@@ -201,7 +201,7 @@ async fn page(
     };
     Ok(Page {
         frame: Frame::new(viewer, Section::Overview, title),
-        at: moment(now, now, zone),
+        now: moment(now, now, chrono_tz::Tz::UTC),
         stale: usage
             .snapshot_at
             .filter(|_| !usage.exact)

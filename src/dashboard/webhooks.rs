@@ -1,0 +1,434 @@
+//! Webhooks and their deliveries.
+
+use askama::Template;
+use axum::Router;
+use axum::extract::{Path, Query};
+use axum::http::{Method, StatusCode};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post};
+use chrono::{DateTime, Utc};
+use chrono_tz::Tz;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::api::{Failed, encode};
+use super::filters;
+use super::form::{Fields, Posted, see_other};
+use super::format::{Mark, Moment, moment, sentence};
+use super::frame::{Frame, Rendered, Section};
+use super::session::Viewer;
+use super::state::Dashboard;
+
+/// What a webhook can receive.
+const EVENTS: [&str; 5] = [
+    "usage.warning",
+    "usage.limit_exceeded",
+    "usage.reset",
+    "limits.updated",
+    "organization.deleted",
+];
+
+/// The routes of these pages.
+pub(super) fn routes() -> Router<Dashboard> {
+    Router::new()
+        .route("/dashboard/webhooks", get(list).post(create))
+        .route("/dashboard/webhooks/{id}", get(show).post(change))
+        .route("/dashboard/webhooks/{id}/{action}", post(act))
+        .route(
+            "/dashboard/webhooks/{id}/deliveries/{delivery}",
+            post(redeliver),
+        )
+}
+
+#[derive(Debug, Deserialize)]
+struct Listed<T> {
+    data: Vec<T>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Webhook {
+    id: String,
+    url: String,
+    events: Option<Vec<String>>,
+    organization_id: Option<String>,
+    enabled: bool,
+    disabled_reason: Option<String>,
+    disabled_at: Option<DateTime<Utc>>,
+    failing_since: Option<DateTime<Utc>>,
+    will_be_disabled_at: Option<DateTime<Utc>>,
+    last_success_at: Option<DateTime<Utc>>,
+    created_at: DateTime<Utc>,
+}
+
+impl Webhook {
+    fn mark(&self) -> Mark {
+        let (class, icon, label) = match (self.enabled, self.failing_since) {
+            (false, _) => ("over", "i-over", "Disabled"),
+            (true, Some(_)) => ("warn", "i-warn", "Failing"),
+            _ => ("ok", "i-ok", "Delivering"),
+        };
+        Mark { class, icon, label }
+    }
+
+    fn events_text(&self) -> String {
+        self.events
+            .as_ref()
+            .map_or("All".to_owned(), |events| events.join(", "))
+    }
+
+    fn path(&self) -> String {
+        format!("/dashboard/webhooks/{}", encode(&self.id))
+    }
+
+    /// What is wrong with it; none if nothing is.
+    fn trouble(&self) -> Option<String> {
+        let utc = |at: DateTime<Utc>| moment(at, at, Tz::UTC).absolute;
+        if let Some(at) = self.disabled_at {
+            let why = match self.disabled_reason.as_deref() {
+                Some("asked") => "somebody disabled it".to_owned(),
+                Some(reason) => reason.to_owned(),
+                None => "it failed".to_owned(),
+            };
+            return Some(format!("Disabled since {}: {why}", utc(at)));
+        }
+        let since = utc(self.failing_since?);
+        let disabled = self.will_be_disabled_at.map(utc);
+        let end = disabled.map_or(String::new(), |at| {
+            format!("; disabled at {at} if that goes on")
+        });
+        Some(format!("Nothing has arrived since {since}{end}"))
+    }
+
+    fn created(&self) -> String {
+        moment(self.created_at, self.created_at, Tz::UTC).absolute
+    }
+
+    fn last_success(&self) -> String {
+        self.last_success_at
+            .map_or("nothing has arrived yet".to_owned(), |at| {
+                format!("last arrived {}", moment(at, at, Tz::UTC).absolute)
+            })
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Delivery {
+    id: String,
+    r#type: String,
+    timestamp: DateTime<Utc>,
+    status: String,
+    attempts: u64,
+    next_attempt_at: Option<DateTime<Utc>>,
+    response_status: Option<u64>,
+    latency_ms: Option<u64>,
+    response_body: Option<String>,
+    error: Option<String>,
+}
+
+impl Delivery {
+    fn at(&self) -> Moment {
+        moment(self.timestamp, self.timestamp, Tz::UTC)
+    }
+
+    fn mark(&self) -> Mark {
+        let (class, icon, label) = match self.status.as_str() {
+            "succeeded" => ("ok", "i-ok", "Succeeded"),
+            "failed" => ("over", "i-over", "Failed"),
+            _ => ("", "i-clock", "Pending"),
+        };
+        Mark { class, icon, label }
+    }
+
+    fn answer(&self) -> String {
+        match (self.response_status, &self.error) {
+            (Some(status), _) => format!("{status} after {} ms", self.latency_ms.unwrap_or(0)),
+            (None, Some(error)) => error.clone(),
+            (None, None) => "–".to_owned(),
+        }
+    }
+
+    fn next(&self) -> Option<String> {
+        self.next_attempt_at
+            .map(|at| moment(at, at, Tz::UTC).absolute)
+    }
+}
+
+/// A secret that is shown once.
+type Shown = Option<(String, String)>;
+
+#[derive(Template)]
+#[template(path = "webhooks.html")]
+struct ListPage {
+    frame: Frame,
+    webhooks: Vec<Webhook>,
+    created: Shown,
+    problem: Option<String>,
+    events: [&'static str; 5],
+    url: String,
+}
+
+async fn list(viewer: Viewer) -> Result<Rendered<ListPage>, Response> {
+    list_page(&viewer, None, None, String::new())
+        .await
+        .map(Rendered)
+        .map_err(viewer.fail())
+}
+
+async fn list_page(
+    viewer: &Viewer,
+    created: Shown,
+    problem: Option<String>,
+    url: String,
+) -> Result<ListPage, Failed> {
+    let webhooks: Listed<Webhook> = viewer.api.get("/v1/webhooks?pageSize=100").await?;
+    let title = if problem.is_some() {
+        "Error: Webhooks"
+    } else {
+        "Webhooks"
+    };
+    Ok(ListPage {
+        frame: Frame::new(viewer, Section::Webhooks, title),
+        webhooks: webhooks.data,
+        created,
+        problem,
+        events: EVENTS,
+        url,
+    })
+}
+
+/// The events and the organization of a form, as in the body of the API.
+fn subscription(fields: &Fields) -> Value {
+    let events = fields.all("events");
+    json!({
+        "url": fields.text("url"),
+        "events": if events.is_empty() { Value::Null } else { json!(events) },
+        "organizationId": fields.given("organizationId"),
+    })
+}
+
+async fn create(Posted(viewer, fields): Posted) -> Response {
+    let body = subscription(&fields);
+    let sent = viewer
+        .api
+        .send(Method::POST, "/v1/webhooks", &[], Some(&body))
+        .await;
+    let (status, created, problem) = match sent {
+        Ok(answer) => {
+            let secret = answer.body["secret"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned();
+            (
+                StatusCode::OK,
+                Some((fields.text("url").to_owned(), secret)),
+                None,
+            )
+        }
+        Err(failed) if is_refusal(&failed) => {
+            (failed.status, None, Some(sentence(&failed.detail())))
+        }
+        Err(failed) => return viewer.fail()(failed),
+    };
+    let url = if problem.is_some() {
+        fields.text("url").to_owned()
+    } else {
+        String::new()
+    };
+    match list_page(&viewer, created, problem, url).await {
+        Ok(page) => (status, Rendered(page)).into_response(),
+        Err(failed) => viewer.fail()(failed),
+    }
+}
+
+/// Whether the form can be corrected and sent again.
+fn is_refusal(failed: &Failed) -> bool {
+    failed.status.is_client_error()
+        && !matches!(failed.status, StatusCode::FORBIDDEN | StatusCode::NOT_FOUND)
+}
+
+#[derive(Template)]
+#[template(path = "webhook.html")]
+struct WebhookPage {
+    frame: Frame,
+    webhook: Webhook,
+    deliveries: Vec<Delivery>,
+    status: String,
+    secret: Option<String>,
+    problem: Option<String>,
+    events: [&'static str; 5],
+}
+
+impl WebhookPage {
+    fn receives(&self, event: &str) -> bool {
+        self.webhook
+            .events
+            .as_ref()
+            .is_some_and(|events| events.iter().any(|it| it == event))
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Filter {
+    status: String,
+}
+
+fn api_path(id: &str) -> String {
+    format!("/v1/webhooks/{}", encode(id))
+}
+
+async fn show(
+    viewer: Viewer,
+    Path(id): Path<String>,
+    Query(filter): Query<Filter>,
+) -> Result<Rendered<WebhookPage>, Response> {
+    page(&viewer, &id, filter.status, None, None)
+        .await
+        .map(Rendered)
+        .map_err(viewer.fail())
+}
+
+async fn page(
+    viewer: &Viewer,
+    id: &str,
+    status: String,
+    secret: Option<String>,
+    problem: Option<String>,
+) -> Result<WebhookPage, Failed> {
+    let path = api_path(id);
+    let filter = if status.is_empty() {
+        String::new()
+    } else {
+        format!("&status={}", encode(&status))
+    };
+    let deliveries = format!("{path}/deliveries?pageSize=50{filter}");
+    let (webhook, deliveries) = futures::try_join!(
+        viewer.api.get::<Webhook>(&path),
+        viewer.api.get::<Listed<Delivery>>(&deliveries)
+    )?;
+    Ok(WebhookPage {
+        frame: Frame::new(
+            viewer,
+            Section::Webhooks,
+            format!("Webhook {}", webhook.url),
+        ),
+        webhook,
+        deliveries: deliveries.data,
+        status,
+        secret,
+        problem,
+        events: EVENTS,
+    })
+}
+
+async fn change(Path(id): Path<String>, Posted(viewer, fields): Posted) -> Response {
+    let body = subscription(&fields);
+    match viewer
+        .api
+        .send(Method::PATCH, &api_path(&id), &[], Some(&body))
+        .await
+    {
+        Ok(_) => see_other(
+            &format!("/dashboard/webhooks/{}", encode(&id)),
+            "The webhook is saved.",
+        ),
+        Err(failed) if is_refusal(&failed) => {
+            match page(
+                &viewer,
+                &id,
+                String::new(),
+                None,
+                Some(sentence(&failed.detail())),
+            )
+            .await
+            {
+                Ok(page) => (failed.status, Rendered(page)).into_response(),
+                Err(failed) => viewer.fail()(failed),
+            }
+        }
+        Err(failed) => viewer.fail()(failed),
+    }
+}
+
+/// Tests, enables, disables, rotates the secret, or deletes.
+async fn act(Path((id, action)): Path<(String, String)>, Posted(viewer, _): Posted) -> Response {
+    let (api, own) = (
+        api_path(&id),
+        format!("/dashboard/webhooks/{}", encode(&id)),
+    );
+    let empty = json!({});
+    let (method, path, body, notice, to) = match action.as_str() {
+        "test" => (
+            Method::POST,
+            format!("{api}/test"),
+            Some(empty),
+            "A test is on its way.",
+            own,
+        ),
+        "enable" => (
+            Method::PATCH,
+            api,
+            Some(json!({"enabled": true})),
+            "The webhook is enabled.",
+            own,
+        ),
+        "disable" => (
+            Method::PATCH,
+            api,
+            Some(json!({"enabled": false})),
+            "The webhook is disabled.",
+            own,
+        ),
+        "delete" => (
+            Method::DELETE,
+            api,
+            None,
+            "The webhook is deleted.",
+            "/dashboard/webhooks".to_owned(),
+        ),
+        "rotate" => (
+            Method::POST,
+            format!("{api}/rotate-secret"),
+            Some(empty),
+            "",
+            own,
+        ),
+        _ => return StatusCode::NOT_FOUND.into_response(),
+    };
+    match viewer.api.send(method, &path, &[], body.as_ref()).await {
+        // The secret is in this response only, which no cache stores, so it is not a redirect.
+        Ok(answer) if action == "rotate" => {
+            let secret = answer.body["secret"].as_str().map(ToOwned::to_owned);
+            match page(&viewer, &id, String::new(), secret, None).await {
+                Ok(page) => Rendered(page).into_response(),
+                Err(failed) => viewer.fail()(failed),
+            }
+        }
+        Ok(_) => see_other(&to, notice),
+        Err(failed) => viewer.fail()(failed),
+    }
+}
+
+async fn redeliver(
+    Path((id, delivery)): Path<(String, String)>,
+    Posted(viewer, _): Posted,
+) -> Response {
+    let path = format!(
+        "{}/deliveries/{}/redeliver",
+        api_path(&id),
+        encode(&delivery)
+    );
+    match viewer
+        .api
+        .send(Method::POST, &path, &[], Some(&json!({})))
+        .await
+    {
+        Ok(_) => see_other(
+            &format!("/dashboard/webhooks/{}", encode(&id)),
+            "The event is sent again.",
+        ),
+        Err(failed) => viewer.fail()(failed),
+    }
+}
