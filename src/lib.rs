@@ -13,7 +13,7 @@
 //! | 6 | [`admin`] | what administrators change |
 //! | 7 | [`jobs`] | background jobs: flushing, usage summaries, ending periods, garbage collection, webhooks |
 //! | 8 | [`http`] | HTTP and JSON |
-//! | 9 | [`server`], [`logging`] | connections, and the log |
+//! | 9 | [`dashboard`], [`server`], [`logging`] | pages over the HTTP API, connections, and the log |
 //! | 10 | [`app`] | wires everything; starts, supervises and stops it |
 //! | 11 | [`cli`] | commands of the executable, and private servers for development |
 

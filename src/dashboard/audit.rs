@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::api::encode;
 use super::changes::changes;
-use super::format::{Moment, moment};
+use super::format::{TimeText, time_text};
 use super::frame::{Frame, Rendered, Section};
 use super::session::Viewer;
 use super::state::Dashboard;
@@ -88,8 +88,8 @@ impl Entry {
         changes(&self.before, &self.after).join(", ")
     }
 
-    fn moment(&self) -> Moment {
-        moment(self.at, self.at, Tz::UTC)
+    fn time_text(&self) -> TimeText {
+        time_text(self.at, self.at, Tz::UTC)
     }
 
     fn path(&self) -> String {
@@ -124,7 +124,7 @@ async fn show(viewer: Viewer, Query(filters): Query<Filters>) -> Result<Rendered
         .next_cursor
         .map(|cursor| format!("/dashboard/audit?{}", filters.query(&cursor, "")));
     Ok(Rendered(Page {
-        frame: Frame::new(&viewer, Section::Audit, "Audit"),
+        frame: viewer.frame(Section::Audit, "Audit"),
         filters,
         entries: listed.data,
         next,

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::api::{Failed, encode};
-use super::frame::{NOTICE, failure};
+use super::frame::failure;
+use super::look::NOTICE;
 use super::session::Viewer;
 use super::state::Dashboard;
 use axum::Form;

@@ -139,7 +139,7 @@ pub(super) fn span(span: TimeDelta) -> String {
 
 /// An instant for `<time>`: relative text, absolute title.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Moment {
+pub(super) struct TimeText {
     /// For `datetime`.
     pub(super) iso: String,
     /// `1 Dec 2026, 00:00 UTC`.
@@ -151,7 +151,7 @@ pub(super) struct Moment {
 }
 
 /// An instant, as seen at `now` in this zone.
-pub(super) fn moment(at: DateTime<Utc>, now: DateTime<Utc>, zone: Tz) -> Moment {
+pub(super) fn time_text(at: DateTime<Utc>, now: DateTime<Utc>, zone: Tz) -> TimeText {
     let local = at.with_timezone(&zone);
     let distance = at - now;
     let relative = if distance.num_seconds() > 0 {
@@ -162,7 +162,7 @@ pub(super) fn moment(at: DateTime<Utc>, now: DateTime<Utc>, zone: Tz) -> Moment 
         "now".to_owned()
     };
     let zone = if zone == Tz::UTC { "UTC" } else { zone.name() };
-    Moment {
+    TimeText {
         iso: at.to_rfc3339_opts(SecondsFormat::AutoSi, true),
         absolute: format!(
             "{} {}, {:02}:{:02} {zone}",

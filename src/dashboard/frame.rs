@@ -1,24 +1,15 @@
 //! The frame of every page, and how a page becomes a response.
 //!
-//! A page is a struct with a field `frame` and `#[derive(Template)]` on a template that extends `base.html`. Its handler takes
-//! a [`Viewer`], reads from `viewer.api`, and returns `Result<Rendered<Page>, Response>`; [`Viewer::fail`] turns an error of the
-//! API into the page that explains it.
+//! A page is a struct with a field `frame` and `#[derive(Template)]` on a template that extends `base.html`. Its handler takes a
+//! [`Viewer`](super::session::Viewer), which makes the frame, and returns `Result<Rendered<Page>, Response>`.
 
 use askama::Template;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::StatusCode;
 use axum::response::{Html, IntoResponse, Response};
-use chrono::{DateTime, Utc};
-use percent_encoding::percent_decode_str;
 use strum::{Display, VariantArray};
 
 use super::api::Failed;
-use super::session::{Viewer, cookie};
-
-/// The cookie with the notice of the last change.
-pub(super) const NOTICE: &str = "tallyman_notice";
-
-/// The cookie with the theme.
-pub(super) const THEME: &str = "theme";
+use super::look::{Look, NOTICE};
 
 /// A section of the main navigation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Display, VariantArray)]
@@ -42,32 +33,6 @@ impl Section {
     }
 }
 
-/// What a request says about how its page looks.
-#[derive(Debug, Clone)]
-pub(super) struct Look {
-    pub(super) now: DateTime<Utc>,
-    /// None follows the system.
-    pub(super) theme: Option<&'static str>,
-    /// What the last form did.
-    pub(super) notice: Option<String>,
-}
-
-impl Look {
-    pub(super) fn new(headers: &HeaderMap, now: DateTime<Utc>) -> Self {
-        let notice = cookie(headers, NOTICE).filter(|text| !text.is_empty());
-        let notice = notice.map(|text| percent_decode_str(text).decode_utf8_lossy().into_owned());
-        Self {
-            now,
-            theme: match cookie(headers, THEME) {
-                Some("light") => Some("light"),
-                Some("dark") => Some("dark"),
-                _ => None,
-            },
-            notice,
-        }
-    }
-}
-
 /// What the templates `document.html` and `base.html` need.
 #[derive(Debug)]
 pub(super) struct Frame {
@@ -84,18 +49,6 @@ pub(super) struct Frame {
 }
 
 impl Frame {
-    /// The frame of a page in this section.
-    pub(super) fn new(viewer: &Viewer, section: Section, title: impl Into<String>) -> Self {
-        Self {
-            section,
-            viewer: viewer.name.clone(),
-            is_admin: viewer.is_admin,
-            csrf: viewer.csrf.clone(),
-            notice: viewer.look.notice.clone(),
-            ..Self::outside(&viewer.look, title)
-        }
-    }
-
     /// The frame of a page that is shown without a session.
     pub(super) fn outside(look: &Look, title: impl Into<String>) -> Self {
         Self {
@@ -137,13 +90,6 @@ impl<T: Template> IntoResponse for Rendered<T> {
                 StatusCode::INTERNAL_SERVER_ERROR.into_response()
             }
         }
-    }
-}
-
-impl Viewer {
-    /// The page that explains an error of the API.
-    pub(super) fn fail(&self) -> impl Fn(Failed) -> Response + '_ {
-        |failed| failure(&self.look, &failed)
     }
 }
 

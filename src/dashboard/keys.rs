@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::api::{Failed, encode};
 use super::form::{Posted, see_other};
-use super::format::{Mark, Moment, moment, sentence};
+use super::format::{Mark, TimeText, sentence, time_text};
 use super::frame::{Frame, Rendered, Section};
 use super::session::Viewer;
 use super::state::Dashboard;
@@ -58,14 +58,14 @@ struct Row {
     key: Key,
     mark: Mark,
     is_active: bool,
-    created: Moment,
-    expires: Option<Moment>,
-    last_used: Option<Moment>,
+    created: TimeText,
+    expires: Option<TimeText>,
+    last_used: Option<TimeText>,
 }
 
 impl Row {
     fn new(key: Key, now: DateTime<Utc>) -> Self {
-        let utc = |at| moment(at, now, Tz::UTC);
+        let utc = |at| time_text(at, now, Tz::UTC);
         let (is_expired, is_revoked) = (
             key.expires_at.is_some_and(|at| at <= now),
             key.revoked_at.is_some(),
@@ -120,7 +120,7 @@ async fn page(
         "API keys"
     };
     Ok(Page {
-        frame: Frame::new(viewer, Section::Keys, title),
+        frame: viewer.frame(Section::Keys, title),
         rows: keys
             .data
             .into_iter()

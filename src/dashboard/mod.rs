@@ -15,6 +15,7 @@ mod format;
 mod frame;
 mod keys;
 mod live;
+mod look;
 mod organization;
 mod overview;
 mod plans;

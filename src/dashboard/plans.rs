@@ -113,7 +113,7 @@ async fn list(viewer: Viewer) -> Result<Rendered<ListPage>, Response> {
             .unwrap_or(0)
     };
     Ok(Rendered(ListPage {
-        frame: Frame::new(&viewer, Section::Plans, "Plans"),
+        frame: viewer.frame(Section::Plans, "Plans"),
         plans: plans
             .data
             .into_iter()
@@ -204,7 +204,7 @@ fn page(viewer: &Viewer, plan: &Plan, is_new: bool) -> PlanPage {
         format!("Plan {}", plan.name)
     };
     PlanPage {
-        frame: Frame::new(viewer, Section::Plans, title),
+        frame: viewer.frame(Section::Plans, title),
         id: plan.id.clone(),
         name: plan.name.clone(),
         is_new,

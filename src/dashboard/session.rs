@@ -4,15 +4,15 @@
 //! when its key is revoked. Any instance accepts it, also after a restart, because the signature's secret is in Postgres.
 
 use axum::extract::FromRequestParts;
-use axum::http::header::COOKIE;
+use axum::http::StatusCode;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Redirect, Response};
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::Value;
 
 use super::api::{Api, Failed, encode};
-use super::frame::{Look, failure};
+use super::frame::{Frame, Section, failure};
+use super::look::{Look, cookie};
 use super::state::Dashboard;
 use crate::auth::Auth;
 use crate::domain::api_key::Scope;
@@ -44,6 +44,25 @@ pub(super) struct Viewer {
     pub(super) look: Look,
 }
 
+impl Viewer {
+    /// The frame of a page in this section.
+    pub(super) fn frame(&self, section: Section, title: impl Into<String>) -> Frame {
+        Frame {
+            section,
+            viewer: self.name.clone(),
+            is_admin: self.is_admin,
+            csrf: self.csrf.clone(),
+            notice: self.look.notice.clone(),
+            ..Frame::outside(&self.look, title)
+        }
+    }
+
+    /// Makes the page that explains an error of the API.
+    pub(super) fn fail(&self) -> impl Fn(Failed) -> Response + '_ {
+        |failed| failure(&self.look, &failed)
+    }
+}
+
 /// A new session of this key; none until Postgres has been reached.
 pub(super) fn start(auth: &Auth, key: &ApiKeyId, now: DateTime<Utc>) -> Option<String> {
     let expires = now.checked_add_signed(LIFETIME)?.timestamp();
@@ -63,17 +82,6 @@ fn key_of(auth: &Auth, session: &str, now: DateTime<Utc>) -> Option<ApiKeyId> {
 fn csrf_of(auth: &Auth, session: &str) -> Option<String> {
     let signed = auth.sign(CSRF, session)?;
     Some(signed.split(' ').next()?.to_owned())
-}
-
-/// The value of a cookie.
-pub(super) fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    let all = headers.get_all(COOKIE).iter();
-    let mut pairs = all
-        .filter_map(|it| it.to_str().ok())
-        .flat_map(|it| it.split("; "));
-    pairs
-        .find_map(|pair| pair.split_once('=').filter(|(key, _)| *key == name))
-        .map(|(_, value)| value)
 }
 
 impl FromRequestParts<Dashboard> for Viewer {
@@ -119,7 +127,7 @@ impl FromRequestParts<Dashboard> for Viewer {
 fn away() -> Failed {
     Failed {
         status: StatusCode::SERVICE_UNAVAILABLE,
-        problem: serde_json::json!({"detail": "the service cannot look up your key now; try again in a moment"}),
+        problem: serde_json::json!({"detail": "the service cannot look up your key now; try again in a time_text"}),
     }
 }
 

@@ -13,7 +13,8 @@ use serde::Deserialize;
 use tokio::time::sleep;
 
 use super::form::{Posted, fields, is_same_origin};
-use super::frame::{Frame, Look, Rendered, THEME};
+use super::frame::{Frame, Rendered};
+use super::look::{Look, THEME};
 use super::session::{self, COOKIE_NAME};
 use super::state::Dashboard;
 use crate::domain::api_key::Scope;
@@ -25,8 +26,8 @@ const REFUSAL_DELAY: Duration = Duration::from_millis(500);
 
 const NOT_ACCEPTED: &str = "This key is not accepted: it is mistyped, revoked or expired";
 const NOT_PERMITTED: &str = "This key may not read everything: it needs the scope admin or read, and no organization of its own";
-const TOO_MANY: &str = "Too many keys were refused just now; try again in a moment";
-const AWAY: &str = "The service cannot look up keys now; try again in a moment";
+const TOO_MANY: &str = "Too many keys were refused just now; try again in a time_text";
+const AWAY: &str = "The service cannot look up keys now; try again in a time_text";
 
 /// The routes of these pages.
 pub(super) fn routes() -> Router<Dashboard> {

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::api::{Failed, encode};
 use super::filters;
 use super::form::{Fields, Posted, see_other};
-use super::format::{Mark, Moment, moment, sentence};
+use super::format::{Mark, TimeText, sentence, time_text};
 use super::frame::{Frame, Rendered, Section};
 use super::session::Viewer;
 use super::state::Dashboard;
@@ -83,10 +83,10 @@ impl Webhook {
 
     /// What is wrong with it; none if nothing is.
     fn trouble(&self) -> Option<String> {
-        let utc = |at: DateTime<Utc>| moment(at, at, Tz::UTC).absolute;
+        let utc = |at: DateTime<Utc>| time_text(at, at, Tz::UTC).absolute;
         if let Some(at) = self.disabled_at {
             let why = match self.disabled_reason.as_deref() {
-                Some("asked") => "somebody disabled it".to_owned(),
+                Some("asked") => "an administrator disabled it".to_owned(),
                 Some(reason) => reason.to_owned(),
                 None => "it failed".to_owned(),
             };
@@ -101,13 +101,13 @@ impl Webhook {
     }
 
     fn created(&self) -> String {
-        moment(self.created_at, self.created_at, Tz::UTC).absolute
+        time_text(self.created_at, self.created_at, Tz::UTC).absolute
     }
 
     fn last_success(&self) -> String {
         self.last_success_at
             .map_or("nothing has arrived yet".to_owned(), |at| {
-                format!("last arrived {}", moment(at, at, Tz::UTC).absolute)
+                format!("last arrived {}", time_text(at, at, Tz::UTC).absolute)
             })
     }
 }
@@ -128,8 +128,8 @@ struct Delivery {
 }
 
 impl Delivery {
-    fn at(&self) -> Moment {
-        moment(self.timestamp, self.timestamp, Tz::UTC)
+    fn at(&self) -> TimeText {
+        time_text(self.timestamp, self.timestamp, Tz::UTC)
     }
 
     fn mark(&self) -> Mark {
@@ -151,7 +151,7 @@ impl Delivery {
 
     fn next(&self) -> Option<String> {
         self.next_attempt_at
-            .map(|at| moment(at, at, Tz::UTC).absolute)
+            .map(|at| time_text(at, at, Tz::UTC).absolute)
     }
 }
 
@@ -189,7 +189,7 @@ async fn list_page(
         "Webhooks"
     };
     Ok(ListPage {
-        frame: Frame::new(viewer, Section::Webhooks, title),
+        frame: viewer.frame(Section::Webhooks, title),
         webhooks: webhooks.data,
         created,
         problem,
@@ -309,11 +309,7 @@ async fn page(
         viewer.api.get::<Listed<Delivery>>(&deliveries)
     )?;
     Ok(WebhookPage {
-        frame: Frame::new(
-            viewer,
-            Section::Webhooks,
-            format!("Webhook {}", webhook.url),
-        ),
+        frame: viewer.frame(Section::Webhooks, format!("Webhook {}", webhook.url)),
         webhook,
         deliveries: deliveries.data,
         status,
@@ -364,7 +360,7 @@ async fn act(Path((id, action)): Path<(String, String)>, Posted(viewer, _): Post
             Method::POST,
             format!("{api}/test"),
             Some(empty),
-            "A test is on its way.",
+            "A test is sent.",
             own,
         ),
         "enable" => (

@@ -172,7 +172,7 @@ pub(super) struct Member {
     pub(super) plans: Vec<PlanChange>,
     /// What it counts, and which part of its limit it has used in the running period.
     pub(super) meters: Vec<(&'static str, f64)>,
-    /// Whether today has four times the usual traffic.
+    /// Whether today has eight times the usual traffic.
     pub(super) bursts: bool,
 }
 
@@ -251,6 +251,7 @@ fn member(index: usize, now: DateTime<Utc>, random: &mut Rng) -> Member {
 fn fill(index: usize, random: &mut Rng) -> f64 {
     match index {
         3 => 1.0,
+        14 => 0.9,
         21 => 1.18,
         29 => 0.972,
         54 => 0.94,
@@ -258,8 +259,10 @@ fn fill(index: usize, random: &mut Rng) -> f64 {
         94 => 0.91,
         110 => 1.0,
         129 => 0.86,
+        134 => 0.88,
         150 => 0.957,
         171 => 0.83,
+        174 => 0.95,
         _ => 0.04 + 0.7 * random.f64(),
     }
 }

@@ -144,7 +144,7 @@ fn weight(member: &Member, at: DateTime<Utc>, now: DateTime<Utc>, random: &mut R
     let growth = 1.0 + (at - member.joined).num_days() as f64 / 400.0;
     let burst = if random.u16(..400) == 0 { 5.0 } else { 1.0 };
     let today = if member.bursts && now - at < TimeDelta::hours(20) {
-        4.0
+        8.0
     } else {
         1.0
     };

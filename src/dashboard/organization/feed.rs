@@ -6,11 +6,11 @@ use serde_json::Value;
 
 use super::types::{Entry, Event};
 use crate::dashboard::changes::changes;
-use crate::dashboard::format::{Moment, moment, number};
+use crate::dashboard::format::{TimeText, number, time_text};
 
 /// A line of a feed.
 pub(super) struct Item {
-    pub(super) at: Moment,
+    pub(super) at: TimeText,
     pub(super) title: String,
     pub(super) detail: String,
 }
@@ -40,7 +40,7 @@ impl Item {
         let detail = [event.r#type.as_str(), detail.as_str()];
         let detail: Vec<&str> = detail.into_iter().filter(|it| !it.is_empty()).collect();
         Self {
-            at: moment(event.timestamp, now, zone),
+            at: time_text(event.timestamp, now, zone),
             title,
             detail: detail.join(" · "),
         }
@@ -58,7 +58,7 @@ impl Item {
             other => other,
         };
         Self {
-            at: moment(entry.at, now, zone),
+            at: time_text(entry.at, now, zone),
             title: format!("{what} by {actor}"),
             detail: changes(&entry.before, &entry.after).join(", "),
         }

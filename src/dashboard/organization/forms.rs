@@ -14,7 +14,7 @@ use super::types::{Settings, Usage};
 use super::{Problem, api_path, page, page_path, settings};
 use crate::dashboard::api::Failed;
 use crate::dashboard::form::{Fields, Posted, see_other};
-use crate::dashboard::format::{moment, number, sentence};
+use crate::dashboard::format::{number, sentence, time_text};
 use crate::dashboard::frame::Rendered;
 use crate::dashboard::session::Viewer;
 
@@ -36,7 +36,7 @@ pub(super) struct LimitRow {
 /// The limits, by meter.
 pub(super) fn rows(settings: &Settings, usage: &Usage, now: DateTime<Utc>) -> Vec<LimitRow> {
     let zone = settings.time_zone;
-    let absolute = |at| moment(at, now, zone).absolute;
+    let absolute = |at| time_text(at, now, zone).absolute;
     let row = |(meter, limit): (&String, &super::types::Limit)| {
         let counted = usage.meters.get(meter);
         LimitRow {

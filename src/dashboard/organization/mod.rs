@@ -20,7 +20,7 @@ use uuid::Uuid;
 use super::api::{Api, Failed, encode};
 use super::chart::{Kind, Line};
 use super::filters;
-use super::format::{Moment, moment};
+use super::format::{TimeText, time_text};
 use super::frame::{Frame, Rendered, Section};
 use super::session::Viewer;
 use super::state::Dashboard;
@@ -73,8 +73,8 @@ struct Page {
     id: String,
     settings: Settings,
     plans: BTreeMap<String, String>,
-    now: Moment,
-    stale: Option<Moment>,
+    now: TimeText,
+    stale: Option<TimeText>,
     cards: Vec<Card>,
     others: Vec<Card>,
     history: Option<History>,
@@ -200,12 +200,12 @@ async fn page(
         title
     };
     Ok(Page {
-        frame: Frame::new(viewer, Section::Overview, title),
-        now: moment(now, now, chrono_tz::Tz::UTC),
+        frame: viewer.frame(Section::Overview, title),
+        now: time_text(now, now, chrono_tz::Tz::UTC),
         stale: usage
             .snapshot_at
             .filter(|_| !usage.exact)
-            .map(|at| moment(at, now, zone)),
+            .map(|at| time_text(at, now, zone)),
         limits: forms::rows(&settings, &usage, now),
         events: events
             .data

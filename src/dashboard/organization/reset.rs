@@ -16,7 +16,7 @@ use super::{api_path, page_path, settings};
 use crate::dashboard::api::Failed;
 use crate::dashboard::filters;
 use crate::dashboard::form::{Posted, see_other};
-use crate::dashboard::format::{Moment, moment, number};
+use crate::dashboard::format::{TimeText, number, time_text};
 use crate::dashboard::frame::{Frame, Rendered, Section};
 use crate::dashboard::session::Viewer;
 
@@ -56,8 +56,8 @@ pub(super) struct Page {
     id: String,
     name: String,
     rows: Vec<Row>,
-    since: Option<Moment>,
-    resets: Option<Moment>,
+    since: Option<TimeText>,
+    resets: Option<TimeText>,
     deliveries: u64,
     idempotency_key: String,
 }
@@ -100,12 +100,12 @@ async fn page(viewer: &Viewer, id: String) -> Result<Page, Failed> {
     });
     let name = settings.name().unwrap_or(&id).to_owned();
     Ok(Page {
-        frame: Frame::new(viewer, Section::Overview, format!("Reset {name}?")),
+        frame: viewer.frame(Section::Overview, format!("Reset {name}?")),
         rows: rows.collect(),
-        since: first.map(|it| moment(it.previous_period_start, now, zone)),
+        since: first.map(|it| time_text(it.previous_period_start, now, zone)),
         resets: first
             .and_then(|it| it.reset_date)
-            .map(|at| moment(at, now, zone)),
+            .map(|at| time_text(at, now, zone)),
         deliveries: dry_run.dry_run.webhook_deliveries,
         idempotency_key: format!("dashboard-{}", Uuid::new_v4()),
         id,

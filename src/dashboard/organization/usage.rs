@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
 
 use super::types::{Limit, Meter};
-use crate::dashboard::format::{Bar, Mark, Moment, bar, mark, moment, number, percent, span};
+use crate::dashboard::format::{Bar, Mark, TimeText, bar, mark, number, percent, span, time_text};
 
 /// A meter, as it is written.
 pub(super) struct Card {
@@ -18,7 +18,7 @@ pub(super) struct Card {
     pub(super) notch: Option<String>,
     /// What follows from the count, in sentences.
     pub(super) facts: Vec<String>,
-    pub(super) resets: Option<Moment>,
+    pub(super) resets: Option<TimeText>,
     /// Hundredths of a percent of the limit.
     pub(super) fullness: u128,
     pub(super) limit: Option<u64>,
@@ -53,7 +53,7 @@ impl Card {
                 .filter(|it| *it < 100 && meter.overage == 0)
                 .map(|it| format!("{it}%")),
             facts: facts(meter, limit, is_hard, now, zone),
-            resets: meter.reset_date.map(|at| moment(at, now, zone)),
+            resets: meter.reset_date.map(|at| time_text(at, now, zone)),
             fullness: limited.map_or(0, |limit| u128::from(used) * 10_000 / u128::from(limit)),
             limit: meter.limit,
         }
@@ -71,7 +71,7 @@ fn facts(
     if let Some(until) = limit.and_then(|limit| limit.until) {
         facts.push(format!(
             "A temporary limit until {}",
-            moment(until, now, zone).absolute
+            time_text(until, now, zone).absolute
         ));
     }
     let refused = number(meter.denied);
@@ -95,7 +95,7 @@ fn facts(
             (Some(full_at), _) => facts.push(format!(
                 "Full in about {}, at {}",
                 span((full_at - now).max(chrono::TimeDelta::seconds(1))),
-                moment(full_at, now, zone).absolute
+                time_text(full_at, now, zone).absolute
             )),
             (None, Some(used)) => facts.push(format!("Ends the period at about {}", number(used))),
             (None, None) => {}

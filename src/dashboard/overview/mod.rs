@@ -1,0 +1,241 @@
+//! The overview: who is about to reach a limit, and all organizations.
+
+mod list;
+mod risk;
+mod types;
+
+use std::collections::BTreeMap;
+
+use askama::Template;
+use axum::extract::{Query, State as Shared};
+use axum::http::HeaderMap;
+use axum::http::header::HOST;
+use axum::response::{Redirect, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use chrono::{DateTime, Utc};
+use chrono_tz::Tz;
+use serde::{Deserialize, Serialize};
+
+use super::api::encode;
+use super::filters;
+use super::format::{TimeText, number, spark, time_text};
+use super::frame::{Frame, Rendered, Section};
+use super::session::Viewer;
+use super::state::Dashboard;
+use list::{Filters, Row};
+use risk::AtRisk;
+use types::{Listed, Page, PlanName, Summary};
+
+/// How many organizations about to reach a limit are shown.
+const AT_RISK_MAX: usize = 6;
+
+/// How many organizations the search offers at once.
+const HITS_MAX: usize = 8;
+
+/// The routes of this page.
+pub(super) fn routes() -> Router<Dashboard> {
+    Router::new()
+        .route("/", get(async || Redirect::to("/dashboard")))
+        .route("/dashboard", get(overview))
+        .route("/dashboard/hits", get(hits))
+}
+
+/// A server that is away, for a notice.
+struct Outage {
+    server: &'static str,
+    since: TimeText,
+    effect: &'static str,
+}
+
+#[derive(Template)]
+#[template(path = "overview.html")]
+struct Overview {
+    frame: Frame,
+    at: TimeText,
+    summary: Summary,
+    snapshot: Option<TimeText>,
+    outages: Vec<Outage>,
+    at_risk: Vec<AtRisk>,
+    rows: Vec<Row>,
+    plans: BTreeMap<String, String>,
+    filters: Filters,
+    next: Option<String>,
+    stored_at: Option<TimeText>,
+    origin: String,
+}
+
+impl Overview {
+    fn is_first_run(&self) -> bool {
+        self.summary.organizations.total == 0 && self.rows.is_empty() && self.filters.is_empty()
+    }
+
+    fn exceeded(&self) -> u64 {
+        let by_state = &self.summary.organizations.by_state;
+        by_state.exceeded_soft + by_state.exceeded_hard
+    }
+
+    fn warning(&self) -> u64 {
+        let by_state = &self.summary.organizations.by_state;
+        by_state.warning + by_state.nearly_full
+    }
+
+    fn spark(&self) -> String {
+        let calls: Vec<u64> = self
+            .summary
+            .calls
+            .iter()
+            .map(|minute| minute.calls)
+            .collect();
+        spark(&calls, 26.0)
+    }
+
+    fn calls_range(&self) -> String {
+        let calls = || self.summary.calls.iter().map(|minute| minute.calls);
+        let (least, most) = (calls().min().unwrap_or(0), calls().max().unwrap_or(0));
+        format!("{} to {}", number(least), number(most))
+    }
+
+    fn lag(&self) -> String {
+        let lag = self.summary.flush_lag_seconds;
+        lag.map_or("unknown".to_owned(), |seconds| format!("{seconds:.1} s"))
+    }
+
+    /// A column heading: its link, and how the list is sorted by it.
+    fn heading(&self, column: &str) -> Heading {
+        let order = self.filters.order();
+        let (is_ascending, is_descending) =
+            (order == column, order.strip_prefix('-') == Some(column));
+        let next = if is_descending {
+            column.to_owned()
+        } else {
+            format!("-{column}")
+        };
+        Heading {
+            link: self.filters.with("sort", &next),
+            sort: match (is_ascending, is_descending) {
+                (true, _) => Some(("ascending", "↑")),
+                (_, true) => Some(("descending", "↓")),
+                _ => None,
+            },
+        }
+    }
+}
+
+/// A column heading of the list.
+struct Heading {
+    link: String,
+    sort: Option<(&'static str, &'static str)>,
+}
+
+async fn overview(
+    viewer: Viewer,
+    Query(filters): Query<Filters>,
+    headers: HeaderMap,
+) -> Result<Rendered<Overview>, Response> {
+    let (api, now) = (&viewer.api, viewer.look.now);
+    let at_risk = format!("/v1/organizations?sort=exhausted&pageSize={AT_RISK_MAX}");
+    let list = filters.path();
+    let read = async {
+        futures::try_join!(
+            api.get::<Summary>("/v1/summary"),
+            api.get::<Page<PlanName>>("/v1/plans?pageSize=100"),
+            api.get::<Page<Listed>>(&at_risk),
+            api.get::<Page<Listed>>(&list),
+        )
+    };
+    let (summary, plans, at_risk, list) = read.await.map_err(viewer.fail())?;
+    let plans: BTreeMap<String, String> =
+        plans.data.into_iter().map(|it| (it.id, it.name)).collect();
+    let utc = |at| time_text(at, now, Tz::UTC);
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok());
+    let stored_at = list.data.iter().filter_map(|it| it.stored_at).max();
+    Ok(Rendered(Overview {
+        frame: viewer.frame(Section::Overview, "Overview"),
+        at: utc(summary.at),
+        snapshot: summary.last_snapshot_at.map(utc),
+        outages: outages(&summary, now),
+        at_risk: at_risk
+            .data
+            .iter()
+            .filter_map(|it| AtRisk::new(it, &plans, now))
+            .collect(),
+        rows: list
+            .data
+            .iter()
+            .map(|it| Row::new(it, &plans, now))
+            .collect(),
+        next: list
+            .next_cursor
+            .map(|cursor| filters.with("cursor", &cursor)),
+        stored_at: stored_at.map(utc),
+        origin: format!("http://{}", host.unwrap_or("127.0.0.1:7400")),
+        summary,
+        plans,
+        filters,
+    }))
+}
+
+fn outages(summary: &Summary, now: DateTime<Utc>) -> Vec<Outage> {
+    let servers = [
+        (
+            "Redis",
+            summary.redis_away_since,
+            "Calls that count are refused with 503 until it is back. What was answered before is not lost. Changes to limits take effect then, too.",
+        ),
+        (
+            "Postgres",
+            summary.postgres_away_since,
+            "Calls are counted; what they count is stored once it is back. Nothing can be changed until then.",
+        ),
+    ];
+    let outage = |(server, since, effect): (&'static str, Option<DateTime<Utc>>, &'static str)| {
+        Some(Outage {
+            server,
+            since: time_text(since?, now, Tz::UTC),
+            effect,
+        })
+    };
+    servers.into_iter().filter_map(outage).collect()
+}
+
+#[derive(Deserialize)]
+struct Search {
+    q: String,
+}
+
+/// An organization that the search offers.
+#[derive(Serialize)]
+struct Hit {
+    id: String,
+    name: Option<String>,
+    meter: String,
+    percent: String,
+    state: &'static str,
+    label: &'static str,
+}
+
+async fn hits(
+    Shared(dashboard): Shared<Dashboard>,
+    viewer: Viewer,
+    Query(search): Query<Search>,
+) -> Result<Json<Vec<Hit>>, Response> {
+    let path = format!(
+        "/v1/organizations?view=brief&pageSize={HITS_MAX}&search={}",
+        encode(&search.q)
+    );
+    let found: Page<Listed> = viewer.api.get(&path).await.map_err(viewer.fail())?;
+    let now = dashboard.state.ctx.clock.now();
+    let hit = |listed: &Listed| {
+        let row = Row::new(listed, &BTreeMap::new(), now);
+        Hit {
+            id: row.id,
+            name: row.name,
+            meter: row.meter,
+            percent: row.percent,
+            state: row.mark.class,
+            label: row.mark.label,
+        }
+    };
+    Ok(Json(found.data.iter().map(hit).collect()))
+}
