@@ -133,7 +133,7 @@ impl App {
 
     /// Every route: the HTTP API and the dashboard.
     pub fn router(&self) -> Router {
-        http::router(self.state.clone(), dashboard::router(&self.state))
+        http::router(&self.state, dashboard::router(&self.state))
     }
 
     /// Serves until `stop`; then responds to the accepted requests, and stores all counts a last time.

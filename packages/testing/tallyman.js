@@ -11,7 +11,7 @@ import { fileURLToPath } from "node:url";
 const ROOT = fileURLToPath(new URL("../../", import.meta.url));
 const TARGET = process.env.CARGO_TARGET_DIR ?? join(ROOT, "target");
 /** The executable that `cargo test` has built, or another. */
-const EXECUTABLE = process.env.TALLYMAN_EXECUTABLE ?? join(TARGET, "debug/tallyman");
+export const EXECUTABLE = process.env.TALLYMAN_EXECUTABLE ?? join(TARGET, "debug/tallyman");
 
 /** Becomes a program that is stopped when standard input ends: with the test's process, however that ends. */
 const WATCHED = 'exec 3<&0; { read -r _ <&3; kill $$; } >/dev/null 2>&1 & exec "$@" </dev/null 3<&-';

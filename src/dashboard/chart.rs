@@ -162,10 +162,10 @@ fn scale(most: u64) -> (f64, u64) {
 /// A tick: `2k`, `1.5M`.
 fn short(value: u64) -> String {
     let (unit, letter) = match value {
-        ..10_000 => return number(value),
-        ..1_000_000 => (1_000, "k"),
-        ..1_000_000_000 => (1_000_000, "M"),
-        _ => (1_000_000_000, "B"),
+        0..10_000 => return number(value),
+        10_000..1_000_000 => (1_000, "k"),
+        1_000_000..1_000_000_000 => (1_000_000, "M"),
+        1_000_000_000.. => (1_000_000_000, "B"),
     };
     let tenths = value / (unit / 10);
     let (whole, rest) = (tenths / 10, tenths % 10);

@@ -1,6 +1,12 @@
 //! Filters of the templates: `{{ count|number }}`. A page imports this module.
 
-#![expect(unreachable_pub, reason = "the macro makes a type for each function")]
+#![expect(
+    unreachable_pub,
+    clippy::inline_always,
+    clippy::unnecessary_wraps,
+    clippy::unused_self,
+    reason = "the macro makes a type and methods for each function"
+)]
 
 use askama::{Result, Values};
 

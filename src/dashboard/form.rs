@@ -11,6 +11,7 @@ use axum::Form;
 use axum::extract::{FromRequest, Request};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
+use axum::http::uri::Authority;
 use axum::response::{IntoResponse, Redirect, Response};
 use serde_json::json;
 
@@ -71,7 +72,7 @@ impl FromRequest<Dashboard> for Posted {
     }
 }
 
-/// The fields of a form, whoever sent it.
+/// The fields of a form, without any check.
 pub(super) async fn fields(request: Request) -> Result<Fields, Response> {
     let form = Form::<Vec<(String, String)>>::from_request(request, &()).await;
     let Form(pairs) = form.map_err(IntoResponse::into_response)?;
@@ -89,7 +90,7 @@ pub(super) fn is_same_origin(parts: &Parts) -> bool {
     if let Some(site) = header("sec-fetch-site") {
         return matches!(site, "same-origin" | "none");
     }
-    let host = header("host").or(parts.uri.authority().map(|it| it.as_str()));
+    let host = header("host").or(parts.uri.authority().map(Authority::as_str));
     let origin = header("origin").map(|origin| origin.split_once("://").map(|(_, host)| host));
     origin.is_none_or(|origin| origin == host)
 }

@@ -11,7 +11,7 @@ pub(super) fn number(count: u64) -> String {
     let digits = count.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3 + 1);
     for (position, digit) in digits.chars().enumerate() {
-        if position > 0 && (digits.len() - position) % 3 == 0 {
+        if position > 0 && (digits.len() - position).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);
@@ -24,10 +24,12 @@ pub(super) fn compact(count: u64) -> String {
     if count < ABBREVIATED_MIN {
         return number(count);
     }
-    let (unit, letter) = match count {
-        ..1_000_000_000 => (1_000_000, 'M'),
-        ..1_000_000_000_000 => (1_000_000_000, 'B'),
-        _ => (1_000_000_000_000, 'T'),
+    let (unit, letter) = if count < 1_000_000_000 {
+        (1_000_000, 'M')
+    } else if count < 1_000_000_000_000 {
+        (1_000_000_000, 'B')
+    } else {
+        (1_000_000_000_000, 'T')
     };
     let hundredths = count / (unit / 100);
     format!(
@@ -154,12 +156,10 @@ pub(super) struct TimeText {
 pub(super) fn time_text(at: DateTime<Utc>, now: DateTime<Utc>, zone: Tz) -> TimeText {
     let local = at.with_timezone(&zone);
     let distance = at - now;
-    let relative = if distance.num_seconds() > 0 {
-        format!("in {}", span(distance))
-    } else if distance.num_seconds() < 0 {
-        format!("{} ago", span(-distance))
-    } else {
-        "now".to_owned()
+    let relative = match distance.num_seconds() {
+        1.. => format!("in {}", span(distance)),
+        0 => "now".to_owned(),
+        _ => format!("{} ago", span(-distance)),
     };
     let zone = if zone == Tz::UTC { "UTC" } else { zone.name() };
     TimeText {

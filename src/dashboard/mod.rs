@@ -18,6 +18,7 @@ mod live;
 mod look;
 mod organization;
 mod overview;
+mod plan_names;
 mod plans;
 mod session;
 mod sign_in;

@@ -256,7 +256,7 @@ async fn save(Path(path_id): Path<String>, Posted(viewer, fields): Posted) -> Re
             let problem = match failed.status {
                 StatusCode::PRECONDITION_FAILED if is_new => "There is a plan with this id already.".to_owned(),
                 StatusCode::PRECONDITION_FAILED => "Somebody else changed this plan while you were editing. Nothing was saved; open it again to see their values.".to_owned(),
-                _ => sentence(&format!("{} {}", failed.pointer().trim_start_matches('/').replace('/', " "), failed.detail()).trim().to_owned()),
+                _ => sentence(format!("{} {}", failed.pointer().trim_start_matches('/').replace('/', " "), failed.detail()).trim()),
             };
             let page = PlanPage {
                 problem: Some(problem),

@@ -47,7 +47,7 @@ pub fn api(state: State) -> Router {
 }
 
 /// Every route, and the pages of the dashboard, with the shared layers.
-pub fn router(state: State, pages: Router) -> Router {
+pub fn router(state: &State, pages: Router) -> Router {
     let cors = cors::layer(&state.cors_origins);
     let (routes, _) = routes::routes(!state.metrics_apart, &state.plugin_path).split_for_parts();
     routes

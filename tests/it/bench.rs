@@ -8,7 +8,6 @@ use axum::extract::Request;
 use axum::middleware::{Next, from_fn};
 use clap::Parser as _;
 use serde_json::Value;
-use tallyman::http;
 use tallyman_bench::Arguments;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};

@@ -17,6 +17,7 @@ mod connections;
 mod cors;
 mod counting;
 mod credentials;
+mod dashboard;
 mod deletion;
 mod deployment;
 mod dev;

@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
+use tokio_util::task::TaskTracker;
 
 use super::dev::Running;
 use super::service::{Service, print};
@@ -232,7 +233,7 @@ impl Receiver {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let base = format!("http://{}", listener.local_addr()?);
         let routes = Router::new().route("/{name}", post(async || "received"));
-        let serving = tokio::spawn(axum::serve(listener, routes).into_future());
+        let serving = TaskTracker::new().spawn(axum::serve(listener, routes).into_future());
         Ok(Self { base, serving })
     }
 

@@ -11,8 +11,8 @@ use serde::Deserialize;
 use serde_json::json;
 use uuid::Uuid;
 
+use super::read::{api_path, page_path, settings};
 use super::types::{Settings, Usage};
-use super::{api_path, page_path, settings};
 use crate::dashboard::api::Failed;
 use crate::dashboard::filters;
 use crate::dashboard::form::{Posted, see_other};

@@ -32,6 +32,7 @@ impl Settings {
 }
 
 /// An effective limit.
+#[expect(clippy::struct_field_names, reason = "the names of the API")]
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Limit {

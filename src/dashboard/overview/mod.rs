@@ -21,11 +21,12 @@ use super::api::encode;
 use super::filters;
 use super::format::{TimeText, number, spark, time_text};
 use super::frame::{Frame, Rendered, Section};
+use super::plan_names::plan_names;
 use super::session::Viewer;
 use super::state::Dashboard;
 use list::{Filters, Row};
 use risk::AtRisk;
-use types::{Listed, Page, PlanName, Summary};
+use types::{Listed, Page, Summary};
 
 /// How many organizations about to reach a limit are shown.
 const AT_RISK_MAX: usize = 6;
@@ -139,14 +140,12 @@ async fn overview(
     let read = async {
         futures::try_join!(
             api.get::<Summary>("/v1/summary"),
-            api.get::<Page<PlanName>>("/v1/plans?pageSize=100"),
+            plan_names(&viewer),
             api.get::<Page<Listed>>(&at_risk),
             api.get::<Page<Listed>>(&list),
         )
     };
     let (summary, plans, at_risk, list) = read.await.map_err(viewer.fail())?;
-    let plans: BTreeMap<String, String> =
-        plans.data.into_iter().map(|it| (it.id, it.name)).collect();
     let utc = |at| time_text(at, now, Tz::UTC);
     let host = headers.get(HOST).and_then(|host| host.to_str().ok());
     let stored_at = list.data.iter().filter_map(|it| it.stored_at).max();

@@ -63,6 +63,7 @@ pub(super) struct Listed {
     pub(super) meters: BTreeMap<String, Meter>,
 }
 
+#[expect(clippy::struct_field_names, reason = "the names of the API")]
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Meter {
@@ -83,10 +84,4 @@ pub(super) struct Exhausted {
     pub(super) last_day: u64,
     pub(super) usual_day: Option<u64>,
     pub(super) times_usual: Option<f64>,
-}
-
-#[derive(Debug, Deserialize)]
-pub(super) struct PlanName {
-    pub(super) id: String,
-    pub(super) name: String,
 }

@@ -38,7 +38,6 @@ use tallyman::domain::limit::MeterLimit;
 use tallyman::domain::organization::{DefaultCalendar, Defaults};
 use tallyman::domain::period::{ResetMode, ResetPeriod};
 use tallyman::domain::quantity::Count;
-use tallyman::http;
 use tallyman::logging;
 use tallyman::logging::Log;
 use tallyman::metrics::Metrics;

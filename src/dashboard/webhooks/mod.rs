@@ -1,23 +1,24 @@
 //! Webhooks and their deliveries.
 
+mod types;
+
 use askama::Template;
 use axum::Router;
 use axum::extract::{Path, Query};
 use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
-use chrono::{DateTime, Utc};
-use chrono_tz::Tz;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::api::{Failed, encode};
 use super::filters;
 use super::form::{Fields, Posted, see_other};
-use super::format::{Mark, TimeText, sentence, time_text};
+use super::format::sentence;
 use super::frame::{Frame, Rendered, Section};
 use super::session::Viewer;
 use super::state::Dashboard;
+use types::{Delivery, Listed, Webhook};
 
 /// What a webhook can receive.
 const EVENTS: [&str; 5] = [
@@ -38,121 +39,6 @@ pub(super) fn routes() -> Router<Dashboard> {
             "/dashboard/webhooks/{id}/deliveries/{delivery}",
             post(redeliver),
         )
-}
-
-#[derive(Debug, Deserialize)]
-struct Listed<T> {
-    data: Vec<T>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Webhook {
-    id: String,
-    url: String,
-    events: Option<Vec<String>>,
-    organization_id: Option<String>,
-    enabled: bool,
-    disabled_reason: Option<String>,
-    disabled_at: Option<DateTime<Utc>>,
-    failing_since: Option<DateTime<Utc>>,
-    will_be_disabled_at: Option<DateTime<Utc>>,
-    last_success_at: Option<DateTime<Utc>>,
-    created_at: DateTime<Utc>,
-}
-
-impl Webhook {
-    fn mark(&self) -> Mark {
-        let (class, icon, label) = match (self.enabled, self.failing_since) {
-            (false, _) => ("over", "i-over", "Disabled"),
-            (true, Some(_)) => ("warn", "i-warn", "Failing"),
-            _ => ("ok", "i-ok", "Delivering"),
-        };
-        Mark { class, icon, label }
-    }
-
-    fn events_text(&self) -> String {
-        self.events
-            .as_ref()
-            .map_or("All".to_owned(), |events| events.join(", "))
-    }
-
-    fn path(&self) -> String {
-        format!("/dashboard/webhooks/{}", encode(&self.id))
-    }
-
-    /// What is wrong with it; none if nothing is.
-    fn trouble(&self) -> Option<String> {
-        let utc = |at: DateTime<Utc>| time_text(at, at, Tz::UTC).absolute;
-        if let Some(at) = self.disabled_at {
-            let why = match self.disabled_reason.as_deref() {
-                Some("asked") => "an administrator disabled it".to_owned(),
-                Some(reason) => reason.to_owned(),
-                None => "it failed".to_owned(),
-            };
-            return Some(format!("Disabled since {}: {why}", utc(at)));
-        }
-        let since = utc(self.failing_since?);
-        let disabled = self.will_be_disabled_at.map(utc);
-        let end = disabled.map_or(String::new(), |at| {
-            format!("; disabled at {at} if that goes on")
-        });
-        Some(format!("Nothing has arrived since {since}{end}"))
-    }
-
-    fn created(&self) -> String {
-        time_text(self.created_at, self.created_at, Tz::UTC).absolute
-    }
-
-    fn last_success(&self) -> String {
-        self.last_success_at
-            .map_or("nothing has arrived yet".to_owned(), |at| {
-                format!("last arrived {}", time_text(at, at, Tz::UTC).absolute)
-            })
-    }
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Delivery {
-    id: String,
-    r#type: String,
-    timestamp: DateTime<Utc>,
-    status: String,
-    attempts: u64,
-    next_attempt_at: Option<DateTime<Utc>>,
-    response_status: Option<u64>,
-    latency_ms: Option<u64>,
-    response_body: Option<String>,
-    error: Option<String>,
-}
-
-impl Delivery {
-    fn at(&self) -> TimeText {
-        time_text(self.timestamp, self.timestamp, Tz::UTC)
-    }
-
-    fn mark(&self) -> Mark {
-        let (class, icon, label) = match self.status.as_str() {
-            "succeeded" => ("ok", "i-ok", "Succeeded"),
-            "failed" => ("over", "i-over", "Failed"),
-            _ => ("", "i-clock", "Pending"),
-        };
-        Mark { class, icon, label }
-    }
-
-    fn answer(&self) -> String {
-        match (self.response_status, &self.error) {
-            (Some(status), _) => format!("{status} after {} ms", self.latency_ms.unwrap_or(0)),
-            (None, Some(error)) => error.clone(),
-            (None, None) => "–".to_owned(),
-        }
-    }
-
-    fn next(&self) -> Option<String> {
-        self.next_attempt_at
-            .map(|at| time_text(at, at, Tz::UTC).absolute)
-    }
 }
 
 /// A secret that is shown once.

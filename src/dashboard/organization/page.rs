@@ -1,0 +1,218 @@
+//! The page of an organization.
+
+use std::collections::BTreeMap;
+
+use askama::Template;
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::feed::Item;
+use super::history::{self, Choice, History, Running};
+use super::limits::{self, LimitRow};
+use super::read::{api_path, page_path, settings};
+use super::types::{Entry, Event, List, Meter, Settings, Usage};
+use super::usage::Card;
+use crate::dashboard::api::{Failed, encode};
+use crate::dashboard::chart::{Kind, Line};
+use crate::dashboard::filters;
+use crate::dashboard::format::{TimeText, time_text};
+use crate::dashboard::frame::{Frame, Section};
+use crate::dashboard::plan_names::plan_names;
+use crate::dashboard::session::Viewer;
+
+/// The most meters that are cards; the others are rows.
+const CARDS_MAX: usize = 6;
+
+/// How many events, and changes, are shown.
+const FEED_MAX: usize = 6;
+
+/// A form that was not accepted.
+#[derive(Debug, Default)]
+pub(super) struct Problem {
+    /// The id of the field at fault; empty if it is none.
+    pub(super) field: String,
+    pub(super) detail: String,
+    /// Whether another administrator has changed the organization meanwhile.
+    pub(super) is_conflict: bool,
+    /// What was entered.
+    pub(super) entered: BTreeMap<String, String>,
+}
+
+#[derive(Template)]
+#[template(path = "organization.html")]
+pub(super) struct Page {
+    frame: Frame,
+    id: String,
+    settings: Settings,
+    plans: BTreeMap<String, String>,
+    now: TimeText,
+    stale: Option<TimeText>,
+    cards: Vec<Card>,
+    others: Vec<Card>,
+    history: Option<History>,
+    limits: Vec<LimitRow>,
+    edit: String,
+    problem: Option<Problem>,
+    idempotency_key: String,
+    events: Vec<Item>,
+    trail: Vec<Item>,
+}
+
+impl Page {
+    fn name(&self) -> &str {
+        self.settings.name().unwrap_or(&self.id)
+    }
+
+    fn path(&self) -> String {
+        page_path(&self.id)
+    }
+
+    fn plan(&self) -> &str {
+        self.plans
+            .get(&self.settings.plan_id)
+            .unwrap_or(&self.settings.plan_id)
+    }
+
+    fn features(&self) -> Vec<(String, String)> {
+        let text = |value: &Value| match value {
+            Value::Bool(true) => "On".to_owned(),
+            Value::Bool(false) => "Off".to_owned(),
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        let all = self.settings.features.iter();
+        all.map(|(name, value)| (name.clone(), text(value)))
+            .collect()
+    }
+
+    fn meters(&self) -> impl Iterator<Item = &str> {
+        self.cards
+            .iter()
+            .chain(&self.others)
+            .map(|card| card.meter.as_str())
+    }
+
+    /// What was entered in a field before the form was refused.
+    fn entered(&self, name: &str) -> &str {
+        let entered = self
+            .problem
+            .as_ref()
+            .and_then(|problem| problem.entered.get(name));
+        entered.map_or("", String::as_str)
+    }
+}
+
+/// What the API says for the page.
+struct Read {
+    settings: Settings,
+    usage: Usage,
+    plans: BTreeMap<String, String>,
+    events: Vec<Event>,
+    audit: Vec<Entry>,
+}
+
+async fn read(viewer: &Viewer, id: &str) -> Result<Read, Failed> {
+    let (api, path, id) = (&viewer.api, api_path(id), encode(id));
+    let usage = format!("{path}/usage?projected=true");
+    let events = format!("/v1/events?organizationId={id}&pageSize={FEED_MAX}");
+    let audit = format!("/v1/audit?organizationId={id}&pageSize={FEED_MAX}");
+    let audit = async {
+        // Only administrators may read it.
+        if viewer.is_admin {
+            api.get::<List<Entry>>(&audit).await
+        } else {
+            Ok(List { data: Vec::new() })
+        }
+    };
+    let (settings, usage, plans, events, audit) = futures::try_join!(
+        settings(viewer, &path),
+        api.get::<Usage>(&usage),
+        plan_names(viewer),
+        api.get::<List<Event>>(&events),
+        audit,
+    )?;
+    Ok(Read {
+        settings,
+        usage,
+        plans,
+        events: events.data,
+        audit: audit.data,
+    })
+}
+
+/// The cards of all meters, fullest first.
+fn cards(read: &Read, viewer: &Viewer) -> Vec<Card> {
+    let (now, zone) = (viewer.look.now, read.settings.time_zone);
+    let card = |(meter, counted): (&String, &Meter)| {
+        let limit = read.settings.limits.get(meter);
+        Card::new(meter, counted, limit, now, zone)
+    };
+    let mut cards: Vec<Card> = read.usage.meters.iter().map(card).collect();
+    cards.sort_by(|one, other| {
+        let fullest = other.fullness.cmp(&one.fullness);
+        fullest.then(one.meter.cmp(&other.meter))
+    });
+    cards
+}
+
+/// Reads all that the page shows.
+pub(super) async fn page(
+    viewer: &Viewer,
+    id: String,
+    choice: Choice,
+    problem: Option<Problem>,
+) -> Result<Page, Failed> {
+    let now = viewer.look.now;
+    let read = read(viewer, &id).await?;
+    let zone = read.settings.time_zone;
+    let mut cards = cards(&read, viewer);
+    let fullest = cards
+        .first()
+        .map_or(String::new(), |card| card.meter.clone());
+    let edit = choice.edit.clone();
+    let is_known = read.usage.meters.contains_key(&choice.meter);
+    let meter = if is_known {
+        choice.meter.clone()
+    } else {
+        fullest
+    };
+    let running = read.usage.meters.get(&meter).map(|meter| Running {
+        start: meter.period_start,
+        end: meter.reset_date,
+        limit: meter.limit,
+    });
+    let history = if let Some(running) = running {
+        let choice = Choice { meter, ..choice };
+        let (api, path) = (&viewer.api, api_path(&id));
+        Some(history::read(api, &path, choice, Some(&running), (now, zone)).await?)
+    } else {
+        None
+    };
+    let others = cards.split_off(cards.len().min(CARDS_MAX));
+    let title = read.settings.name().unwrap_or(&id);
+    let title = if problem.is_some() {
+        format!("Error: {title}")
+    } else {
+        title.to_owned()
+    };
+    let snapshot_at = read.usage.snapshot_at.filter(|_| !read.usage.exact);
+    let event = |event| Item::of_event(event, now, zone);
+    let entry = |entry| Item::of_entry(entry, now, zone);
+    Ok(Page {
+        frame: viewer.frame(Section::Overview, title),
+        now: time_text(now, now, chrono_tz::Tz::UTC),
+        stale: snapshot_at.map(|at| time_text(at, now, zone)),
+        limits: limits::rows(&read.settings, &read.usage, now),
+        events: read.events.iter().map(event).collect(),
+        trail: read.audit.iter().map(entry).collect(),
+        idempotency_key: format!("dashboard-{}", Uuid::new_v4()),
+        id,
+        settings: read.settings,
+        plans: read.plans,
+        cards,
+        others,
+        history,
+        edit,
+        problem,
+    })
+}
