@@ -5,6 +5,8 @@ WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
 COPY migrations migrations
 COPY lua lua
+COPY assets assets
+COPY templates templates
 COPY src src
 COPY servers servers
 COPY bench bench

@@ -222,6 +222,7 @@ fn announce(url: &str, dir: &Path, key: &str) {
     println!(
         r#"
   Tallyman counts at  {url}
+  the dashboard is    {url}/dashboard
   with the admin key  {key}
   kept in             {}
 

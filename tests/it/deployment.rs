@@ -74,6 +74,8 @@ fn the_image_is_built_from_every_included_file() {
         "Cargo.toml",
         "Cargo.lock",
         "lua",
+        "assets",
+        "templates",
         "migrations",
         "src",
         "servers",
