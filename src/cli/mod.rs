@@ -21,7 +21,7 @@ use crate::clock::Clock;
 use crate::config::{self, Config, DatabaseSettings, Servers};
 use crate::http;
 use crate::logging;
-use crate::postgres::Postgres;
+use crate::postgres::{Postgres, readers};
 
 /// A thread polls sockets after this many task polls. Tokio's default, 61, is about the number of connections that
 /// clients have, so new requests would wait until all responses are written.
@@ -60,6 +60,9 @@ enum Command {
     Migrate {
         #[command(flatten)]
         database: DatabaseSettings,
+        /// Also create this role, which can read the views for analysts and nothing else; see docs/sql.md
+        #[arg(long, value_name = "ROLE")]
+        reader: Option<String>,
     },
     /// Check whether the service on this machine is ready; exits with 1 if not
     #[command(next_help_heading = "Settings")]
@@ -108,9 +111,16 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
             runtime(config.workers)?.block_on(dev::run(options, *config))
         }
         Command::Demo(options) => runtime(1)?.block_on(demo::run(options, &Clock::System)),
-        Command::Migrate { database } => {
+        Command::Migrate { database, reader } => {
             let url = database.url()?;
-            runtime(1)?.block_on(async { Ok(Postgres::new(&url, 1)?.migrate().await?) })
+            runtime(1)?.block_on(async {
+                let postgres = Postgres::new(&url, 1)?;
+                postgres.migrate().await?;
+                if let Some(role) = reader {
+                    readers::permit(&postgres, &role).await?;
+                }
+                Ok(())
+            })
         }
         Command::Openapi => {
             let document = http::openapi().to_pretty_json()?;

@@ -21,6 +21,7 @@ mod pending;
 pub mod periods;
 pub mod plans;
 mod pool;
+pub mod readers;
 pub mod resets;
 mod sources;
 pub mod summaries;

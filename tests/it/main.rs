@@ -7,6 +7,7 @@
 #![expect(unreachable_pub, reason = "a test binary exports nothing")]
 
 mod adjustments;
+mod analytics;
 mod audit;
 mod batch;
 mod bench;
