@@ -70,6 +70,8 @@ pub(super) struct Mark {
     pub(super) bucket: Bucket,
     /// The label below the plot, if there is room for it.
     pub(super) below: Option<String>,
+    /// Whether that label is left out on a narrow page.
+    pub(super) is_minor: bool,
 }
 
 /// Draws buckets; `values` are what to draw for each.
@@ -104,6 +106,7 @@ pub(super) fn draw(buckets: &[Bucket], values: &[i64], kind: Kind, line: Option<
                 value: *value,
                 bucket: bucket.clone(),
                 below: (position % every == every / 2).then(|| bucket.short.clone()),
+                is_minor: (position / every) % 2 == 1,
             }
         });
     let marks: Vec<Mark> = marks.collect();

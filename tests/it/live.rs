@@ -38,7 +38,7 @@ impl Stream {
         loop {
             if let Some((event, rest)) = self.text.split_once("\n\n") {
                 let event = event.to_owned();
-                self.text = rest.to_owned();
+                self.text = rest.into();
                 return Some(event);
             }
             let chunk = timeout(TIMEOUT, self.response.chunk()).await;
