@@ -108,6 +108,7 @@ impl App {
             metrics_apart: config.metrics_listen.is_some(),
             plugin_path: config.plugin_path.clone(),
             cors_origins: config.cors_origins.clone(),
+            embed_origins: config.embed_origins.clone(),
             body_patience: config.connections.body,
             bodies: body_memory(config.body_memory),
             batches: Turns::new(BATCHES_EACH),

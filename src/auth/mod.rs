@@ -10,6 +10,7 @@
 //! bring one back. Until an instance has reached Postgres it cannot verify seals, and accepts unverified records for
 //! counting only, which anybody with write access to Redis can do anyway.
 
+mod embed;
 mod error;
 mod jwks;
 mod seal;
@@ -23,6 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use chrono::{DateTime, DurationRound as _, TimeDelta, Utc};
 use quick_cache::sync::Cache;
 
+pub use embed::{EmbedLink, Theme};
 pub use error::Error;
 pub use tokens::{User, may_hold_token};
 
@@ -47,6 +49,9 @@ const SWEEP_BATCH: u32 = 1000;
 
 /// The name that the revision of the mirror is sealed under; no key has this id.
 const MARK: &str = "mark";
+
+/// What embed links are signed for; no id of a key is this.
+const EMBED: &str = "embed";
 
 /// The handle on API keys and JWTs; clones share the cache.
 #[derive(Debug, Clone)]
@@ -146,6 +151,19 @@ impl Auth {
     /// The text that was signed for this purpose; none for anything else.
     pub fn verify<'a>(&self, purpose: &str, signed: &'a str) -> Option<&'a str> {
         self.seal.get()?.open(purpose, signed)
+    }
+
+    /// The token of an embed link; none until Postgres has been reached.
+    pub fn embed_token(&self, link: &EmbedLink) -> Option<String> {
+        let signed = self.sign(EMBED, &link.to_text()?)?;
+        Some(signed.replacen(' ', ".", 1))
+    }
+
+    /// The embed link of a token, unless it has expired or was not signed by this service.
+    pub fn embed_link(&self, token: &str, now: DateTime<Utc>) -> Option<EmbedLink> {
+        let signed = token.replacen('.', " ", 1);
+        let link = EmbedLink::from_text(self.verify(EMBED, &signed)?)?;
+        (now < link.expires_at).then_some(link)
     }
 
     async fn cached(&self, id: &ApiKeyId, now: DateTime<Utc>) -> Result<Arc<CachedKey>, Error> {

@@ -48,6 +48,11 @@ pub struct Config {
           value_parser = value::<Origins>("* or origins such as https://app.example.com, separated by commas"))]
     pub cors_origins: Origins,
 
+    /// Origins whose pages may embed the usage cards of embed links in a frame, separated by commas, or `*` for all
+    #[arg(long, env = "TALLYMAN_EMBED_ORIGINS", value_name = "ORIGINS", default_value = "",
+          value_parser = value::<Origins>("* or origins such as https://app.example.com, separated by commas"))]
+    pub embed_origins: Origins,
+
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would print it as the help of the group")]
     pub jwt: JwtConfig,

@@ -41,7 +41,7 @@ impl FromStr for Origins {
 
 /// Whether a browser could send this: `scheme://host` or `scheme://host:port`, in lower case.
 fn is_origin(text: &str) -> bool {
-    let fit = |c: u8| c.is_ascii_graphic() && !c.is_ascii_uppercase() && !b"/*?#@".contains(&c);
+    let fit = |c: u8| c.is_ascii_graphic() && !c.is_ascii_uppercase() && !b"/*?#@;'\"".contains(&c);
     text.split_once("://").is_some_and(|(scheme, host)| {
         !scheme.is_empty() && !host.is_empty() && scheme.bytes().chain(host.bytes()).all(fit)
     })

@@ -9,6 +9,7 @@ mod assets;
 mod audit;
 mod changes;
 mod chart;
+mod embed;
 mod filters;
 mod form;
 mod format;
@@ -52,6 +53,7 @@ pub fn router(state: &State) -> Router {
         .merge(audit::routes())
         .merge(live::routes())
         .merge(sign_in::routes())
+        .merge(embed::routes())
         .layer(axum::middleware::map_response(secured))
         .merge(assets::routes())
         .with_state(dashboard)

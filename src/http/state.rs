@@ -47,6 +47,8 @@ pub struct Handles {
     pub plugin_path: String,
     /// Origins whose pages may call the API.
     pub cors_origins: Origins,
+    /// Origins whose pages may embed usage cards.
+    pub embed_origins: Origins,
     /// The timeout of receiving a body.
     pub body_patience: Duration,
     /// The memory budget of bodies being received.

@@ -26,6 +26,7 @@ mod displays;
 mod documents;
 mod dry_runs;
 mod effective;
+mod embed_links;
 mod events;
 mod exactly_once;
 mod flushing;

@@ -404,6 +404,30 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/organizations/{id}/embed-links": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Create an embed link
+         * @description A short-lived link to a card with the usage of the organization, for a frame in a page of an origin that
+         *     `TALLYMAN_EMBED_ORIGINS` lists. Who has the link sees the card without a key, and nothing else. It ends early when the key
+         *     that created it is revoked or expires.
+         *
+         *     Needs a key with the scope `read`.
+         */
+        post: operations["createEmbedLink"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/organizations/{id}/reset": {
         parameters: {
             query?: never;
@@ -1358,6 +1382,22 @@ export interface components {
             key: string;
         };
         /**
+         * @description A link.
+         * @example {
+         *       "expiresAt": "2026-11-22T11:15:30Z",
+         *       "url": "/embed/5f1c09….eyJrZXki…"
+         *     }
+         */
+        CreatedEmbedLink: {
+            /** @description The path and nothing else of the URL: clients put the address before it at which browsers reach this service. */
+            url: string;
+            /**
+             * Format: date-time
+             * @description When the link stops working.
+             */
+            expiresAt: string;
+        };
+        /**
          * @description The result of a deletion.
          * @example {
          *       "apiKeysRevoked": 1,
@@ -1510,6 +1550,27 @@ export interface components {
             enabled: boolean;
             value: components["schemas"]["Feature"] | null;
             source: components["schemas"]["Source"];
+        };
+        /**
+         * @description What the card shows.
+         * @example {
+         *       "expiresIn": 3600,
+         *       "meters": [
+         *         "api"
+         *       ],
+         *       "theme": "light"
+         *     }
+         */
+        EmbedLinkBody: {
+            /** @description The meters to show; by default all with a limit or a count. */
+            meters?: components["schemas"]["MeterId"][];
+            /**
+             * Format: int64
+             * @description How long the link works, in seconds; an hour by default.
+             */
+            expiresIn?: number;
+            /** @description The colours; by default those of the reader's system. */
+            theme?: components["schemas"]["Theme"];
         };
         /**
          * @description What happens beyond a limit.
@@ -3149,6 +3210,11 @@ export interface components {
              */
             until: string;
         };
+        /**
+         * @description The colours of a card.
+         * @enum {string}
+         */
+        Theme: "light" | "dark";
         /** @description Totals of a counter or of its hours. */
         Totals: {
             /**
@@ -4653,6 +4719,44 @@ export interface operations {
             404: components["responses"]["not_found"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-database_unavailable"];
+        };
+    };
+    createEmbedLink: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The organization. */
+                id: string;
+            };
+            cookie?: never;
+        };
+        /** @description Without a body, every meter is shown for an hour. */
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["EmbedLinkBody"];
+            };
+        };
+        responses: {
+            /** @description The link. */
+            200: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CreatedEmbedLink"];
+                };
+            };
+            400: components["responses"]["invalid_field-or-malformed_request"];
+            401: components["responses"]["unauthenticated"];
+            403: components["responses"]["forbidden"];
+            404: components["responses"]["not_found"];
+            408: components["responses"]["request_timeout"];
+            413: components["responses"]["payload_too_large"];
+            415: components["responses"]["unsupported_media_type"];
+            500: components["responses"]["internal"];
+            503: components["responses"]["auth_server_unavailable-or-database_unavailable-or-overloaded"];
         };
     };
     resetOrganization: {

@@ -9,6 +9,7 @@ pub(super) mod batch;
 pub(super) mod counting;
 pub(super) mod docs;
 pub(super) mod effective;
+mod embed_links;
 pub(super) mod events;
 pub(super) mod health;
 pub(super) mod history;
@@ -65,6 +66,7 @@ pub(super) fn routes(with_metrics: bool, plugin_path: &str) -> OpenApiRouter<Sta
         ))
         .routes(routes!(effective::limits, organizations::patch_limits))
         .routes(routes!(effective::feature))
+        .routes(routes!(embed_links::create_embed_link))
         .routes(routes!(resets::reset))
         .routes(routes!(plans::list_plans))
         .routes(routes!(

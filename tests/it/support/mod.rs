@@ -451,6 +451,7 @@ fn default_config() -> Config {
         listen: "127.0.0.1:0".parse().unwrap(),
         metrics_listen: None,
         cors_origins: Origins::Only(Vec::new()),
+        embed_origins: Origins::Only(Vec::new()),
         jwt: JwtConfig::default(),
         plugin_path: PLUGIN_PATH.to_owned(),
         redis_prefix: "tm:".to_owned(),
