@@ -179,9 +179,9 @@ fn short(value: u64) -> String {
     }
 }
 
-/// The running total of each bucket; it starts again with each period.
-pub(super) fn running_totals(buckets: &[Bucket]) -> Vec<i64> {
-    let mut total: i64 = 0;
+/// The running total of each bucket, from what the first one's period had before; it starts again with each period.
+pub(super) fn running_totals(buckets: &[Bucket], before: i64) -> Vec<i64> {
+    let mut total = before;
     let add = |bucket: &Bucket| {
         total = if bucket.begins {
             bucket.used
@@ -222,7 +222,7 @@ mod tests {
             bucket(2, true),
             bucket(-1, false),
         ];
-        assert_eq!(running_totals(&buckets), [5, 8, 2, 1]);
+        assert_eq!(running_totals(&buckets, 10), [15, 18, 2, 1]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What a request says about how its page looks, in cookies.
 
 use axum::http::HeaderMap;
-use axum::http::header::COOKIE;
+use axum::http::header::{COOKIE, HOST};
 use chrono::{DateTime, Utc};
 use percent_encoding::percent_decode_str;
 
@@ -46,4 +46,18 @@ pub(super) fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> 
     pairs
         .find_map(|pair| pair.split_once('=').filter(|(key, _)| *key == name))
         .map(|(_, value)| value)
+}
+
+/// Whether the browser came by HTTPS, as a proxy in front says.
+pub(super) fn is_https(headers: &HeaderMap) -> bool {
+    headers
+        .get("x-forwarded-proto")
+        .is_some_and(|proto| proto == "https")
+}
+
+/// The URL that the browser has for this service, without a path.
+pub(super) fn origin(headers: &HeaderMap) -> String {
+    let scheme = if is_https(headers) { "https" } else { "http" };
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok());
+    format!("{scheme}://{}", host.unwrap_or("127.0.0.1:7400"))
 }

@@ -28,11 +28,15 @@ mod webhooks;
 
 use axum::Router;
 use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, REFERRER_POLICY};
-use axum::http::{HeaderMap, HeaderValue};
-use axum::response::Response;
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::response::{Redirect, Response};
+use axum::routing::get;
+use serde_json::json;
 
 use crate::http;
 use crate::http::state::State;
+use api::Failed;
+use session::Viewer;
 use state::Dashboard;
 
 /// No inline script or style, and nothing from elsewhere.
@@ -54,9 +58,23 @@ pub fn router(state: &State) -> Router {
         .merge(live::routes())
         .merge(sign_in::routes())
         .merge(embed::routes())
+        .route(
+            "/dashboard/",
+            get(async || Redirect::permanent("/dashboard")),
+        )
+        .route("/dashboard/{*unknown}", get(unknown))
         .layer(axum::middleware::map_response(secured))
         .merge(assets::routes())
         .with_state(dashboard)
+}
+
+/// The page of a path that has none.
+async fn unknown(viewer: Viewer) -> Response {
+    let failed = Failed {
+        status: StatusCode::NOT_FOUND,
+        problem: json!({"detail": "there is no page at this address"}),
+    };
+    viewer.fail()(failed)
 }
 
 async fn secured(mut response: Response) -> Response {

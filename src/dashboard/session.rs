@@ -127,7 +127,7 @@ impl FromRequestParts<Dashboard> for Viewer {
 fn away() -> Failed {
     Failed {
         status: StatusCode::SERVICE_UNAVAILABLE,
-        problem: serde_json::json!({"detail": "the service cannot look up your key now; try again in a time_text"}),
+        problem: serde_json::json!({"detail": "the service cannot look up your key now; try again in a moment"}),
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::time::sleep;
 
 use super::form::{Posted, fields, is_same_origin};
 use super::frame::{Frame, Rendered};
-use super::look::{Look, THEME};
+use super::look::{Look, THEME, is_https};
 use super::session::{self, COOKIE_NAME};
 use super::state::Dashboard;
 use crate::domain::api_key::Scope;
@@ -26,8 +26,8 @@ const REFUSAL_DELAY: Duration = Duration::from_millis(500);
 
 const NOT_ACCEPTED: &str = "This key is not accepted: it is mistyped, revoked or expired";
 const NOT_PERMITTED: &str = "This key may not read everything: it needs the scope admin or read, and no organization of its own";
-const TOO_MANY: &str = "Too many keys were refused just now; try again in a time_text";
-const AWAY: &str = "The service cannot look up keys now; try again in a time_text";
+const TOO_MANY: &str = "Too many keys were refused just now; try again in a moment";
+const AWAY: &str = "The service cannot look up keys now; try again in a moment";
 
 /// The routes of these pages.
 pub(super) fn routes() -> Router<Dashboard> {
@@ -141,13 +141,6 @@ fn own_path(to: &str) -> &str {
     let is_own =
         to == "/dashboard" || to.starts_with("/dashboard/") || to.starts_with("/dashboard?");
     if is_own { to } else { "/dashboard" }
-}
-
-/// Whether the browser came by HTTPS, as a proxy in front says.
-fn is_https(headers: &HeaderMap) -> bool {
-    headers
-        .get("x-forwarded-proto")
-        .is_some_and(|proto| proto == "https")
 }
 
 async fn sign_out(_: Posted) -> Response {

@@ -201,7 +201,9 @@ async fn refused(viewer: &Viewer, id: String, fields: &Fields, failed: &Failed) 
 }
 
 fn entered(fields: &Fields) -> BTreeMap<String, String> {
-    const KEPT: [&str; 9] = [
+    const KEPT: [&str; 11] = [
+        "idempotencyKey",
+        "direction",
         "meter",
         "limit",
         "mode",

@@ -172,7 +172,13 @@ pub(super) async fn read(
     let starts: Vec<DateTime<Utc>> = periods.data.iter().map(|it| it.start).collect();
     let buckets = buckets(&slots.data, &starts, unit, zone);
     let values = if choice.is_total() {
-        running_totals(&buckets)
+        let before = match running.filter(|running| running.start < from) {
+            Some(running) => {
+                used_between(api, path, &choice.meter, granularity, (running.start, from)).await?
+            }
+            None => 0,
+        };
+        running_totals(&buckets, before)
     } else {
         buckets.iter().map(|it| it.used).collect()
     };
@@ -196,6 +202,25 @@ pub(super) async fn read(
         line,
         choice,
     })
+}
+
+/// What was counted in the running period before the range.
+async fn used_between(
+    api: &Api,
+    path: &str,
+    meter: &str,
+    granularity: &str,
+    (from, to): (DateTime<Utc>, DateTime<Utc>),
+) -> Result<i64, Failed> {
+    let (meter, from, to) = (
+        encode(meter),
+        encode(&from.to_rfc3339()),
+        encode(&to.to_rfc3339()),
+    );
+    let query =
+        format!("meter={meter}&granularity={granularity}&pageSize=1000&from={from}&to={to}");
+    let slots: List<Slot> = api.get(&format!("{path}/history?{query}")).await?;
+    Ok(slots.data.iter().map(|slot| slot.used).sum())
 }
 
 fn plural(unit: &str) -> &'static str {

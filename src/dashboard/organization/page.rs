@@ -195,6 +195,12 @@ pub(super) async fn page(
     } else {
         title.to_owned()
     };
+    // A form that is sent again after an outage must not count twice.
+    let entered = problem
+        .as_ref()
+        .and_then(|it| it.entered.get("idempotencyKey"));
+    let new_key = || format!("dashboard-{}", Uuid::new_v4());
+    let idempotency_key = entered.cloned().unwrap_or_else(new_key);
     let snapshot_at = read.usage.snapshot_at.filter(|_| !read.usage.exact);
     let event = |event| Item::of_event(event, now, zone);
     let entry = |entry| Item::of_entry(entry, now, zone);
@@ -205,7 +211,7 @@ pub(super) async fn page(
         limits: limits::rows(&read.settings, &read.usage, now),
         events: read.events.iter().map(event).collect(),
         trail: read.audit.iter().map(entry).collect(),
-        idempotency_key: format!("dashboard-{}", Uuid::new_v4()),
+        idempotency_key,
         id,
         settings: read.settings,
         plans: read.plans,

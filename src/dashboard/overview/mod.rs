@@ -7,9 +7,8 @@ mod types;
 use std::collections::BTreeMap;
 
 use askama::Template;
-use axum::extract::{Query, State as Shared};
-use axum::http::HeaderMap;
-use axum::http::header::HOST;
+use axum::extract::Query;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{Redirect, Response};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -17,19 +16,17 @@ use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
 use serde::{Deserialize, Serialize};
 
-use super::api::encode;
+use super::api::{Failed, encode};
 use super::filters;
 use super::format::{TimeText, number, spark, time_text};
 use super::frame::{Frame, Rendered, Section};
+use super::look::origin;
 use super::plan_names::plan_names;
 use super::session::Viewer;
 use super::state::Dashboard;
 use list::{Filters, Row};
 use risk::AtRisk;
 use types::{Listed, Page, Summary};
-
-/// How many organizations about to reach a limit are shown.
-const AT_RISK_MAX: usize = 6;
 
 /// How many organizations the search offers at once.
 const HITS_MAX: usize = 8;
@@ -45,6 +42,7 @@ pub(super) fn routes() -> Router<Dashboard> {
 /// A server that is away, for a notice.
 struct Outage {
     server: &'static str,
+    is_redis: bool,
     since: TimeText,
     effect: &'static str,
 }
@@ -57,8 +55,9 @@ struct Overview {
     summary: Summary,
     snapshot: Option<TimeText>,
     outages: Vec<Outage>,
-    at_risk: Vec<AtRisk>,
-    rows: Vec<Row>,
+    /// None while Postgres is away, like the rows.
+    at_risk: Option<Vec<AtRisk>>,
+    rows: Option<Vec<Row>>,
     plans: BTreeMap<String, String>,
     filters: Filters,
     next: Option<String>,
@@ -67,8 +66,16 @@ struct Overview {
 }
 
 impl Overview {
+    /// Whether nothing was ever counted.
     fn is_first_run(&self) -> bool {
-        self.summary.organizations.total == 0 && self.rows.is_empty() && self.filters.is_empty()
+        let is_empty = self.rows.as_ref().is_some_and(Vec::is_empty) && self.filters.is_empty();
+        is_empty && self.summary.organizations.total == 0
+    }
+
+    /// When the counts on this page were stored, while Redis is away.
+    fn stale(&self) -> Option<&TimeText> {
+        let snapshot = self.snapshot.as_ref();
+        snapshot.filter(|_| self.summary.redis_away_since.is_some())
     }
 
     fn exceeded(&self) -> u64 {
@@ -135,44 +142,43 @@ async fn overview(
     headers: HeaderMap,
 ) -> Result<Rendered<Overview>, Response> {
     let (api, now) = (&viewer.api, viewer.look.now);
-    let at_risk = format!("/v1/organizations?sort=exhausted&pageSize={AT_RISK_MAX}");
-    let list = filters.path();
-    let read = async {
-        futures::try_join!(
-            api.get::<Summary>("/v1/summary"),
-            plan_names(&viewer),
-            api.get::<Page<Listed>>(&at_risk),
-            api.get::<Page<Listed>>(&list),
-        )
-    };
-    let (summary, plans, at_risk, list) = read.await.map_err(viewer.fail())?;
+    let summary: Summary = api.get("/v1/summary").await.map_err(viewer.fail())?;
+    let plans = unless_away(plan_names(&viewer).await).map_err(viewer.fail())?;
+    let plans = plans.unwrap_or_default();
+    let path = filters.path();
+    let (at_risk, list) = tokio::join!(
+        risk::at_risk(api, &plans, now),
+        api.get::<Page<Listed>>(&path)
+    );
+    let at_risk = unless_away(at_risk).map_err(viewer.fail())?;
+    let list = unless_away(list).map_err(viewer.fail())?;
     let utc = |at| time_text(at, now, Tz::UTC);
-    let host = headers.get(HOST).and_then(|host| host.to_str().ok());
-    let stored_at = list.data.iter().filter_map(|it| it.stored_at).max();
+    let listed = list.iter().flat_map(|list| &list.data);
+    let stored_at = listed.filter_map(|it| it.stored_at).max();
+    let next = list.as_ref().and_then(|list| list.next_cursor.as_ref());
+    let row = |it: &Listed| Row::new(it, &plans, now);
     Ok(Rendered(Overview {
         frame: viewer.frame(Section::Overview, "Overview"),
         at: utc(summary.at),
         snapshot: summary.last_snapshot_at.map(utc),
         outages: outages(&summary, now),
-        at_risk: at_risk
-            .data
-            .iter()
-            .filter_map(|it| AtRisk::new(it, &plans, now))
-            .collect(),
-        rows: list
-            .data
-            .iter()
-            .map(|it| Row::new(it, &plans, now))
-            .collect(),
-        next: list
-            .next_cursor
-            .map(|cursor| filters.with("cursor", &cursor)),
+        at_risk,
+        next: next.map(|cursor| filters.with("cursor", cursor)),
+        rows: list.map(|list| list.data.iter().map(row).collect()),
         stored_at: stored_at.map(utc),
-        origin: format!("http://{}", host.unwrap_or("127.0.0.1:7400")),
+        origin: origin(&headers),
         summary,
         plans,
         filters,
     }))
+}
+
+/// None while Postgres is away: the page shows the rest.
+fn unless_away<T>(read: Result<T, Failed>) -> Result<Option<T>, Failed> {
+    match read {
+        Err(failed) if failed.status == StatusCode::SERVICE_UNAVAILABLE => Ok(None),
+        other => other.map(Some),
+    }
 }
 
 fn outages(summary: &Summary, now: DateTime<Utc>) -> Vec<Outage> {
@@ -191,6 +197,7 @@ fn outages(summary: &Summary, now: DateTime<Utc>) -> Vec<Outage> {
     let outage = |(server, since, effect): (&'static str, Option<DateTime<Utc>>, &'static str)| {
         Some(Outage {
             server,
+            is_redis: server == "Redis",
             since: time_text(since?, now, Tz::UTC),
             effect,
         })
@@ -198,7 +205,8 @@ fn outages(summary: &Summary, now: DateTime<Utc>) -> Vec<Outage> {
     servers.into_iter().filter_map(outage).collect()
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct Search {
     q: String,
 }
@@ -214,17 +222,13 @@ struct Hit {
     label: &'static str,
 }
 
-async fn hits(
-    Shared(dashboard): Shared<Dashboard>,
-    viewer: Viewer,
-    Query(search): Query<Search>,
-) -> Result<Json<Vec<Hit>>, Response> {
-    let path = format!(
-        "/v1/organizations?view=brief&pageSize={HITS_MAX}&search={}",
-        encode(&search.q)
-    );
+async fn hits(viewer: Viewer, Query(search): Query<Search>) -> Result<Json<Vec<Hit>>, Response> {
+    let mut path = format!("/v1/organizations?view=brief&pageSize={HITS_MAX}");
+    if !search.q.is_empty() {
+        path = format!("{path}&search={}", encode(&search.q));
+    }
     let found: Page<Listed> = viewer.api.get(&path).await.map_err(viewer.fail())?;
-    let now = dashboard.state.ctx.clock.now();
+    let now = viewer.look.now;
     let hit = |listed: &Listed| {
         let row = Row::new(listed, &BTreeMap::new(), now);
         Hit {

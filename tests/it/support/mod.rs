@@ -5,6 +5,7 @@
 //! run: tests call `flush_once` and `sweep_once`, or start the executable with [`Process::serve`].
 
 mod auth_server;
+mod browser;
 mod inspect;
 mod issuer;
 mod lossy_proxy;
@@ -21,6 +22,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 pub use auth_server::AuthServer;
+pub use browser::{Browser, field};
 use chrono::{DateTime, Utc};
 pub use inspect::*;
 use redis::AsyncConnectionConfig;
