@@ -44,14 +44,17 @@ pub(super) fn percent(used: u64, limit: u64) -> String {
     match hundredths(used, limit) {
         None => "–".to_owned(),
         Some(0) if used > 0 => "<0.01%".to_owned(),
-        Some(hundredths) => format!("{}.{:02}%", number(hundredths / 100), hundredths % 100),
+        Some(hundredths) => {
+            let whole = u64::try_from(hundredths / 100).unwrap_or(u64::MAX);
+            format!("{}.{:02}%", number(whole), hundredths % 100)
+        }
     }
 }
 
 /// Hundredths of a percent; none without a limit that can be divided.
-fn hundredths(used: u64, limit: u64) -> Option<u64> {
-    let hundredths = u128::from(used) * 10_000 / u128::from(Some(limit).filter(|it| *it > 0)?);
-    Some(u64::try_from(hundredths).unwrap_or(u64::MAX))
+fn hundredths(used: u64, limit: u64) -> Option<u128> {
+    let limit = Some(limit).filter(|limit| *limit > 0)?;
+    Some(u128::from(used) * 10_000 / u128::from(limit))
 }
 
 /// A bar: how much of it is filled, and where it passes the limit.
