@@ -143,26 +143,27 @@ impl Auth {
         Ok(valid.map(Arc::clone))
     }
 
-    /// Signs a text for a purpose, which is no id of a key: hex, space, text. None until Postgres has been reached.
+    /// Signs a text for a purpose, which is no id of a key: hex, dot, text. None until Postgres has been reached.
     pub fn sign(&self, purpose: &str, text: &str) -> Option<String> {
-        Some(self.seal.get()?.close(purpose, text))
+        let sealed = self.seal.get()?.close(purpose, text);
+        Some(sealed.replacen(' ', ".", 1))
     }
 
     /// The text that was signed for this purpose; none for anything else.
-    pub fn verify<'a>(&self, purpose: &str, signed: &'a str) -> Option<&'a str> {
-        self.seal.get()?.open(purpose, signed)
+    pub fn verify(&self, purpose: &str, signed: &str) -> Option<String> {
+        let sealed = signed.replacen('.', " ", 1);
+        let text = self.seal.get()?.open(purpose, &sealed)?;
+        Some(text.to_owned())
     }
 
     /// The token of an embed link; none until Postgres has been reached.
     pub fn embed_token(&self, link: &EmbedLink) -> Option<String> {
-        let signed = self.sign(EMBED, &link.to_text()?)?;
-        Some(signed.replacen(' ', ".", 1))
+        self.sign(EMBED, &link.to_text()?)
     }
 
     /// The embed link of a token, unless it has expired or was not signed by this service.
     pub fn embed_link(&self, token: &str, now: DateTime<Utc>) -> Option<EmbedLink> {
-        let signed = token.replacen('.', " ", 1);
-        let link = EmbedLink::from_text(self.verify(EMBED, &signed)?)?;
+        let link = EmbedLink::from_text(&self.verify(EMBED, token)?)?;
         (now < link.expires_at).then_some(link)
     }
 

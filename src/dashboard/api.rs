@@ -5,6 +5,7 @@ use axum::body::{Body, to_bytes};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{Method, Request, StatusCode};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tower::ServiceExt as _;
@@ -31,6 +32,14 @@ pub(super) fn encode(text: &str) -> String {
 pub(super) struct Api {
     routes: Router,
     caller: LocalCaller,
+}
+
+/// A page of a list.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct List<T> {
+    pub(super) data: Vec<T>,
+    pub(super) next_cursor: Option<String>,
 }
 
 /// A successful response.
@@ -63,6 +72,12 @@ impl Failed {
         let first = &self.problem["errors"][0]["detail"];
         let detail = first.as_str().or(self.problem["detail"].as_str());
         detail.unwrap_or("something went wrong").to_owned()
+    }
+
+    /// Whether a form can be corrected and sent again.
+    pub(super) fn is_refusal(&self) -> bool {
+        let is_final = matches!(self.status, StatusCode::FORBIDDEN | StatusCode::NOT_FOUND);
+        self.status.is_client_error() && !is_final
     }
 
     /// The field at fault, as a JSON pointer such as `/limits/api/limit`; empty if it is none.

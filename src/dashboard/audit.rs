@@ -10,7 +10,7 @@ use chrono_tz::Tz;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::api::encode;
+use super::api::{List, encode};
 use super::changes::changes;
 use super::format::{TimeText, time_text};
 use super::frame::{Frame, Rendered, Section};
@@ -65,13 +65,6 @@ impl Filters {
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Listed {
-    data: Vec<Entry>,
-    next_cursor: Option<String>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
 struct Entry {
     at: DateTime<Utc>,
     actor: String,
@@ -115,7 +108,7 @@ struct Page {
 
 async fn show(viewer: Viewer, Query(filters): Query<Filters>) -> Result<Rendered<Page>, Response> {
     let query = filters.query(&filters.cursor, "T00:00:00Z");
-    let listed: Listed = viewer
+    let listed: List<Entry> = viewer
         .api
         .get(&format!("/v1/audit?pageSize={PAGE_SIZE}&{query}"))
         .await

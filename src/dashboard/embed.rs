@@ -14,7 +14,7 @@ use chrono_tz::Tz;
 use serde::Deserialize;
 
 use super::api::{Api, Failed, encode};
-use super::format::{Bar, Mark, TimeText, bar, mark, number, percent, time_text};
+use super::format::{Bar, Mark, TimeText, bar, has_warned, mark, number, percent, time_text};
 use super::frame::Frame;
 use super::look::Look;
 use super::state::Dashboard;
@@ -82,10 +82,8 @@ struct Row {
 impl Row {
     fn new(id: &str, meter: &Meter, limit: Option<&Limit>, now: DateTime<Utc>) -> Self {
         let is_hard = meter.enforcement == "hard";
-        let lowest = limit.and_then(|limit| limit.warn_at.iter().min());
-        let warns = lowest.zip(meter.limit).is_some_and(|(lowest, limit)| {
-            u128::from(meter.current) * 100 >= u128::from(limit) * u128::from(*lowest)
-        });
+        let warn_at = limit.and_then(|limit| limit.warn_at.first().copied());
+        let warns = has_warned(meter.current, meter.limit, warn_at);
         let limited = meter.limit.filter(|limit| *limit > 0);
         let unit = meter
             .unit
@@ -211,7 +209,7 @@ async fn fill(
     Ok(())
 }
 
-/// What a reader is told; a key that lost its permission reads as an expired link.
+/// The status and the message for a failed read. A key that has lost its permission is reported as an expired link.
 fn message(status: StatusCode) -> (StatusCode, &'static str) {
     if status.is_client_error() {
         (StatusCode::NOT_FOUND, EXPIRED)

@@ -13,7 +13,7 @@ use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::http::uri::Authority;
 use axum::response::{IntoResponse, Redirect, Response};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// The fields of a form that a viewer has sent.
 #[derive(Debug)]
@@ -35,8 +35,29 @@ impl Fields {
         self.0.get(name).map_or(&[], Vec::as_slice)
     }
 
+    /// A limit: null where the field is empty.
+    pub(super) fn limit(&self, name: &str) -> Value {
+        self.given(name).map_or(Value::Null, |_| self.number(name))
+    }
+
+    /// Percentages, separated by commas; none where the field is empty. What is no number stays a text, so that the API
+    /// refuses it.
+    pub(super) fn percentages(&self, name: &str) -> Option<Value> {
+        let number = |text: &str| {
+            text.parse::<u64>()
+                .map_or_else(|_| json!(text), |it| json!(it))
+        };
+        let all = self.given(name)?.split(',').map(str::trim);
+        Some(all.map(number).collect())
+    }
+
+    /// The version that the form has shown, for `If-Match`.
+    pub(super) fn version(&self) -> String {
+        format!("\"{}\"", self.text("version"))
+    }
+
     /// A whole number as people write it, such as `50,000`; as text where it is none, so that the API refuses it.
-    pub(super) fn number(&self, name: &str) -> serde_json::Value {
+    pub(super) fn number(&self, name: &str) -> Value {
         let text = self.text(name);
         let digits: String = text
             .chars()

@@ -95,6 +95,13 @@ pub(super) struct Mark {
     pub(super) label: &'static str,
 }
 
+/// Whether a count has reached the percentage at which it is first notified.
+pub(super) fn has_warned(used: u64, limit: Option<u64>, warn_at: Option<u64>) -> bool {
+    limit.zip(warn_at).is_some_and(|(limit, percentage)| {
+        u128::from(used) * 100 >= u128::from(limit) * u128::from(percentage)
+    })
+}
+
 /// The state of a meter; `warns` is whether it has reached its lowest `warnAt`.
 pub(super) fn mark(used: u64, limit: Option<u64>, is_hard: bool, warns: bool) -> Mark {
     let mark = |class, icon, label| Mark { class, icon, label };

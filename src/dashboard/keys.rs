@@ -11,7 +11,7 @@ use chrono_tz::Tz;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::api::{Failed, encode};
+use super::api::{Failed, List, encode};
 use super::form::{Posted, see_other};
 use super::format::{Mark, TimeText, sentence, time_text};
 use super::frame::{Frame, Rendered, Section};
@@ -33,11 +33,6 @@ pub(super) fn routes() -> Router<Dashboard> {
     Router::new()
         .route("/dashboard/keys", get(show).post(create))
         .route("/dashboard/keys/{id}/revoke", post(revoke))
-}
-
-#[derive(Debug, Deserialize)]
-struct Listed {
-    data: Vec<Key>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -113,7 +108,7 @@ async fn page(
     created: Option<(String, String)>,
     error: Option<String>,
 ) -> Result<Page, Failed> {
-    let keys: Listed = viewer.api.get("/v1/api-keys?pageSize=200").await?;
+    let keys: List<Key> = viewer.api.get("/v1/api-keys?pageSize=200").await?;
     let title = if error.is_some() {
         "Error: API keys"
     } else {
@@ -155,9 +150,7 @@ async fn create(Posted(viewer, fields): Posted) -> Response {
                 None,
             )
         }
-        Err(failed)
-            if failed.status.is_client_error() && failed.status != StatusCode::FORBIDDEN =>
-        {
+        Err(failed) if failed.is_refusal() => {
             (failed.status, None, Some(sentence(&failed.detail())))
         }
         Err(failed) => return viewer.fail()(failed),

@@ -1,7 +1,7 @@
 //! Live figures: server-sent events for the overview and for an organization, in the form that the script expects: each
 //! event is an object of texts by the `data-live` key of the element that shows them.
 //!
-//! A stream polls the API as its viewer, so it costs counting nothing. It ends when the service stops, and when the key is
+//! A stream polls the API as its viewer. It ends when the service stops, and when the key is
 //! revoked.
 
 use std::convert::Infallible;

@@ -4,13 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::api::Failed;
+use super::api::{Failed, List};
 use super::session::Viewer;
-
-#[derive(Debug, Deserialize)]
-struct Plans {
-    data: Vec<Plan>,
-}
 
 #[derive(Debug, Deserialize)]
 struct Plan {
@@ -23,7 +18,7 @@ pub(super) async fn plan_names(viewer: &Viewer) -> Result<BTreeMap<String, Strin
     if !viewer.is_admin {
         return Ok(BTreeMap::new());
     }
-    let plans: Plans = viewer.api.get("/v1/plans?pageSize=200").await?;
+    let plans: List<Plan> = viewer.api.get("/v1/plans?pageSize=200").await?;
     let names = plans.data.into_iter().map(|plan| (plan.id, plan.name));
     Ok(names.collect())
 }

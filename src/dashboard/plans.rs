@@ -11,7 +11,7 @@ use axum::routing::get;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::api::{Answer, Failed, encode};
+use super::api::{Answer, Failed, List, encode};
 use super::filters;
 use super::form::{Fields, Posted, see_other};
 use super::format::{number, sentence};
@@ -27,11 +27,6 @@ pub(super) fn routes() -> Router<Dashboard> {
     Router::new()
         .route("/dashboard/plans", get(list))
         .route("/dashboard/plans/{id}", get(show).post(save))
-}
-
-#[derive(Debug, Deserialize)]
-struct Listed {
-    data: Vec<Plan>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -102,7 +97,7 @@ struct ListPage {
 async fn list(viewer: Viewer) -> Result<Rendered<ListPage>, Response> {
     let read = async {
         futures::try_join!(
-            viewer.api.get::<Listed>("/v1/plans?pageSize=200"),
+            viewer.api.get::<List<Plan>>("/v1/plans?pageSize=200"),
             viewer.api.get::<Value>("/v1/summary")
         )
     };
@@ -233,9 +228,8 @@ async fn save(Path(path_id): Path<String>, Posted(viewer, fields): Posted) -> Re
     } else {
         path_id
     };
-    let version = fields.text("version").to_owned();
     let saving = fields.text("do") != "check";
-    let sent = put(&viewer, &id, is_new, &version, &fields, !saving).await;
+    let sent = put(&viewer, &id, is_new, &fields, !saving).await;
     match sent {
         Ok(_) if saving => see_other(
             &format!("/dashboard/plans/{}", encode(&id)),
@@ -249,10 +243,7 @@ async fn save(Path(path_id): Path<String>, Posted(viewer, fields): Posted) -> Re
             };
             Rendered(page).into_response()
         }
-        Err(failed)
-            if failed.status.is_client_error()
-                && !matches!(failed.status, StatusCode::FORBIDDEN | StatusCode::NOT_FOUND) =>
-        {
+        Err(failed) if failed.is_refusal() => {
             let problem = match failed.status {
                 StatusCode::PRECONDITION_FAILED if is_new => "There is a plan with this id already.".to_owned(),
                 StatusCode::PRECONDITION_FAILED => "Somebody else changed this plan while you were editing. Nothing was saved; open it again to see their values.".to_owned(),
@@ -273,7 +264,6 @@ async fn put(
     viewer: &Viewer,
     id: &str,
     is_new: bool,
-    version: &str,
     fields: &Fields,
     dry_run: bool,
 ) -> Result<Answer, Failed> {
@@ -281,17 +271,11 @@ async fn put(
     let mut features = Map::new();
     for line in 0..LINES_MAX {
         if let Some(meter) = fields.given(&format!("meter-{line}")) {
-            let name = format!("limit-{line}");
-            let units = fields
-                .given(&name)
-                .map_or(Value::Null, |_| fields.number(&name));
+            let units = fields.limit(&format!("limit-{line}"));
             let mut limit =
                 json!({"limit": units, "enforcement": fields.text(&format!("enforcement-{line}"))});
-            if let Some(percentages) = fields.given(&format!("warnAt-{line}")) {
-                let all = percentages.split(',').map(str::trim);
-                limit["warnAt"] = all
-                    .map(|it| it.parse::<u64>().map_or_else(|_| json!(it), |it| json!(it)))
-                    .collect();
+            if let Some(percentages) = fields.percentages(&format!("warnAt-{line}")) {
+                limit["warnAt"] = percentages;
             }
             limits.insert(meter.to_owned(), limit);
         }
@@ -321,7 +305,7 @@ async fn put(
     let condition = if is_new {
         ("if-none-match", "*".to_owned())
     } else {
-        ("if-match", format!("\"{version}\""))
+        ("if-match", fields.version())
     };
     let path = format!(
         "{}{}",

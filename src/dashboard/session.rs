@@ -1,6 +1,6 @@
 //! Sessions: a signed cookie that names the API key a viewer signed in with.
 //!
-//! The cookie holds the id of the key and an expiry, never the key. Every request looks the key up again, so a session ends
+//! The cookie holds the id and the name of the key and an expiry, never the key. Every request looks the key up again, so a session ends
 //! when its key is revoked. Any instance accepts it, also after a restart, because the signature's secret is in Postgres.
 
 use axum::extract::FromRequestParts;
@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::response::{IntoResponse as _, Redirect, Response};
 use chrono::{DateTime, TimeDelta, Utc};
-use serde_json::Value;
+use percent_encoding::percent_decode_str;
 
 use super::api::{Api, Failed, encode};
 use super::frame::{Frame, Section, failure};
@@ -64,24 +64,25 @@ impl Viewer {
 }
 
 /// A new session of this key; none until Postgres has been reached.
-pub(super) fn start(auth: &Auth, key: &ApiKeyId, now: DateTime<Utc>) -> Option<String> {
+pub(super) fn start(auth: &Auth, key: &ApiKeyId, name: &str, now: DateTime<Utc>) -> Option<String> {
     let expires = now.checked_add_signed(LIFETIME)?.timestamp();
-    let signed = auth.sign(SESSION, &format!("{key}.{expires}"))?;
-    Some(signed.replacen(' ', ".", 1))
+    auth.sign(SESSION, &format!("{key}.{expires}.{}", encode(name)))
 }
 
-/// The key of a session that has not expired.
-fn key_of(auth: &Auth, session: &str, now: DateTime<Utc>) -> Option<ApiKeyId> {
-    let signed = session.replacen('.', " ", 1);
-    let (key, expires) = auth.verify(SESSION, &signed)?.split_once('.')?;
+/// The key of a session that has not expired, and its name.
+fn key_of(auth: &Auth, session: &str, now: DateTime<Utc>) -> Option<(ApiKeyId, String)> {
+    let text = auth.verify(SESSION, session)?;
+    let (key, rest) = text.split_once('.')?;
+    let (expires, name) = rest.split_once('.')?;
     let is_valid = now.timestamp() < expires.parse().ok()?;
-    is_valid.then(|| key.parse().ok())?
+    let name = percent_decode_str(name).decode_utf8_lossy();
+    is_valid.then(|| Some((key.parse().ok()?, name.into_owned())))?
 }
 
 /// The CSRF token of a session.
 fn csrf_of(auth: &Auth, session: &str) -> Option<String> {
     let signed = auth.sign(CSRF, session)?;
-    Some(signed.split(' ').next()?.to_owned())
+    Some(signed.split('.').next()?.to_owned())
 }
 
 impl FromRequestParts<Dashboard> for Viewer {
@@ -95,7 +96,7 @@ impl FromRequestParts<Dashboard> for Viewer {
         let look = Look::new(&parts.headers, now);
         let to_sign_in = || sign_in(parts).into_response();
         let session = cookie(&parts.headers, COOKIE_NAME).ok_or_else(to_sign_in)?;
-        let key = key_of(auth, session, now).ok_or_else(to_sign_in)?;
+        let (key, name) = key_of(auth, session, now).ok_or_else(to_sign_in)?;
         let csrf = csrf_of(auth, session).ok_or_else(to_sign_in)?;
         let record = auth
             .known(&key)
@@ -105,17 +106,10 @@ impl FromRequestParts<Dashboard> for Viewer {
         let is_admin = record.scopes.permit(Scope::Admin);
         let caller = LocalCaller::new(record, parts).ok_or_else(|| failure(&look, &away()))?;
         let api = Api::new(dashboard.api.clone(), caller);
-        let session: Value = api.get("/v1/session").await.map_err(|failed| {
-            if failed.status == StatusCode::UNAUTHORIZED {
-                to_sign_in()
-            } else {
-                failure(&look, &failed)
-            }
-        })?;
         Ok(Self {
             api,
             key,
-            name: session["name"].as_str().unwrap_or_default().to_owned(),
+            name,
             is_admin,
             csrf,
             look,

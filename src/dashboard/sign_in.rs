@@ -17,9 +17,8 @@ use super::frame::{Frame, Rendered};
 use super::look::{Look, THEME, is_https};
 use super::session::{self, COOKIE_NAME};
 use super::state::Dashboard;
-use crate::domain::api_key::Scope;
-use crate::domain::ids::ApiKeyId;
-use crate::postgres::api_keys::{KeyRecord, PresentedKey};
+use crate::domain::api_key::{ApiKey, Scope};
+use crate::postgres::api_keys::{self, KeyRecord, PresentedKey};
 
 /// How long a refused sign-in waits, so that keys are not guessed faster.
 const REFUSAL_DELAY: Duration = Duration::from_millis(500);
@@ -102,7 +101,8 @@ async fn sign_in(Shared(dashboard): Shared<Dashboard>, request: Request) -> Resp
     };
     match viewer_key(&dashboard, fields.text("key")).await {
         Ok(key) => {
-            match session::start(&dashboard.state.auth, &key, dashboard.state.ctx.clock.now()) {
+            let now = dashboard.state.ctx.clock.now();
+            match session::start(&dashboard.state.auth, &key.id, key.name.as_str(), now) {
                 Some(session) => {
                     let lifetime = session::LIFETIME.num_seconds();
                     let secure = if is_https(&headers) { "; Secure" } else { "" };
@@ -121,16 +121,19 @@ async fn sign_in(Shared(dashboard): Shared<Dashboard>, request: Request) -> Resp
     }
 }
 
-/// The id of a key that may look at the dashboard.
-async fn viewer_key(dashboard: &Dashboard, text: &str) -> Result<ApiKeyId, &'static str> {
-    let auth = &dashboard.state.auth;
+/// A key that may look at the dashboard.
+async fn viewer_key(dashboard: &Dashboard, text: &str) -> Result<ApiKey, &'static str> {
+    let (auth, postgres) = (&dashboard.state.auth, &dashboard.state.ctx.postgres);
     let presented: PresentedKey = text.parse().map_err(|_| NOT_ACCEPTED)?;
     let record = auth.authenticate(&presented).await.map_err(|_| AWAY)?;
     let record = record.ok_or(NOT_ACCEPTED)?;
     let proven = auth.prove(&record).await.map_err(|_| AWAY)?;
     let may_look = |key: &KeyRecord| key.scopes.permit(Scope::Read) && key.organization.is_none();
     match proven {
-        Some(key) if may_look(&key) => Ok(key.id.clone()),
+        Some(key) if may_look(&key) => {
+            let key = api_keys::get(postgres, &key.id).await.map_err(|_| AWAY)?;
+            key.ok_or(NOT_ACCEPTED)
+        }
         Some(_) => Err(NOT_PERMITTED),
         None => Err(NOT_ACCEPTED),
     }

@@ -1,97 +1,9 @@
 //! The dashboard over HTTP: sessions, forms and pages. The tests in a browser are in `packages/testing`.
 
-use reqwest::header::{COOKIE, LOCATION, SET_COOKIE};
-use reqwest::redirect::Policy;
-use reqwest::{Client, Response, StatusCode};
+use reqwest::StatusCode;
 use serde_json::json;
 
-use crate::support::{Instance, World};
-
-/// A browser without JavaScript: keeps the session cookie, and sends forms.
-struct Browser {
-    client: Client,
-    base: String,
-    cookies: String,
-}
-
-/// A page as it arrived.
-struct Page {
-    status: StatusCode,
-    text: String,
-    /// Where it redirects to.
-    to: String,
-    cookies: Vec<String>,
-    policy: String,
-}
-
-impl Page {
-    async fn of(response: Response) -> Self {
-        let header = |name| {
-            let value = response.headers().get(name);
-            value.map_or(String::new(), |it| it.to_str().unwrap().to_owned())
-        };
-        let cookies = response.headers().get_all(SET_COOKIE).iter();
-        Self {
-            status: response.status(),
-            to: header(LOCATION.as_str()),
-            cookies: cookies.map(|it| it.to_str().unwrap().to_owned()).collect(),
-            policy: header("content-security-policy"),
-            text: response.text().await.unwrap(),
-        }
-    }
-
-    /// The value of a hidden field.
-    fn hidden(&self, name: &str) -> String {
-        let from = format!("name=\"{name}\" value=\"");
-        let (_, rest) = self.text.split_once(&from).unwrap();
-        rest.split('"').next().unwrap().to_owned()
-    }
-}
-
-impl Browser {
-    fn new(service: &Instance) -> Self {
-        let client = Client::builder().redirect(Policy::none());
-        Self {
-            client: client.tls_certs_only([]).build().unwrap(),
-            base: service.http.base().to_owned(),
-            cookies: String::new(),
-        }
-    }
-
-    async fn signed_in(service: &Instance, key: &str) -> Self {
-        let mut browser = Self::new(service);
-        let page = browser.post("/dashboard/sign-in", &[("key", key)]).await;
-        assert_eq!(page.status, StatusCode::SEE_OTHER, "{}", page.text);
-        let cookie = &page.cookies[0];
-        assert!(
-            cookie.contains("HttpOnly") && cookie.contains("SameSite=Strict"),
-            "{cookie}"
-        );
-        cookie
-            .split(';')
-            .next()
-            .unwrap()
-            .clone_into(&mut browser.cookies);
-        browser
-    }
-
-    async fn get(&self, path: &str) -> Page {
-        let url = format!("{}{path}", self.base);
-        let request = self.client.get(url).header(COOKIE, &self.cookies);
-        Page::of(request.send().await.unwrap()).await
-    }
-
-    async fn post(&self, path: &str, fields: &[(&str, &str)]) -> Page {
-        let mut body = form_urlencoded::Serializer::new(String::new());
-        body.extend_pairs(fields);
-        let request = self.client.post(format!("{}{path}", self.base));
-        let request = request
-            .header(COOKIE, &self.cookies)
-            .header("content-type", "application/x-www-form-urlencoded")
-            .body(body.finish());
-        Page::of(request.send().await.unwrap()).await
-    }
-}
+use crate::support::{Browser, World, field};
 
 const OWN: &str = "/dashboard/organizations/org_1";
 
@@ -99,11 +11,11 @@ const OWN: &str = "/dashboard/organizations/org_1";
 async fn only_a_key_that_may_read_everything_signs_in() {
     let world = World::new().await;
     let service = world.instance().await;
-    let browser = Browser::new(&service);
+    let mut browser = Browser::new(&service);
     let page = browser.get("/dashboard?state=warning").await;
     assert_eq!(page.status, StatusCode::SEE_OTHER);
     assert_eq!(
-        page.to,
+        page.header("location"),
         "/dashboard/sign-in?to=%2Fdashboard%3Fstate%3Dwarning"
     );
     let ingest = world.key_with(&["ingest"]).await;
@@ -122,7 +34,7 @@ async fn only_a_key_that_may_read_everything_signs_in() {
     // A link to the sign-in page leads nowhere else.
     let fields = [("key", world.key.as_str()), ("to", "//elsewhere.example/")];
     let page = browser.post("/dashboard/sign-in", &fields).await;
-    assert_eq!(page.to, "/dashboard");
+    assert_eq!(page.header("location"), "/dashboard");
 }
 
 #[tokio::test]
@@ -134,9 +46,10 @@ async fn a_session_ends_with_its_key_and_a_changed_cookie_is_none() {
     let page = browser.get("/dashboard").await;
     assert_eq!(page.status, StatusCode::OK, "{}", page.text);
     assert!(
-        page.policy.contains("default-src 'none'"),
+        page.header("content-security-policy")
+            .contains("default-src 'none'"),
         "{}",
-        page.policy
+        page.header("content-security-policy")
     );
     // Any instance accepts the session.
     browser.base = other.http.base().to_owned();
@@ -151,9 +64,12 @@ async fn a_session_ends_with_its_key_and_a_changed_cookie_is_none() {
     );
 
     let mut browser = Browser::signed_in(&service, &world.key).await;
-    let changed = browser.cookies.replace(".1", ".2");
-    assert_ne!(changed, browser.cookies);
-    browser.cookies = changed;
+    let session = browser.cookies["tallyman_session"].clone();
+    let changed = session.replace(".1", ".2");
+    assert_ne!(changed, session);
+    browser
+        .cookies
+        .insert("tallyman_session".to_owned(), changed);
     assert_eq!(
         browser.get("/dashboard").await.status,
         StatusCode::SEE_OTHER
@@ -165,7 +81,7 @@ async fn a_form_without_the_sessions_token_changes_nothing() {
     let world = World::new().await;
     let service = world.instance().await;
     service.count("org_1", "api", 5).await;
-    let browser = Browser::signed_in(&service, &world.key).await;
+    let mut browser = Browser::signed_in(&service, &world.key).await;
     let fields = [
         ("meter", "api"),
         ("amount", "5"),
@@ -186,9 +102,12 @@ async fn an_adjustment_sent_twice_counts_once() {
     let world = World::new().await;
     let service = world.instance().await;
     service.count("org_1", "api", 50).await;
-    let browser = Browser::signed_in(&service, &world.key).await;
+    let mut browser = Browser::signed_in(&service, &world.key).await;
     let form = browser.get(OWN).await;
-    let (csrf, key) = (form.hidden("csrf"), form.hidden("idempotencyKey"));
+    let (csrf, key) = (
+        field(&form.text, "csrf"),
+        field(&form.text, "idempotencyKey"),
+    );
     let fields = [
         ("csrf", csrf.as_str()),
         ("idempotencyKey", &key),
@@ -200,7 +119,7 @@ async fn an_adjustment_sent_twice_counts_once() {
     for _ in 0..2 {
         let page = browser.post(&format!("{OWN}/adjust"), &fields).await;
         assert_eq!(page.status, StatusCode::SEE_OTHER, "{}", page.text);
-        assert_eq!(page.to, OWN);
+        assert_eq!(page.header("location"), OWN);
     }
     assert_eq!(service.current("org_1", "api").await, 40);
     let without_reason = [&fields[..4], &[("reason", "")]].concat();
@@ -216,9 +135,9 @@ async fn a_temporary_limit_is_effective_at_once_and_a_conflict_saves_nothing() {
     let world = World::new().await;
     let service = world.instance().await;
     service.limits("org_1", json!({"api": {"limit": 10}})).await;
-    let browser = Browser::signed_in(&service, &world.key).await;
+    let mut browser = Browser::signed_in(&service, &world.key).await;
     let form = browser.get(&format!("{OWN}?edit=api")).await;
-    let (csrf, version) = (form.hidden("csrf"), form.hidden("version"));
+    let (csrf, version) = (field(&form.text, "csrf"), field(&form.text, "version"));
     let fields = [
         ("csrf", csrf.as_str()),
         ("version", &version),
@@ -230,8 +149,8 @@ async fn a_temporary_limit_is_effective_at_once_and_a_conflict_saves_nothing() {
     let path = format!("{OWN}/limits");
     let page = browser.post(&path, &fields).await;
     assert_eq!(page.status, StatusCode::SEE_OTHER, "{}", page.text);
-    let notice = page.cookies.iter().any(|cookie| cookie.contains("1%2C500"));
-    assert!(notice, "{:?}", page.cookies);
+    let notice = &browser.cookies["tallyman_notice"];
+    assert!(notice.contains("1%2C500"), "{notice}");
     assert_eq!(service.try_consume("org_1", "api", 1400).await.status, 200);
     // The version in the form is not the present one any more.
     let again = [&fields[..4], &[("limit", "7"), ("until", "1d")]].concat();
@@ -257,18 +176,21 @@ async fn a_reset_says_what_it_will_do_and_does_it() {
     let world = World::new().await;
     let service = world.instance().await;
     service.count("org_1", "api", 5).await;
-    let browser = Browser::signed_in(&service, &world.key).await;
+    let mut browser = Browser::signed_in(&service, &world.key).await;
     let path = format!("{OWN}/reset");
     let form = browser.get(&path).await;
     assert!(form.text.contains("What will happen"), "{}", form.text);
     assert_eq!(service.current("org_1", "api").await, 5);
-    let (csrf, key) = (form.hidden("csrf"), form.hidden("idempotencyKey"));
+    let (csrf, key) = (
+        field(&form.text, "csrf"),
+        field(&form.text, "idempotencyKey"),
+    );
     let fields = [
         ("csrf", csrf.as_str()),
         ("idempotencyKey", &key),
         ("meters", "api"),
     ];
-    assert_eq!(browser.post(&path, &fields).await.to, OWN);
+    assert_eq!(browser.post(&path, &fields).await.header("location"), OWN);
     assert_eq!(service.current("org_1", "api").await, 0);
 }
 
@@ -279,12 +201,12 @@ async fn a_read_key_sees_pages_and_can_change_nothing() {
     service.limits("org_1", json!({"api": {"limit": 10}})).await;
     service.count("org_1", "api", 5).await;
     let key = world.key_with(&["read"]).await;
-    let browser = Browser::signed_in(&service, &key).await;
+    let mut browser = Browser::signed_in(&service, &key).await;
     let page = browser.get(OWN).await;
     assert_eq!(page.status, StatusCode::OK, "{}", page.text);
     assert!(page.text.contains("signed in with a read key"));
     assert!(!page.text.contains("Save limit"));
-    let csrf = page.hidden("csrf");
+    let csrf = field(&page.text, "csrf");
     let fields = [
         ("csrf", csrf.as_str()),
         ("meter", "api"),
@@ -317,7 +239,7 @@ async fn names_of_clients_are_text_and_never_markup() {
         .await;
     service.count("org_1", "api", 1).await;
     service.flush().await;
-    let browser = Browser::signed_in(&service, &world.key).await;
+    let mut browser = Browser::signed_in(&service, &world.key).await;
     let hits = "/dashboard/hits?q=%3Cscript";
     for path in [
         "/dashboard",
@@ -338,7 +260,7 @@ async fn names_of_clients_are_text_and_never_markup() {
 async fn the_first_run_shows_the_first_call_and_moves_on() {
     let world = World::new().await;
     let service = world.instance().await;
-    let browser = Browser::signed_in(&service, &world.key).await;
+    let mut browser = Browser::signed_in(&service, &world.key).await;
     let page = browser.get("/dashboard").await;
     assert!(
         page.text.contains("Nothing has been counted yet"),
@@ -360,9 +282,9 @@ async fn the_first_run_shows_the_first_call_and_moves_on() {
 async fn secrets_are_shown_once() {
     let world = World::new().await;
     let service = world.instance().await;
-    let browser = Browser::signed_in(&service, &world.key).await;
+    let mut browser = Browser::signed_in(&service, &world.key).await;
     let keys = browser.get("/dashboard/keys").await;
-    let csrf = keys.hidden("csrf");
+    let csrf = field(&keys.text, "csrf");
     let fields = [
         ("csrf", csrf.as_str()),
         ("name", "gateway"),
@@ -389,7 +311,7 @@ async fn secrets_are_shown_once() {
     let revoked = browser
         .post(&format!("/dashboard/keys/{id}/revoke"), &fields[..1])
         .await;
-    assert_eq!(revoked.to, "/dashboard/keys");
+    assert_eq!(revoked.header("location"), "/dashboard/keys");
     let refused = browser
         .post("/dashboard/keys", &[("csrf", &csrf), ("name", "")])
         .await;
@@ -404,8 +326,8 @@ async fn secrets_are_shown_once() {
 async fn a_plan_is_made_checked_and_changed() {
     let world = World::new().await;
     let service = world.instance().await;
-    let browser = Browser::signed_in(&service, &world.key).await;
-    let csrf = browser.get("/dashboard/plans/new").await.hidden("csrf");
+    let mut browser = Browser::signed_in(&service, &world.key).await;
+    let csrf = field(&browser.get("/dashboard/plans/new").await.text, "csrf");
     let fields = [
         ("csrf", csrf.as_str()),
         ("id", "pro"),
@@ -419,11 +341,16 @@ async fn a_plan_is_made_checked_and_changed() {
         ("do", "save"),
     ];
     let saved = browser.post("/dashboard/plans/new", &fields).await;
-    assert_eq!(saved.to, "/dashboard/plans/pro", "{}", saved.text);
+    assert_eq!(
+        saved.header("location"),
+        "/dashboard/plans/pro",
+        "{}",
+        saved.text
+    );
     let again = browser.post("/dashboard/plans/new", &fields).await;
     assert_eq!(again.status, StatusCode::PRECONDITION_FAILED);
     service.settings("org_1", json!({"planId": "pro"})).await;
-    let version = browser.get("/dashboard/plans/pro").await.hidden("version");
+    let version = field(&browser.get("/dashboard/plans/pro").await.text, "version");
     let mut changed = fields.to_vec();
     changed[4] = ("limit-0", "60,000");
     changed[9] = ("do", "check");
@@ -453,8 +380,8 @@ async fn a_plan_is_made_checked_and_changed() {
 async fn a_webhook_is_made_tested_disabled_and_deleted() {
     let world = World::with(|config| config.webhook_private_addresses = true).await;
     let service = world.instance().await;
-    let browser = Browser::signed_in(&service, &world.key).await;
-    let csrf = browser.get("/dashboard/webhooks").await.hidden("csrf");
+    let mut browser = Browser::signed_in(&service, &world.key).await;
+    let csrf = field(&browser.get("/dashboard/webhooks").await.text, "csrf");
     let own = [("csrf", csrf.as_str())];
     let fields = [
         own[0],
@@ -472,7 +399,10 @@ async fn a_webhook_is_made_tested_disabled_and_deleted() {
     let path = format!("/dashboard/webhooks/{}", webhook["id"].as_str().unwrap());
     for action in ["test", "disable", "enable"] {
         assert_eq!(
-            browser.post(&format!("{path}/{action}"), &own).await.to,
+            browser
+                .post(&format!("{path}/{action}"), &own)
+                .await
+                .header("location"),
             path,
             "{action}"
         );
@@ -486,7 +416,7 @@ async fn a_webhook_is_made_tested_disabled_and_deleted() {
         rotated.text
     );
     let deleted = browser.post(&format!("{path}/delete"), &own).await;
-    assert_eq!(deleted.to, "/dashboard/webhooks");
+    assert_eq!(deleted.header("location"), "/dashboard/webhooks");
     let refused = browser
         .post("/dashboard/webhooks", &[own[0], ("url", "nonsense")])
         .await;

@@ -28,7 +28,7 @@ pub(super) async fn limit(Path(id): Path<String>, Posted(viewer, fields): Posted
     };
     let said = said(&meter, fields.text("mode"), &change);
     let body = json!({ &meter: change });
-    let version = format!("\"{}\"", fields.text("version"));
+    let version = fields.version();
     let path = format!("{}/limits", api_path(&id));
     let sent = viewer
         .api
@@ -42,10 +42,7 @@ pub(super) async fn limit(Path(id): Path<String>, Posted(viewer, fields): Posted
 
 /// The value of the meter in `PATCH …/limits`.
 async fn limit_change(viewer: &Viewer, id: &str, fields: &Fields) -> Result<Value, Failed> {
-    let units = match fields.given("limit") {
-        Some(_) => fields.number("limit"),
-        None => Value::Null,
-    };
+    let units = fields.limit("limit");
     match fields.text("mode") {
         "inherit" => Ok(Value::Null),
         "lasting" => {
@@ -53,11 +50,8 @@ async fn limit_change(viewer: &Viewer, id: &str, fields: &Fields) -> Result<Valu
             if let Some(enforcement) = fields.given("enforcement") {
                 change.insert("enforcement".to_owned(), json!(enforcement));
             }
-            if let Some(percentages) = fields.given("warnAt") {
-                let all = percentages.split(',').map(str::trim);
-                let all =
-                    all.map(|it| it.parse::<u64>().map_or_else(|_| json!(it), |it| json!(it)));
-                change.insert("warnAt".to_owned(), all.collect());
+            if let Some(percentages) = fields.percentages("warnAt") {
+                change.insert("warnAt".to_owned(), percentages);
             }
             Ok(Value::Object(change))
         }
@@ -129,7 +123,7 @@ fn said(meter: &str, mode: &str, change: &Value) -> String {
 /// `POST …/plan`: the plan.
 pub(super) async fn plan(Path(id): Path<String>, Posted(viewer, fields): Posted) -> Response {
     let plan = fields.text("plan").to_owned();
-    let version = format!("\"{}\"", fields.text("version"));
+    let version = fields.version();
     let (path, body) = (api_path(&id), json!({"planId": plan}));
     let sent = viewer
         .api

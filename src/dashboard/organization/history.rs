@@ -4,8 +4,8 @@ use chrono::{DateTime, Datelike as _, TimeDelta, Timelike as _, Utc};
 use chrono_tz::Tz;
 use serde::Deserialize;
 
-use super::types::{List, Slot};
-use crate::dashboard::api::{Api, Failed, encode};
+use super::types::Slot;
+use crate::dashboard::api::{Api, Failed, List, encode};
 use crate::dashboard::chart::{Bucket, Chart, Kind, Line, draw, running_totals};
 
 /// What to show, from the query of the page.

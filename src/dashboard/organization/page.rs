@@ -10,9 +10,9 @@ use super::feed::Item;
 use super::history::{self, Choice, History, Running};
 use super::limits::{self, LimitRow};
 use super::read::{api_path, page_path, settings};
-use super::types::{Entry, Event, List, Meter, Settings, Usage};
+use super::types::{Entry, Event, Meter, Settings, Usage};
 use super::usage::Card;
-use crate::dashboard::api::{Failed, encode};
+use crate::dashboard::api::{Failed, List, encode};
 use crate::dashboard::chart::{Kind, Line};
 use crate::dashboard::filters;
 use crate::dashboard::format::{TimeText, time_text};
@@ -121,7 +121,10 @@ async fn read(viewer: &Viewer, id: &str) -> Result<Read, Failed> {
         if viewer.is_admin {
             api.get::<List<Entry>>(&audit).await
         } else {
-            Ok(List { data: Vec::new() })
+            Ok(List {
+                data: Vec::new(),
+                next_cursor: None,
+            })
         }
     };
     let (settings, usage, plans, events, audit) = futures::try_join!(

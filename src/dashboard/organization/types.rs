@@ -77,12 +77,6 @@ pub(super) struct Projected {
     pub(super) full_at: Option<DateTime<Utc>>,
 }
 
-/// A page of a list.
-#[derive(Debug, Deserialize)]
-pub(super) struct List<T> {
-    pub(super) data: Vec<T>,
-}
-
 /// A row of history.
 #[derive(Debug, Deserialize)]
 pub(super) struct Slot {

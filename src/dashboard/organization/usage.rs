@@ -4,7 +4,9 @@ use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
 
 use super::types::{Limit, Meter};
-use crate::dashboard::format::{Bar, Mark, TimeText, bar, mark, number, percent, span, time_text};
+use crate::dashboard::format::{
+    Bar, Mark, TimeText, bar, has_warned, mark, number, percent, span, time_text,
+};
 
 /// A meter, as it is written.
 pub(super) struct Card {
@@ -34,9 +36,7 @@ impl Card {
     ) -> Self {
         let (used, is_hard) = (meter.current, meter.enforcement == "hard");
         let warn_at = limit.and_then(|limit| limit.warn_at.first().copied());
-        let warns = warn_at.zip(meter.limit).is_some_and(|(percent, limit)| {
-            u128::from(used) * 100 >= u128::from(limit) * u128::from(percent)
-        });
+        let warns = has_warned(used, meter.limit, warn_at);
         let limited = meter.limit.filter(|limit| *limit > 0);
         Self {
             meter: name.to_owned(),

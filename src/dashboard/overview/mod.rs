@@ -16,7 +16,7 @@ use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
 use serde::{Deserialize, Serialize};
 
-use super::api::{Failed, encode};
+use super::api::{Failed, List, encode};
 use super::filters;
 use super::format::{TimeText, number, spark, time_text};
 use super::frame::{Frame, Rendered, Section};
@@ -26,7 +26,7 @@ use super::session::Viewer;
 use super::state::Dashboard;
 use list::{Filters, Row};
 use risk::AtRisk;
-use types::{Listed, Page, Summary};
+use types::{Listed, Summary};
 
 /// How many organizations the search offers at once.
 const HITS_MAX: usize = 8;
@@ -148,7 +148,7 @@ async fn overview(
     let path = filters.path();
     let (at_risk, list) = tokio::join!(
         risk::at_risk(api, &plans, now),
-        api.get::<Page<Listed>>(&path)
+        api.get::<List<Listed>>(&path)
     );
     let at_risk = unless_away(at_risk).map_err(viewer.fail())?;
     let list = unless_away(list).map_err(viewer.fail())?;
@@ -227,7 +227,7 @@ async fn hits(viewer: Viewer, Query(search): Query<Search>) -> Result<Json<Vec<H
     if !search.q.is_empty() {
         path = format!("{path}&search={}", encode(&search.q));
     }
-    let found: Page<Listed> = viewer.api.get(&path).await.map_err(viewer.fail())?;
+    let found: List<Listed> = viewer.api.get(&path).await.map_err(viewer.fail())?;
     let now = viewer.look.now;
     let hit = |listed: &Listed| {
         let row = Row::new(listed, &BTreeMap::new(), now);

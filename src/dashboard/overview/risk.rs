@@ -8,8 +8,8 @@ use futures::future::join_all;
 use serde::Deserialize;
 
 use super::list::Row;
-use super::types::{Exhausted, Listed, Meter, Page};
-use crate::dashboard::api::{Api, Failed, encode};
+use super::types::{Exhausted, Listed, Meter};
+use crate::dashboard::api::{Api, Failed, List, encode};
 use crate::dashboard::format::{TimeText, number, span, spark, time_text};
 
 /// How many organizations about to reach a limit are shown.
@@ -77,7 +77,7 @@ impl AtRisk {
             encode(&self.meter),
             encode(&from)
         );
-        let days: Page<Day> = api.get(&path).await.ok()?;
+        let days: List<Day> = api.get(&path).await.ok()?;
         let whole = days.data.iter().filter(|day| !day.open);
         let mut used: Vec<u64> = whole
             .map(|day| u64::try_from(day.used).unwrap_or(0))
@@ -101,7 +101,7 @@ pub(super) async fn at_risk(
     now: DateTime<Utc>,
 ) -> Result<Vec<AtRisk>, Failed> {
     let path = format!("/v1/organizations?sort=exhausted&pageSize={AT_RISK_MAX}");
-    let listed: Page<Listed> = api.get(&path).await?;
+    let listed: List<Listed> = api.get(&path).await?;
     let rows = listed.data.iter().filter_map(|it| {
         let last_day = it.exhausted.as_ref()?.last_day;
         Some((AtRisk::new(it, plans, now)?, last_day))

@@ -42,13 +42,6 @@ pub(super) struct Minute {
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Page<T> {
-    pub(super) data: Vec<T>,
-    pub(super) next_cursor: Option<String>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
 pub(super) struct Listed {
     pub(super) organization_id: String,
     pub(super) name: Option<String>,

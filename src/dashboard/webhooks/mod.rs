@@ -11,14 +11,14 @@ use axum::routing::{get, post};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::api::{Failed, encode};
+use super::api::{Failed, List, encode};
 use super::filters;
 use super::form::{Fields, Posted, see_other};
 use super::format::sentence;
 use super::frame::{Frame, Rendered, Section};
 use super::session::Viewer;
 use super::state::Dashboard;
-use types::{Delivery, Listed, Webhook};
+use types::{Delivery, Webhook};
 
 /// What a webhook can receive.
 const EVENTS: [&str; 5] = [
@@ -68,7 +68,7 @@ async fn list_page(
     problem: Option<String>,
     url: String,
 ) -> Result<ListPage, Failed> {
-    let webhooks: Listed<Webhook> = viewer.api.get("/v1/webhooks?pageSize=100").await?;
+    let webhooks: List<Webhook> = viewer.api.get("/v1/webhooks?pageSize=100").await?;
     let title = if problem.is_some() {
         "Error: Webhooks"
     } else {
@@ -112,7 +112,7 @@ async fn create(Posted(viewer, fields): Posted) -> Response {
                 None,
             )
         }
-        Err(failed) if is_refusal(&failed) => {
+        Err(failed) if failed.is_refusal() => {
             (failed.status, None, Some(sentence(&failed.detail())))
         }
         Err(failed) => return viewer.fail()(failed),
@@ -126,12 +126,6 @@ async fn create(Posted(viewer, fields): Posted) -> Response {
         Ok(page) => (status, Rendered(page)).into_response(),
         Err(failed) => viewer.fail()(failed),
     }
-}
-
-/// Whether the form can be corrected and sent again.
-fn is_refusal(failed: &Failed) -> bool {
-    failed.status.is_client_error()
-        && !matches!(failed.status, StatusCode::FORBIDDEN | StatusCode::NOT_FOUND)
 }
 
 #[derive(Template)]
@@ -192,7 +186,7 @@ async fn page(
     let deliveries = format!("{path}/deliveries?pageSize=50{filter}");
     let (webhook, deliveries) = futures::try_join!(
         viewer.api.get::<Webhook>(&path),
-        viewer.api.get::<Listed<Delivery>>(&deliveries)
+        viewer.api.get::<List<Delivery>>(&deliveries)
     )?;
     Ok(WebhookPage {
         frame: viewer.frame(Section::Webhooks, format!("Webhook {}", webhook.url)),
@@ -216,7 +210,7 @@ async fn change(Path(id): Path<String>, Posted(viewer, fields): Posted) -> Respo
             &format!("/dashboard/webhooks/{}", encode(&id)),
             "The webhook is saved.",
         ),
-        Err(failed) if is_refusal(&failed) => {
+        Err(failed) if failed.is_refusal() => {
             match page(
                 &viewer,
                 &id,

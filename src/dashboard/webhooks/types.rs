@@ -8,11 +8,6 @@ use crate::dashboard::api::encode;
 use crate::dashboard::format::{Mark, TimeText, time_text};
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Listed<T> {
-    pub(super) data: Vec<T>,
-}
-
-#[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Webhook {
     pub(super) id: String,
@@ -62,7 +57,7 @@ impl Webhook {
         let since = utc(self.failing_since?);
         let disabled = self.will_be_disabled_at.map(utc);
         let end = disabled.map_or(String::new(), |at| {
-            format!("; disabled at {at} if that goes on")
+            format!("; it will be disabled at {at} unless a delivery succeeds before")
         });
         Some(format!("Nothing has arrived since {since}{end}"))
     }

@@ -12,7 +12,8 @@ use super::{Answer, Http, Instance};
 #[derive(Clone)]
 pub struct Browser {
     client: reqwest::Client,
-    base: String,
+    /// The URL of the instance that it asks.
+    pub base: String,
     /// What it sends with each request.
     pub cookies: BTreeMap<String, String>,
 }
