@@ -172,7 +172,7 @@ pub(super) struct Member {
     pub(super) plans: Vec<PlanChange>,
     /// What it counts, and which part of its limit it has used in the running period.
     pub(super) meters: Vec<(&'static str, f64)>,
-    /// Whether today has eight times the usual traffic.
+    /// Whether today has eight times the usual traffic, so that its limit will be reached before the period ends.
     pub(super) bursts: bool,
 }
 
@@ -243,7 +243,7 @@ fn member(index: usize, now: DateTime<Utc>, random: &mut Rng) -> Member {
         joined,
         plans,
         meters,
-        bursts: index % 40 == 14,
+        bursts: index % 41 == 14,
     }
 }
 
@@ -251,17 +251,12 @@ fn member(index: usize, now: DateTime<Utc>, random: &mut Rng) -> Member {
 fn fill(index: usize, random: &mut Rng) -> f64 {
     match index {
         3 | 110 => 1.0,
-        14 => 0.9,
         21 => 1.18,
         29 => 0.972,
-        54 => 0.94,
         70 => 0.985,
-        94 => 0.91,
         129 => 0.86,
-        134 => 0.88,
         150 => 0.957,
         171 => 0.83,
-        174 => 0.95,
         _ => 0.04 + 0.7 * random.f64(),
     }
 }
@@ -269,6 +264,8 @@ fn fill(index: usize, random: &mut Rng) -> f64 {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+
+    use chrono::TimeDelta;
 
     use super::*;
     use crate::cli::demo::usage;
@@ -300,6 +297,27 @@ mod tests {
             }
             assert!(periods.windows(2).all(|pair| pair[0].end == pair[1].start));
             assert!(periods.last().unwrap().running);
+        }
+    }
+
+    #[test]
+    fn a_burst_reaches_its_limit_before_its_period_ends_at_any_hour_of_any_day() {
+        let hours = |count| now() + TimeDelta::hours(count);
+        for at in (0..24 * 40).step_by(13).map(hours) {
+            let members = fleet(at);
+            let bursting: Vec<&Member> = members.iter().filter(|member| member.bursts).collect();
+            assert_eq!(bursting.len(), 5);
+            for member in bursting {
+                let mut random = Rng::with_seed(4);
+                let periods = usage::history(member, member.meters[0], at, &mut random).unwrap();
+                let hours = periods.iter().flat_map(|period| &period.hours);
+                let last_day = hours.filter(|hour| at - hour.start < TimeDelta::hours(24));
+                let pace: u64 = last_day.map(|hour| hour.used).sum();
+                let running = periods.last().unwrap();
+                let left = running.limit.get().checked_sub(running.used.get()).unwrap();
+                let minutes = u64::try_from((running.end - at).num_minutes()).unwrap();
+                assert!(left * 24 * 60 <= pace * minutes, "{} at {at}", member.id);
+            }
         }
     }
 }

@@ -206,15 +206,15 @@ async fn count(service: &Service, members: &[Member]) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the list of organizations shows what was counted, which takes a flush.
+/// Waits until the list of organizations shows what was counted, and who runs out, which takes a flush.
 async fn until_listed(service: &Service) -> Result<()> {
-    let exceeded = [("state", "exceeded")];
+    let rows = async |query: &[(&str, &str)]| {
+        let listed = service.call(Method::GET, &["organizations"], query, None);
+        anyhow::Ok(listed.await?["data"].as_array().map_or(0, Vec::len))
+    };
     for _ in 0..POLLS {
-        let listed = service.call(Method::GET, &["organizations"], &exceeded, None);
-        if listed.await?["data"]
-            .as_array()
-            .is_some_and(|rows| rows.len() > 1)
-        {
+        let exceeded = rows(&[("state", "exceeded")]).await?;
+        if exceeded > 1 && rows(&[("sort", "exhausted")]).await? > 0 {
             return Ok(());
         }
         sleep(POLL_INTERVAL).await;

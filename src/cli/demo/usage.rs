@@ -22,6 +22,9 @@ use crate::postgres::demo::{PastHour, PastPeriod};
 /// In a period that reached a hard limit, calls are denied in this last part of it.
 const DENIED_PART: f64 = 0.06;
 
+/// A limit that is about to be reached is reached within this time.
+const RUNS_OUT_HOURS: f64 = 5.0;
+
 /// The history of one meter, oldest period first, until the hour that `now` is in.
 pub(super) fn history(
     member: &Member,
@@ -51,6 +54,7 @@ pub(super) fn history(
         let total = Total {
             units: limit as f64 * part,
             denies: !plan.soft && part >= 1.0,
+            runs_out_of: (running && member.bursts && meter == "api").then_some(limit as f64),
         };
         let hours = hours(member, &schedule, period, total, now, random);
         let used: u64 = hours.iter().map(|hour| hour.used).sum();
@@ -84,6 +88,15 @@ struct Total {
     units: f64,
     /// Whether it reached a hard limit.
     denies: bool,
+    /// The limit that it will reach before it ends, at the pace of the last 24 hours; `units` does not matter then.
+    runs_out_of: Option<f64>,
+}
+
+/// The count from which a limit is reached in some hours, before the period ends, when this share of the count is of the last
+/// 24 hours.
+fn nearly(limit: f64, share_of_last_day: f64, left: TimeDelta) -> f64 {
+    let hours = (left.as_seconds_f64() / 3600.0 * 0.3).min(RUNS_OUT_HOURS);
+    limit / (1.0 + share_of_last_day * hours / 24.0)
 }
 
 /// The hours of a period until the one that `now` is in, which add up to `total`.
@@ -106,11 +119,19 @@ fn hours(
         .map(|at| (at, weight(member, at, now, random)))
         .collect();
     let sum: f64 = weights.iter().map(|(_, weight)| weight).sum();
+    let end = period.end.unwrap_or(now);
+    let units = total.runs_out_of.map_or(total.units, |limit| {
+        let last_day = weights
+            .iter()
+            .filter(|(at, _)| now - *at < TimeDelta::hours(24));
+        let last_day: f64 = last_day.map(|(_, weight)| weight).sum();
+        nearly(limit, last_day / sum, end - now)
+    });
     let (mut before, mut counted, mut hours) = (0.0, 0, Vec::new());
     for (at, weight) in weights {
         before += weight;
         // Rounding the running total makes the hours add up.
-        let due = (total.units * (before / sum)).round() as u64;
+        let due = (units * (before / sum)).round() as u64;
         let used = due.saturating_sub(counted);
         counted = due;
         let is_denied = total.denies && before > sum * (1.0 - DENIED_PART);
