@@ -142,7 +142,7 @@ test("two administrators do not overwrite each other", async () => {
 
 test("without JavaScript everything but live figures works", async () => {
   const page = await signedIn({ javaScriptEnabled: false });
-  await page.fill("#q", "harbor");
+  await page.fill("#q", "harbor foods");
   await page.click("text=Search");
   await page.click("table.orgs tbody a >> nth=0");
   await page.click("text=Adjust count >> nth=0");
