@@ -22,8 +22,8 @@ use crate::auth::EmbedLink;
 use crate::config::Origins;
 use crate::http::LocalCaller;
 
-const EXPIRED: &str = "This link has expired. Reload the page that shows it.";
-const AWAY: &str = "The figures cannot be read now. They come back by themselves.";
+const EXPIRED: &str = "This link has expired. Reload the page to see your usage.";
+const AWAY: &str = "Your usage cannot be read right now. Reload the page in a moment.";
 
 /// The route of this page.
 pub(super) fn routes() -> Router<Dashboard> {
@@ -31,8 +31,11 @@ pub(super) fn routes() -> Router<Dashboard> {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Usage {
+    time_zone: Tz,
     meters: BTreeMap<String, Meter>,
+    snapshot_at: Option<DateTime<Utc>>,
     exact: bool,
 }
 
@@ -80,7 +83,12 @@ struct Row {
 }
 
 impl Row {
-    fn new(id: &str, meter: &Meter, limit: Option<&Limit>, now: DateTime<Utc>) -> Self {
+    fn new(
+        id: &str,
+        meter: &Meter,
+        limit: Option<&Limit>,
+        (now, zone): (DateTime<Utc>, Tz),
+    ) -> Self {
         let is_hard = meter.enforcement == "hard";
         let warn_at = limit.and_then(|limit| limit.warn_at.first().copied());
         let warns = has_warned(meter.current, meter.limit, warn_at);
@@ -100,20 +108,20 @@ impl Row {
                 None => format!("{used}{unit}"),
             },
             percent: limited.map_or(String::new(), |limit| percent(meter.current, limit)),
-            fact: fact(meter, now),
+            fact: fact(meter, now, zone),
         }
     }
 }
 
 /// What follows from the count.
-fn fact(meter: &Meter, now: DateTime<Utc>) -> Option<String> {
+fn fact(meter: &Meter, now: DateTime<Utc>, zone: Tz) -> Option<String> {
     if meter.overage > 0 {
         let overage = number(meter.overage);
         return Some(format!("{overage} more than included, counted as overage"));
     }
     let full_at = meter.projected.as_ref()?.full_at?;
     let left = number(meter.remaining?);
-    let until = time_text(full_at, now, Tz::UTC).absolute;
+    let until = time_text(full_at, now, zone).absolute;
     Some(format!("{left} left. At this pace they last until {until}"))
 }
 
@@ -125,6 +133,8 @@ struct Page {
     resets: Option<TimeText>,
     meters: Vec<Row>,
     is_exact: bool,
+    /// While these are the last snapshots, when the newest was stored.
+    snapshot: Option<TimeText>,
 }
 
 async fn show(
@@ -141,6 +151,7 @@ async fn show(
         resets: None,
         meters: Vec::new(),
         is_exact: true,
+        snapshot: None,
     };
     let status = match auth.embed_link(&token, now) {
         None => Err((StatusCode::NOT_FOUND, EXPIRED)),
@@ -196,15 +207,17 @@ async fn fill(
     let is_shown =
         |id: &str| link.meters.is_empty() || link.meters.iter().any(|it| it.as_str() == id);
     let shown: Vec<_> = usage.meters.iter().filter(|(id, _)| is_shown(id)).collect();
+    let zone = usage.time_zone;
     page.is_exact = usage.exact;
+    page.snapshot = usage.snapshot_at.map(|at| time_text(at, now, zone));
     page.resets = shown
         .iter()
         .filter_map(|(_, meter)| meter.reset_date)
         .min()
-        .map(|at| time_text(at, now, Tz::UTC));
+        .map(|at| time_text(at, now, zone));
     page.meters = shown
         .into_iter()
-        .map(|(id, meter)| Row::new(id, meter, limits.limits.get(id), now))
+        .map(|(id, meter)| Row::new(id, meter, limits.limits.get(id), (now, zone)))
         .collect();
     Ok(())
 }

@@ -131,3 +131,31 @@ async fn an_invalid_request_names_its_field_and_an_unknown_organization_is_404()
         .await;
     assert_eq!(unknown.status, 404);
 }
+
+#[tokio::test]
+async fn the_card_shows_times_in_the_zone_of_the_organization() {
+    let world = world("").await;
+    let service = used(&world).await;
+    let settings = json!({"resetMode": "scheduled", "timeZone": "Asia/Kolkata"});
+    service.settings("org_1", settings).await;
+    let url = link(&service, json!({"meters": ["api"]})).await;
+    let card = service.http.with_key(None).get(&url).await;
+    let midnight = "1 Apr 2031, 00:00 Asia/Kolkata";
+    assert!(card.text.contains(midnight), "{}", card.text);
+    assert!(!card.text.contains("UTC"), "{}", card.text);
+}
+
+#[tokio::test]
+async fn the_card_says_that_counts_are_the_last_snapshots_while_redis_is_away() {
+    let mut world = world("").await;
+    let service = used(&world).await;
+    service.flush().await;
+    let url = link(&service, json!({"meters": ["api"]})).await;
+    world.clock.advance(chrono::Duration::minutes(2));
+    world.kill_redis().await;
+    let card = service.http.with_key(None).get(&url).await;
+    assert_eq!(card.status, 200, "{}", card.text);
+    for shown in ["1,234", "as last stored", "2 min ago"] {
+        assert!(card.text.contains(shown), "{shown}: {}", card.text);
+    }
+}

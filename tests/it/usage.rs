@@ -43,7 +43,7 @@ async fn usage_is_exact_before_any_flush() {
     assert_eq!(
         answer.body,
         json!({"organizationId": "org_1", "planId": "free", "features": {}, "resetMode": "lazy",
-               "resetPeriod": "monthly", "exact": true, "snapshotAt": null,
+               "resetPeriod": "monthly", "timeZone": "UTC", "exact": true, "snapshotAt": null,
                "meters": {"api": {"current": 250, "limit": 1000, "remaining": 750, "overage": 0, "percentage": 25.0,
                                   "enforcement": "hard", "periodStart": "2031-03-01T00:00:00Z",
                                   "resetDate": "2031-04-01T00:00:00Z", "denied": 0, "fallback": null,

@@ -3303,7 +3303,8 @@ export interface components {
          *       "planId": "free",
          *       "resetMode": "lazy",
          *       "resetPeriod": "monthly",
-         *       "snapshotAt": null
+         *       "snapshotAt": null,
+         *       "timeZone": "UTC"
          *     }
          */
         Usage: {
@@ -3314,6 +3315,8 @@ export interface components {
             };
             resetMode: components["schemas"]["ResetMode"];
             resetPeriod: components["schemas"]["ResetPeriod"];
+            /** @description Where the wall clock of its periods is. */
+            timeZone: string;
             /** @description Every meter with a limit or a count. */
             meters: {
                 [key: string]: components["schemas"]["UsedMeter"];

@@ -16,7 +16,7 @@ pub(super) fn page_path(id: &str) -> String {
     format!("/dashboard/organizations/{}", encode(id))
 }
 
-/// The settings. A read key may not see all of them: it gets no zone and no metadata.
+/// The settings. A read key may not see all of them: it gets no metadata.
 pub(super) async fn settings(viewer: &Viewer, path: &str) -> Result<Settings, Failed> {
     if viewer.is_admin {
         return viewer.api.get(path).await;
@@ -27,7 +27,6 @@ pub(super) async fn settings(viewer: &Viewer, path: &str) -> Result<Settings, Fa
     for (name, value) in [
         ("limits", limits["limits"].clone()),
         ("version", limits["version"].clone()),
-        ("timeZone", Value::from("UTC")),
         ("metadata", Value::Object(Map::new())),
     ] {
         seen[name] = value;

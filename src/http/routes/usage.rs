@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use axum::Json;
 use axum::extract::State as Shared;
 use chrono::{DateTime, Utc};
+use chrono_tz::Tz;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -30,6 +31,7 @@ use crate::usage::{MeterUsage, OrganizationUsage};
 #[serde(rename_all = "camelCase")]
 #[schema(example = json!({
     "organizationId": "org_123", "planId": "free", "features": {}, "resetMode": "lazy", "resetPeriod": "monthly",
+    "timeZone": "UTC",
     "meters": {"api": {
         "current": 5, "limit": 1000, "remaining": 995, "overage": 0, "percentage": 0.5, "enforcement": "hard",
         "periodStart": "2026-11-01T00:00:00Z", "resetDate": "2026-12-01T00:00:00Z", "label": "API", "unit": "calls",
@@ -44,6 +46,9 @@ pub(in crate::http) struct Usage {
     features: Features,
     reset_mode: ResetMode,
     reset_period: ResetPeriod,
+    /// Where the wall clock of its periods is.
+    #[schema(value_type = String)]
+    time_zone: Tz,
     /// Every meter with a limit or a count.
     meters: BTreeMap<MeterId, UsedMeter>,
     /// Whether the counts include every answered call; false while Redis is down and these are the last snapshots.
@@ -172,6 +177,7 @@ pub(in crate::http) async fn usage(
         plan_id: usage.policy.plan_id,
         reset_mode: usage.policy.schedule.mode(),
         reset_period: usage.policy.schedule.calendar().reset_period(),
+        time_zone: usage.policy.schedule.calendar().time_zone(),
         exact: usage.exact,
     }))
 }
