@@ -92,6 +92,7 @@ impl App {
         let live = Live::new(
             Usage::new(jobs(), job_policies.clone(), job_recovery.clone()),
             activity.on(jobs()),
+            ctx.metrics.clone(),
             // The others are left to requests.
             config.connections.max / 2,
         );

@@ -4,6 +4,7 @@ use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{Method, Request, StatusCode};
+use axum::response::Response;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -100,6 +101,13 @@ impl Api {
             .map_err(|error| Failed::internal(format!("{path}: {error}")))
     }
 
+    /// GETs a resource whose body is read while it arrives.
+    pub(super) async fn open(&self, path: &str) -> Result<Body, Failed> {
+        let request = Request::get(path).body(Body::empty());
+        let response = self.call(request.map_err(Failed::internal)?).await?;
+        Ok(response.into_body())
+    }
+
     /// Sends a request, with headers such as `If-Match` and a JSON body.
     pub(super) async fn send(
         &self,
@@ -116,20 +124,28 @@ impl Api {
             request = request.header(CONTENT_TYPE, "application/json");
         }
         let body = body.map_or_else(Body::empty, |body| Body::from(body.to_string()));
-        let mut request = request.body(body).map_err(Failed::internal)?;
+        let request = request.body(body).map_err(Failed::internal)?;
+        let body = json(self.call(request).await?).await?;
+        Ok(Answer { body })
+    }
+
+    /// The successful response to a request.
+    async fn call(&self, mut request: Request<Body>) -> Result<Response, Failed> {
         self.caller.sign(request.extensions_mut());
         let response = self.routes.clone().oneshot(request).await;
-        let (parts, body) = response.map_err(Failed::internal)?.into_parts();
-        let bytes = to_bytes(body, RESPONSE_MAX)
-            .await
-            .map_err(Failed::internal)?;
-        let body: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-        if parts.status.is_success() {
-            return Ok(Answer { body });
+        let response = response.map_err(Failed::internal)?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
         }
-        Err(Failed {
-            status: parts.status,
-            problem: body,
-        })
+        let problem = json(response).await?;
+        Err(Failed { status, problem })
     }
+}
+
+/// The JSON body of a response; null without one.
+async fn json(response: Response) -> Result<Value, Failed> {
+    let bytes = to_bytes(response.into_body(), RESPONSE_MAX).await;
+    let bytes = bytes.map_err(Failed::internal)?;
+    Ok(serde_json::from_slice(&bytes).unwrap_or_default())
 }

@@ -1,37 +1,28 @@
-//! Live figures: server-sent events for the overview and for an organization, in the form that the script expects: each
-//! event is an object of texts by the `data-live` key of the element that shows them.
+//! Live figures of the overview and of an organization: the API's streams, whose events are passed on in the form that the
+//! script expects: an object of texts by the `data-live` key of the element that shows them.
 //!
-//! A stream polls the API as its viewer. It ends when the service stops, and when the key is
-//! revoked.
+//! So all viewers share the API's reader and its maximum of streams, and a stream ends when the API's does.
 
-use std::convert::Infallible;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Path, State as Shared};
-use axum::http::StatusCode;
-use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
-use futures::stream;
+use futures::TryStreamExt as _;
 use serde_json::{Map, Value};
-use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, sleep};
 
-use super::api::{Failed, encode};
+use super::api::encode;
 use super::format::{bar, number, percent};
 use super::session::Viewer;
 use super::state::Dashboard;
 
-/// How often figures are sent.
-const INTERVAL: Duration = Duration::from_secs(2);
-
-/// How often a stream looks whether it must end.
-const CHECK_INTERVAL: Duration = Duration::from_millis(250);
-
 /// How long a browser waits before it connects again.
 const RETRY: Duration = Duration::from_secs(5);
+
+/// The state of figures that are live.
+const LIVE: &str = "Live";
 
 /// The routes of the streams.
 pub(super) fn routes() -> Router<Dashboard> {
@@ -40,91 +31,80 @@ pub(super) fn routes() -> Router<Dashboard> {
         .route("/dashboard/organizations/{id}/live", get(organization))
 }
 
-async fn overview(Shared(dashboard): Shared<Dashboard>, viewer: Viewer) -> Response {
-    stream(dashboard, viewer, None)
+async fn overview(dashboard: Shared<Dashboard>, viewer: Viewer) -> Response {
+    stream(dashboard, &viewer, "/v1/live", summary).await
 }
 
 async fn organization(
-    Shared(dashboard): Shared<Dashboard>,
+    dashboard: Shared<Dashboard>,
     viewer: Viewer,
     Path(id): Path<String>,
 ) -> Response {
-    stream(dashboard, viewer, Some(id))
+    let path = format!("/v1/organizations/{}/live", encode(&id));
+    stream(dashboard, &viewer, &path, usage).await
 }
 
-/// An open stream.
-struct Stream {
-    dashboard: Dashboard,
-    viewer: Viewer,
-    organization: Option<String>,
-    /// When the next figures are due.
-    due: Instant,
-    _place: OwnedSemaphorePermit,
-}
+/// The texts of an event's figures.
+type Figures = fn(&Value) -> Map<String, Value>;
 
-fn stream(dashboard: Dashboard, viewer: Viewer, organization: Option<String>) -> Response {
-    let Ok(place) = dashboard.streams.clone().try_acquire_owned() else {
-        return (StatusCode::SERVICE_UNAVAILABLE, "too many pages are open").into_response();
+/// A stream of the API, as texts.
+async fn stream(
+    Shared(dashboard): Shared<Dashboard>,
+    viewer: &Viewer,
+    path: &str,
+    figures: Figures,
+) -> Response {
+    let body = match viewer.api.open(path).await {
+        Ok(body) => body,
+        Err(failed) => return (failed.status, failed.detail()).into_response(),
     };
-    let state = Stream {
-        dashboard,
-        viewer,
-        organization,
-        due: Instant::now(),
-        _place: place,
-    };
-    let events = stream::unfold(state, |mut state| async move {
-        let event = state.next().await?;
-        Some((Ok::<_, Infallible>(event), state))
+    let clock = dashboard.state.ctx.clock.clone();
+    // Each frame of the API's body is one event.
+    let events = body.into_data_stream().map_ok(move |frame| {
+        let mut texts = texts(&String::from_utf8_lossy(&frame), figures);
+        let at = clock.now().format("%H:%M:%S").to_string();
+        texts.insert("at".to_owned(), at.into());
+        let texts = Value::Object(texts).to_string();
+        Event::default().retry(RETRY).data(texts)
     });
-    Sse::new(events)
-        .keep_alive(KeepAlive::default())
-        .into_response()
+    ([("x-accel-buffering", "no")], Sse::new(events)).into_response()
 }
 
-impl Stream {
-    /// The next event; none at the end.
-    async fn next(&mut self) -> Option<Event> {
-        while Instant::now() < self.due {
-            if self.dashboard.state.draining.load(Ordering::Acquire) {
-                return None;
-            }
-            sleep(CHECK_INTERVAL.min(self.due - Instant::now())).await;
-        }
-        self.due = Instant::now() + INTERVAL;
-        let auth = &self.dashboard.state.auth;
-        auth.known(&self.viewer.key).await.ok()??;
-        // Without figures the page says that it reconnects.
-        let figures = self.figures().await.ok()?;
-        Some(
-            Event::default()
-                .retry(RETRY)
-                .data(Value::Object(figures).to_string()),
-        )
-    }
-
-    async fn figures(&self) -> Result<Map<String, Value>, Failed> {
-        let now = self.dashboard.state.ctx.clock.now();
-        let mut figures = match &self.organization {
-            None => summary(&self.viewer.api.get("/v1/summary").await?),
-            Some(id) => {
-                let path = format!("/v1/organizations/{}/usage", encode(id));
-                usage(&self.viewer.api.get(&path).await?)
-            }
-        };
-        figures.insert("at".to_owned(), now.format("%H:%M:%S").to_string().into());
-        Ok(figures)
-    }
+/// The texts of an event. A comment has none; it says that what was sent before is still so.
+fn texts(event: &str, figures: Figures) -> Map<String, Value> {
+    let data = event.lines().find_map(|line| line.strip_prefix("data: "));
+    let data = data.and_then(|data| serde_json::from_str(data).ok());
+    data.as_ref().map(figures).unwrap_or_default()
 }
 
-fn summary(summary: &Value) -> Map<String, Value> {
+fn summary(event: &Value) -> Map<String, Value> {
+    let summary = &event["summary"];
     let organizations = &summary["organizations"];
     let count = |value: &Value| value.as_u64().unwrap_or(0);
     let state = |name: &str| count(&organizations["byState"][name]);
+    let unknown = || "unknown".to_owned();
+    let redis_away = summary["redisAwaySince"].as_str();
+    let calls = number(count(&summary["callsPerMinute"]));
     let lag = summary["flushLagSeconds"].as_f64();
+    let away = [
+        ("Redis", redis_away),
+        ("Postgres", summary["postgresAwaySince"].as_str()),
+    ];
+    let away: Vec<_> = away
+        .into_iter()
+        .filter_map(|(server, since)| since.map(|_| server))
+        .collect();
     let figures = [
+        (
+            "state",
+            if away.is_empty() {
+                LIVE.to_owned()
+            } else {
+                format!("{} cannot be reached; reload for more", away.join(" and "))
+            },
+        ),
         ("orgs", number(count(&organizations["total"]))),
-        ("cpm", number(count(&summary["callsPerMinute"]))),
+        ("cpm", redis_away.map_or(calls, |_| unknown())),
         ("warning", number(state("warning") + state("nearlyFull"))),
         (
             "exceeded",
@@ -132,7 +112,7 @@ fn summary(summary: &Value) -> Map<String, Value> {
         ),
         (
             "lag",
-            lag.map_or("unknown".to_owned(), |seconds| format!("{seconds:.1} s")),
+            lag.map_or_else(unknown, |seconds| format!("{seconds:.1} s")),
         ),
     ];
     figures
@@ -141,15 +121,28 @@ fn summary(summary: &Value) -> Map<String, Value> {
         .collect()
 }
 
-fn usage(usage: &Value) -> Map<String, Value> {
-    let meters = usage["meters"].as_object().into_iter().flatten();
+/// The usage of the one organization of an event.
+fn usage(event: &Value) -> Map<String, Value> {
     let mut figures = Map::new();
-    for (meter, counted) in meters {
-        let used = counted["current"].as_u64().unwrap_or(0);
-        figures.insert(format!("{meter}.current"), number(used).into());
-        if let Some(limit) = counted["limit"].as_u64().filter(|limit| *limit > 0) {
-            figures.insert(format!("{meter}.pct"), percent(used, limit).into());
-            figures.insert(format!("{meter}.bar"), bar(used, limit).width.into());
+    for usage in event["organizations"]
+        .as_object()
+        .into_iter()
+        .flat_map(Map::values)
+    {
+        let is_exact = usage["exact"].as_bool().unwrap_or_default();
+        let state = if is_exact {
+            LIVE
+        } else {
+            "Redis cannot be reached; counts as last stored"
+        };
+        figures.insert("state".to_owned(), state.into());
+        for (meter, counted) in usage["meters"].as_object().into_iter().flatten() {
+            let used = counted["current"].as_u64().unwrap_or(0);
+            figures.insert(format!("{meter}.current"), number(used).into());
+            if let Some(limit) = counted["limit"].as_u64().filter(|limit| *limit > 0) {
+                figures.insert(format!("{meter}.pct"), percent(used, limit).into());
+                figures.insert(format!("{meter}.bar"), bar(used, limit).width.into());
+            }
         }
     }
     figures
@@ -163,10 +156,39 @@ mod tests {
 
     #[test]
     fn figures_are_texts_by_the_key_of_their_element() {
-        let usage = usage(
-            &json!({"meters": {"api": {"current": 1500, "limit": 2000}, "free": {"current": 3, "limit": null}}}),
+        let meters =
+            json!({"api": {"current": 1500, "limit": 2000}, "free": {"current": 3, "limit": null}});
+        let event = |exact| {
+            format!(
+                "retry: 2000\ndata: {}\n\n",
+                json!({"organizations": {"org_1": {"exact": exact, "meters": meters}}})
+            )
+        };
+        let expected = json!({"state": "Live", "api.current": "1,500", "api.pct": "75.00%", "api.bar": "75.00%", "free.current": "3"});
+        assert_eq!(Value::Object(texts(&event(true), usage)), expected);
+        assert_ne!(texts(&event(false), usage)["state"], LIVE);
+        assert!(texts(":\n\n", usage).is_empty());
+    }
+
+    #[test]
+    fn the_state_names_the_servers_that_are_away() {
+        let state = |redis: Option<&str>, postgres: Option<&str>| {
+            let summary = json!({"redisAwaySince": redis, "postgresAwaySince": postgres, "callsPerMinute": 7});
+            let texts = super::summary(&json!({"summary": summary}));
+            [&texts["state"], &texts["cpm"]].map(|it| it.as_str().unwrap_or_default().to_owned())
+        };
+        let since = Some("2026-11-23T10:14:00Z");
+        assert_eq!(state(None, None), ["Live", "7"]);
+        assert_eq!(
+            state(None, since),
+            ["Postgres cannot be reached; reload for more", "7"]
         );
-        let expected = json!({"api.current": "1,500", "api.pct": "75.00%", "api.bar": "75.00%", "free.current": "3"});
-        assert_eq!(Value::Object(usage), expected);
+        assert_eq!(
+            state(since, since),
+            [
+                "Redis and Postgres cannot be reached; reload for more",
+                "unknown"
+            ]
+        );
     }
 }

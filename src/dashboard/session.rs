@@ -34,7 +34,6 @@ const CSRF: &str = "csrf";
 pub(super) struct Viewer {
     /// The API as this viewer's key sees it.
     pub(super) api: Api,
-    pub(super) key: ApiKeyId,
     /// The name of the key.
     pub(super) name: String,
     /// Whether the key may change anything.
@@ -108,7 +107,6 @@ impl FromRequestParts<Dashboard> for Viewer {
         let api = Api::new(dashboard.api.clone(), caller);
         Ok(Self {
             api,
-            key,
             name,
             is_admin,
             csrf,

@@ -10,9 +10,6 @@ use crate::http::state::State;
 /// The most refused sign-ins that wait at once; further attempts are turned away.
 const REFUSALS_MAX: usize = 32;
 
-/// The most streams of live figures at once.
-const STREAMS_MAX: usize = 256;
-
 /// Shared handles; cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Dashboard {
@@ -21,8 +18,6 @@ pub(super) struct Dashboard {
     pub(super) api: Router,
     /// Held while a refused sign-in waits.
     pub(super) refusals: Arc<Semaphore>,
-    /// Held by each stream of live figures.
-    pub(super) streams: Arc<Semaphore>,
 }
 
 impl Dashboard {
@@ -31,7 +26,6 @@ impl Dashboard {
             state,
             api,
             refusals: Arc::new(Semaphore::new(REFUSALS_MAX)),
-            streams: Arc::new(Semaphore::new(STREAMS_MAX)),
         }
     }
 }

@@ -5,21 +5,26 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures::StreamExt as _;
 use futures::stream;
+use futures::{FutureExt as _, StreamExt as _};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::activity::{Activity, Outages, Summary};
+use crate::budget::{Turn, Turns};
 use crate::domain::ids::OrganizationId;
-use crate::usage::{OrganizationUsage, Usage};
+use crate::metrics::Metrics;
+use crate::usage::{self, OrganizationUsage, Usage};
 
 /// Between two rounds.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// The most streams of an instance.
 pub const STREAMS_MAX: usize = 128;
+
+/// The most streams of one caller.
+pub const STREAMS_EACH: usize = 32;
 
 /// How many organizations are read concurrently.
 const READERS: usize = 4;
@@ -32,7 +37,9 @@ pub struct Live(Arc<Shared>);
 struct Shared {
     usage: Usage,
     activity: Activity,
+    metrics: Metrics,
     permits: Arc<Semaphore>,
+    turns: Turns,
     watched: Mutex<Watched>,
     rounds: watch::Sender<Arc<Round>>,
     closed: CancellationToken,
@@ -50,30 +57,45 @@ struct Watched {
 pub struct Round {
     /// The summary, if a stream watches it and it could be read.
     pub summary: Option<(Arc<Summary>, Outages)>,
-    /// The usage of each organization that could be read; none of one that does not exist.
-    pub usage: HashMap<OrganizationId, Option<OrganizationUsage>>,
+    /// The usage of each organization that a stream watches; none of one that does not exist.
+    pub usage: HashMap<OrganizationId, Result<Option<OrganizationUsage>, usage::Error>>,
+}
+
+/// Which maximum of streams is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Full {
+    /// That of the instance.
+    All,
+    /// That of the caller.
+    Own,
 }
 
 impl Live {
     /// A reader for at most so many streams, which never exceed [`STREAMS_MAX`].
-    pub fn new(usage: Usage, activity: Activity, streams: usize) -> Self {
+    pub fn new(usage: Usage, activity: Activity, metrics: Metrics, streams: usize) -> Self {
         Self(Arc::new(Shared {
             usage,
             activity,
+            metrics,
             permits: Arc::new(Semaphore::new(streams.min(STREAMS_MAX))),
+            turns: Turns::new(STREAMS_EACH),
             watched: Mutex::default(),
             rounds: watch::Sender::default(),
             closed: CancellationToken::new(),
         }))
     }
 
-    /// Watches organizations, or the summary, until the subscription is dropped. None if there are too many streams.
+    /// Watches organizations, or the summary, until the subscription is dropped. Refused if there are too many streams.
     pub fn subscribe(
         &self,
+        caller: &str,
         organizations: Vec<OrganizationId>,
         summary: bool,
-    ) -> Option<Subscription> {
-        let permit = Arc::clone(&self.0.permits).try_acquire_owned().ok()?;
+    ) -> Result<Subscription, Full> {
+        let turn = self.0.turns.turn(caller).now_or_never().ok_or(Full::Own)?;
+        let permit = Arc::clone(&self.0.permits).try_acquire_owned();
+        let permit = permit.map_err(|_| Full::All)?;
+        self.0.metrics.live_streams().inc();
         let mut watched = self.watched();
         for organization in &organizations {
             *watched
@@ -82,12 +104,13 @@ impl Live {
                 .or_default() += 1;
         }
         watched.summary += usize::from(summary);
-        Some(Subscription {
+        Ok(Subscription {
             live: self.clone(),
             organizations,
             summary,
             rounds: self.0.rounds.subscribe(),
             _permit: permit,
+            _turn: turn,
         })
     }
 
@@ -109,10 +132,9 @@ impl Live {
         let usage = stream::iter(organizations)
             .map(async |organization| {
                 let usage = self.0.usage.usage(&organization).await;
-                Some((organization, usage.ok()?))
+                (organization, usage)
             })
             .buffer_unordered(READERS)
-            .filter_map(std::future::ready)
             .collect();
         let summary = async {
             let read = self.0.activity.summary();
@@ -147,6 +169,7 @@ pub struct Subscription {
     summary: bool,
     rounds: watch::Receiver<Arc<Round>>,
     _permit: OwnedSemaphorePermit,
+    _turn: Turn,
 }
 
 impl Subscription {
@@ -168,6 +191,7 @@ impl Subscription {
 
 impl Drop for Subscription {
     fn drop(&mut self) {
+        self.live.0.metrics.live_streams().dec();
         let mut watched = self.live.watched();
         watched.summary -= usize::from(self.summary);
         for organization in &self.organizations {

@@ -61,6 +61,7 @@ struct Inner {
     registry: Registry,
     requests: Requests,
     connections: Connections,
+    streams: Gauge,
     decisions: Decisions,
     redis: Redis,
     caches: Caches,
@@ -125,6 +126,7 @@ impl Metrics {
         Self(Arc::new(Inner {
             requests: Requests::register(registry),
             connections: Connections::register(registry),
+            streams: register(registry, "live_streams", "Open live streams"),
             decisions: Decisions::register(registry),
             redis: Redis::register(registry),
             caches: Caches::register(registry),
@@ -172,6 +174,11 @@ impl Metrics {
     /// The service closed or refused a connection.
     pub fn connection_closed(&self, reason: CloseReason) {
         self.0.connections.closed.get(reason).inc();
+    }
+
+    /// Open live streams.
+    pub fn live_streams(&self) -> &Gauge {
+        &self.0.streams
     }
 
     /// Calls about a meter ended.

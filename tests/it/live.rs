@@ -2,64 +2,21 @@
 
 use std::time::Duration;
 
-use reqwest::{Method, Response};
+use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio::task::yield_now;
 use tokio::time::timeout;
 
-use crate::support::{Http, Instance, Process, World};
+use crate::support::{EVENT_TIMEOUT as TIMEOUT, Events, Http, Instance, Process, World};
 
-/// Upper bound for each step; reaching it fails the test.
-const TIMEOUT: Duration = Duration::from_mins(1);
-
-/// An open stream of events.
-struct Stream {
-    response: Response,
-    text: String,
-}
-
-impl Stream {
-    async fn open(http: &Http, path: &str) -> Self {
-        let response = http.open(path).await;
-        assert_eq!(response.status(), 200);
-        assert_eq!(response.headers()["content-type"], "text/event-stream");
-        assert_eq!(response.headers()["cache-control"], "no-store");
-        assert_eq!(response.headers()["x-accel-buffering"], "no");
-        Self {
-            response,
-            text: String::new(),
-        }
-    }
-
-    /// The lines of the next event; none at the end of the stream.
-    async fn event(&mut self) -> Option<String> {
-        loop {
-            if let Some((event, rest)) = self.text.split_once("\n\n") {
-                let event = event.to_owned();
-                self.text = rest.into();
-                return Some(event);
-            }
-            let chunk = timeout(TIMEOUT, self.response.chunk()).await;
-            let chunk = chunk.expect("an event arrives").unwrap()?;
-            self.text.push_str(std::str::from_utf8(&chunk).unwrap());
-        }
-    }
-
-    /// The data of the next event, without its instant.
-    async fn data(&mut self) -> Value {
-        let event = self.event().await.expect("the stream continues");
-        let data = event.lines().find_map(|line| line.strip_prefix("data: "));
-        let mut data: Value =
-            serde_json::from_str(data.unwrap_or_else(|| panic!("{event}"))).unwrap();
-        assert!(data.as_object_mut().unwrap().remove("at").is_some());
-        data
-    }
-
-    async fn ends(mut self) {
-        assert_eq!(self.event().await, None);
-    }
+/// Opens a stream of the API.
+async fn open(http: &Http, path: &str) -> Events {
+    let stream = Events::new(http.open(path).await);
+    assert_eq!(stream.headers()["cache-control"], "no-store");
+    assert_eq!(stream.headers()["x-accel-buffering"], "no");
+    stream
 }
 
 /// A round of the reader, which runs every second in the executable.
@@ -79,7 +36,7 @@ async fn an_organization_streams_its_state_and_then_the_meters_that_change() {
         .limits("org_1", json!({"tokens": {"limit": 10}}))
         .await;
     service.count("org_1", "api", 5).await;
-    let mut stream = Stream::open(&service.http, "/v1/organizations/org_1/live").await;
+    let mut stream = open(&service.http, "/v1/organizations/org_1/live").await;
     let first = stream.event().await.unwrap();
     assert!(first.lines().any(|line| line == "retry: 2000"), "{first}");
     let data: Value = serde_json::from_str(first.split("data: ").nth(1).unwrap()).unwrap();
@@ -129,7 +86,7 @@ async fn all_organizations_stream_the_summary_and_those_that_are_named() {
     }
     service.flush().await;
     let path = "/v1/live?organizationId=org_1&organizationId=org_2";
-    let mut stream = Stream::open(&service.http, path).await;
+    let mut stream = open(&service.http, path).await;
     let first = stream.data().await;
     assert_eq!(first["organizations"].as_object().unwrap().len(), 2);
     assert_eq!(first["summary"]["organizations"]["total"], 3);
@@ -181,7 +138,7 @@ async fn only_a_key_with_access_may_watch() {
     let refused = service.http.get(&path).await;
     assert_eq!(refused.body["errors"][0]["pointer"], "/organizationId");
     let http = service.http.with_key(Some(bound));
-    let mut own = Stream::open(&http, "/v1/organizations/org_1/live").await;
+    let mut own = open(&http, "/v1/organizations/org_1/live").await;
     assert_eq!(meters(&own.data().await, "org_1")["api"]["current"], 1);
 }
 
@@ -194,9 +151,9 @@ async fn a_stream_ends_when_its_key_is_revoked_or_its_organization_deleted() {
     let created = json!({"name": "viewer", "scopes": ["read"]});
     let created = service.http.post("/v1/api-keys", created).await.body;
     let viewer = service.http.with_key(created["key"].as_str());
-    let mut revoked = Stream::open(&viewer, "/v1/live").await;
-    let mut deleted = Stream::open(&service.http, "/v1/organizations/org_1/live").await;
-    let mut other = Stream::open(&service.http, "/v1/organizations/org_2/live").await;
+    let mut revoked = open(&viewer, "/v1/live").await;
+    let mut deleted = open(&service.http, "/v1/organizations/org_1/live").await;
+    let mut other = open(&service.http, "/v1/organizations/org_2/live").await;
     for stream in [&mut revoked, &mut deleted, &mut other] {
         stream.data().await;
     }
@@ -219,7 +176,7 @@ async fn streams_are_bounded_and_a_closed_one_makes_room() {
     let service = world.instance().await;
     let mut streams = Vec::new();
     for _ in 0..4 {
-        streams.push(Stream::open(&service.http, "/v1/live").await);
+        streams.push(open(&service.http, "/v1/live").await);
     }
     let refused = service.http.get("/v1/live").await;
     assert_eq!(
@@ -248,7 +205,7 @@ async fn a_quiet_stream_outlives_the_timeouts_of_connections() {
     .await;
     let service = world.instance().await;
     service.count("org_1", "api", 1).await;
-    let mut stream = Stream::open(&service.http, "/v1/organizations/org_1/live").await;
+    let mut stream = open(&service.http, "/v1/organizations/org_1/live").await;
     stream.data().await;
     // Closed by the server after a timeout that began later.
     let address = service.http.base().strip_prefix("http://").unwrap();
@@ -268,12 +225,84 @@ async fn a_stop_ends_streams_and_does_not_wait_for_them() {
     let service = Process::serve(&world, world.servers(), &variables).await;
     let body = json!({"organizationId": "org_1"});
     service.http.post("/v1/track", body.clone()).await;
-    let mut stream = Stream::open(&service.http, "/v1/organizations/org_1/live").await;
+    let mut stream = open(&service.http, "/v1/organizations/org_1/live").await;
     assert_eq!(meters(&stream.data().await, "org_1")["api"]["current"], 1);
     service.http.post("/v1/track", body).await;
     // The executable reads by itself.
     assert_eq!(meters(&stream.data().await, "org_1")["api"]["current"], 2);
     let (code, output) = service.stop().await;
     assert_eq!(code, Some(0), "{output:#?}");
+    stream.ends().await;
+}
+
+#[tokio::test]
+async fn the_streams_of_a_caller_are_bounded_and_leave_room_for_others() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let path = "/v1/live";
+    let mut streams = Vec::new();
+    for _ in 0..32 {
+        streams.push(open(&service.http, path).await);
+    }
+    let refused = service.http.get(path).await;
+    assert_eq!(
+        (refused.status.as_u16(), refused.code()),
+        (503, "overloaded")
+    );
+    assert!(refused.text.contains("this caller"), "{}", refused.text);
+    let other = world.key_with(&["read"]).await;
+    let other = service.http.with_key(Some(&other));
+    let _other = open(&other, path).await;
+    drop(streams.pop());
+    let reopened = async {
+        while service.http.open(path).await.status() != 200 {
+            yield_now().await;
+        }
+    };
+    timeout(TIMEOUT, reopened).await.expect("a place is freed");
+}
+
+#[tokio::test]
+async fn a_gauge_has_the_number_of_open_streams() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service.count("org_1", "api", 1).await;
+    let becomes = async |count: usize| {
+        let line = format!("tallyman_live_streams {count}\n");
+        let read = async {
+            while !service.http.get("/metrics").await.text.contains(&line) {
+                yield_now().await;
+            }
+        };
+        timeout(TIMEOUT, read).await.expect("the gauge follows");
+    };
+    becomes(0).await;
+    let one = open(&service.http, "/v1/live").await;
+    let two = open(&service.http, "/v1/organizations/org_1/live").await;
+    let unknown = service.http.get("/v1/organizations/nobody/live").await;
+    assert_eq!(unknown.status, 404);
+    becomes(2).await;
+    drop(one);
+    becomes(1).await;
+    drop(two);
+    becomes(0).await;
+}
+
+#[tokio::test]
+async fn a_stream_without_redis_has_the_last_snapshots_and_ends_without_postgres_too() {
+    let mut world = World::new().await;
+    let (servers, socket) = world.cuttable_postgres();
+    let service = world.instance_with(servers).await;
+    service.count("org_1", "api", 5).await;
+    service.flush().await;
+    let mut stream = open(&service.http, "/v1/organizations/org_1/live").await;
+    assert_eq!(stream.data().await["organizations"]["org_1"]["exact"], true);
+    world.kill_redis().await;
+    round(&service).await;
+    let data = stream.data().await;
+    assert_eq!(data["organizations"]["org_1"]["exact"], false);
+    assert_eq!(meters(&data, "org_1")["api"]["current"], 5);
+    socket.cut(&world.postgres().await).await;
+    round(&service).await;
     stream.ends().await;
 }

@@ -24,7 +24,7 @@ use crate::http::routes::summary::{Organizations, organizations, seconds};
 use crate::http::routes::usage::usage_for;
 use crate::http::state::State;
 use crate::jobs::activity::{Outages, Summary};
-use crate::jobs::live::{Round, Subscription};
+use crate::jobs::live::{Full, Round, Subscription};
 use crate::usage::OrganizationUsage;
 
 /// How long a client waits before it connects again.
@@ -177,17 +177,18 @@ impl Stream {
         }
     }
 
-    /// What a round has changed. None at the end: when a watched organization was deleted.
+    /// What a round has changed. None at the end: when a watched organization was deleted, or cannot be read, which the
+    /// client is told when it connects again.
     #[expect(clippy::option_option, reason = "the end, no change, or a change")]
     fn changes(&mut self, round: &Round) -> Option<Option<LiveEvent>> {
         let mut organizations = BTreeMap::new();
         for organization in self.subscription.organizations() {
             match round.usage.get(organization) {
-                // It joined the subscription after this round had begun, or could not be read.
+                // It was subscribed after this round had begun.
                 None => {}
-                Some(None) if self.caller.trusts_existence() => {}
-                Some(None) => return None,
-                Some(Some(usage)) => {
+                Some(Ok(None)) if self.caller.trusts_existence() => {}
+                Some(Ok(None) | Err(_)) => return None,
+                Some(Ok(Some(usage))) => {
                     let usage = LiveUsage::new(usage);
                     if let Some(change) = usage.since(self.usage.get(organization)) {
                         organizations.insert(organization.clone(), change);
@@ -211,6 +212,17 @@ impl Stream {
     }
 }
 
+fn too_many(full: Full) -> Error {
+    Error::Overloaded(match full {
+        Full::All => {
+            "this instance has the maximum number of live streams; poll instead, or try again later"
+        }
+        Full::Own => {
+            "this caller has the maximum number of live streams of this instance; close some, watch several organizations in one, or poll"
+        }
+    })
+}
+
 /// Opens a stream, which begins with the present state.
 async fn open(
     state: State,
@@ -219,10 +231,10 @@ async fn open(
     with_summary: bool,
 ) -> Result<Response, Error> {
     // First, so that a refused stream reads nothing.
-    let subscription = state.live.subscribe(organizations, with_summary);
-    let subscription = subscription.ok_or(Error::Overloaded(
-        "this instance has the maximum number of live streams; poll instead, or try again later",
-    ))?;
+    let subscription = state
+        .live
+        .subscribe(&caller.name(), organizations, with_summary)
+        .map_err(too_many)?;
     let reads = subscription.organizations().iter();
     let reads = reads.map(|it| usage_for(&state, &caller, it));
     let usage = try_join_all(reads).await?;

@@ -57,6 +57,20 @@ impl Browser {
         field(&page.text, "csrf")
     }
 
+    /// A GET whose response is read while it arrives.
+    pub async fn open(&self, path: &str) -> reqwest::Response {
+        self.request(Method::GET, path).send().await.unwrap()
+    }
+
+    /// A request with the cookies.
+    fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        let cookies = self.cookies.iter();
+        let cookies = cookies.map(|(name, value)| format!("{name}={value}"));
+        let cookies = cookies.collect::<Vec<_>>().join("; ");
+        let request = self.client.request(method, format!("{}{path}", self.base));
+        request.header("cookie", cookies)
+    }
+
     /// A request with headers and, if there are any, fields of a form.
     pub async fn send(
         &mut self,
@@ -65,17 +79,10 @@ impl Browser {
         headers: &[(&str, &str)],
         fields: &[(&str, &str)],
     ) -> Answer {
-        let mut request = self
-            .client
-            .request(method.clone(), format!("{}{path}", self.base));
+        let mut request = self.request(method.clone(), path);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let cookies = self
-            .cookies
-            .iter()
-            .map(|(name, value)| format!("{name}={value}"));
-        request = request.header("cookie", cookies.collect::<Vec<_>>().join("; "));
         if method == Method::POST {
             let form = form_urlencoded::Serializer::new(String::new())
                 .extend_pairs(fields)

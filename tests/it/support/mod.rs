@@ -6,6 +6,7 @@
 
 mod auth_server;
 mod browser;
+mod events;
 mod inspect;
 mod issuer;
 mod lossy_proxy;
@@ -24,6 +25,7 @@ use std::time::Duration;
 pub use auth_server::AuthServer;
 pub use browser::{Browser, field};
 use chrono::{DateTime, Utc};
+pub use events::{EVENT_TIMEOUT, Events};
 pub use inspect::*;
 use redis::AsyncConnectionConfig;
 use redis::aio::MultiplexedConnection;
