@@ -75,6 +75,11 @@ impl Failed {
         detail.unwrap_or("something went wrong").to_owned()
     }
 
+    /// Whether Postgres was needed, and is away.
+    pub(super) fn is_database_away(&self) -> bool {
+        self.problem["code"] == "database_unavailable"
+    }
+
     /// Whether a form can be corrected and sent again.
     pub(super) fn is_refusal(&self) -> bool {
         let is_final = matches!(self.status, StatusCode::FORBIDDEN | StatusCode::NOT_FOUND);
@@ -86,6 +91,14 @@ impl Failed {
         self.problem["errors"][0]["pointer"]
             .as_str()
             .unwrap_or_default()
+    }
+}
+
+/// None while Postgres is away: a page shows the rest.
+pub(super) fn unless_away<T>(read: Result<T, Failed>) -> Result<Option<T>, Failed> {
+    match read {
+        Err(failed) if failed.is_database_away() => Ok(None),
+        other => other.map(Some),
     }
 }
 

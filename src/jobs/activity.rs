@@ -108,7 +108,7 @@ impl Activity {
         self.lock().outages
     }
 
-    /// The summary of the service, at most five seconds old; older only while Postgres is away.
+    /// The summary of the service, at most five seconds old; older only while Postgres is away, but for the flush lag.
     pub async fn summary(&self) -> Result<Arc<Summary>, Failure> {
         // Held while the summary is read, so that concurrent callers share one read.
         let mut cached = self.cached.lock().await;
@@ -118,9 +118,15 @@ impl Activity {
         if let Some(fresh) = cached.as_ref().filter(|it| is_fresh(it)) {
             return Ok(Arc::clone(fresh));
         }
-        match (self.read(now).await, cached.as_ref()) {
+        let stale = cached.as_ref();
+        if let Some(stale) = stale.filter(|_| self.outages().postgres.is_some()) {
+            return Ok(self.with_present_lag(stale, now).await);
+        }
+        match (self.read(now).await, stale) {
             (Ok(summary), _) => Ok(Arc::clone(cached.insert(Arc::new(summary)))),
-            (Err(postgres::Error::Unavailable(_)), Some(stale)) => Ok(Arc::clone(stale)),
+            (Err(postgres::Error::Unavailable(_)), Some(stale)) => {
+                Ok(self.with_present_lag(stale, now).await)
+            }
             (Err(error), _) => Err(error.into()),
         }
     }
@@ -143,13 +149,29 @@ impl Activity {
             organizations: overview::organizations(postgres, now).await?,
             calls: starts.map(|start| (start, in_minute(start))).collect(),
             recent_calls,
-            flush_lag: self.flush_lag(now).await.ok(),
+            flush_lag: self.flush_lag(now).await,
             webhook_lag: overdue.unwrap_or_default(),
             last_snapshot_at: overview::last_snapshot_at(postgres).await?,
         })
     }
 
-    async fn flush_lag(&self, now: DateTime<Utc>) -> Result<TimeDelta, redis::Error> {
+    /// An old summary, with what Redis still knows.
+    async fn with_present_lag(&self, stale: &Summary, now: DateTime<Utc>) -> Arc<Summary> {
+        Arc::new(Summary {
+            flush_lag: self.flush_lag(now).await,
+            ..stale.clone()
+        })
+    }
+
+    /// None at once while Redis is known to be away.
+    async fn flush_lag(&self, now: DateTime<Utc>) -> Option<TimeDelta> {
+        if self.outages().redis.is_some() {
+            return None;
+        }
+        self.read_flush_lag(now).await.ok()
+    }
+
+    async fn read_flush_lag(&self, now: DateTime<Utc>) -> Result<TimeDelta, redis::Error> {
         let backlog = self.ctx.redis.pooled().await?.backlog().await?;
         let oldest = backlog.into_iter().map(|it| it.since).min();
         // Negative if the clock of another instance is ahead.

@@ -1,4 +1,4 @@
-//! The dashboard's frame and its overview: what cookies, forms and headers forbid, the search, the first run and outages.
+//! The dashboard's frame and its overview: what cookies, forms and headers forbid, the search and the first run.
 
 use chrono::Duration;
 use reqwest::Method;
@@ -291,26 +291,4 @@ async fn the_overview_tells_who_runs_out_first_and_why() {
         "{risk}"
     );
     assert!(risk.contains("<path d=\"M"), "no chart: {risk}");
-}
-
-#[tokio::test]
-async fn an_outage_of_redis_is_told_and_the_last_snapshots_are_shown() {
-    let mut world = World::new().await;
-    let service = world.instance().await;
-    named(&service, "org_1", "Acme").await;
-    let mut browser = Browser::signed_in(&service, &world.key).await;
-    service.app.activity.observe().await.unwrap();
-    world.kill_redis().await;
-    service.app.activity.observe().await.unwrap();
-    let page = browser.get("/dashboard").await;
-    assert_eq!(page.status, 200, "{}", page.text);
-    for shown in [
-        "Redis cannot be reached since 12:00:00 UTC",
-        "unknown",
-        "Acme",
-        "class=\"stale\"",
-    ] {
-        assert!(page.text.contains(shown), "{shown}: {}", page.text);
-    }
-    assert!(!page.text.contains("data-live=\"/dashboard/live\""));
 }

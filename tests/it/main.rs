@@ -20,6 +20,7 @@ mod counting;
 mod credentials;
 mod dashboard;
 mod dashboard_live;
+mod dashboard_outages;
 mod dashboard_pages;
 mod deletion;
 mod deployment;

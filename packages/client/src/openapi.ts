@@ -3036,7 +3036,7 @@ export interface components {
         ServiceSummary: {
             /**
              * Format: date-time
-             * @description When this was read, at most 5 seconds ago; longer ago only while Postgres is away.
+             * @description When this was read, at most 5 seconds ago; longer ago only while Postgres is away, and then without the flush lag.
              */
             at: string;
             organizations: components["schemas"]["OrganizationCounts"];

@@ -12,7 +12,7 @@ use super::limits::{self, LimitRow};
 use super::read::{api_path, page_path, settings};
 use super::types::{Entry, Event, Meter, Settings, Usage};
 use super::usage::Card;
-use crate::dashboard::api::{Failed, List, encode};
+use crate::dashboard::api::{Failed, List, encode, unless_away};
 use crate::dashboard::chart::{Kind, Line};
 use crate::dashboard::filters;
 use crate::dashboard::format::{TimeText, time_text};
@@ -47,6 +47,8 @@ pub(super) struct Page {
     plans: BTreeMap<String, String>,
     now: TimeText,
     stale: Option<TimeText>,
+    /// Whether Postgres is away, so that only what Redis has is shown.
+    is_partial: bool,
     cards: Vec<Card>,
     others: Vec<Card>,
     history: Option<History>,
@@ -92,6 +94,15 @@ impl Page {
             .map(|card| card.meter.as_str())
     }
 
+    /// What an empty list says.
+    fn without(&self, none: &'static str) -> &'static str {
+        if self.is_partial {
+            "Not known while Postgres is away."
+        } else {
+            none
+        }
+    }
+
     /// What was entered in a field before the form was refused.
     fn entered(&self, name: &str) -> &str {
         let entered = self
@@ -107,7 +118,8 @@ struct Read {
     settings: Settings,
     usage: Usage,
     plans: BTreeMap<String, String>,
-    events: Vec<Event>,
+    /// None while Postgres is away.
+    events: Option<Vec<Event>>,
     audit: Vec<Entry>,
 }
 
@@ -119,27 +131,24 @@ async fn read(viewer: &Viewer, id: &str) -> Result<Read, Failed> {
     let audit = async {
         // Only administrators may read it.
         if viewer.is_admin {
-            api.get::<List<Entry>>(&audit).await
+            unless_away(api.get::<List<Entry>>(&audit).await)
         } else {
-            Ok(List {
-                data: Vec::new(),
-                next_cursor: None,
-            })
+            Ok(None)
         }
     };
     let (settings, usage, plans, events, audit) = futures::try_join!(
         settings(viewer, &path),
         api.get::<Usage>(&usage),
-        plan_names(viewer),
-        api.get::<List<Event>>(&events),
+        async { unless_away(plan_names(viewer).await) },
+        async { unless_away(api.get::<List<Event>>(&events).await) },
         audit,
     )?;
     Ok(Read {
         settings,
         usage,
-        plans,
-        events: events.data,
-        audit: audit.data,
+        plans: plans.unwrap_or_default(),
+        events: events.map(|events| events.data),
+        audit: audit.map_or(Vec::new(), |audit| audit.data),
     })
 }
 
@@ -184,10 +193,10 @@ pub(super) async fn page(
         end: meter.reset_date,
         limit: meter.limit,
     });
-    let history = if let Some(running) = running {
+    let history = if let Some(running) = running.filter(|_| read.events.is_some()) {
         let choice = Choice { meter, ..choice };
         let (api, path) = (&viewer.api, api_path(&id));
-        Some(history::read(api, &path, choice, Some(&running), (now, zone)).await?)
+        unless_away(history::read(api, &path, choice, Some(&running), (now, zone)).await)?
     } else {
         None
     };
@@ -212,7 +221,8 @@ pub(super) async fn page(
         now: time_text(now, now, chrono_tz::Tz::UTC),
         stale: snapshot_at.map(|at| time_text(at, now, zone)),
         limits: limits::rows(&read.settings, &read.usage, now),
-        events: read.events.iter().map(event).collect(),
+        is_partial: read.events.is_none(),
+        events: read.events.iter().flatten().map(event).collect(),
         trail: read.audit.iter().map(entry).collect(),
         idempotency_key,
         id,

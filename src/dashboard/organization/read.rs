@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::types::Settings;
-use crate::dashboard::api::{Failed, encode};
+use crate::dashboard::api::{Failed, encode, unless_away};
 use crate::dashboard::session::Viewer;
 
 /// The path of an organization in the API.
@@ -16,10 +16,12 @@ pub(super) fn page_path(id: &str) -> String {
     format!("/dashboard/organizations/{}", encode(id))
 }
 
-/// The settings. A read key may not see all of them: it gets no metadata.
+/// The settings. A read key may not see all of them, and Redis does not have all: they lack the metadata.
 pub(super) async fn settings(viewer: &Viewer, path: &str) -> Result<Settings, Failed> {
-    if viewer.is_admin {
-        return viewer.api.get(path).await;
+    if viewer.is_admin
+        && let Some(settings) = unless_away(viewer.api.get(path).await)?
+    {
+        return Ok(settings);
     }
     let (usage, limits) = (format!("{path}/usage"), format!("{path}/limits"));
     let (mut seen, limits): (Value, Value) =

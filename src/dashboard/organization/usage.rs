@@ -90,7 +90,7 @@ fn facts(
         }
     });
     match &meter.projected {
-        None => facts.push("No projection: the history is too short".to_owned()),
+        None => facts.push("No projection: too little history is known".to_owned()),
         Some(projected) => match (projected.full_at, projected.used) {
             (Some(full_at), _) => facts.push(format!(
                 "Full in about {}, at {}",

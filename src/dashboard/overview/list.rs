@@ -79,6 +79,12 @@ impl Filters {
         format!("/dashboard?{}", pairs.join("&"))
     }
 
+    /// The page of the organization whose id was searched for.
+    pub(super) fn named(&self) -> Option<String> {
+        let id = Some(self.search.trim()).filter(|id| !id.is_empty())?;
+        Some(page_path(id))
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         [&self.search, &self.plan, &self.state, &self.cursor]
             .iter()
@@ -147,6 +153,11 @@ impl Row {
     }
 
     pub(super) fn path(&self) -> String {
-        format!("/dashboard/organizations/{}", encode(&self.id))
+        page_path(&self.id)
     }
+}
+
+/// The page of an organization.
+fn page_path(id: &str) -> String {
+    format!("/dashboard/organizations/{}", encode(id))
 }

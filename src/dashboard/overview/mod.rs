@@ -1,6 +1,7 @@
 //! The overview: who is about to reach a limit, and all organizations.
 
 mod list;
+mod outage;
 mod risk;
 mod types;
 
@@ -8,23 +9,23 @@ use std::collections::BTreeMap;
 
 use askama::Template;
 use axum::extract::Query;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::HeaderMap;
 use axum::response::{Redirect, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
 use serde::{Deserialize, Serialize};
 
-use super::api::{Failed, List, encode};
+use super::api::{List, encode, unless_away};
 use super::filters;
-use super::format::{TimeText, number, spark, time_text};
+use super::format::{TimeText, time_text};
 use super::frame::{Frame, Rendered, Section};
 use super::look::origin;
 use super::plan_names::plan_names;
 use super::session::Viewer;
 use super::state::Dashboard;
 use list::{Filters, Row};
+use outage::{Outage, outages};
 use risk::AtRisk;
 use types::{Listed, Summary};
 
@@ -39,20 +40,13 @@ pub(super) fn routes() -> Router<Dashboard> {
         .route("/dashboard/hits", get(hits))
 }
 
-/// A server that is away, for a notice.
-struct Outage {
-    server: &'static str,
-    is_redis: bool,
-    since: TimeText,
-    effect: &'static str,
-}
-
 #[derive(Template)]
 #[template(path = "overview.html")]
 struct Overview {
     frame: Frame,
     at: TimeText,
-    summary: Summary,
+    /// None while Postgres is away, if this instance has not read it before.
+    summary: Option<Summary>,
     snapshot: Option<TimeText>,
     outages: Vec<Outage>,
     /// None while Postgres is away, like the rows.
@@ -69,44 +63,14 @@ impl Overview {
     /// Whether nothing was ever counted.
     fn is_first_run(&self) -> bool {
         let is_empty = self.rows.as_ref().is_some_and(Vec::is_empty) && self.filters.is_empty();
-        is_empty && self.summary.organizations.total == 0
+        let total = self.summary.as_ref().map(|it| it.organizations.total);
+        is_empty && total == Some(0)
     }
 
     /// When the counts on this page were stored, while Redis is away.
     fn stale(&self) -> Option<&TimeText> {
         let snapshot = self.snapshot.as_ref();
-        snapshot.filter(|_| self.summary.redis_away_since.is_some())
-    }
-
-    fn exceeded(&self) -> u64 {
-        let by_state = &self.summary.organizations.by_state;
-        by_state.exceeded_soft + by_state.exceeded_hard
-    }
-
-    fn warning(&self) -> u64 {
-        let by_state = &self.summary.organizations.by_state;
-        by_state.warning + by_state.nearly_full
-    }
-
-    fn spark(&self) -> String {
-        let calls: Vec<u64> = self
-            .summary
-            .calls
-            .iter()
-            .map(|minute| minute.calls)
-            .collect();
-        spark(&calls, 26.0)
-    }
-
-    fn calls_range(&self) -> String {
-        let calls = || self.summary.calls.iter().map(|minute| minute.calls);
-        let (least, most) = (calls().min().unwrap_or(0), calls().max().unwrap_or(0));
-        format!("{} to {}", number(least), number(most))
-    }
-
-    fn lag(&self) -> String {
-        let lag = self.summary.flush_lag_seconds;
-        lag.map_or("unknown".to_owned(), |seconds| format!("{seconds:.1} s"))
+        snapshot.filter(|_| self.outages.iter().any(|it| it.is_redis))
     }
 
     /// A column heading: its link, and how the list is sorted by it.
@@ -142,16 +106,24 @@ async fn overview(
     headers: HeaderMap,
 ) -> Result<Rendered<Overview>, Response> {
     let (api, now) = (&viewer.api, viewer.look.now);
-    let summary: Summary = api.get("/v1/summary").await.map_err(viewer.fail())?;
-    let plans = unless_away(plan_names(&viewer).await).map_err(viewer.fail())?;
-    let plans = plans.unwrap_or_default();
     let path = filters.path();
-    let (at_risk, list) = tokio::join!(
-        risk::at_risk(api, &plans, now),
-        api.get::<List<Listed>>(&path)
-    );
-    let at_risk = unless_away(at_risk).map_err(viewer.fail())?;
-    let list = unless_away(list).map_err(viewer.fail())?;
+    let summary = api.get::<Summary>("/v1/summary").await;
+    let summary = unless_away(summary).map_err(viewer.fail())?;
+    let is_away = |it: &Summary| it.postgres_away_since.is_some();
+    // Not even asked, because a server that hangs refuses late.
+    let (list, at_risk) = if summary.as_ref().is_none_or(is_away) {
+        (None, None)
+    } else {
+        let lists = async {
+            let (plans, list) = tokio::join!(plan_names(&viewer), api.get::<List<Listed>>(&path));
+            Ok((plans?, list?))
+        };
+        let (list, at_risk) = tokio::join!(lists, risk::at_risk(api, now));
+        let at_risk = unless_away(at_risk).map_err(viewer.fail())?;
+        (unless_away(list).map_err(viewer.fail())?, at_risk)
+    };
+    let (plans, list) = list.unzip();
+    let plans = plans.unwrap_or_default();
     let utc = |at| time_text(at, now, Tz::UTC);
     let listed = list.iter().flat_map(|list| &list.data);
     let stored_at = listed.filter_map(|it| it.stored_at).max();
@@ -159,9 +131,9 @@ async fn overview(
     let row = |it: &Listed| Row::new(it, &plans, now);
     Ok(Rendered(Overview {
         frame: viewer.frame(Section::Overview, "Overview"),
-        at: utc(summary.at),
-        snapshot: summary.last_snapshot_at.map(utc),
-        outages: outages(&summary, now),
+        at: utc(summary.as_ref().map_or(now, |it| it.at)),
+        snapshot: summary.as_ref().and_then(|it| it.last_snapshot_at).map(utc),
+        outages: outages(summary.as_ref(), list.is_some(), now),
         at_risk,
         next: next.map(|cursor| filters.with("cursor", cursor)),
         rows: list.map(|list| list.data.iter().map(row).collect()),
@@ -171,38 +143,6 @@ async fn overview(
         plans,
         filters,
     }))
-}
-
-/// None while Postgres is away: the page shows the rest.
-fn unless_away<T>(read: Result<T, Failed>) -> Result<Option<T>, Failed> {
-    match read {
-        Err(failed) if failed.status == StatusCode::SERVICE_UNAVAILABLE => Ok(None),
-        other => other.map(Some),
-    }
-}
-
-fn outages(summary: &Summary, now: DateTime<Utc>) -> Vec<Outage> {
-    let servers = [
-        (
-            "Redis",
-            summary.redis_away_since,
-            "Calls that count are refused with 503 until it is back. What was answered before is not lost. Changes to limits take effect then, too.",
-        ),
-        (
-            "Postgres",
-            summary.postgres_away_since,
-            "Calls are counted; what they count is stored once it is back. Nothing can be changed until then.",
-        ),
-    ];
-    let outage = |(server, since, effect): (&'static str, Option<DateTime<Utc>>, &'static str)| {
-        Some(Outage {
-            server,
-            is_redis: server == "Redis",
-            since: time_text(since?, now, Tz::UTC),
-            effect,
-        })
-    };
-    servers.into_iter().filter_map(outage).collect()
 }
 
 #[derive(Default, Deserialize)]

@@ -38,7 +38,7 @@ pub(super) struct AtRisk {
 }
 
 impl AtRisk {
-    fn new(listed: &Listed, plans: &BTreeMap<String, String>, now: DateTime<Utc>) -> Option<Self> {
+    fn new(listed: &Listed, now: DateTime<Utc>) -> Option<Self> {
         let exhausted = listed.exhausted.as_ref()?;
         let own = listed.meters.get(&exhausted.meter).cloned();
         let meter = Meter {
@@ -57,7 +57,7 @@ impl AtRisk {
             ..*listed
         };
         Some(Self {
-            row: Row::new(listed, plans, now),
+            row: Row::new(listed, &BTreeMap::new(), now),
             remaining: number(meter.remaining.unwrap_or(0)),
             is_hard: meter.enforcement == "hard",
             meter: meter.meter,
@@ -95,16 +95,12 @@ struct Day {
 }
 
 /// The organizations that run out first.
-pub(super) async fn at_risk(
-    api: &Api,
-    plans: &BTreeMap<String, String>,
-    now: DateTime<Utc>,
-) -> Result<Vec<AtRisk>, Failed> {
+pub(super) async fn at_risk(api: &Api, now: DateTime<Utc>) -> Result<Vec<AtRisk>, Failed> {
     let path = format!("/v1/organizations?sort=exhausted&pageSize={AT_RISK_MAX}");
     let listed: List<Listed> = api.get(&path).await?;
     let rows = listed.data.iter().filter_map(|it| {
         let last_day = it.exhausted.as_ref()?.last_day;
-        Some((AtRisk::new(it, plans, now)?, last_day))
+        Some((AtRisk::new(it, now)?, last_day))
     });
     let drawn = rows.map(|(row, last_day)| async move {
         let spark = row.days(api, last_day, now).await;

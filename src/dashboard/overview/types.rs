@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
 
+use crate::dashboard::format::{number, spark};
+
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Summary {
@@ -16,6 +18,34 @@ pub(super) struct Summary {
     pub(super) last_snapshot_at: Option<DateTime<Utc>>,
     pub(super) redis_away_since: Option<DateTime<Utc>>,
     pub(super) postgres_away_since: Option<DateTime<Utc>>,
+}
+
+impl Summary {
+    pub(super) fn exceeded(&self) -> u64 {
+        let by_state = &self.organizations.by_state;
+        by_state.exceeded_soft + by_state.exceeded_hard
+    }
+
+    pub(super) fn warning(&self) -> u64 {
+        let by_state = &self.organizations.by_state;
+        by_state.warning + by_state.nearly_full
+    }
+
+    pub(super) fn spark(&self) -> String {
+        let calls: Vec<u64> = self.calls.iter().map(|minute| minute.calls).collect();
+        spark(&calls, 26.0)
+    }
+
+    pub(super) fn calls_range(&self) -> String {
+        let calls = || self.calls.iter().map(|minute| minute.calls);
+        let (least, most) = (calls().min().unwrap_or(0), calls().max().unwrap_or(0));
+        format!("{} to {}", number(least), number(most))
+    }
+
+    pub(super) fn lag(&self) -> String {
+        let lag = self.flush_lag_seconds;
+        lag.map_or("unknown".to_owned(), |seconds| format!("{seconds:.1} s"))
+    }
 }
 
 #[derive(Debug, Deserialize)]

@@ -30,7 +30,7 @@ use crate::postgres::overview;
 }))]
 #[schema(as = ServiceSummary)]
 pub(in crate::http) struct Summary {
-    /// When this was read, at most 5 seconds ago; longer ago only while Postgres is away.
+    /// When this was read, at most 5 seconds ago; longer ago only while Postgres is away, and then without the flush lag.
     at: DateTime<Utc>,
     organizations: Organizations,
     /// Calls that count or check, of all instances, in the last complete minute; each item of a batch is one.
