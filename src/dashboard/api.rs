@@ -8,7 +8,7 @@ use axum::response::Response;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
 use crate::http::LocalCaller;
@@ -68,6 +68,14 @@ impl Failed {
         }
     }
 
+    /// What a form refuses itself, in the words of the API.
+    pub(super) fn invalid(pointer: &str, detail: &str) -> Self {
+        Self {
+            status: StatusCode::UNPROCESSABLE_ENTITY,
+            problem: json!({"errors": [{"pointer": pointer, "detail": detail}]}),
+        }
+    }
+
     /// What is wrong, in a sentence.
     pub(super) fn detail(&self) -> String {
         let first = &self.problem["errors"][0]["detail"];
@@ -80,10 +88,9 @@ impl Failed {
         self.problem["code"] == "database_unavailable"
     }
 
-    /// Whether a form can be corrected and sent again.
-    pub(super) fn is_refusal(&self) -> bool {
-        let is_final = matches!(self.status, StatusCode::FORBIDDEN | StatusCode::NOT_FOUND);
-        self.status.is_client_error() && !is_final
+    /// Whether another administrator has changed meanwhile what a form changes.
+    pub(super) fn is_conflict(&self) -> bool {
+        self.status == StatusCode::PRECONDITION_FAILED
     }
 
     /// The field at fault, as a JSON pointer such as `/limits/api/limit`; empty if it is none.

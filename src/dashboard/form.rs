@@ -16,7 +16,7 @@ use axum::response::{IntoResponse, Redirect, Response};
 use serde_json::{Value, json};
 
 /// The fields of a form that a viewer has sent.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Fields(BTreeMap<String, Vec<String>>);
 
 impl Fields {
@@ -33,6 +33,12 @@ impl Fields {
     /// Every value of a field, such as of checkboxes with one name.
     pub(super) fn all(&self, name: &str) -> &[String] {
         self.0.get(name).map_or(&[], Vec::as_slice)
+    }
+
+    /// Every field with each of its values.
+    pub(super) fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
+        let all = self.0.iter();
+        all.flat_map(|(name, values)| values.iter().map(|value| (name.as_str(), value.as_str())))
     }
 
     /// A limit: null where the field is empty.

@@ -117,3 +117,18 @@ pub(super) fn failure(look: &Look, failed: &Failed) -> Response {
     };
     (failed.status, Rendered(page)).into_response()
 }
+
+/// The page of a form again, after the API refused it; the error's own page if nothing in the form can change that.
+pub(super) async fn again<T: Template>(
+    look: &Look,
+    failed: &Failed,
+    page: impl Future<Output = Result<T, Failed>>,
+) -> Response {
+    if matches!(failed.status, StatusCode::NOT_FOUND | StatusCode::FORBIDDEN) {
+        return failure(look, failed);
+    }
+    match page.await {
+        Ok(page) => (failed.status, Rendered(page)).into_response(),
+        Err(failed) => failure(look, &failed),
+    }
+}

@@ -3,7 +3,7 @@
 use askama::Template;
 use axum::Router;
 use axum::extract::Path;
-use axum::http::{Method, StatusCode};
+use axum::http::Method;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use chrono::{DateTime, Utc};
@@ -13,8 +13,9 @@ use serde_json::json;
 
 use super::api::{Failed, List, encode};
 use super::form::{Posted, see_other};
-use super::format::{Mark, TimeText, sentence, time_text};
-use super::frame::{Frame, Rendered, Section};
+use super::form_view::{FormView, Refused, titled};
+use super::format::{Mark, TimeText, time_text};
+use super::frame::{Frame, Rendered, Section, again};
 use super::session::Viewer;
 use super::state::Dashboard;
 
@@ -92,7 +93,7 @@ struct Page {
     rows: Vec<Row>,
     /// The name and the secret of a key that was just created.
     created: Option<(String, String)>,
-    error: Option<String>,
+    form: FormView,
     scopes: [(&'static str, &'static str); 6],
 }
 
@@ -106,23 +107,23 @@ async fn show(viewer: Viewer) -> Result<Rendered<Page>, Response> {
 async fn page(
     viewer: &Viewer,
     created: Option<(String, String)>,
-    error: Option<String>,
+    refused: Option<&Refused<'_>>,
 ) -> Result<Page, Failed> {
     let keys: List<Key> = viewer.api.get("/v1/api-keys?pageSize=200").await?;
-    let title = if error.is_some() {
-        "Error: API keys"
-    } else {
-        "API keys"
-    };
+    let form = FormView::new("new-key")
+        .field("name", "Name", "")
+        .field("organizationId", "Only for the organization", "")
+        .field("expiresAt", "Expires", "")
+        .choices("scopes", "May", vec!["ingest".to_owned()]);
     Ok(Page {
-        frame: viewer.frame(Section::Keys, title),
+        frame: viewer.frame(Section::Keys, titled("API keys", refused)),
         rows: keys
             .data
             .into_iter()
             .map(|key| Row::new(key, viewer.look.now))
             .collect(),
         created,
-        error,
+        form: form.or_refused(refused),
         scopes: SCOPES,
     })
 }
@@ -140,24 +141,18 @@ async fn create(Posted(viewer, fields): Posted) -> Response {
         .api
         .send(Method::POST, "/v1/api-keys", &[], Some(&body))
         .await;
-    // The secret is in this response only, which no cache stores, so it is not a redirect.
-    let (status, created, error) = match sent {
+    match sent {
+        // The secret is in this response only, which no cache stores, so it is not a redirect.
         Ok(answer) => {
-            let text = |name: &str| answer.body[name].as_str().unwrap_or_default().to_owned();
-            (
-                StatusCode::OK,
-                Some((fields.text("name").to_owned(), text("key"))),
-                None,
-            )
+            let secret = answer.body["key"].as_str().unwrap_or_default();
+            let created = Some((fields.text("name").to_owned(), secret.to_owned()));
+            let page = page(&viewer, created, None).await;
+            page.map(Rendered).map_err(viewer.fail()).into_response()
         }
-        Err(failed) if failed.is_refusal() => {
-            (failed.status, None, Some(sentence(&failed.detail())))
+        Err(failed) => {
+            let refused = Refused::new("new-key", &fields, &failed);
+            again(&viewer.look, &failed, page(&viewer, None, Some(&refused))).await
         }
-        Err(failed) => return viewer.fail()(failed),
-    };
-    match page(&viewer, created, error).await {
-        Ok(page) => (status, Rendered(page)).into_response(),
-        Err(failed) => viewer.fail()(failed),
     }
 }
 

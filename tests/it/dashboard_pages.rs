@@ -114,11 +114,21 @@ async fn a_form_needs_the_token_of_its_session_and_comes_from_our_pages() {
     let mut browser = Browser::signed_in(&service, &world.key).await;
     let mut other = Browser::signed_in(&service, &world.key_with(&["read"]).await).await;
     let (own, foreign) = (browser.csrf().await, other.csrf().await);
+    service.count("org_1", "api", 5).await;
     let out = "/dashboard/sign-out";
-    for fields in [vec![], vec![("csrf", "")], vec![("csrf", foreign.as_str())]] {
-        let refused = browser.post(out, &fields).await;
-        assert_eq!(refused.status, 403, "{fields:?}");
+    let adjust = [("meter", "api"), ("amount", "5"), ("reason", "x")];
+    for token in [None, Some(("csrf", "")), Some(("csrf", foreign.as_str()))] {
+        for (path, fields) in [
+            (out, &[][..]),
+            ("/dashboard/organizations/org_1/adjust", &adjust),
+        ] {
+            let fields: Vec<(&str, &str)> =
+                token.into_iter().chain(fields.iter().copied()).collect();
+            let refused = browser.post(path, &fields).await;
+            assert_eq!(refused.status, 403, "{path}, {fields:?}");
+        }
     }
+    assert_eq!(service.current("org_1", "api").await, 5);
     let fields = [("csrf", own.as_str())];
     for headers in [
         ("origin", "https://evil.example"),
@@ -240,6 +250,7 @@ async fn a_first_run_shows_the_first_call_and_then_the_organization() {
     let page = browser.get("/dashboard").await;
     let url = format!("curl -sS {}/v1/track", service.http.base());
     assert!(page.text.contains(&url), "{}", page.text);
+    assert!(page.text.contains("Nothing has been counted yet"));
     assert!(page.text.contains("data-first=\"/dashboard/hits\""));
     assert!(page.text.contains("<noscript><meta http-equiv=\"refresh\""));
     let secret = world.key.split('_').next_back().unwrap();

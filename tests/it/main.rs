@@ -19,6 +19,7 @@ mod cors;
 mod counting;
 mod credentials;
 mod dashboard;
+mod dashboard_forms;
 mod dashboard_live;
 mod dashboard_outages;
 mod dashboard_pages;

@@ -7,6 +7,12 @@ import { promisify } from "node:util";
 import { accessibilityFindings, openPage, startBrowser, takeScreenshot } from "../browser.js";
 import { EXECUTABLE, startTallyman } from "../tallyman.js";
 
+const LOOKS = {
+  light: { colorScheme: "light" },
+  dark: { colorScheme: "dark" },
+  narrow: { viewport: { width: 360, height: 780 } },
+};
+
 let tallyman, browser;
 
 before(async () => {
@@ -134,9 +140,14 @@ test("two administrators do not overwrite each other", async () => {
   await save(other, "3000000");
   await other.waitForSelector(".problem");
   assert.match(await other.textContent(".problem"), /changed this organization while you were editing/);
+  assert.match(await other.locator("tr", { hasText: "Limit of api" }).innerText(), /3,000,000\s.*2,000,000/s);
+  assert.deepEqual(await accessibilityFindings(other), []);
   await takeScreenshot(other, import.meta.url, "conflict");
-  const { limits } = await api("GET", "/v1/organizations/granite-biotech/limits");
-  assert.equal(limits.api.limit, 2_000_000);
+  const limit = async () => (await api("GET", "/v1/organizations/granite-biotech/limits")).limits.api.limit;
+  assert.equal(await limit(), 2_000_000);
+  await other.getByRole("button", { name: "Save what I entered" }).click();
+  await other.waitForSelector(".note.ok");
+  assert.equal(await limit(), 3_000_000);
   await Promise.all([one.close(), other.close()]);
 });
 
@@ -147,17 +158,53 @@ test("without JavaScript everything but live figures works", async () => {
   await page.click("table.orgs tbody a >> nth=0");
   await page.click("text=Adjust count >> nth=0");
   const before = await api("GET", "/v1/organizations/harbor-foods/usage");
-  await page.fill("#aa", "5");
-  await page.fill("#ar", "calls that failed");
+  await page.fill("[name=amount]", "5");
+  await page.fill("#adjust [name=reason]", "calls that failed");
   await page.click("#adjust button");
   assert.match(await page.textContent(".note.ok"), /The count of api is now/);
   const afterwards = await api("GET", "/v1/organizations/harbor-foods/usage");
   assert.equal(afterwards.meters.api.current, before.meters.api.current - 5);
   await page.click("text=See what happens");
-  await page.fill("#rr", "moved to a yearly contract");
+  await page.fill("[name=reason]", "moved to a yearly contract");
   await page.click("button.danger");
   assert.match(await page.textContent(".note.ok"), /starts again at 0/);
   await page.close();
+});
+
+test("a refused form keeps what was entered, and its error summary leads to the field", async () => {
+  for (const [look, options] of Object.entries(LOOKS)) {
+    const page = await signedIn(options);
+    const refused = async (name, id) => {
+      await page.waitForSelector(".problem");
+      assert.ok(await page.evaluate(() => document.activeElement.matches(".problem")), `${name}: the summary has no focus`);
+      assert.deepEqual(await accessibilityFindings(page), [], `${name}, ${look}`);
+      const excess = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+      assert.ok(excess <= 0, `${name}, ${look} is ${excess} px too wide`);
+      await takeScreenshot(page, import.meta.url, `${name}-${look}`);
+      await page.click(".problem a");
+      const field = page.locator(`[id="${id}"]`);
+      await field.waitFor({ state: "visible" });
+      assert.ok(await field.evaluate((it) => it === document.activeElement), `${name}: ${id} has no focus`);
+      assert.equal(await field.getAttribute("aria-invalid"), "true");
+    };
+    await page.goto(`${tallyman.url}/dashboard/organizations/opal-legal?edit=api`);
+    const form = page.locator("details[open] form").first();
+    await form.locator("input[value=lasting]").check();
+    await form.locator("[name=limit]").fill("many");
+    await form.locator("[name=warnAt]").fill("70, 90");
+    await form.getByRole("button", { name: "Save limit" }).click();
+    await refused("refused-limit", "limit-api:limit");
+    assert.equal(await form.locator("[name=limit]").inputValue(), "many");
+    assert.equal(await form.locator("[name=warnAt]").inputValue(), "70, 90");
+    assert.ok(await form.locator("input[value=lasting]").isChecked());
+    await page.goto(`${tallyman.url}/dashboard/plans/team`);
+    await page.fill("[name=limit-0]", "20 mio");
+    await page.click("text=Save plan");
+    await refused("refused-plan", "plan:limit-0");
+    const complaints = page.complaints.filter((it) => !it.includes("400"));
+    assert.deepEqual(complaints, [], look);
+    await page.close();
+  }
 });
 
 test("every page is accessible, light and dark, wide and narrow, and complains of nothing", async () => {
@@ -174,11 +221,7 @@ test("every page is accessible, light and dark, wide and narrow, and complains o
     audit: "/dashboard/audit",
     missing: "/dashboard/organizations/nothing-here",
   };
-  for (const [look, options] of Object.entries({
-    light: { colorScheme: "light" },
-    dark: { colorScheme: "dark" },
-    narrow: { viewport: { width: 360, height: 780 } },
-  })) {
+  for (const [look, options] of Object.entries(LOOKS)) {
     const page = await signedIn(options);
     for (const [name, path] of Object.entries(pages)) {
       await page.goto(`${tallyman.url}${path}`);

@@ -1,22 +1,23 @@
 //! The forms that change an organization.
 
-use std::collections::BTreeMap;
-
 use axum::extract::Path;
-use axum::http::{Method, StatusCode};
-use axum::response::{IntoResponse as _, Response};
+use axum::http::Method;
+use axum::response::Response;
 use chrono::{DateTime, NaiveDateTime, SecondsFormat, TimeDelta, TimeZone as _, Utc};
 use chrono_tz::Tz;
 use serde_json::{Map, Value, json};
 
 use super::history::Choice;
-use super::page::{Problem, page};
+use super::limits::{ADD, compared, form_id};
+use super::page::page;
 use super::read::{api_path, page_path, settings};
 use super::types::Usage;
 use crate::dashboard::api::Failed;
+use crate::dashboard::conflict::{Conflict, Row};
 use crate::dashboard::form::{Fields, Posted, see_other};
-use crate::dashboard::format::{number, sentence};
-use crate::dashboard::frame::Rendered;
+use crate::dashboard::form_view::Refused;
+use crate::dashboard::format::number;
+use crate::dashboard::frame::{Section, again};
 use crate::dashboard::session::Viewer;
 
 /// `POST …/limits`: one meter's limit, for a while or for good, or back to what the plan says.
@@ -24,7 +25,7 @@ pub(super) async fn limit(Path(id): Path<String>, Posted(viewer, fields): Posted
     let meter = fields.text("meter").to_owned();
     let change = match limit_change(&viewer, &id, &fields).await {
         Ok(change) => change,
-        Err(failed) => return refused(&viewer, id, &fields, &failed).await,
+        Err(failed) => return refuse(&viewer, id, of_limit(&fields, &failed)).await,
     };
     let said = said(&meter, fields.text("mode"), &change);
     let body = json!({ &meter: change });
@@ -36,7 +37,27 @@ pub(super) async fn limit(Path(id): Path<String>, Posted(viewer, fields): Posted
         .await;
     match sent {
         Ok(_) => see_other(&format!("{}#limits", page_path(&id)), &said),
-        Err(failed) => refused(&viewer, id, &fields, &failed).await,
+        Err(failed) if failed.is_conflict() => conflict(&viewer, &id, &fields, "limits").await,
+        Err(failed) => refuse(&viewer, id, of_limit(&fields, &failed)).await,
+    }
+}
+
+/// The refused form of a limit. The API's pointers begin with the meter, and do not know how the form writes a time.
+fn of_limit<'a>(entered: &'a Fields, failed: &'a Failed) -> Refused<'a> {
+    let (meter, form) = (entered.text("meter"), entered.text("form"));
+    let below = failed.pointer().trim_start_matches('/').split_once('/');
+    let pointer = match below.map_or("meter", |(_, below)| below) {
+        "temporary/until" if entered.text("until") == "at" => "at",
+        pointer => pointer,
+    };
+    Refused {
+        form: if form == ADD {
+            ADD.to_owned()
+        } else {
+            form_id(meter)
+        },
+        pointer: pointer.to_owned(),
+        ..Refused::new("", entered, failed)
     }
 }
 
@@ -72,16 +93,20 @@ async fn until(viewer: &Viewer, id: &str, fields: &Fields) -> Result<DateTime<Ut
             let usage: Usage = viewer.api.get(&format!("{}/usage", api_path(id))).await?;
             let ends = usage.meters.get(meter).and_then(|it| it.reset_date);
             ends.ok_or_else(|| {
-                invalid(
-                    "until",
+                Failed::invalid(
+                    "/-/until",
                     "the period does not end by itself; choose another time",
                 )
             })
         }
         "at" => {
             let zone = settings(viewer, &api_path(id)).await?.time_zone;
-            local(fields.text("at"), zone)
-                .ok_or_else(|| invalid("at", "must be a date and a time, such as 2026-12-24T18:00"))
+            local(fields.text("at"), zone).ok_or_else(|| {
+                Failed::invalid(
+                    "/-/at",
+                    "must be a date and a time, such as 2026-12-24T18:00",
+                )
+            })
         }
         _ => Ok(now + TimeDelta::days(7)),
     }
@@ -94,13 +119,6 @@ fn local(text: &str, zone: Tz) -> Option<DateTime<Utc>> {
         .iter()
         .find_map(|it| NaiveDateTime::parse_from_str(text, it).ok())?;
     Some(zone.from_local_datetime(&naive).earliest()?.to_utc())
-}
-
-fn invalid(field: &str, detail: &str) -> Failed {
-    Failed {
-        status: StatusCode::UNPROCESSABLE_ENTITY,
-        problem: json!({"errors": [{"pointer": format!("/{field}"), "detail": detail}]}),
-    }
 }
 
 /// What a saved limit says.
@@ -122,7 +140,7 @@ fn said(meter: &str, mode: &str, change: &Value) -> String {
 
 /// `POST …/plan`: the plan.
 pub(super) async fn plan(Path(id): Path<String>, Posted(viewer, fields): Posted) -> Response {
-    let plan = fields.text("plan").to_owned();
+    let plan = fields.text("planId").to_owned();
     let version = fields.version();
     let (path, body) = (api_path(&id), json!({"planId": plan}));
     let sent = viewer
@@ -134,7 +152,8 @@ pub(super) async fn plan(Path(id): Path<String>, Posted(viewer, fields): Posted)
             &format!("{}#features", page_path(&id)),
             &format!("The plan is {plan}. It holds from the next call on."),
         ),
-        Err(failed) => refused(&viewer, id, &fields, &failed).await,
+        Err(failed) if failed.is_conflict() => conflict(&viewer, &id, &fields, "plan").await,
+        Err(failed) => refuse(&viewer, id, Refused::new("plan", &fields, &failed)).await,
     }
 }
 
@@ -160,58 +179,41 @@ pub(super) async fn adjust(Path(id): Path<String>, Posted(viewer, fields): Poste
             let notice = format!("The count of {} is now {current}.", fields.text("meter"));
             see_other(&page_path(&id), &notice)
         }
-        Err(failed) => refused(&viewer, id, &fields, &failed).await,
+        Err(failed) => refuse(&viewer, id, Refused::new("adjust", &fields, &failed)).await,
     }
 }
 
 /// The page again, with what was entered and why it was refused.
-async fn refused(viewer: &Viewer, id: String, fields: &Fields, failed: &Failed) -> Response {
-    if matches!(failed.status, StatusCode::NOT_FOUND | StatusCode::FORBIDDEN) {
-        return viewer.fail()(Failed {
-            status: failed.status,
-            problem: failed.problem.clone(),
-        });
-    }
-    let is_conflict = failed.status == StatusCode::PRECONDITION_FAILED;
-    let field = failed
-        .pointer()
-        .rsplit('/')
-        .find(|it| it.parse::<usize>().is_err());
-    let problem = Problem {
-        field: field.unwrap_or_default().to_owned(),
-        detail: sentence(&failed.detail()),
-        is_conflict,
-        entered: entered(fields),
-    };
-    let choice = Choice {
-        edit: fields.text("meter").to_owned(),
-        ..Choice::default()
-    };
-    let status = failed.status;
-    match page(viewer, id, choice, Some(problem)).await {
-        Ok(page) => (status, Rendered(page)).into_response(),
-        Err(failed) => viewer.fail()(failed),
-    }
+async fn refuse(viewer: &Viewer, id: String, refused: Refused<'_>) -> Response {
+    let page = page(viewer, id, Choice::default(), Some(&refused));
+    again(&viewer.look, refused.failed, page).await
 }
 
-fn entered(fields: &Fields) -> BTreeMap<String, String> {
-    const KEPT: [&str; 11] = [
-        "idempotencyKey",
-        "direction",
-        "meter",
-        "limit",
-        "mode",
-        "until",
-        "at",
-        "enforcement",
-        "warnAt",
-        "amount",
-        "reason",
-    ];
-    let kept = KEPT
-        .iter()
-        .map(|name| ((*name).to_owned(), fields.text(name).to_owned()));
-    kept.filter(|(_, value)| !value.is_empty()).collect()
+/// The page of a limit, or of the plan, that another administrator has changed meanwhile.
+async fn conflict(viewer: &Viewer, id: &str, entered: &Fields, form: &str) -> Response {
+    let settings = match settings(viewer, &api_path(id)).await {
+        Ok(settings) => settings,
+        Err(failed) => return viewer.fail()(failed),
+    };
+    let rows = if form == "plan" {
+        vec![Row {
+            label: "Plan".to_owned(),
+            entered: entered.text("planId").to_owned(),
+            stored: settings.plan_id.clone(),
+        }]
+    } else {
+        compared(entered, &settings, viewer.look.now)
+    };
+    let own = page_path(id);
+    let conflict = Conflict {
+        subject: "this organization",
+        section: Section::Overview,
+        action: format!("{own}/{form}"),
+        back: own,
+        version: settings.version,
+        rows,
+    };
+    conflict.page(viewer, entered)
 }
 
 #[cfg(test)]

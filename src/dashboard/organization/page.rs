@@ -15,6 +15,7 @@ use super::usage::Card;
 use crate::dashboard::api::{Failed, List, encode, unless_away};
 use crate::dashboard::chart::{Kind, Line};
 use crate::dashboard::filters;
+use crate::dashboard::form_view::{FormView, Refused, titled};
 use crate::dashboard::format::{TimeText, time_text};
 use crate::dashboard::frame::{Frame, Section};
 use crate::dashboard::plan_names::plan_names;
@@ -25,18 +26,6 @@ const CARDS_MAX: usize = 6;
 
 /// How many events, and changes, are shown.
 const FEED_MAX: usize = 6;
-
-/// A form that was not accepted.
-#[derive(Debug, Default)]
-pub(super) struct Problem {
-    /// The id of the field at fault; empty if it is none.
-    pub(super) field: String,
-    pub(super) detail: String,
-    /// Whether another administrator has changed the organization meanwhile.
-    pub(super) is_conflict: bool,
-    /// What was entered.
-    pub(super) entered: BTreeMap<String, String>,
-}
 
 #[derive(Template)]
 #[template(path = "organization.html")]
@@ -53,9 +42,9 @@ pub(super) struct Page {
     others: Vec<Card>,
     history: Option<History>,
     limits: Vec<LimitRow>,
-    edit: String,
-    problem: Option<Problem>,
-    idempotency_key: String,
+    add: FormView,
+    plan: FormView,
+    adjust: FormView,
     events: Vec<Item>,
     trail: Vec<Item>,
 }
@@ -69,7 +58,7 @@ impl Page {
         page_path(&self.id)
     }
 
-    fn plan(&self) -> &str {
+    fn plan_name(&self) -> &str {
         self.plans
             .get(&self.settings.plan_id)
             .unwrap_or(&self.settings.plan_id)
@@ -103,14 +92,32 @@ impl Page {
         }
     }
 
-    /// What was entered in a field before the form was refused.
-    fn entered(&self, name: &str) -> &str {
-        let entered = self
-            .problem
-            .as_ref()
-            .and_then(|problem| problem.entered.get(name));
-        entered.map_or("", String::as_str)
+    /// The form that was refused.
+    fn refused(&self) -> Option<&FormView> {
+        let others = [&self.add, &self.plan, &self.adjust];
+        let rows = self.limits.iter().map(|row| &row.form);
+        rows.chain(others).find(|form| form.is_refused())
     }
+}
+
+/// The form that moves to another plan.
+fn plan_form(settings: &Settings, refused: Option<&Refused<'_>>) -> FormView {
+    FormView::new("plan")
+        .field("version", "", settings.version.to_string())
+        .field("planId", "Move to another plan", settings.plan_id.clone())
+        .or_refused(refused)
+}
+
+/// The form that corrects a count. Its key stays after a refusal: what is sent again after an outage must not count twice.
+fn adjust_form(refused: Option<&Refused<'_>>) -> FormView {
+    let key = format!("dashboard-{}", Uuid::new_v4());
+    FormView::new("adjust")
+        .field("idempotencyKey", "", key)
+        .field("meter", "Meter", "")
+        .field("amount", "Units", "")
+        .field("direction", "Direction", "back")
+        .field("reason", "Reason", "")
+        .or_refused(refused)
 }
 
 /// What the API says for the page.
@@ -172,7 +179,7 @@ pub(super) async fn page(
     viewer: &Viewer,
     id: String,
     choice: Choice,
-    problem: Option<Problem>,
+    refused: Option<&Refused<'_>>,
 ) -> Result<Page, Failed> {
     let now = viewer.look.now;
     let read = read(viewer, &id).await?;
@@ -202,17 +209,9 @@ pub(super) async fn page(
     };
     let others = cards.split_off(cards.len().min(CARDS_MAX));
     let title = read.settings.name().unwrap_or(&id);
-    let title = if problem.is_some() {
-        format!("Error: {title}")
-    } else {
-        title.to_owned()
-    };
-    // A form that is sent again after an outage must not count twice.
-    let entered = problem
-        .as_ref()
-        .and_then(|it| it.entered.get("idempotencyKey"));
-    let new_key = || format!("dashboard-{}", Uuid::new_v4());
-    let idempotency_key = entered.cloned().unwrap_or_else(new_key);
+    let title = titled(title, refused);
+    let limits = limits::rows(&read.settings, &read.usage, now, &edit, refused);
+    let adding = limits::of_added(&limits, refused);
     let snapshot_at = read.usage.snapshot_at.filter(|_| !read.usage.exact);
     let event = |event| Item::of_event(event, now, zone);
     let entry = |entry| Item::of_entry(entry, now, zone);
@@ -220,18 +219,18 @@ pub(super) async fn page(
         frame: viewer.frame(Section::Overview, title),
         now: time_text(now, now, chrono_tz::Tz::UTC),
         stale: snapshot_at.map(|at| time_text(at, now, zone)),
-        limits: limits::rows(&read.settings, &read.usage, now),
         is_partial: read.events.is_none(),
         events: read.events.iter().flatten().map(event).collect(),
+        add: limits::add_form(read.settings.version, adding.as_ref().or(refused)),
+        limits,
+        plan: plan_form(&read.settings, refused),
+        adjust: adjust_form(refused),
         trail: read.audit.iter().map(entry).collect(),
-        idempotency_key,
         id,
         settings: read.settings,
         plans: read.plans,
         cards,
         others,
         history,
-        edit,
-        problem,
     })
 }

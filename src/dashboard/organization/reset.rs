@@ -15,9 +15,10 @@ use super::read::{api_path, page_path, settings};
 use super::types::{Settings, Usage};
 use crate::dashboard::api::Failed;
 use crate::dashboard::filters;
-use crate::dashboard::form::{Posted, see_other};
+use crate::dashboard::form::{Fields, Posted, see_other};
+use crate::dashboard::form_view::{FormView, Refused, titled};
 use crate::dashboard::format::{TimeText, number, time_text};
-use crate::dashboard::frame::{Frame, Rendered, Section};
+use crate::dashboard::frame::{Frame, Rendered, Section, again};
 use crate::dashboard::session::Viewer;
 
 /// A meter that can be reset.
@@ -25,7 +26,6 @@ struct Row {
     meter: String,
     used: u64,
     limit: String,
-    checked: bool,
 }
 
 /// The response of a dry run.
@@ -59,7 +59,7 @@ pub(super) struct Page {
     since: Option<TimeText>,
     resets: Option<TimeText>,
     deliveries: u64,
-    idempotency_key: String,
+    form: FormView,
 }
 
 impl Page {
@@ -73,10 +73,11 @@ pub(super) async fn show(
     viewer: Viewer,
     Path(id): Path<String>,
 ) -> Result<Rendered<Page>, Response> {
-    page(&viewer, id).await.map(Rendered).map_err(viewer.fail())
+    let page = page(&viewer, id, None).await;
+    page.map(Rendered).map_err(viewer.fail())
 }
 
-async fn page(viewer: &Viewer, id: String) -> Result<Page, Failed> {
+async fn page(viewer: &Viewer, id: String, refused: Option<&Refused<'_>>) -> Result<Page, Failed> {
     let (api, path, now) = (&viewer.api, api_path(&id), viewer.look.now);
     let usage_path = format!("{path}/usage");
     let dry_run_path = format!("{path}/reset?dryRun=true");
@@ -89,25 +90,42 @@ async fn page(viewer: &Viewer, id: String) -> Result<Page, Failed> {
     let dry_run: DryRun = serde_json::from_value(dry_run.body).map_err(Failed::internal)?;
     let zone = settings.time_zone;
     let first = dry_run.meters.values().next();
-    let rows = dry_run.meters.keys().filter_map(|meter| {
-        let counted = usage.meters.get(meter)?;
-        Some(Row {
-            meter: meter.clone(),
-            used: counted.current,
-            limit: counted.limit.map_or("no limit".to_owned(), number),
-            checked: counted.current > 0,
+    let rows: Vec<Row> = dry_run
+        .meters
+        .keys()
+        .filter_map(|meter| {
+            let counted = usage.meters.get(meter)?;
+            Some(Row {
+                meter: meter.clone(),
+                used: counted.current,
+                limit: counted.limit.map_or("no limit".to_owned(), number),
+            })
         })
-    });
+        .collect();
+    let counted = rows.iter().filter(|row| row.used > 0);
+    let counted = counted.map(|row| row.meter.clone()).collect();
+    // The key stays after a refusal: what is sent again after an outage must not reset twice.
+    let form = FormView::new("reset")
+        .field(
+            "idempotencyKey",
+            "",
+            format!("dashboard-{}", Uuid::new_v4()),
+        )
+        .choices("meters", "Meters to reset", counted)
+        .field("reason", "Reason", "");
     let name = settings.name().unwrap_or(&id).to_owned();
     Ok(Page {
-        frame: viewer.frame(Section::Overview, format!("Reset {name}?")),
-        rows: rows.collect(),
+        frame: viewer.frame(
+            Section::Overview,
+            titled(&format!("Reset {name}?"), refused),
+        ),
+        rows,
         since: first.map(|it| time_text(it.previous_period_start, now, zone)),
         resets: first
             .and_then(|it| it.reset_date)
             .map(|at| time_text(at, now, zone)),
         deliveries: dry_run.dry_run.webhook_deliveries,
-        idempotency_key: format!("dashboard-{}", Uuid::new_v4()),
+        form: form.or_refused(refused),
         id,
         name,
     })
@@ -115,28 +133,30 @@ async fn page(viewer: &Viewer, id: String) -> Result<Page, Failed> {
 
 /// `POST …/reset`.
 pub(super) async fn reset(Path(id): Path<String>, Posted(viewer, fields): Posted) -> Response {
+    match send(&viewer, &id, &fields).await {
+        Ok(()) => {
+            let meters = fields.all("meters").join(", ");
+            see_other(&page_path(&id), &format!("{meters} starts again at 0."))
+        }
+        Err(failed) => {
+            let refused = Refused::new("reset", &fields, &failed);
+            again(&viewer.look, &failed, page(&viewer, id, Some(&refused))).await
+        }
+    }
+}
+
+async fn send(viewer: &Viewer, id: &str, fields: &Fields) -> Result<(), Failed> {
     let meters = fields.all("meters");
     if meters.is_empty() {
-        return see_other(
-            &format!("{}/reset", page_path(&id)),
-            "Nothing was reset: no meter was chosen.",
-        );
+        return Err(Failed::invalid("/meters", "choose at least one"));
     }
     let mut body = json!({ "meters": meters });
     if let Some(reason) = fields.given("reason") {
         body["reason"] = json!(reason);
     }
-    let path = format!("{}/reset", api_path(&id));
+    let path = format!("{}/reset", api_path(id));
     let key = [("idempotency-key", fields.text("idempotencyKey"))];
-    match viewer
-        .api
-        .send(Method::POST, &path, &key, Some(&body))
-        .await
-    {
-        Ok(_) => see_other(
-            &page_path(&id),
-            &format!("{} starts again at 0.", meters.join(", ")),
-        ),
-        Err(failed) => viewer.fail()(failed),
-    }
+    let api = &viewer.api;
+    api.send(Method::POST, &path, &key, Some(&body)).await?;
+    Ok(())
 }

@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 use super::api::{Failed, List, encode};
 use super::filters;
 use super::form::{Fields, Posted, see_other};
-use super::format::sentence;
-use super::frame::{Frame, Rendered, Section};
+use super::form_view::{FormView, Refused, titled};
+use super::frame::{Frame, Rendered, Section, again};
 use super::session::Viewer;
 use super::state::Dashboard;
 use types::{Delivery, Webhook};
@@ -28,6 +28,9 @@ const EVENTS: [&str; 5] = [
     "limits.updated",
     "organization.deleted",
 ];
+
+/// The id of the form of a webhook.
+const FORM: &str = "webhook";
 
 /// The routes of these pages.
 pub(super) fn routes() -> Router<Dashboard> {
@@ -50,38 +53,40 @@ struct ListPage {
     frame: Frame,
     webhooks: Vec<Webhook>,
     created: Shown,
-    problem: Option<String>,
+    form: FormView,
     events: [&'static str; 5],
-    url: String,
 }
 
 async fn list(viewer: Viewer) -> Result<Rendered<ListPage>, Response> {
-    list_page(&viewer, None, None, String::new())
-        .await
-        .map(Rendered)
-        .map_err(viewer.fail())
+    let page = list_page(&viewer, None, None).await;
+    page.map(Rendered).map_err(viewer.fail())
 }
 
 async fn list_page(
     viewer: &Viewer,
     created: Shown,
-    problem: Option<String>,
-    url: String,
+    refused: Option<&Refused<'_>>,
 ) -> Result<ListPage, Failed> {
     let webhooks: List<Webhook> = viewer.api.get("/v1/webhooks?pageSize=100").await?;
-    let title = if problem.is_some() {
-        "Error: Webhooks"
-    } else {
-        "Webhooks"
-    };
     Ok(ListPage {
-        frame: viewer.frame(Section::Webhooks, title),
+        frame: viewer.frame(Section::Webhooks, titled("Webhooks", refused)),
         webhooks: webhooks.data,
         created,
-        problem,
+        form: form("", None, Vec::new()).or_refused(refused),
         events: EVENTS,
-        url,
     })
+}
+
+/// The form of a webhook.
+fn form(url: &str, organization: Option<&str>, events: Vec<String>) -> FormView {
+    FormView::new(FORM)
+        .field("url", "Send to", url)
+        .field(
+            "organizationId",
+            "Only for the organization",
+            organization.unwrap_or_default(),
+        )
+        .choices("events", "Events", events)
 }
 
 /// The events and the organization of a form, as in the body of the API.
@@ -100,31 +105,19 @@ async fn create(Posted(viewer, fields): Posted) -> Response {
         .api
         .send(Method::POST, "/v1/webhooks", &[], Some(&body))
         .await;
-    let (status, created, problem) = match sent {
+    match sent {
+        // The secret is in this response only, which no cache stores, so it is not a redirect.
         Ok(answer) => {
-            let secret = answer.body["secret"]
-                .as_str()
-                .unwrap_or_default()
-                .to_owned();
-            (
-                StatusCode::OK,
-                Some((fields.text("url").to_owned(), secret)),
-                None,
-            )
+            let secret = answer.body["secret"].as_str().unwrap_or_default();
+            let created = Some((fields.text("url").to_owned(), secret.to_owned()));
+            let page = list_page(&viewer, created, None).await;
+            page.map(Rendered).map_err(viewer.fail()).into_response()
         }
-        Err(failed) if failed.is_refusal() => {
-            (failed.status, None, Some(sentence(&failed.detail())))
+        Err(failed) => {
+            let refused = Refused::new(FORM, &fields, &failed);
+            let page = list_page(&viewer, None, Some(&refused));
+            again(&viewer.look, &failed, page).await
         }
-        Err(failed) => return viewer.fail()(failed),
-    };
-    let url = if problem.is_some() {
-        fields.text("url").to_owned()
-    } else {
-        String::new()
-    };
-    match list_page(&viewer, created, problem, url).await {
-        Ok(page) => (status, Rendered(page)).into_response(),
-        Err(failed) => viewer.fail()(failed),
     }
 }
 
@@ -136,17 +129,8 @@ struct WebhookPage {
     deliveries: Vec<Delivery>,
     status: String,
     secret: Option<String>,
-    problem: Option<String>,
+    form: FormView,
     events: [&'static str; 5],
-}
-
-impl WebhookPage {
-    fn receives(&self, event: &str) -> bool {
-        self.webhook
-            .events
-            .as_ref()
-            .is_some_and(|events| events.iter().any(|it| it == event))
-    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -164,10 +148,8 @@ async fn show(
     Path(id): Path<String>,
     Query(filter): Query<Filter>,
 ) -> Result<Rendered<WebhookPage>, Response> {
-    page(&viewer, &id, filter.status, None, None)
-        .await
-        .map(Rendered)
-        .map_err(viewer.fail())
+    let page = page(&viewer, &id, filter.status, None, None).await;
+    page.map(Rendered).map_err(viewer.fail())
 }
 
 async fn page(
@@ -175,7 +157,7 @@ async fn page(
     id: &str,
     status: String,
     secret: Option<String>,
-    problem: Option<String>,
+    refused: Option<&Refused<'_>>,
 ) -> Result<WebhookPage, Failed> {
     let path = api_path(id);
     let filter = if status.is_empty() {
@@ -188,13 +170,19 @@ async fn page(
         viewer.api.get::<Webhook>(&path),
         viewer.api.get::<List<Delivery>>(&deliveries)
     )?;
+    let title = titled(&format!("Webhook {}", webhook.url), refused);
+    let form = form(
+        &webhook.url,
+        webhook.organization_id.as_deref(),
+        webhook.events.clone().unwrap_or_default(),
+    );
     Ok(WebhookPage {
-        frame: viewer.frame(Section::Webhooks, format!("Webhook {}", webhook.url)),
+        frame: viewer.frame(Section::Webhooks, title),
         webhook,
         deliveries: deliveries.data,
         status,
         secret,
-        problem,
+        form: form.or_refused(refused),
         events: EVENTS,
     })
 }
@@ -210,21 +198,11 @@ async fn change(Path(id): Path<String>, Posted(viewer, fields): Posted) -> Respo
             &format!("/dashboard/webhooks/{}", encode(&id)),
             "The webhook is saved.",
         ),
-        Err(failed) if failed.is_refusal() => {
-            match page(
-                &viewer,
-                &id,
-                String::new(),
-                None,
-                Some(sentence(&failed.detail())),
-            )
-            .await
-            {
-                Ok(page) => (failed.status, Rendered(page)).into_response(),
-                Err(failed) => viewer.fail()(failed),
-            }
+        Err(failed) => {
+            let refused = Refused::new(FORM, &fields, &failed);
+            let page = page(&viewer, &id, String::new(), None, Some(&refused));
+            again(&viewer.look, &failed, page).await
         }
-        Err(failed) => viewer.fail()(failed),
     }
 }
 
