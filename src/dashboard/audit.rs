@@ -5,12 +5,12 @@ use axum::Router;
 use axum::extract::Query;
 use axum::response::Response;
 use axum::routing::get;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, NaiveTime, TimeZone as _, Utc};
 use chrono_tz::Tz;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::api::{List, encode};
+use super::api::{Failed, List, encode};
 use super::changes::changes;
 use super::format::{TimeText, time_text};
 use super::frame::{Frame, Rendered, Section};
@@ -38,14 +38,13 @@ struct Filters {
 }
 
 impl Filters {
-    /// The filters as a query, with this cursor.
-    fn query(&self, cursor: &str, midnight: &str) -> String {
+    /// The filters as a query, with this cursor. With a zone, days are the instants at which they begin in it.
+    fn query(&self, cursor: &str, zone: Option<Tz>) -> String {
         let at = |date: &str| {
-            if date.is_empty() {
-                String::new()
-            } else {
-                format!("{date}{midnight}")
-            }
+            let day: Option<NaiveDate> = date.parse().ok();
+            let midnight = day.and_then(|day| Some(day.and_time(NaiveTime::MIN)).zip(zone));
+            let begins = midnight.and_then(|(at, zone)| zone.from_local_datetime(&at).earliest());
+            begins.map_or_else(|| date.to_owned(), |at| at.to_utc().to_rfc3339())
         };
         let pairs = [
             ("organizationId", self.organization_id.clone()),
@@ -81,8 +80,8 @@ impl Entry {
         changes(&self.before, &self.after).join(", ")
     }
 
-    fn time_text(&self) -> TimeText {
-        time_text(self.at, self.at, Tz::UTC)
+    fn time_text(&self, zone: &Tz) -> TimeText {
+        time_text(self.at, self.at, *zone)
     }
 
     fn path(&self) -> String {
@@ -101,13 +100,30 @@ impl Entry {
 #[template(path = "audit.html")]
 struct Page {
     frame: Frame,
+    zone: Tz,
     filters: Filters,
     entries: Vec<Entry>,
     next: Option<String>,
 }
 
+/// The zone of the organization whose changes are listed; UTC for all, and if it does not exist any more.
+async fn zone(viewer: &Viewer, organization: &str) -> Tz {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Zoned {
+        time_zone: Tz,
+    }
+    if organization.is_empty() {
+        return Tz::UTC;
+    }
+    let path = format!("/v1/organizations/{}", encode(organization));
+    let read: Result<Zoned, Failed> = viewer.api.get(&path).await;
+    read.map_or(Tz::UTC, |it| it.time_zone)
+}
+
 async fn show(viewer: Viewer, Query(filters): Query<Filters>) -> Result<Rendered<Page>, Response> {
-    let query = filters.query(&filters.cursor, "T00:00:00Z");
+    let zone = zone(&viewer, &filters.organization_id).await;
+    let query = filters.query(&filters.cursor, Some(zone));
     let listed: List<Entry> = viewer
         .api
         .get(&format!("/v1/audit?pageSize={PAGE_SIZE}&{query}"))
@@ -115,9 +131,10 @@ async fn show(viewer: Viewer, Query(filters): Query<Filters>) -> Result<Rendered
         .map_err(viewer.fail())?;
     let next = listed
         .next_cursor
-        .map(|cursor| format!("/dashboard/audit?{}", filters.query(&cursor, "")));
+        .map(|cursor| format!("/dashboard/audit?{}", filters.query(&cursor, None)));
     Ok(Rendered(Page {
         frame: viewer.frame(Section::Audit, "Audit"),
+        zone,
         filters,
         entries: listed.data,
         next,

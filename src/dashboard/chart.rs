@@ -49,10 +49,19 @@ pub(super) struct Chart {
     pub(super) marks: Vec<Mark>,
     /// The y of each grid line and its label, from the bottom.
     pub(super) ticks: Vec<(String, String)>,
-    /// The points of the line, and the path below it.
-    pub(super) curve: String,
-    pub(super) below: String,
+    pub(super) curves: Curves,
     pub(super) line: Option<(bool, String, String)>,
+}
+
+/// The paths of a line.
+#[derive(Debug, Default)]
+pub(super) struct Curves {
+    /// Up to the last bucket that has ended.
+    pub(super) ended: String,
+    /// On to the open bucket.
+    pub(super) open: String,
+    /// The area below both.
+    pub(super) below: String,
 }
 
 /// A bucket in the plot.
@@ -74,8 +83,14 @@ pub(super) struct Mark {
     pub(super) is_minor: bool,
 }
 
-/// Draws buckets; `values` are what to draw for each.
-pub(super) fn draw(buckets: &[Bucket], values: &[i64], kind: Kind, line: Option<Line>) -> Chart {
+/// Draws buckets; `values` are what to draw for each, and are running totals if `is_total`.
+pub(super) fn draw(
+    buckets: &[Bucket],
+    values: &[i64],
+    is_total: bool,
+    kind: Kind,
+    line: Option<Line>,
+) -> Chart {
     let level = line.map(|line| match line {
         Line::Limit(units) | Line::Pace(units) => units,
     });
@@ -112,20 +127,14 @@ pub(super) fn draw(buckets: &[Bucket], values: &[i64], kind: Kind, line: Option<
     let marks: Vec<Mark> = marks.collect();
     let point = |(position, value): (usize, &i64)| {
         let x = width * (real(position as u64) + 0.5);
-        format!("{x:.2},{:.1}", y(real(u64::try_from(*value).unwrap_or(0))))
+        let y = y(real(u64::try_from(*value).unwrap_or(0)));
+        (format!("{x:.2}"), format!("{y:.1}"))
     };
-    let points: Vec<String> = values.iter().enumerate().map(point).collect();
-    let ends = (width / 2.0, 100.0 - width / 2.0);
+    let points = values.iter().enumerate().map(point);
     Chart {
         kind,
         ticks: ticks(top, step, y),
-        curve: format!("M{}", points.join(" ")),
-        below: format!(
-            "M{:.2},{HEIGHT} L{} L{:.2},{HEIGHT}z",
-            ends.0,
-            points.join(" "),
-            ends.1
-        ),
+        curves: curves(buckets, points, is_total),
         line: line.map(|line| {
             let at = y(real(level.unwrap_or(0)));
             (
@@ -136,6 +145,34 @@ pub(super) fn draw(buckets: &[Bucket], values: &[i64], kind: Kind, line: Option<
         }),
         marks,
     }
+}
+
+/// The paths through these points. A running total has a gap where a period begins.
+fn curves(
+    buckets: &[Bucket],
+    points: impl Iterator<Item = (String, String)>,
+    is_total: bool,
+) -> Curves {
+    let mut curves = Curves::default();
+    let mut last: Option<(String, String)> = None;
+    for (bucket, (x, y)) in buckets.iter().zip(points) {
+        let from = last.take().filter(|_| !(is_total && bucket.begins));
+        // A point without a line to it is a dot.
+        let (ended, open) = match &from {
+            Some((before, above)) => (format!(" L{x},{y}"), format!("M{before},{above} L{x},{y}")),
+            None => (format!("M{x},{y}h0"), format!("M{x},{y}h0")),
+        };
+        if bucket.open {
+            curves.open.push_str(&open);
+        } else {
+            curves.ended.push_str(&ended);
+        }
+        let (before, above) = from.unwrap_or_else(|| (x.clone(), y.clone()));
+        let area = format!("M{before},{HEIGHT} L{before},{above} L{x},{y} L{x},{HEIGHT}z");
+        curves.below.push_str(&area);
+        last = Some((x, y));
+    }
+    curves
 }
 
 fn ticks(top: f64, step: u64, y: impl Fn(f64) -> f64) -> Vec<(String, String)> {
@@ -243,7 +280,7 @@ mod tests {
     fn marks_are_inside_the_plot_also_if_negative_or_beyond() {
         let buckets: Vec<Bucket> = (0..30).map(|day| bucket(day - 5, false)).collect();
         let values: Vec<i64> = buckets.iter().map(|it| it.used).collect();
-        let chart = draw(&buckets, &values, Kind::Bars, Some(Line::Limit(100)));
+        let chart = draw(&buckets, &values, false, Kind::Bars, Some(Line::Limit(100)));
         assert_eq!(chart.marks.len(), 30);
         for mark in &chart.marks {
             let height: f64 = mark.height.parse().unwrap();
@@ -254,7 +291,21 @@ mod tests {
     }
 
     #[test]
+    fn a_line_is_open_to_the_open_bucket_and_a_running_total_has_a_gap_at_a_period() {
+        let mut buckets = [bucket(2, false), bucket(2, true), bucket(2, false)];
+        buckets[2].open = true;
+        let curves = |is_total| draw(&buckets, &[4, 2, 4], is_total, Kind::Line, None).curves;
+        let total = curves(true);
+        assert_eq!(total.ended, "M16.67,0.0h0M50.00,110.0h0");
+        assert_eq!(total.open, "M50.00,110.0 L83.33,0.0");
+        let each = curves(false);
+        assert_eq!(each.ended, "M16.67,0.0h0 L50.00,110.0");
+        assert_eq!(each.open, total.open);
+        assert_eq!(each.below.matches('z').count(), 3);
+    }
+
+    #[test]
     fn no_bucket_makes_an_empty_chart() {
-        assert!(draw(&[], &[], Kind::Line, None).marks.is_empty());
+        assert!(draw(&[], &[], false, Kind::Line, None).marks.is_empty());
     }
 }

@@ -63,10 +63,10 @@ impl Frame {
         }
     }
 
-    /// The sections that the viewer may see: the API shows all but usage to administrators only.
+    /// The sections that the viewer may see: the API shows all but usage and plans to administrators only.
     pub(super) fn sections(&self) -> impl Iterator<Item = &'static Section> {
         let all = Section::VARIANTS.iter();
-        all.filter(|section| self.is_admin || **section == Section::Overview)
+        all.filter(|section| self.is_admin || matches!(section, Section::Overview | Section::Plans))
     }
 
     #[expect(clippy::unused_self, reason = "templates call methods")]

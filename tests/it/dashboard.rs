@@ -195,13 +195,37 @@ async fn a_read_key_sees_pages_and_can_change_nothing() {
     ];
     let refused = browser.post(&format!("{OWN}/limits"), &fields).await;
     assert_eq!(refused.status, StatusCode::FORBIDDEN);
-    for path in ["plans", "keys", "webhooks", "audit"] {
+    for path in ["keys", "webhooks", "audit"] {
         assert_eq!(
             browser.get(&format!("/dashboard/{path}")).await.status,
             StatusCode::FORBIDDEN,
             "{path}"
         );
     }
+    // Plans have names for it, too.
+    service
+        .http
+        .put("/v1/plans/pro", json!({"name": "The Pro plan"}))
+        .await;
+    service
+        .settings(
+            "org_1",
+            json!({"planId": "pro", "timeZone": "Asia/Kolkata"}),
+        )
+        .await;
+    for path in [
+        OWN,
+        "/dashboard",
+        "/dashboard/plans",
+        "/dashboard/plans/pro",
+    ] {
+        let page = browser.get(path).await;
+        assert_eq!(page.status, StatusCode::OK, "{path}: {}", page.text);
+        assert!(page.text.contains("The Pro plan"), "{path}: {}", page.text);
+        assert!(!page.text.contains("Save plan"), "{path}");
+    }
+    let page = browser.get(OWN).await;
+    assert!(page.text.contains("00:00 Asia/Kolkata"), "{}", page.text);
     let list = browser.get("/dashboard").await;
     assert_eq!(list.status, StatusCode::OK, "{}", list.text);
 }
@@ -383,4 +407,62 @@ async fn a_webhook_is_made_tested_disabled_and_deleted() {
         "{}",
         refused.text
     );
+}
+
+#[tokio::test]
+async fn the_chart_has_the_limit_where_a_bar_is_a_period_and_marks_the_open_bucket() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service
+        .settings(
+            "org_1",
+            json!({"resetPeriod": "daily", "timeZone": "Asia/Kolkata"}),
+        )
+        .await;
+    service
+        .limits("org_1", json!({"api": {"limit": 4000}}))
+        .await;
+    service.count("org_1", "api", 5).await;
+    service.flush().await;
+    let mut browser = Browser::signed_in(&service, &world.key).await;
+    let bars = browser.get(&format!("{OWN}?range=7d")).await.text;
+    assert!(bars.contains("<line class=\"lim\""), "{bars}");
+    assert!(bars.contains("Limit 4,000"), "{bars}");
+    assert!(bars.contains("class=\"b open\""), "{bars}");
+    let hours = browser.get(&format!("{OWN}?range=24h")).await.text;
+    assert!(hours.contains("Even pace, 166 an hour"), "{hours}");
+    for query in ["range=7d&type=line", "range=7d&measure=total&type=area"] {
+        let page = browser.get(&format!("{OWN}?{query}")).await.text;
+        assert!(page.contains("<path class=\"ln open\" d=\"M"), "{page}");
+    }
+}
+
+#[tokio::test]
+async fn changes_of_one_organization_are_listed_in_its_zone() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service
+        .settings("org_1", json!({"timeZone": "Pacific/Kiritimati"}))
+        .await;
+    let mut browser = Browser::signed_in(&service, &world.key).await;
+    let all = browser.get("/dashboard/audit").await.text;
+    assert!(all.contains("At (UTC)"), "{all}");
+    let own = "/dashboard/audit?organizationId=org_1";
+    let page = browser.get(own).await.text;
+    assert!(page.contains("At (Pacific/Kiritimati)"), "{page}");
+    let entries = service
+        .http
+        .get("/v1/audit?organizationId=org_1")
+        .await
+        .body;
+    let at: chrono::DateTime<chrono::Utc> =
+        entries["data"][0]["at"].as_str().unwrap().parse().unwrap();
+    let today = (at + chrono::TimeDelta::hours(14)).date_naive();
+    let dated = format!("{own}&from={today}");
+    let page = browser.get(&dated).await.text;
+    assert!(page.contains("organization.p"), "{dated} {page}");
+    let page = browser.get(&format!("{own}&to={today}")).await.text;
+    assert!(page.contains("No change matches"), "{page}");
+    let gone = browser.get("/dashboard/audit?organizationId=nobody").await;
+    assert_eq!(gone.status, StatusCode::OK, "{}", gone.text);
 }

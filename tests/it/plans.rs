@@ -512,10 +512,28 @@ async fn an_invalid_plan_is_refused_by_name() {
         assert!(at.starts_with(pointer), "{plan} {at}");
     }
     assert_eq!(get(&service, "pro").await.status, 404);
+}
+
+#[tokio::test]
+async fn a_read_key_without_an_organization_reads_plans_and_changes_none() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    put(&service, "pro", json!({"name": "Pro"})).await;
     let key = world.key_with(&["read"]).await;
-    let reader = service.http.with_key(Some(&key));
-    assert_eq!(reader.get("/v1/plans").await.status, 403);
-    assert_eq!(reader.put("/v1/plans/pro", json!({})).await.status, 403);
+    let bound = json!({"name": "bound", "scopes": ["read"], "organizationId": "org_1"});
+    let bound = service.http.post("/v1/api-keys", bound).await.body["key"].clone();
+    let ingest = world.key_with(&["ingest"]).await;
+    for (key, status) in [
+        (key.as_str(), 200),
+        (bound.as_str().unwrap(), 403),
+        (&ingest, 403),
+    ] {
+        let http = service.http.with_key(Some(key));
+        assert_eq!(http.get("/v1/plans").await.status, status);
+        assert_eq!(http.get("/v1/plans/pro").await.status, status);
+        assert_eq!(http.put("/v1/plans/pro", json!({})).await.status, 403);
+        assert_eq!(http.delete("/v1/plans/pro").await.status, 403);
+    }
 }
 
 #[tokio::test]

@@ -463,9 +463,10 @@ export interface paths {
         };
         /**
          * List plans
-         * @description By id, including the default plan of the service's settings even if it was never put.
+         * @description By id, including the default plan of the service's settings even if it was never put. Needs a key that is not bound to
+         *     an organization.
          *
-         *     Needs a key with the scope `admin`.
+         *     Needs a key with the scope `read`.
          */
         get: operations["listPlans"];
         put?: never;
@@ -485,9 +486,10 @@ export interface paths {
         };
         /**
          * Get a plan
-         * @description As stored; `GET /v1/organizations/{id}/limits` has the effective limits of an organization.
+         * @description As stored; `GET /v1/organizations/{id}/limits` has the effective limits of an organization. Needs a key that is not bound
+         *     to an organization.
          *
-         *     Needs a key with the scope `admin`.
+         *     Needs a key with the scope `read`.
          */
         get: operations["getPlan"];
         /**

@@ -1,6 +1,6 @@
 //! The history chart of an organization: its range, measure and type.
 
-use chrono::{DateTime, Datelike as _, TimeDelta, Timelike as _, Utc};
+use chrono::{DateTime, Datelike as _, Months, NaiveTime, TimeDelta, Timelike as _, Utc};
 use chrono_tz::Tz;
 use serde::Deserialize;
 
@@ -182,14 +182,14 @@ pub(super) async fn read(
     } else {
         buckets.iter().map(|it| it.used).collect()
     };
-    let line = running.and_then(|running| line(running, choice.is_total(), unit));
+    let line = running.and_then(|running| line(running, choice.is_total(), unit, zone));
     let subject = if choice.is_total() {
         "running total"
     } else {
         unit
     };
     Ok(History {
-        chart: draw(&buckets, &values, choice.kind(), line),
+        chart: draw(&buckets, &values, choice.is_total(), choice.kind(), line),
         unit,
         label: format!(
             "Units of {} used per {subject}, last {range}, {} of {zone}",
@@ -231,10 +231,10 @@ fn plural(unit: &str) -> &'static str {
     }
 }
 
-/// The limit where a mark is a count of the period, otherwise an even pace through it.
-fn line(running: &Running, is_total: bool, unit: &str) -> Option<Line> {
+/// The limit where a mark is a count of a period, otherwise an even pace through it.
+fn line(running: &Running, is_total: bool, unit: &str, zone: Tz) -> Option<Line> {
     let limit = running.limit.filter(|limit| *limit > 0)?;
-    if is_total {
+    if is_total || is_period(running, unit, zone) {
         return Some(Line::Limit(limit));
     }
     let hours = u64::try_from((running.end? - running.start).num_hours()).ok()?;
@@ -244,6 +244,26 @@ fn line(running: &Running, is_total: bool, unit: &str) -> Option<Line> {
         _ => return None,
     };
     (hours > own).then(|| Line::Pace(limit.saturating_mul(own) / hours))
+}
+
+/// Whether periods begin and end with the buckets of this unit.
+fn is_period(running: &Running, unit: &str, zone: Tz) -> bool {
+    let local = |at: DateTime<Utc>| at.with_timezone(&zone).naive_local();
+    let Some(end) = running.end.map(local) else {
+        return false;
+    };
+    let start = local(running.start);
+    let is_first = match unit {
+        "hour" => start.minute() == 0,
+        "day" => start.time() == NaiveTime::MIN,
+        _ => start.time() == NaiveTime::MIN && start.day() == 1,
+    };
+    let next = match unit {
+        "hour" => Some(start + TimeDelta::hours(1)),
+        "day" => Some(start + TimeDelta::days(1)),
+        _ => start.checked_add_months(Months::new(1)),
+    };
+    is_first && next == Some(end)
 }
 
 /// Slots as buckets; days of a month are added up.
@@ -292,4 +312,37 @@ fn buckets(slots: &[Slot], starts: &[DateTime<Utc>], unit: &str, zone: Tz) -> Ve
         buckets.push((local.year(), local.month(), bucket));
     }
     buckets.into_iter().map(|(.., bucket)| bucket).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_is_a_line_where_a_bucket_is_a_period_and_otherwise_a_pace() {
+        let line = |start: &str, end: &str, unit, is_total| {
+            let at = |text: &str| text.parse().ok();
+            let running = Running {
+                start: at(start).unwrap(),
+                end: at(end),
+                limit: Some(2400),
+            };
+            line(&running, is_total, unit, Tz::Europe__Berlin)
+        };
+        // A day and a month of Berlin, one with a change to summer time.
+        let day = ("2026-11-28T23:00:00Z", "2026-11-29T23:00:00Z");
+        let month = ("2026-02-28T23:00:00Z", "2026-03-31T22:00:00Z");
+        let from_15th = ("2026-11-14T23:00:00Z", "2026-12-14T23:00:00Z");
+        let limit = Some(Line::Limit(2400));
+        assert_eq!(line(day.0, day.1, "day", false), limit);
+        assert_eq!(line(day.0, day.1, "hour", false), Some(Line::Pace(100)));
+        assert_eq!(line(month.0, month.1, "month", false), limit);
+        assert_eq!(line(from_15th.0, from_15th.1, "month", false), None);
+        assert_eq!(
+            line(from_15th.0, from_15th.1, "day", false),
+            Some(Line::Pace(80))
+        );
+        assert_eq!(line(from_15th.0, from_15th.1, "day", true), limit);
+        assert_eq!(line(day.0, "never", "day", false), None);
+    }
 }

@@ -15,7 +15,7 @@ use crate::domain::ids::{MeterId, PlanId, PlanName};
 use crate::domain::input::not_null;
 use crate::domain::limit::LimitOverride;
 use crate::domain::plan;
-use crate::http::auth::Administrator;
+use crate::http::auth::{Administrator, Read};
 use crate::http::dry_run::{DryRun, Reach};
 use crate::http::etag::{Conditions, Tagged};
 use crate::http::extract::{Body, NoQuery, Query};
@@ -95,21 +95,23 @@ pub(in crate::http) struct PlanSettings {
 
 /// List plans
 ///
-/// By id, including the default plan of the service's settings even if it was never put.
+/// By id, including the default plan of the service's settings even if it was never put. Needs a key that is not bound to
+/// an organization.
 #[utoipa::path(
     get,
     path = "/v1/plans",
     operation_id = "listPlans",
     tag = "Plans",
-    security(("key" = ["admin"])),
+    security(("key" = ["read"])),
     params(Page<PlanId>),
     responses((status = 200, description = "A page of plans.", body = Plans))
 )]
 pub(in crate::http) async fn list_plans(
     Shared(state): Shared<State>,
-    _: Administrator,
+    Read(caller): Read,
     Query(page): Query<Page<PlanId>>,
 ) -> Result<Plans, Error> {
+    caller.authorize_all()?;
     let found = state
         .admin
         .plans(page.cursor.as_ref(), page.page_size.and_one());
@@ -120,13 +122,14 @@ pub(in crate::http) async fn list_plans(
 
 /// Get a plan
 ///
-/// As stored; `GET /v1/organizations/{id}/limits` has the effective limits of an organization.
+/// As stored; `GET /v1/organizations/{id}/limits` has the effective limits of an organization. Needs a key that is not bound
+/// to an organization.
 #[utoipa::path(
     get,
     path = "/v1/plans/{id}",
     operation_id = "getPlan",
     tag = "Plans",
-    security(("key" = ["admin"])),
+    security(("key" = ["read"])),
     params(Path<PlanId>, Conditions),
     responses(
         (status = 200, description = "The plan.", body = Plan),
@@ -135,11 +138,12 @@ pub(in crate::http) async fn list_plans(
 )]
 pub(in crate::http) async fn get_plan(
     Shared(state): Shared<State>,
-    _: Administrator,
+    Read(caller): Read,
     Path(id): Path<PlanId>,
     _: NoQuery,
     Conditions(conditions): Conditions,
 ) -> Result<Response, Error> {
+    caller.authorize_all()?;
     let plan = state.admin.plan(&id).await?;
     Plan::tagged(plan).unless_known(&conditions)
 }
