@@ -49,7 +49,14 @@ async fn without_redis_the_overview_has_the_last_snapshots_and_says_how_old_they
     );
     assert!(!page.text.contains("data-live=\"/dashboard/live\""));
     let page = browser.get("/dashboard/organizations/org_1").await;
-    assert_shown(&page, &["Redis is away", ">3 min ago<", ">900<"]);
+    assert_shown(
+        &page,
+        &[
+            "Redis cannot be reached since 12:03:00 UTC",
+            ">3 min ago<",
+            ">900<",
+        ],
+    );
 }
 
 #[tokio::test]
@@ -114,14 +121,16 @@ async fn without_postgres_the_page_of_an_organization_has_the_present_counts_and
     let (service, socket) = started(&world).await;
     for key in [world.key.clone(), world.key_with(&["read"]).await] {
         let mut browser = Browser::signed_in(&service, &key).await;
+        browser.get("/dashboard").await;
         socket.cut(&world.postgres().await).await;
+        service.app.activity.observe().await.unwrap_err();
         service.count("org_1", "api", 1).await;
         let page = browser.get("/dashboard/organizations/org_1").await;
         let count = service.current("org_1", "api").await;
         assert_shown(
             &page,
             &[
-                "Postgres cannot be reached.",
+                "Postgres cannot be reached since 12:00:00 UTC",
                 &format!("data-live=\"api.current\">{count}<"),
                 "of 1,000 units",
                 "Not known while Postgres is away",

@@ -33,16 +33,34 @@ async function until(outage, isAway) {
   }
 }
 
+/** The overview, with live figures. */
+async function signedIn() {
+  const page = await openPage(browser, `${tallyman.url}/dashboard`);
+  await page.fill("#key", tallyman.key);
+  await page.click("text=Sign in >> nth=-1");
+  await page.waitForSelector("#live :text-is('Live')");
+  return page;
+}
+
+test("a page whose stream is refused says that its figures may be old, and tries again", async () => {
+  await until("redisAwaySince", false);
+  const page = await signedIn();
+  await page.clock.install();
+  await page.route("**/dashboard/live", (route) => route.fulfill({ status: 503, body: "too many live streams" }), { times: 1 });
+  await page.goto(`${tallyman.url}/dashboard`);
+  await page.waitForSelector("#live :text-is('Reconnecting; figures may be old')");
+  await page.clock.fastForward(15_000);
+  await page.waitForSelector("#live :text-is('Live')");
+  await page.close();
+});
+
 for (const [server, name, outage, effect] of [
   ["Redis", "redis", "redisAwaySince", /refused with 503 until Redis is back/],
   ["Postgres", "postgres", "postgresAwaySince", /are counted and limited as before/],
 ]) {
   test(`while ${server} does not reply, the pages say so, and are live again afterwards`, async () => {
     await until(outage, false);
-    const page = await openPage(browser, `${tallyman.url}/dashboard`);
-    await page.fill("#key", tallyman.key);
-    await page.click("text=Sign in >> nth=-1");
-    await page.waitForSelector("#live :text-is('Live')");
+    const page = await signedIn();
     signal(name, "SIGSTOP");
     try {
       await page.waitForSelector(`#live :text("${server} cannot be reached")`);

@@ -38,6 +38,8 @@ pub(super) struct Page {
     stale: Option<TimeText>,
     /// Whether Postgres is away, so that only what Redis has is shown.
     is_partial: bool,
+    /// Since when the server is away that the page lacks; none if that was not observed yet.
+    away_since: Option<TimeText>,
     cards: Vec<Card>,
     others: Vec<Card>,
     history: Option<History>,
@@ -159,6 +161,18 @@ async fn read(viewer: &Viewer, id: &str) -> Result<Read, Failed> {
     })
 }
 
+/// Since when a server is away without which this was read.
+async fn away_since(viewer: &Viewer, read: &Read) -> Option<TimeText> {
+    let server = match (read.usage.exact, &read.events) {
+        (false, _) => "redisAwaySince",
+        (true, None) => "postgresAwaySince",
+        (true, Some(_)) => return None,
+    };
+    let summary: Value = viewer.api.get("/v1/summary").await.ok()?;
+    let since = serde_json::from_value(summary[server].clone()).ok()?;
+    Some(time_text(since, viewer.look.now, chrono_tz::Tz::UTC))
+}
+
 /// The cards of all meters, fullest first.
 fn cards(read: &Read, viewer: &Viewer) -> Vec<Card> {
     let (now, zone) = (viewer.look.now, read.settings.time_zone);
@@ -220,6 +234,7 @@ pub(super) async fn page(
         now: time_text(now, now, chrono_tz::Tz::UTC),
         stale: snapshot_at.map(|at| time_text(at, now, zone)),
         is_partial: read.events.is_none(),
+        away_since: away_since(viewer, &read).await,
         events: read.events.iter().flatten().map(event).collect(),
         add: limits::add_form(read.settings.version, adding.as_ref().or(refused)),
         limits,
