@@ -3,7 +3,7 @@
 //! The tool shares its cores with what it measures. Hence a connection is polled by the task that
 //! waits for its response, which saves the switch between two tasks, and request heads are built once and cloned.
 
-use std::future::{Future as _, poll_fn};
+use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::task::Poll;
 
@@ -81,7 +81,7 @@ pub(crate) struct Connection {
 struct Open {
     sender: http1::SendRequest<Full<Bytes>>,
     /// Reads and writes the socket when polled.
-    driver: http1::Connection<TokioIo<TcpStream>, Full<Bytes>>,
+    driver: Driver,
 }
 
 impl Connection {
@@ -114,35 +114,69 @@ impl Connection {
         }
         Ok(response?)
     }
+
+    /// Sends a request, passes the body of its response on as it arrives, and returns the status.
+    pub(crate) async fn read(
+        &mut self,
+        request: Request<Full<Bytes>>,
+        mut each: impl FnMut(&[u8]),
+    ) -> Result<u16> {
+        self.open().await?;
+        let Open { sender, driver } = self.open.as_mut().context("not connected")?;
+        let exchange = async {
+            sender.ready().await?;
+            let response = sender.send_request(request).await?;
+            let status = response.status().as_u16();
+            let mut body = response.into_body();
+            while let Some(frame) = body.frame().await {
+                if let Some(chunk) = frame?.data_ref() {
+                    each(chunk);
+                }
+            }
+            Ok(status)
+        };
+        Ok(drive(driver, exchange).await?)
+    }
 }
 
 impl Open {
     async fn exchange(&mut self, request: Request<Full<Bytes>>) -> hyper::Result<Response> {
         let Self { sender, driver } = self;
-        let mut exchange = pin!(async {
+        let exchange = async {
             sender.ready().await?;
             let response = sender.send_request(request).await?;
             let status = response.status().as_u16();
             let body = response.into_body().collect().await?.to_bytes();
             Ok(Response { status, body })
-        });
-        let mut closed = false;
-        let mut drive = |context: &mut std::task::Context<'_>| {
-            // The exchange reports the error of a driver that ends.
-            closed = closed || Pin::new(&mut *driver).poll(context).is_ready();
         };
-        poll_fn(|context| {
-            // Reads what has arrived.
-            drive(context);
-            if let Poll::Ready(response) = exchange.as_mut().poll(context) {
-                return Poll::Ready(response);
-            }
-            // Writes what the exchange has queued.
-            drive(context);
-            Poll::Pending
-        })
-        .await
+        drive(driver, exchange).await
     }
+}
+
+type Driver = http1::Connection<TokioIo<TcpStream>, Full<Bytes>>;
+
+/// Polls a connection until an exchange over it has ended.
+async fn drive<T>(
+    driver: &mut Driver,
+    exchange: impl Future<Output = hyper::Result<T>>,
+) -> hyper::Result<T> {
+    let mut exchange = pin!(exchange);
+    let mut closed = false;
+    let mut drive = |context: &mut std::task::Context<'_>| {
+        // The exchange reports the error of a driver that ends.
+        closed = closed || Pin::new(&mut *driver).poll(context).is_ready();
+    };
+    poll_fn(|context| {
+        // Reads what has arrived.
+        drive(context);
+        if let Poll::Ready(response) = exchange.as_mut().poll(context) {
+            return Poll::Ready(response);
+        }
+        // Writes what the exchange has queued.
+        drive(context);
+        Poll::Pending
+    })
+    .await
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 mod audit;
 mod figures;
 mod flush;
+mod history;
 mod http;
 mod load;
 mod noop;
@@ -47,6 +48,8 @@ enum Command {
     Suite(suite::Options),
     /// Measure how they scale with organizations and connections
     Scale(suite::Options),
+    /// Measure reads and exports of history, with private servers; needs some 5 GiB of disk
+    History(history::HistoryOptions),
     /// Put load on a running service; with --audit, exits with 1 if its counts differ
     Load(LoadOptions),
     /// Serve a no-op POST: the ceiling that the service is compared with
@@ -120,8 +123,21 @@ pub fn run(arguments: Arguments, out: &mut impl Write) -> Result<bool> {
     // One thread, for all connections.
     let client = || Builder::new_current_thread().enable_all().build();
     match arguments.command {
-        Command::Suite(options) => client()?.block_on(measure(&options, suite::run, out))?,
-        Command::Scale(options) => client()?.block_on(measure(&options, suite::scale, out))?,
+        Command::Suite(options) => client()?.block_on(measure(
+            &options,
+            async |stage| suite::run(stage, &options).await,
+            out,
+        ))?,
+        Command::Scale(options) => client()?.block_on(measure(
+            &options,
+            async |stage| suite::scale(stage, &options).await,
+            out,
+        ))?,
+        Command::History(options) => client()?.block_on(measure(
+            &options.suite,
+            async |stage| history::run(stage, &options).await,
+            out,
+        ))?,
         Command::Load(options) => return client()?.block_on(put_load(options, out)),
         Command::Noop { listen, workers } => noop::serve(listen, workers)?,
     }
@@ -131,13 +147,13 @@ pub fn run(arguments: Arguments, out: &mut impl Write) -> Result<bool> {
 /// Starts private servers, measures, and removes everything again, also when interrupted.
 async fn measure(
     options: &suite::Options,
-    suite: impl AsyncFnOnce(&Stage, &suite::Options) -> Result<Figures>,
+    suite: impl AsyncFnOnce(&Stage) -> Result<Figures>,
     out: &mut impl Write,
 ) -> Result<()> {
     let scratch = Scratch::new()?;
     let measured = async {
         let stage = Stage::open(&scratch, options.workers()).await?;
-        let figures = suite(&stage, options).await;
+        let figures = suite(&stage).await;
         stage.close().await;
         figures
     };

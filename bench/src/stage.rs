@@ -166,6 +166,11 @@ impl Stage {
             .context("cannot use the private Postgres")
     }
 
+    /// What Postgres has logged.
+    pub(crate) fn postgres_log(&self) -> PathBuf {
+        self.dir.join("postgres.log")
+    }
+
     /// Bytes that Redis has allocated.
     pub(crate) async fn redis_memory(&self) -> Result<u64> {
         let memory = self.redis_info("memory").await?;
@@ -216,11 +221,20 @@ impl Service {
 
     /// The resident memory, in bytes.
     pub(crate) fn memory(&self) -> Result<u64> {
+        self.status("VmRSS:")
+    }
+
+    /// The most resident memory so far, in bytes.
+    pub(crate) fn memory_max(&self) -> Result<u64> {
+        self.status("VmHWM:")
+    }
+
+    fn status(&self, name: &str) -> Result<u64> {
         let path = format!("/proc/{}/status", self.process.pid());
         let status = fs::read_to_string(path).context("there is no /proc")?;
-        let line = status.lines().find_map(|it| it.strip_prefix("VmRSS:"));
+        let line = status.lines().find_map(|it| it.strip_prefix(name));
         let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-        Ok(kib.context("there is no VmRSS")? * 1024)
+        Ok(kib.with_context(|| format!("there is no {name}"))? * 1024)
     }
 }
 

@@ -42,12 +42,12 @@ impl Options {
     }
 
     /// Duration of a measurement.
-    fn duration(&self) -> Duration {
+    pub(crate) fn duration(&self) -> Duration {
         Duration::from_secs(if self.quick { 1 } else { 5 })
     }
 
     /// This number, or a hundredth in a smoke test.
-    fn some(&self, number: u32) -> u32 {
+    pub(crate) fn some(&self, number: u32) -> u32 {
         if self.quick {
             number.div_ceil(100)
         } else {

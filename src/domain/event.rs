@@ -153,6 +153,8 @@ pub struct LimitsUpdate {
     pub organization_id: OrganizationId,
     /// The effective limits, by meter.
     pub limits: BTreeMap<MeterId, MeterLimit>,
+    /// Those before the change.
+    pub previous_limits: BTreeMap<MeterId, MeterLimit>,
 }
 
 /// The payload of a deletion.

@@ -20,8 +20,8 @@ use crate::domain::schedule::ZoneSpan;
 pub struct Filter<'a> {
     /// Of these organizations.
     pub organizations: Option<&'a [OrganizationId]>,
-    /// Of this meter.
-    pub meter: Option<&'a MeterId>,
+    /// Of these meters.
+    pub meters: Option<&'a [MeterId]>,
 }
 
 /// Which page of a list to read.
@@ -212,6 +212,29 @@ pub async fn slots_counted(
     Ok(bounds.0.zip(bounds.1))
 }
 
+/// Finds when a meter of named organizations was first used, to the slot, or to the period if its slots are no longer stored.
+pub async fn first_use(db: &Postgres, filter: &Filter<'_>) -> Result<Option<DateTime<Utc>>> {
+    let mut sql = QueryBuilder::new(
+        "select min(coalesce(hours.first, period.period_start))
+         from (
+             select distinct on (organization_id, meter) organization_id, meter, period_start
+             from usage_history where used + denied + refunded > 0",
+    );
+    filter.push(&mut sql, "organization_id", "meter");
+    sql.push(
+        "    order by organization_id, meter, period_start
+         ) as period
+         cross join lateral (
+             -- The slot in which a reset began the period may have begun before it.
+             select min(hour) as first from usage_hourly as h
+             where (h.organization_id, h.meter, h.period_start)
+                 = (period.organization_id, period.meter, period.period_start)
+               and h.hour >= period.period_start - interval '2 hours'
+         ) as hours",
+    );
+    Ok(sql.build_query_scalar().fetch_one(&db.pool).await?)
+}
+
 /// Lists every time zone that any organization, or the defaults, ever had.
 pub async fn zones(db: &Postgres) -> Result<Vec<Tz>> {
     let zones: Vec<TimeZone> = sqlx::query_scalar("select name from time_zones")
@@ -220,16 +243,18 @@ pub async fn zones(db: &Postgres) -> Result<Vec<Tz>> {
     Ok(zones.into_iter().map(|TimeZone(zone)| zone).collect())
 }
 
-/// Lists at most `count` meters of organizations: the meter of the filter for each of its organizations, or else every
+/// Lists at most `count` meters of organizations: the meters of the filter for each of its organizations, or else every
 /// meter that was ever counted.
 pub async fn counted(db: &Postgres, filter: &Filter<'_>, count: usize) -> Result<Vec<Counted>> {
     let mut sql = QueryBuilder::new(
         "with all_counted as materialized (
              select o.id, used.meter from organizations o cross join lateral (",
     );
-    match filter.meter {
-        Some(meter) => {
-            sql.push("select ").push_bind(meter).push(" as meter");
+    match filter.meters {
+        Some(meters) => {
+            sql.push("select unnest(")
+                .push_bind(meters)
+                .push(") as meter");
         }
         None => {
             sql.push("select distinct meter from usage_history where organization_id = o.id");
@@ -292,8 +317,9 @@ impl Filter<'_> {
                 sql.push_bind(several).push(")");
             }
         }
-        if let Some(one) = self.meter {
-            sql.push(format_args!(" and {meter} = ")).push_bind(one);
+        if let Some(several) = self.meters {
+            sql.push(format_args!(" and {meter} = any("));
+            sql.push_bind(several).push(")");
         }
     }
 }
@@ -354,6 +380,7 @@ impl FromRow<'_, PgRow> for Row {
             },
             end: row.try_get("ends")?,
             used: row.try_get("used")?,
+            total: None,
             refunded: unsigned(row, "refunded")?,
             denied: unsigned(row, "denied")?,
             adjusted: row.try_get("adjusted")?,

@@ -120,12 +120,13 @@ pub async fn prepare<E>(
     // Read back, because the change may have moved it to another plan.
     let after = read(&mut tx, id).await?;
     // An expired temporary limit counts as effective before: its end is notified when the sweep removes it.
-    let limits_before = before.resolve(DateTime::<Utc>::MIN_UTC).limits;
+    let previous_limits = before.resolve(DateTime::<Utc>::MIN_UTC).limits;
     let limits = after.resolve(now).limits;
-    if limits != limits_before {
+    if limits != previous_limits {
         let update = Event::LimitsUpdated(LimitsUpdate {
             organization_id: id.clone(),
             limits,
+            previous_limits,
         });
         events::record(&mut tx, &[update], now).await?;
     }

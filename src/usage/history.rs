@@ -19,12 +19,10 @@ use crate::domain::schedule::ZoneSpan;
 use crate::policies::Policies;
 use crate::postgres::events::{self, Recorded};
 use crate::postgres::history::{self, Counted, Filter, Page};
+use crate::postgres::{past_limits, running_totals};
 
-/// The most hours or days, of all zones together, that one statement aggregates.
+/// The most windows, of all zones together, that one statement aggregates.
 const WINDOWS_MAX: usize = 4096;
-
-/// Longer than any day of any calendar.
-const LONG_DAY: Duration = Duration::hours(48);
 
 /// The resolution of clocks.
 const MOMENT: Duration = Duration::milliseconds(1);
@@ -41,19 +39,23 @@ pub struct History {
 pub struct List {
     /// Only of these organizations; of all if none.
     pub organizations: Option<Vec<OrganizationId>>,
-    /// Only of this meter; of all if none.
-    pub meter: Option<MeterId>,
+    /// Only of these meters; of all if none.
+    pub meters: Option<Vec<MeterId>>,
     /// The interval of a row.
     pub granularity: Granularity,
     /// Rows start at or after this.
     pub from: DateTime<Utc>,
     /// Rows start before this.
     pub to: DateTime<Utc>,
-    /// Whether hours and days without usage have a row; periods without usage never do.
+    /// Whether calendar intervals without usage have a row; periods without usage never do.
     pub fill: bool,
+    /// Whether calendar intervals tell their limit; periods always do.
+    pub limits: bool,
+    /// Whether rows tell the running total of the period.
+    pub totals: bool,
     /// Ascending or descending.
     pub order: Order,
-    /// The time zone of days; each organization's own if none.
+    /// The time zone of days, weeks and months; each organization's own if none.
     pub zone: Option<Tz>,
 }
 
@@ -79,13 +81,18 @@ impl History {
         Ok(self.policies.exists(organization).await?)
     }
 
+    /// When an organization first used a meter of a list: the start of the slot, or of the period if its slots are gone.
+    pub async fn first_use(&self, list: &List) -> Result<Option<DateTime<Utc>>, Error> {
+        Ok(history::first_use(&self.ctx.postgres, &list.filter()).await?)
+    }
+
     /// Recorded events, newest first.
     pub async fn events(&self, listing: &events::Listing) -> Result<Vec<Recorded>, Error> {
         Ok(events::list(&self.ctx.postgres, listing).await?)
     }
 
-    /// The default range where `from` or `to` is not given: up to now, and the last 24 hours, 31 days or, for periods,
-    /// everything.
+    /// The default range where `from` or `to` is not given: up to now, and the last 24 hours, 31 days, 12 weeks, 12 months
+    /// or, for periods, everything.
     pub fn range(
         &self,
         granularity: Granularity,
@@ -96,6 +103,8 @@ impl History {
         let length = match granularity {
             Granularity::Hour => Some(Duration::hours(24)),
             Granularity::Day => Some(Duration::days(31)),
+            Granularity::Week => Some(Duration::weeks(12)),
+            Granularity::Month => Some(Duration::days(365)),
             Granularity::Period => None,
         };
         let earliest = *INSTANTS.start();
@@ -130,7 +139,13 @@ impl History {
             Some(length) => self.windows(list, length, &page).await?,
             None => history::periods(&self.ctx.postgres, &page).await?,
         };
-        let rows = fill_gaps(found, zeros, list.order, count);
+        let mut rows = fill_gaps(found, zeros, list.order, count);
+        if list.limits && list.granularity != Granularity::Period {
+            past_limits::add(&self.ctx.postgres, &mut rows, now).await?;
+        }
+        if list.totals {
+            running_totals::add(&self.ctx.postgres, &mut rows, list.granularity).await?;
+        }
         Ok(rows
             .into_iter()
             .map(|row| Entry {
@@ -141,7 +156,7 @@ impl History {
             .collect())
     }
 
-    /// Aggregates slots to hours or days, in steps: few windows at first if all organizations are queried, because one
+    /// Aggregates slots to windows, in steps: few windows at first if all organizations are queried, because one
     /// day of a large service fills a page, and twice as many in each further step.
     async fn windows(
         &self,
@@ -158,22 +173,19 @@ impl History {
             Some(zone) => vec![zone],
             None => history::zones(&self.ctx.postgres).await?,
         };
-        // No rows exist before the day of the first slot, nor after the last slot.
-        let mut from = max(page.from, oldest - LONG_DAY);
+        let (unit, longest) = lengths(length);
+        // No rows exist before the window of the first slot, nor after the last slot.
+        let mut from = max(page.from, oldest - longest);
         let mut to = min(page.to, newest + MOMENT);
         match (page.order, page.after) {
             (Order::Asc, Some(after)) => from = max(from, after.start),
             (Order::Desc, Some(after)) => to = min(to, after.start + MOMENT),
             (_, None) => {}
         }
-        let unit = match length {
-            ResetPeriod::Hourly => Duration::hours(1),
-            _ => Duration::days(1),
-        };
         let bound = |windows: usize| i32::try_from(windows).unwrap_or(i32::MAX).max(1);
-        let longest = bound(WINDOWS_MAX / zones.len().max(1));
+        let widest = bound(WINDOWS_MAX / zones.len().max(1));
         let mut span = match &list.organizations {
-            Some(named) => min(longest, bound(page.count / named.len().max(1))),
+            Some(named) => min(widest, bound(page.count / named.len().max(1))),
             None => 1,
         };
         let mut rows = Vec::new();
@@ -200,12 +212,12 @@ impl History {
                 .iter()
                 .flat_map(|zone| {
                     let always = [ZoneSpan::always(*zone)];
-                    windows(length, &always, step_from - LONG_DAY, step_to).collect::<Vec<_>>()
+                    windows(length, &always, step_from - longest, step_to).collect::<Vec<_>>()
                 })
                 .filter(|window| step_from < window.end)
                 .collect();
             rows.extend(history::windows(&self.ctx.postgres, &rest, &windows, list.zone).await?);
-            span = min(span.saturating_mul(2), longest);
+            span = min(span.saturating_mul(2), widest);
         }
         Ok(rows)
     }
@@ -222,10 +234,7 @@ impl History {
             return Ok(Vec::new());
         };
         // Each meter has at least this many rows, so a list that is far too long is refused without reading it.
-        let longest = match length {
-            ResetPeriod::Hourly => Duration::hours(1),
-            _ => LONG_DAY,
-        };
+        let (_, longest) = lengths(length);
         let least = (to - list.from).num_hours() / longest.num_hours();
         let most = FILLED_MAX / usize::try_from(least).unwrap_or(0).max(1);
         let counted = history::counted(&self.ctx.postgres, &list.filter(), most + 1).await?;
@@ -271,7 +280,18 @@ impl List {
     fn filter(&self) -> Filter<'_> {
         Filter {
             organizations: self.organizations.as_deref(),
-            meter: self.meter.as_ref(),
+            meters: self.meters.as_deref(),
         }
+    }
+}
+
+/// The usual length of a calendar's windows, and one that none exceeds, whatever clocks and zones do.
+fn lengths(length: ResetPeriod) -> (Duration, Duration) {
+    match length {
+        ResetPeriod::Hourly => (Duration::hours(1), Duration::hours(2)),
+        ResetPeriod::Daily => (Duration::days(1), Duration::days(2)),
+        ResetPeriod::Weekly => (Duration::weeks(1), Duration::days(8)),
+        ResetPeriod::Monthly => (Duration::days(30), Duration::days(32)),
+        ResetPeriod::Yearly => (Duration::days(365), Duration::days(367)),
     }
 }

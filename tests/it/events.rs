@@ -43,6 +43,8 @@ async fn a_change_of_the_effective_limits_is_one_event_and_any_other_change_is_n
     assert!(event["id"].as_str().unwrap().starts_with("evt_"));
     let limit =
         json!({"limit": 10, "enforcement": "hard", "warnAt": [80, 100], "source": "organization"});
+    let previous =
+        json!({"limit": 1000, "enforcement": "hard", "warnAt": [80, 100], "source": "default"});
     assert_eq!(
         (
             &page["data"].as_array().unwrap().len(),
@@ -54,7 +56,7 @@ async fn a_change_of_the_effective_limits_is_one_event_and_any_other_change_is_n
             &1,
             &json!("limits.updated"),
             &json!("2031-03-15T12:00:00Z"),
-            &json!({"organizationId": "org_1", "limits": {"api": limit}})
+            &json!({"organizationId": "org_1", "limits": {"api": limit}, "previousLimits": {"api": previous}})
         )
     );
 }

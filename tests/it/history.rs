@@ -155,6 +155,7 @@ async fn a_row_has_usage_refunds_and_refusals_separately() {
           "refunded": 0,
           "resetType": null,
           "start": "2031-03-15T12:00:00Z",
+          "total": null,
           "used": 900
         },
         {
@@ -169,9 +170,11 @@ async fn a_row_has_usage_refunds_and_refusals_separately() {
           "refunded": 300,
           "resetType": null,
           "start": "2031-03-15T13:00:00Z",
+          "total": null,
           "used": -300
         }
       ],
+      "firstUse": "2031-03-15T12:00:00Z",
       "nextCursor": null
     }
     "#);
@@ -192,6 +195,7 @@ async fn a_row_has_usage_refunds_and_refusals_separately() {
           "refunded": 300,
           "resetType": null,
           "start": "2031-03-01T00:00:00Z",
+          "total": null,
           "used": 600
         }
       ],
@@ -533,7 +537,7 @@ async fn csv_and_ndjson_have_the_same_rows_as_json() {
     let csv = accepting(&service, empty, "text/csv, application/json;q=0.5").await;
     assert_eq!(
         csv.text,
-        "meter,start,end,used,refunded,adjusted,denied,limit,planId,resetType,open,final\r\n"
+        "meter,start,end,used,total,refunded,adjusted,denied,limit,planId,resetType,open,final\r\n"
     );
     assert_eq!(
         accepting(&service, empty, "application/x-ndjson")
@@ -654,12 +658,12 @@ async fn an_invalid_parameter_is_refused_by_name() {
             .all(|c| c.is_ascii_alphanumeric() || b"-_".contains(&c))
     );
     let cases = [
-        ("granularity=week", "/granularity"),
+        ("granularity=decade", "/granularity"),
         ("granularity=day&granularity=hour", "/granularity"),
         ("order=up", "/order"),
         ("fill=null", "/fill"),
         ("granularity=period&fill=zero", "/fill"),
-        ("meter=API", "/meter"),
+        ("meter=API", "/meter/0"),
         ("from=yesterday", "/from"),
         ("to=2031-02-30T00:00:00Z", "/to"),
         ("to=%2B12031-02-01T00:00:00Z", "/to"),

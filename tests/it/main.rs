@@ -38,6 +38,7 @@ mod gc;
 mod headers;
 mod healthcheck;
 mod history;
+mod history_columns;
 mod idempotency;
 mod interrupted_changes;
 mod keys;

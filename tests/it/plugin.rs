@@ -279,7 +279,7 @@ async fn a_wrong_field_is_named_and_changes_nothing() {
         ),
         ("get-usage-history?organizationId=org_1&limit=x", "/limit"),
         (
-            "get-usage-history?organizationId=org_1&granularity=week",
+            "get-usage-history?organizationId=org_1&granularity=decade",
             "/granularity",
         ),
         ("get-usage-history?organizationId=org_1&from=x", "/from"),

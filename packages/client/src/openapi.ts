@@ -216,8 +216,8 @@ export interface paths {
         };
         /**
          * Get an organization's history
-         * @description Rows by hour, day or period; `Accept: text/csv` or `application/x-ndjson` streams the whole range.
-         *     Hours follow the wall clock of the organization's time zone, so hours add up to days and periods.
+         * @description Rows by hour, day, week, month or period; `Accept: text/csv` or `application/x-ndjson` streams the whole range.
+         *     Hours follow the wall clock of the organization's time zone, so hours add up to days, and days to weeks and months.
          *     A row belongs to the range in which it starts. History lags the counters by at most one flush interval.
          *
          *     Needs a key with the scope `read`, or a JWT of the organization.
@@ -947,7 +947,7 @@ export interface paths {
         };
         /**
          * Get the past usage of an organization
-         * @description Periods of the meter `api` that have ended or were reset, newest first; with `granularity` hours or days, including the
+         * @description Periods of the meter `api` that have ended or were reset, newest first; with `granularity` calendar intervals, including the
          *     running one.
          *
          *     Needs a key with the scope `read`, or a JWT of the organization.
@@ -1608,7 +1608,7 @@ export interface components {
              * @description Always the `organizationId`, and by type
              *     `meter`, `threshold`, `current`, `limit`, `periodStart` and `resetDate` of `usage.warning` and
              *     `usage.limit_exceeded`; `meter`, `resetType`, `previousCount`, `periodStart` and `resetDate` of `usage.reset`;
-             *     `limits` by meter of `limits.updated`.
+             *     `limits` and `previousLimits` by meter of `limits.updated`.
              */
             data: Record<string, unknown>;
         };
@@ -1697,14 +1697,26 @@ export interface components {
         FullestMeter: components["schemas"]["Meter"] & {
             meter: components["schemas"]["MeterId"];
         };
+        /** @description A page of history. */
+        HistoryPage: {
+            data: components["schemas"]["HistoryRow"][];
+            /** @description Null on the last page. */
+            nextCursor: string | null;
+            /**
+             * Format: date-time
+             * @description When the organization first used one of the meters: the start of that slot, which lasts at most an hour, or of the
+             *     period if its slots are no longer stored; null before. Absent in the history of several organizations.
+             */
+            firstUse?: string | null;
+        };
         /**
-         * @description The usage of one meter in one hour, day or period. CSV has the same columns in this order.
+         * @description The usage of one meter in one hour, day, week, month or period. CSV has the same columns in this order.
          * @example {
          *       "adjusted": 0,
          *       "denied": 1,
          *       "end": "2026-11-23T00:00:00Z",
          *       "final": false,
-         *       "limit": null,
+         *       "limit": 1000,
          *       "meter": "api",
          *       "open": false,
          *       "organizationId": "org_123",
@@ -1712,6 +1724,7 @@ export interface components {
          *       "refunded": 2,
          *       "resetType": null,
          *       "start": "2026-11-22T00:00:00Z",
+         *       "total": 40,
          *       "used": 40
          *     }
          */
@@ -1730,6 +1743,12 @@ export interface components {
              * @description Units after refunds and adjustments; negative in an hour or day with more refunded than counted.
              */
             used: number;
+            /**
+             * Format: int64
+             * @description Only with `totals=true`, else null: units of the period in which the row ends, up to the row's end; 0 if that period has
+             *     no count.
+             */
+            total: number | null;
             /**
              * Format: int64
              * @description Units refunded; `used + refunded - adjusted` is the gross.
@@ -1752,33 +1771,6 @@ export interface components {
             open: boolean;
             /** @description Whether late events can no longer change it. */
             final: boolean;
-        };
-        /**
-         * @example {
-         *       "data": [
-         *         {
-         *           "adjusted": 0,
-         *           "denied": 1,
-         *           "end": "2026-11-23T00:00:00Z",
-         *           "final": false,
-         *           "limit": null,
-         *           "meter": "api",
-         *           "open": false,
-         *           "organizationId": "org_123",
-         *           "planId": null,
-         *           "refunded": 2,
-         *           "resetType": null,
-         *           "start": "2026-11-22T00:00:00Z",
-         *           "used": 40
-         *         }
-         *       ],
-         *       "nextCursor": null
-         *     }
-         */
-        HistoryRowList: {
-            data: components["schemas"]["HistoryRow"][];
-            /** @description Null on the last page. */
-            nextCursor: null | string;
         };
         /**
          * @description The key under which a response is stored, so that retries count nothing.
@@ -4198,20 +4190,27 @@ export interface operations {
     getOrganizationHistory: {
         parameters: {
             query?: {
-                /** @description Only this meter. */
-                meter?: components["schemas"]["MeterId"];
+                /** @description Only these meters, at most 100; repeat the parameter. */
+                meter?: components["schemas"]["MeterId"][];
                 /** @description How much time a row covers; `day` by default. */
-                granularity?: "hour" | "day" | "period";
-                /** @description Rows that start at this instant or later. Without it, the range is the last 24 hours, 31 days, or all periods. */
+                granularity?: "hour" | "day" | "week" | "month" | "period";
+                /**
+                 * @description Rows that start at this instant or later. Without it, the range is the last 24 hours, 31 days, 12 weeks, 365 days
+                 *     for months, or all periods.
+                 */
                 from?: string;
                 /** @description Rows that start before this instant. */
                 to?: string;
-                /** @description Adds rows of zeros where nothing was counted, up to 50,000; hours and days only. */
+                /** @description Adds rows of zeros where nothing was counted, up to 50,000; not for periods. */
                 fill?: "zero";
+                /** @description Tells the `limit` of rows that are not periods, too. */
+                limits?: boolean;
+                /** @description Tells the running `total` of each row. */
+                totals?: boolean;
                 /** @description By start, then organization, then meter; `asc` by default. */
                 order?: "asc" | "desc";
                 /**
-                 * @description Days of this time zone (IANA name) instead of the organization's.
+                 * @description Days, weeks and months of this time zone (IANA name) instead of the organization's.
                  * @example Europe/Berlin
                  */
                 timeZone?: string;
@@ -4236,13 +4235,13 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["HistoryRowList"];
+                    "application/json": components["schemas"]["HistoryPage"];
                     /**
-                     * @example meter,start,end,used,refunded,denied,limit,open,final
-                     *     api,2026-11-22T00:00:00Z,2026-11-23T00:00:00Z,40,2,1,,false,false
+                     * @example meter,start,end,used,total,refunded,adjusted,denied,limit,planId,resetType,open,final
+                     *     api,2026-11-22T00:00:00Z,2026-11-23T00:00:00Z,40,,2,0,1,,,,false,false
                      */
                     "text/csv": string;
-                    /** @example {"meter":"api","start":"2026-11-22T00:00:00Z","end":"2026-11-23T00:00:00Z","used":40,"refunded":2,"denied":1,"limit":null,"open":false,"final":false} */
+                    /** @example {"meter":"api","start":"2026-11-22T00:00:00Z","end":"2026-11-23T00:00:00Z","used":40,"total":null,"refunded":2,"adjusted":0,"denied":1,"limit":null,"planId":null,"resetType":null,"open":false,"final":false} */
                     "application/x-ndjson": string;
                 };
             };
@@ -4259,20 +4258,27 @@ export interface operations {
             query?: {
                 /** @description Only these organizations, at most 100; repeat the parameter. */
                 organizationId?: components["schemas"]["OrganizationId"][];
-                /** @description Only this meter. */
-                meter?: components["schemas"]["MeterId"];
+                /** @description Only these meters, at most 100; repeat the parameter. */
+                meter?: components["schemas"]["MeterId"][];
                 /** @description How much time a row covers; `day` by default. */
-                granularity?: "hour" | "day" | "period";
-                /** @description Rows that start at this instant or later. Without it, the range is the last 24 hours, 31 days, or all periods. */
+                granularity?: "hour" | "day" | "week" | "month" | "period";
+                /**
+                 * @description Rows that start at this instant or later. Without it, the range is the last 24 hours, 31 days, 12 weeks, 365 days
+                 *     for months, or all periods.
+                 */
                 from?: string;
                 /** @description Rows that start before this instant. */
                 to?: string;
-                /** @description Adds rows of zeros where nothing was counted, up to 50,000; hours and days only. */
+                /** @description Adds rows of zeros where nothing was counted, up to 50,000; not for periods. */
                 fill?: "zero";
+                /** @description Tells the `limit` of rows that are not periods, too. */
+                limits?: boolean;
+                /** @description Tells the running `total` of each row. */
+                totals?: boolean;
                 /** @description By start, then organization, then meter; `asc` by default. */
                 order?: "asc" | "desc";
                 /**
-                 * @description Days of this time zone (IANA name) instead of the organization's.
+                 * @description Days, weeks and months of this time zone (IANA name) instead of the organization's.
                  * @example Europe/Berlin
                  */
                 timeZone?: string;
@@ -4294,13 +4300,13 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["HistoryRowList"];
+                    "application/json": components["schemas"]["HistoryPage"];
                     /**
-                     * @example meter,start,end,used,refunded,denied,limit,open,final
-                     *     api,2026-11-22T00:00:00Z,2026-11-23T00:00:00Z,40,2,1,,false,false
+                     * @example organizationId,meter,start,end,used,total,refunded,adjusted,denied,limit,planId,resetType,open,final
+                     *     org_123,api,2026-11-22T00:00:00Z,2026-11-23T00:00:00Z,40,,2,0,1,,,,false,false
                      */
                     "text/csv": string;
-                    /** @example {"meter":"api","start":"2026-11-22T00:00:00Z","end":"2026-11-23T00:00:00Z","used":40,"refunded":2,"denied":1,"limit":null,"open":false,"final":false} */
+                    /** @example {"organizationId":"org_123","meter":"api","start":"2026-11-22T00:00:00Z","end":"2026-11-23T00:00:00Z","used":40,"total":null,"refunded":2,"adjusted":0,"denied":1,"limit":null,"planId":null,"resetType":null,"open":false,"final":false} */
                     "application/x-ndjson": string;
                 };
             };
@@ -5971,7 +5977,7 @@ export interface operations {
                 /** @description The maximum number of entries. */
                 limit?: number;
                 /** @description How much time an entry covers; `period` by default. */
-                granularity?: "hour" | "day" | "period";
+                granularity?: "hour" | "day" | "week" | "month" | "period";
                 /** @description Entries that start at this instant or later. Without it, the last 24 hours, 31 days, or all periods. */
                 from?: string;
                 /** @description Entries that start before this instant. */

@@ -1,4 +1,4 @@
-//! Usage history: rows by hour, day and period, their order, and cursors.
+//! Usage history: rows by hour, day, week, month and period, their order, and cursors.
 //!
 //! A row belongs entirely to the range in which it starts, so adjacent ranges neither share nor lose a row. Rows are
 //! sorted by [`Position`]: start, organization, meter. A [`Cursor`] names the last row of a page, not an offset, so new
@@ -31,6 +31,10 @@ pub enum Granularity {
     Hour,
     /// A calendar day, of the organization's time zone or another one.
     Day,
+    /// A calendar week, from Monday on.
+    Week,
+    /// A calendar month.
+    Month,
     /// A period, to which a limit applies.
     Period,
 }
@@ -52,6 +56,8 @@ impl Granularity {
         match self {
             Self::Hour => Some(ResetPeriod::Hourly),
             Self::Day => Some(ResetPeriod::Daily),
+            Self::Week => Some(ResetPeriod::Weekly),
+            Self::Month => Some(ResetPeriod::Monthly),
             Self::Period => None,
         }
     }
@@ -98,17 +104,19 @@ pub struct Row {
     pub end: Option<DateTime<Utc>>,
     /// Units counted, net of refunds and adjustments; negative for an hour or a day with more refunds than usage.
     pub used: i64,
+    /// Units that the period had when the interval ended; none unless asked for.
+    pub total: Option<i64>,
     /// Units refunded; `used + refunded - adjusted` is the gross usage.
     pub refunded: u64,
     /// The sum of adjustments.
     pub adjusted: i64,
     /// Calls denied.
     pub denied: u64,
-    /// The limit of the period; none for hours and days.
+    /// The limit when the interval ended; none if unlimited and, other than for periods, unless asked for.
     pub limit: Option<Count>,
-    /// The plan of the organization in the period; none for hours and days.
+    /// The plan of the organization in the period; none for calendar intervals.
     pub plan: Option<PlanId>,
-    /// What ended the period; none for hours, days and open periods.
+    /// What ended the period; none for calendar intervals and open periods.
     pub reset_type: Option<ResetMode>,
     /// Whether a reset closed the period, which excludes late events.
     pub closed: bool,
@@ -121,6 +129,7 @@ impl Row {
             position,
             end: Some(end),
             used: 0,
+            total: None,
             refunded: 0,
             adjusted: 0,
             denied: 0,
@@ -154,7 +163,7 @@ pub struct Window {
     pub end: DateTime<Utc>,
 }
 
-/// The windows of a length that start in `[from, to)`, in order: hours or days of the zone effective then, cut where
+/// The windows of a length that start in `[from, to)`, in order: of the calendar of the zone effective then, cut where
 /// the zone changed.
 pub fn windows(
     length: ResetPeriod,

@@ -58,7 +58,7 @@ pub(in crate::http) struct Event {
     /// Always the `organizationId`, and by type
     /// `meter`, `threshold`, `current`, `limit`, `periodStart` and `resetDate` of `usage.warning` and
     /// `usage.limit_exceeded`; `meter`, `resetType`, `previousCount`, `periodStart` and `resetDate` of `usage.reset`;
-    /// `limits` by meter of `limits.updated`.
+    /// `limits` and `previousLimits` by meter of `limits.updated`.
     #[schema(value_type = Object)]
     data: Box<RawValue>,
 }

@@ -27,8 +27,8 @@ const ORGANIZATIONS_MAX: usize = 100;
 
 /// Get an organization's history
 ///
-/// Rows by hour, day or period; `Accept: text/csv` or `application/x-ndjson` streams the whole range.
-/// Hours follow the wall clock of the organization's time zone, so hours add up to days and periods.
+/// Rows by hour, day, week, month or period; `Accept: text/csv` or `application/x-ndjson` streams the whole range.
+/// Hours follow the wall clock of the organization's time zone, so hours add up to days, and days to weeks and months.
 /// A row belongs to the range in which it starts. History lags the counters by at most one flush interval.
 #[utoipa::path(
     get,
@@ -42,11 +42,12 @@ const ORGANIZATIONS_MAX: usize = 100;
          description = "A page of rows, or all rows as CSV or newline-delimited JSON with the same columns.",
          content(
             (HistoryPage = "application/json"),
-            (String = "text/csv", example = "meter,start,end,used,refunded,denied,limit,open,final\r\n\
-                api,2026-11-22T00:00:00Z,2026-11-23T00:00:00Z,40,2,1,,false,false\r\n"),
+            (String = "text/csv", example = "meter,start,end,used,total,refunded,adjusted,denied,limit,\
+                planId,resetType,open,final\r\n\
+                api,2026-11-22T00:00:00Z,2026-11-23T00:00:00Z,40,,2,0,1,,,,false,false\r\n"),
             (String = "application/x-ndjson", example = "{\"meter\":\"api\",\"start\":\"2026-11-22T00:00:00Z\",\
-                \"end\":\"2026-11-23T00:00:00Z\",\"used\":40,\"refunded\":2,\"denied\":1,\"limit\":null,\
-                \"open\":false,\"final\":false}\n"),
+                \"end\":\"2026-11-23T00:00:00Z\",\"used\":40,\"total\":null,\"refunded\":2,\"adjusted\":0,\"denied\":1,\
+                \"limit\":null,\"planId\":null,\"resetType\":null,\"open\":false,\"final\":false}\n"),
         )),
         NeedsCounterStore,
     )
@@ -85,11 +86,12 @@ pub(in crate::http) async fn of_organization(
          description = "A page of rows, or all rows as CSV or newline-delimited JSON with the same columns.",
          content(
             (HistoryPage = "application/json"),
-            (String = "text/csv", example = "meter,start,end,used,refunded,denied,limit,open,final\r\n\
-                api,2026-11-22T00:00:00Z,2026-11-23T00:00:00Z,40,2,1,,false,false\r\n"),
-            (String = "application/x-ndjson", example = "{\"meter\":\"api\",\"start\":\"2026-11-22T00:00:00Z\",\
-                \"end\":\"2026-11-23T00:00:00Z\",\"used\":40,\"refunded\":2,\"denied\":1,\"limit\":null,\
-                \"open\":false,\"final\":false}\n"),
+            (String = "text/csv", example = "organizationId,meter,start,end,used,total,refunded,adjusted,denied,limit,\
+                planId,resetType,open,final\r\n\
+                org_123,api,2026-11-22T00:00:00Z,2026-11-23T00:00:00Z,40,,2,0,1,,,,false,false\r\n"),
+            (String = "application/x-ndjson", example = "{\"organizationId\":\"org_123\",\"meter\":\"api\",\"start\":\"2026-11-22T00:00:00Z\",\
+                \"end\":\"2026-11-23T00:00:00Z\",\"used\":40,\"total\":null,\"refunded\":2,\"adjusted\":0,\"denied\":1,\
+                \"limit\":null,\"planId\":null,\"resetType\":null,\"open\":false,\"final\":false}\n"),
         )),
     )
 )]
@@ -106,6 +108,8 @@ pub(in crate::http) async fn of_all(
         from,
         to,
         fill,
+        limits,
+        totals,
         order,
         time_zone,
         page_size,
@@ -134,6 +138,8 @@ pub(in crate::http) async fn of_all(
         from,
         to,
         fill,
+        limits,
+        totals,
         order,
         time_zone,
         page_size,

@@ -18,24 +18,33 @@ use crate::http::list::PageSize;
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(in crate::http) struct OfOrganization {
-    /// Only this meter.
-    pub(super) meter: Option<MeterId>,
+    /// Only these meters, at most 100; repeat the parameter.
+    #[serde(default)]
+    #[param(required = false, max_items = 100)]
+    pub(super) meter: Vec<MeterId>,
     /// How much time a row covers; `day` by default.
     #[param(inline)]
     pub(super) granularity: Option<Granularity>,
-    /// Rows that start at this instant or later. Without it, the range is the last 24 hours, 31 days, or all periods.
+    /// Rows that start at this instant or later. Without it, the range is the last 24 hours, 31 days, 12 weeks, 365 days
+    /// for months, or all periods.
     #[serde(default, deserialize_with = "instant")]
     pub(super) from: Option<DateTime<Utc>>,
     /// Rows that start before this instant.
     #[serde(default, deserialize_with = "instant")]
     pub(super) to: Option<DateTime<Utc>>,
-    /// Adds rows of zeros where nothing was counted, up to 50,000; hours and days only.
+    /// Adds rows of zeros where nothing was counted, up to 50,000; not for periods.
     #[param(inline)]
     pub(super) fill: Option<Fill>,
+    /// Tells the `limit` of rows that are not periods, too.
+    #[serde(default)]
+    pub(super) limits: bool,
+    /// Tells the running `total` of each row.
+    #[serde(default)]
+    pub(super) totals: bool,
     /// By start, then organization, then meter; `asc` by default.
     #[param(inline)]
     pub(super) order: Option<Order>,
-    /// Days of this time zone (IANA name) instead of the organization's.
+    /// Days, weeks and months of this time zone (IANA name) instead of the organization's.
     #[serde(default, deserialize_with = "nullable::<Zone, _, _>")]
     #[param(value_type = Option<String>, example = "Europe/Berlin")]
     pub(super) time_zone: Option<Tz>,
@@ -57,24 +66,33 @@ pub(in crate::http) struct OfAll {
     #[serde(default)]
     #[param(value_type = Vec<OrganizationId>, required = false, max_items = 100)]
     pub(super) organization_id: Vec<OrganizationParam>,
-    /// Only this meter.
-    pub(super) meter: Option<MeterId>,
+    /// Only these meters, at most 100; repeat the parameter.
+    #[serde(default)]
+    #[param(required = false, max_items = 100)]
+    pub(super) meter: Vec<MeterId>,
     /// How much time a row covers; `day` by default.
     #[param(inline)]
     pub(super) granularity: Option<Granularity>,
-    /// Rows that start at this instant or later. Without it, the range is the last 24 hours, 31 days, or all periods.
+    /// Rows that start at this instant or later. Without it, the range is the last 24 hours, 31 days, 12 weeks, 365 days
+    /// for months, or all periods.
     #[serde(default, deserialize_with = "instant")]
     pub(super) from: Option<DateTime<Utc>>,
     /// Rows that start before this instant.
     #[serde(default, deserialize_with = "instant")]
     pub(super) to: Option<DateTime<Utc>>,
-    /// Adds rows of zeros where nothing was counted, up to 50,000; hours and days only.
+    /// Adds rows of zeros where nothing was counted, up to 50,000; not for periods.
     #[param(inline)]
     pub(super) fill: Option<Fill>,
+    /// Tells the `limit` of rows that are not periods, too.
+    #[serde(default)]
+    pub(super) limits: bool,
+    /// Tells the running `total` of each row.
+    #[serde(default)]
+    pub(super) totals: bool,
     /// By start, then organization, then meter; `asc` by default.
     #[param(inline)]
     pub(super) order: Option<Order>,
-    /// Days of this time zone (IANA name) instead of the organization's.
+    /// Days, weeks and months of this time zone (IANA name) instead of the organization's.
     #[serde(default, deserialize_with = "nullable::<Zone, _, _>")]
     #[param(value_type = Option<String>, example = "Europe/Berlin")]
     pub(super) time_zone: Option<Tz>,

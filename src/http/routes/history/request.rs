@@ -8,6 +8,8 @@ use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
+use serde::Serialize;
+use utoipa::ToSchema;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::query::OfOrganization;
@@ -15,15 +17,30 @@ use super::rows::{Format, HistoryRow, row};
 use crate::domain::history::{Cursor, Granularity, Position};
 use crate::domain::ids::{MeterId, OrganizationId};
 use crate::http::failures::caused;
-use crate::http::list::List;
 use crate::http::problem::Error;
 use crate::http::state::State;
 use crate::usage::history::{self, Entry};
 
 /// Rows of a stream that one query reads.
-const STREAM_PAGE: usize = 1000;
+const STREAM_PAGE: usize = 10_000;
 
-pub(super) type HistoryPage = List<HistoryRow>;
+/// The most meters in one call.
+const METERS_MAX: usize = 100;
+
+/// A page of history.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct HistoryPage {
+    data: Vec<HistoryRow>,
+    /// Null on the last page.
+    #[schema(required)]
+    next_cursor: Option<String>,
+    /// When the organization first used one of the meters: the start of that slot, which lasts at most an hour, or of the
+    /// period if its slots are no longer stored; null before. Absent in the history of several organizations.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = true)]
+    first_use: Option<Option<DateTime<Utc>>>,
+}
 
 /// A valid request.
 pub(super) struct Request {
@@ -47,6 +64,7 @@ impl Request {
         let granularity = query.granularity.unwrap_or(Granularity::Day);
         let fingerprint = fingerprint(organizations.as_deref(), &query, granularity);
         check(&query, granularity, format)?;
+        let meters = (!query.meter.is_empty()).then_some(query.meter);
         let (from, to, after) = match query.cursor {
             Some(cursor) if cursor.list == fingerprint => {
                 (cursor.from, cursor.to, Some(cursor.last))
@@ -65,11 +83,13 @@ impl Request {
         Ok(Self {
             list: history::List {
                 organizations,
-                meter: query.meter,
+                meters,
                 granularity,
                 from,
                 to,
                 fill: query.fill.is_some(),
+                limits: query.limits,
+                totals: query.totals,
                 order: query.order.unwrap_or_default(),
                 zone: query.time_zone,
             },
@@ -111,10 +131,19 @@ impl Request {
             to: self.list.to,
             last: last.row.position.clone(),
         });
-        let rows = entries
-            .into_iter()
-            .map(|entry| row(entry, name_organization));
-        let page: HistoryPage = List::new(rows, next_cursor.map(|cursor| cursor.to_string()));
+        let first_use = if name_organization {
+            None
+        } else {
+            Some(state.history.first_use(&self.list).await?)
+        };
+        let page = HistoryPage {
+            data: entries
+                .into_iter()
+                .map(|entry| row(entry, name_organization))
+                .collect(),
+            next_cursor: next_cursor.map(|cursor| cursor.to_string()),
+            first_use,
+        };
         Ok(Json(page).into_response())
     }
 
@@ -176,16 +205,25 @@ pub(in crate::http::routes) fn check_range(
 /// Refuses parameters that contradict each other.
 fn check(query: &OfOrganization, granularity: Granularity, format: Format) -> Result<(), Error> {
     check_range(query.from, query.to)?;
-    if query.time_zone.is_some() && granularity != Granularity::Day {
+    if query.meter.len() > METERS_MAX {
+        let given = query.meter.len();
+        return Err(invalid(
+            "meter",
+            format!(
+                "must be given at most {METERS_MAX} times, or be left out for all meters; got {given}"
+            ),
+        ));
+    }
+    if query.time_zone.is_some() && matches!(granularity, Granularity::Hour | Granularity::Period) {
         return Err(invalid(
             "timeZone",
-            "applies to granularity=day only; leave it out otherwise",
+            "applies to granularity=day, week and month only; leave it out otherwise",
         ));
     }
     if query.fill.is_some() && granularity == Granularity::Period {
         return Err(invalid(
             "fill",
-            "applies to granularity=hour and day only; leave it out otherwise",
+            "applies to granularity=hour, day, week and month only; leave it out otherwise",
         ));
     }
     if format != Format::Json {
@@ -225,12 +263,14 @@ fn fingerprint(
         .collect();
     let instant = |instant: Option<DateTime<Utc>>| instant.map(|it| it.timestamp_millis());
     let zone = query.time_zone.map(Tz::name);
+    let meters: Vec<&str> = query.meter.iter().map(MeterId::as_str).collect();
     let text = format!(
-        "{organizations:?} {:?} {granularity:?} {:?} {:?} {:?} {:?} {zone:?}",
-        query.meter.as_ref().map(MeterId::as_str),
+        "{organizations:?} {meters:?} {granularity:?} {:?} {:?} {:?} {:?} {:?} {:?} {zone:?}",
         instant(query.from),
         instant(query.to),
         query.fill,
+        query.limits,
+        query.totals,
         query.order.unwrap_or_default(),
     );
     xxh3_64(text.as_bytes())

@@ -11,12 +11,12 @@ use crate::domain::period::ResetMode;
 use crate::domain::quantity::Count;
 use crate::usage::history::Entry;
 
-/// The usage of one meter in one hour, day or period. CSV has the same columns in this order.
+/// The usage of one meter in one hour, day, week, month or period. CSV has the same columns in this order.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(example = json!({
     "organizationId": "org_123", "meter": "api", "start": "2026-11-22T00:00:00Z", "end": "2026-11-23T00:00:00Z",
-    "used": 40, "refunded": 2, "adjusted": 0, "denied": 1, "limit": null, "planId": null, "resetType": null, "open": false,
+    "used": 40, "total": 40, "refunded": 2, "adjusted": 0, "denied": 1, "limit": 1000, "planId": null, "resetType": null, "open": false,
     "final": false
 }))]
 pub(in crate::http) struct HistoryRow {
@@ -30,19 +30,24 @@ pub(in crate::http) struct HistoryRow {
     end: Option<DateTime<Utc>>,
     /// Units after refunds and adjustments; negative in an hour or day with more refunded than counted.
     used: i64,
+    /// Only with `totals=true`, else null: units of the period in which the row ends, up to the row's end; 0 if that period has
+    /// no count.
+    #[schema(required)]
+    total: Option<i64>,
     /// Units refunded; `used + refunded - adjusted` is the gross.
     refunded: u64,
     /// The sum of adjustments contained in `used`.
     adjusted: i64,
     /// Calls refused.
     denied: u64,
-    /// The limit of the period; null for hours and days, and if unlimited.
+    /// The limit at the end of the row, or now if it is open; null if unlimited or unknown, and without `limits=true`, unless the
+    /// row is a period.
     #[schema(required)]
     limit: Option<Count>,
-    /// The plan of the organization at that time; null for hours and days.
+    /// The plan of the organization at that time; null unless the row is a period.
     #[schema(required)]
     plan_id: Option<PlanId>,
-    /// What ended the period; null for hours and days, and while it runs.
+    /// What ended the period; null while it runs, and unless the row is a period.
     #[schema(required)]
     reset_type: Option<ResetMode>,
     /// Whether the interval has not ended.
@@ -51,12 +56,13 @@ pub(in crate::http) struct HistoryRow {
     r#final: bool,
 }
 
-const COLUMNS: [&str; 13] = [
+const COLUMNS: [&str; 14] = [
     "organizationId",
     "meter",
     "start",
     "end",
     "used",
+    "total",
     "refunded",
     "adjusted",
     "denied",
@@ -76,6 +82,7 @@ pub(super) fn row(entry: Entry, name_organization: bool) -> HistoryRow {
         start: row.position.start,
         end: row.end,
         used: row.used,
+        total: row.total,
         refunded: row.refunded,
         adjusted: row.adjusted,
         denied: row.denied,

@@ -90,7 +90,7 @@ pub(in crate::http) async fn get_usage(
 
 /// Get the past usage of an organization
 ///
-/// Periods of the meter `api` that have ended or were reset, newest first; with `granularity` hours or days, including the
+/// Periods of the meter `api` that have ended or were reset, newest first; with `granularity` calendar intervals, including the
 /// running one.
 #[utoipa::path(
     get,
@@ -113,11 +113,13 @@ pub(in crate::http) async fn get_usage_history(
     let (from, to) = state.history.range(granularity, query.from, query.to);
     let list = List {
         organizations: Some(vec![organization]),
-        meter: Some(MeterId::default()),
+        meters: Some(vec![MeterId::default()]),
         granularity,
         from,
         to,
         fill: false,
+        limits: false,
+        totals: false,
         order: Order::Desc,
         zone: None,
     };
@@ -137,6 +139,8 @@ fn past(entry: Entry, granularity: Granularity) -> Option<PluginEntry> {
     let (kind, date) = match granularity {
         Granularity::Period if entry.open && !entry.row.closed => return None,
         Granularity::Period => ("", entry.row.end?),
+        Granularity::Month => ("month:", position.start),
+        Granularity::Week => ("week:", position.start),
         Granularity::Day => ("day:", position.start),
         Granularity::Hour => ("hour:", position.start),
     };
