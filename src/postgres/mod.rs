@@ -31,6 +31,7 @@ mod types;
 pub mod usage;
 pub mod verification;
 pub mod webhooks;
+pub mod zoned_history;
 
 pub use audit::Actor;
 pub use error::Error;

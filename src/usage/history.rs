@@ -18,7 +18,8 @@ use crate::domain::period::ResetPeriod;
 use crate::domain::schedule::ZoneSpan;
 use crate::policies::Policies;
 use crate::postgres::events::{self, Recorded};
-use crate::postgres::history::{self, Counted, Filter, Page};
+use crate::postgres::history::{self, Filter, Page};
+use crate::postgres::zoned_history::{self, Counted};
 use crate::postgres::{past_limits, running_totals};
 
 /// The most windows, of all zones together, that one statement aggregates.
@@ -157,7 +158,7 @@ impl History {
     }
 
     /// Aggregates slots to windows, in steps: few windows at first if all organizations are queried, because one
-    /// day of a large service fills a page, and twice as many in each further step.
+    /// day of a large service fills a page, and up to twice as many in each further step.
     async fn windows(
         &self,
         list: &List,
@@ -171,7 +172,7 @@ impl History {
         };
         let zones = match list.zone {
             Some(zone) => vec![zone],
-            None => history::zones(&self.ctx.postgres).await?,
+            None => zoned_history::zones(&self.ctx.postgres).await?,
         };
         let (unit, longest) = lengths(length);
         // No rows exist before the window of the first slot, nor after the last slot.
@@ -207,19 +208,43 @@ impl History {
                 count: page.count - rows.len(),
                 ..*page
             };
-            // A window that begins before the step may be cut within it, where another zone takes over.
-            let windows: Vec<Window> = zones
-                .iter()
-                .flat_map(|zone| {
-                    let always = [ZoneSpan::always(*zone)];
-                    windows(length, &always, step_from - longest, step_to).collect::<Vec<_>>()
-                })
-                .filter(|window| step_from < window.end)
-                .collect();
-            rows.extend(history::windows(&self.ctx.postgres, &rest, &windows, list.zone).await?);
-            span = min(span.saturating_mul(2), widest);
+            let found = self.windows_between(length, &zones, &rest).await?;
+            // As many windows as have the rows that are still missing, if they have as many each; twice as many where few
+            // have any.
+            let missing = rest.count.saturating_sub(found.len());
+            let needed = match found.len() {
+                0 => usize::MAX,
+                rows => missing
+                    .saturating_mul(usize::try_from(span).unwrap_or(1))
+                    .div_ceil(rows),
+            };
+            span = bound(needed).min(span.saturating_mul(2)).min(widest);
+            rows.extend(found);
         }
         Ok(rows)
+    }
+
+    /// Aggregates slots to the windows of a page, which is short.
+    async fn windows_between(
+        &self,
+        length: ResetPeriod,
+        zones: &[Tz],
+        page: &Page<'_>,
+    ) -> Result<Vec<Row>, Error> {
+        let windows_of = |zone: &Tz, from| {
+            let always = [ZoneSpan::always(*zone)];
+            windows(length, &always, from, page.to).collect::<Vec<_>>()
+        };
+        if let [zone] = zones {
+            let windows = windows_of(zone, page.from);
+            return Ok(history::windows(&self.ctx.postgres, page, &windows).await?);
+        }
+        // A window that begins before the page may be cut within it, where another zone takes over.
+        let (_, longest) = lengths(length);
+        let all = zones.iter();
+        let all = all.flat_map(|zone| windows_of(zone, page.from - longest));
+        let cut: Vec<Window> = all.filter(|window| page.from < window.end).collect();
+        Ok(zoned_history::windows(&self.ctx.postgres, page, &cut).await?)
     }
 
     /// A zero row for every interval that has begun, and every meter that could have been counted in it.
@@ -237,7 +262,7 @@ impl History {
         let (_, longest) = lengths(length);
         let least = (to - list.from).num_hours() / longest.num_hours();
         let most = FILLED_MAX / usize::try_from(least).unwrap_or(0).max(1);
-        let counted = history::counted(&self.ctx.postgres, &list.filter(), most + 1).await?;
+        let counted = zoned_history::counted(&self.ctx.postgres, &list.filter(), most + 1).await?;
         if counted.len() > most {
             return Err(Error::TooManyRows);
         }

@@ -621,9 +621,9 @@ async fn a_stream_that_fails_half_way_is_aborted_and_not_mistaken_for_complete()
         .unwrap();
     sqlx::query(
         "insert into usage_history
-         select 'org_1', case n when 1500 then 'NO METER' else 'api' end, '2030-01-01Z'::timestamptz + n * interval '1 hour',
-                '2030-01-01Z'::timestamptz + (n + 1) * interval '1 hour', 1, 0, 0, null, 'hard', 1, 1, 1, now()
-         from generate_series(1, 2000) n",
+         select 'org_1', case n when 15000 then 'NO METER' else 'api' end, '2030-01-01Z'::timestamptz + n * interval '10 minutes',
+                '2030-01-01Z'::timestamptz + (n + 1) * interval '10 minutes', 1, 0, 0, null, 'hard', 1, 1, 1, now()
+         from generate_series(1, 20000) n",
     )
     .execute(&sql)
     .await

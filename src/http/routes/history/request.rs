@@ -147,8 +147,9 @@ impl Request {
         Ok(Json(page).into_response())
     }
 
-    /// Streams every row, a page at a time. The first page is read before the status is sent, so that its failure is a
-    /// problem; a later failure aborts the response, so that no client takes a part for the whole.
+    /// Streams every row, a page at a time, of which one is read while the one before is written. The first page is read
+    /// before the status is sent, so that its failure is a problem; a later failure aborts the response, so that no
+    /// client takes a part for the whole.
     async fn stream(self, state: State, name_organization: bool) -> Result<Response, Error> {
         let Self { list, format, .. } = self;
         let first = state.history.page(&list, None, STREAM_PAGE).await?;
@@ -172,16 +173,24 @@ impl Request {
                     }
                     _ => Rest::Nothing,
                 };
-                let rows: Vec<HistoryRow> = entries
-                    .into_iter()
-                    .map(|entry| row(entry, name_organization))
-                    .collect();
-                let text = format.rows(&rows).map_err(broken)?;
-                Ok(Some((Bytes::from(text), rest)))
+                Ok(Some((entries, rest)))
             }
         });
+        let write = move |entries: Vec<Entry>| {
+            let rows = entries
+                .into_iter()
+                .map(|entry| row(entry, name_organization));
+            format.rows(&rows.collect::<Vec<HistoryRow>>())
+        };
+        let texts = pages
+            .map_ok(move |entries| async move {
+                let written = tokio::task::spawn_blocking(move || write(entries)).await;
+                let text = written.map_err(|_| Error::panicked())?.map_err(broken)?;
+                Ok(Bytes::from(text))
+            })
+            .try_buffered(2);
         let body = stream::once(async move { Ok(Bytes::from(head)) })
-            .chain(pages)
+            .chain(texts)
             .map_err(|_| std::io::Error::other("the remaining rows could not be read"));
         let content_type = HeaderValue::from_static(format.content_type());
         Ok(([(CONTENT_TYPE, content_type)], Body::from_stream(body)).into_response())
