@@ -199,6 +199,7 @@ async fn a_row_has_usage_refunds_and_refusals_separately() {
           "used": 600
         }
       ],
+      "firstUse": null,
       "nextCursor": null
     }
     "#);

@@ -280,7 +280,7 @@ async fn history_tells_when_an_organization_first_used_its_meters() {
         json!("2031-04-10T10:15:00Z")
     );
     let all = service.http.get("/v1/history").await;
-    assert!(all.body.get("firstUse").is_none(), "{}", all.text);
+    assert_eq!(all.body["firstUse"], Value::Null, "{}", all.text);
     // Hours are deleted before their periods.
     sqlx::query("delete from usage_hourly")
         .execute(&world.postgres().await)
@@ -308,7 +308,7 @@ async fn rows(service: &Instance, organization: &str, query: &str) -> Vec<Value>
     answer.body["data"].as_array().unwrap().clone()
 }
 
-/// All rows of org_1, page by page.
+/// All rows of `org_1`, page by page.
 async fn every_page(service: &Instance, query: &str) -> Vec<Value> {
     let mut all = Vec::new();
     let mut cursor = String::new();

@@ -1705,9 +1705,9 @@ export interface components {
             /**
              * Format: date-time
              * @description When the organization first used one of the meters: the start of that slot, which lasts at most an hour, or of the
-             *     period if its slots are no longer stored; null before. Absent in the history of several organizations.
+             *     period if its slots are no longer stored; null before, and in the history of several organizations.
              */
-            firstUse?: string | null;
+            firstUse: string | null;
         };
         /**
          * @description The usage of one meter in one hour, day, week, month or period. CSV has the same columns in this order.

@@ -111,16 +111,15 @@ async fn put(
 ) -> Result<Answer, Failed> {
     let mut body = body(fields)?;
     let mut path = api_path(id.unwrap_or(fields.text("id")));
-    let condition = match id {
-        None => ("if-none-match", "*".to_owned()),
-        Some(_) => {
-            // The form does not show them.
-            let present: Plan = viewer.api.get(&path).await?;
-            if present.meters.is_object() {
-                body["meters"] = present.meters;
-            }
-            ("if-match", fields.version())
+    let condition = if id.is_none() {
+        ("if-none-match", "*".to_owned())
+    } else {
+        // The form does not show them.
+        let present: Plan = viewer.api.get(&path).await?;
+        if present.meters.is_object() {
+            body["meters"] = present.meters;
         }
+        ("if-match", fields.version())
     };
     if is_check {
         path.push_str("?dryRun=true");

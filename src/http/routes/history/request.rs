@@ -36,10 +36,9 @@ pub(super) struct HistoryPage {
     #[schema(required)]
     next_cursor: Option<String>,
     /// When the organization first used one of the meters: the start of that slot, which lasts at most an hour, or of the
-    /// period if its slots are no longer stored; null before. Absent in the history of several organizations.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = true)]
-    first_use: Option<Option<DateTime<Utc>>>,
+    /// period if its slots are no longer stored; null before, and in the history of several organizations.
+    #[schema(required)]
+    first_use: Option<DateTime<Utc>>,
 }
 
 /// A valid request.
@@ -134,7 +133,7 @@ impl Request {
         let first_use = if name_organization {
             None
         } else {
-            Some(state.history.first_use(&self.list).await?)
+            state.history.first_use(&self.list).await?
         };
         let page = HistoryPage {
             data: entries
