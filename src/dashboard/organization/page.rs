@@ -196,7 +196,8 @@ pub(super) async fn page(
     refused: Option<&Refused<'_>>,
 ) -> Result<Page, Failed> {
     let now = viewer.look.now;
-    let read = read(viewer, &id).await?;
+    // Boxed: keeps the futures of the forms, which show this page again, small.
+    let read = Box::pin(read(viewer, &id)).await?;
     let zone = read.settings.time_zone;
     let mut cards = cards(&read, viewer);
     let fullest = cards
@@ -234,7 +235,7 @@ pub(super) async fn page(
         now: time_text(now, now, chrono_tz::Tz::UTC),
         stale: snapshot_at.map(|at| time_text(at, now, zone)),
         is_partial: read.events.is_none(),
-        away_since: away_since(viewer, &read).await,
+        away_since: Box::pin(away_since(viewer, &read)).await,
         events: read.events.iter().flatten().map(event).collect(),
         add: limits::add_form(read.settings.version, adding.as_ref().or(refused)),
         limits,
