@@ -80,8 +80,8 @@ impl Entry {
         changes(&self.before, &self.after).join(", ")
     }
 
-    fn time_text(&self, zone: &Tz) -> TimeText {
-        time_text(self.at, self.at, *zone)
+    fn time_text(&self, zone: Tz) -> TimeText {
+        time_text(self.at, self.at, zone)
     }
 
     fn path(&self) -> String {

@@ -140,7 +140,8 @@ pub(super) fn draw(
             (
                 matches!(line, Line::Limit(_)),
                 format!("{at:.1}"),
-                format!("{:.1}", (at - 7.0).max(10.0)),
+                // Above the line where there is room.
+                format!("{:.1}", if at < 17.0 { at + 15.0 } else { at - 7.0 }),
             )
         }),
         marks,
