@@ -1697,7 +1697,30 @@ export interface components {
         FullestMeter: components["schemas"]["Meter"] & {
             meter: components["schemas"]["MeterId"];
         };
-        /** @description A page of history. */
+        /**
+         * @description A page of history.
+         * @example {
+         *       "data": [
+         *         {
+         *           "adjusted": 0,
+         *           "denied": 1,
+         *           "end": "2026-11-23T00:00:00Z",
+         *           "final": false,
+         *           "limit": 1000,
+         *           "meter": "api",
+         *           "open": false,
+         *           "planId": null,
+         *           "refunded": 2,
+         *           "resetType": null,
+         *           "start": "2026-11-22T00:00:00Z",
+         *           "total": 640,
+         *           "used": 40
+         *         }
+         *       ],
+         *       "firstUse": "2026-03-01T10:00:00Z",
+         *       "nextCursor": null
+         *     }
+         */
         HistoryPage: {
             data: components["schemas"]["HistoryRow"][];
             /** @description Null on the last page. */

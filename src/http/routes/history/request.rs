@@ -30,6 +30,14 @@ const METERS_MAX: usize = 100;
 /// A page of history.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(example = json!({
+    "data": [{
+        "meter": "api", "start": "2026-11-22T00:00:00Z", "end": "2026-11-23T00:00:00Z", "used": 40, "total": 640,
+        "refunded": 2, "adjusted": 0, "denied": 1, "limit": 1000, "planId": null, "resetType": null, "open": false,
+        "final": false
+    }],
+    "nextCursor": null, "firstUse": "2026-03-01T10:00:00Z"
+}))]
 pub(super) struct HistoryPage {
     data: Vec<HistoryRow>,
     /// Null on the last page.
