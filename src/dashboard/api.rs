@@ -2,7 +2,7 @@
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{ACCEPT, CONTENT_TYPE};
 use axum::http::{Method, Request, StatusCode};
 use axum::response::Response;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -121,9 +121,11 @@ impl Api {
             .map_err(|error| Failed::internal(format!("{path}: {error}")))
     }
 
-    /// GETs a resource whose body is read while it arrives.
-    pub(super) async fn open(&self, path: &str) -> Result<Body, Failed> {
-        let request = Request::get(path).body(Body::empty());
+    /// GETs a resource of this media type, whose body is read while it arrives.
+    pub(super) async fn open(&self, path: &str, accept: &str) -> Result<Body, Failed> {
+        let request = Request::get(path)
+            .header(ACCEPT, accept)
+            .body(Body::empty());
         let response = self.call(request.map_err(Failed::internal)?).await?;
         Ok(response.into_body())
     }

@@ -217,20 +217,6 @@ fn short(value: u64) -> String {
     }
 }
 
-/// The running total of each bucket, from what the first one's period had before; it starts again with each period.
-pub(super) fn running_totals(buckets: &[Bucket], before: i64) -> Vec<i64> {
-    let mut total = before;
-    let add = |bucket: &Bucket| {
-        total = if bucket.begins {
-            bucket.used
-        } else {
-            total.saturating_add(bucket.used)
-        };
-        total
-    };
-    buckets.iter().map(add).collect()
-}
-
 #[expect(clippy::cast_precision_loss, reason = "a pixel needs no more")]
 fn real(value: u64) -> f64 {
     value as f64
@@ -250,17 +236,6 @@ mod tests {
             open: false,
             begins,
         }
-    }
-
-    #[test]
-    fn a_running_total_starts_again_with_each_period() {
-        let buckets = [
-            bucket(5, false),
-            bucket(3, false),
-            bucket(2, true),
-            bucket(-1, false),
-        ];
-        assert_eq!(running_totals(&buckets, 10), [15, 18, 2, 1]);
     }
 
     #[test]

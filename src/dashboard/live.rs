@@ -54,7 +54,7 @@ async fn stream(
     path: &str,
     figures: Figures,
 ) -> Response {
-    let body = match viewer.api.open(path).await {
+    let body = match viewer.api.open(path, "text/event-stream").await {
         Ok(body) => body,
         Err(failed) => return (failed.status, failed.detail()).into_response(),
     };

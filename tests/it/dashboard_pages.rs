@@ -303,3 +303,43 @@ async fn the_overview_tells_who_runs_out_first_and_why() {
     );
     assert!(risk.contains("<path d=\"M"), "no chart: {risk}");
 }
+
+#[tokio::test]
+async fn the_rows_of_the_chart_are_downloaded_as_csv() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service.count("org_1", "api", 5).await;
+    service.flush().await;
+    let mut browser = Browser::signed_in(&service, &world.key).await;
+    let own = "/dashboard/organizations/org_1";
+    let page = browser.get(&format!("{own}?range=7d")).await.text;
+    let link = "history.csv?meter=api&#38;range=7d";
+    assert!(page.contains(&format!("href=\"{own}/{link}\"")), "{page}");
+    let csv = browser
+        .get(&format!("{own}/history.csv?meter=api&range=7d"))
+        .await;
+    assert_eq!(csv.status, 200, "{}", csv.text);
+    assert!(
+        csv.text.starts_with("meter,start,end,used,total,"),
+        "{}",
+        csv.text
+    );
+    assert!(csv.text.contains(",5,5,0,0,0,1000,"), "{}", csv.text);
+    let unknown = browser.get(&format!("{own}/history.csv?meter=A%22")).await;
+    assert_eq!(unknown.status, 400, "{}", unknown.text);
+}
+
+#[tokio::test]
+async fn an_empty_range_says_when_the_meter_was_first_used() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    service.count("org_1", "api", 5).await;
+    service.flush().await;
+    world.clock.advance(Duration::days(60));
+    let mut browser = Browser::signed_in(&service, &world.key).await;
+    let page = browser
+        .get("/dashboard/organizations/org_1?range=7d&meter=api")
+        .await
+        .text;
+    assert!(page.contains("was first used on 15 March 2031"), "{page}");
+}

@@ -1,12 +1,16 @@
 //! The history chart of an organization: its range, measure and type.
 
+use axum::extract::{Path, Query};
+use axum::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
+use axum::response::{IntoResponse as _, Response};
 use chrono::{DateTime, Datelike as _, Months, NaiveTime, TimeDelta, Timelike as _, Utc};
 use chrono_tz::Tz;
 use serde::Deserialize;
 
 use super::types::Slot;
 use crate::dashboard::api::{Api, Failed, List, encode};
-use crate::dashboard::chart::{Bucket, Chart, Kind, Line, draw, running_totals};
+use crate::dashboard::chart::{Bucket, Chart, Kind, Line, draw};
+use crate::dashboard::session::Viewer;
 
 /// What to show, from the query of the page.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -45,6 +49,22 @@ impl Choice {
             ("area", _) => Kind::Area,
             _ => Kind::Line,
         }
+    }
+
+    /// The meter and the range, as the API takes them.
+    fn query(&self, now: DateTime<Utc>) -> String {
+        let (_, _, hours, _) = self.range();
+        let from = now - TimeDelta::hours(hours);
+        let instant = |at: DateTime<Utc>| encode(&at.to_rfc3339());
+        let (meter, from, to) = (encode(&self.meter), instant(from), instant(now));
+        format!("meter={meter}&from={from}&to={to}")
+    }
+
+    /// The path of the API that has the rows of the chart, as CSV.
+    pub(super) fn csv(&self, path: &str, now: DateTime<Utc>) -> String {
+        let (_, _, _, unit) = self.range();
+        let query = self.query(now);
+        format!("{path}/history?{query}&granularity={unit}&limits=true&totals=true")
     }
 
     /// The query with another value of one part.
@@ -87,6 +107,16 @@ pub(super) struct History {
     pub(super) highest: i64,
     pub(super) denied: u64,
     pub(super) line: Option<Line>,
+    /// The day on which the meter was first used.
+    pub(super) first_use: Option<String>,
+}
+
+/// The API's page of rows.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Slots {
+    data: Vec<Slot>,
+    first_use: Option<DateTime<Utc>>,
 }
 
 impl History {
@@ -95,6 +125,12 @@ impl History {
             .marks
             .iter()
             .all(|it| it.bucket.used == 0 && it.bucket.denied == 0)
+    }
+
+    /// Where the same rows are as CSV, below the page of the organization.
+    pub(super) fn download(&self) -> String {
+        let (meter, (range, ..)) = (encode(&self.choice.meter), self.choice.range());
+        format!("history.csv?meter={meter}&range={range}")
     }
 
     pub(super) fn ranges(&self) -> Vec<Link> {
@@ -151,37 +187,28 @@ pub(super) async fn read(
     running: Option<&Running>,
     (now, zone): (DateTime<Utc>, Tz),
 ) -> Result<History, Failed> {
-    let (_, range, hours, unit) = choice.range();
-    let from = now - TimeDelta::hours(hours);
-    let granularity = if unit == "hour" { "hour" } else { "day" };
-    let query = |granularity: &str| {
-        let from = encode(&from.to_rfc3339());
-        let (to, meter) = (encode(&now.to_rfc3339()), encode(&choice.meter));
-        format!(
-            "{path}/history?meter={meter}&granularity={granularity}&fill=zero&pageSize=1000&from={from}&to={to}"
-        )
-    };
+    let (_, range, _, unit) = choice.range();
+    let query = choice.query(now);
     let (slots, periods) = (
-        query(granularity),
-        query("period").replace("&fill=zero", ""),
+        format!("{path}/history?{query}&granularity={unit}&fill=zero&totals=true&pageSize=1000"),
+        format!("{path}/history?{query}&granularity=period&pageSize=1000"),
     );
-    let (slots, periods) = futures::try_join!(
-        api.get::<List<Slot>>(&slots),
-        api.get::<List<Slot>>(&periods)
-    )?;
+    let (slots, periods) =
+        futures::try_join!(api.get::<Slots>(&slots), api.get::<List<Slot>>(&periods))?;
     let starts: Vec<DateTime<Utc>> = periods.data.iter().map(|it| it.start).collect();
-    let buckets = buckets(&slots.data, &starts, unit, zone);
-    let values = if choice.is_total() {
-        let before = match running.filter(|running| running.start < from) {
-            Some(running) => {
-                used_between(api, path, &choice.meter, granularity, (running.start, from)).await?
-            }
-            None => 0,
-        };
-        running_totals(&buckets, before)
-    } else {
-        buckets.iter().map(|it| it.used).collect()
+    let buckets: Vec<Bucket> = slots
+        .data
+        .iter()
+        .map(|slot| bucket(slot, &starts, unit, zone))
+        .collect();
+    let value = |slot: &Slot| {
+        if choice.is_total() {
+            slot.total.unwrap_or(slot.used)
+        } else {
+            slot.used
+        }
     };
+    let values: Vec<i64> = slots.data.iter().map(value).collect();
     let line = running.and_then(|running| line(running, choice.is_total(), unit, zone));
     let subject = if choice.is_total() {
         "running total"
@@ -200,27 +227,11 @@ pub(super) async fn read(
         highest: buckets.iter().map(|it| it.used).max().unwrap_or(0),
         denied: buckets.iter().map(|it| it.denied).sum(),
         line,
+        first_use: slots
+            .first_use
+            .map(|at| at.with_timezone(&zone).format("%-d %B %Y").to_string()),
         choice,
     })
-}
-
-/// What was counted in the running period before the range.
-async fn used_between(
-    api: &Api,
-    path: &str,
-    meter: &str,
-    granularity: &str,
-    (from, to): (DateTime<Utc>, DateTime<Utc>),
-) -> Result<i64, Failed> {
-    let (meter, from, to) = (
-        encode(meter),
-        encode(&from.to_rfc3339()),
-        encode(&to.to_rfc3339()),
-    );
-    let query =
-        format!("meter={meter}&granularity={granularity}&pageSize=1000&from={from}&to={to}");
-    let slots: List<Slot> = api.get(&format!("{path}/history?{query}")).await?;
-    Ok(slots.data.iter().map(|slot| slot.used).sum())
 }
 
 fn plural(unit: &str) -> &'static str {
@@ -266,52 +277,53 @@ fn is_period(running: &Running, unit: &str, zone: Tz) -> bool {
     is_first && next == Some(end)
 }
 
-/// Slots as buckets; days of a month are added up.
-fn buckets(slots: &[Slot], starts: &[DateTime<Utc>], unit: &str, zone: Tz) -> Vec<Bucket> {
-    let mut buckets: Vec<(i32, u32, Bucket)> = Vec::new();
-    for slot in slots {
-        let local = slot.start.with_timezone(&zone);
-        let end = slot.end.unwrap_or(DateTime::<Utc>::MAX_UTC);
-        let begins = starts
-            .iter()
-            .any(|start| slot.start <= *start && *start < end);
-        if unit == "month"
-            && let Some((year, month, bucket)) = buckets.last_mut()
-            && (*year, *month) == (local.year(), local.month())
-        {
-            bucket.used = bucket.used.saturating_add(slot.used);
-            bucket.adjusted = bucket.adjusted.saturating_add(slot.adjusted);
-            bucket.denied = bucket.denied.saturating_add(slot.denied);
-            bucket.open |= slot.open;
-            bucket.begins |= begins;
-            continue;
-        }
-        let (label, short) = match unit {
-            "hour" => (
-                local.format("%a %-d %b, %H:%M").to_string(),
-                format!("{:02}:{:02}", local.hour(), local.minute()),
-            ),
-            "month" => (
-                local.format("%B %Y").to_string(),
-                local.format("%b").to_string(),
-            ),
-            _ => (
-                local.format("%a %-d %b").to_string(),
-                local.format("%-d %b").to_string(),
-            ),
-        };
-        let bucket = Bucket {
-            label,
-            short,
-            used: slot.used,
-            adjusted: slot.adjusted,
-            denied: slot.denied,
-            open: slot.open,
-            begins,
-        };
-        buckets.push((local.year(), local.month(), bucket));
+fn bucket(slot: &Slot, starts: &[DateTime<Utc>], unit: &str, zone: Tz) -> Bucket {
+    let local = slot.start.with_timezone(&zone);
+    let end = slot.end.unwrap_or(DateTime::<Utc>::MAX_UTC);
+    let mut starts = starts.iter();
+    let (label, short) = match unit {
+        "hour" => (
+            local.format("%a %-d %b, %H:%M").to_string(),
+            format!("{:02}:{:02}", local.hour(), local.minute()),
+        ),
+        "month" => (
+            local.format("%B %Y").to_string(),
+            local.format("%b").to_string(),
+        ),
+        _ => (
+            local.format("%a %-d %b").to_string(),
+            local.format("%-d %b").to_string(),
+        ),
+    };
+    Bucket {
+        label,
+        short,
+        used: slot.used,
+        adjusted: slot.adjusted,
+        denied: slot.denied,
+        open: slot.open,
+        begins: starts.any(|start| slot.start <= *start && *start < end),
     }
-    buckets.into_iter().map(|(.., bucket)| bucket).collect()
+}
+
+/// The rows of the chart as CSV.
+pub(super) async fn download(
+    viewer: Viewer,
+    Path(id): Path<String>,
+    Query(choice): Query<Choice>,
+) -> Result<Response, Response> {
+    let path = format!("/v1/organizations/{}", encode(&id));
+    let path = choice.csv(&path, viewer.look.now);
+    let body = viewer.api.open(&path, "text/csv").await;
+    let body = body.map_err(viewer.fail())?;
+    // Both ids are valid now, and so have no quotation mark.
+    let (meter, (range, ..)) = (&choice.meter, choice.range());
+    let disposition = format!("attachment; filename=\"{id} {meter} {range}.csv\"");
+    let headers = [
+        (CONTENT_TYPE, "text/csv; charset=utf-8".to_owned()),
+        (CONTENT_DISPOSITION, disposition),
+    ];
+    Ok((headers, body).into_response())
 }
 
 #[cfg(test)]

@@ -26,6 +26,7 @@ pub(super) fn routes() -> Router<Dashboard> {
     let own = "/dashboard/organizations/{id}";
     Router::new()
         .route(own, get(show))
+        .route(&format!("{own}/history.csv"), get(history::download))
         .route(&format!("{own}/limits"), post(forms::limit))
         .route(&format!("{own}/plan"), post(forms::plan))
         .route(&format!("{own}/adjust"), post(forms::adjust))

@@ -83,6 +83,7 @@ pub(super) struct Slot {
     pub(super) start: DateTime<Utc>,
     pub(super) end: Option<DateTime<Utc>>,
     pub(super) used: i64,
+    pub(super) total: Option<i64>,
     pub(super) adjusted: i64,
     pub(super) denied: u64,
     pub(super) open: bool,
