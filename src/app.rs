@@ -11,6 +11,7 @@ use axum::Router;
 use chrono::TimeDelta;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::Admin;
@@ -33,13 +34,16 @@ use crate::jobs::webhooks::{Deliverer, Webhooks};
 use crate::jobs::{Supervisor, sync};
 use crate::metrics::Metrics;
 use crate::policies::Policies;
-use crate::postgres::Postgres;
+use crate::postgres::{Patience, Postgres};
 use crate::redis::{self, Redis};
 use crate::server::{Server, make_room};
 use crate::usage::Usage;
 use crate::usage::history::History;
 use crate::usage::recovery::Recovery;
 use crate::usage::verify::Verifier;
+
+/// How long a stop waits for the last connections to Postgres.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The most connections to the separate address of the metrics.
 const METRICS_CONNECTIONS: usize = 64;
@@ -111,6 +115,7 @@ impl App {
             cors_origins: config.cors_origins.clone(),
             embed_origins: config.embed_origins.clone(),
             body_patience: config.connections.body,
+            request_timeout: config.request_timeout,
             bodies: body_memory(config.body_memory),
             batches: Turns::new(BATCHES_EACH),
             draining: AtomicBool::new(false),
@@ -164,13 +169,22 @@ impl App {
         let stop_server = CancellationToken::new();
         let patience = self.config.shutdown;
         let mut serving = pin!(server.serve(listener, router, stop_server.clone(), patience));
-        let crashed = tokio::select! {
+        let mut crashed = tokio::select! {
             _ = &mut serving => false,
             () = stop.cancelled() => false,
             () = jobs.died() => true,
         };
         self.state.draining.store(true, Ordering::Release);
+        server.drain();
         self.state.live.close();
+        if !crashed && !self.config.drain.is_zero() {
+            tracing::info!(seconds = self.config.drain.as_secs(), "draining");
+            crashed = tokio::select! {
+                _ = &mut serving => false,
+                () = sleep(self.config.drain) => false,
+                () = jobs.died() => true,
+            };
+        }
         stop_server.cancel();
         if !serving.await {
             tracing::warn!("some requests were not answered in time");
@@ -179,8 +193,12 @@ impl App {
         if !jobs.ended(patience).await {
             tracing::warn!("the last counts were not stored in time; they stay in Redis");
         }
-        self.state.ctx.postgres.close().await;
-        self.background.postgres.close().await;
+        // A server that hangs must not delay the stop.
+        let closing = async {
+            self.state.ctx.postgres.close().await;
+            self.background.postgres.close().await;
+        };
+        let _ = timeout(CLOSE_TIMEOUT, closing).await;
         if crashed {
             bail!("a background job has panicked");
         }
@@ -229,13 +247,21 @@ async fn connect(config: &Config, servers: Servers, clock: Clock) -> Result<(Con
     let redis = Redis::new(settings, clock.clone(), metrics.clone())
         .context("TALLYMAN_REDIS_URL cannot be used")?;
     let half = config.database_connections / 2;
-    let postgres = |connections| {
-        Postgres::new(&servers.database_url, connections)
-            .context("TALLYMAN_DATABASE_URL cannot be used")
+    let patience = Patience {
+        lock: config.request_timeout / 2,
+        statement: config.request_timeout,
     };
+    let (for_requests, for_jobs) = Postgres::watched(
+        &servers.database_url,
+        (config.database_connections - half, patience),
+        // Jobs keep nobody waiting.
+        (half, Patience::default()),
+        metrics.clone(),
+    )
+    .context("TALLYMAN_DATABASE_URL cannot be used")?;
     let requests = Context {
         redis,
-        postgres: postgres(config.database_connections - half)?,
+        postgres: for_requests,
         clock,
         metrics,
         late: TimeDelta::from_std(config.late)?,
@@ -243,7 +269,7 @@ async fn connect(config: &Config, servers: Servers, clock: Clock) -> Result<(Con
         defaults: Arc::new(config.defaults.clone()),
     };
     let jobs = Context {
-        postgres: postgres(half)?,
+        postgres: for_jobs,
         ..requests.clone()
     };
     check_redis(&requests.redis).await?;

@@ -5,7 +5,7 @@
 //! | floor | modules | what they hold |
 //! |---|---|---|
 //! | 0 | [`domain`] | the rules, pure |
-//! | 1 | [`clock`], [`config`], [`coalescer`], [`budget`], [`metrics`] | the only readers of wall time and of the environment; coalesced batches, and bounds on concurrent work; what is measured |
+//! | 1 | [`clock`], [`config`], [`coalescer`], [`budget`], [`link`], [`metrics`] | the only readers of wall time and of the environment; coalesced batches, bounds on concurrent work, and links to servers; what is measured |
 //! | 2 | [`redis`], [`postgres`] | the only code that speaks Redis, and SQL |
 //! | 3 | [`context`], [`failure`] | the handles, settings and failures that every use case shares |
 //! | 4 | [`policies`], [`auth`] | effective policies, and authentication |
@@ -31,6 +31,7 @@ pub mod domain;
 pub mod failure;
 pub mod http;
 pub mod jobs;
+pub mod link;
 pub mod logging;
 pub mod metrics;
 pub mod policies;

@@ -126,6 +126,7 @@ impl Stage {
             .env("TALLYMAN_WORKERS", self.workers.to_string())
             // Nothing is denied, and a stop flushes everything.
             .env("TALLYMAN_DEFAULT_LIMIT", "1000000000000")
+            .env("TALLYMAN_DRAIN_SECONDS", "0")
             .env(
                 "TALLYMAN_SHUTDOWN_SECONDS",
                 STOP_TIME_MAX.as_secs().to_string(),

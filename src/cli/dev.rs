@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -127,6 +128,8 @@ async fn serve(
     let config = Config {
         // A developer receives webhooks on this machine.
         webhook_private_addresses: true,
+        // No load balancer needs to notice a stop.
+        drain: Duration::ZERO,
         ..config
     };
     let servers = Servers {

@@ -110,6 +110,17 @@ pub struct Config {
     #[arg(long = "body-memory-mib", env = "TALLYMAN_BODY_MEMORY_MIB", value_name = "MIB", default_value = "64", value_parser = mebibytes)]
     pub body_memory: u64,
 
+    /// How long a request may take until it is answered, in milliseconds; a caller may ask for less with `Prefer: wait=`
+    #[arg(long = "request-timeout-ms", env = "TALLYMAN_REQUEST_TIMEOUT_MS", value_name = "MS", default_value = "5000",
+          value_parser = duration(MILLISECOND, 100, 300_000))]
+    pub request_timeout: Duration,
+
+    /// How long `/readyz` responds with 503 before a stop closes the listener, in seconds: long enough for a load balancer
+    /// to notice
+    #[arg(long = "drain-seconds", env = "TALLYMAN_DRAIN_SECONDS", value_name = "SECONDS", default_value = "5",
+          value_parser = duration(SECOND, 0, 3600))]
+    pub drain: Duration,
+
     /// Timeout of a graceful shutdown, in seconds: for accepted requests, and again for the last flush
     #[arg(long = "shutdown-seconds", env = "TALLYMAN_SHUTDOWN_SECONDS", value_name = "SECONDS", default_value = "20",
           value_parser = duration(SECOND, 1, 3600))]

@@ -41,13 +41,14 @@ pub(super) async fn read(request: Request, max: usize, state: &State) -> Result<
     if body.size_hint().lower() > max as u64 {
         return Err(Error::PayloadTooLarge(max));
     }
-    let mut gathering = pin!(gather(body, max, state, info));
+    let mut gathering = pin!(gather(body, max, state, info.clone()));
     if let Some(text) = poll_twice(gathering.as_mut()).await {
         return text;
     }
-    timeout(state.body_patience, gathering)
-        .await
-        .unwrap_or(Err(Error::RequestTimeout))
+    info.iter().for_each(RequestInfo::body_awaited);
+    let text = timeout(state.body_patience, gathering).await;
+    info.iter().for_each(RequestInfo::body_complete);
+    text.unwrap_or(Err(Error::RequestTimeout))
 }
 
 /// Polls a future twice, with a turn of its connection between. Nearly every body arrives with its head, and a timer

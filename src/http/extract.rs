@@ -245,19 +245,22 @@ pub(super) enum Preference {
     Minimal,
 }
 
+/// The value of a preference. Unknown preferences are ignored, and the first of several with one name counts.
+pub(super) fn preference<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    let preferences = headers.get_all(PREFER).iter();
+    let first = preferences
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|preference| preference.split(';').next()?.split_once('='))
+        .find(|(given, _)| given.trim().eq_ignore_ascii_case(name));
+    first.map(|(_, value)| value.trim().trim_matches('"'))
+}
+
 impl FromRequestParts<State> for Preference {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, _: &State) -> Result<Self, Error> {
-        // Unknown preferences are ignored, and the first of several with one name counts.
-        let preferences = parts.headers.get_all(PREFER).iter();
-        let first = preferences
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .filter_map(|preference| preference.split(';').next()?.split_once('='))
-            .find(|(name, _)| name.trim().eq_ignore_ascii_case("return"));
-        let value = first.map(|(_, value)| value.trim().trim_matches('"'));
-        Ok(match value {
+        Ok(match preference(&parts.headers, "return") {
             Some(value) if value.eq_ignore_ascii_case("minimal") => Self::Minimal,
             _ => Self::Full,
         })
@@ -270,7 +273,7 @@ impl IntoParams for Preference {
             .schema_type(Type::String)
             .examples(["return=minimal"]);
         let description = "With `return=minimal` a 200 becomes a 204, and a 429 has no body: the headers tell the result. \
-            Unknown preferences are ignored.";
+            With `wait=2` the request is answered within 2 seconds. Unknown preferences are ignored.";
         vec![header_parameter("Prefer", description, preferences)]
     }
 }

@@ -4,6 +4,7 @@ mod auth;
 mod body;
 mod charges;
 mod cors;
+mod deadline;
 mod dry_run;
 mod etag;
 mod extract;
@@ -27,6 +28,7 @@ use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::http::state::State;
+use deadline::Deadline;
 use problem::Error;
 use request_log::RequestLog;
 
@@ -62,6 +64,7 @@ pub fn router(state: &State, pages: Router) -> Router {
                 .option_layer(cors)
                 .layer(CatchPanicLayer::custom(|_| {
                     Error::panicked().into_response()
-                })),
+                }))
+                .layer(Deadline::layer(state.request_timeout)),
         )
 }

@@ -74,6 +74,8 @@ pub(super) enum Error {
     Overloaded(&'static str),
     /// Redis may or may not have counted.
     OutcomeUnknown,
+    /// There was no answer in time; the request may or may not have been executed.
+    DeadlineExceeded,
     /// A defect; the cause is in the log.
     Internal,
     /// Any of these, with a cause for the log alone.
@@ -193,6 +195,7 @@ impl Error {
             Self::AuthServerUnavailable => (503, "auth_server_unavailable"),
             Self::Overloaded(_) => (503, "overloaded"),
             Self::OutcomeUnknown => (504, "outcome_unknown"),
+            Self::DeadlineExceeded => (504, "deadline_exceeded"),
             Self::Caused(problem, _) => problem.class(),
         }
     }
@@ -253,6 +256,10 @@ impl Error {
             }
             Self::OutcomeUnknown => {
                 "the counter store did not reply; retry with the same Idempotency-Key"
+            }
+            Self::DeadlineExceeded => {
+                "the request was not answered in time, and may have been executed; repeat it, a call that counts with the same \
+                 Idempotency-Key"
             }
             _ => "internal error; the log has the cause under this request id",
         }

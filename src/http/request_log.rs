@@ -5,14 +5,16 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::extract::{MatchedPath, Request};
 use axum::http::header::{CACHE_CONTROL, X_CONTENT_TYPE_OPTIONS};
 use axum::http::{HeaderName, HeaderValue, Method, Response};
 use pin_project_lite::pin_project;
+use tokio::time::Instant;
 use tower::{Layer, Service};
 use tracing::Instrument as _;
 use tracing::instrument::Instrumented;
@@ -52,6 +54,10 @@ pub(super) struct RequestInfo(Arc<Info>);
 struct Info {
     id: HeaderValue,
     caller: OnceLock<CallerId>,
+    /// Whether its body arrives slowly.
+    slow_body: AtomicBool,
+    /// When that was complete.
+    body_received: OnceLock<Instant>,
 }
 
 /// The id of an accepted credential.
@@ -83,6 +89,26 @@ impl RequestInfo {
     /// The request's id.
     pub(super) fn request_id(&self) -> &str {
         self.0.id.to_str().unwrap_or_default()
+    }
+
+    /// The body did not arrive together with the head.
+    pub(super) fn body_awaited(&self) {
+        self.0.slow_body.store(true, Ordering::Release);
+    }
+
+    /// Such a body is complete.
+    pub(super) fn body_complete(&self) {
+        let _ = self.0.body_received.set(Instant::now());
+    }
+
+    /// Whether such a body is incomplete.
+    pub(super) fn is_receiving(&self) -> bool {
+        self.0.slow_body.load(Ordering::Acquire) && self.body_received().is_none()
+    }
+
+    /// When such a body was complete.
+    pub(super) fn body_received(&self) -> Option<Instant> {
+        self.0.body_received.get().copied()
     }
 
     /// The caller, if authenticated yet.
@@ -125,6 +151,8 @@ where
         let info = RequestInfo(Arc::new(Info {
             id: request_id(request.headers().get(NAME)),
             caller: OnceLock::new(),
+            slow_body: AtomicBool::new(false),
+            body_received: OnceLock::new(),
         }));
         request.extensions_mut().insert(info.clone());
         let line = Line {

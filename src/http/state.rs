@@ -51,6 +51,8 @@ pub struct Handles {
     pub embed_origins: Origins,
     /// The timeout of receiving a body.
     pub body_patience: Duration,
+    /// How long a request may take.
+    pub request_timeout: Duration,
     /// The memory budget of bodies being received.
     pub bodies: Budget,
     /// Limits the large batches that a caller has processed at once.

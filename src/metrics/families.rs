@@ -7,7 +7,7 @@ use prometheus_client::encoding::EncodeMetric;
 use prometheus_client::metrics::TypedMetric;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Metric, Registry};
 
 use super::labels::Label;
 
@@ -29,6 +29,26 @@ pub(super) type Members<const N: usize, M> = Family<Labels<N>, M, fn() -> M>;
 /// A histogram for requests and scripts.
 pub(super) fn latency() -> Histogram {
     Histogram::new(LATENCIES)
+}
+
+/// Registers a metric that begins at zero.
+pub(super) fn register<M: Metric + Clone + Default>(
+    registry: &mut Registry,
+    name: &str,
+    help: &str,
+) -> M {
+    register_as(registry, name, help, M::default())
+}
+
+/// Registers a metric.
+pub(super) fn register_as<M: Metric + Clone>(
+    registry: &mut Registry,
+    name: &str,
+    help: &str,
+    metric: M,
+) -> M {
+    registry.register(name, help, metric.clone());
+    metric
 }
 
 /// A metric for each value of one label. All exist from the start, so that rates start at zero.

@@ -41,6 +41,7 @@ labels!(
     CloseReason as "reason",
     Method as "method",
     Operation as "operation",
+    Server as "server",
 );
 
 /// A Lua script.
@@ -111,6 +112,16 @@ pub enum DeliveryOutcome {
     Failed,
     /// Failed for good.
     GivenUp,
+}
+
+/// A server that the service needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+pub enum Server {
+    /// Redis.
+    Redis,
+    /// Postgres.
+    Postgres,
 }
 
 /// A cache of the process.

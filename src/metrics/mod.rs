@@ -8,6 +8,7 @@ mod decisions;
 mod families;
 mod labels;
 mod requests;
+mod servers;
 mod totals;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,16 +21,17 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::{Metric, Registry};
+use prometheus_client::registry::Registry;
 use tracing_appender::non_blocking::ErrorCounter;
 
-pub use labels::{Cache, CloseReason, DeliveryOutcome, Outcome, Recovered, Script, Worker};
+pub use labels::{Cache, CloseReason, DeliveryOutcome, Outcome, Recovered, Script, Server, Worker};
 
 use crate::domain::decision::Operation;
 use crate::domain::ids::MeterId;
 use decisions::Decisions;
-use families::{ByLabel, latency};
+use families::{ByLabel, register};
 use requests::Requests;
+use servers::Servers;
 
 /// The media type of [`Metrics::to_text`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -37,11 +39,6 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 /// Buckets for background jobs, seconds.
 const JOB_DURATIONS: [f64; 11] = [
     0.001, 0.0025, 0.01, 0.025, 0.1, 0.25, 1.0, 2.5, 10.0, 25.0, 100.0,
-];
-
-/// Buckets for sizes.
-const SIZES: [f64; 11] = [
-    1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0,
 ];
 
 /// The log lines that this process dropped.
@@ -63,7 +60,7 @@ struct Inner {
     connections: Connections,
     streams: Gauge,
     decisions: Decisions,
-    redis: Redis,
+    servers: Servers,
     caches: Caches,
     jobs: Jobs,
     log_lines_dropped: Counter,
@@ -74,16 +71,6 @@ struct Inner {
 struct Connections {
     open: Gauge,
     closed: ByLabel<CloseReason, Counter>,
-}
-
-/// Calls to Redis.
-#[derive(Debug)]
-struct Redis {
-    scripts: ByLabel<Script, Histogram>,
-    batch_calls: Histogram,
-    batch_charges: Histogram,
-    recovered: ByLabel<Recovered, Counter>,
-    generations: Counter,
 }
 
 /// Caches of the process.
@@ -128,7 +115,7 @@ impl Metrics {
             connections: Connections::register(registry),
             streams: register(registry, "live_streams", "Open live streams"),
             decisions: Decisions::register(registry),
-            redis: Redis::register(registry),
+            servers: Servers::register(registry),
             caches: Caches::register(registry),
             jobs: Jobs::register(registry),
             log_lines_dropped: register(
@@ -181,6 +168,11 @@ impl Metrics {
         &self.0.streams
     }
 
+    /// A server replied, or did not.
+    pub fn server_observed(&self, server: Server, up: bool) {
+        self.0.servers.up.get(server).set(i64::from(up));
+    }
+
     /// Calls about a meter ended.
     pub fn decided(&self, operation: Operation, outcome: Outcome, meter: &MeterId, calls: u64) {
         self.0.decisions.decided(operation, outcome, meter, calls);
@@ -188,23 +180,27 @@ impl Metrics {
 
     /// A script call ended, with a reply or without.
     pub fn script_completed(&self, script: Script, took: Duration) {
-        self.0.redis.scripts.get(script).observe(took.as_secs_f64());
+        self.0
+            .servers
+            .scripts
+            .get(script)
+            .observe(took.as_secs_f64());
     }
 
     /// A batch was sent to `count.lua`.
     pub fn batch_sent(&self, calls: usize, charges: usize) {
-        self.0.redis.batch_calls.observe(size(calls));
-        self.0.redis.batch_charges.observe(size(charges));
+        self.0.servers.batch_calls.observe(size(calls));
+        self.0.servers.batch_charges.observe(size(charges));
     }
 
     /// A missing counter was recovered.
     pub fn counter_recovered(&self, source: Recovered) {
-        self.0.redis.recovered.get(source).inc();
+        self.0.servers.recovered.get(source).inc();
     }
 
     /// A generation was drawn.
     pub fn generation_drawn(&self) {
-        self.0.redis.generations.inc();
+        self.0.servers.generations.inc();
     }
 
     /// A look-up hit.
@@ -279,43 +275,6 @@ impl Connections {
     }
 }
 
-impl Redis {
-    fn register(registry: &mut Registry) -> Self {
-        let sizes = || Histogram::new(SIZES);
-        Self {
-            scripts: ByLabel::register(
-                registry,
-                "script_duration_seconds",
-                "Round trips of script calls to Redis",
-                latency,
-            ),
-            batch_calls: register_as(
-                registry,
-                "count_script_calls",
-                "API calls in a batch for `count.lua`",
-                sizes(),
-            ),
-            batch_charges: register_as(
-                registry,
-                "count_script_charges",
-                "Charges in a batch for `count.lua`",
-                sizes(),
-            ),
-            recovered: ByLabel::register(
-                registry,
-                "counters_opened",
-                "Missing counters that were recovered in Redis, by their source",
-                Counter::default,
-            ),
-            generations: register(
-                registry,
-                "generations",
-                "Generations drawn for new data sets: Redis was empty, restarted or replaced",
-            ),
-        }
-    }
-}
-
 impl Caches {
     fn register(registry: &mut Registry) -> Self {
         Self {
@@ -379,15 +338,6 @@ impl Jobs {
             ),
         }
     }
-}
-
-fn register<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
-    register_as(registry, name, help, M::default())
-}
-
-fn register_as<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
-    registry.register(name, help, metric.clone());
-    metric
 }
 
 #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]

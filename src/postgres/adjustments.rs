@@ -139,7 +139,7 @@ pub async fn pending(db: &Postgres, organization: &OrganizationId) -> Result<Opt
          where organization_id = $1 and applied is null",
     )
     .bind(organization)
-    .fetch_optional(&db.pool)
+    .fetch_optional(db.pool().await?)
     .await?)
 }
 
@@ -149,7 +149,7 @@ pub async fn unfinished(db: &Postgres, count: u32) -> Result<Vec<OrganizationId>
         "select organization_id from adjustments where applied is null order by id limit $1",
     )
     .bind(i64::from(count))
-    .fetch_all(&db.pool)
+    .fetch_all(db.pool().await?)
     .await?)
 }
 
@@ -160,7 +160,7 @@ pub async fn finished(db: &Postgres, id: u64) -> Result<Option<Finished>> {
          from adjustments where id = $1 and applied is not null",
     )
     .bind(BigInt(id))
-    .fetch_optional(&db.pool)
+    .fetch_optional(db.pool().await?)
     .await?;
     Ok(row.map(|row| Finished {
         meter: row.counter.meter,

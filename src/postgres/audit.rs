@@ -100,7 +100,7 @@ pub async fn list(
     .bind(i64::from(count))
     // Planned for each call, because the best index depends on the filter.
     .persistent(false)
-    .fetch_all(&db.pool)
+    .fetch_all(db.pool().await?)
     .await?)
 }
 

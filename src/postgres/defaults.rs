@@ -42,7 +42,7 @@ pub async fn publish_defaults(
         let stored = stored.as_ref().filter(|it| it.settings == *defaults);
         stored.map(|it| it.version)
     };
-    let stored = read(&db.pool).await?;
+    let stored = read(db.pool().await?).await?;
     if let Some(version) = unchanged(&stored) {
         return Ok(version);
     }

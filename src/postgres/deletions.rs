@@ -206,7 +206,7 @@ pub async fn lease(
     .bind(now)
     .bind(until)
     .bind(i64::from(count))
-    .fetch_all(&db.pool)
+    .fetch_all(db.pool().await?)
     .await?)
 }
 
@@ -216,7 +216,7 @@ pub async fn erasure_of(db: &Postgres, id: &OrganizationId) -> Result<Option<Era
         "select organization_id, incarnation, hours_before from erasures where organization_id = $1",
     )
     .bind(id)
-    .fetch_optional(&db.pool)
+    .fetch_optional(db.pool().await?)
     .await?)
 }
 
@@ -236,7 +236,7 @@ pub async fn erase_history(db: &Postgres, erasure: &Erasure) -> Result<u64> {
     .bind(&erasure.organization)
     .bind(erasure.hours_before)
     .bind(CHUNK)
-    .execute(&db.pool)
+    .execute(db.pool().await?)
     .await?;
     let periods = sqlx::query(
         "with chunk as (
@@ -252,7 +252,7 @@ pub async fn erase_history(db: &Postgres, erasure: &Erasure) -> Result<u64> {
     .bind(&erasure.organization)
     .bind(BigInt(erasure.incarnation))
     .bind(CHUNK)
-    .execute(&db.pool)
+    .execute(db.pool().await?)
     .await?;
     Ok(slots.rows_affected() + periods.rows_affected())
 }
@@ -262,7 +262,7 @@ pub async fn finish(db: &Postgres, erasure: &Erasure) -> Result<()> {
     sqlx::query("delete from erasures where organization_id = $1 and incarnation = $2")
         .bind(&erasure.organization)
         .bind(BigInt(erasure.incarnation))
-        .execute(&db.pool)
+        .execute(db.pool().await?)
         .await?;
     Ok(())
 }

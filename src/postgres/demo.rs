@@ -85,7 +85,7 @@ pub struct Past {
 pub async fn write(db: &Postgres, pasts: &[Past], now: DateTime<Utc>) -> Result<()> {
     let hours = || periods(pasts).flat_map(|(_, period)| &period.hours);
     ensure_partitions(db, hours().map(|hour| hour.start)).await?;
-    let mut tx = db.pool.begin().await?;
+    let mut tx = db.pool().await?.begin().await?;
     sqlx::query(
         "update organizations set created_at = joined
          from unnest($1::text[], $2::timestamptz[]) as past (id, joined) where organizations.id = past.id",

@@ -112,7 +112,7 @@ pub async fn list(db: &Postgres, listing: &Listing) -> Result<Vec<Recorded>> {
     .bind(i64::from(listing.count))
     // Planned for each call, because the best index depends on the filter.
     .persistent(false)
-    .fetch_all(&db.pool)
+    .fetch_all(db.pool().await?)
     .await?)
 }
 

@@ -54,7 +54,7 @@ pub async fn periods(db: &Postgres, page: &Page<'_>) -> Result<Vec<Row>> {
     page.filter.push(&mut sql, "organization_id", "meter");
     page.push_after(&mut sql, "(period_start, organization_id, meter)");
     page.push_order(&mut sql, "period_start", "organization_id", "meter");
-    Ok(sql.build_query_as().fetch_all(&db.pool).await?)
+    Ok(sql.build_query_as().fetch_all(db.pool().await?).await?)
 }
 
 /// Reads counts by windows of one zone, each of which starts in the page's range and where the one before ends.
@@ -81,7 +81,7 @@ pub async fn windows(db: &Postgres, page: &Page<'_>, windows: &[Window]) -> Resu
     sql.push(
         "    group by place, h.organization_id, h.meter
          ), rows as (
-             select (select starts from of_zone)[place] as start, (select ends from of_zone)[place] as ends, organization_id,
+             select place, (select starts from of_zone)[place] as start, (select ends from of_zone)[place] as ends, organization_id,
                     meter, used::bigint, refunded::bigint, denied::bigint
              from counted
          )
@@ -90,8 +90,9 @@ pub async fn windows(db: &Postgres, page: &Page<'_>, windows: &[Window]) -> Resu
     );
     sql.push(ADJUSTED).push(" from rows where true");
     page.push_after(&mut sql, "(start, organization_id, meter)");
-    page.push_order(&mut sql, "start", "organization_id", "meter");
-    Ok(sql.build_query_as().fetch_all(&db.pool).await?)
+    // In the order of the groups, so that they are not sorted again.
+    page.push_order(&mut sql, "place", "organization_id", "meter");
+    Ok(sql.build_query_as().fetch_all(db.pool().await?).await?)
 }
 
 /// The adjustments of a row of `rows`, as `adjusted`.
@@ -108,7 +109,7 @@ pub async fn slots_counted(
     let bounds: (Option<DateTime<Utc>>, Option<DateTime<Utc>>) = match filter.organizations {
         None => {
             sqlx::query_as("select min(hour), max(hour) from usage_hourly")
-                .fetch_one(&db.pool)
+                .fetch_one(db.pool().await?)
                 .await?
         }
         // Reads both ends of the index range of each.
@@ -120,7 +121,7 @@ pub async fn slots_counted(
                                      where organization_id = id collate \"C\") as hours",
             )
             .bind(organizations)
-            .fetch_one(&db.pool)
+            .fetch_one(db.pool().await?)
             .await?
         }
     };
@@ -147,7 +148,7 @@ pub async fn first_use(db: &Postgres, filter: &Filter<'_>) -> Result<Option<Date
                and h.hour >= period.period_start - interval '2 hours'
          ) as hours",
     );
-    Ok(sql.build_query_scalar().fetch_one(&db.pool).await?)
+    Ok(sql.build_query_scalar().fetch_one(db.pool().await?).await?)
 }
 
 impl Filter<'_> {

@@ -36,7 +36,7 @@ pub async fn replay<R: DeserializeOwned>(
     db: &Postgres,
     idempotency: Option<&IdempotencyUse>,
 ) -> Result<Replay<R>> {
-    find(&db.pool, idempotency).await
+    find(db.pool().await?, idempotency).await
 }
 
 /// Records the response of an operation that is harmless to repeat; the first response is kept.
@@ -46,12 +46,17 @@ pub async fn store(
     response: &impl Serialize,
     now: DateTime<Utc>,
 ) -> Result<()> {
-    record(&db.pool, idempotency, response, now).await
+    record(db.pool().await?, idempotency, response, now).await
 }
 
 /// Deletes records older than an instant.
 pub async fn delete_older(db: &Postgres, before: DateTime<Utc>) -> Result<()> {
-    execute(&db.pool, "delete from attempts where at < $1", before).await?;
+    execute(
+        db.pool().await?,
+        "delete from attempts where at < $1",
+        before,
+    )
+    .await?;
     Ok(())
 }
 

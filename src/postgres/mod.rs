@@ -11,6 +11,7 @@ pub mod deletions;
 pub mod demo;
 mod error;
 pub mod events;
+mod health;
 pub mod history;
 pub mod idempotency;
 mod incarnations;
@@ -35,4 +36,4 @@ pub mod zoned_history;
 
 pub use audit::Actor;
 pub use error::Error;
-pub use pool::{Postgres, Uncommitted};
+pub use pool::{Patience, Postgres, Uncommitted};

@@ -34,7 +34,7 @@ pub async fn presence(db: &Postgres, id: &OrganizationId) -> Result<Presence> {
     let row: Option<(bool, BigInt)> =
         sqlx::query_as("select deleted_at is null, incarnation from organizations where id = $1")
             .bind(id)
-            .fetch_optional(&db.pool)
+            .fetch_optional(db.pool().await?)
             .await?;
     let presence = row.map(|(exists, BigInt(incarnation))| Presence {
         exists,
@@ -62,7 +62,7 @@ pub async fn list(
     )
     .bind(after.map_or("", OrganizationId::as_str))
     .bind(i64::from(count))
-    .fetch_all(&db.pool)
+    .fetch_all(db.pool().await?)
     .await?)
 }
 
@@ -152,7 +152,7 @@ pub async fn with_expired_limits(
     )
     .bind(now)
     .bind(i64::from(count))
-    .fetch_all(&db.pool)
+    .fetch_all(db.pool().await?)
     .await?)
 }
 
@@ -170,7 +170,7 @@ pub struct Changes {
 /// Lists the policy changes since `version`, of at most `count` organizations.
 pub async fn changes_since(db: &Postgres, version: u64, count: u32) -> Result<Changes> {
     let defaults: Option<BigInt> = sqlx::query_scalar("select version from defaults")
-        .fetch_optional(&db.pool)
+        .fetch_optional(db.pool().await?)
         .await?;
     let rows: Vec<(OrganizationId, BigInt)> = sqlx::query_as(
         "select id, version from organizations
@@ -180,7 +180,7 @@ pub async fn changes_since(db: &Postgres, version: u64, count: u32) -> Result<Ch
     )
     .bind(BigInt(version))
     .bind(i64::from(count))
-    .fetch_all(&db.pool)
+    .fetch_all(db.pool().await?)
     .await?;
     Ok(Changes {
         version: rows.last().map_or(version, |(_, last)| last.0),

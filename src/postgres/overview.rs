@@ -85,13 +85,13 @@ pub async fn organizations(db: &Postgres, now: DateTime<Utc>) -> Result<Organiza
     )
     .bind(now)
     .bind(BigInt(NEARLY_FULL))
-    .fetch_all(&db.pool)
+    .fetch_all(db.pool().await?)
     .await?;
     let BigInt(new_this_week) = sqlx::query_scalar(
         "select count(*) from organizations
          where deleted_at is null and created_at > now() - interval '7 days'",
     )
-    .fetch_one(&db.pool)
+    .fetch_one(db.pool().await?)
     .await?;
     let mut counted = Organizations {
         new_this_week,
@@ -126,7 +126,7 @@ pub async fn record(
         .column(calls.keys(), |minute| minute)
         .column(calls.values(), |calls| BigInt(*calls))
         .bind(oldest)
-        .execute(&db.pool)
+        .execute(db.pool().await?)
         .await?;
     }
     if let Some(at) = stored_at {
@@ -135,7 +135,7 @@ pub async fn record(
              on conflict on constraint last_flush_pkey do update set at = excluded.at where last_flush.at < excluded.at",
         )
         .bind(at)
-        .execute(&db.pool)
+        .execute(db.pool().await?)
         .await?;
     }
     Ok(())
@@ -147,7 +147,7 @@ pub async fn calls(db: &Postgres, from: DateTime<Utc>) -> Result<BTreeMap<DateTi
         "select minute, sum(calls)::bigint from call_minutes where minute >= $1 group by minute",
     )
     .bind(from)
-    .fetch_all(&db.pool)
+    .fetch_all(db.pool().await?)
     .await?;
     let minutes = rows.into_iter().map(|(minute, calls)| (minute, calls.0));
     Ok(minutes.collect())
@@ -156,7 +156,7 @@ pub async fn calls(db: &Postgres, from: DateTime<Utc>) -> Result<BTreeMap<DateTi
 /// Reads when a snapshot was last stored.
 pub async fn last_snapshot_at(db: &Postgres) -> Result<Option<DateTime<Utc>>> {
     Ok(sqlx::query_scalar("select at from last_flush")
-        .fetch_optional(&db.pool)
+        .fetch_optional(db.pool().await?)
         .await?)
 }
 

@@ -35,7 +35,7 @@ pub async fn add(db: &Postgres, rows: &mut [Row], now: DateTime<Utc>) -> Result<
     .bind(organizations)
     .bind(from)
     .bind(to)
-    .fetch_all(&db.pool)
+    .fetch_all(db.pool().await?)
     .await?;
     let mut limits: HashMap<(OrganizationId, MeterId), Vec<Since>> = HashMap::new();
     for (organization, meter, since, limit) in found {

@@ -49,14 +49,14 @@ pub async fn due(db: &Postgres, now: DateTime<Utc>, count: u32) -> Result<Due> {
     )
     .bind(now)
     .bind(i64::from(count))
-    .fetch_all(&db.pool)
+    .fetch_all(db.pool().await?)
     .await?;
     let rows: Vec<VersionRow> = sqlx::query_as(
         "select organization_id, meter, period_start, epoch, seq from usage_history
          where organization_id = any($1) and reset_type is null",
     )
     .bind(&organizations)
-    .fetch_all(&db.pool)
+    .fetch_all(db.pool().await?)
     .await?;
     let counters = rows.into_iter().map(|it| (it.counter, (it.epoch, it.seq)));
     Ok(Due {
@@ -83,7 +83,7 @@ pub async fn end(
     requested_by: Option<&Actor>,
     now: DateTime<Utc>,
 ) -> Result<Ended> {
-    let mut tx = db.pool.begin().await?;
+    let mut tx = db.pool().await?.begin().await?;
     let ended = end_in(&mut tx, organizations, requested_by, now).await;
     if ended.is_ok() {
         tx.commit().await?;
@@ -143,7 +143,7 @@ pub async fn postpone(
     organization: &OrganizationId,
     now: DateTime<Utc>,
 ) -> Result<()> {
-    let mut connection = db.pool.acquire().await?;
+    let mut connection = db.pool().await?.acquire().await?;
     let due_at = [now.checked_add_signed(POSTPONED)].into_iter();
     let organizations = std::slice::from_ref(organization);
     set_due_at(&mut connection, organizations, due_at).await

@@ -29,7 +29,7 @@ pub enum Change {
 
 /// Finds a plan.
 pub async fn get(db: &Postgres, id: &PlanId) -> Result<Option<Plan>> {
-    read(&db.pool, id).await
+    read(db.pool().await?, id).await
 }
 
 /// Lists at most `count` plans by id, starting after `after`.
@@ -42,7 +42,7 @@ pub async fn list(db: &Postgres, after: Option<&PlanId>, count: u32) -> Result<V
     )
     .bind(after.map_or("", PlanId::as_str))
     .bind(i64::from(count))
-    .fetch_all(&db.pool)
+    .fetch_all(db.pool().await?)
     .await?)
 }
 
@@ -92,7 +92,7 @@ pub async fn organizations(db: &Postgres, id: &PlanId) -> Result<u64> {
            and coalesce(plan_id, (select settings->>'planId' from defaults)) = $1",
     )
     .bind(id)
-    .fetch_one(&db.pool)
+    .fetch_one(db.pool().await?)
     .await?;
     Ok(count)
 }
@@ -134,7 +134,7 @@ pub async fn versions_since(db: &Postgres, version: u64) -> Result<Vec<(PlanId, 
     let rows: Vec<(PlanId, BigInt)> =
         sqlx::query_as("select id, version from plans where version > $1 order by version")
             .bind(BigInt(version))
-            .fetch_all(&db.pool)
+            .fetch_all(db.pool().await?)
             .await?;
     Ok(rows.into_iter().map(|(id, it)| (id, it.0)).collect())
 }

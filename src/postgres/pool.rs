@@ -5,10 +5,16 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{PgExecutor, PgPool};
+use sqlx::{AssertSqlSafe, PgExecutor, PgPool};
 
 pub(super) use super::error::{Error, Result};
+use super::health::Database;
 use super::types::BigInt;
+use crate::link::Link;
+use crate::metrics::Metrics;
+
+/// How long a caller waits for a connection.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long a caller waits for policy changes that are being committed.
 const SETTLED_WITHIN: Duration = Duration::from_secs(3);
@@ -19,7 +25,9 @@ pub(super) type Transaction = sqlx::Transaction<'static, sqlx::Postgres>;
 /// The handle on the database; clones share one pool.
 #[derive(Debug, Clone)]
 pub struct Postgres {
-    pub(super) pool: PgPool,
+    pool: PgPool,
+    /// None where a command waits for the database instead.
+    health: Option<Link<Database>>,
     /// Months, as (year, month), whose partitions are known to exist.
     pub(super) partitions: Arc<Mutex<BTreeSet<(i32, u32)>>>,
 }
@@ -27,28 +35,48 @@ pub struct Postgres {
 impl Postgres {
     /// A handle that connects at its first use.
     pub fn new(url: &str, connections_max: u32) -> Result<Self> {
-        let options: PgConnectOptions = url.parse()?;
-        let pool = PgPoolOptions::new()
-            .max_connections(connections_max)
-            .acquire_timeout(Duration::from_secs(5))
-            // JIT compilation takes longer than any statement here should.
-            .after_connect(|connection, _| {
-                Box::pin(async move {
-                    sqlx::query("set jit = off").execute(connection).await?;
-                    Ok(())
-                })
-            })
-            .connect_lazy_with(options.application_name("tallyman"));
+        let options = options(url)?;
         Ok(Self {
-            pool,
+            pool: pool(options, connections_max, Patience::default()),
+            health: None,
             partitions: Arc::default(),
         })
+    }
+
+    /// Handles for requests and for jobs, whose statements fail at once while the database is down.
+    pub fn watched(
+        url: &str,
+        requests: (u32, Patience),
+        jobs: (u32, Patience),
+        metrics: Metrics,
+    ) -> Result<(Self, Self)> {
+        let options = options(url)?;
+        let health = Link::new(Database {
+            options: options.clone(),
+            metrics,
+        });
+        let handle = |(connections_max, patience)| Self {
+            pool: pool(options.clone(), connections_max, patience),
+            health: Some(health.clone()),
+            partitions: Arc::default(),
+        };
+        Ok((handle(requests), handle(jobs)))
+    }
+
+    /// The pool, unless the database is down.
+    pub(super) async fn pool(&self) -> Result<&PgPool> {
+        if let Some(health) = &self.health
+            && health.failure().is_some()
+        {
+            health.connection().await?;
+        }
+        Ok(&self.pool)
     }
 
     /// Applies pending migrations.
     pub async fn migrate(&self) -> Result<()> {
         sqlx::migrate!()
-            .run(&self.pool)
+            .run(self.pool().await?)
             .await
             .map_err(|error| match error {
                 sqlx::migrate::MigrateError::Execute(error) => error.into(),
@@ -58,7 +86,7 @@ impl Postgres {
 
     /// Checks that Postgres responds.
     pub async fn ping(&self) -> Result<()> {
-        sqlx::query("select 1").execute(&self.pool).await?;
+        sqlx::query("select 1").execute(self.pool().await?).await?;
         Ok(())
     }
 
@@ -70,14 +98,14 @@ impl Postgres {
     /// Draws a generation number that no data set of Redis has had.
     pub async fn draw_generation(&self) -> Result<u64> {
         let BigInt(generation) = sqlx::query_scalar("select nextval('generation')")
-            .fetch_one(&self.pool)
+            .fetch_one(self.pool().await?)
             .await?;
         Ok(generation)
     }
 
     /// Begins a transaction that excludes all policy changes.
     pub(super) async fn begin_change(&self) -> Result<Transaction> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.pool().await?.begin().await?;
         // The lock's key is arbitrary, but the same in every instance.
         sqlx::query("select pg_advisory_xact_lock(7302814)")
             .execute(&mut *transaction)
@@ -88,7 +116,7 @@ impl Postgres {
     /// Waits, at most [`SETTLED_WITHIN`], until no policy change is in progress, and begins a transaction that sees
     /// all of them.
     pub(super) async fn begin_settled(&self) -> Result<Transaction> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.pool().await?.begin().await?;
         sqlx::query("select set_config('lock_timeout', $1, true)")
             .bind(format!("{}ms", SETTLED_WITHIN.as_millis()))
             .execute(&mut *transaction)
@@ -108,6 +136,40 @@ impl Postgres {
             .await?;
         Ok((transaction, version))
     }
+}
+
+/// How long statements of a pool may wait and take; Postgres enforces it. Zero is without end.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Patience {
+    /// For a lock.
+    pub lock: Duration,
+    /// For the whole statement.
+    pub statement: Duration,
+}
+
+fn options(url: &str) -> Result<PgConnectOptions> {
+    let options: PgConnectOptions = url.parse()?;
+    Ok(options.application_name("tallyman"))
+}
+
+fn pool(options: PgConnectOptions, connections_max: u32, patience: Patience) -> PgPool {
+    // JIT compilation takes longer than any statement here should. Only numbers are interpolated.
+    let settings = format!(
+        "set jit = off; set lock_timeout = {}; set statement_timeout = {}",
+        patience.lock.as_millis(),
+        patience.statement.as_millis()
+    );
+    PgPoolOptions::new()
+        .max_connections(connections_max)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .after_connect(move |connection, _| {
+            let settings = AssertSqlSafe(settings.clone());
+            Box::pin(async move {
+                sqlx::raw_sql(settings).execute(connection).await?;
+                Ok(())
+            })
+        })
+        .connect_lazy_with(options)
 }
 
 /// A change that is written and not committed; rolled back when dropped.

@@ -10,14 +10,14 @@ pub async fn permit(db: &Postgres, role: &str) -> Result<()> {
     let exists: bool =
         sqlx::query_scalar("select exists (select from pg_roles where rolname = $1)")
             .bind(role)
-            .fetch_one(&db.pool)
+            .fetch_one(db.pool().await?)
             .await?;
     // Utility statements take no parameters, so Postgres quotes the name.
     let quoted: String = sqlx::query_scalar("select quote_ident($1)")
         .bind(role)
-        .fetch_one(&db.pool)
+        .fetch_one(db.pool().await?)
         .await?;
-    let mut tx = db.pool.begin().await?;
+    let mut tx = db.pool().await?.begin().await?;
     let create = (!exists).then_some("create role {} login");
     for statement in create.into_iter().chain([
         "alter role {} set default_transaction_read_only = on",

@@ -255,14 +255,14 @@ pub async fn previous_counts(
     .bind(organization)
     .column(committed.meters.keys(), |meter| meter)
     .column(committed.meters.values(), |cut| cut.closed_start)
-    .fetch_all(&db.pool)
+    .fetch_all(db.pool().await?)
     .await?;
     Ok(rows.into_iter().collect())
 }
 
 /// Reads the meters of an organization with a pending reset.
 pub async fn pending(db: &Postgres, organization: &OrganizationId) -> Result<BTreeSet<MeterId>> {
-    pending::reset_meters(&db.pool, organization).await
+    pending::reset_meters(db.pool().await?, organization).await
 }
 
 /// Lists at most `count` organizations with pending resets.
@@ -271,6 +271,6 @@ pub async fn unfinished(db: &Postgres, count: u32) -> Result<Vec<OrganizationId>
         "select distinct organization_id from resets where pending order by organization_id limit $1",
     )
     .bind(i64::from(count))
-    .fetch_all(&db.pool)
+    .fetch_all(db.pool().await?)
     .await?)
 }

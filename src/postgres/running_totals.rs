@@ -62,7 +62,7 @@ pub async fn add(db: &Postgres, rows: &mut [Row], granularity: Granularity) -> R
     .bind(rows.iter().map(|row| row.position.meter.as_str()).bind_iter())
     .bind(rows.iter().map(|row| row.position.start).bind_iter())
     .bind(rows.iter().map(|row| row.end).bind_iter())
-    .fetch_all(&db.pool)
+    .fetch_all(db.pool().await?)
     .await?;
     for (row, total) in rows.iter_mut().zip(totals) {
         row.total = Some(total);

@@ -83,7 +83,7 @@ impl Sources {
 
 /// Reads the sources of some organizations, in their order; empty before any defaults were published.
 pub async fn sources(db: &Postgres, ids: &[&OrganizationId]) -> Result<Vec<Sources>> {
-    let mut connection = db.pool.acquire().await?;
+    let mut connection = db.pool().await?.acquire().await?;
     let rows = read_all(&mut connection, ids).await?;
     let sources: sqlx::Result<_> = rows.into_iter().map(|row| row.sources).collect();
     Ok(sources?)

@@ -23,7 +23,7 @@ pub async fn counters(
     )
     .bind(organizations)
     .bind(ends_after)
-    .fetch_all(&db.pool)
+    .fetch_all(db.pool().await?)
     .await?)
 }
 
@@ -62,7 +62,7 @@ pub async fn stored(
     .column(&slots, |(_, start)| *start)
     .bind(organizations)
     .bind(ends_after)
-    .fetch_all(&db.pool)
+    .fetch_all(db.pool().await?)
     .await?)
 }
 

@@ -117,13 +117,13 @@ pub async fn windows(db: &Postgres, page: &Page<'_>, windows: &[Window]) -> Resu
     );
     sql.push(ADJUSTED).push(" from rows");
     page.push_order(&mut sql, "start", "organization_id", "meter");
-    Ok(sql.build_query_as().fetch_all(&db.pool).await?)
+    Ok(sql.build_query_as().fetch_all(db.pool().await?).await?)
 }
 
 /// Lists every time zone that any organization, or the defaults, ever had.
 pub async fn zones(db: &Postgres) -> Result<Vec<Tz>> {
     let zones: Vec<TimeZone> = sqlx::query_scalar("select name from time_zones")
-        .fetch_all(&db.pool)
+        .fetch_all(db.pool().await?)
         .await?;
     Ok(zones.into_iter().map(|TimeZone(zone)| zone).collect())
 }
@@ -161,7 +161,7 @@ pub async fn counted(db: &Postgres, filter: &Filter<'_>, count: usize) -> Result
           group by all_counted.id, meter
           order by all_counted.id",
     );
-    Ok(sql.build_query_as().fetch_all(&db.pool).await?)
+    Ok(sql.build_query_as().fetch_all(db.pool().await?).await?)
 }
 
 impl FromRow<'_, PgRow> for Counted {

@@ -1,14 +1,14 @@
 //! Commands and scripts on one connection to Redis.
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{
-    AsyncConnectionConfig, Cmd, ErrorKind, FromRedisValue, Pipeline, RedisResult, ServerErrorKind,
+    AsyncConnectionConfig, Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError, RedisResult,
+    ServerErrorKind,
 };
+use tokio_util::sync::CancellationToken;
 
 use super::error::Error;
 use super::keys::{Keys, LAYOUT};
@@ -33,8 +33,8 @@ pub(super) fn config() -> AsyncConnectionConfig {
 pub struct Channel {
     inner: MultiplexedConnection,
     pub(super) keys: Keys,
-    /// Set once; a broken connection is replaced.
-    pub(super) broken: Arc<AtomicBool>,
+    /// Cancelled once; a broken connection is replaced, and what waits for a reply over it fails.
+    pub(super) broken: CancellationToken,
     pub(super) metrics: Metrics,
 }
 
@@ -43,22 +43,23 @@ impl Channel {
         Self {
             inner,
             keys: keys.clone(),
-            broken: Arc::default(),
+            broken: CancellationToken::new(),
             metrics: metrics.clone(),
         }
     }
 
     pub(super) fn is_broken(&self) -> bool {
-        self.broken.load(Ordering::Acquire)
+        self.broken.is_cancelled()
     }
 
     pub(super) fn mark_broken(&self) {
-        self.broken.store(true, Ordering::Release);
+        self.broken.cancel();
     }
 
     /// Runs one command.
     pub(super) async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Error> {
-        let reply = command.query_async(&mut self.inner.clone()).await;
+        let mut inner = self.inner.clone();
+        let reply = self.reply(command.query_async(&mut inner)).await;
         self.check(reply)
     }
 
@@ -67,8 +68,18 @@ impl Channel {
         &self,
         commands: &Pipeline,
     ) -> Result<T, Error> {
-        let reply = commands.query_async(&mut self.inner.clone()).await;
+        let mut inner = self.inner.clone();
+        let reply = self.reply(commands.query_async(&mut inner)).await;
         self.check(reply)
+    }
+
+    /// A reply, unless the connection breaks first.
+    async fn reply<T>(&self, reply: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
+        let replied = self.broken.run_until_cancelled(reply).await;
+        replied.unwrap_or_else(|| {
+            let broken = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+            Err(RedisError::from(broken))
+        })
     }
 
     /// Runs a script once, and measures it.
@@ -99,7 +110,8 @@ impl Channel {
             return Ok(Vec::new());
         }
         let started = Instant::now();
-        let reply = pipeline.query_async(&mut self.inner.clone()).await;
+        let mut inner = self.inner.clone();
+        let reply = self.reply(pipeline.query_async(&mut inner)).await;
         let replies = if lacks_script(&reply) {
             self.load_and_run(script, pipeline.cmd_iter()).await
         } else {
@@ -116,7 +128,8 @@ impl Channel {
         script: &Script,
         call: &Cmd,
     ) -> Result<T, Error> {
-        let reply = call.query_async(&mut self.inner.clone()).await;
+        let mut inner = self.inner.clone();
+        let reply = self.reply(call.query_async(&mut inner)).await;
         if lacks_script(&reply) {
             let (reply,) = self.load_and_run(script, std::iter::once(call)).await?;
             return Ok(reply);

@@ -12,15 +12,16 @@ use super::count::lane::Lanes;
 use super::count::types::{Operation, Outcome};
 use super::error::Error;
 use super::keys::Shard;
-use super::node::{Node, Settings, Unnumbered};
+use super::node::{Node, NodeLink, Settings, Unnumbered};
 use super::pool::{self, Pooled};
 use crate::clock::Clock;
+use crate::link::Link;
 use crate::metrics::Metrics;
 
 /// The handle on Redis; clones share one fenced connection, its lanes and the pool.
 #[derive(Debug, Clone)]
 pub struct Redis {
-    node: Arc<Node>,
+    link: NodeLink,
     lanes: Lanes,
     pool: Pool,
 }
@@ -28,19 +29,19 @@ pub struct Redis {
 impl Redis {
     /// A handle that connects at its first use.
     pub fn new(settings: Settings, clock: Clock, metrics: Metrics) -> Result<Self, Error> {
-        let node = Arc::new(Node::new(settings, clock, metrics)?);
-        let (lanes, pool) = (Lanes::start(&node), pool::build(&node)?);
-        Ok(Self { node, lanes, pool })
+        let link = Link::new(Node::new(settings, clock, metrics)?);
+        let (lanes, pool) = (Lanes::start(&link), pool::build(&link)?);
+        Ok(Self { link, lanes, pool })
     }
 
     /// The fenced connection in use, or a new one on which every shard has been identified.
     pub async fn connection(&self) -> Result<Arc<Connection>, Error> {
-        self.node.connection().await
+        self.link.connection().await
     }
 
     /// A pooled connection, for what reads or scans a lot.
     pub async fn pooled(&self) -> Result<Pooled, Error> {
-        pool::checkout(&self.pool, &self.node).await
+        pool::checkout(&self.pool, &self.link).await
     }
 
     /// Reads again which data sets these shards have; returns those that need a number.
@@ -49,7 +50,7 @@ impl Redis {
         connection: &Connection,
         shards: &[Shard],
     ) -> Result<Vec<Unnumbered>, Error> {
-        self.node.identify(connection, shards).await
+        self.link.server().identify(connection, shards).await
     }
 
     /// Gives data sets a number that Postgres drew after they were named; returns those that another data set has
@@ -60,7 +61,8 @@ impl Redis {
         shards: &[Unnumbered],
         number: u64,
     ) -> Result<Vec<Unnumbered>, Error> {
-        self.node
+        self.link
+            .server()
             .identify_or_number(connection, shards, Some(number))
             .await
     }
@@ -77,12 +79,13 @@ impl Redis {
 
     /// Announced changes, until the connection breaks.
     pub async fn announcements(&self) -> Result<BoxStream<'static, Announcement>, Error> {
-        let subscription = self.node.client.get_async_pubsub().await;
+        // While Redis is down, fails at once.
+        self.link.connection().await?;
+        let node = self.link.server();
+        let subscription = node.client.get_async_pubsub().await;
         let mut subscription =
             subscription.map_err(|error| Error::Unavailable(error.to_string()))?;
-        subscription
-            .subscribe(self.node.keys.announcements())
-            .await?;
+        subscription.subscribe(node.keys.announcements()).await?;
         let messages = subscription.into_on_message();
         Ok(messages
             .filter_map(|message| async move { message.get_payload::<String>().ok()?.parse().ok() })

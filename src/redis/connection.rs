@@ -5,7 +5,6 @@
 //! and generations are facts about one connection.
 
 use std::ops::Deref;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -50,7 +49,7 @@ impl Connection {
             .await
             .map_err(|error| Error::Unavailable(error.to_string()))?;
         let channel = Channel::new(inner, keys, metrics);
-        let broken = Arc::clone(&channel.broken);
+        let broken = channel.broken.clone();
         #[expect(
             clippy::disallowed_methods,
             reason = "it ends with the connection, which holds the only sender, and has nothing to save"
@@ -61,7 +60,7 @@ impl Connection {
                     break;
                 }
             }
-            broken.store(true, Ordering::Release);
+            broken.cancel();
         });
         Ok(Self {
             run_id: channel.examine().await?,

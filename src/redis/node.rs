@@ -1,10 +1,9 @@
-//! The Redis server that an instance uses, and its fenced connection.
+//! The Redis server that an instance uses, and how a fenced connection to it is made.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{Client, IntoConnectionInfo, ProtocolVersion};
-use tokio::sync::Mutex;
 use uuid::Uuid;
 
 use super::channel::Channel;
@@ -13,7 +12,8 @@ use super::error::Error;
 use super::keys::{Keys, Shard};
 use super::scripts::GENERATION;
 use crate::clock::Clock;
-use crate::metrics::Metrics;
+use crate::link::{Link, Server};
+use crate::metrics::{self, Metrics};
 
 /// Where Redis is and how it is used.
 #[derive(Debug, Clone)]
@@ -37,7 +37,10 @@ pub struct Unnumbered {
     pub name: String,
 }
 
-/// The server and the connection in use.
+/// The link to the server, with the fenced connection in use; replaced when it breaks, never repaired.
+pub(super) type NodeLink = Link<Node>;
+
+/// The server.
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) client: Client,
@@ -45,10 +48,6 @@ pub(super) struct Node {
     pub(super) settings: Settings,
     pub(super) clock: Clock,
     metrics: Metrics,
-    /// Replaced when it breaks, never repaired.
-    current: RwLock<Option<Arc<Connection>>>,
-    /// Held while connecting, so that an outage causes one attempt at a time.
-    connecting: Mutex<()>,
 }
 
 impl Node {
@@ -72,61 +71,12 @@ impl Node {
             settings,
             clock,
             metrics,
-            current: RwLock::default(),
-            connecting: Mutex::default(),
         })
-    }
-
-    /// The connection in use, or a new one on which every shard has been identified.
-    pub(super) async fn connection(&self) -> Result<Arc<Connection>, Error> {
-        match self.healthy() {
-            Some(connection) => Ok(connection),
-            // Boxed: keeps the hot-path future small.
-            None => Box::pin(self.reconnect()).await,
-        }
     }
 
     /// Another connection to this node.
     pub(super) fn channel(&self, inner: MultiplexedConnection) -> Channel {
         Channel::new(inner, &self.keys, &self.metrics)
-    }
-
-    /// Examines a connection, and makes sure that it leads to the server process of the fenced connection. If it does not,
-    /// the process was replaced: the fenced connection is as well, which identifies the data sets of the new one.
-    pub(super) async fn admit(&self, channel: &Channel) -> Result<(), Error> {
-        let run_id = channel.examine().await?;
-        let mut fenced = self.connection().await?;
-        if fenced.run_id != run_id {
-            fenced.mark_broken();
-            fenced = self.connection().await?;
-        }
-        if fenced.run_id != run_id {
-            let replaced = "the server was replaced while connecting".to_owned();
-            return Err(Error::Unavailable(replaced));
-        }
-        Ok(())
-    }
-
-    fn healthy(&self) -> Option<Arc<Connection>> {
-        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
-        current
-            .as_ref()
-            .filter(|connection| !connection.is_broken())
-            .cloned()
-    }
-
-    async fn reconnect(&self) -> Result<Arc<Connection>, Error> {
-        let _guard = self.connecting.lock().await;
-        if let Some(connection) = self.healthy() {
-            return Ok(connection);
-        }
-        let connection = Connection::establish(&self.client, &self.keys, &self.metrics).await?;
-        let connection = Arc::new(connection);
-        let all: Vec<Shard> = Shard::all().collect();
-        self.identify(&connection, &all).await?;
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) =
-            Some(Arc::clone(&connection));
-        Ok(connection)
     }
 
     /// Reads which data sets these shards have, and returns those that need a number.
@@ -176,4 +126,68 @@ impl Node {
         }
         Ok(unnumbered)
     }
+}
+
+impl Server for Node {
+    type Connection = Arc<Connection>;
+    type Error = Error;
+
+    /// A connection on which every shard has been identified.
+    async fn connect(&self) -> Result<Arc<Connection>, Error> {
+        let connected = async {
+            let connection = Connection::establish(&self.client, &self.keys, &self.metrics).await?;
+            let all: Vec<Shard> = Shard::all().collect();
+            self.identify(&connection, &all).await?;
+            Ok(Arc::new(connection))
+        };
+        connected.await.map_err(|error| match error {
+            // No call of a caller was sent.
+            Error::Unknown(cause) => Error::Unavailable(cause),
+            other => other,
+        })
+    }
+
+    async fn check(&self, connection: &Arc<Connection>) -> Result<(), Error> {
+        match connection.query::<()>(&::redis::cmd("PING")).await {
+            // It replies, if only that it is loading, busy or out of memory.
+            Err(Error::Unavailable(_)) => Ok(()),
+            reply => reply,
+        }
+    }
+
+    fn is_broken(connection: &Arc<Connection>) -> bool {
+        connection.is_broken()
+    }
+
+    async fn broken(connection: &Arc<Connection>) {
+        connection.broken.cancelled().await;
+    }
+
+    fn break_off(connection: &Arc<Connection>) {
+        connection.mark_broken();
+    }
+
+    fn late() -> Error {
+        Error::Unavailable("it does not reply in time".to_owned())
+    }
+
+    fn observe(&self, up: bool) {
+        self.metrics.server_observed(metrics::Server::Redis, up);
+    }
+}
+
+/// Examines a connection, and makes sure that it leads to the server process of the fenced connection. If it does not, the
+/// process was replaced: the fenced connection is as well, which identifies the data sets of the new one.
+pub(super) async fn admit(link: &NodeLink, channel: &Channel) -> Result<(), Error> {
+    let run_id = channel.examine().await?;
+    let mut fenced = link.connection().await?;
+    if fenced.run_id != run_id {
+        fenced.mark_broken();
+        fenced = link.connection().await?;
+    }
+    if fenced.run_id != run_id {
+        let replaced = "the server was replaced while connecting".to_owned();
+        return Err(Error::Unavailable(replaced));
+    }
+    Ok(())
 }

@@ -5,14 +5,13 @@
 //! fenced connection is marked broken and replaced first. A checkout costs a round trip.
 
 use std::ops::Deref;
-use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_redis::{Connection as Slot, Hook, HookError, Manager, Pool, PoolError, Runtime};
 
 use super::channel::{self, Channel};
 use super::error::Error;
-use super::node::Node;
+use super::node::{NodeLink, admit};
 
 /// How many connections there are at most.
 const CONNECTIONS: usize = 8;
@@ -36,23 +35,23 @@ impl Deref for Pooled {
 }
 
 /// A pool of connections to this node.
-pub(super) fn build(node: &Arc<Node>) -> Result<Pool, Error> {
-    let info = node.client.get_connection_info().clone();
+pub(super) fn build(link: &NodeLink) -> Result<Pool, Error> {
+    let info = link.server().client.get_connection_info().clone();
     let manager = Manager::new_with_config(info, channel::config())
         .map_err(|error| Error::Unfit(error.to_string()))?;
-    let (admitting, recycling) = (Arc::clone(node), Arc::clone(node));
+    let (admitting, recycling) = (link.clone(), link.clone());
     let admit = Hook::async_fn(move |connection, _| {
-        let node = Arc::clone(&admitting);
-        let channel = node.channel(connection.clone());
+        let link = admitting.clone();
+        let channel = link.server().channel(connection.clone());
         Box::pin(async move {
-            let admitted = node.admit(&channel).await;
+            let admitted = admit(&link, &channel).await;
             admitted.map_err(|error| HookError::message(error.to_string()))
         })
     });
     let recycle = Hook::async_fn(move |_, metrics| {
-        let node = Arc::clone(&recycling);
+        let link = recycling.clone();
         Box::pin(async move {
-            match node.connection().await {
+            match link.connection().await {
                 Ok(connection) if connection.established <= metrics.created => Ok(()),
                 Ok(_) => Err(HookError::message("the fenced connection is newer")),
                 Err(error) => Err(HookError::message(error.to_string())),
@@ -70,11 +69,13 @@ pub(super) fn build(node: &Arc<Node>) -> Result<Pool, Error> {
 }
 
 /// Takes a connection from the pool.
-pub(super) async fn checkout(pool: &Pool, node: &Node) -> Result<Pooled, Error> {
+pub(super) async fn checkout(pool: &Pool, link: &NodeLink) -> Result<Pooled, Error> {
+    // While Redis is down, fails at once.
+    link.connection().await?;
     let unavailable = |error: PoolError| Error::Unavailable(error.to_string());
     let slot = pool.get().await.map_err(unavailable)?;
     Ok(Pooled {
-        channel: node.channel(slot.as_ref().clone()),
+        channel: link.server().channel(slot.as_ref().clone()),
         _slot: slot,
     })
 }

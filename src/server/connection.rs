@@ -5,7 +5,6 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::Router;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::{Builder, Connection as HttpConnection};
 use tokio::net::TcpStream;
@@ -71,17 +70,13 @@ pub(super) struct ServedConnection {
 impl ServedConnection {
     pub(super) fn new(
         stream: TcpStream,
-        router: Router,
+        service: ConnectionService,
         protocols: &Protocols,
         limits: ConnectionLimits,
         entry: Entry,
     ) -> Self {
         let connection = &entry.connection;
         let io = TokioIo::new(ObservedStream::new(stream, connection.clone()));
-        let service = ConnectionService {
-            router,
-            connection: connection.clone(),
-        };
         let http = protocols.0.serve_connection(io, service).into_owned();
         let now = Instant::now();
         entry.idle_since(now);

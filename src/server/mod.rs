@@ -11,6 +11,7 @@ mod state;
 mod stream;
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ use crate::config::ConnectionLimits;
 use crate::http;
 use crate::metrics::{CloseReason, Metrics};
 use connection::{Protocols, ServedConnection};
+use service::ConnectionService;
 use state::{Connections, Order};
 
 /// Minimum interval between two warnings.
@@ -43,6 +45,8 @@ struct Shared {
     limits: ConnectionLimits,
     metrics: Metrics,
     open: Connections,
+    /// Whether clients are told to close their connections.
+    draining: Arc<AtomicBool>,
     /// When a warning was last logged.
     warned: Mutex<Option<Instant>>,
 }
@@ -54,8 +58,14 @@ impl Server {
             limits,
             metrics,
             open: Connections::default(),
+            draining: Arc::default(),
             warned: Mutex::default(),
         }))
+    }
+
+    /// From now on, HTTP/1 clients are told to close their connections after each response.
+    pub fn drain(&self) {
+        self.0.draining.store(true, Ordering::Release);
     }
 
     /// Serves until `stop`, then completes the requests in flight for at most `grace`. Returns whether that was enough.
@@ -122,8 +132,12 @@ impl Server {
         }
         let entry = open.enter(metrics.clone());
         tracing::trace!(open = open.count(), "connection accepted");
-        let serving =
-            ServedConnection::new(stream, router.clone(), protocols, limits.clone(), entry);
+        let service = ConnectionService {
+            router: router.clone(),
+            connection: Arc::clone(&entry.connection),
+            draining: Arc::clone(&self.0.draining),
+        };
+        let serving = ServedConnection::new(stream, service, protocols, limits.clone(), entry);
         let metrics = metrics.clone();
         tasks.spawn(async move {
             if let Some(reason) = serving.await {

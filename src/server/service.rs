@@ -3,12 +3,13 @@
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::http::{Request, Response, Version};
+use axum::http::header::CONNECTION;
+use axum::http::{HeaderValue, Request, Response, Version};
 use axum::routing::future::RouteFuture;
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
@@ -23,6 +24,8 @@ use super::state::{Connection, InFlight, ReceivingBody};
 pub(super) struct ConnectionService {
     pub(super) router: Router,
     pub(super) connection: Arc<Connection>,
+    /// Whether the client is told to close the connection.
+    pub(super) draining: Arc<AtomicBool>,
 }
 
 impl Service<Request<Incoming>> for ConnectionService {
@@ -35,7 +38,8 @@ impl Service<Request<Incoming>> for ConnectionService {
         connection.was_used.store(true, Ordering::Relaxed);
         connection.in_head.store(false, Ordering::Relaxed);
         connection.unread.store(false, Ordering::Relaxed);
-        if request.version() == Version::HTTP_2 {
+        let request_version = request.version();
+        if request_version == Version::HTTP_2 {
             connection.multiplexed.store(true, Ordering::Relaxed);
         }
         let in_flight = InFlight::new(connection);
@@ -52,6 +56,7 @@ impl Service<Request<Incoming>> for ConnectionService {
         ResponseFuture {
             response: self.router.clone().call(request),
             in_flight: Some(in_flight),
+            closing: request_version < Version::HTTP_2 && self.draining.load(Ordering::Acquire),
         }
     }
 }
@@ -62,6 +67,8 @@ pin_project! {
         #[pin]
         response: RouteFuture<Infallible>,
         in_flight: Option<InFlight>,
+        // Whether this is the last response on its connection.
+        closing: bool,
     }
 }
 
@@ -70,7 +77,11 @@ impl Future for ResponseFuture {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let Ok(response) = ready!(this.response.poll(context));
+        let Ok(mut response) = ready!(this.response.poll(context));
+        if *this.closing {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(CONNECTION, close);
+        }
         let in_flight = this.in_flight.take();
         Poll::Ready(Ok(response.map(|body| ResponseBody {
             body,

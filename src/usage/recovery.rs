@@ -4,6 +4,7 @@
 //! Counts nothing, and decides nothing about policies: if Redis has a newer one, the caller has to look it up.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use chrono::{DateTime, Utc};
 use tokio::sync::Mutex;
@@ -34,8 +35,9 @@ pub struct Recovery {
     ctx: Context,
     /// Callers that need the same counter share one recovery, under the stamp of the first.
     coalescers: [Coalescer<CounterId, RecoveryRequest, RecoveryReply, Failure>; HALVES],
-    /// Held while a generation is drawn, so that an instance draws one at a time; only saves numbers.
-    numbering: Arc<Mutex<()>>,
+    /// Held while a generation is drawn, so that an instance draws one at a time, and waiting callers share the last
+    /// failure.
+    numbering: Arc<Mutex<Option<(Instant, Failure)>>>,
 }
 
 /// The result of a recovery.
@@ -81,10 +83,25 @@ impl Recovery {
     }
 
     async fn number(&self, connection: &Connection, shard: Shard) -> Result<(), Failure> {
-        let _guard = self.numbering.lock().await;
+        let asked = Instant::now();
+        let mut last = self.numbering.lock().await;
         if connection.generation(shard).is_some() {
             return Ok(());
         }
+        if let Some((at, failure)) = &*last
+            && *at >= asked
+        {
+            return Err(failure.clone());
+        }
+        let numbered = self.number_all(connection).await;
+        *last = numbered
+            .clone()
+            .err()
+            .map(|failure| (Instant::now(), failure));
+        numbered
+    }
+
+    async fn number_all(&self, connection: &Connection) -> Result<(), Failure> {
         // All at once: after a restart of Redis every shard needs a number.
         let unknown: Vec<Shard> = Shard::all()
             .filter(|shard| connection.generation(*shard).is_none())

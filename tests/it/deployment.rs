@@ -64,7 +64,8 @@ fn compose_waits_long_enough_for_a_stop() {
         between(&compose, before, after).trim().parse().unwrap()
     };
     let shutdown = seconds("TALLYMAN_SHUTDOWN_SECONDS: \"", "\"");
-    assert!(seconds("stop_grace_period: ", "s\n") > 2 * shutdown);
+    let drain = seconds("TALLYMAN_DRAIN_SECONDS: \"", "\"");
+    assert!(seconds("stop_grace_period: ", "s\n") > drain + 2 * shutdown + 1);
 }
 
 #[test]

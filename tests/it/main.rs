@@ -52,6 +52,7 @@ mod model;
 mod notified_once;
 mod openapi;
 mod organization_list;
+mod outages;
 mod patching;
 mod periods;
 mod plans;

@@ -304,13 +304,7 @@ async fn a_provisioning_key_changes_nothing_that_exists() {
     for path in [PATH, "/v1/plans/free", "/v1/api-keys/0123456789abcdef"] {
         assert_eq!(http.delete(path).await.status, 403, "{path}");
     }
-    for path in [
-        "/v1/plans",
-        "/v1/api-keys",
-        "/v1/webhooks",
-        "/v1/audit",
-        "/v1/verify",
-    ] {
+    for path in ["/v1/api-keys", "/v1/webhooks", "/v1/audit", "/v1/verify"] {
         assert_eq!(http.get(path).await.status, 403, "{path}");
     }
     assert_eq!(service.http.get(PATH).await.body, before);

@@ -3588,6 +3588,26 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"];
             };
         };
+        /** @description Deadline exceeded. */
+        deadline_exceeded: {
+            headers: {
+                "x-request-id": components["headers"]["x-request-id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description Deadline exceeded, or Outcome unknown. */
+        "deadline_exceeded-or-outcome_unknown": {
+            headers: {
+                "x-request-id": components["headers"]["x-request-id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
         /** @description Forbidden. */
         forbidden: {
             headers: {
@@ -3683,16 +3703,6 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"];
             };
         };
-        /** @description Outcome unknown. */
-        outcome_unknown: {
-            headers: {
-                "x-request-id": components["headers"]["x-request-id"];
-                [name: string]: unknown;
-            };
-            content: {
-                "application/problem+json": components["schemas"]["Problem"];
-            };
-        };
         /** @description Payload too large. */
         payload_too_large: {
             headers: {
@@ -3775,7 +3785,7 @@ export interface operations {
             header?: {
                 /** @description Makes retries safe, such as `order-42`: a retry with the same key within 24 hours (a setting) gets the first final response again and counts nothing. Keys are scoped to the organization. A different request with the same key is 422. */
                 "Idempotency-Key"?: string;
-                /** @description With `return=minimal` a 200 becomes a 204, and a 429 has no body: the headers tell the result. Unknown preferences are ignored. */
+                /** @description With `return=minimal` a 200 becomes a 204, and a 429 has no body: the headers tell the result. With `wait=2` the request is answered within 2 seconds. Unknown preferences are ignored. */
                 Prefer?: string;
             };
             path?: never;
@@ -3821,7 +3831,7 @@ export interface operations {
             422: components["responses"]["counter_overflow-or-idempotency_key_reused-or-timestamp_out_of_range-or-too_many_meters"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-counter_store_unavailable-or-database_unavailable-or-overloaded"];
-            504: components["responses"]["outcome_unknown"];
+            504: components["responses"]["deadline_exceeded-or-outcome_unknown"];
         };
     };
     consume: {
@@ -3830,7 +3840,7 @@ export interface operations {
             header?: {
                 /** @description Makes retries safe, such as `order-42`: a retry with the same key within 24 hours (a setting) gets the first final response again and counts nothing. Keys are scoped to the organization. A different request with the same key is 422. */
                 "Idempotency-Key"?: string;
-                /** @description With `return=minimal` a 200 becomes a 204, and a 429 has no body: the headers tell the result. Unknown preferences are ignored. */
+                /** @description With `return=minimal` a 200 becomes a 204, and a 429 has no body: the headers tell the result. With `wait=2` the request is answered within 2 seconds. Unknown preferences are ignored. */
                 Prefer?: string;
             };
             path?: never;
@@ -3877,7 +3887,7 @@ export interface operations {
             429: components["responses"]["limit_exceeded"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-counter_store_unavailable-or-database_unavailable-or-overloaded"];
-            504: components["responses"]["outcome_unknown"];
+            504: components["responses"]["deadline_exceeded-or-outcome_unknown"];
         };
     };
     check: {
@@ -3918,6 +3928,7 @@ export interface operations {
             422: components["responses"]["idempotency_key_reused"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-counter_store_unavailable-or-database_unavailable-or-overloaded"];
+            504: components["responses"]["deadline_exceeded"];
         };
     };
     refund: {
@@ -3926,7 +3937,7 @@ export interface operations {
             header?: {
                 /** @description Makes retries safe, such as `order-42`: a retry with the same key within 24 hours (a setting) gets the first final response again and counts nothing. Keys are scoped to the organization. A different request with the same key is 422. */
                 "Idempotency-Key"?: string;
-                /** @description With `return=minimal` a 200 becomes a 204, and a 429 has no body: the headers tell the result. Unknown preferences are ignored. */
+                /** @description With `return=minimal` a 200 becomes a 204, and a 429 has no body: the headers tell the result. With `wait=2` the request is answered within 2 seconds. Unknown preferences are ignored. */
                 Prefer?: string;
             };
             path?: never;
@@ -3972,7 +3983,7 @@ export interface operations {
             422: components["responses"]["counter_overflow-or-idempotency_key_reused-or-too_many_meters"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-counter_store_unavailable-or-database_unavailable-or-overloaded"];
-            504: components["responses"]["outcome_unknown"];
+            504: components["responses"]["deadline_exceeded-or-outcome_unknown"];
         };
     };
     batch: {
@@ -4081,6 +4092,7 @@ export interface operations {
             415: components["responses"]["unsupported_media_type"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-counter_store_unavailable-or-database_unavailable-or-overloaded"];
+            504: components["responses"]["deadline_exceeded"];
         };
     };
     getUsage: {
@@ -4114,6 +4126,7 @@ export interface operations {
             404: components["responses"]["not_found"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-database_unavailable-or-overloaded"];
+            504: components["responses"]["deadline_exceeded"];
         };
     };
     getSummary: {
@@ -4140,6 +4153,7 @@ export interface operations {
             403: components["responses"]["forbidden"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-database_unavailable"];
+            504: components["responses"]["deadline_exceeded"];
         };
     };
     streamSummary: {
@@ -4169,6 +4183,7 @@ export interface operations {
             403: components["responses"]["forbidden"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-database_unavailable-or-overloaded"];
+            504: components["responses"]["deadline_exceeded"];
         };
     };
     streamUsage: {
@@ -4208,6 +4223,7 @@ export interface operations {
             404: components["responses"]["not_found"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-database_unavailable-or-overloaded"];
+            504: components["responses"]["deadline_exceeded"];
         };
     };
     getOrganizationHistory: {
@@ -4274,6 +4290,7 @@ export interface operations {
             404: components["responses"]["not_found"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-counter_store_unavailable-or-database_unavailable"];
+            504: components["responses"]["deadline_exceeded"];
         };
     };
     getHistory: {
@@ -4338,6 +4355,7 @@ export interface operations {
             403: components["responses"]["forbidden"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-database_unavailable"];
+            504: components["responses"]["deadline_exceeded"];
         };
     };
     listEvents: {
@@ -4376,6 +4394,7 @@ export interface operations {
             403: components["responses"]["forbidden"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-database_unavailable"];
+            504: components["responses"]["deadline_exceeded"];
         };
     };
     listOrganizations: {
@@ -4425,6 +4444,7 @@ export interface operations {
             403: components["responses"]["forbidden"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-database_unavailable"];
+            504: components["responses"]["deadline_exceeded"];
         };
     };
     getOrganization: {
@@ -4480,6 +4500,7 @@ export interface operations {
             412: components["responses"]["precondition_failed"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-counter_store_unavailable-or-database_unavailable"];
+            504: components["responses"]["deadline_exceeded"];
         };
     };
     putOrganization: {
@@ -4524,6 +4545,7 @@ export interface operations {
             415: components["responses"]["unsupported_media_type"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-counter_store_unavailable-or-database_unavailable-or-overloaded"];
+            504: components["responses"]["deadline_exceeded"];
         };
     };
     deleteOrganization: {
@@ -4569,6 +4591,7 @@ export interface operations {
             412: components["responses"]["precondition_failed"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-counter_store_unavailable-or-database_unavailable"];
+            504: components["responses"]["deadline_exceeded"];
         };
     };
     patchOrganization: {
@@ -4613,6 +4636,7 @@ export interface operations {
             415: components["responses"]["unsupported_media_type"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-counter_store_unavailable-or-database_unavailable-or-overloaded"];
+            504: components["responses"]["deadline_exceeded"];
         };
     };
     getLimits: {
@@ -4668,6 +4692,7 @@ export interface operations {
             412: components["responses"]["precondition_failed"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-database_unavailable"];
+            504: components["responses"]["deadline_exceeded"];
         };
     };
     patchLimits: {
@@ -4712,6 +4737,7 @@ export interface operations {
             415: components["responses"]["unsupported_media_type"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-counter_store_unavailable-or-database_unavailable-or-overloaded"];
+            504: components["responses"]["deadline_exceeded"];
         };
     };
     getFeature: {
@@ -4753,6 +4779,7 @@ export interface operations {
             404: components["responses"]["not_found"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-database_unavailable"];
+            504: components["responses"]["deadline_exceeded"];
         };
     };
     createEmbedLink: {
@@ -4791,6 +4818,7 @@ export interface operations {
             415: components["responses"]["unsupported_media_type"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-database_unavailable-or-overloaded"];
+            504: components["responses"]["deadline_exceeded"];
         };
     };
     resetOrganization: {
@@ -4839,6 +4867,7 @@ export interface operations {
             422: components["responses"]["idempotency_key_reused-or-too_many_meters"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-counter_store_unavailable-or-database_unavailable-or-overloaded"];
+            504: components["responses"]["deadline_exceeded"];
         };
     };
     listPlans: {
@@ -4869,6 +4898,7 @@ export interface operations {
             403: components["responses"]["forbidden"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-database_unavailable"];
+            504: components["responses"]["deadline_exceeded"];
         };
     };
     getPlan: {
@@ -4924,6 +4954,7 @@ export interface operations {
             412: components["responses"]["precondition_failed"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-database_unavailable"];
+            504: components["responses"]["deadline_exceeded"];
         };
     };
     putPlan: {
@@ -5000,6 +5031,7 @@ export interface operations {
             415: components["responses"]["unsupported_media_type"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-database_unavailable-or-overloaded"];
+            504: components["responses"]["deadline_exceeded"];
         };
     };
     deletePlan: {
@@ -5044,6 +5076,7 @@ export interface operations {
             412: components["responses"]["precondition_failed"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-database_unavailable"];
+            504: components["responses"]["deadline_exceeded"];
         };
     };
     resetExpired: {
@@ -5074,6 +5107,7 @@ export interface operations {
             422: components["responses"]["idempotency_key_reused"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-counter_store_unavailable-or-database_unavailable"];
+            504: components["responses"]["deadline_exceeded"];
         };
     };
     adjustOrganization: {
@@ -5115,6 +5149,7 @@ export interface operations {
             422: components["responses"]["counter_overflow-or-idempotency_key_reused-or-too_many_meters"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-counter_store_unavailable-or-database_unavailable-or-overloaded"];
+            504: components["responses"]["deadline_exceeded"];
         };
     };
     listApiKeys: {
@@ -5145,6 +5180,7 @@ export interface operations {
             403: components["responses"]["forbidden"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-database_unavailable"];
+            504: components["responses"]["deadline_exceeded"];
         };
     };
     createApiKey: {
@@ -5196,6 +5232,7 @@ export interface operations {
             415: components["responses"]["unsupported_media_type"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-database_unavailable-or-overloaded"];
+            504: components["responses"]["deadline_exceeded"];
         };
     };
     revokeApiKey: {
@@ -5233,6 +5270,7 @@ export interface operations {
             404: components["responses"]["not_found"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-database_unavailable"];
+            504: components["responses"]["deadline_exceeded"];
         };
     };
     getSession: {
@@ -5259,6 +5297,7 @@ export interface operations {
             403: components["responses"]["forbidden"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-database_unavailable"];
+            504: components["responses"]["deadline_exceeded"];
         };
     };
     listAudit: {
@@ -5299,6 +5338,7 @@ export interface operations {
             403: components["responses"]["forbidden"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-database_unavailable"];
+            504: components["responses"]["deadline_exceeded"];
         };
     };
     verify: {
@@ -5332,6 +5372,7 @@ export interface operations {
             403: components["responses"]["forbidden"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-counter_store_unavailable-or-database_unavailable"];
+            504: components["responses"]["deadline_exceeded"];
         };
     };
     listWebhooks: {
@@ -5362,6 +5403,7 @@ export interface operations {
             403: components["responses"]["forbidden"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-database_unavailable"];
+            504: components["responses"]["deadline_exceeded"];
         };
     };
     createWebhook: {
@@ -5417,6 +5459,7 @@ export interface operations {
             415: components["responses"]["unsupported_media_type"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-database_unavailable-or-overloaded"];
+            504: components["responses"]["deadline_exceeded"];
         };
     };
     getWebhook: {
@@ -5472,6 +5515,7 @@ export interface operations {
             404: components["responses"]["not_found"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-database_unavailable"];
+            504: components["responses"]["deadline_exceeded"];
         };
     };
     deleteWebhook: {
@@ -5509,6 +5553,7 @@ export interface operations {
             404: components["responses"]["not_found"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-database_unavailable"];
+            504: components["responses"]["deadline_exceeded"];
         };
     };
     changeWebhook: {
@@ -5562,6 +5607,7 @@ export interface operations {
             415: components["responses"]["unsupported_media_type"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-database_unavailable-or-overloaded"];
+            504: components["responses"]["deadline_exceeded"];
         };
     };
     rotateWebhookSecret: {
@@ -5620,6 +5666,7 @@ export interface operations {
             404: components["responses"]["not_found"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-database_unavailable"];
+            504: components["responses"]["deadline_exceeded"];
         };
     };
     testWebhook: {
@@ -5674,6 +5721,7 @@ export interface operations {
             404: components["responses"]["not_found"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-database_unavailable"];
+            504: components["responses"]["deadline_exceeded"];
         };
     };
     listDeliveries: {
@@ -5710,6 +5758,7 @@ export interface operations {
             404: components["responses"]["not_found"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-database_unavailable"];
+            504: components["responses"]["deadline_exceeded"];
         };
     };
     redeliver: {
@@ -5766,6 +5815,7 @@ export interface operations {
             404: components["responses"]["not_found"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-database_unavailable"];
+            504: components["responses"]["deadline_exceeded"];
         };
     };
     healthz: {
@@ -6492,6 +6542,7 @@ export interface operations {
             403: components["responses"]["forbidden"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-database_unavailable"];
+            504: components["responses"]["deadline_exceeded"];
         };
     };
 }

@@ -162,6 +162,7 @@ fn implied_problems(operation: &Operation) -> Vec<Error> {
             Error::Forbidden("this key is bound to another organization"),
             Error::DatabaseUnavailable,
             Error::AuthServerUnavailable,
+            Error::DeadlineExceeded,
         ]);
     }
     if is_conditional(operation) {

@@ -141,7 +141,7 @@ pub async fn list(db: &Postgres, after: Option<&ApiKeyId>, count: u32) -> Result
     )
     .bind(after)
     .bind(i64::from(count))
-    .fetch_all(&db.pool)
+    .fetch_all(db.pool().await?)
     .await?)
 }
 
@@ -149,7 +149,7 @@ pub async fn list(db: &Postgres, after: Option<&ApiKeyId>, count: u32) -> Result
 pub async fn get(db: &Postgres, id: &ApiKeyId) -> Result<Option<ApiKey>> {
     Ok(sqlx::query_as("select * from api_keys where id = $1")
         .bind(id)
-        .fetch_optional(&db.pool)
+        .fetch_optional(db.pool().await?)
         .await?)
 }
 
@@ -157,7 +157,7 @@ pub async fn get(db: &Postgres, id: &ApiKeyId) -> Result<Option<ApiKey>> {
 pub async fn find(db: &Postgres, id: &ApiKeyId) -> Result<Option<KeyRecord>> {
     Ok(sqlx::query_as("select * from api_keys where id = $1")
         .bind(id)
-        .fetch_optional(&db.pool)
+        .fetch_optional(db.pool().await?)
         .await?)
 }
 
@@ -186,7 +186,7 @@ pub struct Changes {
 /// Lists at most `count` keys that have changed since `revision`; none if no key has.
 pub async fn changes_since(db: &Postgres, revision: u64, count: u32) -> Result<Option<Changes>> {
     let newest: Option<BigInt> = sqlx::query_scalar("select max(revision) from api_keys")
-        .fetch_one(&db.pool)
+        .fetch_one(db.pool().await?)
         .await?;
     let newest = newest.map_or(0, u64::from);
     if newest == revision {
@@ -201,7 +201,7 @@ pub async fn changes_since(db: &Postgres, revision: u64, count: u32) -> Result<O
     )
     .bind(BigInt(base))
     .bind(i64::from(count))
-    .fetch_all(&db.pool)
+    .fetch_all(db.pool().await?)
     .await?;
     Ok(Some(Changes {
         revision: rows.last().map_or(0, |row| row.revision),
@@ -214,7 +214,7 @@ pub async fn changes_since(db: &Postgres, revision: u64, count: u32) -> Result<O
 pub async fn mirror_secret(db: &Postgres) -> Result<MirrorSecret> {
     let secret: [u8; 32] =
         sqlx::query_scalar("select value from secrets where name = 'key_mirror'")
-            .fetch_one(&db.pool)
+            .fetch_one(db.pool().await?)
             .await?;
     Ok(secret.into())
 }
@@ -233,7 +233,7 @@ pub async fn revoked_since(
     )
     .bind(BigInt(revision))
     .bind(i64::from(count))
-    .fetch_all(&db.pool)
+    .fetch_all(db.pool().await?)
     .await?;
     Ok(rows.into_iter().map(|(id, it)| (id, it.0)).collect())
 }
@@ -260,7 +260,7 @@ pub async fn record_uses(db: &Postgres, uses: &BTreeMap<ApiKeyId, DateTime<Utc>>
     )
     .column(uses.keys(), |id| id)
     .column(uses.values(), |at| at)
-    .execute(&db.pool)
+    .execute(db.pool().await?)
     .await?;
     Ok(())
 }
@@ -268,7 +268,7 @@ pub async fn record_uses(db: &Postgres, uses: &BTreeMap<ApiKeyId, DateTime<Utc>>
 /// Begins a transaction that changes keys, and draws its revision. These transactions are serialized, so that
 /// revisions become visible in order.
 async fn begin_change(db: &Postgres) -> Result<(Transaction, u64)> {
-    let mut tx = db.pool.begin().await?;
+    let mut tx = db.pool().await?.begin().await?;
     lock(&mut tx).await?;
     let revision = draw_revision(&mut tx).await?;
     Ok((tx, revision))

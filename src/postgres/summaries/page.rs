@@ -87,7 +87,7 @@ pub struct Listed {
 
 /// Reads one page of a list.
 pub async fn page(db: &Postgres, listing: &Listing, now: DateTime<Utc>) -> Result<Vec<Listed>> {
-    let mut connection = db.pool.acquire().await?;
+    let mut connection = db.pool().await?.acquire().await?;
     let Some(defaults) = defaults::read(&mut *connection).await? else {
         return Ok(Vec::new());
     };

@@ -54,7 +54,7 @@ pub async fn age(db: &Postgres, now: DateTime<Utc>, count: u32) -> Result<u64> {
     )
     .bind(now)
     .bind(i64::from(count))
-    .execute(&db.pool)
+    .execute(db.pool().await?)
     .await?;
     Ok(aged.rows_affected())
 }
@@ -65,7 +65,7 @@ pub async fn refresh(
     organizations: &[OrganizationId],
     now: DateTime<Utc>,
 ) -> Result<()> {
-    let mut tx = db.pool.begin().await?;
+    let mut tx = db.pool().await?.begin().await?;
     // Locked before the snapshots are read, so that of two concurrent refreshes the later one reads newer snapshots.
     let locked: Vec<Locked> = sqlx::query_as(
         "select organization_id, paces, paces_at from standings
@@ -193,6 +193,6 @@ pub async fn outlived(
     )
     .bind(now.timestamp())
     .bind(i64::from(count))
-    .fetch_all(&db.pool)
+    .fetch_all(db.pool().await?)
     .await?)
 }

@@ -17,7 +17,7 @@ pub async fn paces(
     organization: &OrganizationId,
     now: DateTime<Utc>,
 ) -> Result<Paces> {
-    let mut connection = db.pool.acquire().await?;
+    let mut connection = db.pool().await?.acquire().await?;
     let one = std::slice::from_ref(organization);
     let mut paces = paces_of(&mut connection, one, now).await?;
     Ok(paces.remove(organization).unwrap_or_default())

@@ -23,7 +23,7 @@ pub async fn ensure_partitions(
     if missing.is_empty() {
         return Ok(());
     }
-    let mut tx = db.pool.begin().await?;
+    let mut tx = db.pool().await?.begin().await?;
     // Concurrent creations of the same table would fail.
     sqlx::query("select pg_advisory_xact_lock(7302817)")
         .execute(&mut *tx)

@@ -64,7 +64,7 @@ pub async fn unfinished(
     organization: &OrganizationId,
     now: DateTime<Utc>,
 ) -> Result<Vec<Snapshot>> {
-    let mut connection = db.pool.acquire().await?;
+    let mut connection = db.pool().await?.acquire().await?;
     unfinished_of(&mut connection, std::slice::from_ref(organization), now).await
 }
 
@@ -99,7 +99,7 @@ pub async fn last_stored(
     )
     .bind(organization)
     .bind(now)
-    .fetch_one(&db.pool)
+    .fetch_one(db.pool().await?)
     .await?)
 }
 
@@ -109,7 +109,7 @@ pub async fn running_meters(
     organizations: &[OrganizationId],
     now: DateTime<Utc>,
 ) -> Result<HashMap<OrganizationId, BTreeSet<MeterId>>> {
-    let mut connection = db.pool.acquire().await?;
+    let mut connection = db.pool().await?.acquire().await?;
     running_meters_of(&mut connection, organizations, now).await
 }
 
@@ -149,6 +149,6 @@ pub async fn last_counted(
         "select max(period_start) from usage_history where organization_id = $1 and (used > 0 or refunded > 0)",
     )
     .bind(organization)
-    .fetch_one(&db.pool)
+    .fetch_one(db.pool().await?)
     .await?)
 }

@@ -48,7 +48,7 @@ pub async fn restore(
     let (held, rest): (Vec<Move<'_>>, Vec<_>) = moves.iter().partition(|it| it.held.is_some());
     for part in [held, rest] {
         if !part.is_empty() {
-            let mut tx = db.pool.begin().await?;
+            let mut tx = db.pool().await?.begin().await?;
             restored.extend(restore_in(&mut tx, &part, slots_from, now).await?);
             tx.commit().await?;
         }

@@ -26,7 +26,7 @@ pub async fn store(
     events: &ThresholdEvents,
     now: DateTime<Utc>,
 ) -> Result<Vec<bool>> {
-    let mut tx = db.pool.begin().await?;
+    let mut tx = db.pool().await?.begin().await?;
     let stored = store_in(&mut tx, snapshots, events, now).await?;
     tx.commit().await?;
     Ok(stored)

@@ -24,7 +24,7 @@ pub async fn test(
     now: DateTime<Utc>,
     actor: &Actor,
 ) -> Result<Option<Delivery>> {
-    let mut tx = db.pool.begin().await?;
+    let mut tx = db.pool().await?.begin().await?;
     let Some(webhook) = lock(&mut tx, id).await? else {
         return Ok(None);
     };
@@ -61,7 +61,7 @@ pub async fn redeliver(
     now: DateTime<Utc>,
     actor: &Actor,
 ) -> Result<Option<Delivery>> {
-    let mut tx = db.pool.begin().await?;
+    let mut tx = db.pool().await?.begin().await?;
     let webhook = lock(&mut tx, id).await?;
     let before = delivery(&mut tx, id, event).await?;
     let (Some(webhook), Some(before)) = (webhook, before) else {
@@ -125,7 +125,7 @@ pub async fn deliveries(
     .bind(status)
     .bind(before)
     .bind(i64::from(count))
-    .fetch_all(&db.pool)
+    .fetch_all(db.pool().await?)
     .await?)
 }
 
@@ -164,7 +164,7 @@ pub async fn due(db: &Postgres, now: DateTime<Utc>) -> Result<Vec<(WebhookId, Da
          where disabled_at is null",
     )
     .bind(now)
-    .fetch_all(&db.pool)
+    .fetch_all(db.pool().await?)
     .await?)
 }
 
@@ -214,7 +214,7 @@ pub async fn claim(
          where id = $1 and disabled_at is null",
     )
     .bind(id)
-    .fetch_optional(&db.pool)
+    .fetch_optional(db.pool().await?)
     .await?;
     let Some(target) = target else {
         return Ok(None);
@@ -242,7 +242,7 @@ pub async fn claim(
     .bind(now)
     .bind(until)
     .bind(i64::from(count))
-    .fetch_all(&db.pool)
+    .fetch_all(db.pool().await?)
     .await?;
     Ok(Some(Claimed {
         secrets: target.secrets(now),
@@ -312,7 +312,7 @@ pub async fn record(
     health: Health,
     now: DateTime<Utc>,
 ) -> Result<Option<DisabledReason>> {
-    let mut tx = db.pool.begin().await?;
+    let mut tx = db.pool().await?.begin().await?;
     // Before the deliveries: every transaction locks a webhook before its deliveries.
     let disabled = match health {
         Health::Healthy => {

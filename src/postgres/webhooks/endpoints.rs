@@ -24,7 +24,7 @@ pub async fn create(
     now: DateTime<Utc>,
     actor: &Actor,
 ) -> Result<Webhook> {
-    let mut tx = db.pool.begin().await?;
+    let mut tx = db.pool().await?.begin().await?;
     let webhook: Webhook = sqlx::query_as(
         "insert into webhooks (id, url, events, organization_id, secret, created_at)
          values ($1, $2, $3, $4, $5, $6)
@@ -54,7 +54,7 @@ pub async fn list(db: &Postgres, after: Option<&WebhookId>, count: u32) -> Resul
     )
     .bind(after)
     .bind(i64::from(count))
-    .fetch_all(&db.pool)
+    .fetch_all(db.pool().await?)
     .await?)
 }
 
@@ -62,7 +62,7 @@ pub async fn list(db: &Postgres, after: Option<&WebhookId>, count: u32) -> Resul
 pub async fn find(db: &Postgres, id: &WebhookId) -> Result<Option<Webhook>> {
     Ok(sqlx::query_as("select * from webhooks where id = $1")
         .bind(id)
-        .fetch_optional(&db.pool)
+        .fetch_optional(db.pool().await?)
         .await?)
 }
 
@@ -74,7 +74,7 @@ pub async fn change(
     now: DateTime<Utc>,
     actor: &Actor,
 ) -> Result<Option<Webhook>> {
-    let mut tx = db.pool.begin().await?;
+    let mut tx = db.pool().await?.begin().await?;
     let Some(before) = lock(&mut tx, id).await? else {
         return Ok(None);
     };
@@ -134,7 +134,7 @@ pub async fn rotate(
     until: DateTime<Utc>,
     actor: &Actor,
 ) -> Result<Option<Webhook>> {
-    let mut tx = db.pool.begin().await?;
+    let mut tx = db.pool().await?.begin().await?;
     let Some(before) = lock(&mut tx, id).await? else {
         return Ok(None);
     };
@@ -158,7 +158,7 @@ pub async fn rotate(
 
 /// Deletes a webhook and its deliveries; false if it does not exist.
 pub async fn delete(db: &Postgres, id: &WebhookId, actor: &Actor) -> Result<bool> {
-    let mut tx = db.pool.begin().await?;
+    let mut tx = db.pool().await?.begin().await?;
     let Some(before) = lock(&mut tx, id).await? else {
         return Ok(false);
     };
@@ -193,7 +193,7 @@ pub async fn subscribed(
     )
     .bind(event_type)
     .bind(organization)
-    .fetch_one(&db.pool)
+    .fetch_one(db.pool().await?)
     .await?;
     Ok(count)
 }

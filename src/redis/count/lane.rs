@@ -8,6 +8,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::BuildHasher as _;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ use super::types::{Operation, Outcome};
 use crate::redis::connection::Connection;
 use crate::redis::error::Error;
 use crate::redis::keys::Shard;
-use crate::redis::node::Node;
+use crate::redis::node::NodeLink;
 use crate::redis::scripts::COUNT;
 
 /// How many batches may be in flight: Redis executes one while another travels.
@@ -45,7 +46,7 @@ const QUEUE_MAX: usize = 32_768;
 const REPLY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long a batch without a reply is sent again.
-const RETRY_TIMEOUT: Duration = Duration::from_secs(6);
+const RETRY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Pause between retries.
 const RETRY_INTERVAL: Duration = Duration::from_millis(20);
@@ -65,14 +66,14 @@ struct Call {
 
 impl Lanes {
     /// Starts the lanes; they end with the last handle on them.
-    pub(in crate::redis) fn start(node: &Arc<Node>) -> Self {
+    pub(in crate::redis) fn start(link: &NodeLink) -> Self {
         Self(std::array::from_fn(|_| {
             let (sender, queue) = mpsc::channel(QUEUE_MAX);
             let lane = Lane {
                 name: Uuid::new_v4().simple().to_string(),
                 number: 0,
                 receipt: None,
-                node: Arc::clone(node),
+                link: link.clone(),
             };
             #[expect(
                 clippy::disallowed_methods,
@@ -114,7 +115,7 @@ struct Lane {
     number: u64,
     /// The connection over which this lane is known to have a receipt.
     receipt: Option<Arc<Connection>>,
-    node: Arc<Node>,
+    link: NodeLink,
 }
 
 impl Lane {
@@ -137,7 +138,21 @@ impl Lane {
             }
             arrived.drain(..).for_each(|call| waiting.push(call));
             let calls = waiting.next_batch();
-            self.execute(calls).await;
+            let link = self.link.clone();
+            let mut executed = pin!(self.execute(calls));
+            let failure = tokio::select! {
+                () = &mut executed => continue,
+                failure = link.down() => failure,
+            };
+            // Nothing of the calls that wait was sent, and this batch may take a while: what it did is not known.
+            refuse(waiting.drain(), &failure);
+            loop {
+                tokio::select! {
+                    () = &mut executed => break,
+                    Some(call) = queue.recv() => refuse([call], &failure),
+                    else => break,
+                }
+            }
         }
     }
 
@@ -160,7 +175,7 @@ impl Lane {
         }
         let mut operations: Vec<&Operation> = Vec::with_capacity(CHARGES_MAX);
         operations.extend(calls.iter().flat_map(|call| &call.operations));
-        let batch = Batch::new(&self.node.keys, &operations);
+        let batch = Batch::new(&self.link.server().keys, &operations);
         let charges = operations.iter().map(|it| it.charges.len()).sum();
         connection.metrics.batch_sent(calls.len(), charges);
         let reply = self.send_until_replied(&connection, &batch).await;
@@ -190,11 +205,11 @@ impl Lane {
     /// A connection over which this lane has a receipt. Without one, a batch that is sent again could not be distinguished
     /// from one that was executed in a lost data set.
     async fn prepared(&mut self) -> Result<Arc<Connection>, Error> {
-        let connection = self.node.connection().await?;
+        let connection = self.link.connection().await?;
         let known = self.receipt.as_ref();
         if !known.is_some_and(|known| Arc::ptr_eq(known, &connection)) {
             self.number = self.number.saturating_add(1);
-            let nothing = Batch::new(&self.node.keys, &[]);
+            let nothing = Batch::new(&self.link.server().keys, &[]);
             self.send(&connection, &nothing, false).await?;
             self.receipt = Some(Arc::clone(&connection));
         }
@@ -213,7 +228,7 @@ impl Lane {
             && Instant::now() < deadline
         {
             sleep(RETRY_INTERVAL).await;
-            let Ok(connection) = self.node.connection().await else {
+            let Ok(connection) = self.link.connection().await else {
                 continue;
             };
             match self.send(&connection, batch, true).await {
@@ -242,10 +257,10 @@ impl Lane {
             lane: &self.name,
             number: self.number,
             again,
-            now: self.node.clock.now(),
-            record_lifetime_ms: self.node.settings.record_lifetime_ms,
+            now: self.link.server().clock.now(),
+            record_lifetime_ms: self.link.server().settings.record_lifetime_ms,
         };
-        let call = batch.call(&self.node.keys, &header);
+        let call = batch.call(&self.link.server().keys, &header);
         let started = Instant::now();
         let reply = timeout(REPLY_TIMEOUT, connection.evaluate(&COUNT, &call)).await;
         let reply = reply.unwrap_or_else(|_| {
@@ -259,7 +274,7 @@ impl Lane {
     }
 }
 
-fn refuse(calls: Vec<Call>, error: &Error) {
+fn refuse(calls: impl IntoIterator<Item = Call>, error: &Error) {
     for call in calls {
         let _ = call.reply.send(Err(error.clone()));
     }
@@ -276,6 +291,11 @@ struct Waiting {
 impl Waiting {
     fn is_empty(&self) -> bool {
         self.shards.is_empty()
+    }
+
+    fn drain(&mut self) -> impl Iterator<Item = Call> {
+        self.shards.clear();
+        self.by_shard.drain().flat_map(|(_, calls)| calls)
     }
 
     fn push(&mut self, call: Call) {

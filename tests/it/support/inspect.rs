@@ -1,6 +1,8 @@
 //! Direct access to Postgres and Redis: reads what they store, and makes them unavailable.
 
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde_json::json;
@@ -8,6 +10,7 @@ use sqlx::PgPool;
 use tallyman::config::Servers;
 use tallyman::redis::Shard;
 use tempfile::TempDir;
+use tokio::time::{sleep, timeout};
 
 use super::{CounterFields, Instance, World};
 
@@ -161,6 +164,11 @@ impl World {
         self.start_redis().await;
     }
 
+    /// Sends a signal, such as `STOP`, to Redis.
+    pub fn signal_redis(&self, name: &str) {
+        signal(self.redis.as_ref().unwrap().pid(), name);
+    }
+
     /// Server addresses with Postgres behind a socket that can be cut, and that socket.
     pub fn cuttable_postgres(&self) -> (Servers, CuttableSocket) {
         let Servers {
@@ -210,9 +218,86 @@ impl CuttableSocket {
     pub fn restore(&self) {
         std::os::unix::fs::symlink(&self.target, &self.link).unwrap();
     }
+
+    /// Lets Postgres hang: neither a session of the instances nor a new one gets a reply.
+    pub async fn freeze(&self, postgres: &PgPool) -> Frozen<'_> {
+        let silent = TempDir::new().unwrap();
+        let listener = UnixListener::bind(silent.path().join(SOCKET)).unwrap();
+        std::fs::remove_file(&self.link).unwrap();
+        std::os::unix::fs::symlink(silent.path(), &self.link).unwrap();
+        let sessions = "select pid from pg_stat_activity
+                        where datname = current_database() and application_name = 'tallyman'";
+        let sessions: Vec<i32> = sqlx::query_scalar(sessions)
+            .fetch_all(postgres)
+            .await
+            .unwrap();
+        let sessions: Vec<u32> = sessions
+            .into_iter()
+            .map(|pid| pid.try_into().unwrap())
+            .collect();
+        for session in &sessions {
+            signal(*session, "STOP");
+        }
+        Frozen {
+            socket: self,
+            sessions,
+            _listener: listener,
+            _silent: silent,
+        }
+    }
+}
+
+/// The name of Postgres' socket.
+const SOCKET: &str = ".s.PGSQL.5432";
+
+/// A Postgres that hangs; it goes on when this is dropped.
+pub struct Frozen<'a> {
+    socket: &'a CuttableSocket,
+    sessions: Vec<u32>,
+    /// Accepts connections, by its backlog, and never replies.
+    _listener: UnixListener,
+    _silent: TempDir,
+}
+
+impl Frozen<'_> {
+    /// Lets Postgres go on.
+    pub fn thaw(self) {
+        std::fs::remove_file(&self.socket.link).unwrap();
+        self.socket.restore();
+    }
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        for session in &self.sessions {
+            signal(*session, "CONT");
+        }
+    }
+}
+
+/// Sends a signal, such as `STOP`, to a process.
+pub fn signal(pid: u32, name: &str) {
+    let sent = std::process::Command::new("kill")
+        .args([format!("-{name}"), pid.to_string()])
+        .status()
+        .unwrap();
+    assert!(sent.success(), "{name} to {pid}");
 }
 
 impl Instance {
+    /// Waits until this instance has noticed that a server is down, or up again.
+    pub async fn until_observed(&self, server: &str, up: bool) {
+        let wanted = format!("tallyman_server_up{{server=\"{server}\"}} {}", u8::from(up));
+        let metrics = &self.app.state.ctx.metrics;
+        let observed = async {
+            while !metrics.to_text().unwrap().contains(&wanted) {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let observed = timeout(Duration::from_mins(1), observed).await;
+        observed.unwrap_or_else(|_| panic!("{wanted} is not observed"));
+    }
+
     /// Tracks units of the meter `api`, regardless of the limit; returns the new count.
     pub async fn track(&self, organization: &str, amount: u64) -> u64 {
         let body = json!({"organizationId": organization, "amount": amount});

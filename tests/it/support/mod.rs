@@ -473,6 +473,8 @@ fn default_config() -> Config {
             idle: Duration::from_mins(1),
         },
         body_memory: 64 * 1024 * 1024,
+        request_timeout: Duration::from_secs(5),
+        drain: Duration::ZERO,
         shutdown: Duration::from_secs(20),
         workers: 1,
         defaults: Defaults {

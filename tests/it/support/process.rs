@@ -12,7 +12,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::{Http, World};
+use super::{Http, World, signal};
 
 /// Upper bound for each step; reaching it fails the test.
 const TIMEOUT: Duration = Duration::from_mins(1);
@@ -58,6 +58,7 @@ impl Process {
             .env("TALLYMAN_REDIS_URL", servers.redis_url)
             .env("TALLYMAN_DATABASE_URL", servers.database_url)
             .env("TALLYMAN_LISTEN", "127.0.0.1:0")
+            .env("TALLYMAN_DRAIN_SECONDS", "0")
             .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -115,11 +116,14 @@ impl Process {
         }
     }
 
-    /// Sends SIGTERM, as Docker does; returns the exit code and all log lines.
+    /// Sends SIGTERM, as Docker does.
+    pub fn terminate(&self) {
+        signal(self.child.id().unwrap(), "TERM");
+    }
+
+    /// Sends SIGTERM; returns the exit code and all log lines.
     pub async fn stop(mut self) -> (Option<i32>, Vec<String>) {
-        let pid = self.child.id().unwrap().to_string();
-        let kill = Command::new("kill").args(["-s", "TERM", &pid]).status();
-        assert!(kill.await.unwrap().success());
+        self.terminate();
         while self.read().await {}
         let status = timeout(TIMEOUT, self.child.wait()).await;
         (
