@@ -148,7 +148,8 @@ pub(super) fn draw(
     }
 }
 
-/// The paths through these points. A running total has a gap where a period begins.
+/// The paths through these points. A running total has a gap where a period begins, unless one began just before: a line
+/// of a single point would not be seen.
 fn curves(
     buckets: &[Bucket],
     points: impl Iterator<Item = (String, String)>,
@@ -156,8 +157,11 @@ fn curves(
 ) -> Curves {
     let mut curves = Curves::default();
     let mut last: Option<(String, String)> = None;
+    let mut began = false;
     for (bucket, (x, y)) in buckets.iter().zip(points) {
-        let from = last.take().filter(|_| !(is_total && bucket.begins));
+        let before_began = std::mem::replace(&mut began, bucket.begins);
+        let is_gap = is_total && bucket.begins && !before_began;
+        let from = last.take().filter(|_| !is_gap);
         // A point without a line to it is a dot.
         let (ended, open) = match &from {
             Some((before, above)) => (format!(" L{x},{y}"), format!("M{before},{above} L{x},{y}")),
@@ -278,6 +282,21 @@ mod tests {
         assert_eq!(each.ended, "M16.67,0.0h0 L50.00,110.0");
         assert_eq!(each.open, total.open);
         assert_eq!(each.below.matches('z').count(), 3);
+    }
+
+    #[test]
+    fn running_totals_of_periods_as_long_as_a_bucket_are_one_line() {
+        let buckets = [
+            bucket(2, false),
+            bucket(2, true),
+            bucket(2, true),
+            bucket(2, true),
+        ];
+        let curves = draw(&buckets, &[4, 4, 2, 2], true, Kind::Line, None).curves;
+        assert_eq!(
+            curves.ended,
+            "M12.50,0.0h0M37.50,0.0h0 L62.50,110.0 L87.50,110.0"
+        );
     }
 
     #[test]
