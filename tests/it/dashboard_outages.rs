@@ -90,7 +90,7 @@ async fn without_postgres_the_overview_has_the_last_totals_and_the_present_flush
     let link = "href=\"/dashboard/organizations/org_1\"";
     assert_shown(&found, &[link]);
 
-    socket.restore();
+    socket.restore().await;
     service.app.activity.observe().await.unwrap();
     let page = browser.get("/dashboard").await;
     assert_shown(&page, &["Acme", "All servers fine"]);
@@ -141,7 +141,7 @@ async fn without_postgres_the_page_of_an_organization_has_the_present_counts_and
         }
         let unknown = browser.get("/dashboard/organizations/nobody").await;
         assert_eq!(unknown.status, 503, "{}", unknown.text);
-        socket.restore();
+        socket.restore().await;
     }
 }
 

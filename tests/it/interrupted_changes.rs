@@ -348,7 +348,7 @@ async fn without_postgres_a_fenced_organization_is_503_and_all_others_are_served
         (503, "database_unavailable")
     );
     assert_eq!(service.track("org_2", 1).await, 2);
-    socket.restore();
+    socket.restore().await;
     assert_eq!(service.track("org_1", 7).await, 7);
 }
 

@@ -852,7 +852,7 @@ async fn until_postgres_is_reachable_a_mirrored_key_may_only_count() {
             "{path}"
         );
     }
-    socket.restore();
+    socket.restore().await;
     assert_eq!(cut_off.http.get("/v1/verify").await.status, 200);
     cut_off.sweep().await;
     socket.cut(&world.postgres().await).await;

@@ -196,7 +196,7 @@ async fn the_flush_lag_is_measured_while_postgres_is_down() {
     assert!(flusher.flush_once().await.is_err());
     assert_value(&metrics(&service).await, "tallyman_flush_lag_seconds", 40.0);
 
-    socket.restore();
+    socket.restore().await;
     service.flush().await;
     flusher.flush_once().await.unwrap();
     assert_value(&metrics(&service).await, "tallyman_flush_lag_seconds", 0.0);

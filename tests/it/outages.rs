@@ -78,7 +78,7 @@ async fn while_both_servers_are_down_every_call_fails_at_once() {
     world.start_redis().await;
     service.until_observed("redis", true).await;
     assert_each_fails_at_once(&service, "database_unavailable").await;
-    socket.restore();
+    socket.restore().await;
     service.until_observed("postgres", true).await;
     assert_eq!(consume(&service, "org_1").await.status, 200);
 }
@@ -112,7 +112,7 @@ async fn while_postgres_hangs_known_organizations_are_counted_and_the_rest_fails
         (503, "database_unavailable")
     );
     assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
-    frozen.thaw();
+    frozen.thaw().await;
     service.until_observed("postgres", true).await;
     assert_eq!(consume(&service, "org_new").await.status, 200);
 }

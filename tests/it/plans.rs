@@ -613,7 +613,7 @@ async fn without_postgres_the_cached_plan_still_grants_and_refuses() {
         10
     );
     assert_eq!(there.try_consume("org_1", "api", 1).await.status, 429);
-    socket.restore();
+    socket.restore().await;
     world.clock.advance(chrono::Duration::seconds(1));
     assert_eq!(there.try_consume("org_1", "api", 1).await.body["limit"], 6);
 }

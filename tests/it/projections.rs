@@ -178,6 +178,6 @@ async fn while_postgres_is_away_usage_is_told_without_projections() {
     assert_ne!(projected(&service, "org_1").await, Value::Null);
     socket.cut(&world.postgres().await).await;
     assert_eq!(projected(&service, "org_1").await, Value::Null);
-    socket.restore();
+    socket.restore().await;
     assert_ne!(projected(&service, "org_1").await, Value::Null);
 }

@@ -236,7 +236,7 @@ async fn without_postgres_a_missing_counter_is_unknown_and_nothing_is_counted() 
     world.flush_redis().await;
     assert_database_needed(&service, "org_1").await;
     assert_database_needed(&service, "org_1").await;
-    socket.restore();
+    socket.restore().await;
     assert_eq!(service.track("org_1", 1).await, 6);
     service.flush().await;
     assert_eq!(row(&postgres, "org_1").await.used, 6);
@@ -256,7 +256,7 @@ async fn a_period_that_begins_after_a_loss_needs_no_postgres() {
     socket.cut(&postgres).await;
     assert_eq!(service.track("org_1", 1).await, 1);
     assert_eq!(service.track("org_1", 1).await, 2);
-    socket.restore();
+    socket.restore().await;
     service.flush().await;
     let rows = rows(&postgres).await;
     let used: Vec<_> = rows.iter().map(|row| (row.used, row.hours_used)).collect();
@@ -278,7 +278,7 @@ async fn a_period_that_begins_right_after_a_loss_needs_postgres() {
     world.clock.advance(Duration::minutes(6));
     socket.cut(&postgres).await;
     assert_database_needed(&service, "org_1").await;
-    socket.restore();
+    socket.restore().await;
     assert_eq!(service.track("org_1", 1).await, 1);
 }
 
@@ -510,7 +510,7 @@ async fn without_postgres_a_restarted_redis_is_not_trusted() {
     assert_database_needed(&service, "org_1").await;
     // The data set has a name by now, but no generation.
     assert_database_needed(&service, "org_1").await;
-    socket.restore();
+    socket.restore().await;
     assert_eq!(service.track("org_1", 1).await, 11);
 }
 
@@ -535,7 +535,7 @@ async fn without_postgres_a_restarted_redis_that_is_trusted_counts() {
     assert_eq!(services[0].track("org_1", 1).await, 10);
     assert_eq!(services[1].track("org_1", 1).await, 11);
     // An empty Redis still gets a new generation.
-    socket.restore();
+    socket.restore().await;
     services[0].flush().await;
     let after = row(&postgres, "org_1").await;
     assert_eq!((after.used, after.generation), (11, before.generation));

@@ -2,15 +2,19 @@
 
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde_json::json;
 use sqlx::PgPool;
+use tallyman::app::App;
 use tallyman::config::Servers;
+use tallyman::metrics::Metrics;
 use tallyman::redis::Shard;
 use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::{CounterFields, Instance, World};
 
@@ -182,9 +186,10 @@ impl World {
         let socket = CuttableSocket {
             link: dir.path().join("postgres"),
             target: host.into(),
+            instances: self.instances.clone(),
             _dir: dir,
         };
-        socket.restore();
+        socket.link();
         let database_url = format!("{before}host={}&{after}", socket.link.display());
         let servers = Servers {
             redis_url,
@@ -198,6 +203,7 @@ impl World {
 pub struct CuttableSocket {
     link: PathBuf,
     target: PathBuf,
+    instances: Instances,
     _dir: TempDir,
 }
 
@@ -214,8 +220,13 @@ impl CuttableSocket {
         .unwrap();
     }
 
-    /// Makes Postgres reachable again.
-    pub fn restore(&self) {
+    /// Makes Postgres reachable again, and waits until the instances have noticed.
+    pub async fn restore(&self) {
+        self.link();
+        self.instances.until_up("postgres").await;
+    }
+
+    fn link(&self) {
         std::os::unix::fs::symlink(&self.target, &self.link).unwrap();
     }
 
@@ -260,10 +271,10 @@ pub struct Frozen<'a> {
 }
 
 impl Frozen<'_> {
-    /// Lets Postgres go on.
-    pub fn thaw(self) {
+    /// Lets Postgres go on, and waits until the instances have noticed.
+    pub async fn thaw(self) {
         std::fs::remove_file(&self.socket.link).unwrap();
-        self.socket.restore();
+        self.socket.restore().await;
     }
 }
 
@@ -284,18 +295,42 @@ pub fn signal(pid: u32, name: &str) {
     assert!(sent.success(), "{name} to {pid}");
 }
 
+/// The instances of a world, each with the token that is cancelled when it is dropped.
+#[derive(Clone, Default)]
+pub struct Instances(Arc<Mutex<Vec<(Metrics, CancellationToken)>>>);
+
+impl Instances {
+    pub(super) fn add(&self, app: &App, stop: &CancellationToken) {
+        let metrics = app.state.ctx.metrics.clone();
+        self.0.lock().unwrap().push((metrics, stop.clone()));
+    }
+
+    /// Waits until the running instances have noticed that a server is up; for seconds at most, because one may be cut
+    /// off from it by other means.
+    pub(super) async fn until_up(&self, server: &str) {
+        let instances = self.0.lock().unwrap().clone();
+        for (metrics, stopped) in instances {
+            if !stopped.is_cancelled() {
+                let up = until_observed(&metrics, server, true);
+                let _ = timeout(Duration::from_secs(5), up).await;
+            }
+        }
+    }
+}
+
+async fn until_observed(metrics: &Metrics, server: &str, up: bool) {
+    let wanted = format!("tallyman_server_up{{server=\"{server}\"}} {}", u8::from(up));
+    while !metrics.to_text().unwrap().contains(&wanted) {
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
 impl Instance {
     /// Waits until this instance has noticed that a server is down, or up again.
     pub async fn until_observed(&self, server: &str, up: bool) {
-        let wanted = format!("tallyman_server_up{{server=\"{server}\"}} {}", u8::from(up));
-        let metrics = &self.app.state.ctx.metrics;
-        let observed = async {
-            while !metrics.to_text().unwrap().contains(&wanted) {
-                sleep(Duration::from_millis(5)).await;
-            }
-        };
+        let observed = until_observed(&self.app.state.ctx.metrics, server, up);
         let observed = timeout(Duration::from_mins(1), observed).await;
-        observed.unwrap_or_else(|_| panic!("{wanted} is not observed"));
+        observed.unwrap_or_else(|_| panic!("{server} is not observed"));
     }
 
     /// Tracks units of the meter `api`, regardless of the limit; returns the new count.

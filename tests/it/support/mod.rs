@@ -76,6 +76,7 @@ pub struct World {
     redis_url: String,
     redis_options: RedisOptions,
     redis_dir: TempDir,
+    instances: Instances,
 }
 
 impl World {
@@ -119,6 +120,7 @@ impl World {
             redis_url,
             redis_options,
             redis_dir,
+            instances: Instances::default(),
         }
     }
 
@@ -146,6 +148,7 @@ impl World {
         let router = app.router();
         let stop = CancellationToken::new();
         let stopped = stop.clone();
+        self.instances.add(&app, &stop);
         let server = Server::new(
             self.config.connections.clone(),
             app.state.ctx.metrics.clone(),
@@ -211,6 +214,7 @@ impl World {
                 .await
                 .unwrap(),
         );
+        self.instances.until_up("redis").await;
     }
 
     /// The directory of `dump.rdb`, which Redis loads when it starts.
