@@ -82,13 +82,82 @@ impl<F: Future<Output = Result<Response, Infallible>>> Future for InTime<F> {
         while this.timer.as_mut().poll(context).is_ready() {
             // A body that is still being received has a timeout of its own, and the time begins after it.
             let begins = this.info.as_ref().and_then(RequestInfo::body_received);
-            let ends = begins.unwrap_or_else(Instant::now) + *this.limit;
+            let now = Instant::now();
+            let ends = begins.unwrap_or(now) + *this.limit;
             let receiving = this.info.as_ref().is_some_and(RequestInfo::is_receiving);
-            if !receiving && (begins.is_none() || ends <= Instant::now()) {
+            let is_long = this.info.as_ref().is_some_and(RequestInfo::is_long);
+            if !receiving && !is_long && (begins.is_none() || ends <= now) {
                 return Poll::Ready(Ok(Error::DeadlineExceeded.into_response()));
             }
+            let ends = if is_long { now + *this.limit } else { ends };
             this.timer.as_mut().reset(ends);
         }
         Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use axum::http::StatusCode;
+    use chrono::DateTime;
+    use tower::{ServiceBuilder, ServiceExt as _, service_fn};
+
+    use super::*;
+    use crate::http::request_log::RequestLog;
+    use crate::metrics::Metrics;
+
+    /// The response of a handler to a request with this `Prefer`, within 5 seconds, and how long it took.
+    async fn call<F>(prefer: &str, handler: fn(RequestInfo) -> F) -> (StatusCode, Duration)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let service = ServiceBuilder::new()
+            .layer(RequestLog::layer(Metrics::new("tests", DateTime::UNIX_EPOCH)))
+            .layer(Deadline::layer(Duration::from_secs(5)))
+            .service(service_fn(move |request: Request| async move {
+                let info = request.extensions().get().cloned().unwrap();
+                handler(info).await;
+                Ok(Response::new(Body::empty()))
+            }));
+        let request = Request::builder().header("prefer", prefer);
+        let started = Instant::now();
+        let response = service.oneshot(request.body(Body::empty()).unwrap()).await;
+        let Ok(response) = response;
+        (response.status(), started.elapsed())
+    }
+
+    async fn slow(_: RequestInfo) {
+        sleep(Duration::from_secs(30)).await;
+    }
+
+    async fn slow_and_long(info: RequestInfo) {
+        info.take_time();
+        sleep(Duration::from_secs(30)).await;
+    }
+
+    /// The body takes 8 seconds, and the rest 4.
+    async fn slow_body(info: RequestInfo) {
+        info.body_awaited();
+        sleep(Duration::from_secs(8)).await;
+        info.body_complete();
+        sleep(Duration::from_secs(4)).await;
+    }
+
+    async fn slow_body_and_rest(info: RequestInfo) {
+        slow_body(info).await;
+        sleep(Duration::from_secs(4)).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_has_its_time_after_its_body_and_less_if_its_caller_says_so() {
+        let late = StatusCode::GATEWAY_TIMEOUT;
+        let seconds = Duration::from_secs;
+        assert_eq!(call("", slow).await, (late, seconds(5)));
+        assert_eq!(call("wait=2", slow).await, (late, seconds(2)));
+        assert_eq!(call("wait=60", slow).await, (late, seconds(5)));
+        assert_eq!(call("", slow_and_long).await, (StatusCode::OK, seconds(30)));
+        assert_eq!(call("", slow_body).await, (StatusCode::OK, seconds(12)));
+        assert_eq!(call("", slow_body_and_rest).await, (late, seconds(13)));
     }
 }

@@ -58,6 +58,8 @@ struct Info {
     slow_body: AtomicBool,
     /// When that was complete.
     body_received: OnceLock<Instant>,
+    /// Whether it may take longer than a request usually may.
+    is_long: AtomicBool,
 }
 
 /// The id of an accepted credential.
@@ -89,6 +91,16 @@ impl RequestInfo {
     /// The request's id.
     pub(super) fn request_id(&self) -> &str {
         self.0.id.to_str().unwrap_or_default()
+    }
+
+    /// Exempts the request from the deadline: its work grows with the number of organizations.
+    pub(super) fn take_time(&self) {
+        self.0.is_long.store(true, Ordering::Release);
+    }
+
+    /// Whether it is exempt.
+    pub(super) fn is_long(&self) -> bool {
+        self.0.is_long.load(Ordering::Acquire)
     }
 
     /// The body did not arrive together with the head.
@@ -153,6 +165,7 @@ where
             caller: OnceLock::new(),
             slow_body: AtomicBool::new(false),
             body_received: OnceLock::new(),
+            is_long: AtomicBool::new(false),
         }));
         request.extensions_mut().insert(info.clone());
         let line = Line {

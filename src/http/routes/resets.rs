@@ -189,6 +189,7 @@ pub(in crate::http) async fn reset_expired(
     idempotency: Idempotency,
     _: NoQuery,
 ) -> Result<Response, Error> {
+    caller.take_time();
     let actor = caller.actor();
     let record = idempotency.record(&actor.name, "reset-expired");
     let expired = state.admin.reset_expired(record.as_ref(), &actor).await?;

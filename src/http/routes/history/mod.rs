@@ -67,7 +67,7 @@ pub(in crate::http) async fn of_organization(
     if !caller.trusts_existence() && !state.history.exists(&organization).await? {
         return Err(Error::NotFound("there is no such organization"));
     }
-    request.respond(state, false).await
+    request.respond(state, &caller, false).await
 }
 
 /// Get the history of all organizations
@@ -146,6 +146,6 @@ pub(in crate::http) async fn of_all(
         cursor,
     };
     Request::new(&state.history, named, query, &headers)?
-        .respond(state, true)
+        .respond(state, &caller, true)
         .await
 }

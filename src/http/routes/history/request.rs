@@ -16,6 +16,7 @@ use super::query::OfOrganization;
 use super::rows::{Format, HistoryRow, row};
 use crate::domain::history::{Cursor, Granularity, Position};
 use crate::domain::ids::{MeterId, OrganizationId};
+use crate::http::auth::Caller;
 use crate::http::failures::caused;
 use crate::http::problem::Error;
 use crate::http::state::State;
@@ -111,11 +112,15 @@ impl Request {
     pub(super) async fn respond(
         self,
         state: State,
+        caller: &Caller,
         name_organization: bool,
     ) -> Result<Response, Error> {
         let mut response = match self.format {
             Format::Json => self.page(&state, name_organization).await?,
-            Format::Csv | Format::NdJson => self.stream(state, name_organization).await?,
+            Format::Csv | Format::NdJson => {
+                caller.take_time();
+                self.stream(state, name_organization).await?
+            }
         };
         let vary = HeaderValue::from_static("accept");
         response.headers_mut().append(VARY, vary);

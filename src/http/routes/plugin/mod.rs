@@ -238,6 +238,7 @@ pub(in crate::http) async fn reset_expired(
 ) -> Answer<PluginExpired> {
     let Body(KeyInBody { api_key }) = body?;
     let ResetExpired(caller) = ResetExpired::with_key(api_key.as_deref(), &parts, &state).await?;
+    caller.take_time();
     let expired = state.admin.reset_expired(None, &caller.actor()).await?;
     Ok(Json(PluginExpired {
         success: true,
