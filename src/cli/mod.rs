@@ -3,6 +3,7 @@
 pub mod administer;
 mod demo;
 pub mod dev;
+mod doctor;
 mod healthcheck;
 mod import;
 pub mod keys;
@@ -71,6 +72,8 @@ enum Command {
         #[arg(long, env = "TALLYMAN_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:7400", value_parser = config::address)]
         listen: SocketAddr,
     },
+    /// Check Redis, Postgres and this machine with the settings of `serve`; exits with 1 if the service cannot count safely
+    Doctor(doctor::Options),
     /// Print the OpenAPI document
     Openapi,
     /// Create, list and revoke API keys, without the service
@@ -126,6 +129,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
             let document = http::openapi().to_pretty_json()?;
             service::print(&format!("{document}\n"))
         }
+        Command::Doctor(options) => runtime(1)?.block_on(doctor::run(options, Clock::System)),
         Command::Healthcheck { listen } => runtime(1)?.block_on(healthcheck::run(listen)),
         Command::Keys(options) => runtime(1)?.block_on(keys::run(options, Clock::System)),
         Command::Import(options) => runtime(1)?.block_on(import::run(options, Clock::System)),

@@ -35,6 +35,7 @@
 
 pub mod api_key;
 pub mod calendar;
+pub mod checkup;
 pub mod counter;
 pub mod decision;
 pub mod display;

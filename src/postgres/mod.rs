@@ -11,6 +11,7 @@ pub mod deletions;
 pub mod demo;
 mod error;
 pub mod events;
+pub mod facts;
 mod health;
 pub mod history;
 pub mod idempotency;

@@ -14,6 +14,7 @@ mod counter_value;
 mod counters;
 mod erase;
 mod error;
+pub mod facts;
 mod fences;
 mod flush;
 mod gc;

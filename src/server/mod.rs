@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use open_files::make_room;
+pub use open_files::{files_needed, make_room};
 
 use crate::config::ConnectionLimits;
 use crate::http;

@@ -27,6 +27,7 @@ mod deletion;
 mod deployment;
 mod dev;
 mod displays;
+mod doctor;
 mod documents;
 mod dry_runs;
 mod effective;
