@@ -11,6 +11,7 @@ mod history;
 mod http;
 mod load;
 mod noop;
+mod outages;
 mod pace;
 mod requests;
 mod stage;
@@ -50,6 +51,8 @@ enum Command {
     Scale(suite::Options),
     /// Measure reads and exports of history, with private servers; needs some 5 GiB of disk
     History(history::HistoryOptions),
+    /// Measure how long callers wait while Redis or Postgres hangs, with private servers
+    Outages(suite::Options),
     /// Put load on a running service; with --audit, exits with 1 if its counts differ
     Load(LoadOptions),
     /// Serve a no-op POST: the ceiling that the service is compared with
@@ -131,6 +134,11 @@ pub fn run(arguments: Arguments, out: &mut impl Write) -> Result<bool> {
         Command::Scale(options) => client()?.block_on(measure(
             &options,
             async |stage| suite::scale(stage, &options).await,
+            out,
+        ))?,
+        Command::Outages(options) => client()?.block_on(measure(
+            &options,
+            async |stage| outages::run(stage, &options).await,
             out,
         ))?,
         Command::History(options) => client()?.block_on(measure(

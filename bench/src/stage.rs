@@ -167,6 +167,11 @@ impl Stage {
             .context("cannot use the private Postgres")
     }
 
+    /// The process of Redis.
+    pub(crate) fn redis_pid(&self) -> u32 {
+        self.redis.pid()
+    }
+
     /// What Postgres has logged.
     pub(crate) fn postgres_log(&self) -> PathBuf {
         self.dir.join("postgres.log")
