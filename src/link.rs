@@ -218,3 +218,113 @@ async fn watch_over<S: Server>(link: &Weak<Shared<S>>, connection: &S::Connectio
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+    use futures::future::join_all;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+
+    /// A server that replies, refuses or hangs, and counts the attempts to connect.
+    #[derive(Clone, Default)]
+    struct Fake {
+        is_away: Arc<AtomicBool>,
+        hangs: Arc<AtomicBool>,
+        attempts: Arc<AtomicUsize>,
+    }
+
+    impl Fake {
+        async fn reply(&self) -> Result<(), &'static str> {
+            if self.hangs.load(Ordering::SeqCst) {
+                std::future::pending::<()>().await;
+            }
+            if self.is_away.load(Ordering::SeqCst) {
+                return Err("refused");
+            }
+            Ok(())
+        }
+    }
+
+    impl Server for Fake {
+        type Connection = CancellationToken;
+        type Error = &'static str;
+
+        async fn connect(&self) -> Result<CancellationToken, &'static str> {
+            self.attempts.fetch_add(1, Ordering::SeqCst);
+            self.reply().await.map(|()| CancellationToken::new())
+        }
+
+        async fn check(&self, _: &CancellationToken) -> Result<(), &'static str> {
+            self.reply().await
+        }
+
+        fn is_broken(connection: &CancellationToken) -> bool {
+            connection.is_cancelled()
+        }
+
+        async fn broken(connection: &CancellationToken) {
+            connection.cancelled().await;
+        }
+
+        fn break_off(connection: &CancellationToken) {
+            connection.cancel();
+        }
+
+        fn late() -> &'static str {
+            "late"
+        }
+
+        fn observe(&self, _: bool) {}
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn callers_share_one_attempt_and_a_connection_that_breaks_is_replaced() {
+        let fake = Fake::default();
+        let link = Link::new(fake.clone());
+        let connections = join_all((0..100).map(|_| link.connection())).await;
+        assert!(connections.iter().all(Result::is_ok));
+        assert_eq!(fake.attempts.load(Ordering::SeqCst), 1);
+        let first = connections[0].clone().unwrap();
+        first.cancel();
+        assert!(!link.connection().await.unwrap().is_cancelled());
+        assert_eq!(fake.attempts.load(Ordering::SeqCst), 2);
+        // Nobody has to call for the connection to be watched.
+        fake.hangs.store(true, Ordering::SeqCst);
+        assert_eq!(link.down().await, "late");
+        fake.hangs.store(false, Ordering::SeqCst);
+        assert!(link.connection().await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn while_a_server_is_away_or_hangs_callers_fail_within_milliseconds() {
+        for (is_away, failure) in [(true, "refused"), (false, "late")] {
+            let fake = Fake::default();
+            fake.is_away.store(is_away, Ordering::SeqCst);
+            fake.hangs.store(!is_away, Ordering::SeqCst);
+            let link = Link::new(fake.clone());
+            // The first callers wait for the first attempt.
+            assert_eq!(link.connection().await.unwrap_err(), failure);
+            for _ in 0..10 {
+                let started = Instant::now();
+                let failures = join_all((0..100).map(|_| link.connection())).await;
+                assert!(
+                    failures
+                        .iter()
+                        .all(|it| *it.as_ref().unwrap_err() == failure)
+                );
+                assert_eq!(started.elapsed(), DOWN_WAIT);
+                assert_eq!(link.failure(), Some(failure));
+            }
+            fake.is_away.store(false, Ordering::SeqCst);
+            fake.hangs.store(false, Ordering::SeqCst);
+            let up = timeout(ATTEMPT_TIMEOUT * 2, async {
+                while link.connection().await.is_err() {}
+            });
+            assert!(up.await.is_ok());
+            assert_eq!(link.failure(), None);
+        }
+    }
+}
