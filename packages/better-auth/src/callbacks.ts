@@ -100,7 +100,8 @@ export class Callbacks {
 
   /** The latest periods, newest first; empty if Tallyman does not answer. */
   async #periods(organizationId: string): Promise<HistoryRow[]> {
-    const query = { meter: this.#settings.meter, granularity: "period", order: "desc", pageSize: 2 } as const;
+    const latest = { granularity: "period", order: "desc", pageSize: 2 } as const;
+    const query = { meter: [this.#settings.meter], ...latest };
     const page = await this.#tallyman.history(organizationId, query).catch(() => null);
     return page?.data ?? [];
   }

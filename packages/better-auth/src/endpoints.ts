@@ -66,7 +66,8 @@ export function getUsageHistory({ settings, tallyman, host }: EndpointParts) {
       // Days of UTC, whatever the organization's zone: charts count in them.
       const zone = granularity === "day" ? { timeZone: "UTC" } : {};
       // One more, because the running period is none of them.
-      const query = { meter: settings.meter, granularity, order: "desc", pageSize: limit + 1, ...range, ...zone } as const;
+      const latest = { granularity, order: "desc", pageSize: limit + 1 } as const;
+      const query = { meter: [settings.meter], ...latest, ...range, ...zone };
       const page = await answerOf(host, () => tallyman.history(id, query).catch(emptyIfUnknown));
       const rows = page.data.filter((row) => granularity !== "period" || !row.open).slice(0, limit);
       return { history: rows.map((row) => entryOf(id, granularity, row)) };
