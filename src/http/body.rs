@@ -8,10 +8,10 @@ use axum::body::{Body, Bytes, HttpBody as _};
 use axum::extract::Request;
 use futures::future::poll_fn;
 use http_body_util::BodyExt as _;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::problem::Error;
-use super::request_log::{CallerId, RequestInfo};
+use super::request_log::{CallerId, RequestInfo, Time};
 use super::state::State;
 use crate::budget::{Exceeded, Share};
 
@@ -45,9 +45,10 @@ pub(super) async fn read(request: Request, max: usize, state: &State) -> Result<
     if let Some(text) = poll_twice(gathering.as_mut()).await {
         return text;
     }
-    info.iter().for_each(RequestInfo::body_awaited);
+    let allow = |time| info.iter().for_each(|info| info.allow(time));
+    allow(Time::Receiving);
     let text = timeout(state.body_patience, gathering).await;
-    info.iter().for_each(RequestInfo::body_complete);
+    allow(Time::From(Instant::now()));
     text.unwrap_or(Err(Error::RequestTimeout))
 }
 

@@ -14,7 +14,7 @@ use tower::{Layer, Service};
 
 use super::extract::preference;
 use super::problem::Error;
-use super::request_log::RequestInfo;
+use super::request_log::{RequestInfo, Time};
 
 /// Answers every request in time.
 #[derive(Debug, Clone)]
@@ -80,16 +80,19 @@ impl<F: Future<Output = Result<Response, Infallible>>> Future for InTime<F> {
             return Poll::Ready(response);
         }
         while this.timer.as_mut().poll(context).is_ready() {
-            // A body that is still being received has a timeout of its own, and the time begins after it.
-            let begins = this.info.as_ref().and_then(RequestInfo::body_received);
             let now = Instant::now();
-            let ends = begins.unwrap_or(now) + *this.limit;
-            let receiving = this.info.as_ref().is_some_and(RequestInfo::is_receiving);
-            let is_long = this.info.as_ref().is_some_and(RequestInfo::is_long);
-            if !receiving && !is_long && (begins.is_none() || ends <= now) {
+            let time = this
+                .info
+                .as_ref()
+                .map_or(Time::FromStart, RequestInfo::time);
+            let ends = match time {
+                Time::FromStart => now,
+                Time::From(start) => start + *this.limit,
+                Time::Receiving | Time::Unlimited => now + *this.limit,
+            };
+            if ends <= now {
                 return Poll::Ready(Ok(Error::DeadlineExceeded.into_response()));
             }
-            let ends = if is_long { now + *this.limit } else { ends };
             this.timer.as_mut().reset(ends);
         }
         Poll::Pending
@@ -135,15 +138,15 @@ mod tests {
     }
 
     async fn slow_and_long(info: RequestInfo) {
-        info.take_time();
+        info.allow(Time::Unlimited);
         sleep(Duration::from_secs(30)).await;
     }
 
     /// The body takes 8 seconds, and the rest 4.
     async fn slow_body(info: RequestInfo) {
-        info.body_awaited();
+        info.allow(Time::Receiving);
         sleep(Duration::from_secs(8)).await;
-        info.body_complete();
+        info.allow(Time::From(Instant::now()));
         sleep(Duration::from_secs(4)).await;
     }
 

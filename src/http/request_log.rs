@@ -5,8 +5,7 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -54,12 +53,20 @@ pub(super) struct RequestInfo(Arc<Info>);
 struct Info {
     id: HeaderValue,
     caller: OnceLock<CallerId>,
-    /// Whether its body arrives slowly.
-    slow_body: AtomicBool,
-    /// When that was complete.
-    body_received: OnceLock<Instant>,
-    /// Whether it may take longer than a request usually may.
-    is_long: AtomicBool,
+    time: Mutex<Time>,
+}
+
+/// Which time a request may take.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Time {
+    /// The usual, from its start.
+    FromStart,
+    /// Its body is incomplete, which has a timeout of its own.
+    Receiving,
+    /// The usual, from when its body was complete.
+    From(Instant),
+    /// Any: its work grows with the number of organizations.
+    Unlimited,
 }
 
 /// The id of an accepted credential.
@@ -93,34 +100,14 @@ impl RequestInfo {
         self.0.id.to_str().unwrap_or_default()
     }
 
-    /// Exempts the request from the deadline: its work grows with the number of organizations.
-    pub(super) fn take_time(&self) {
-        self.0.is_long.store(true, Ordering::Release);
+    /// Sets which time it may take.
+    pub(super) fn allow(&self, time: Time) {
+        *self.0.time.lock().unwrap_or_else(PoisonError::into_inner) = time;
     }
 
-    /// Whether it is exempt.
-    pub(super) fn is_long(&self) -> bool {
-        self.0.is_long.load(Ordering::Acquire)
-    }
-
-    /// The body did not arrive together with the head.
-    pub(super) fn body_awaited(&self) {
-        self.0.slow_body.store(true, Ordering::Release);
-    }
-
-    /// Such a body is complete.
-    pub(super) fn body_complete(&self) {
-        let _ = self.0.body_received.set(Instant::now());
-    }
-
-    /// Whether such a body is incomplete.
-    pub(super) fn is_receiving(&self) -> bool {
-        self.0.slow_body.load(Ordering::Acquire) && self.body_received().is_none()
-    }
-
-    /// When such a body was complete.
-    pub(super) fn body_received(&self) -> Option<Instant> {
-        self.0.body_received.get().copied()
+    /// Which time it may take.
+    pub(super) fn time(&self) -> Time {
+        *self.0.time.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The caller, if authenticated yet.
@@ -163,9 +150,7 @@ where
         let info = RequestInfo(Arc::new(Info {
             id: request_id(request.headers().get(NAME)),
             caller: OnceLock::new(),
-            slow_body: AtomicBool::new(false),
-            body_received: OnceLock::new(),
-            is_long: AtomicBool::new(false),
+            time: Mutex::new(Time::FromStart),
         }));
         request.extensions_mut().insert(info.clone());
         let line = Line {
