@@ -2,9 +2,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use chrono::{DateTime, Duration, Utc};
+
+use crate::domain::checkup::Distance;
+
+/// How often the distance of a server is measured.
+const ROUND_TRIPS: usize = 9;
 
 /// The time in whole milliseconds: the system's, or one that a test advances.
 #[derive(Debug, Clone)]
@@ -34,6 +39,26 @@ impl Clock {
             }
             Self::Manual(ms) => instant(ms.load(Ordering::SeqCst)),
         }
+    }
+
+    /// Measures how far away a server is, which `ask` asks for its time.
+    pub async fn distance<E>(
+        &self,
+        mut ask: impl AsyncFnMut() -> Result<DateTime<Utc>, E>,
+    ) -> Result<Distance, E> {
+        let mut readings = Vec::with_capacity(ROUND_TRIPS);
+        for _ in 0..ROUND_TRIPS {
+            let (before, started) = (self.now(), Instant::now());
+            let said = ask().await?;
+            let round_trip = started.elapsed();
+            // It read its clock in the middle of the round trip.
+            let half = Duration::from_std(round_trip / 2).unwrap_or_default();
+            let skew = said - (before + half);
+            readings.push(Distance { skew, round_trip });
+        }
+        readings.sort_unstable_by_key(|reading| reading.round_trip);
+        let median = readings.get(ROUND_TRIPS / 2).copied();
+        Ok(median.unwrap_or_default())
     }
 
     /// Advances a manual clock; no effect on the system clock.

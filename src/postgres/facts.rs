@@ -1,16 +1,9 @@
 //! What Postgres says about itself, for `tallyman doctor`.
 
-use std::time::Instant;
-
-use chrono::{DateTime, TimeDelta, Utc};
-
 use super::pool::{Postgres, Result};
 use super::types::BigInt;
 use crate::clock::Clock;
 use crate::domain::checkup::PostgresFacts;
-
-/// Round trips that are measured.
-const ROUND_TRIPS: usize = 9;
 
 /// The settings that are checked.
 const SETTINGS: [&str; 10] = [
@@ -29,18 +22,11 @@ const SETTINGS: [&str; 10] = [
 /// Asks a server, which may lack the schema.
 pub async fn read(db: &Postgres, clock: &Clock) -> Result<PostgresFacts> {
     let mut connection = db.pool().await?.acquire().await?;
-    let mut round_trips = Vec::with_capacity(ROUND_TRIPS);
-    let mut skew = TimeDelta::zero();
-    for _ in 0..ROUND_TRIPS {
-        let (before, started) = (clock.now(), Instant::now());
-        let at: DateTime<Utc> = sqlx::query_scalar("select clock_timestamp()")
-            .fetch_one(&mut *connection)
-            .await?;
-        let took = started.elapsed();
-        round_trips.push(took);
-        skew = at - (before + TimeDelta::from_std(took / 2).unwrap_or_default());
-    }
-    round_trips.sort_unstable();
+    let distance = clock.distance(async || {
+        let now = sqlx::query_scalar("select clock_timestamp()");
+        now.fetch_one(&mut *connection).await
+    });
+    let distance = distance.await?;
     let settings: Vec<(String, String)> =
         sqlx::query_as("select name, setting from pg_settings where name = any($1)")
             .bind(SETTINGS)
@@ -71,10 +57,6 @@ pub async fn read(db: &Postgres, clock: &Clock) -> Result<PostgresFacts> {
         in_recovery,
         sessions,
         migrations_missing: missing.count(),
-        skew,
-        round_trip: round_trips
-            .get(ROUND_TRIPS / 2)
-            .copied()
-            .unwrap_or_default(),
+        distance,
     })
 }

@@ -1,20 +1,16 @@
 //! What Redis says about itself, for `tallyman doctor`.
 
 use std::collections::HashMap;
-use std::time::Instant;
 
 use ::redis::aio::MultiplexedConnection;
-use ::redis::{Client, Cmd, FromRedisValue, RedisResult, cmd};
-use chrono::{DateTime, TimeDelta, Utc};
+use ::redis::{Client, Cmd, ErrorKind, FromRedisValue, RedisResult, cmd};
+use chrono::{DateTime, Utc};
 
 use super::channel;
 use super::error::Error;
 use super::keys::{Keys, LAYOUT};
 use crate::clock::Clock;
 use crate::domain::checkup::RedisFacts;
-
-/// Round trips that are measured.
-const ROUND_TRIPS: usize = 9;
 
 /// Asks a server, which may be unfit for counting.
 pub async fn read(url: &str, prefix: &str, clock: &Clock) -> Result<RedisFacts, Error> {
@@ -24,19 +20,11 @@ pub async fn read(url: &str, prefix: &str, clock: &Clock) -> Result<RedisFacts, 
         .get_multiplexed_async_connection_with_config(&channel::config())
         .await
         .map_err(unavailable)?;
-    let mut round_trips = Vec::with_capacity(ROUND_TRIPS);
-    let mut skew = TimeDelta::zero();
-    for _ in 0..ROUND_TRIPS {
-        let (before, started) = (clock.now(), Instant::now());
-        let (seconds, micros): (i64, i64) = ask(&mut connection, &cmd("TIME"))
-            .await
-            .map_err(unavailable)?;
-        let took = started.elapsed();
-        round_trips.push(took);
-        let middle = before + TimeDelta::from_std(took / 2).unwrap_or_default();
-        skew = instant(seconds, micros).unwrap_or(middle) - middle;
-    }
-    round_trips.sort_unstable();
+    let distance = clock.distance(async || {
+        let (seconds, micros) = ask(&mut connection, &cmd("TIME")).await?;
+        instant(seconds, micros).ok_or_else(|| (ErrorKind::Parse, "TIME is no instant").into())
+    });
+    let distance = distance.await.map_err(unavailable)?;
     let info: String = ask(&mut connection, &cmd("INFO"))
         .await
         .map_err(unavailable)?;
@@ -57,11 +45,7 @@ pub async fn read(url: &str, prefix: &str, clock: &Clock) -> Result<RedisFacts, 
             .and_then(|it| it.parse().ok()),
         layout,
         layout_needed: LAYOUT.to_owned(),
-        skew,
-        round_trip: round_trips
-            .get(ROUND_TRIPS / 2)
-            .copied()
-            .unwrap_or_default(),
+        distance,
     })
 }
 

@@ -38,6 +38,15 @@ pub struct Finding {
     pub text: String,
 }
 
+/// How far away a server is: the median of several round trips, and what it said was the time.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Distance {
+    /// How much its clock is ahead of this machine's.
+    pub skew: TimeDelta,
+    /// How long a round trip takes.
+    pub round_trip: Duration,
+}
+
 /// What Redis says about itself.
 #[derive(Debug, Clone, Default)]
 pub struct RedisFacts {
@@ -51,10 +60,8 @@ pub struct RedisFacts {
     pub layout: Option<String>,
     /// The layout that this version needs.
     pub layout_needed: String,
-    /// How much the clock of Redis is ahead of this machine's.
-    pub skew: TimeDelta,
-    /// The median of several round trips.
-    pub round_trip: Duration,
+    /// How far away it is.
+    pub distance: Distance,
 }
 
 /// What Postgres says about itself.
@@ -68,10 +75,8 @@ pub struct PostgresFacts {
     pub sessions: u64,
     /// Migrations of this version that were not applied.
     pub migrations_missing: usize,
-    /// How much its clock is ahead of this machine's.
-    pub skew: TimeDelta,
-    /// The median of several round trips.
-    pub round_trip: Duration,
+    /// How far away it is.
+    pub distance: Distance,
 }
 
 /// What the service would need.
@@ -117,7 +122,7 @@ impl Findings {
     }
 
     /// Checks the clock and the round trip of a server.
-    fn distance(&mut self, skew: TimeDelta, round_trip: Duration) {
+    fn distance(&mut self, Distance { skew, round_trip }: Distance) {
         let (size, seconds) = (skew.abs(), skew.as_seconds_f64());
         let severity = if size > SKEW_MAX {
             Severity::Failure
@@ -203,7 +208,7 @@ impl RedisFacts {
                 format!("{used} of {most} connections are used, and an instance needs up to {TO_REDIS}; raise maxclients"),
             );
         }
-        found.distance(self.skew, self.round_trip);
+        found.distance(self.distance);
         found.0
     }
 
@@ -341,7 +346,7 @@ impl PostgresFacts {
                 self.sessions, needs.database_connections
             ),
         );
-        found.distance(self.skew, self.round_trip);
+        found.distance(self.distance);
         found.0
     }
 }

@@ -179,13 +179,19 @@ fn a_clock_or_a_server_that_is_far_away_is_reported() {
         (-3600, Failure),
     ] {
         let skewed = RedisFacts {
-            skew: TimeDelta::seconds(skew),
+            distance: Distance {
+                skew: TimeDelta::seconds(skew),
+                ..Distance::default()
+            },
             ..redis(&[])
         };
         assert_eq!(only(&skewed.findings()).0, severity, "{skew}");
     }
     let far = PostgresFacts {
-        round_trip: Duration::from_millis(6),
+        distance: Distance {
+            round_trip: Duration::from_millis(6),
+            ..Distance::default()
+        },
         ..postgres(&[])
     };
     assert!(only(&far.findings(&NEEDS)).1.contains("6.0 ms"));
