@@ -1,9 +1,19 @@
 //! A form as a page shows it: with the values it starts with or, after a refusal, with what was entered and the message at
 //! the field that is invalid. Templates ask it through the macros in `parts/form.html`.
 
+use uuid::Uuid;
+
 use super::api::Failed;
 use super::form::Fields;
 use super::format::sentence;
+
+/// The hidden field with the key of a form that is sent once.
+const IDEMPOTENCY_KEY: &str = "idempotencyKey";
+
+/// The header of the API with the key of such a form.
+pub(super) fn idempotency_key(fields: &Fields) -> [(&'static str, &str); 1] {
+    [("idempotency-key", fields.text(IDEMPOTENCY_KEY))]
+}
 
 /// A form on a page.
 #[derive(Debug, Default)]
@@ -81,6 +91,13 @@ impl FormView {
             values: vec![value.into()],
         });
         self
+    }
+
+    /// Adds the key with which what is sent again takes effect once. It stays after a refusal: an outage may have come after the
+    /// effect.
+    pub(super) fn idempotent(self) -> Self {
+        let key = format!("dashboard-{}", Uuid::new_v4());
+        self.field(IDEMPOTENCY_KEY, "", key)
     }
 
     /// Adds a field that can have several values, such as checkboxes with one name.

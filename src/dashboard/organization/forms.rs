@@ -15,7 +15,7 @@ use super::types::Usage;
 use crate::dashboard::api::Failed;
 use crate::dashboard::conflict::{Conflict, Row};
 use crate::dashboard::form::{Fields, Posted, see_other};
-use crate::dashboard::form_view::Refused;
+use crate::dashboard::form_view::{Refused, idempotency_key};
 use crate::dashboard::format::number;
 use crate::dashboard::frame::{Section, again};
 use crate::dashboard::session::Viewer;
@@ -168,7 +168,7 @@ pub(super) async fn adjust(Path(id): Path<String>, Posted(viewer, fields): Poste
     let body =
         json!({"meter": fields.text("meter"), "amount": amount, "reason": fields.text("reason")});
     let path = format!("{}/adjust", api_path(&id));
-    let key = [("idempotency-key", fields.text("idempotencyKey"))];
+    let key = idempotency_key(&fields);
     match viewer
         .api
         .send(Method::POST, &path, &key, Some(&body))

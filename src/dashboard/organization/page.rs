@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use askama::Template;
 use serde_json::Value;
-use uuid::Uuid;
 
 use super::feed::Item;
 use super::history::{self, Choice, History, Running};
@@ -110,11 +109,10 @@ fn plan_form(settings: &Settings, refused: Option<&Refused<'_>>) -> FormView {
         .or_refused(refused)
 }
 
-/// The form that corrects a count. Its key stays after a refusal: what is sent again after an outage must not count twice.
+/// The form that corrects a count.
 fn adjust_form(refused: Option<&Refused<'_>>) -> FormView {
-    let key = format!("dashboard-{}", Uuid::new_v4());
     FormView::new("adjust")
-        .field("idempotencyKey", "", key)
+        .idempotent()
         .field("meter", "Meter", "")
         .field("amount", "Units", "")
         .field("direction", "Direction", "back")

@@ -9,14 +9,13 @@ use axum::response::Response;
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use serde_json::json;
-use uuid::Uuid;
 
 use super::read::{api_path, page_path, settings};
 use super::types::{Settings, Usage};
 use crate::dashboard::api::Failed;
 use crate::dashboard::filters;
 use crate::dashboard::form::{Fields, Posted, see_other};
-use crate::dashboard::form_view::{FormView, Refused, titled};
+use crate::dashboard::form_view::{FormView, Refused, idempotency_key, titled};
 use crate::dashboard::format::{TimeText, number, time_text};
 use crate::dashboard::frame::{Frame, Rendered, Section, again};
 use crate::dashboard::session::Viewer;
@@ -104,13 +103,8 @@ async fn page(viewer: &Viewer, id: String, refused: Option<&Refused<'_>>) -> Res
         .collect();
     let counted = rows.iter().filter(|row| row.used > 0);
     let counted = counted.map(|row| row.meter.clone()).collect();
-    // The key stays after a refusal: what is sent again after an outage must not reset twice.
     let form = FormView::new("reset")
-        .field(
-            "idempotencyKey",
-            "",
-            format!("dashboard-{}", Uuid::new_v4()),
-        )
+        .idempotent()
         .choices("meters", "Meters to reset", counted)
         .field("reason", "Reason", "");
     let name = settings.name().unwrap_or(&id).to_owned();
@@ -155,7 +149,7 @@ async fn send(viewer: &Viewer, id: &str, fields: &Fields) -> Result<(), Failed> 
         body["reason"] = json!(reason);
     }
     let path = format!("{}/reset", api_path(id));
-    let key = [("idempotency-key", fields.text("idempotencyKey"))];
+    let key = idempotency_key(fields);
     let api = &viewer.api;
     api.send(Method::POST, &path, &key, Some(&body)).await?;
     Ok(())
