@@ -107,22 +107,18 @@ async fn overview(
 ) -> Result<Rendered<Overview>, Response> {
     let (api, now) = (&viewer.api, viewer.look.now);
     let path = filters.path();
-    let summary = api.get::<Summary>("/v1/summary").await;
-    let summary = unless_away(summary).map_err(viewer.fail())?;
-    let is_away = |it: &Summary| it.postgres_away_since.is_some();
-    // Not even asked, because a server that hangs refuses late.
-    let (list, at_risk) = if summary.as_ref().is_none_or(is_away) {
-        (None, None)
-    } else {
-        let lists = async {
-            let (plans, list) = tokio::join!(plan_names(&viewer), api.get::<List<Listed>>(&path));
-            Ok((plans?, list?))
-        };
-        let (list, at_risk) = tokio::join!(lists, risk::at_risk(api, now));
-        let at_risk = unless_away(at_risk).map_err(viewer.fail())?;
-        (unless_away(list).map_err(viewer.fail())?, at_risk)
+    let lists = async {
+        let (plans, list) = tokio::join!(plan_names(&viewer), api.get::<List<Listed>>(&path));
+        Ok((plans?, list?))
     };
-    let (plans, list) = list.unzip();
+    let (summary, lists, at_risk) = tokio::join!(
+        api.get::<Summary>("/v1/summary"),
+        lists,
+        risk::at_risk(api, now)
+    );
+    let summary = unless_away(summary).map_err(viewer.fail())?;
+    let (plans, list) = unless_away(lists).map_err(viewer.fail())?.unzip();
+    let at_risk = unless_away(at_risk).map_err(viewer.fail())?;
     let plans = plans.unwrap_or_default();
     let utc = |at| time_text(at, now, Tz::UTC);
     let listed = list.iter().flat_map(|list| &list.data);
