@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
-use hdrhistogram::Histogram;
 use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::header::{ACCEPT, HeaderValue};
@@ -19,6 +18,7 @@ use sqlx::{AssertSqlSafe, Executor as _};
 
 use crate::figures::{Figure, Figures, Target};
 use crate::http::{Connection, Target as Server};
+use crate::latency::Latencies;
 use crate::load::float;
 use crate::requests::organization;
 use crate::stage::{Service, Stage};
@@ -111,9 +111,9 @@ pub(crate) async fn run(stage: &Stage, options: &HistoryOptions) -> Result<Figur
             let duration = 2 * options.suite.duration();
             let latencies = reads(&service, duration, organizations, &query).await?;
             if name == "day" {
-                figures.add("dayP50", milliseconds(&latencies, 0.5));
+                figures.add("dayP50", latencies.milliseconds(0.5));
             }
-            figures.add(&format!("{name}P99"), milliseconds(&latencies, 0.99));
+            figures.add(&format!("{name}P99"), latencies.milliseconds(0.99));
         }
     }
     service.stop().await?;
@@ -222,8 +222,8 @@ async fn reads(
     duration: Duration,
     organizations: u32,
     query: &str,
-) -> Result<Histogram<u64>> {
-    let mut latencies = Histogram::new_with_bounds(1_000, 120_000_000_000, 3)?;
+) -> Result<Latencies> {
+    let mut latencies = Latencies::new()?;
     let mut connection = Connection::new(&service.target);
     let start = Instant::now();
     let mut warm = false;
@@ -244,7 +244,7 @@ async fn reads(
         }
         warm = warm || start.elapsed() > duration / 4;
         if warm {
-            latencies.saturating_record(u64::try_from(sent.elapsed().as_nanos())?);
+            latencies.add(sent.elapsed());
         }
     }
     Ok(latencies)
@@ -252,10 +252,6 @@ async fn reads(
 
 fn get(target: &Server, path: &str) -> Result<hyper::Request<Full<Bytes>>> {
     Ok(target.request("GET", path)?.map(|()| Full::default()))
-}
-
-fn milliseconds(latencies: &Histogram<u64>, quantile: f64) -> f64 {
-    Duration::from_nanos(latencies.value_at_quantile(quantile)).as_secs_f64() * 1e3
 }
 
 /// How Postgres executes the statements of a read and of an export that concern hours.

@@ -9,6 +9,7 @@ mod figures;
 mod flush;
 mod history;
 mod http;
+mod latency;
 mod load;
 mod noop;
 mod outages;

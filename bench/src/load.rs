@@ -14,13 +14,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use futures::TryStreamExt as _;
 use futures::stream::FuturesUnordered;
-use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 use tokio::task::unconstrained;
 use tokio::time::{sleep, timeout};
 
 use crate::audit::Ledger;
 use crate::http::{Connection, Response, Target};
+use crate::latency::Latencies;
 use crate::pace::Pace;
 use crate::requests::{Organizations, Shape, Spread, Template};
 
@@ -139,7 +139,7 @@ struct Running<'a> {
 
 #[derive(Debug)]
 struct Measured {
-    latency: Histogram<u64>,
+    latency: Latencies,
     statuses: BTreeMap<u16, u64>,
     items: u64,
     failed: u64,
@@ -194,7 +194,7 @@ impl<'a> Running<'a> {
             completed: Cell::new(0),
             measured: RefCell::new(Measured {
                 // From a microsecond to two minutes, in nanoseconds.
-                latency: Histogram::new_with_bounds(1_000, 120_000_000_000, 3)?,
+                latency: Latencies::new()?,
                 statuses: BTreeMap::new(),
                 items: 0,
                 failed: 0,
@@ -300,8 +300,7 @@ impl<'a> Running<'a> {
             return Ok(());
         }
         let measured = &mut *self.measured.borrow_mut();
-        let took = u64::try_from((now - since).as_nanos()).unwrap_or(u64::MAX);
-        measured.latency.saturating_record(took);
+        measured.latency.add(now - since);
         *measured.statuses.entry(response.status).or_default() += 1;
         measured.last = now;
         let number = u64::try_from(chosen.len())?;
@@ -322,7 +321,7 @@ impl<'a> Running<'a> {
             .saturating_sub(self.load.warm_up)
             .as_secs_f64();
         let requests = measured.latency.len();
-        let at = |quantile| float(measured.latency.value_at_quantile(quantile)) / 1e6;
+        let at = |quantile| measured.latency.milliseconds(quantile);
         let due = self.pace.as_ref().map_or(0, |pace| pace.total);
         Report {
             seconds,
@@ -339,7 +338,7 @@ impl<'a> Running<'a> {
                 p90: at(0.9),
                 p99: at(0.99),
                 p999: at(0.999),
-                max: float(measured.latency.max()) / 1e6,
+                max: measured.latency.max(),
             },
         }
     }

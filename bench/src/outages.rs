@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use futures::future::join_all;
-use hdrhistogram::Histogram;
 use http_body_util::Full;
 use hyper::Request;
 use hyper::body::Bytes;
@@ -15,6 +14,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::figures::{Figure, Figures, Target};
 use crate::http::Connection;
+use crate::latency::Latencies;
 use crate::load::float;
 use crate::requests::organization;
 use crate::stage::{Service, Stage};
@@ -35,7 +35,11 @@ const FIGURES: &[Figure] = &[
     Figure::new("redisFirst", "Redis hangs, the first second, max", "ms"),
     Figure::new("redisP99", "Redis hangs, after that, p99", "ms").target(Target::AtMost(50.0)),
     Figure::new("redisMax", "Redis hangs, after that, max", "ms"),
-    Figure::new("redisBack", "Redis goes on, first call counted after", "ms"),
+    Figure::new(
+        "redisBack",
+        "Redis resumes, time to the first counted call",
+        "ms",
+    ),
     Figure::new(
         "postgresP99",
         "Postgres hangs, known organizations, p99",
@@ -82,7 +86,7 @@ pub(crate) async fn run(stage: &Stage, options: &Options) -> Result<Figures> {
         let postgres = processes(&mut stage.postgres().await?).await?;
         let answers = during(&service, &postgres).await?;
         let meanwhile = latencies(&answers, 0.0)?;
-        figures.add("postgresP99", milliseconds(&meanwhile, 0.99));
+        figures.add("postgresP99", meanwhile.milliseconds(0.99));
         let all = answers.iter().filter(|it| it.sent > 0.0);
         let counted = all.clone().filter(|it| it.is_counted).count();
         figures.add(
@@ -105,8 +109,8 @@ fn hung(figures: &mut Figures, name: &str, answers: &[Answer]) -> Result<()> {
     let early = early.map(|it| it.took).fold(0.0, f64::max);
     figures.add(&format!("{name}First"), early);
     let rest = latencies(answers, first)?;
-    figures.add(&format!("{name}P99"), milliseconds(&rest, 0.99));
-    figures.add(&format!("{name}Max"), milliseconds(&rest, 1.0));
+    figures.add(&format!("{name}P99"), rest.milliseconds(0.99));
+    figures.add(&format!("{name}Max"), rest.max());
     Ok(())
 }
 
@@ -116,23 +120,18 @@ fn ended() -> f64 {
 }
 
 /// The latencies of calls that were sent this long after the fault began, and before it ended.
-fn latencies(answers: &[Answer], from: f64) -> Result<Histogram<u64>> {
-    let mut latencies = Histogram::new_with_bounds(1_000, 120_000_000_000, 3)?;
+fn latencies(answers: &[Answer], from: f64) -> Result<Latencies> {
+    let mut latencies = Latencies::new()?;
     for answer in answers
         .iter()
         .filter(|it| (from..ended()).contains(&it.sent))
     {
-        let took = Duration::from_secs_f64(answer.took / 1e3);
-        latencies.saturating_record(u64::try_from(took.as_nanos())?);
+        latencies.add(Duration::from_secs_f64(answer.took / 1e3));
     }
     if latencies.is_empty() {
         bail!("no call was answered while the server hung");
     }
     Ok(latencies)
-}
-
-fn milliseconds(latencies: &Histogram<u64>, quantile: f64) -> f64 {
-    Duration::from_nanos(latencies.value_at_quantile(quantile)).as_secs_f64() * 1e3
 }
 
 /// Calls all the time, and lets these processes hang for a while.
