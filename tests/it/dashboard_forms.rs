@@ -287,6 +287,16 @@ fn hidden(page: &str) -> Vec<(String, String)> {
 }
 
 /// The cells of the rows of the page of a conflict.
+fn compared(page: &Answer) -> Vec<Vec<String>> {
+    assert_eq!(
+        page.status,
+        StatusCode::PRECONDITION_FAILED,
+        "{}",
+        page.text
+    );
+    rows(&page.text)
+}
+
 fn rows(page: &str) -> Vec<Vec<String>> {
     let (_, body) = page
         .split_once("<tbody")
@@ -350,13 +360,7 @@ async fn a_conflict_shows_both_values_and_applies_the_entered_ones_to_the_presen
         ("enforcement", "soft"),
     ];
     let page = browser.post(&path, &[&own[..], &limit].concat()).await;
-    assert_eq!(
-        page.status,
-        StatusCode::PRECONDITION_FAILED,
-        "{}",
-        page.text
-    );
-    let shown = rows(&page.text);
+    let shown = compared(&page);
     assert_eq!(shown[0], ["Limit of api", "5,000", "60,000"]);
     assert_eq!(shown[2], ["Enforcement of api", "soft", "hard"]);
     assert_eq!(service.meter("org_1", "api").await["limit"], 60_000);
@@ -366,13 +370,7 @@ async fn a_conflict_shows_both_values_and_applies_the_entered_ones_to_the_presen
         .limits("org_1", json!({"api": {"limit": 70_000}}))
         .await;
     let page = apply(&mut browser, &path, &page).await;
-    assert_eq!(
-        page.status,
-        StatusCode::PRECONDITION_FAILED,
-        "{}",
-        page.text
-    );
-    assert_eq!(rows(&page.text)[0], ["Limit of api", "5,000", "70,000"]);
+    assert_eq!(compared(&page)[0], ["Limit of api", "5,000", "70,000"]);
     let saved = apply(&mut browser, &path, &page).await;
     assert_eq!(saved.status, StatusCode::SEE_OTHER, "{}", saved.text);
     let meter = service.meter("org_1", "api").await;
@@ -419,13 +417,7 @@ async fn a_plan_that_changed_meanwhile_is_compared_limit_by_limit() {
         ("do", "check"),
     ];
     let page = browser.post(path, &fields).await;
-    assert_eq!(
-        page.status,
-        StatusCode::PRECONDITION_FAILED,
-        "{}",
-        page.text
-    );
-    let shown = rows(&page.text);
+    let shown = compared(&page);
     assert_eq!(shown[1], ["Limit of api", "50,000 hard", "–"]);
     assert_eq!(shown[2], ["Limit of jobs", "–", "7 hard"]);
     assert_eq!(shown[3], ["Feature sso", "–", "true"]);

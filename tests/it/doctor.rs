@@ -2,15 +2,17 @@
 
 use std::process::Output;
 
+use tallyman::config::Servers;
 use tokio::process::Command;
 
 use crate::support::World;
 
-async fn doctor(variables: &[(&str, &str)]) -> Output {
+async fn doctor(servers: &Servers) -> Output {
     Command::new(env!("CARGO_BIN_EXE_tallyman"))
         .arg("doctor")
         .env_clear()
-        .envs(variables.iter().copied())
+        .env("TALLYMAN_REDIS_URL", &servers.redis_url)
+        .env("TALLYMAN_DATABASE_URL", &servers.database_url)
         .output()
         .await
         .unwrap()
@@ -23,12 +25,7 @@ fn text(bytes: &[u8]) -> String {
 #[tokio::test]
 async fn each_server_and_the_machine_are_checked() {
     let world = World::new().await;
-    let servers = world.servers();
-    let output = doctor(&[
-        ("TALLYMAN_REDIS_URL", &servers.redis_url),
-        ("TALLYMAN_DATABASE_URL", &servers.database_url),
-    ])
-    .await;
+    let output = doctor(&world.servers()).await;
     let found = text(&output.stdout);
     for line in [
         "Redis\n  ok       version ",
@@ -59,12 +56,7 @@ async fn a_schema_that_is_missing_and_keys_of_another_layout_are_failures() {
         .execute(&world.postgres().await)
         .await
         .unwrap();
-    let servers = world.servers();
-    let output = doctor(&[
-        ("TALLYMAN_REDIS_URL", &servers.redis_url),
-        ("TALLYMAN_DATABASE_URL", &servers.database_url),
-    ])
-    .await;
+    let output = doctor(&world.servers()).await;
     let found = text(&output.stdout);
     assert!(
         found.contains("failure  its keys are laid out as 2"),
@@ -78,14 +70,11 @@ async fn a_schema_that_is_missing_and_keys_of_another_layout_are_failures() {
 
 #[tokio::test]
 async fn a_server_that_cannot_be_asked_is_a_failure_that_tells_no_secret() {
-    let output = doctor(&[
-        ("TALLYMAN_REDIS_URL", "redis://:hunter2@127.0.0.1:1"),
-        (
-            "TALLYMAN_DATABASE_URL",
-            "postgres://tallyman:hunter2@127.0.0.1:1/tallyman",
-        ),
-    ])
-    .await;
+    let servers = Servers {
+        redis_url: "redis://:hunter2@127.0.0.1:1".to_owned(),
+        database_url: "postgres://tallyman:hunter2@127.0.0.1:1/tallyman".to_owned(),
+    };
+    let output = doctor(&servers).await;
     let found = text(&output.stdout);
     assert_eq!(
         found.matches("failure  it cannot be asked: ").count(),

@@ -10,20 +10,23 @@ async fn days_add_up_to_weeks_and_months_in_every_zone() {
     let world = World::new().await;
     let service = world.instance().await;
     // The clocks change in Berlin on 2031-03-30, in Apia's zone on no day.
-    for (organization, zone) in [
+    let zones = [
         ("org_1", "Europe/Berlin"),
         ("org_2", "Pacific/Apia"),
         ("org_3", "America/Havana"),
-    ] {
-        move_to(&world, "2031-03-15T12:00:00Z");
-        let path = format!("/v1/organizations/{organization}");
-        let set = service.http.put(&path, json!({"timeZone": zone})).await;
-        assert_eq!(set.status, 200, "{}", set.text);
-        for step in 1..=30 {
-            track(&service, organization, json!({"amount": step})).await;
-            world.clock.advance(Duration::hours(37));
+    ];
+    for (organization, zone) in zones {
+        let settings = json!({"timeZone": zone});
+        service.settings(organization, settings).await;
+    }
+    for step in 1..=30 {
+        for (organization, _) in zones {
+            service.count(organization, "api", step).await;
         }
-        service.flush().await;
+        world.clock.advance(Duration::hours(37));
+    }
+    service.flush().await;
+    for (organization, zone) in zones {
         let query = "from=2031-02-27T00:00:00Z&to=2031-06-01T00:00:00Z";
         let days = rows(&service, organization, &format!("granularity=day&{query}")).await;
         assert_eq!(sum(&days), 465, "{zone}");
@@ -65,7 +68,7 @@ async fn history_of_several_meters_contains_them_and_no_others() {
     let world = World::new().await;
     let service = world.instance().await;
     for (meter, amount) in [("api", 1), ("tokens", 2), ("seats", 3)] {
-        track(&service, "org_1", json!({"meter": meter, "amount": amount})).await;
+        service.count("org_1", meter, amount).await;
     }
     service.flush().await;
     let meters = async |query: &str| -> Vec<(String, i64)> {
@@ -104,28 +107,22 @@ async fn the_running_total_is_that_of_the_period_at_the_end_of_each_row() {
         ("2031-05-01T00:10:00Z", 11),
         ("2031-05-02T10:10:00Z", 13),
     ] {
-        move_to(&world, time);
-        track(&service, "org_1", json!({"amount": amount})).await;
+        world.move_to(time);
+        service.count("org_1", "api", amount).await;
     }
     service.flush().await;
-    move_to(&world, "2031-05-02T10:20:00Z");
+    world.move_to("2031-05-02T10:20:00Z");
     reset().await;
-    for (time, amount) in [
-        ("2031-05-02T10:30:00Z", 17),
-        ("2031-05-03T09:00:00Z", 19),
-        ("2031-05-03T09:30:00Z", -4),
-    ] {
-        move_to(&world, time);
-        if amount < 0 {
-            let body = json!({"organizationId": "org_1", "amount": -amount});
-            let answer = service.http.post("/v1/refund", body).await;
-            assert_eq!(answer.status, 200, "{}", answer.text);
-        } else {
-            track(&service, "org_1", json!({"amount": amount})).await;
-        }
+    for (time, amount) in [("2031-05-02T10:30:00Z", 17), ("2031-05-03T09:00:00Z", 19)] {
+        world.move_to(time);
+        service.count("org_1", "api", amount).await;
     }
-    move_to(&world, "2031-07-02T00:00:00Z");
-    track(&service, "org_1", json!({"amount": 1})).await;
+    world.move_to("2031-05-03T09:30:00Z");
+    let refund = json!({"organizationId": "org_1", "amount": 4});
+    let refunded = service.http.post("/v1/refund", refund).await;
+    assert_eq!(refunded.status, 200, "{}", refunded.text);
+    world.move_to("2031-07-02T00:00:00Z");
+    service.count("org_1", "api", 1).await;
     service.flush().await;
 
     let query = "fill=zero&from=2031-04-28T00:00:00Z&to=2031-07-03T00:00:00Z&totals=true";
@@ -192,26 +189,21 @@ async fn the_running_total_is_that_of_the_period_at_the_end_of_each_row() {
 async fn the_limit_of_a_row_is_the_one_at_its_end() {
     let world = World::new().await;
     let service = world.instance().await;
-    let limit = async |limit: Value| {
-        let body = json!({"api": {"limit": limit}});
-        let path = "/v1/organizations/org_1/limits";
-        let answer = service.http.patch(path, body).await;
-        assert_eq!(answer.status, 200, "{}", answer.text);
-    };
     for (time, set) in [
         ("2031-04-10T10:00:00Z", None),
         ("2031-04-12T10:00:00Z", Some(json!(50_000))),
         ("2031-04-14T10:00:00Z", Some(Value::Null)),
         ("2031-04-16T10:00:00Z", Some(json!(70_000))),
     ] {
-        move_to(&world, time);
+        world.move_to(time);
         if let Some(set) = set {
-            limit(set).await;
+            let changes = json!({"api": {"limit": set}});
+            service.limits("org_1", changes).await;
         }
-        track(&service, "org_1", json!({})).await;
+        service.count("org_1", "api", 1).await;
         service.flush().await;
     }
-    move_to(&world, "2031-04-17T12:00:00Z");
+    world.move_to("2031-04-17T12:00:00Z");
     let query = "fill=zero&limits=true&from=2031-04-10T00:00:00Z&to=2031-04-18T00:00:00Z";
     let days = rows(&service, "org_1", &format!("granularity=day&{query}")).await;
     let limits: Vec<Value> = days.iter().map(|it| it["limit"].clone()).collect();
@@ -259,15 +251,14 @@ async fn history_tells_when_an_organization_first_used_its_meters() {
         assert_eq!(answer.status, 200, "{}", answer.text);
         answer.body["firstUse"].clone()
     };
-    let created = service.http.put("/v1/organizations/org_1", json!({})).await;
-    assert_eq!(created.status, 200, "{}", created.text);
+    service.settings("org_1", json!({})).await;
     assert_eq!(first_use("").await, Value::Null);
-    move_to(&world, "2031-04-10T10:20:00Z");
-    track(&service, "org_1", json!({})).await;
-    move_to(&world, "2031-05-20T08:59:00Z");
-    track(&service, "org_1", json!({"meter": "tokens"})).await;
+    world.move_to("2031-04-10T10:20:00Z");
+    service.count("org_1", "api", 1).await;
+    world.move_to("2031-05-20T08:59:00Z");
+    service.count("org_1", "tokens", 1).await;
     service.flush().await;
-    move_to(&world, "2032-05-20T08:59:00Z");
+    world.move_to("2032-05-20T08:59:00Z");
     // Whatever the range.
     assert_eq!(first_use("").await, json!("2031-04-10T10:15:00Z"));
     assert_eq!(
@@ -287,16 +278,6 @@ async fn history_tells_when_an_organization_first_used_its_meters() {
         .await
         .unwrap();
     assert_eq!(first_use("meter=api").await, json!("2031-04-01T00:00:00Z"));
-}
-
-async fn track(service: &Instance, organization: &str, mut body: Value) {
-    body["organizationId"] = json!(organization);
-    let answer = service.http.post("/v1/track", body).await;
-    assert_eq!(answer.status, 200, "{}", answer.text);
-}
-
-fn move_to(world: &World, at: &str) {
-    world.clock.advance(instant(at) - world.clock.now());
 }
 
 /// All rows of an organization, on one page.

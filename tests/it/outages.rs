@@ -7,21 +7,19 @@ use serde_json::json;
 use sqlx::PgPool;
 use tallyman::config::Config;
 
-use crate::support::{Answer, Instance, Process, World};
+use crate::support::{Instance, Process, World};
 
 /// Far more than an answer takes, and far less than one attempt after the other would.
 const SOON: Duration = Duration::from_secs(2);
 
-async fn consume(service: &Instance, organization: &str) -> Answer {
-    let body = json!({"organizationId": organization});
-    service.http.post("/v1/consume", body).await
-}
-
 async fn assert_each_fails_at_once(service: &Instance, code: &str) {
     let started = Instant::now();
     // Of known organizations and of new ones.
-    let calls =
-        (0..100).map(|number| async move { consume(service, &format!("org_{number}")).await });
+    let calls = (0..100).map(|number| async move {
+        service
+            .try_consume(&format!("org_{number}"), "api", 1)
+            .await
+    });
     let answers = join_all(calls).await;
     for answer in &answers {
         assert_eq!(
@@ -41,7 +39,10 @@ async fn while_redis_hangs_every_call_fails_at_once_and_afterwards_counting_goes
     let service = world.instance().await;
     for number in 0..10 {
         assert_eq!(
-            consume(&service, &format!("org_{number}")).await.status,
+            service
+                .try_consume(&format!("org_{number}"), "api", 1)
+                .await
+                .status,
             200
         );
     }
@@ -55,7 +56,7 @@ async fn while_redis_hangs_every_call_fails_at_once_and_afterwards_counting_goes
     assert_eq!(ready.body["checks"]["redis"], "away", "{}", ready.text);
     world.signal_redis("CONT");
     service.until_observed("redis", true).await;
-    let answer = consume(&service, "org_0").await;
+    let answer = service.try_consume("org_0", "api", 1).await;
     assert_eq!(
         (answer.status.as_u16(), &answer.body["current"]),
         (200, &json!(2))
@@ -67,7 +68,7 @@ async fn while_both_servers_are_down_every_call_fails_at_once() {
     let mut world = World::new().await;
     let (servers, socket) = world.cuttable_postgres();
     let service = world.instance_with(servers).await;
-    assert_eq!(consume(&service, "org_1").await.status, 200);
+    assert_eq!(service.try_consume("org_1", "api", 1).await.status, 200);
     service.until_observed("postgres", true).await;
     socket.cut(&world.postgres().await).await;
     world.kill_redis().await;
@@ -80,7 +81,7 @@ async fn while_both_servers_are_down_every_call_fails_at_once() {
     assert_each_fails_at_once(&service, "database_unavailable").await;
     socket.restore().await;
     service.until_observed("postgres", true).await;
-    assert_eq!(consume(&service, "org_1").await.status, 200);
+    assert_eq!(service.try_consume("org_1", "api", 1).await.status, 200);
 }
 
 #[tokio::test]
@@ -88,20 +89,20 @@ async fn while_postgres_hangs_known_organizations_are_counted_and_the_rest_fails
     let world = World::new().await;
     let (servers, socket) = world.cuttable_postgres();
     let service = world.instance_with(servers).await;
-    assert_eq!(consume(&service, "org_0").await.status, 200);
+    assert_eq!(service.try_consume("org_0", "api", 1).await.status, 200);
     service.app.state.auth.sweep_once().await.unwrap();
     service.until_observed("postgres", true).await;
     let frozen = socket.freeze(&world.postgres().await).await;
     service.until_observed("postgres", false).await;
     let started = Instant::now();
     for count in 2..100 {
-        let answer = consume(&service, "org_0").await;
+        let answer = service.try_consume("org_0", "api", 1).await;
         assert_eq!(
             (answer.status.as_u16(), &answer.body["current"]),
             (200, &json!(count))
         );
     }
-    let new = consume(&service, "org_new").await;
+    let new = service.try_consume("org_new", "api", 1).await;
     assert_eq!(
         (new.status.as_u16(), new.code()),
         (503, "database_unavailable")
@@ -114,7 +115,7 @@ async fn while_postgres_hangs_known_organizations_are_counted_and_the_rest_fails
     assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
     frozen.thaw().await;
     service.until_observed("postgres", true).await;
-    assert_eq!(consume(&service, "org_new").await.status, 200);
+    assert_eq!(service.try_consume("org_new", "api", 1).await.status, 200);
 }
 
 /// Runs while nobody else may read or write `usage_history`.
@@ -134,13 +135,16 @@ async fn a_lock_in_postgres_delays_a_call_by_half_of_the_request_timeout_at_most
     let world =
         World::with(|config: &mut Config| config.request_timeout = Duration::from_secs(1)).await;
     let service = world.instance().await;
-    assert_eq!(consume(&service, "org_1").await.status, 200);
+    assert_eq!(service.try_consume("org_1", "api", 1).await.status, 200);
     let postgres = world.postgres().await;
     locked(&postgres, async {
         let started = Instant::now();
         let service = &service;
-        let calls =
-            (0..12).map(|number| async move { consume(service, &format!("new_{number}")).await });
+        let calls = (0..12).map(|number| async move {
+            service
+                .try_consume(&format!("new_{number}"), "api", 1)
+                .await
+        });
         let answers = join_all(calls).await;
         for answer in &answers {
             let status = (answer.status.as_u16(), answer.code());
@@ -151,10 +155,10 @@ async fn a_lock_in_postgres_delays_a_call_by_half_of_the_request_timeout_at_most
             );
         }
         assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
-        assert_eq!(consume(service, "org_1").await.status, 200);
+        assert_eq!(service.try_consume("org_1", "api", 1).await.status, 200);
     })
     .await;
-    assert_eq!(consume(&service, "new_1").await.status, 200);
+    assert_eq!(service.try_consume("new_1", "api", 1).await.status, 200);
 }
 
 #[tokio::test]
@@ -162,7 +166,7 @@ async fn a_request_is_answered_within_the_time_that_its_caller_asks_for() {
     let world =
         World::with(|config: &mut Config| config.request_timeout = Duration::from_mins(5)).await;
     let service = world.instance().await;
-    assert_eq!(consume(&service, "org_1").await.status, 200);
+    assert_eq!(service.try_consume("org_1", "api", 1).await.status, 200);
     let postgres = world.postgres().await;
     let answer = locked(&postgres, async {
         let body = json!({"organizationId": "org_new"});

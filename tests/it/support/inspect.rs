@@ -261,7 +261,7 @@ impl CuttableSocket {
 /// The name of Postgres' socket.
 const SOCKET: &str = ".s.PGSQL.5432";
 
-/// A Postgres that hangs; it goes on when this is dropped.
+/// A Postgres that hangs; it resumes when this is dropped.
 pub struct Frozen<'a> {
     socket: &'a CuttableSocket,
     sessions: Vec<u32>,
@@ -271,7 +271,7 @@ pub struct Frozen<'a> {
 }
 
 impl Frozen<'_> {
-    /// Lets Postgres go on, and waits until the instances have noticed.
+    /// Lets Postgres resume, and waits until the instances have noticed.
     pub async fn thaw(self) {
         std::fs::remove_file(&self.socket.link).unwrap();
         self.socket.restore().await;
