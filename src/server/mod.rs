@@ -45,7 +45,7 @@ struct Shared {
     limits: ConnectionLimits,
     metrics: Metrics,
     open: Connections,
-    /// Whether clients are told to close their connections.
+    /// Whether HTTP/1 responses say `connection: close`.
     draining: Arc<AtomicBool>,
     /// When a warning was last logged.
     warned: Mutex<Option<Instant>>,
@@ -63,7 +63,7 @@ impl Server {
         }))
     }
 
-    /// From now on, HTTP/1 clients are told to close their connections after each response.
+    /// From now on, HTTP/1 responses say `connection: close`.
     pub fn drain(&self) {
         self.0.draining.store(true, Ordering::Release);
     }

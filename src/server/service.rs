@@ -24,7 +24,7 @@ use super::state::{Connection, InFlight, ReceivingBody};
 pub(super) struct ConnectionService {
     pub(super) router: Router,
     pub(super) connection: Arc<Connection>,
-    /// Whether the client is told to close the connection.
+    /// Whether HTTP/1 responses say `connection: close`.
     pub(super) draining: Arc<AtomicBool>,
 }
 

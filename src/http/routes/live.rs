@@ -177,8 +177,8 @@ impl Stream {
         }
     }
 
-    /// What a round has changed. None at the end: when a watched organization was deleted, or cannot be read, which the
-    /// client is told when it connects again.
+    /// What a round has changed. None at the end: when a watched organization was deleted, or cannot be read: the client
+    /// reconnects, and gets the problem as a response.
     #[expect(clippy::option_option, reason = "the end, no change, or a change")]
     fn changes(&mut self, round: &Round) -> Option<Option<LiveEvent>> {
         let mut organizations = BTreeMap::new();
