@@ -36,7 +36,7 @@ use crate::metrics::Metrics;
 use crate::policies::Policies;
 use crate::postgres::{Patience, Postgres};
 use crate::redis::{self, Redis};
-use crate::server::{Server, make_room};
+use crate::server::{Server, Tls, make_room};
 use crate::usage::Usage;
 use crate::usage::history::History;
 use crate::usage::recovery::Recovery;
@@ -72,14 +72,18 @@ pub struct App {
     pub activity: Activity,
     /// Mirrors API keys in Redis.
     auth: Auth,
+    /// The certificate of the listener.
+    tls: Option<Tls>,
     /// The context of all jobs.
     background: Context,
     config: Config,
 }
 
 impl App {
-    /// Wires the service. Does not wait for Redis or Postgres, but fails if Redis is misconfigured for counting.
+    /// Wires the service. Does not wait for Redis or Postgres, but fails if Redis is misconfigured for counting, or if the
+    /// certificate cannot be used.
     pub async fn build(config: Config, servers: Servers, clock: Clock) -> Result<Self> {
+        let tls = config.tls.enabled().map(Tls::load).transpose()?;
         let (ctx, background) = connect(&config, servers, clock).await?;
         let policies = Policies::new(ctx.clone());
         let recovery = Recovery::new(ctx.clone());
@@ -132,6 +136,7 @@ impl App {
             eraser: Eraser::new(jobs()),
             activity: state.activity.on(jobs()),
             auth,
+            tls,
             background,
             config,
             state,
@@ -153,6 +158,10 @@ impl App {
         // The jobs stop later than the server: the last requests need them.
         let (jobs, stop_jobs) = (Supervisor::default(), CancellationToken::new());
         self.spawn_jobs(&jobs, &stop_jobs);
+        if let Some(tls) = self.tls.clone() {
+            let hangup = signal(SignalKind::hangup()).context("cannot receive SIGHUP")?;
+            jobs.spawn(tls.reload_at(hangup, stop_jobs.clone()));
+        }
         if let Some(listener) = metrics_listener {
             self.spawn_metrics(&jobs, listener, stop_jobs.clone());
         }
@@ -164,7 +173,8 @@ impl App {
             ),
             ..self.config.connections.clone()
         };
-        let server = Server::new(limits, self.background.metrics.clone());
+        let metrics = self.background.metrics.clone();
+        let server = Server::new(limits, metrics, self.tls.clone());
         let router = self.router();
         let stop_server = CancellationToken::new();
         let patience = self.config.shutdown;
@@ -225,7 +235,7 @@ impl App {
             max: METRICS_CONNECTIONS,
             ..self.config.connections.clone()
         };
-        let server = Server::new(limits, self.background.metrics.clone());
+        let server = Server::new(limits, self.background.metrics.clone(), None);
         let router = http::metrics_router(self.state.clone());
         jobs.spawn(async move {
             // A slow scrape must not delay a stop.

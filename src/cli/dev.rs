@@ -136,9 +136,10 @@ async fn serve(
         redis_url: redis.url(),
         database_url: database_url.clone(),
     };
+    let scheme = config.tls.scheme();
     let app = App::build(config, servers, Clock::System).await?;
     let running = Running {
-        url: format!("http://{}", healthcheck::local(address)),
+        url: format!("{scheme}://{}", healthcheck::local(address)),
         database_url,
     };
     running.write(dir)?;

@@ -6,15 +6,19 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::config::TlsConfig;
+
 /// Longer than `/readyz` waits for Redis and Postgres, shorter than the timeout in the Dockerfile.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Fails unless the service is ready or degraded.
-pub(super) async fn run(listen: SocketAddr) -> Result<()> {
-    let url = format!("http://{}/readyz", local(listen));
+pub(super) async fn run(listen: SocketAddr, tls: &TlsConfig) -> Result<()> {
+    let url = format!("{}://{}/readyz", tls.scheme(), local(listen));
     // HTTP_PROXY and the like must not apply to this machine.
     let client = reqwest::Client::builder()
         .no_proxy()
+        // It names the host that clients call; nothing secret is sent to this machine.
+        .tls_danger_accept_invalid_certs(tls.enabled().is_some())
         .timeout(TIMEOUT)
         .build()?;
     let response = client

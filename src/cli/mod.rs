@@ -19,7 +19,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::app::{App, shutdown_signal};
 use crate::clock::Clock;
-use crate::config::{self, Config, DatabaseSettings, Servers};
+use crate::config::{self, Config, DatabaseSettings, Servers, TlsConfig};
 use crate::http;
 use crate::logging;
 use crate::postgres::{Postgres, readers};
@@ -71,6 +71,8 @@ enum Command {
         /// Address to listen on
         #[arg(long, env = "TALLYMAN_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:7400", value_parser = config::address)]
         listen: SocketAddr,
+        #[command(flatten)]
+        tls: TlsConfig,
     },
     /// Check Redis, Postgres and this machine with the settings of `serve`; exits with 1 if the service cannot count safely
     Doctor(doctor::Options),
@@ -130,7 +132,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
             service::print(&format!("{document}\n"))
         }
         Command::Doctor(options) => runtime(1)?.block_on(doctor::run(options, Clock::System)),
-        Command::Healthcheck { listen } => runtime(1)?.block_on(healthcheck::run(listen)),
+        Command::Healthcheck { listen, tls } => {
+            runtime(1)?.block_on(healthcheck::run(listen, &tls))
+        }
         Command::Keys(options) => runtime(1)?.block_on(keys::run(options, Clock::System)),
         Command::Import(options) => runtime(1)?.block_on(import::run(options, Clock::System)),
         Command::Org(options) => runtime(1)?.block_on(administer::org(options)),
@@ -161,12 +165,12 @@ async fn serve(config: Config, servers: Servers, migrate: bool) -> Result<()> {
     if migrate {
         Postgres::new(&servers.database_url, 1)?.migrate().await?;
     }
-    let address = config.listen;
+    let (address, scheme) = (config.listen, config.tls.scheme());
     let listener = TcpListener::bind(address)
         .await
         .with_context(|| format!("cannot listen on {address}"))?;
     let address = listener.local_addr()?;
     let app = App::build(config, servers, Clock::System).await?;
-    tracing::info!("listening on http://{address}");
+    tracing::info!("listening on {scheme}://{address}");
     app.serve(listener, stop).await
 }

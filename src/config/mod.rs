@@ -12,5 +12,6 @@ mod values;
 pub use self::parse::{InvalidSettings, parse};
 pub use self::settings::{
     Config, ConnectionLimits, DatabaseSettings, JwtConfig, LogConfig, PLUGIN_PATH, Servers,
+    TlsConfig,
 };
 pub use self::values::{API_PATHS, Origins, address};

@@ -109,11 +109,25 @@ fn contradictions(matches: &ArgMatches) -> Vec<(&'static str, String)> {
         values.next().and_then(OsStr::to_str)
     };
     let mut found = Vec::new();
-    let jwt = ["jwks_url", "issuer", "audience"].map(|id| (id, text(id).unwrap_or_default()));
-    if jwt.iter().any(|(_, text)| !text.is_empty()) {
-        let needed = "given where one of jwt-jwks-url, jwt-issuer and jwt-audience is";
-        let missing = jwt.iter().filter(|(_, text)| text.is_empty());
-        found.extend(missing.map(|(id, text)| (*id, invalid(text, needed))));
+    for (together, needed) in [
+        (
+            &["jwks_url", "issuer", "audience"][..],
+            "given where one of jwt-jwks-url, jwt-issuer and jwt-audience is",
+        ),
+        (
+            &["tls_certificate", "tls_key"],
+            "given where the other one of tls-certificate and tls-key is",
+        ),
+    ] {
+        let texts = together.iter().map(|id| text(id).unwrap_or_default());
+        let (missing, given): (Vec<_>, Vec<_>) = together
+            .iter()
+            .zip(texts)
+            .partition(|(_, text)| text.is_empty());
+        if !given.is_empty() {
+            let missing = missing.into_iter();
+            found.extend(missing.map(|(id, text)| (*id, invalid(text, needed))));
+        }
     }
     if let (Some(api), Some(metrics)) = (text("listen"), text("metrics_listen"))
         && let (Ok(api), Ok(address)) = (api.parse::<SocketAddr>(), metrics.parse::<SocketAddr>())

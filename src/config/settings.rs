@@ -38,6 +38,10 @@ pub struct Config {
     #[arg(long, env = "TALLYMAN_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:7400", value_parser = address)]
     pub listen: SocketAddr,
 
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would print it as the help of the group")]
+    pub tls: TlsConfig,
+
     /// Address to serve `/metrics` on, without authentication; if empty, `/metrics` is part of the API and requires the
     /// scope `read`
     #[arg(long, env = "TALLYMAN_METRICS_LISTEN", value_name = "ADDRESS", default_value = "", value_parser = metrics_address)]
@@ -162,6 +166,48 @@ pub struct ConnectionLimits {
     #[arg(long = "idle-seconds", env = "TALLYMAN_IDLE_SECONDS", value_name = "SECONDS", default_value = "75",
           value_parser = duration(SECOND, 1, 3600))]
     pub idle: Duration,
+}
+
+/// TLS on the listener: none if both paths are empty.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Settings")]
+pub struct TlsConfig {
+    /// PEM file with the certificate of this service, followed by the intermediate ones; with it, the service is reached
+    /// by `https://` only. Read again on SIGHUP
+    #[arg(
+        id = "tls_certificate",
+        long = "tls-certificate",
+        env = "TALLYMAN_TLS_CERTIFICATE",
+        value_name = "PATH",
+        default_value = ""
+    )]
+    pub certificate: String,
+
+    /// PEM file with the private key of the certificate
+    #[arg(
+        id = "tls_key",
+        long = "tls-key",
+        env = "TALLYMAN_TLS_KEY",
+        value_name = "PATH",
+        default_value = ""
+    )]
+    pub key: String,
+}
+
+impl TlsConfig {
+    /// None if the listener is plain.
+    pub fn enabled(&self) -> Option<Self> {
+        (!self.certificate.is_empty()).then(|| self.clone())
+    }
+
+    /// The scheme of the URLs of the listener.
+    pub fn scheme(&self) -> &'static str {
+        if self.certificate.is_empty() {
+            "http"
+        } else {
+            "https"
+        }
+    }
 }
 
 /// Which JWTs are accepted in addition to API keys: none if the URL is empty.

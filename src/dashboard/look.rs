@@ -2,8 +2,12 @@
 
 use axum::http::HeaderMap;
 use axum::http::header::{COOKIE, HOST};
+use axum::http::request::Parts;
+use axum::http::uri::Authority;
 use chrono::{DateTime, Utc};
 use percent_encoding::percent_decode_str;
+
+use crate::http::Peer;
 
 /// The cookie with the notice of the last change.
 pub(super) const NOTICE: &str = "tallyman_notice";
@@ -48,16 +52,17 @@ pub(super) fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> 
         .map(|(_, value)| value)
 }
 
-/// Whether the browser came by HTTPS, as a proxy in front says.
-pub(super) fn is_https(headers: &HeaderMap) -> bool {
-    headers
-        .get("x-forwarded-proto")
-        .is_some_and(|proto| proto == "https")
+/// Whether the browser came by HTTPS, to this service or, as that says, to a proxy in front.
+pub(super) fn is_https(parts: &Parts) -> bool {
+    let peer: Option<&Peer> = parts.extensions.get();
+    let forwarded = parts.headers.get("x-forwarded-proto");
+    peer.is_some_and(|peer| peer.is_tls) || forwarded.is_some_and(|proto| proto == "https")
 }
 
 /// The URL that the browser has for this service, without a path.
-pub(super) fn origin(headers: &HeaderMap) -> String {
-    let scheme = if is_https(headers) { "https" } else { "http" };
-    let host = headers.get(HOST).and_then(|host| host.to_str().ok());
+pub(super) fn origin(parts: &Parts) -> String {
+    let scheme = if is_https(parts) { "https" } else { "http" };
+    let host = parts.headers.get(HOST).and_then(|host| host.to_str().ok());
+    let host = host.or(parts.uri.authority().map(Authority::as_str));
     format!("{scheme}://{}", host.unwrap_or("127.0.0.1:7400"))
 }

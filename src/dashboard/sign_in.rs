@@ -85,14 +85,13 @@ fn page(
 
 async fn sign_in(Shared(dashboard): Shared<Dashboard>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
-    let (headers, is_own) = (parts.headers.clone(), is_same_origin(&parts));
-    let fields = match fields(Request::from_parts(parts, body)).await {
+    let fields = match fields(Request::from_parts(parts.clone(), body)).await {
         Ok(fields) => fields,
         Err(response) => return response,
     };
     let to = fields.text("to").to_owned();
-    let refuse = |error| page(&dashboard, &headers, Some(error), to.clone());
-    if !is_own {
+    let refuse = |error| page(&dashboard, &parts.headers, Some(error), to.clone());
+    if !is_same_origin(&parts) {
         return refuse(NOT_ACCEPTED);
     }
     // Waits before a slot is free only as long as other refusals do.
@@ -105,7 +104,7 @@ async fn sign_in(Shared(dashboard): Shared<Dashboard>, request: Request) -> Resp
             match session::start(&dashboard.state.auth, &key.id, key.name.as_str(), now) {
                 Some(session) => {
                     let lifetime = session::LIFETIME.num_seconds();
-                    let secure = if is_https(&headers) { "; Secure" } else { "" };
+                    let secure = if is_https(&parts) { "; Secure" } else { "" };
                     let cookie = format!(
                         "{COOKIE_NAME}={session}; Path=/dashboard; Max-Age={lifetime}; HttpOnly; SameSite=Strict{secure}"
                     );

@@ -15,6 +15,7 @@ mod list;
 mod openapi;
 mod parse;
 mod path;
+mod peer;
 mod problem;
 mod rate_limit;
 mod request_log;
@@ -34,6 +35,7 @@ use request_log::RequestLog;
 
 pub use auth::LocalCaller;
 pub use body::BATCH_BODY_MAX;
+pub use peer::Peer;
 pub use problem::refusal;
 pub use routes::health::metrics_router;
 

@@ -162,6 +162,8 @@ pub enum Recovered {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum CloseReason {
+    /// The client sent no TLS, or rejected the certificate.
+    HandshakeFailed,
     /// The head of a request did not arrive in time.
     HeaderTimeout,
     /// No request arrived for too long.

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::{Builder, Connection as HttpConnection};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::service::ConnectionService;
 use super::state::{Entry, Order};
 use super::stream::ObservedStream;
+use super::transport::Transport;
 use crate::config::ConnectionLimits;
 use crate::metrics::CloseReason;
 
@@ -69,14 +69,14 @@ pub(super) struct ServedConnection {
 
 impl ServedConnection {
     pub(super) fn new(
-        stream: TcpStream,
+        transport: Transport,
         service: ConnectionService,
         protocols: &Protocols,
         limits: ConnectionLimits,
         entry: Entry,
     ) -> Self {
         let connection = &entry.connection;
-        let io = TokioIo::new(ObservedStream::new(stream, connection.clone()));
+        let io = TokioIo::new(ObservedStream::new(transport, connection.clone()));
         let http = protocols.0.serve_connection(io, service).into_owned();
         let now = Instant::now();
         entry.idle_since(now);
@@ -197,7 +197,12 @@ impl Future for ServedConnection {
             if let Err(error) = ended {
                 tracing::debug!(%error, "connection failed");
             }
-            return Poll::Ready(None);
+            let has_failed = self
+                .entry
+                .connection
+                .handshake_failed
+                .load(Ordering::Relaxed);
+            return Poll::Ready(has_failed.then_some(CloseReason::HandshakeFailed));
         }
         self.update();
         if let Poll::Ready(why) = self.poll_order(context) {

@@ -2,15 +2,18 @@
 //!
 //! `axum::serve` has neither timeouts nor limits. Here every connection has a state ([`state`]), updated by its stream
 //! ([`stream`]) and its requests ([`service`]), and one timer that enforces the timeouts ([`connection`]). A request
-//! needs neither an allocation nor a timer of its own.
+//! needs no timer of its own.
 
 mod connection;
 mod open_files;
 mod service;
 mod state;
 mod stream;
+mod tls;
+mod transport;
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -22,13 +25,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use open_files::{files_needed, make_room};
+pub use tls::Tls;
 
 use crate::config::ConnectionLimits;
 use crate::http;
+use crate::http::Peer;
 use crate::metrics::{CloseReason, Metrics};
 use connection::{Protocols, ServedConnection};
 use service::ConnectionService;
 use state::{Connections, Order};
+use transport::Transport;
 
 /// Minimum interval between two warnings.
 const WARNING_INTERVAL: Duration = Duration::from_mins(1);
@@ -44,6 +50,8 @@ pub struct Server(Arc<Shared>);
 struct Shared {
     limits: ConnectionLimits,
     metrics: Metrics,
+    /// None if connections are plain.
+    tls: Option<Tls>,
     open: Connections,
     /// Whether HTTP/1 responses say `connection: close`.
     draining: Arc<AtomicBool>,
@@ -53,10 +61,11 @@ struct Shared {
 
 impl Server {
     /// A server without connections.
-    pub fn new(limits: ConnectionLimits, metrics: Metrics) -> Self {
+    pub fn new(limits: ConnectionLimits, metrics: Metrics, tls: Option<Tls>) -> Self {
         Self(Arc::new(Shared {
             limits,
             metrics,
+            tls,
             open: Connections::default(),
             draining: Arc::default(),
             warned: Mutex::default(),
@@ -80,7 +89,7 @@ impl Server {
         let protocols = Protocols::new();
         while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
             match accepted {
-                Ok((stream, _)) => self.accept(stream, &router, &protocols, &tasks),
+                Ok(accepted) => self.accept(accepted, &router, &protocols, &tasks),
                 Err(error) => {
                     stop.run_until_cancelled(self.pause_after(&error)).await;
                 }
@@ -100,7 +109,7 @@ impl Server {
     /// Serves a new connection. At the limit, it replaces the one that has been idle longest.
     fn accept(
         &self,
-        stream: TcpStream,
+        (stream, address): (TcpStream, SocketAddr),
         router: &Router,
         protocols: &Protocols,
         tasks: &TaskTracker,
@@ -112,6 +121,7 @@ impl Server {
         let Shared {
             limits,
             metrics,
+            tls,
             open,
             ..
         } = &*self.0;
@@ -125,8 +135,10 @@ impl Server {
             });
             if !open.evict() {
                 metrics.connection_closed(CloseReason::Refused);
-                // Without waiting: a refused connection must not occupy a task.
-                let _ = stream.try_write(http::refusal(503).unwrap_or_default().as_bytes());
+                // Without waiting, and so without a handshake: a refused connection must not occupy a task.
+                if tls.is_none() {
+                    let _ = stream.try_write(http::refusal(503).unwrap_or_default().as_bytes());
+                }
                 return;
             }
         }
@@ -135,9 +147,17 @@ impl Server {
         let service = ConnectionService {
             router: router.clone(),
             connection: Arc::clone(&entry.connection),
+            peer: Peer {
+                ip: address.ip().to_canonical(),
+                is_tls: tls.is_some(),
+            },
             draining: Arc::clone(&self.0.draining),
         };
-        let serving = ServedConnection::new(stream, service, protocols, limits.clone(), entry);
+        let transport = match tls {
+            Some(tls) => tls.accept(stream),
+            None => Transport::plain(stream),
+        };
+        let serving = ServedConnection::new(transport, service, protocols, limits.clone(), entry);
         let metrics = metrics.clone();
         tasks.spawn(async move {
             if let Some(reason) = serving.await {

@@ -18,12 +18,14 @@ use pin_project_lite::pin_project;
 use tower::Service as _;
 
 use super::state::{Connection, InFlight, ReceivingBody};
+use crate::http::Peer;
 
 /// The router, as hyper's service for one connection.
 #[derive(Debug)]
 pub(super) struct ConnectionService {
     pub(super) router: Router,
     pub(super) connection: Arc<Connection>,
+    pub(super) peer: Peer,
     /// Whether HTTP/1 responses say `connection: close`.
     pub(super) draining: Arc<AtomicBool>,
 }
@@ -43,7 +45,7 @@ impl Service<Request<Incoming>> for ConnectionService {
             connection.multiplexed.store(true, Ordering::Relaxed);
         }
         let in_flight = InFlight::new(connection);
-        let request = request.map(|incoming| {
+        let mut request = request.map(|incoming| {
             if http_body::Body::is_end_stream(&incoming) {
                 return Body::empty();
             }
@@ -53,6 +55,7 @@ impl Service<Request<Incoming>> for ConnectionService {
                 receiving,
             })
         });
+        request.extensions_mut().insert(self.peer);
         ResponseFuture {
             response: self.router.clone().call(request),
             in_flight: Some(in_flight),

@@ -19,6 +19,8 @@ pub(super) struct Connection {
     in_flight: AtomicU32,
     /// Those of them whose bodies are incomplete.
     receiving: AtomicU32,
+    /// Whether its TLS handshake failed.
+    pub(super) handshake_failed: AtomicBool,
     /// Whether it has had a request.
     pub(super) was_used: AtomicBool,
     /// Whether it is HTTP/2, where heads and pings look the same at this level.

@@ -9,10 +9,10 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
 use super::state::Connection;
+use super::transport::Transport;
 use crate::http;
 
 /// Bounds of lingering: after an early response the rest of the request is read and discarded, because closing a socket
@@ -23,10 +23,9 @@ const LINGER_BYTES: usize = 32 * 1024 * 1024;
 /// Responses by hyper itself are shorter than this; all others are longer or have a request id.
 const BARE_MAX: usize = 256;
 
-/// A TCP stream that keeps the state of its connection up to date.
-#[derive(Debug)]
+/// A stream that keeps the state of its connection up to date.
 pub(super) struct ObservedStream {
-    stream: TcpStream,
+    stream: Transport,
     connection: Arc<Connection>,
     replacement: Option<Replacement>,
     linger: Option<Linger>,
@@ -48,7 +47,7 @@ struct Linger {
 }
 
 impl ObservedStream {
-    pub(super) fn new(stream: TcpStream, connection: Arc<Connection>) -> Self {
+    pub(super) fn new(stream: Transport, connection: Arc<Connection>) -> Self {
         Self {
             stream,
             connection,
@@ -126,6 +125,9 @@ impl AsyncRead for ObservedStream {
         let before = buffer.filled().len();
         let read = ready!(Pin::new(&mut self.stream).poll_read(context, buffer));
         let connection = &self.connection;
+        if self.stream.has_failed() {
+            connection.handshake_failed.store(true, Ordering::Relaxed);
+        }
         if buffer.filled().len() > before && connection.is_idle() {
             connection.in_head.store(true, Ordering::Relaxed);
         }
@@ -167,7 +169,9 @@ impl AsyncWrite for ObservedStream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        // TLS accepts more than the socket does, and holds it back until a flush.
+        let flushed = Pin::new(&mut self.stream).poll_flush(context);
+        self.record_write(flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -76,6 +76,7 @@ mod support;
 mod temporary;
 mod thresholds;
 mod tidy;
+mod tls;
 mod tokens;
 mod usage;
 mod usage_import;

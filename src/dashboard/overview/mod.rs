@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use askama::Template;
 use axum::extract::Query;
-use axum::http::HeaderMap;
+use axum::http::request::Parts;
 use axum::response::{Redirect, Response};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -103,7 +103,7 @@ struct Heading {
 async fn overview(
     viewer: Viewer,
     Query(filters): Query<Filters>,
-    headers: HeaderMap,
+    parts: Parts,
 ) -> Result<Rendered<Overview>, Response> {
     let (api, now) = (&viewer.api, viewer.look.now);
     let path = filters.path();
@@ -134,7 +134,7 @@ async fn overview(
         next: next.map(|cursor| filters.with("cursor", cursor)),
         rows: list.map(|list| list.data.iter().map(row).collect()),
         stored_at: stored_at.map(utc),
-        origin: origin(&headers),
+        origin: origin(&parts),
         summary,
         plans,
         filters,

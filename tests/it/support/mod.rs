@@ -36,7 +36,7 @@ use sqlx::PgPool;
 use tallyman::app::App;
 use tallyman::clock::Clock;
 use tallyman::config::{
-    Config, ConnectionLimits, JwtConfig, LogConfig, Origins, PLUGIN_PATH, Servers,
+    Config, ConnectionLimits, JwtConfig, LogConfig, Origins, PLUGIN_PATH, Servers, TlsConfig,
 };
 use tallyman::domain::limit::MeterLimit;
 use tallyman::domain::organization::{DefaultCalendar, Defaults};
@@ -152,6 +152,7 @@ impl World {
         let server = Server::new(
             self.config.connections.clone(),
             app.state.ctx.metrics.clone(),
+            None,
         );
         tokio::spawn(async move {
             let grace = Duration::from_mins(1);
@@ -458,6 +459,7 @@ fn default_config() -> Config {
     Config {
         listen: "127.0.0.1:0".parse().unwrap(),
         metrics_listen: None,
+        tls: TlsConfig::default(),
         cors_origins: Origins::Only(Vec::new()),
         embed_origins: Origins::Only(Vec::new()),
         jwt: JwtConfig::default(),

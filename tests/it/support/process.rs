@@ -95,9 +95,11 @@ impl Process {
 
     /// The address in the first line that has these words followed by a URL.
     pub async fn url_after(&mut self, words: &str) -> String {
-        let url = format!("{words}http://");
-        let line = self.line(|line| line.contains(&url)).await;
-        let (_, rest) = line.split_once(&url).unwrap();
+        let line = self
+            .line(|line| line.contains(&format!("{words}http")))
+            .await;
+        let (_, url) = line.split_once(words).unwrap();
+        let (_, rest) = url.split_once("://").unwrap();
         let ends = |c: char| !(c.is_ascii_alphanumeric() || ".:[]".contains(c));
         rest.split(ends).next().unwrap().to_owned()
     }
@@ -114,6 +116,11 @@ impl Process {
             }
             assert!(self.read().await, "the process ended: {:#?}", self.output);
         }
+    }
+
+    /// Sends SIGHUP.
+    pub fn hang_up(&self) {
+        signal(self.child.id().unwrap(), "HUP");
     }
 
     /// Sends SIGTERM, as Docker does.
