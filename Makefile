@@ -1,4 +1,4 @@
-.PHONY: dev demo test bench lint audit format
+.PHONY: dev demo test faults bench lint audit format
 
 dev: ## run Tallyman on this machine, with a private Redis and Postgres
 	@scripts/setup
@@ -11,6 +11,10 @@ demo: ## fill a running `make dev` with a year of invented usage
 
 test: ## run all tests
 	@scripts/setup test && cargo test --workspace && exec npm test
+
+faults: ## inject random faults under load, and audit everything; SEED=… MINUTES=…, 30 by default
+	@scripts/setup && cargo build --profile fast --workspace --bins && \
+		exec "$${CARGO_TARGET_DIR:-target}/fast/bench" faults $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES))
 
 bench: ## measure throughput and latency, with a private Redis and Postgres
 	@scripts/setup && cargo build --release --workspace && exec "$${CARGO_TARGET_DIR:-target}/release/bench" suite

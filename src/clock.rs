@@ -11,11 +11,13 @@ use crate::domain::checkup::Distance;
 /// How often the distance of a server is measured.
 const ROUND_TRIPS: usize = 9;
 
-/// The time in whole milliseconds: the system's, or one that a test advances.
+/// The time in whole milliseconds: the system's, one that differs from it, or one that a test advances.
 #[derive(Debug, Clone)]
 pub enum Clock {
     /// The machine's clock.
     System,
+    /// A clock that is ahead of the machine's by this much, or behind it.
+    Shifted(Duration),
     /// Milliseconds since the epoch, shared by all clones.
     Manual(Arc<AtomicI64>),
 }
@@ -37,6 +39,7 @@ impl Clock {
                 let since = SystemTime::now().duration_since(UNIX_EPOCH);
                 instant(i64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(i64::MAX))
             }
+            Self::Shifted(by) => Self::System.now() + *by,
             Self::Manual(ms) => instant(ms.load(Ordering::SeqCst)),
         }
     }

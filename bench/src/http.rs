@@ -80,8 +80,8 @@ pub(crate) struct Connection {
 #[derive(Debug)]
 struct Open {
     sender: http1::SendRequest<Full<Bytes>>,
-    /// Reads and writes the socket when polled.
-    driver: Driver,
+    /// Reads and writes the socket when polled; none once the socket is closed.
+    driver: Option<Driver>,
 }
 
 impl Connection {
@@ -98,7 +98,10 @@ impl Connection {
             let stream = TcpStream::connect(self.authority.as_str()).await?;
             stream.set_nodelay(true)?;
             let (sender, driver) = http1::handshake(TokioIo::new(stream)).await?;
-            self.open = Some(Open { sender, driver });
+            self.open = Some(Open {
+                sender,
+                driver: Some(driver),
+            });
         }
         Ok(())
     }
@@ -157,14 +160,16 @@ type Driver = http1::Connection<TokioIo<TcpStream>, Full<Bytes>>;
 
 /// Polls a connection until an exchange over it has ended.
 async fn drive<T>(
-    driver: &mut Driver,
+    driver: &mut Option<Driver>,
     exchange: impl Future<Output = hyper::Result<T>>,
 ) -> hyper::Result<T> {
     let mut exchange = pin!(exchange);
-    let mut closed = false;
     let mut drive = |context: &mut std::task::Context<'_>| {
-        // The exchange reports the error of a driver that ends.
-        closed = closed || Pin::new(&mut *driver).poll(context).is_ready();
+        let ended = driver.as_mut().map(|it| Pin::new(it).poll(context));
+        if ended.is_some_and(|it| it.is_ready()) {
+            // Fails the exchange, which would wait for a driver that has ended.
+            *driver = None;
+        }
     };
     poll_fn(|context| {
         // Reads what has arrived.

@@ -5,6 +5,7 @@
 //! each number.
 
 mod audit;
+mod faults;
 mod figures;
 mod flush;
 mod history;
@@ -54,6 +55,8 @@ enum Command {
     History(history::HistoryOptions),
     /// Measure how long callers wait while Redis or Postgres hangs, with private servers
     Outages(suite::Options),
+    /// Inject faults under load, with private servers; exits with 1 if a count, an answer or a latency is wrong
+    Faults(faults::Options),
     /// Put load on a running service; with --audit, exits with 1 if its counts differ
     Load(LoadOptions),
     /// Serve a no-op POST: the ceiling that the service is compared with
@@ -147,6 +150,9 @@ pub fn run(arguments: Arguments, out: &mut impl Write) -> Result<bool> {
             async |stage| history::run(stage, &options).await,
             out,
         ))?,
+        Command::Faults(options) => {
+            return client()?.block_on(until_interrupted(faults::run(&options, out)));
+        }
         Command::Load(options) => return client()?.block_on(put_load(options, out)),
         Command::Noop { listen, workers } => noop::serve(listen, workers)?,
     }
@@ -159,19 +165,14 @@ async fn measure(
     suite: impl AsyncFnOnce(&Stage) -> Result<Figures>,
     out: &mut impl Write,
 ) -> Result<()> {
-    let scratch = Scratch::new()?;
+    let scratch = Scratch::new(&format!("tallyman-bench-{}", std::process::id()))?;
     let measured = async {
         let stage = Stage::open(&scratch, options.workers()).await?;
         let figures = suite(&stage).await;
         stage.close().await;
         figures
     };
-    let mut terminated = signal(SignalKind::terminate())?;
-    let figures = tokio::select! {
-        figures = measured => figures?,
-        _ = tokio::signal::ctrl_c() => bail!("interrupted"),
-        _ = terminated.recv() => bail!("terminated"),
-    };
+    let figures = until_interrupted(measured).await?;
     if options.json {
         writeln!(out, "{:#}", figures.to_json())?;
         return Ok(());
@@ -184,6 +185,15 @@ async fn measure(
     }
     write!(out, "{}", figures.to_table())?;
     Ok(())
+}
+
+async fn until_interrupted<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let mut terminated = signal(SignalKind::terminate())?;
+    tokio::select! {
+        done = work => done,
+        _ = tokio::signal::ctrl_c() => bail!("interrupted"),
+        _ = terminated.recv() => bail!("terminated"),
+    }
 }
 
 async fn put_load(options: LoadOptions, out: &mut impl Write) -> Result<bool> {

@@ -1,15 +1,13 @@
 //! How long callers wait while Redis or Postgres hangs.
 
-use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use futures::future::join_all;
 use http_body_util::Full;
 use hyper::Request;
 use hyper::body::Bytes;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
-use sqlx::postgres::PgConnection;
 use tokio::time::{Instant, sleep_until};
 
 use crate::figures::{Figure, Figures, Target};
@@ -17,7 +15,7 @@ use crate::http::Connection;
 use crate::latency::Latencies;
 use crate::load::float;
 use crate::requests::organization;
-use crate::stage::{Service, Stage};
+use crate::stage::{Service, Stage, postgres_processes, signal};
 use crate::suite::Options;
 
 const CONNECTIONS: u32 = 64;
@@ -83,7 +81,7 @@ pub(crate) async fn run(stage: &Stage, options: &Options) -> Result<Figures> {
             .fold(f64::NAN, f64::min);
         figures.add("redisBack", back);
 
-        let postgres = processes(&mut stage.postgres().await?).await?;
+        let postgres = postgres_processes(&mut stage.postgres().await?).await?;
         let answers = during(&service, &postgres).await?;
         let meanwhile = latencies(&answers, 0.0)?;
         figures.add("postgresP99", meanwhile.milliseconds(0.99));
@@ -94,7 +92,7 @@ pub(crate) async fn run(stage: &Stage, options: &Options) -> Result<Figures> {
             100.0 * float(counted as u64) / float(all.count() as u64),
         );
 
-        let mut both = processes(&mut stage.postgres().await?).await?;
+        let mut both = postgres_processes(&mut stage.postgres().await?).await?;
         both.extend(&redis);
         let answers = during(&service, &both).await?;
         hung(&mut figures, "both", &answers)?;
@@ -170,27 +168,4 @@ async fn call(service: &Service, number: u32, start: Instant) -> Result<Vec<Answ
         });
     }
     Ok(answers)
-}
-
-/// The processes of Postgres: the one that accepts connections, and all sessions.
-async fn processes(postgres: &mut PgConnection) -> Result<Vec<u32>> {
-    let sessions = "select pid from pg_stat_activity where pid <> pg_backend_pid()";
-    let sessions: Vec<i32> = sqlx::query_scalar(sessions)
-        .fetch_all(&mut *postgres)
-        .await?;
-    let first = "select split_part(pg_read_file('postmaster.pid'), E'\\n', 1)::int";
-    let first: i32 = sqlx::query_scalar(first).fetch_one(postgres).await?;
-    let all = sessions.into_iter().chain([first]);
-    Ok(all.map(u32::try_from).collect::<Result<_, _>>()?)
-}
-
-fn signal(processes: &[u32], name: &str) -> Result<()> {
-    let pids = processes.iter().map(ToString::to_string);
-    let sent = Command::new("kill")
-        .arg(format!("-{name}"))
-        .args(pids)
-        .status();
-    // A session may have ended meanwhile.
-    sent.context("cannot send signals")?;
-    Ok(())
 }

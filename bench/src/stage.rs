@@ -6,7 +6,8 @@
 use std::fs::{self, DirBuilder, File};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -33,13 +34,18 @@ pub(crate) const NO_FLUSH: (&str, &str) = ("TALLYMAN_FLUSH_INTERVAL_MS", "360000
 pub(crate) struct Scratch(PathBuf);
 
 impl Scratch {
-    pub(crate) fn new() -> Result<Self> {
-        let path = std::env::temp_dir().join(format!("tallyman-bench-{}", std::process::id()));
+    /// Creates a directory of this name.
+    pub(crate) fn new(name: &str) -> Result<Self> {
+        let path = std::env::temp_dir().join(name);
         DirBuilder::new()
             .mode(0o755)
             .create(&path)
             .with_context(|| format!("cannot create {}", path.display()))?;
         Ok(Self(path))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
     }
 }
 
@@ -244,8 +250,32 @@ impl Service {
     }
 }
 
+/// The processes of Postgres: the one that accepts connections, and all sessions.
+pub(crate) async fn postgres_processes(postgres: &mut PgConnection) -> Result<Vec<u32>> {
+    let sessions = "select pid from pg_stat_activity where pid <> pg_backend_pid()";
+    let sessions: Vec<i32> = sqlx::query_scalar(sessions)
+        .fetch_all(&mut *postgres)
+        .await?;
+    let first = "select split_part(pg_read_file('postmaster.pid'), E'\\n', 1)::int";
+    let first: i32 = sqlx::query_scalar(first).fetch_one(postgres).await?;
+    let all = [first].into_iter().chain(sessions);
+    Ok(all.map(u32::try_from).collect::<Result<_, _>>()?)
+}
+
+/// Sends a signal to processes, some of which may have ended.
+pub(crate) fn signal(processes: &[u32], name: &str) -> Result<()> {
+    let pids = processes.iter().map(ToString::to_string);
+    process::Command::new("kill")
+        .arg(format!("-{name}"))
+        .args(pids)
+        .stderr(process::Stdio::null())
+        .status()
+        .context("cannot send signals")?;
+    Ok(())
+}
+
 /// An executable of the same build as this one.
-fn executable(name: &str) -> Result<PathBuf> {
+pub(crate) fn executable(name: &str) -> Result<PathBuf> {
     let path = std::env::current_exe()?.with_file_name(name);
     if !path.is_file() {
         bail!("{} is missing; build it first", path.display());
@@ -254,7 +284,7 @@ fn executable(name: &str) -> Result<PathBuf> {
 }
 
 /// An unused port of this machine.
-fn free_address() -> Result<SocketAddr> {
+pub(crate) fn free_address() -> Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0").context("there is no free port")?;
     Ok(listener.local_addr()?)
 }

@@ -103,6 +103,11 @@ impl PostgresServer {
     pub async fn stop(self) {
         self.process.stop(STOP_TIME_MAX).await;
     }
+
+    /// Kills the server with SIGKILL, for tests of crashes; its sessions end by themselves.
+    pub async fn kill(self) {
+        self.process.kill().await;
+    }
 }
 
 /// Removes the lock files of a server that was killed, which is certain because this process holds

@@ -170,7 +170,21 @@ async fn serve(config: Config, servers: Servers, migrate: bool) -> Result<()> {
         .await
         .with_context(|| format!("cannot listen on {address}"))?;
     let address = listener.local_addr()?;
-    let app = App::build(config, servers, Clock::System).await?;
+    let clock = clock(&config);
+    let app = App::build(config, servers, clock).await?;
     tracing::info!("listening on {scheme}://{address}");
     app.serve(listener, stop).await
+}
+
+#[cfg(debug_assertions)]
+fn clock(config: &Config) -> Clock {
+    match config.clock_offset_seconds {
+        0 => Clock::System,
+        seconds => Clock::Shifted(chrono::Duration::seconds(seconds)),
+    }
+}
+
+#[cfg(not(debug_assertions))]
+fn clock(_: &Config) -> Clock {
+    Clock::System
 }

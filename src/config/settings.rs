@@ -141,6 +141,19 @@ pub struct Config {
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would print it as the help of the group")]
     pub log: LogConfig,
+
+    /// Seconds that this instance is ahead of the machine's clock; only the fault harness sets it, so releases do not
+    /// have it
+    #[cfg(debug_assertions)]
+    #[arg(
+        long,
+        env = "TALLYMAN_CLOCK_OFFSET_SECONDS",
+        value_name = "SECONDS",
+        default_value_t = 0,
+        hide = true,
+        allow_hyphen_values = true
+    )]
+    pub clock_offset_seconds: i64,
 }
 
 /// Limits on TCP connections.

@@ -34,6 +34,7 @@ mod effective;
 mod embed_links;
 mod events;
 mod exactly_once;
+mod faults;
 mod flushing;
 mod gc;
 mod headers;

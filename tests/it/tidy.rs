@@ -234,6 +234,8 @@ fn every_setting_is_a_variable_that_help_lists() {
     let variables: BTreeSet<&str> = settings
         .match_indices("env = \"")
         .filter_map(|(at, found)| settings[at + found.len()..].split('"').next())
+        // Releases do not have it.
+        .filter(|variable| *variable != "TALLYMAN_CLOCK_OFFSET_SECONDS")
         .collect();
     assert!(variables.len() > 15);
     for variable in variables {

@@ -496,5 +496,7 @@ fn default_config() -> Config {
             filter: "off".parse().unwrap(),
             json: false,
         },
+        #[cfg(debug_assertions)]
+        clock_offset_seconds: 0,
     }
 }
