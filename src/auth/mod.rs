@@ -7,7 +7,8 @@
 //!
 //! Write access to Redis must not be enough to create a key. So the mirrored records are sealed with a secret that
 //! Postgres stores ([`seal`]), and each instance loads the revoked keys from Postgres, so an older record does not
-//! bring one back. Until an instance has reached Postgres it cannot verify seals, and accepts unverified records for
+//! bring one back. They also load which keys exist, because after too many failures of an address only those are looked
+//! up ([`throttle`]). Until an instance has reached Postgres it cannot verify seals, and accepts unverified records for
 //! counting only, which anybody with write access to Redis can do anyway.
 
 mod embed;
@@ -15,17 +16,20 @@ mod error;
 mod jwks;
 mod seal;
 mod signatures;
+mod throttle;
 mod tokens;
 
 use std::collections::{BTreeMap, HashSet};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use chrono::{DateTime, DurationRound as _, TimeDelta, Utc};
 use quick_cache::sync::Cache;
+use xxhash_rust::xxh3::xxh3_64;
 
 pub use embed::{EmbedLink, Theme};
-pub use error::Error;
+pub use error::{Error, Refused};
 pub use tokens::{User, may_hold_token};
 
 use crate::config::JwtConfig;
@@ -33,9 +37,10 @@ use crate::context::Context;
 use crate::domain::ids::ApiKeyId;
 use crate::metrics;
 use crate::postgres;
-use crate::postgres::api_keys::{self, KeyRecord, PresentedKey};
+use crate::postgres::api_keys::{self, IdChange, KeyRecord, PresentedKey};
 use crate::redis::{self, KeyChanges};
 use seal::Seal;
+use throttle::Throttle;
 use tokens::Tokens;
 
 /// How long a record, or the absence of one, is cached.
@@ -46,6 +51,9 @@ const CACHE_SIZE: usize = 10_000;
 
 /// The most changes that one step of a sweep applies.
 const SWEEP_BATCH: u32 = 1000;
+
+/// The most changes that are read at once of which keys exist.
+const LEARN_BATCH: u32 = 10_000;
 
 /// The name that the revision of the mirror is sealed under; no key has this id.
 const MARK: &str = "mark";
@@ -60,19 +68,35 @@ pub struct Auth {
     cache: Arc<Cache<ApiKeyId, Arc<CachedKey>>>,
     /// Unset until Postgres has been reached.
     seal: Arc<OnceLock<Seal>>,
-    revoked: Arc<Mutex<Revoked>>,
+    known: Arc<Mutex<KnownKeys>>,
+    throttle: Throttle,
     /// The minute in which keys were last used, until it is stored in Postgres.
     uses: Arc<Mutex<BTreeMap<ApiKeyId, DateTime<Utc>>>>,
     /// None if the service accepts no JWTs.
     tokens: Option<Tokens>,
 }
 
-/// The keys that are revoked in Postgres.
+/// What Postgres says of every key.
 #[derive(Debug, Default)]
-struct Revoked {
-    ids: HashSet<ApiKeyId>,
+struct KnownKeys {
+    /// A hash of each key's id.
+    ids: HashSet<u64>,
+    revoked: HashSet<ApiKeyId>,
     /// The revision up to which they have been loaded.
     revision: u64,
+    /// Whether all have been loaded once.
+    complete: bool,
+}
+
+impl KnownKeys {
+    /// Whether a key with this id may exist.
+    fn may_have(&self, id: &ApiKeyId) -> bool {
+        !self.complete || self.ids.contains(&hash(id))
+    }
+}
+
+fn hash(id: &ApiKeyId) -> u64 {
+    xxh3_64(id.as_str().as_bytes())
 }
 
 /// The result of a look-up.
@@ -103,7 +127,8 @@ impl Auth {
             ctx,
             cache: Arc::new(Cache::new(CACHE_SIZE)),
             seal: Arc::default(),
-            revoked: Arc::default(),
+            known: Arc::default(),
+            throttle: Throttle::new(),
             uses: Arc::default(),
             tokens,
         })
@@ -118,21 +143,40 @@ impl Auth {
         }
     }
 
-    /// The record of a key, if the secret matches and the key is neither expired nor revoked.
-    pub async fn authenticate(&self, key: &PresentedKey) -> Result<Option<Arc<KeyRecord>>, Error> {
+    /// The record of a key, if the secret matches and the key is neither expired nor revoked. After too many failures of
+    /// an address, a key that does not exist is refused without a look-up.
+    pub async fn authenticate(
+        &self,
+        key: &PresentedKey,
+        address: Option<IpAddr>,
+    ) -> Result<Result<Arc<KeyRecord>, Refused>, Error> {
         let now = self.ctx.clock.now();
-        let cached = self.cached(&key.id, now).await?;
-        let Some(record) = &cached.record else {
-            return Ok(None);
+        let cached = match self.fresh(&key.id, now) {
+            Some(cached) => cached,
+            None => match address.and_then(|address| self.throttle.wait(address, now)) {
+                Some(wait) if !lock(&self.known).may_have(&key.id) => {
+                    return Ok(Err(self.throttled(wait)));
+                }
+                _ => Box::pin(self.look_up(&key.id, now)).await?,
+            },
         };
-        if !record.matches(key) || !record.is_valid_at(now) {
-            return Ok(None);
-        }
+        let accepts = |record: &&Arc<KeyRecord>| record.matches(key) && record.is_valid_at(now);
+        let Some(record) = cached.record.as_ref().filter(accepts) else {
+            let wait = address.and_then(|address| self.throttle.fail(address, now));
+            return Ok(Err(
+                wait.map_or(Refused::Invalid, |wait| self.throttled(wait))
+            ));
+        };
         if !cached.use_recorded.load(Ordering::Relaxed) {
             cached.use_recorded.store(true, Ordering::Relaxed);
             self.record_use(&key.id, now);
         }
-        Ok(Some(Arc::clone(record)))
+        Ok(Ok(Arc::clone(record)))
+    }
+
+    fn throttled(&self, wait: TimeDelta) -> Refused {
+        self.ctx.metrics.authentication_throttled();
+        Refused::TooManyFailures { wait }
     }
 
     /// The record of a key that was authenticated before, if it is neither expired nor revoked since.
@@ -168,14 +212,17 @@ impl Auth {
     }
 
     async fn cached(&self, id: &ApiKeyId, now: DateTime<Utc>) -> Result<Arc<CachedKey>, Error> {
-        let cached = self.cache.get(id);
-        if let Some(cached) = cached.filter(|cached| cached.is_fresh(now)) {
-            self.ctx.metrics.cache_hit(metrics::Cache::Keys);
-            return Ok(cached);
+        match self.fresh(id, now) {
+            Some(cached) => Ok(cached),
+            // Boxed: keeps the hot-path future small.
+            None => Box::pin(self.look_up(id, now)).await,
         }
-        self.ctx.metrics.cache_missed(metrics::Cache::Keys);
-        // Boxed: keeps the hot-path future small.
-        Box::pin(self.look_up(id, now)).await
+    }
+
+    fn fresh(&self, id: &ApiKeyId, now: DateTime<Utc>) -> Option<Arc<CachedKey>> {
+        let cached = self.cache.get(id).filter(|it| it.is_fresh(now))?;
+        self.ctx.metrics.cache_hit(metrics::Cache::Keys);
+        Some(cached)
     }
 
     /// Replaces a record whose seal was not verified by the one in Postgres; none if Postgres does not accept the key.
@@ -202,24 +249,29 @@ impl Auth {
         self.cache.remove(id);
     }
 
-    /// Loads what only Postgres has: the secret of the seal, and the keys that are revoked.
+    /// Loads what only Postgres has: the secret of the seal, which keys exist, and which of them are revoked.
     pub async fn learn(&self) -> Result<(), postgres::Error> {
         if self.seal.get().is_none() {
             let secret = api_keys::mirror_secret(&self.ctx.postgres).await?;
             let _ = self.seal.set(Seal::new(&secret));
         }
         loop {
-            let since = self.revoked().revision;
-            let newly = api_keys::revoked_since(&self.ctx.postgres, since, SWEEP_BATCH).await?;
-            let Some(&(_, newest)) = newly.last() else {
+            let since = lock(&self.known).revision;
+            let changed = api_keys::ids_since(&self.ctx.postgres, since, LEARN_BATCH).await?;
+            let mut known = lock(&self.known);
+            let Some(newest) = changed.last().map(|change| change.revision) else {
+                known.complete = true;
                 return Ok(());
             };
-            let mut revoked = self.revoked();
-            for (id, _) in newly {
+            for IdChange { id, revoked, .. } in changed {
+                known.ids.insert(hash(&id));
+                // A refusal that was cached before the key existed must not outlive this.
                 self.cache.remove(&id);
-                revoked.ids.insert(id);
+                if revoked {
+                    known.revoked.insert(id);
+                }
             }
-            revoked.revision = revoked.revision.max(newest);
+            known.revision = known.revision.max(newest);
         }
     }
 
@@ -274,12 +326,13 @@ impl Auth {
     }
 
     async fn look_up(&self, id: &ApiKeyId, now: DateTime<Utc>) -> Result<Arc<CachedKey>, Error> {
+        self.ctx.metrics.cache_missed(metrics::Cache::Keys);
         let record = match self.mirrored(id).await {
             Ok(Some(record)) => Some(record),
             // Not mirrored yet, or Redis is down.
             Ok(None) | Err(_) => api_keys::find(&self.ctx.postgres, id).await?,
         };
-        let revoked = self.revoked().ids.contains(id);
+        let revoked = lock(&self.known).revoked.contains(id);
         let record = record.map(|mut record| {
             record.revoked |= revoked;
             Arc::new(record)
@@ -312,10 +365,6 @@ impl Auth {
             record.proven = seal.is_some();
             record
         }))
-    }
-
-    fn revoked(&self) -> MutexGuard<'_, Revoked> {
-        lock(&self.revoked)
     }
 
     /// Rare enough for a lock: once in the lifetime of a cached key.

@@ -1,31 +1,28 @@
 //! Signing in and out, and the theme.
 
-use std::time::Duration;
-
 use askama::Template;
 use axum::Router;
 use axum::extract::{Query, Request, State as Shared};
 use axum::http::header::SET_COOKIE;
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Redirect, Response};
 use axum::routing::{get, post};
 use serde::Deserialize;
-use tokio::time::sleep;
 
 use super::form::{Posted, fields, is_same_origin};
 use super::frame::{Frame, Rendered};
 use super::look::{Look, THEME, is_https};
 use super::session::{self, COOKIE_NAME};
 use super::state::Dashboard;
+use crate::auth::Refused;
 use crate::domain::api_key::{ApiKey, Scope};
+use crate::http::Peer;
 use crate::postgres::api_keys::{self, KeyRecord, PresentedKey};
-
-/// How long a refused sign-in waits, so that keys are not guessed faster.
-const REFUSAL_DELAY: Duration = Duration::from_millis(500);
 
 const NOT_ACCEPTED: &str = "This key is not accepted: it is mistyped, revoked or expired";
 const NOT_PERMITTED: &str = "This key may not read everything: it needs the scope admin or read, and no organization of its own";
-const TOO_MANY: &str = "Too many keys were refused just now; try again in a moment";
+const TOO_MANY: &str = "This key is not accepted, and too many keys from this address were not; wait a minute before you try another";
 const AWAY: &str = "The service cannot look up keys now; try again in a moment";
 
 /// The routes of these pages.
@@ -75,10 +72,10 @@ fn page(
         error,
         to,
     };
-    let status = if error.is_some() {
-        StatusCode::UNPROCESSABLE_ENTITY
-    } else {
-        StatusCode::OK
+    let status = match error {
+        Some(TOO_MANY) => StatusCode::TOO_MANY_REQUESTS,
+        Some(_) => StatusCode::UNPROCESSABLE_ENTITY,
+        None => StatusCode::OK,
     };
     (status, Rendered(page)).into_response()
 }
@@ -94,11 +91,7 @@ async fn sign_in(Shared(dashboard): Shared<Dashboard>, request: Request) -> Resp
     if !is_same_origin(&parts) {
         return refuse(NOT_ACCEPTED);
     }
-    // Waits before a slot is free only as long as other refusals do.
-    let Ok(_slot) = dashboard.refusals.clone().try_acquire_owned() else {
-        return refuse(TOO_MANY);
-    };
-    match viewer_key(&dashboard, fields.text("key")).await {
+    match viewer_key(&dashboard, fields.text("key"), &parts).await {
         Ok(key) => {
             let now = dashboard.state.ctx.clock.now();
             match session::start(&dashboard.state.auth, &key.id, key.name.as_str(), now) {
@@ -113,19 +106,24 @@ async fn sign_in(Shared(dashboard): Shared<Dashboard>, request: Request) -> Resp
                 None => refuse(AWAY),
             }
         }
-        Err(error) => {
-            sleep(REFUSAL_DELAY).await;
-            refuse(error)
-        }
+        Err(error) => refuse(error),
     }
 }
 
 /// A key that may look at the dashboard.
-async fn viewer_key(dashboard: &Dashboard, text: &str) -> Result<ApiKey, &'static str> {
+async fn viewer_key(
+    dashboard: &Dashboard,
+    text: &str,
+    parts: &Parts,
+) -> Result<ApiKey, &'static str> {
     let (auth, postgres) = (&dashboard.state.auth, &dashboard.state.ctx.postgres);
     let presented: PresentedKey = text.parse().map_err(|_| NOT_ACCEPTED)?;
-    let record = auth.authenticate(&presented).await.map_err(|_| AWAY)?;
-    let record = record.ok_or(NOT_ACCEPTED)?;
+    let address = parts.extensions.get().map(|peer: &Peer| peer.ip);
+    let record = auth.authenticate(&presented, address).await;
+    let record = record.map_err(|_| AWAY)?.map_err(|refused| match refused {
+        Refused::Invalid => NOT_ACCEPTED,
+        Refused::TooManyFailures { .. } => TOO_MANY,
+    })?;
     let proven = auth.prove(&record).await.map_err(|_| AWAY)?;
     let may_look = |key: &KeyRecord| key.scopes.permit(Scope::Read) && key.organization.is_none();
     match proven {

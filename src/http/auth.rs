@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer};
 use super::etag::Conditions;
 use super::extract::single_header;
 use super::path::path_parameter;
+use super::peer::Peer;
 use super::problem::Error;
 use super::request_log::{CallerId, RequestInfo, Time};
 use super::state::State;
@@ -55,8 +56,9 @@ impl Caller {
 
     /// Authenticates an API key.
     async fn with_key(key: &PresentedKey, parts: &Parts, state: &State) -> Result<Self, Error> {
-        let record = state.auth.authenticate(key).await?;
-        Self::new(Identity::Key(record.ok_or(Error::Unauthenticated)?), parts)
+        let address = parts.extensions.get().map(|peer: &Peer| peer.ip);
+        let record = state.auth.authenticate(key, address).await??;
+        Self::new(Identity::Key(record), parts)
     }
 
     /// The organization that a request names, if this caller has access to it. Checked before any look-up: a caller

@@ -1,6 +1,7 @@
 //! The problems that the use cases' errors become. A problem that is not the caller's fault keeps its cause for the log.
 
 use super::problem::Error;
+use super::rate_limit::seconds;
 use crate::admin;
 use crate::auth;
 use crate::domain::input::quoted;
@@ -101,6 +102,17 @@ impl From<auth::Error> for Error {
             // A key that cannot be looked up is not invalid.
             auth::Error::Failure(_) => caused(Self::DatabaseUnavailable, &error),
             auth::Error::AuthServer(_) => caused(Self::AuthServerUnavailable, &error),
+        }
+    }
+}
+
+impl From<auth::Refused> for Error {
+    fn from(refused: auth::Refused) -> Self {
+        match refused {
+            auth::Refused::Invalid => Self::Unauthenticated,
+            auth::Refused::TooManyFailures { wait } => Self::TooManyFailedAuthentications {
+                retry_after_seconds: seconds(wait),
+            },
         }
     }
 }

@@ -29,6 +29,11 @@ pub(super) enum Error {
     },
     /// No credentials, or unknown ones.
     Unauthenticated,
+    /// Unknown credentials, after too many of them from the same address.
+    TooManyFailedAuthentications {
+        /// For `Retry-After`.
+        retry_after_seconds: u64,
+    },
     /// The credentials lack a permission.
     Forbidden(&'static str),
     /// The resource does not exist.
@@ -174,6 +179,8 @@ impl Error {
             Self::MalformedRequest(_) => (400, "malformed_request"),
             Self::InvalidField { .. } => (400, "invalid_field"),
             Self::Unauthenticated => (401, "unauthenticated"),
+            // Not 429, which means that a limit of the organization denied the call.
+            Self::TooManyFailedAuthentications { .. } => (401, "too_many_failed_authentications"),
             Self::Forbidden(_) => (403, "forbidden"),
             Self::NotFound(_) => (404, "not_found"),
             Self::MethodNotAllowed => (405, "method_not_allowed"),
@@ -232,6 +239,9 @@ impl Error {
             Self::Unauthenticated => {
                 "send a valid key as `Authorization: Bearer tm_…`, or a JWT where one is accepted"
             }
+            Self::TooManyFailedAuthentications { .. } => {
+                "this key is not accepted, and too many keys from this address were not; correct the key, and wait"
+            }
             Self::MethodNotAllowed => "this path has other methods; see the Allow header",
             Self::PreconditionFailed => {
                 "the current state does not match If-Match or If-None-Match; nothing was changed"
@@ -271,6 +281,9 @@ impl Error {
                 retry_after_seconds,
                 ..
             } => *retry_after_seconds,
+            Self::TooManyFailedAuthentications {
+                retry_after_seconds,
+            } => Some(*retry_after_seconds),
             _ if self.class().0 == 503 => Some(OUTAGE_RETRY_SECONDS),
             _ => None,
         }

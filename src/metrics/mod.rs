@@ -62,6 +62,7 @@ struct Inner {
     decisions: Decisions,
     servers: Servers,
     caches: Caches,
+    authentications_throttled: Counter,
     jobs: Jobs,
     log_lines_dropped: Counter,
 }
@@ -117,6 +118,11 @@ impl Metrics {
             decisions: Decisions::register(registry),
             servers: Servers::register(registry),
             caches: Caches::register(registry),
+            authentications_throttled: register(
+                registry,
+                "authentications_throttled",
+                "Keys that were refused after too many failed authentications of their address",
+            ),
             jobs: Jobs::register(registry),
             log_lines_dropped: register(
                 registry,
@@ -201,6 +207,11 @@ impl Metrics {
     /// A generation was drawn.
     pub fn generation_drawn(&self) {
         self.0.servers.generations.inc();
+    }
+
+    /// A key was refused after too many failed authentications of its address.
+    pub fn authentication_throttled(&self) {
+        self.0.authentications_throttled.inc();
     }
 
     /// A look-up hit.

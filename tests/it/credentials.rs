@@ -38,6 +38,8 @@ async fn only_a_valid_key_is_accepted() {
             (Method::PATCH, "/v1/organizations/org_1/limits"),
         ] {
             let body = (method != Method::GET).then(|| json!({"organizationId": "org_1"}));
+            // Slowly enough for another failed authentication.
+            world.clock.advance(chrono::Duration::seconds(6));
             let answer = http.send(method.clone(), path, &[], body).await;
             assert_eq!(
                 (answer.status.as_u16(), answer.code()),

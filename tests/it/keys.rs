@@ -105,6 +105,8 @@ async fn without_a_valid_key_everything_is_401() {
     for key in invalid {
         let caller = service.http.with_key(key);
         for (method, path, body, _) in endpoints() {
+            // Slowly enough for another failed authentication.
+            world.clock.advance(TimeDelta::seconds(6));
             let answer = caller.send(method, path, &[], body).await;
             assert_eq!(answer.status, 401, "{key:?} {path}");
             assert_eq!(answer.code(), "unauthenticated");

@@ -76,6 +76,7 @@ mod summary;
 mod support;
 mod temporary;
 mod thresholds;
+mod throttling;
 mod tidy;
 mod tls;
 mod tokens;

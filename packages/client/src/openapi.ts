@@ -3733,9 +3733,10 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"];
             };
         };
-        /** @description Unauthenticated. */
-        unauthenticated: {
+        /** @description Too many failed authentications, or Unauthenticated. */
+        "too_many_failed_authentications-or-unauthenticated": {
             headers: {
+                "Retry-After": components["headers"]["Retry-After"];
                 "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                 "x-request-id": components["headers"]["x-request-id"];
                 [name: string]: unknown;
@@ -3768,7 +3769,7 @@ export interface components {
         RateLimit: string;
         /** @description One member for each limited meter: `q` limit, `w` length of the period in seconds (draft-ietf-httpapi-ratelimit-headers-11). A period without end has no `w`. */
         "RateLimit-Policy": string;
-        /** @description Seconds. For a 429: until the same call would be granted without other usage; absent where waiting does not help. */
+        /** @description Seconds. For a 429: until the same call would be granted without other usage; absent where waiting does not help. For a 401: until another key is looked up. */
         "Retry-After": string;
         /** @description `Bearer`. */
         "WWW-Authenticate": string;
@@ -3823,7 +3824,7 @@ export interface operations {
                 content?: never;
             };
             400: components["responses"]["invalid_field-or-malformed_request"];
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             408: components["responses"]["request_timeout"];
             413: components["responses"]["payload_too_large"];
@@ -3878,7 +3879,7 @@ export interface operations {
                 content?: never;
             };
             400: components["responses"]["invalid_field-or-malformed_request"];
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             408: components["responses"]["request_timeout"];
             413: components["responses"]["payload_too_large"];
@@ -3920,7 +3921,7 @@ export interface operations {
                 };
             };
             400: components["responses"]["invalid_field-or-malformed_request"];
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             408: components["responses"]["request_timeout"];
             413: components["responses"]["payload_too_large"];
@@ -3975,7 +3976,7 @@ export interface operations {
                 content?: never;
             };
             400: components["responses"]["invalid_field-or-malformed_request"];
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             408: components["responses"]["request_timeout"];
             413: components["responses"]["payload_too_large"];
@@ -4085,7 +4086,7 @@ export interface operations {
                 };
             };
             400: components["responses"]["invalid_field-or-malformed_request"];
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             408: components["responses"]["request_timeout"];
             413: components["responses"]["payload_too_large"];
@@ -4121,7 +4122,7 @@ export interface operations {
                 };
             };
             400: components["responses"]["invalid_field"];
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             404: components["responses"]["not_found"];
             500: components["responses"]["internal"];
@@ -4149,7 +4150,7 @@ export interface operations {
                 };
             };
             400: components["responses"]["malformed_request"];
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-database_unavailable"];
@@ -4179,7 +4180,7 @@ export interface operations {
                 };
             };
             400: components["responses"]["invalid_field"];
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-database_unavailable-or-overloaded"];
@@ -4218,7 +4219,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             404: components["responses"]["not_found"];
             500: components["responses"]["internal"];
@@ -4285,7 +4286,7 @@ export interface operations {
                 };
             };
             400: components["responses"]["invalid_field"];
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             404: components["responses"]["not_found"];
             500: components["responses"]["internal"];
@@ -4351,7 +4352,7 @@ export interface operations {
                 };
             };
             400: components["responses"]["invalid_field"];
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-database_unavailable"];
@@ -4390,7 +4391,7 @@ export interface operations {
                 };
             };
             400: components["responses"]["invalid_field"];
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-database_unavailable"];
@@ -4440,7 +4441,7 @@ export interface operations {
                 };
             };
             400: components["responses"]["invalid_field"];
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-database_unavailable"];
@@ -4494,7 +4495,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             404: components["responses"]["not_found"];
             412: components["responses"]["precondition_failed"];
@@ -4536,7 +4537,7 @@ export interface operations {
                 };
             };
             400: components["responses"]["invalid_field-or-malformed_request"];
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             404: components["responses"]["not_found"];
             408: components["responses"]["request_timeout"];
@@ -4585,7 +4586,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             404: components["responses"]["not_found"];
             412: components["responses"]["precondition_failed"];
@@ -4627,7 +4628,7 @@ export interface operations {
                 };
             };
             400: components["responses"]["invalid_field-or-malformed_request"];
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             404: components["responses"]["not_found"];
             408: components["responses"]["request_timeout"];
@@ -4686,7 +4687,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             404: components["responses"]["not_found"];
             412: components["responses"]["precondition_failed"];
@@ -4728,7 +4729,7 @@ export interface operations {
                 };
             };
             400: components["responses"]["invalid_field-or-malformed_request"];
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             404: components["responses"]["not_found"];
             408: components["responses"]["request_timeout"];
@@ -4774,7 +4775,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             404: components["responses"]["not_found"];
             500: components["responses"]["internal"];
@@ -4810,7 +4811,7 @@ export interface operations {
                 };
             };
             400: components["responses"]["invalid_field-or-malformed_request"];
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             404: components["responses"]["not_found"];
             408: components["responses"]["request_timeout"];
@@ -4858,7 +4859,7 @@ export interface operations {
                 };
             };
             400: components["responses"]["invalid_field-or-malformed_request"];
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             404: components["responses"]["not_found"];
             408: components["responses"]["request_timeout"];
@@ -4894,7 +4895,7 @@ export interface operations {
                 };
             };
             400: components["responses"]["invalid_field"];
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-database_unavailable"];
@@ -4948,7 +4949,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             404: components["responses"]["not_found"];
             412: components["responses"]["precondition_failed"];
@@ -5022,7 +5023,7 @@ export interface operations {
                 };
             };
             400: components["responses"]["invalid_field-or-malformed_request"];
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             404: components["responses"]["not_found"];
             408: components["responses"]["request_timeout"];
@@ -5069,7 +5070,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             404: components["responses"]["not_found"];
             409: components["responses"]["conflict"];
@@ -5102,7 +5103,7 @@ export interface operations {
                 };
             };
             400: components["responses"]["malformed_request"];
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             422: components["responses"]["idempotency_key_reused"];
             500: components["responses"]["internal"];
@@ -5140,7 +5141,7 @@ export interface operations {
                 };
             };
             400: components["responses"]["invalid_field-or-malformed_request"];
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             404: components["responses"]["not_found"];
             408: components["responses"]["request_timeout"];
@@ -5176,7 +5177,7 @@ export interface operations {
                 };
             };
             400: components["responses"]["invalid_field"];
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-database_unavailable"];
@@ -5225,7 +5226,7 @@ export interface operations {
                 };
             };
             400: components["responses"]["invalid_field-or-malformed_request"];
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             408: components["responses"]["request_timeout"];
             413: components["responses"]["payload_too_large"];
@@ -5265,7 +5266,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             404: components["responses"]["not_found"];
             500: components["responses"]["internal"];
@@ -5293,7 +5294,7 @@ export interface operations {
                 };
             };
             400: components["responses"]["malformed_request"];
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-database_unavailable"];
@@ -5334,7 +5335,7 @@ export interface operations {
                 };
             };
             400: components["responses"]["invalid_field"];
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-database_unavailable"];
@@ -5368,7 +5369,7 @@ export interface operations {
                 };
             };
             400: components["responses"]["invalid_field"];
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-counter_store_unavailable-or-database_unavailable"];
@@ -5399,7 +5400,7 @@ export interface operations {
                 };
             };
             400: components["responses"]["invalid_field"];
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-database_unavailable"];
@@ -5452,7 +5453,7 @@ export interface operations {
                 };
             };
             400: components["responses"]["invalid_field-or-malformed_request"];
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             408: components["responses"]["request_timeout"];
             413: components["responses"]["payload_too_large"];
@@ -5510,7 +5511,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             404: components["responses"]["not_found"];
             500: components["responses"]["internal"];
@@ -5548,7 +5549,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             404: components["responses"]["not_found"];
             500: components["responses"]["internal"];
@@ -5599,7 +5600,7 @@ export interface operations {
                 };
             };
             400: components["responses"]["invalid_field-or-malformed_request"];
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             404: components["responses"]["not_found"];
             408: components["responses"]["request_timeout"];
@@ -5661,7 +5662,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             404: components["responses"]["not_found"];
             500: components["responses"]["internal"];
@@ -5716,7 +5717,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             404: components["responses"]["not_found"];
             500: components["responses"]["internal"];
@@ -5753,7 +5754,7 @@ export interface operations {
                 };
             };
             400: components["responses"]["invalid_field"];
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             404: components["responses"]["not_found"];
             500: components["responses"]["internal"];
@@ -5810,7 +5811,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             404: components["responses"]["not_found"];
             500: components["responses"]["internal"];
@@ -5961,6 +5962,7 @@ export interface operations {
             /** @description Missing or invalid credentials. */
             401: {
                 headers: {
+                    "Retry-After": components["headers"]["Retry-After"];
                     "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "x-request-id": components["headers"]["x-request-id"];
                     [name: string]: unknown;
@@ -6085,6 +6087,7 @@ export interface operations {
             /** @description Missing or invalid credentials. */
             401: {
                 headers: {
+                    "Retry-After": components["headers"]["Retry-After"];
                     "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "x-request-id": components["headers"]["x-request-id"];
                     [name: string]: unknown;
@@ -6202,6 +6205,7 @@ export interface operations {
             /** @description Missing or invalid credentials. */
             401: {
                 headers: {
+                    "Retry-After": components["headers"]["Retry-After"];
                     "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "x-request-id": components["headers"]["x-request-id"];
                     [name: string]: unknown;
@@ -6319,6 +6323,7 @@ export interface operations {
             /** @description Missing or invalid credentials. */
             401: {
                 headers: {
+                    "Retry-After": components["headers"]["Retry-After"];
                     "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "x-request-id": components["headers"]["x-request-id"];
                     [name: string]: unknown;
@@ -6436,6 +6441,7 @@ export interface operations {
             /** @description Missing or invalid credentials. */
             401: {
                 headers: {
+                    "Retry-After": components["headers"]["Retry-After"];
                     "WWW-Authenticate": components["headers"]["WWW-Authenticate"];
                     "x-request-id": components["headers"]["x-request-id"];
                     [name: string]: unknown;
@@ -6538,7 +6544,7 @@ export interface operations {
                 };
             };
             400: components["responses"]["malformed_request"];
-            401: components["responses"]["unauthenticated"];
+            401: components["responses"]["too_many_failed_authentications-or-unauthenticated"];
             403: components["responses"]["forbidden"];
             500: components["responses"]["internal"];
             503: components["responses"]["auth_server_unavailable-or-database_unavailable"];

@@ -159,6 +159,9 @@ fn implied_problems(operation: &Operation) -> Vec<Error> {
     if key {
         implied.extend([
             Error::Unauthenticated,
+            Error::TooManyFailedAuthentications {
+                retry_after_seconds: 6,
+            },
             Error::Forbidden("this key is bound to another organization"),
             Error::DatabaseUnavailable,
             Error::AuthServerUnavailable,

@@ -29,7 +29,7 @@ const HEADERS: [(&str, &str, &str); 8] = [
     ),
     (
         "Retry-After",
-        "Seconds. For a 429: until the same call would be granted without other usage; absent where waiting does not help.",
+        "Seconds. For a 429: until the same call would be granted without other usage; absent where waiting does not help. For a 401: until another key is looked up.",
         "1",
     ),
     (

@@ -219,23 +219,30 @@ pub async fn mirror_secret(db: &Postgres) -> Result<MirrorSecret> {
     Ok(secret.into())
 }
 
-/// Lists at most `count` keys that were revoked since `revision`, oldest first, each with the revision of that.
-pub async fn revoked_since(
-    db: &Postgres,
-    revision: u64,
-    count: u32,
-) -> Result<Vec<(ApiKeyId, u64)>> {
-    let rows: Vec<(ApiKeyId, BigInt)> = sqlx::query_as(
-        "select id, revision from api_keys
-         where revision > $1 and revoked_at is not null
+/// A key that was created or revoked.
+#[derive(Debug, Clone, FromRow)]
+pub struct IdChange {
+    /// The key's id.
+    pub id: ApiKeyId,
+    /// The revision of its last change.
+    #[sqlx(try_from = "i64")]
+    pub revision: u64,
+    /// Whether it is revoked.
+    pub revoked: bool,
+}
+
+/// Lists at most `count` keys that were created or revoked since `revision`, oldest change first.
+pub async fn ids_since(db: &Postgres, revision: u64, count: u32) -> Result<Vec<IdChange>> {
+    Ok(sqlx::query_as(
+        "select id, revision, revoked_at is not null as revoked from api_keys
+         where revision > $1
          order by revision
          limit $2",
     )
     .bind(BigInt(revision))
     .bind(i64::from(count))
     .fetch_all(db.pool().await?)
-    .await?;
-    Ok(rows.into_iter().map(|(id, it)| (id, it.0)).collect())
+    .await?)
 }
 
 /// Records the minute in which each key was last used, unless that minute or a later one is recorded.

@@ -57,7 +57,7 @@ pub use lossy_proxy::LossyProxy;
 pub use plugin_client::PluginClient;
 pub use process::Process;
 pub use receiver::{Example, Received, Receiver};
-pub use shortcuts::{commit_reset, key_of};
+pub use shortcuts::{commit_reset, key_of, made_up_key};
 pub use slow_restore::{SlowRestore, redis_settings};
 pub use snapshot::CounterFields;
 

@@ -136,3 +136,8 @@ pub async fn commit_reset(world: &World, organization: &str, meters: Option<&[&s
     let outcome = resets::commit(&store, &request, &actor, world.clock.now()).await;
     assert!(matches!(outcome, Ok(Outcome::Committed { .. })));
 }
+
+/// A key that does not exist.
+pub fn made_up_key(number: u64) -> String {
+    format!("tm_{number:016x}_{}", "0".repeat(64))
+}

@@ -89,7 +89,7 @@ impl IntoResponses for PluginRefusals {
                 .description(description)
                 .content("application/json", content);
             let response = match status {
-                "401" => with_headers(response, &["WWW-Authenticate"]),
+                "401" => with_headers(response, &["Retry-After", "WWW-Authenticate"]),
                 "503" => with_headers(response, &["Retry-After"]),
                 _ => response.into(),
             };
