@@ -13,6 +13,7 @@ mod batch;
 mod bench;
 mod calendars;
 mod command_line;
+mod compose;
 mod conditional;
 mod connections;
 mod cors;
