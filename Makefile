@@ -1,4 +1,4 @@
-.PHONY: dev demo test faults bench lint audit format
+.PHONY: dev demo test faults fuzz bench lint audit format
 
 dev: ## run Tallyman on this machine, with a private Redis and Postgres
 	@scripts/setup
@@ -15,6 +15,11 @@ test: ## run all tests
 faults: ## inject random faults under load, and audit everything; SEED=… MINUTES=…, 30 by default
 	@scripts/setup && cargo build --profile fast --workspace --bins && \
 		exec "$${CARGO_TARGET_DIR:-target}/fast/bench" faults $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES))
+
+FUZZ_SECONDS ?= 600
+
+fuzz: ## run each fuzz target for FUZZ_SECONDS, ten minutes by default; FUZZ_SEED repeats a failure
+	@scripts/setup && FUZZ_SECONDS=$(FUZZ_SECONDS) exec cargo test --test it -- --nocapture --test-threads=1 fuzz::
 
 bench: ## measure throughput and latency, with a private Redis and Postgres
 	@scripts/setup && cargo build --release --workspace && exec "$${CARGO_TARGET_DIR:-target}/release/bench" suite

@@ -37,6 +37,7 @@ mod events;
 mod exactly_once;
 mod faults;
 mod flushing;
+mod fuzz;
 mod gc;
 mod headers;
 mod healthcheck;
