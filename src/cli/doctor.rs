@@ -7,11 +7,11 @@ use clap::Args;
 
 use super::service::{escape, print};
 use crate::clock::Clock;
-use crate::config::{Config, Servers};
+use crate::config::{Config, Servers, TlsConfig};
 use crate::domain::checkup::{Finding, Needs, Severity};
 use crate::postgres::{self, Postgres};
 use crate::redis;
-use crate::server::files_needed;
+use crate::server::{Tls, files_needed};
 
 /// What the service would be started with.
 #[derive(Debug, Args)]
@@ -50,13 +50,15 @@ pub(super) async fn run(options: Options, clock: Clock) -> Result<()> {
         let facts = facts.await;
         facts.map_or_else(|error| failed(&error), |facts| facts.findings(&needs))
     };
+    let mut of_machine = needs.findings();
+    of_machine.extend(config.tls.enabled().map(certificate));
     let (of_redis, of_postgres) = tokio::join!(from_redis, from_postgres);
     let mut text = String::new();
     let mut failures = 0_usize;
     for (subject, findings) in [
         ("Redis", of_redis),
         ("Postgres", of_postgres),
-        ("This machine", needs.findings()),
+        ("This machine", of_machine),
     ] {
         let _ = writeln!(text, "{subject}");
         for Finding {
@@ -71,7 +73,23 @@ pub(super) async fn run(options: Options, clock: Clock) -> Result<()> {
     print(&text)?;
     match failures {
         0 => Ok(()),
-        1 => bail!("1 failure: the service cannot count safely with these servers"),
-        _ => bail!("{failures} failures: the service cannot count safely with these servers"),
+        1 => bail!("1 failure: the service cannot run safely with these servers and settings"),
+        _ => bail!(
+            "{failures} failures: the service cannot run safely with these servers and settings"
+        ),
+    }
+}
+
+/// Whether the certificate of the listener can be used.
+fn certificate(files: TlsConfig) -> Finding {
+    match Tls::load(files) {
+        Ok(_) => Finding {
+            severity: Severity::Good,
+            text: "its certificate and the key of it fit each other".to_owned(),
+        },
+        Err(error) => Finding {
+            severity: Severity::Failure,
+            text: format!("{error:#}"),
+        },
     }
 }

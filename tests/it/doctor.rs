@@ -8,9 +8,14 @@ use tokio::process::Command;
 use crate::support::World;
 
 async fn doctor(servers: &Servers) -> Output {
+    doctor_with(servers, &[]).await
+}
+
+async fn doctor_with(servers: &Servers, variables: &[(&str, &str)]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_tallyman"))
         .arg("doctor")
         .env_clear()
+        .envs(variables.iter().copied())
         .env("TALLYMAN_REDIS_URL", &servers.redis_url)
         .env("TALLYMAN_DATABASE_URL", &servers.database_url)
         .output()
@@ -83,4 +88,17 @@ async fn a_server_that_cannot_be_asked_is_a_failure_that_tells_no_secret() {
     );
     assert_eq!(output.status.code(), Some(1));
     assert!(!(found + &text(&output.stderr)).contains("hunter2"));
+}
+
+#[tokio::test]
+async fn a_certificate_that_cannot_be_used_is_a_failure() {
+    let world = World::new().await;
+    let files = [
+        ("TALLYMAN_TLS_CERTIFICATE", "/nowhere/certificate.pem"),
+        ("TALLYMAN_TLS_KEY", "/nowhere/key.pem"),
+    ];
+    let output = doctor_with(&world.servers(), &files).await;
+    let found = text(&output.stdout);
+    let line = "  failure  TALLYMAN_TLS_CERTIFICATE cannot be used: /nowhere/certificate.pem: ";
+    assert!(found.contains(line), "{found}");
 }
