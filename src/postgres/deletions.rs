@@ -3,7 +3,7 @@
 //! The row of an organization stays, empty, with the policy version of its deletion. Snapshots that an older policy
 //! decided belong to a stale incarnation and are not stored, however late a flush is.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{FromRow, PgConnection};
 
 use super::audit::{self, Actor};
@@ -168,6 +168,22 @@ async fn schedule_erasure(
     .bind(hours_before)
     .bind(due_at)
     .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// Schedules the erasure of organizations that were deleted within `age`, for a Redis with older data may have brought
+/// their keys back.
+pub async fn schedule_again(db: &Postgres, age: TimeDelta, due_at: DateTime<Utc>) -> Result<()> {
+    sqlx::query(
+        "insert into erasures (organization_id, incarnation, hours_before, due_at)
+         select id, incarnation, 'epoch', $2 from organizations
+         where incarnation > 0 and created_at > now() - make_interval(secs => $1)
+         on conflict do nothing",
+    )
+    .bind(age.as_seconds_f64())
+    .bind(due_at)
+    .execute(db.pool().await?)
     .await?;
     Ok(())
 }

@@ -20,6 +20,7 @@ use crate::domain::threshold::WatchedThresholds;
 use crate::failure::Failure;
 use crate::postgres;
 use crate::postgres::adjustments::Pending;
+use crate::postgres::deletions;
 use crate::postgres::usage::{self, ThresholdEvents};
 use crate::redis::{Connection, Correction, RecoveryReply, Shard};
 
@@ -109,7 +110,11 @@ impl Recovery {
         let redis = &self.ctx.redis;
         let unnumbered = redis.identify(connection, &unknown).await?;
         if !unnumbered.is_empty() {
-            let number = self.ctx.postgres.draw_generation().await?;
+            let postgres = &self.ctx.postgres;
+            // It may be an older copy, with idempotency records of organizations that were deleted since.
+            let now = self.ctx.clock.now();
+            deletions::schedule_again(postgres, self.ctx.idempotency, now).await?;
+            let number = postgres.draw_generation().await?;
             self.ctx.metrics.generation_drawn();
             redis.number(connection, &unnumbered, number).await?;
         }

@@ -383,6 +383,36 @@ async fn a_rollback_of_redis_after_a_deletion_restores_nothing_with_or_without_a
 
 /// The deleting process dies right after the commit, before it writes to Redis.
 #[tokio::test]
+async fn an_older_copy_of_redis_brings_no_idempotency_record_of_a_deleted_organization_back() {
+    let mut world = World::new().await;
+    let service = world.instance().await;
+    let body = json!({"organizationId": "org_1", "amount": 7});
+    let consume = || {
+        service
+            .http
+            .post_once("/v1/consume", "order-1", body.clone())
+    };
+    let records = async |world: &World| {
+        let keys = keys(world, "org_1").await;
+        keys.iter().any(|key| key.starts_with("i:"))
+    };
+    consume().await;
+    let copy = world.copy_redis().await;
+    delete(&service).await;
+    let eraser = &service.app.eraser;
+    world.clock.advance(Duration::seconds(10));
+    eraser.erase_once().await.unwrap();
+    assert!(!records(&world).await);
+    world.restart_redis_from(&copy, &[&service]).await;
+    assert!(records(&world).await);
+    // Any call finds that the data are others.
+    service.track("org_2", 1).await;
+    assert_eq!(eraser.erase_once().await.unwrap(), 1);
+    assert!(!records(&world).await);
+    assert_eq!(consume().await.body["current"], 7);
+}
+
+#[tokio::test]
 async fn a_deletion_that_never_reached_redis_is_applied_by_the_next_sweep() {
     let world = World::new().await;
     let (service, other) = (world.instance().await, world.instance().await);
