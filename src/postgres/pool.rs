@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, PgExecutor, PgPool};
 
@@ -95,12 +96,13 @@ impl Postgres {
         self.pool.close().await;
     }
 
-    /// Draws a generation number that no data set of Redis has had.
-    pub async fn draw_generation(&self) -> Result<u64> {
-        let BigInt(generation) = sqlx::query_scalar("select nextval('generation')")
-            .fetch_one(self.pool().await?)
-            .await?;
-        Ok(generation)
+    /// Draws a generation number that no data set of Redis has had; returns it with the time by the clock of Postgres.
+    pub async fn draw_generation(&self) -> Result<(u64, DateTime<Utc>)> {
+        let (BigInt(generation), now) =
+            sqlx::query_as("select nextval('generation'), clock_timestamp()")
+                .fetch_one(self.pool().await?)
+                .await?;
+        Ok((generation, now))
     }
 
     /// Begins a transaction that excludes all policy changes.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use deadpool_redis::Pool;
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -53,17 +54,17 @@ impl Redis {
         self.link.server().identify(connection, shards).await
     }
 
-    /// Gives data sets a number that Postgres drew after they were named; returns those that another data set has
-    /// replaced since.
+    /// Gives data sets a number that Postgres drew after they were named, at this time by its clock; returns those that
+    /// another data set has replaced since.
     pub async fn number(
         &self,
         connection: &Connection,
         shards: &[Unnumbered],
-        number: u64,
+        drawn: (u64, DateTime<Utc>),
     ) -> Result<Vec<Unnumbered>, Error> {
         self.link
             .server()
-            .identify_or_number(connection, shards, Some(number))
+            .identify_or_number(connection, shards, Some(drawn))
             .await
     }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{Client, IntoConnectionInfo, ProtocolVersion};
+use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::channel::Channel;
@@ -93,13 +94,15 @@ impl Node {
         self.identify_or_number(connection, &shards, None).await
     }
 
-    /// The same, with a number drawn for the data sets of these names.
+    /// The same, with a number drawn for the data sets of these names, and when it was drawn.
     pub(super) async fn identify_or_number(
         &self,
         connection: &Connection,
         shards: &[Unnumbered],
-        number: Option<u64>,
+        drawn: Option<(u64, DateTime<Utc>)>,
     ) -> Result<Vec<Unnumbered>, Error> {
+        let number = drawn.map(|(number, _)| number.to_string());
+        let at = drawn.map_or(0, |(_, at)| at.timestamp_millis());
         let calls = shards.iter().map(|Unnumbered { shard, name }| {
             GENERATION.call(
                 &[self.keys.generation(*shard)],
@@ -108,8 +111,9 @@ impl Node {
                     Uuid::new_v4().to_string(),
                     self.clock.now().timestamp_millis(),
                     i32::from(self.settings.trust_restart),
-                    number.map_or("", |_| name.as_str()),
-                    number.map(|number| number.to_string()).unwrap_or_default(),
+                    number.as_ref().map_or("", |_| name.as_str()),
+                    number.as_deref().unwrap_or_default(),
+                    at,
                 ),
             )
         });

@@ -114,9 +114,9 @@ impl Recovery {
             // It may be an older copy, with idempotency records of organizations that were deleted since.
             let now = self.ctx.clock.now();
             deletions::schedule_again(postgres, self.ctx.idempotency, now).await?;
-            let number = postgres.draw_generation().await?;
+            let drawn = postgres.draw_generation().await?;
             self.ctx.metrics.generation_drawn();
-            redis.number(connection, &unnumbered, number).await?;
+            redis.number(connection, &unnumbered, drawn).await?;
         }
         Ok(())
     }

@@ -57,7 +57,10 @@ impl Bench {
         let all: Vec<Shard> = Shard::all().collect();
         let unidentified = redis.identify(&connection, &all).await.unwrap();
         assert_eq!(unidentified.len(), all.len());
-        let left = redis.number(&connection, &unidentified, 1).await.unwrap();
+        let left = redis
+            .number(&connection, &unidentified, (1, DateTime::UNIX_EPOCH))
+            .await
+            .unwrap();
         assert!(left.is_empty());
         world.move_to("2031-04-10T12:34:56Z");
         Self {

@@ -1,6 +1,8 @@
 //! Recovery of many counters at once: coalesced into few round trips, with a result for each counter.
 
+use chrono::Duration;
 use serde_json::{Value, json};
+use tallyman::clock::Clock;
 use tallyman::domain::counter::{CounterId, Stamp};
 use tallyman::domain::limit::Rule;
 use tallyman::postgres::usage::{self, Move};
@@ -331,4 +333,24 @@ async fn if_postgres_refuses_one_counter_of_a_transaction_it_moves_none() {
     assert_eq!(used, [1, 1, 0]);
     let expected = ["org_0000 true", "org_0002 true", "org_0003 true"];
     assert_eq!(world.select(rows).await, expected);
+}
+
+#[tokio::test]
+async fn an_empty_redis_that_an_instance_with_a_late_clock_finds_first_loses_nothing_that_is_stored()
+ {
+    let world = World::new().await;
+    let late = world.instance_at(Clock::Shifted(-Duration::hours(1))).await;
+    let service = world.instance_at(Clock::System).await;
+    service.track("org_1", 5).await;
+    let reset = service
+        .http
+        .post("/v1/organizations/org_1/reset", json!({}))
+        .await;
+    assert_eq!(reset.status, 200, "{}", reset.text);
+    assert_eq!(service.track("org_1", 2).await, 2);
+    service.flush().await;
+    let _: String = world.redis_command(&["FLUSHALL"]).await;
+    // By the clock of this instance, the data set is older than the period.
+    late.track("org_2", 1).await;
+    assert_eq!(service.track("org_1", 1).await, 3);
 }

@@ -1,6 +1,6 @@
 //! Loss and rollback of Redis: counters are restored exactly from Postgres, and none restarts at zero.
 
-use chrono::Duration;
+use chrono::{DateTime, Duration};
 use serde_json::json;
 use tallyman::app::App;
 use tallyman::jobs::flush::Report;
@@ -718,21 +718,34 @@ async fn a_generation_drawn_before_a_loss_is_not_given_to_the_new_data_set() {
     );
     assert_eq!(
         other
-            .number(&other_connection, &identified, 7)
+            .number(&other_connection, &identified, (7, DateTime::UNIX_EPOCH))
             .await
             .unwrap(),
         []
     );
-    assert_eq!(one.number(&connection, &identified, 8).await.unwrap(), []);
+    assert_eq!(
+        one.number(&connection, &identified, (8, DateTime::UNIX_EPOCH))
+            .await
+            .unwrap(),
+        []
+    );
     assert_eq!(connection.generation(shards[0]), Some(7));
 
     let () = world.redis_command(&["DEL", "tm:{00}:gen"]).await;
-    let renamed = one.number(&connection, &identified, 9).await.unwrap();
+    let renamed = one
+        .number(&connection, &identified, (9, DateTime::UNIX_EPOCH))
+        .await
+        .unwrap();
     assert_eq!(renamed.len(), 1);
     assert_ne!(renamed[0].name, identified[0].name);
     assert_eq!(connection.generation(shards[0]), None);
     assert_eq!(connection.generation(shards[1]), Some(7));
-    assert_eq!(one.number(&connection, &renamed, 10).await.unwrap(), []);
+    assert_eq!(
+        one.number(&connection, &renamed, (10, DateTime::UNIX_EPOCH))
+            .await
+            .unwrap(),
+        []
+    );
     assert_eq!(
         other.identify(&other_connection, &shards).await.unwrap(),
         []
