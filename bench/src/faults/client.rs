@@ -109,9 +109,10 @@ impl<'a> Client<'a> {
     pub(super) async fn settle(&mut self, call: &Call) -> Result<Settled> {
         let journal = self.run.journal;
         let (sent, mut unknown) = (journal.now(), 0);
+        let mut class = call.class;
         let repeats = call.key.is_some() || call.is_change;
         loop {
-            let answer = match self.attempt(call).await? {
+            let answer = match self.attempt(call, class).await? {
                 Attempt::Answered(status, body) if is_known(call, status, &body, unknown) => {
                     Some((status, body))
                 }
@@ -134,22 +135,24 @@ impl<'a> Client<'a> {
                     answered,
                 });
             }
+            // Redis may have lost what it knew.
+            class = Class::Other;
             let pause = self.random.random_range(50..300);
             sleep(Duration::from_millis(pause)).await;
         }
     }
 
-    async fn attempt(&mut self, call: &Call) -> Result<Attempt> {
+    async fn attempt(&mut self, call: &Call, class: Class) -> Result<Attempt> {
         let first = self.random.random_range(0..2);
         for which in [first, 1 - first] {
             if self.connections[which].open().await.is_ok() {
-                return self.exchange(which, call).await;
+                return self.exchange(which, call, class).await;
             }
         }
         Ok(Attempt::NotSent)
     }
 
-    async fn exchange(&mut self, which: usize, call: &Call) -> Result<Attempt> {
+    async fn exchange(&mut self, which: usize, call: &Call, class: Class) -> Result<Attempt> {
         let run = self.run;
         let target = &run.setup.instances[which].target;
         let mut request = target.request(call.method, &call.path)?;
@@ -166,27 +169,24 @@ impl<'a> Client<'a> {
         let sent = run.journal.now();
         let response = timeout(ANSWER_MAX, self.connections[which].send(request)).await;
         let took = run.journal.now().saturating_sub(sent);
-        let late = |what: &str| {
-            let at = sent.as_secs_f64();
-            let (method, path) = (call.method, &call.path);
-            let body = call.body.as_ref().map(Value::to_string).unwrap_or_default();
-            let key = call.key.as_deref().unwrap_or("none");
-            let which = ["a", "b"][which];
-            format!("at {at:.3} s on {which}: {method} {path} {body:.300} with key {key}: {what}")
-        };
+        let wrong = |what: &str| describe(call, which, sent, what);
         let response = match response {
             Ok(Ok(response)) => response,
-            Ok(Err(_)) => return Ok(Attempt::Unanswered),
+            Ok(Err(cause)) => {
+                let broken = (run.journal.now(), wrong(&cause.to_string()));
+                run.journal.broken.borrow_mut().push(broken);
+                return Ok(Attempt::Unanswered);
+            }
             Err(_) => {
                 self.connections[which] = Connection::new(target);
-                run.journal.violation(Rule::Deadline, late("no answer"));
+                run.journal.violation(Rule::Deadline, wrong("no answer"));
                 return Ok(Attempt::Unanswered);
             }
         };
         let starved = STARVATION * run.journal.stalled(sent, sent + took);
         if took > DEADLINE + run.margin + starved {
             let took = format!("{} after {:.3} s", response.status, took.as_secs_f64());
-            run.journal.violation(Rule::Deadline, late(&took));
+            run.journal.violation(Rule::Deadline, wrong(&took));
         }
         let status = response.status;
         let is_expected = match status {
@@ -197,10 +197,10 @@ impl<'a> Client<'a> {
         if !is_expected {
             let body = String::from_utf8_lossy(&response.body);
             run.journal
-                .violation(Rule::Answers, late(&format!("{status} {body}")));
+                .violation(Rule::Answers, wrong(&format!("{status} {body}")));
         }
         run.answers.borrow_mut().push(Answer {
-            class: call.class,
+            class,
             status,
             sent,
             took,
@@ -208,6 +208,15 @@ impl<'a> Client<'a> {
         let body = serde_json::from_slice(&response.body).unwrap_or(Value::Null);
         Ok(Attempt::Answered(status, body))
     }
+}
+
+/// A call, and what is wrong with its answer.
+fn describe(call: &Call, which: usize, sent: Duration, what: &str) -> String {
+    let (at, which) = (sent.as_secs_f64(), ["a", "b"][which]);
+    let (method, path) = (call.method, &call.path);
+    let body = call.body.as_ref().map(Value::to_string).unwrap_or_default();
+    let key = call.key.as_deref().unwrap_or("none");
+    format!("at {at:.3} s on {which}: {method} {path} {body:.300} with key {key}: {what}")
 }
 
 /// Whether the outcome of a call is known after this answer, and so many attempts of unknown outcome.

@@ -69,6 +69,12 @@ impl Charge {
         }
     }
 
+    /// Its organization and meters.
+    pub(super) fn counters(&self) -> impl Iterator<Item = (Rc<str>, &'static str)> {
+        let meters = self.units.iter().map(|(meter, _)| *meter);
+        meters.map(|meter| (Rc::clone(&self.organization), meter))
+    }
+
     fn effect(&self) -> Option<Effect> {
         match self.path {
             "consume" => Some(Effect::Consume),
@@ -228,7 +234,7 @@ fn record_one(
             answered: settled.answered,
         };
         check_grant(journal, &entry, result);
-        ledger.add(entry);
+        ledger.add(entry, journal);
     }
 }
 

@@ -29,8 +29,6 @@ const SLOW_SCRIPT: &str = "for i = 1, 4e9 do end";
 pub(super) struct Injector<'a> {
     pub(super) setup: &'a Setup,
     pub(super) journal: &'a Journal,
-    /// The difference of the instances' clocks from the machine's, in seconds.
-    pub(super) offset: i64,
 }
 
 /// What undoes a fault that needs more than its kind.
@@ -53,13 +51,21 @@ impl Injector<'_> {
             () = sleep(rest) => {}
             failed = self.repeat(fault.kind) => failed?,
         }
-        let to = self.journal.now();
-        let kind = fault.kind;
-        self.journal
-            .spans
-            .borrow_mut()
-            .push(Span { kind, from, to });
-        self.end(fault, from, undo).await
+        let undone_from = self.journal.now();
+        self.end(fault, from, undo).await?;
+        if matches!(
+            fault.kind,
+            Kind::RedisKilled | Kind::RedisStopped | Kind::RedisOlderCopy
+        ) {
+            self.journal.redis_changed.set(self.journal.now());
+        }
+        self.journal.spans.borrow_mut().push(Span {
+            kind: fault.kind,
+            from,
+            undo: undone_from,
+            to: self.journal.now(),
+        });
+        Ok(())
     }
 
     async fn begin(&self, fault: &Fault, stored: Duration) -> Result<Undo> {
@@ -67,8 +73,8 @@ impl Injector<'_> {
         match fault.kind {
             Kind::InstanceKilled => setup.kill_instance(which).await?,
             Kind::InstanceStopped => self.stop(which).await?,
-            Kind::ClockAhead => self.restart(which, self.offset + WRONG).await?,
-            Kind::ClockBehind => self.restart(which, self.offset - WRONG).await?,
+            Kind::ClockAhead => self.restart(which, WRONG).await?,
+            Kind::ClockBehind => self.restart(which, -WRONG).await?,
             Kind::RedisKilled => setup.end_redis(true).await?,
             Kind::RedisStopped => setup.end_redis(false).await?,
             Kind::RedisHangs => setup.signal_redis("STOP")?,
@@ -80,6 +86,7 @@ impl Injector<'_> {
             Kind::RedisFlushed => {
                 setup.redis::<String>(&["FLUSHALL"]).await?;
                 self.lost(stored);
+                self.journal.redis_changed.set(self.journal.now());
             }
             Kind::RedisFull => self.configure("maxmemory", "1mb").await?,
             Kind::RedisBusy => self.configure("busy-reply-threshold", "100").await?,
@@ -129,9 +136,9 @@ impl Injector<'_> {
         let (setup, which) = (self.setup, fault.which);
         match (fault.kind, undo) {
             (Kind::InstanceKilled | Kind::InstanceStopped, _) => {
-                setup.start_instance(which, self.offset).await?;
+                setup.start_instance(which, 0).await?;
             }
-            (Kind::ClockAhead | Kind::ClockBehind, _) => self.restart(which, self.offset).await?,
+            (Kind::ClockAhead | Kind::ClockBehind, _) => self.restart(which, 0).await?,
             (Kind::RedisKilled, _) => {
                 setup.start_redis().await?;
                 self.lost(from.saturating_sub(UNSYNCED));

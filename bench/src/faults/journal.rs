@@ -1,9 +1,11 @@
 //! What happened during a run: faults, losses of data, and what should not have happened.
 
-use std::cell::RefCell;
-use std::time::{Duration, Instant};
+use std::cell::{Cell, RefCell};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use super::plan::Kind;
+use sqlx::types::chrono::{DateTime, Utc};
+
+use super::plan::{Kind, Victim};
 
 /// A rule that the service must keep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -70,6 +72,8 @@ pub(super) struct Span {
     pub(super) kind: Kind,
     pub(super) from: Duration,
     /// When the tool began to undo it.
+    pub(super) undo: Duration,
+    /// When that was done.
     pub(super) to: Duration,
 }
 
@@ -86,9 +90,15 @@ pub(super) struct Loss {
 #[derive(Debug)]
 pub(super) struct Journal {
     start: Instant,
+    /// The same by the machine's clock, since 1970.
+    started_at: Duration,
+    /// When Redis last began to have other data.
+    pub(super) redis_changed: Cell<Duration>,
     pub(super) spans: RefCell<Vec<Span>>,
     pub(super) losses: RefCell<Vec<Loss>>,
     pub(super) violations: RefCell<Vec<(Rule, String)>>,
+    /// When a connection to an instance broke before the answer, and which call that was.
+    pub(super) broken: RefCell<Vec<(Duration, String)>>,
     /// When the tool itself had no CPU, and for how long.
     pub(super) stalls: RefCell<Vec<(Duration, Duration)>>,
 }
@@ -97,9 +107,12 @@ impl Journal {
     pub(super) fn new() -> Self {
         Self {
             start: Instant::now(),
+            started_at: UNIX_EPOCH.elapsed().unwrap_or_default(),
+            redis_changed: Cell::default(),
             spans: RefCell::default(),
             losses: RefCell::default(),
             violations: RefCell::default(),
+            broken: RefCell::default(),
             stalls: RefCell::default(),
         }
     }
@@ -109,9 +122,28 @@ impl Journal {
         self.start.elapsed()
     }
 
+    /// A time of the run by the machine's clock.
+    pub(super) fn wall_time(&self, at: Duration) -> DateTime<Utc> {
+        DateTime::from(UNIX_EPOCH + self.started_at + at)
+    }
+
     /// A rule was broken.
     pub(super) fn violation(&self, rule: Rule, text: impl Into<String>) {
         self.violations.borrow_mut().push((rule, text.into()));
+    }
+
+    /// Connections break only when an instance ends.
+    pub(super) fn check_broken(&self) {
+        let (slack, spans) = (Duration::from_secs(1), self.spans.borrow());
+        for (at, text) in self.broken.borrow().iter() {
+            let ends = spans.iter().any(|span| {
+                let is_instance = span.kind.victim() == Victim::Instance;
+                is_instance && span.from <= *at && *at <= span.to + slack
+            });
+            if !ends {
+                self.violation(Rule::Answers, text.as_str());
+            }
+        }
     }
 
     /// How long the tool had no CPU between two times.

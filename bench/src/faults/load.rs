@@ -1,6 +1,7 @@
 //! The load of a run: clients that count, and clients that change and read.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -35,6 +36,8 @@ pub(super) struct Load<'a> {
     pub(super) limit: i64,
     pub(super) seed: u64,
     serial: Cell<u64>,
+    /// When a call of an organization and a meter was last decided.
+    decided: RefCell<HashMap<(Rc<str>, &'static str), Duration>>,
 }
 
 impl<'a> Load<'a> {
@@ -46,11 +49,12 @@ impl<'a> Load<'a> {
             limit,
             seed,
             serial: Cell::new(0),
+            decided: RefCell::default(),
         }
     }
 
-    /// Creates the organizations that are not as by default.
-    pub(super) async fn prepare(&self) -> Result<()> {
+    /// Creates the organizations that are not as by default; `anchor` is an end of hourly periods.
+    pub(super) async fn prepare(&self, anchor: String) -> Result<()> {
         let mut client = self.client(0);
         let plan = json!({"limits": {
             HARD: {"limit": self.limit, "enforcement": "hard"},
@@ -62,8 +66,10 @@ impl<'a> Load<'a> {
         for organization in &self.organizations.0 {
             let number = organization.id().ends_with(['0', '2', '4', '6', '8']);
             let settings = match (organization.group, number) {
-                (Group::Hourly, true) => json!({"resetPeriod": "hourly", "resetMode": "scheduled"}),
-                (Group::Hourly, false) => json!({"resetPeriod": "hourly"}),
+                (Group::Hourly, true) => {
+                    json!({"resetPeriod": "hourly", "anchor": anchor, "resetMode": "scheduled"})
+                }
+                (Group::Hourly, false) => json!({"resetPeriod": "hourly", "anchor": anchor}),
                 (Group::Limit, _) => json!({}),
                 _ => continue,
             };
@@ -117,14 +123,16 @@ impl<'a> Load<'a> {
                 let organization = self.organizations.any(&mut client.random);
                 let charge = Charge::random(&organization.id(), &mut client.random);
                 let class = match organization.group {
-                    Group::Steady => Class::Known,
+                    Group::Steady => self.class([&charge]),
                     _ => Class::Other,
                 };
                 let call = charge.call(class, key);
                 organization.calls.update(|it| it + 1);
                 let settled = client.settle(&call).await;
                 organization.calls.update(|it| it - 1);
-                record(self.ledger, self.run.journal, &charge, &settled?);
+                let settled = settled?;
+                self.note([&charge], &settled);
+                record(self.ledger, self.run.journal, &charge, &settled);
             }
             let pause = client.random.random_range(COUNTING_PAUSE);
             sleep(Duration::from_millis(pause)).await;
@@ -136,10 +144,37 @@ impl<'a> Load<'a> {
         let items = items(&mut client.random, |random| {
             self.organizations.of(Group::Steady, random).id()
         });
-        let call = batch(&items, Class::Known, key);
+        let call = batch(&items, self.class(&items), key);
         let settled = client.settle(&call).await?;
+        self.note(&items, &settled);
         record_batch(self.ledger, self.run.journal, &items, &settled);
         Ok(())
+    }
+
+    /// Whether Redis knows all counters of these calls.
+    fn class<'c>(&self, charges: impl IntoIterator<Item = &'c Charge>) -> Class {
+        let (decided, since) = (self.decided.borrow(), self.run.journal.redis_changed.get());
+        let mut counters = charges.into_iter().flat_map(Charge::counters);
+        if counters.all(|counter| decided.get(&counter).is_some_and(|at| *at > since)) {
+            Class::Known
+        } else {
+            Class::Other
+        }
+    }
+
+    /// Notes that these calls were decided, if they were.
+    fn note<'c>(&self, charges: impl IntoIterator<Item = &'c Charge>, settled: &Settled) {
+        let is_decided = |status: u64| matches!(status, 200 | 429);
+        let Some((status, body)) = &settled.answer else {
+            return;
+        };
+        let mut items = body["results"].as_array().into_iter().flatten();
+        let all = items.all(|item| item["status"].as_u64().is_none_or(is_decided));
+        if is_decided(u64::from(*status)) && all {
+            let counters = charges.into_iter().flat_map(Charge::counters);
+            let decided = counters.map(|counter| (counter, settled.sent));
+            self.decided.borrow_mut().extend(decided);
+        }
     }
 
     async fn change(&self, number: u64) -> Result<()> {
@@ -238,7 +273,7 @@ impl<'a> Load<'a> {
         } = &settled;
         let known = answer.as_ref().filter(|(status, _)| *status == 200);
         let result = known.map_or(&Value::Null, |(_, body)| body);
-        self.ledger.add(Entry {
+        let entry = Entry {
             organization,
             meter,
             effect: Effect::Adjust,
@@ -253,7 +288,8 @@ impl<'a> Load<'a> {
             queued: false,
             sent: settled.sent,
             answered: settled.answered,
-        });
+        };
+        self.ledger.add(entry, self.run.journal);
         Ok(())
     }
 

@@ -47,8 +47,11 @@ const RECOVERY_MAX: Duration = Duration::from_secs(30);
 
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Everything acknowledged is stored after this long without faults.
-const STORED: Duration = Duration::from_secs(4);
+/// How long counts may wait to be stored, long after a fault.
+const STORED_MAX: Duration = Duration::from_secs(30);
+
+/// The pause before Redis loses data, in which most of what was counted before is stored.
+const BEFORE_LOSS: Duration = Duration::from_millis(4500);
 
 /// How often the tool measures whether it has CPU itself, and what is a stall.
 const TICK: Duration = Duration::from_millis(5);
@@ -110,13 +113,9 @@ async fn with_setup(
     out: &mut impl Write,
 ) -> Result<bool> {
     let length = Duration::try_from_secs_f64(options.minutes * 60.0)?;
-    let injector = Injector {
-        setup,
-        journal,
-        offset: seconds_to_half_past(length),
-    };
+    let injector = Injector { setup, journal };
     database::prepare(setup).await?;
-    try_join_all([0, 1].map(|which| setup.start_instance(which, injector.offset))).await?;
+    try_join_all([0, 1].map(|which| setup.start_instance(which, 0))).await?;
     let run = Run {
         setup,
         journal,
@@ -128,7 +127,7 @@ async fn with_setup(
     let limit = 40 + i64::try_from(length.as_secs())?;
     let ledger = Ledger::new(limit);
     let load = Load::new(&run, &ledger, limit, seed);
-    load.prepare().await?;
+    load.prepare(half_past(length)?).await?;
     let plan = Plan::new(seed, length, &options.kinds(), &options.pace());
     let (counting, changing) = if options.quick { (12, 2) } else { (20, 3) };
     let faults = async {
@@ -139,12 +138,13 @@ async fn with_setup(
     tokio::try_join!(load.run(counting, changing), faults, watch_stalls(&run))?;
     run.end.set(None);
     until_ready(setup, journal, "the end").await;
+    journal.check_broken();
     let measured = run.answers.borrow().clone();
     let mut client = Client::new(&run, SmallRng::seed_from_u64(seed));
     audit::run(&load, &mut client, logs).await?;
     let rows = timing::rows(&measured, journal)?;
     if !options.quick {
-        for missed in rows.iter().filter_map(timing::Row::missed) {
+        for missed in rows.iter().filter_map(|row| row.missed(&rows[0])) {
             journal.violation(Rule::Latency, missed);
         }
     }
@@ -159,22 +159,35 @@ async fn with_setup(
 async fn conduct(plan: &Plan, injector: &Injector<'_>, out: &mut impl Write) -> Result<()> {
     let journal = injector.journal;
     let mut stored = Duration::ZERO;
-    let mut quiet_since = journal.now();
     for step in &plan.0 {
         sleep(step.pause).await;
         let now = journal.now();
         writeln!(out, "{:>7.1} s  {step}", now.as_secs_f64())?;
         out.flush()?;
-        if now > quiet_since + STORED {
-            stored = now.saturating_sub(STORED);
+        let waiting = waiting(injector).await?;
+        if waiting > STORED_MAX {
+            let text = format!("counts wait to be stored for {waiting:?} before {step}");
+            journal.violation(Rule::Recovery, text);
         }
+        stored = stored.max(now.saturating_sub(waiting));
         inject(step, injector, stored).await?;
         until_ready(injector.setup, journal, &step.to_string()).await;
-        quiet_since = journal.now();
     }
     // What the last fault leaves behind shows under load.
-    sleep(STORED).await;
+    sleep(BEFORE_LOSS).await;
     Ok(())
+}
+
+/// How long the oldest count waits to be stored.
+async fn waiting(injector: &Injector<'_>) -> Result<Duration> {
+    let since = injector.setup.unstored_since().await?;
+    let now = injector
+        .journal
+        .wall_time(injector.journal.now())
+        .timestamp_millis();
+    // A clock that was ahead may have noted a time in the future, which says nothing.
+    let waiting = since.map_or(0, |since| if since > now { 10_000 } else { now - since });
+    Ok(Duration::from_millis(u64::try_from(waiting)?))
 }
 
 async fn inject(step: &Step, injector: &Injector<'_>, stored: Duration) -> Result<()> {
@@ -292,17 +305,14 @@ impl Options {
         Pace {
             pause,
             lasts,
-            before_loss: STORED + Duration::from_millis(500),
+            before_loss: BEFORE_LOSS,
         }
     }
 }
 
-/// How far ahead clocks have to be for an hour to end in the middle of the run.
-fn seconds_to_half_past(length: Duration) -> i64 {
-    let since = std::time::UNIX_EPOCH
-        .elapsed()
-        .unwrap_or_default()
-        .as_secs();
-    let middle = since + length.as_secs() / 2;
-    i64::try_from(3600 - middle % 3600).unwrap_or(0)
+/// The middle of the run, which is when an hour ends.
+fn half_past(length: Duration) -> Result<String> {
+    let middle = std::time::UNIX_EPOCH.elapsed()? + length / 2;
+    let (minute, second) = (middle.as_secs() / 60 % 60, middle.as_secs() % 60);
+    Ok(format!("2020-01-01T00:{minute:02}:{second:02}Z"))
 }

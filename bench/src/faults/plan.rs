@@ -107,14 +107,13 @@ impl Kind {
         }
     }
 
-    /// Whether the server answers nobody meanwhile.
+    /// Whether the server is stopped, or hangs.
     pub(super) fn is_away(self) -> bool {
         matches!(
             self,
             Self::RedisKilled
                 | Self::RedisStopped
                 | Self::RedisHangs
-                | Self::RedisBusy
                 | Self::PostgresKilled
                 | Self::PostgresStopped
                 | Self::PostgresHangs

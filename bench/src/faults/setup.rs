@@ -198,6 +198,17 @@ impl Setup {
         reply.with_context(|| format!("redis: {}", words.join(" ")))
     }
 
+    /// Since when the oldest count waits to be stored, in milliseconds since 1970; none if none waits.
+    pub(super) async fn unstored_since(&self) -> Result<Option<i64>> {
+        let oldest = "local oldest
+            for _, key in ipairs(redis.call('KEYS', 'tm:*:dirty')) do
+                local since = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')[2]
+                if since then oldest = math.min(oldest or since, since) end
+            end
+            return oldest";
+        self.redis(&["EVAL", oldest, "0"]).await
+    }
+
     /// A session of the tool's own, which may write.
     pub(super) async fn postgres(&self) -> Result<PgConnection> {
         let session = timeout(PATIENCE, PgConnection::connect(&self.postgres_url)).await;
