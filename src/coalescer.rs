@@ -1,21 +1,30 @@
 //! Coalesces requests of concurrent callers into batches: while one batch is processed, the next gathers.
 //!
 //! No timer is involved: a lone caller is served immediately, and a thousand callers share a few round trips.
-//! Callers with the same key share one request.
+//! Callers with the same key share one request. Where a queue stays long, further callers are refused.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
 use tokio::sync::oneshot;
+
+use crate::pressure::Pressure;
 
 /// The most distinct requests in one batch.
 pub const COALESCED_MAX: usize = 1000;
 
 /// The most callers that may wait; more are refused.
 const WAITING_MAX: usize = 65_536;
+
+/// How long callers may wait: a look-up of everything after a loss of Redis takes seconds, and nobody waits for longer.
+const TARGET: Duration = Duration::from_secs(1);
+
+/// How long they may wait for longer than that.
+const TOLERANCE: Duration = Duration::from_secs(1);
 
 /// Why a batch failed.
 pub trait BatchError: Clone + Send + Sync + 'static {
@@ -29,14 +38,25 @@ pub trait BatchError: Clone + Send + Sync + 'static {
 /// The callers that wait for the next batch; clones share them. A request `R` is identified by its key `K`, and
 /// its reply is a `T`, or an `E` if its batch failed.
 #[derive(Debug)]
-pub struct Coalescer<K, R, T, E>(Arc<Mutex<Queue<K, R, T, E>>>);
+pub struct Coalescer<K, R, T, E> {
+    queue: Arc<Mutex<Queue<K, R, T, E>>>,
+    pressure: Pressure,
+}
 
 #[derive(Debug)]
 struct Queue<K, R, T, E> {
     /// In order of arrival.
-    waiting: VecDeque<(K, R, Caller<T, E>)>,
+    waiting: VecDeque<Waiting<K, R, T, E>>,
     /// Whether a task processes batches; it runs until nobody waits.
     busy: bool,
+}
+
+#[derive(Debug)]
+struct Waiting<K, R, T, E> {
+    key: K,
+    request: R,
+    caller: Caller<T, E>,
+    since: Instant,
 }
 
 type Caller<T, E> = oneshot::Sender<Result<T, E>>;
@@ -46,16 +66,22 @@ type Batch<R, T, E> = Vec<(R, Vec<Caller<T, E>>)>;
 
 impl<K, R, T, E> Default for Coalescer<K, R, T, E> {
     fn default() -> Self {
-        Self(Arc::new(Mutex::new(Queue {
-            waiting: VecDeque::new(),
-            busy: false,
-        })))
+        Self {
+            queue: Arc::new(Mutex::new(Queue {
+                waiting: VecDeque::new(),
+                busy: false,
+            })),
+            pressure: Pressure::new(TARGET, TOLERANCE),
+        }
     }
 }
 
 impl<K, R, T, E> Clone for Coalescer<K, R, T, E> {
     fn clone(&self) -> Self {
-        Self(Arc::clone(&self.0))
+        Self {
+            queue: Arc::clone(&self.queue),
+            pressure: self.pressure.clone(),
+        }
     }
 }
 
@@ -84,10 +110,15 @@ where
         let (caller, reply) = oneshot::channel();
         let idle = {
             let mut queue = self.queue();
-            if queue.waiting.len() >= WAITING_MAX {
+            if queue.waiting.len() >= WAITING_MAX || self.pressure.refuses() {
                 return Err(E::overloaded());
             }
-            queue.waiting.push_back((key, request, caller));
+            queue.waiting.push_back(Waiting {
+                key,
+                request,
+                caller,
+                since: Instant::now(),
+            });
             !std::mem::replace(&mut queue.busy, true)
         };
         if idle {
@@ -137,7 +168,12 @@ where
         let mut queue = self.queue();
         let (mut batch, mut places) = (Batch::new(), HashMap::new());
         while batch.len() < COALESCED_MAX
-            && let Some((key, request, caller)) = queue.waiting.pop_front()
+            && let Some(Waiting {
+                key,
+                request,
+                caller,
+                ..
+            }) = queue.waiting.pop_front()
         {
             if caller.is_closed() {
                 continue;
@@ -148,12 +184,14 @@ where
                 None => batch.push((request, vec![caller])),
             }
         }
+        let oldest = queue.waiting.front().map(|it| it.since);
+        self.pressure.observe(oldest, Instant::now());
         queue.busy = !batch.is_empty();
         queue.busy.then_some(batch)
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue<K, R, T, E>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -5,7 +5,7 @@
 //! | floor | modules | what they hold |
 //! |---|---|---|
 //! | 0 | [`domain`] | the rules, pure |
-//! | 1 | [`clock`], [`config`], [`coalescer`], [`budget`], [`link`], [`metrics`] | the only readers of wall time and of the environment; coalesced batches, bounds on concurrent work, and links to servers; what is measured |
+//! | 1 | [`clock`], [`config`], [`coalescer`], [`budget`], [`link`], [`pressure`], [`metrics`] | the only readers of wall time and of the environment; coalesced batches, bounds on concurrent work, and links to servers; what is measured |
 //! | 2 | [`redis`], [`postgres`] | the only code that speaks Redis, and SQL |
 //! | 3 | [`context`], [`failure`] | the handles, settings and failures that every use case shares |
 //! | 4 | [`policies`], [`auth`] | effective policies, and authentication |
@@ -36,6 +36,7 @@ pub mod logging;
 pub mod metrics;
 pub mod policies;
 pub mod postgres;
+pub mod pressure;
 pub mod redis;
 pub mod server;
 pub mod usage;

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use crate::support::{Http, Receiver};
 
 /// Upper bound for each step; reaching it fails the test.
-const TIMEOUT: Duration = Duration::from_mins(1);
+const TIMEOUT: Duration = Duration::from_mins(5);
 
 #[tokio::test]
 async fn the_next_start_finds_the_data_and_the_key() {

@@ -3,6 +3,8 @@
 //! A *lane* has at most one batch in flight. Nothing waits on a timer, so that an idle service adds no latency, and a busy
 //! one turns thousands of waiting calls into a few calls of the script.
 //!
+//! Calls that arrive while others stay in the queue for too long are refused ([`Pressure`]).
+//!
 //! A batch has its lane's name and a number, and the script leaves a receipt under them. So a lane may send a batch again
 //! over a new connection until it gets a reply: every operation is executed at most once, and acknowledged only if it was.
 
@@ -10,16 +12,17 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::BuildHasher as _;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::yield_now;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
 use super::batch::{Batch, Header};
 use super::types::{Operation, Outcome};
+use crate::pressure::Pressure;
 use crate::redis::connection::Connection;
 use crate::redis::error::Error;
 use crate::redis::keys::Shard;
@@ -42,6 +45,12 @@ const ENOUGH: usize = 16;
 /// How many calls may wait for a lane; more are refused.
 const QUEUE_MAX: usize = 32_768;
 
+/// How long calls may wait for their batch.
+const TARGET: Duration = Duration::from_millis(20);
+
+/// How long they may wait for longer: while Redis pauses, as it does to fork.
+const TOLERANCE: Duration = Duration::from_millis(300);
+
 /// How long a reply may take before the batch is sent again.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -53,7 +62,14 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The queues of all lanes.
 #[derive(Debug, Clone)]
-pub(in crate::redis) struct Lanes([mpsc::Sender<Call>; LANES]);
+pub(in crate::redis) struct Lanes([Entrance; LANES]);
+
+/// The end of a lane at which calls enter.
+#[derive(Debug, Clone)]
+struct Entrance {
+    queue: mpsc::Sender<Call>,
+    pressure: Pressure,
+}
 
 /// Operations of one caller, who waits for all of them.
 #[derive(Debug)]
@@ -61,6 +77,7 @@ struct Call {
     /// The connection whose generations the operations were prepared for.
     connection: Arc<Connection>,
     operations: Vec<Operation>,
+    since: Instant,
     reply: oneshot::Sender<Result<Option<Vec<Outcome>>, Error>>,
 }
 
@@ -69,18 +86,23 @@ impl Lanes {
     pub(in crate::redis) fn start(link: &NodeLink) -> Self {
         Self(std::array::from_fn(|_| {
             let (sender, queue) = mpsc::channel(QUEUE_MAX);
+            let pressure = Pressure::new(TARGET, TOLERANCE);
             let lane = Lane {
                 name: Uuid::new_v4().simple().to_string(),
                 number: 0,
                 receipt: None,
                 link: link.clone(),
+                pressure: pressure.clone(),
             };
             #[expect(
                 clippy::disallowed_methods,
                 reason = "it ends with its handles, each of which waits for its reply"
             )]
             tokio::spawn(lane.run(queue));
-            sender
+            Entrance {
+                queue: sender,
+                pressure,
+            }
         }))
     }
 
@@ -95,13 +117,18 @@ impl Lanes {
         };
         // Concurrent calls for one organization share a batch.
         let lane = Shard::of(&first.organization).index() % LANES;
+        let entrance = self.0.get(lane).ok_or(Error::Overloaded)?;
+        if entrance.pressure.refuses() {
+            return Err(Error::Overloaded);
+        }
         let (sender, reply) = oneshot::channel();
         let call = Call {
             connection: Arc::clone(connection),
             operations,
+            since: Instant::now(),
             reply: sender,
         };
-        let queue = self.0.get(lane).ok_or(Error::Overloaded)?;
+        let queue = &entrance.queue;
         queue.try_send(call).map_err(|_| Error::Overloaded)?;
         reply
             .await
@@ -116,6 +143,7 @@ struct Lane {
     /// The connection over which this lane is known to have a receipt.
     receipt: Option<Arc<Connection>>,
     link: NodeLink,
+    pressure: Pressure,
 }
 
 impl Lane {
@@ -138,6 +166,7 @@ impl Lane {
             }
             arrived.drain(..).for_each(|call| waiting.push(call));
             let calls = waiting.next_batch();
+            self.pressure.observe(waiting.oldest(), Instant::now());
             let link = self.link.clone();
             let mut executed = pin!(self.execute(calls));
             let failure = tokio::select! {
@@ -291,6 +320,15 @@ struct Waiting {
 impl Waiting {
     fn is_empty(&self) -> bool {
         self.shards.is_empty()
+    }
+
+    /// Since when the call that has waited longest has done so.
+    fn oldest(&self) -> Option<Instant> {
+        let fronts = self
+            .shards
+            .iter()
+            .filter_map(|it| self.by_shard.get(it)?.front());
+        fronts.map(|call| call.since).min()
     }
 
     fn drain(&mut self) -> impl Iterator<Item = Call> {

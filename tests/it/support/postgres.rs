@@ -39,7 +39,8 @@ pub(super) async fn create_database() -> String {
 /// Starts the server on its own thread, because the runtime of the first test ends before the others do.
 /// The server stops with this process, however that ends.
 fn start() -> Shared {
-    remove_leftovers();
+    // A thousand databases take a while.
+    thread::spawn(remove_leftovers);
     let (sender, receiver) = std::sync::mpsc::channel();
     thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
