@@ -5,7 +5,8 @@ A value is a sequence of MessagePack items; ARCHITECTURE.md describes each of th
   used, sequence, stored, oldest, stamp, denied
   start, used and denied of the newest slot; nil, 0, 0 without slots
   an array, only where one of its items differs from its default:
-    refunded, peak, notified, previous limits, adjusted; default 0 or ''
+    refunded, peak, notified, previous limits; default 0 or ''
+    adjusted and, behind a space, drained, where there is one; default ''
     refunded in the newest slot
     for each older slot, from the newest to the oldest:
       gap                   seconds from its start to the start of the next newer slot; negative where the last two
@@ -42,6 +43,7 @@ local function unpack_counter(value)
   local at, used, sequence, stored, oldest, stamp, denied, start, newest_used, newest_denied =
     cmsgpack.unpack_limit(value, HEAD_ITEMS)
   local rest = at > 0 and cmsgpack.unpack(string.sub(value, at + 1)) or {0, 0, '', '', '', 0}
+  local adjusted, drained = string.match(rest[REST_ADJUSTED], '^(%S*) ?(%d*)$')
   local slots, s = {}, 1
   if start then
     slots[1], slots[2], slots[3], slots[4] = start, newest_used, newest_denied, rest[REST_NEWEST_REFUNDED]
@@ -61,7 +63,7 @@ local function unpack_counter(value)
     used = used, sequence = sequence, stored = stored, oldest = oldest, stamp = stamp, denied = denied,
     refunded = rest[REST_REFUNDED], peak = rest[REST_PEAK],
     notified = rest[REST_NOTIFIED] ~= '' and rest[REST_NOTIFIED] or '0:0:0:0',
-    previous_limits = rest[REST_PREVIOUS_LIMITS], adjusted = rest[REST_ADJUSTED], slots = slots,
+    previous_limits = rest[REST_PREVIOUS_LIMITS], adjusted = adjusted, drained = tonumber(drained) or 0, slots = slots,
     crossed = rest[i] or '',
   }
 end
@@ -72,12 +74,13 @@ local function pack_counter(counter)
   local head = cmsgpack.pack(counter.used, counter.sequence, counter.stored, counter.oldest, counter.stamp,
     counter.denied, slots[1], slots[2] or 0, slots[3] or 0)
   local notified = counter.notified ~= '0:0:0:0' and counter.notified or ''
+  local adjusted = counter.adjusted .. (counter.drained > 0 and string.format(' %.0f', counter.drained) or '')
   local newest_refunded = slots[4] or 0
-  if not slots[1 + SLOT_SIZE] and notified == '' and counter.previous_limits == '' and counter.adjusted == ''
+  if not slots[1 + SLOT_SIZE] and notified == '' and counter.previous_limits == '' and adjusted == ''
     and counter.refunded == 0 and counter.peak == 0 and newest_refunded == 0 and counter.crossed == '' then
     return head
   end
-  local rest = {counter.refunded, counter.peak, notified, counter.previous_limits, counter.adjusted, newest_refunded}
+  local rest = {counter.refunded, counter.peak, notified, counter.previous_limits, adjusted, newest_refunded}
   local i = REST_SLOTS
   for s = 1 + SLOT_SIZE, #slots, SLOT_SIZE do
     local denied, refunded = slots[s + SLOT_DENIED], slots[s + SLOT_REFUNDED]
@@ -98,7 +101,8 @@ end
 local function new_counter(stamp)
   return {
     used = 0, sequence = 0, stored = 0, stamp = stamp, denied = 0,
-    refunded = 0, peak = 0, notified = '0:0:0:0', previous_limits = '', adjusted = '', slots = {}, crossed = '',
+    refunded = 0, peak = 0, notified = '0:0:0:0', previous_limits = '', adjusted = '', drained = 0,
+    slots = {}, crossed = '',
   }
 end
 

@@ -23,7 +23,8 @@ ARGV
   [10] notified             thresholds, see `domain::threshold`; '' if none
   [11] adjusted             the last adjustment that the count contains, or ''
   [12] dirty since          Unix time in ms if thresholds may have to be notified, or ''
-  [13] organization         its id
+  [13] drained              the last pending operation that the count contains, or 0
+  [14] organization         its id
   then for each slot, ascending: its start in ms, used, denied, refunded
 
 Returns one of
@@ -38,13 +39,13 @@ Invariants
   No counter of a fenced organization is created, because its period may be about to be abandoned.
   A restored counter has what Postgres has; it is clean, unless a flush must examine its thresholds.
 ]]
-local FIRST_SLOT <const> = 14
+local FIRST_SLOT <const> = 15
 local generation = ARGV[1]
 if redis.call('HGET', KEYS[1], 'number') ~= generation then
   return 'generation'
 end
-local organization = read_organization(KEYS[2], ARGV[13])
-if not organization or organization.version > tonumber(ARGV[2]) or redis.call('HEXISTS', KEYS[5], ARGV[13]) == 1 then
+local organization = read_organization(KEYS[2], ARGV[14])
+if not organization or organization.version > tonumber(ARGV[2]) or redis.call('HEXISTS', KEYS[5], ARGV[14]) == 1 then
   return 'policy'
 end
 local value = redis.call('GET', KEYS[4])
@@ -66,13 +67,13 @@ counter.sequence = tonumber(ARGV[9])
 if clean then
   counter.stored = counter.sequence
 end
-counter.notified, counter.adjusted = ARGV[10], ARGV[11]
+counter.notified, counter.adjusted, counter.drained = ARGV[10], ARGV[11], tonumber(ARGV[13])
 for i = #ARGV - SLOT_SIZE + 1, FIRST_SLOT, -SLOT_SIZE do
   for field = i, i + SLOT_SIZE - 1 do
     counter.slots[#counter.slots + 1] = tonumber(ARGV[field])
   end
 end
-write_organization(KEYS[2], ARGV[13], organization)
+write_organization(KEYS[2], ARGV[14], organization)
 redis.call('SET', KEYS[4], pack_counter(counter))
 if clean then
   redis.call('ZREM', KEYS[3], KEYS[4])

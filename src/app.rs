@@ -25,6 +25,7 @@ use crate::http;
 use crate::http::BATCH_BODY_MAX;
 use crate::http::state::{Handles, State};
 use crate::jobs::activity::Activity;
+use crate::jobs::drain::DrainJob;
 use crate::jobs::erase::Eraser;
 use crate::jobs::flush::Flusher;
 use crate::jobs::gc::GarbageCollector;
@@ -38,6 +39,7 @@ use crate::postgres::{Patience, Postgres};
 use crate::redis::{self, Redis};
 use crate::server::{Server, Tls, make_room};
 use crate::usage::Usage;
+use crate::usage::drain::Drainer;
 use crate::usage::history::History;
 use crate::usage::recovery::Recovery;
 use crate::usage::verify::Verifier;
@@ -64,6 +66,8 @@ pub struct App {
     pub webhooks: Deliverer,
     /// Ends periods on time.
     pub periods: PeriodsJob,
+    /// Counts what was admitted while Redis was down.
+    pub drain: DrainJob,
     /// Garbage-collects Redis.
     pub garbage_collector: GarbageCollector,
     /// Erases the data of deleted organizations.
@@ -128,6 +132,10 @@ impl App {
         let auth = state.auth.on(jobs());
         let admin = admin(&background, &policies, &recovery, &auth);
         Ok(Self {
+            drain: DrainJob::new(
+                jobs(),
+                Drainer::new(jobs(), policies.clone(), recovery.clone()),
+            ),
             flusher: Flusher::new(jobs(), policies.clone(), recovery, config.flush_interval),
             policies,
             webhooks: Deliverer::new(jobs(), config.webhook_private_addresses),
@@ -221,6 +229,7 @@ impl App {
         let ctx = || self.background.clone();
         jobs.spawn(self.flusher.clone().run(stop()));
         jobs.spawn(self.periods.clone().run(stop()));
+        jobs.spawn(self.drain.clone().run(stop()));
         jobs.spawn(self.webhooks.clone().run(stop()));
         jobs.spawn(self.garbage_collector.clone().run(stop()));
         jobs.spawn(self.eraser.clone().run(stop()));
@@ -276,6 +285,8 @@ async fn connect(config: &Config, servers: Servers, clock: Clock) -> Result<(Con
         metrics,
         late: TimeDelta::from_std(config.late)?,
         idempotency: TimeDelta::from_std(config.idempotency)?,
+        on_outage: config.on_outage,
+        pending_max: config.pending_max,
         defaults: Arc::new(config.defaults.clone()),
     };
     let jobs = Context {

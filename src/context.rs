@@ -5,6 +5,7 @@ use std::sync::Arc;
 use chrono::TimeDelta;
 
 use crate::clock::Clock;
+use crate::domain::limit::OnOutage;
 use crate::domain::organization::Defaults;
 use crate::metrics::Metrics;
 use crate::postgres::Postgres;
@@ -25,6 +26,10 @@ pub struct Context {
     pub late: TimeDelta,
     /// How long idempotency records are kept.
     pub idempotency: TimeDelta,
+    /// What consumes do while Redis is away, where neither the organization nor its plan says so.
+    pub on_outage: OnOutage,
+    /// The most increments that may be pending.
+    pub pending_max: u64,
     /// The default plan and settings that this instance was started with.
     pub defaults: Arc<Defaults>,
 }

@@ -93,10 +93,19 @@ impl Admin {
         let (actor, action) = (change.actor, change.action);
         let prepared =
             organizations::prepare(postgres, organization, actor, action, now, edit).await??;
-        let Changed { before, after } = &prepared.outcome;
+        let Changed {
+            before,
+            after,
+            has_increments,
+        } = &prepared.outcome;
         let schedule = before.policy().schedule;
         // With another calendar, a call may belong to another counter.
         let fence = (schedule != after.policy().schedule).then_some(prepared.version);
+        if fence.is_some() && *has_increments {
+            drop(prepared);
+            self.drainer.drain(organization).await?;
+            return Ok(None);
+        }
         if let Some(version) = fence {
             connection.fence(organization, version).await?;
             // Nothing is counted while the fence stands, so this is the state in which the new calendar starts.

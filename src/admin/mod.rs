@@ -30,6 +30,7 @@ use crate::domain::webhook::InvalidWebhook;
 use crate::failure::Failure;
 use crate::policies::Policies;
 use crate::redis::Connection;
+use crate::usage::drain::Drainer;
 use crate::usage::recovery::Recovery;
 
 pub use adjust::Adjustment;
@@ -51,6 +52,7 @@ pub struct Admin {
     ctx: Context,
     policies: Policies,
     recovery: Recovery,
+    drainer: Drainer,
     auth: Auth,
 }
 
@@ -136,6 +138,7 @@ impl Admin {
     /// A handle for this service.
     pub fn new(ctx: Context, policies: Policies, recovery: Recovery, auth: Auth) -> Self {
         Self {
+            drainer: Drainer::new(ctx.clone(), policies.clone(), recovery.clone()),
             ctx,
             policies,
             recovery,

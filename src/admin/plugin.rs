@@ -37,7 +37,7 @@ impl Admin {
             let change = LimitOverride {
                 limit: update.limit,
                 enforcement: update.enforcement,
-                warn_at: None,
+                ..LimitOverride::default()
             };
             if change != LimitOverride::default() {
                 let own = after.limits.entry(MeterId::default()).or_default();

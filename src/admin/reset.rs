@@ -136,6 +136,7 @@ impl Admin {
                 Outcome::Unfinished => {
                     self.finish_adjustment(organization).await?;
                     self.finish_resets(organization).await?;
+                    self.drainer.drain(organization).await?;
                 }
                 Outcome::KeyReused => return Err(Failure::KeyReused.into()),
                 Outcome::TooManyMeters(meter) => return Err(Failure::TooManyMeters(meter).into()),

@@ -16,7 +16,7 @@ use super::values::{
     workers,
 };
 use crate::domain::ids::{MeterId, PlanId};
-use crate::domain::limit::{Enforcement, MeterLimit};
+use crate::domain::limit::{Enforcement, MeterLimit, OnOutage};
 use crate::domain::organization::{DefaultCalendar, Defaults};
 use crate::domain::period::{ResetMode, ResetPeriod};
 use crate::domain::quantity::Count;
@@ -89,6 +89,16 @@ pub struct Config {
     #[arg(long, env = "TALLYMAN_SCHEDULER", value_name = "SWITCH", default_value = "on",
           action = ArgAction::Set, value_parser = choice([("on", true), ("off", false)]))]
     pub scheduler: bool,
+
+    /// What a consume does while Redis is down, for meters whose plan or organization does not say: `deny` fails it with
+    /// 503, `allow` grants it without a decision and counts it once Redis is back
+    #[arg(long, env = "TALLYMAN_ON_OUTAGE", value_name = "deny|allow", default_value = "deny",
+          action = ArgAction::Set, value_parser = choice([("deny", OnOutage::Deny), ("allow", OnOutage::Allow)]))]
+    pub on_outage: OnOutage,
+
+    /// Maximum number of increments that wait in Postgres while Redis is down; beyond it calls fail with 503
+    #[arg(long, env = "TALLYMAN_PENDING_MAX", value_name = "N", default_value = "1000000", value_parser = number::<u64>(0, 1_000_000_000))]
+    pub pending_max: u64,
 
     /// Retention of idempotency records, in hours
     #[arg(long = "idempotency-hours", env = "TALLYMAN_IDEMPOTENCY_HOURS", value_name = "HOURS", default_value = "24",

@@ -88,6 +88,8 @@ pub struct Snapshot {
     pub thresholds: Thresholds,
     /// The last adjustment applied, if any.
     pub adjusted: Option<AppliedAdjustment>,
+    /// The last pending operation that was drained into it; 0 if none was.
+    pub drained: u64,
 }
 
 /// Usage in one hour of a period.

@@ -41,6 +41,32 @@ pub enum Enforcement {
     Soft,
 }
 
+/// What a consume does while the counters are unreachable.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Default,
+    Serialize,
+    Deserialize,
+    ToSchema,
+    Display,
+    EnumString,
+    VariantArray,
+)]
+#[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
+#[strum(parse_err_ty = InvalidWord, parse_err_fn = invalid_word::<OnOutage>)]
+pub enum OnOutage {
+    /// It fails with 503.
+    #[default]
+    Deny,
+    /// It is granted without a decision, and counted once the counters are back.
+    Allow,
+}
+
 /// The limit of one meter, as decisions use it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Rule {
@@ -83,6 +109,11 @@ pub struct MeterLimit {
     pub enforcement: Enforcement,
     /// Percentages of the limit that are notified.
     pub warn_at: Vec<u16>,
+    /// What a consume does while the counters are unreachable; absent where neither the organization nor its plan sets
+    /// it, so that the service's setting applies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = OnOutage, required = false)]
+    pub on_outage: Option<OnOutage>,
     /// Where it, or any part of it, was set.
     #[serde(default)]
     #[schema(required)]
@@ -102,6 +133,7 @@ impl Default for MeterLimit {
             limit: None,
             enforcement: Enforcement::Hard,
             warn_at: WARN_AT_DEFAULT.to_vec(),
+            on_outage: None,
             source: Source::Default,
             until: None,
         }
@@ -121,6 +153,7 @@ impl MeterLimit {
             limit: own.limit.map_or(self.limit, |Limit(limit)| limit),
             enforcement: own.enforcement.unwrap_or(self.enforcement),
             warn_at: own.warn_at.clone().unwrap_or_else(|| self.warn_at.clone()),
+            on_outage: own.on_outage.or(self.on_outage),
             source: if *own == LimitOverride::default() {
                 self.source
             } else {
@@ -164,6 +197,14 @@ pub struct LimitOverride {
     )]
     #[schema(schema_with = warn_at)]
     pub warn_at: Option<Vec<u16>>,
+    /// What a consume does while the counters are unreachable.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "not_null"
+    )]
+    #[schema(nullable = false)]
+    pub on_outage: Option<OnOutage>,
 }
 
 impl LimitOverride {
@@ -174,6 +215,7 @@ impl LimitOverride {
             limit: change.limit.or(self.limit),
             enforcement: change.enforcement.or(self.enforcement),
             warn_at: change.warn_at.clone().or_else(|| self.warn_at.clone()),
+            on_outage: change.on_outage.or(self.on_outage),
         }
     }
 }

@@ -132,7 +132,7 @@ mod tests {
             let own = LimitOverride {
                 limit: Some(Limit(meter.limit.map(count))),
                 enforcement: meter.soft.then_some(Enforcement::Soft),
-                warn_at: None,
+                ..LimitOverride::default()
             };
             (name(position), own)
         });

@@ -205,6 +205,7 @@ mod tests {
             oldest_unstored: None,
             never_stored: false,
             adjusted: None,
+            drained: 0,
             thresholds: Thresholds::default(),
         }
     }

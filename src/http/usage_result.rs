@@ -23,6 +23,8 @@ pub(super) enum UsageResult {
         result: MeterResult,
         #[serde(flatten)]
         denial: Denial,
+        #[serde(flatten)]
+        degradation: Degradation,
     },
     /// Of a call with `meters`.
     Several {
@@ -32,7 +34,22 @@ pub(super) enum UsageResult {
         meters: BTreeMap<MeterId, MeterResult>,
         #[serde(flatten)]
         denial: Denial,
+        #[serde(flatten)]
+        degradation: Degradation,
     },
+}
+
+/// How a call was admitted without a decision; empty where it was decided.
+#[derive(Debug, Clone, Default, Serialize, ToSchema)]
+pub(super) struct Degradation {
+    /// True if the counters were unreachable: nothing was enforced, and counts are null; else absent.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schema(required = false)]
+    degraded: bool,
+    /// True if the call is committed, and counted once the counters are back; else absent.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schema(required = false)]
+    queued: bool,
 }
 
 /// Why a call was refused; empty where it was not.
@@ -70,16 +87,18 @@ pub(super) struct MeterResult {
     /// The units refunded, which may be fewer than the amount.
     #[serde(skip_serializing_if = "Option::is_none")]
     applied: Option<u64>,
-    /// Units counted in the period.
-    current: Count,
+    /// Units counted in the period; null where `degraded`.
+    #[schema(required)]
+    current: Option<Count>,
     /// Units included in the period; null is unlimited.
     #[schema(required)]
     limit: Option<Count>,
-    /// `limit - current`, never below 0; null where the limit is null.
+    /// `limit - current`, never below 0; null where the limit is null, or `degraded`.
     #[schema(required)]
     remaining: Option<Count>,
-    /// `current - limit`, never below 0.
-    overage: Count,
+    /// `current - limit`, never below 0; null where `degraded`.
+    #[schema(required)]
+    overage: Option<Count>,
     /// The percentages of `warnAt` that this call crossed; absent if none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false)]
@@ -108,6 +127,11 @@ impl UsageResult {
             }
             Operation::Consume | Operation::Check => decided.granted,
         };
+        let known = decided.degraded.is_none();
+        let degradation = Degradation {
+            degraded: !known,
+            queued: decided.degraded.is_some_and(|it| it.queued),
+        };
         let counts = matches!(request.kind, Operation::Track | Operation::Consume);
         let first = |usage: &MeterUsage| usage.refused.is_some_and(|refused| refused.first);
         let meter_result = |usage: &MeterUsage| MeterResult {
@@ -116,10 +140,10 @@ impl UsageResult {
             meter: usage.meter.clone(),
             amount: usage.demand.amount,
             applied: (request.kind == Operation::Refund).then_some(usage.given_back),
-            current: usage.used,
+            current: known.then_some(usage.used),
             limit: usage.rule.limit,
-            remaining: usage.remaining(),
-            overage: usage.overage(),
+            remaining: usage.remaining().filter(|_| known),
+            overage: known.then(|| usage.overage()),
             crossed: if counts && decided.granted {
                 decided.crossed(usage)
             } else {
@@ -140,6 +164,7 @@ impl UsageResult {
             Some(charged) if !several => Self::One {
                 result: meter_result(charged),
                 denial,
+                degradation,
             },
             _ => Self::Several {
                 allowed: decided.meters.iter().all(allowed),
@@ -156,6 +181,7 @@ impl UsageResult {
                     })
                     .collect(),
                 denial,
+                degradation,
             },
         }
     }

@@ -1,6 +1,7 @@
 //! Background jobs. Each has `run`, which loops until it is stopped, and a function that does one round, which tests call.
 
 pub mod activity;
+pub mod drain;
 mod driver;
 pub mod erase;
 pub mod flush;

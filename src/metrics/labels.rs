@@ -58,6 +58,8 @@ pub enum Script {
     Close,
     /// `adjust.lua`
     Adjust,
+    /// `drain.lua`
+    Drain,
     /// `settle.lua`
     Settle,
     /// `configure.lua`
@@ -93,6 +95,8 @@ pub enum Worker {
     /// Closes ended periods, and completes resets and adjustments.
     #[strum(serialize = "scheduler")]
     Periods,
+    /// Counts what was admitted while Redis was down.
+    Drain,
     /// Erases deleted organizations.
     Erase,
     /// Garbage-collects Redis.
@@ -144,6 +148,8 @@ pub enum Outcome {
     Denied,
     /// The response of an idempotency record was repeated.
     Replayed,
+    /// Redis was down, and the policy admits calls in an outage.
+    Degraded,
     /// There was no decision.
     Failed,
 }

@@ -82,11 +82,22 @@ struct Caches {
     policy_refreshes: Counter,
 }
 
+/// What was admitted while Redis was down, and is not counted yet.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pending {
+    /// Increments in Postgres.
+    pub increments: u64,
+    /// How long the oldest has waited.
+    pub age: Duration,
+}
+
 /// Background jobs.
 #[derive(Debug)]
 struct Jobs {
     flush_lag: Gauge<f64, AtomicU64>,
     flush_rows: Counter,
+    pending: Gauge,
+    pending_age: Gauge<f64, AtomicU64>,
     deliveries: ByLabel<DeliveryOutcome, Counter>,
     delivery_lag: Gauge<f64, AtomicU64>,
     periods_ended: Counter,
@@ -234,6 +245,31 @@ impl Metrics {
         self.0.jobs.flush_lag.set(age.as_secs_f64());
     }
 
+    /// Increments were committed to Postgres, to be counted once Redis is back.
+    pub fn increments_pending(&self, increments: usize) {
+        self.0
+            .jobs
+            .pending
+            .inc_by(i64::try_from(increments).unwrap_or(i64::MAX));
+    }
+
+    /// Sets how many increments are pending, and the age of the oldest.
+    pub fn set_pending(&self, pending: Pending) {
+        let jobs = &self.0.jobs;
+        jobs.pending
+            .set(i64::try_from(pending.increments).unwrap_or(i64::MAX));
+        jobs.pending_age.set(pending.age.as_secs_f64());
+    }
+
+    /// What was last set, with what this instance has added since.
+    pub fn pending(&self) -> Pending {
+        let jobs = &self.0.jobs;
+        Pending {
+            increments: u64::try_from(jobs.pending.get()).unwrap_or_default(),
+            age: Duration::try_from_secs_f64(jobs.pending_age.get()).unwrap_or_default(),
+        }
+    }
+
     /// Snapshots were stored.
     pub fn rows_stored(&self, rows: usize) {
         self.0.jobs.flush_rows.inc_by(rows as u64);
@@ -328,6 +364,16 @@ impl Jobs {
                 "webhook_deliveries",
                 "Attempts of webhook deliveries",
                 Counter::default,
+            ),
+            pending: register(
+                registry,
+                "pending_increments",
+                "Increments admitted while Redis was down, and not counted yet",
+            ),
+            pending_age: register(
+                registry,
+                "pending_age_seconds",
+                "Age of the oldest pending increment when this instance last looked",
             ),
             flush_rows: register(registry, "flush_rows", "Snapshots of counters stored"),
             periods_ended: register(

@@ -50,7 +50,8 @@ pub struct Window {
 }
 
 impl CachedPolicy {
-    fn new(policy: Policy) -> Self {
+    /// A policy with nothing computed yet.
+    pub fn new(policy: Policy) -> Self {
         let limits = policy.limits.iter();
         let watched =
             limits.map(|(meter, limit)| (meter.clone(), Arc::new(WatchedThresholds::of(limit))));

@@ -130,6 +130,7 @@ async fn clear(tx: &mut PgConnection, id: &OrganizationId, version: u64) -> Resu
         "delete from standings where organization_id = $1",
         "delete from resets where organization_id = $1",
         "delete from adjustments where organization_id = $1",
+        "delete from pending_increments where organization_id = $1",
         "delete from attempts where scope = $1",
         // With their pending deliveries. The next incarnation may cross the same thresholds.
         "delete from events where organization_id = $1",

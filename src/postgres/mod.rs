@@ -21,6 +21,7 @@ pub mod overview;
 pub mod past_limits;
 pub mod past_usage;
 mod pending;
+pub mod pending_increments;
 pub mod periods;
 pub mod plans;
 mod pool;

@@ -11,10 +11,10 @@ pub use super::sources::{Sources, settled, sources};
 
 use super::audit::{self, Actor};
 use super::defaults::add_zone;
-use super::events;
 use super::pool::{Error, Postgres, Result, Uncommitted, execute};
 use super::sources::read;
 use super::types::{BigInt, BindColumns as _, TimeZone};
+use super::{events, pending_increments};
 use crate::domain::event::{Event, LimitsUpdate};
 use crate::domain::ids::{MeterId, OrganizationId};
 use crate::domain::limit::{Limit, LimitOverride, TemporaryLimit};
@@ -89,6 +89,8 @@ pub struct Changed {
     pub before: Sources,
     /// The sources after it.
     pub after: Sources,
+    /// Whether increments of the organization are pending.
+    pub has_increments: bool,
 }
 
 /// Like [`change`], up to the commit.
@@ -117,6 +119,7 @@ pub async fn prepare<E>(
         describe(Some(&after)),
     );
     audit::record(&mut tx, actor, action, Some(id), &was, &is).await?;
+    let has_increments = pending_increments::lock_and_check(&mut tx, id).await?;
     // Read back, because the change may have moved it to another plan.
     let after = read(&mut tx, id).await?;
     // An expired temporary limit counts as effective before: its end is notified when the sweep removes it.
@@ -133,7 +136,11 @@ pub async fn prepare<E>(
     Ok(Ok(Uncommitted {
         transaction: tx,
         version,
-        outcome: Changed { before, after },
+        outcome: Changed {
+            before,
+            after,
+            has_increments,
+        },
     }))
 }
 
@@ -297,8 +304,8 @@ async fn write_limits(
             levels.filter_map(Result::ok).collect::<Vec<_>>()
         });
         sqlx::query(
-            "insert into limits (organization_id, meter, limited, units, enforcement, warn_at)
-             values ($1, $2, $3, $4, $5, $6)",
+            "insert into limits (organization_id, meter, limited, units, enforcement, warn_at, on_outage)
+             values ($1, $2, $3, $4, $5, $6, $7)",
         )
         .bind(id)
         .bind(meter)
@@ -306,6 +313,7 @@ async fn write_limits(
         .bind(own.limit.and_then(|Limit(units)| units))
         .bind(own.enforcement)
         .bind(warn_at)
+        .bind(own.on_outage)
         .execute(&mut *tx)
         .await?;
     }

@@ -15,7 +15,7 @@ use super::idempotency::{self, IdempotencyUse, Replay};
 use super::pool::{Postgres, Result};
 use super::sources::{self, Sources};
 use super::types::BindColumns as _;
-use super::{organizations, pending};
+use super::{organizations, pending, pending_increments};
 use crate::domain::ids::{METERS_MAX, MeterId, OrganizationId};
 use crate::domain::organization::Organization;
 use crate::domain::quantity::Count;
@@ -70,7 +70,7 @@ pub enum Outcome {
     },
     /// The organization was deleted since; nothing was done.
     Deleted,
-    /// An earlier reset of one of the meters, or an adjustment, is pending; nothing was done.
+    /// An earlier reset of one of the meters, an adjustment, or an increment is pending; nothing was done.
     Unfinished,
     /// The idempotency key was used for another payload.
     KeyReused,
@@ -108,9 +108,12 @@ pub async fn commit(
     if let Some(excess) = excess_meter(request, &before, &meters) {
         return Ok(Outcome::TooManyMeters(excess.clone()));
     }
-    // A pending adjustment must find its counter open.
+    // What is pending must find its counter open.
     let pending = pending::reset_meters(&mut *tx, id).await?;
-    if !pending.is_disjoint(&meters) || pending::has_adjustment(&mut *tx, id).await? {
+    if !pending.is_disjoint(&meters)
+        || pending::has_adjustment(&mut *tx, id).await?
+        || pending_increments::lock_and_check(&mut tx, id).await?
+    {
         return Ok(Outcome::Unfinished);
     }
     let (organization, committed) = reset(before, &meters, version, now);

@@ -1,6 +1,6 @@
 //! The sources that an organization's policy is resolved from: defaults, plan, and the organization's own settings.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
@@ -12,7 +12,7 @@ use super::pool::{Error, Postgres, Result};
 use super::types::{TimeZone, corrupt, json, unsigned};
 use crate::domain::calendar::InvalidCalendar;
 use crate::domain::ids::{MeterId, OrganizationId};
-use crate::domain::limit::{Enforcement, Limit, LimitOverride};
+use crate::domain::limit::{Enforcement, Limit, LimitOverride, OnOutage};
 use crate::domain::organization::{
     DefaultSince, Defaults, Organization, OrganizationSettings, Timeline,
 };
@@ -86,6 +86,16 @@ pub async fn sources(db: &Postgres, ids: &[&OrganizationId]) -> Result<Vec<Sourc
     let mut connection = db.pool().await?.acquire().await?;
     let rows = read_all(&mut connection, ids).await?;
     let sources: sqlx::Result<_> = rows.into_iter().map(|row| row.sources).collect();
+    Ok(sources?)
+}
+
+/// Reads the sources of some organizations. Fails if a row is corrupt.
+pub(super) async fn read_by_id(
+    tx: &mut PgConnection,
+    ids: &[&OrganizationId],
+) -> Result<HashMap<OrganizationId, Sources>> {
+    let rows = read_all(tx, ids).await?.into_iter();
+    let sources: sqlx::Result<_> = rows.map(|row| Ok((row.id, row.sources?))).collect();
     Ok(sources?)
 }
 
@@ -220,6 +230,7 @@ struct LimitRow {
     units: Option<Count>,
     enforcement: Option<Enforcement>,
     warn_at: Option<Vec<u16>>,
+    on_outage: Option<OnOutage>,
 }
 
 impl LimitRow {
@@ -228,6 +239,7 @@ impl LimitRow {
             limit: self.limited.then_some(Limit(self.units)),
             enforcement: self.enforcement,
             warn_at: self.warn_at,
+            on_outage: self.on_outage,
         };
         (self.meter, limit)
     }

@@ -26,7 +26,7 @@ use crate::domain::ids::{
     ApiKeyId, ApiKeyName, EventId, IdempotencyKey, MeterId, OrganizationId, PlanId, PlanName,
     WebhookId,
 };
-use crate::domain::limit::Enforcement;
+use crate::domain::limit::{Enforcement, OnOutage};
 use crate::domain::period::{ResetMode, ResetPeriod};
 use crate::domain::quantity::Count;
 use crate::domain::threshold::Notified;
@@ -90,6 +90,7 @@ text!(
     Scope,
     TimeZone,
     Notified,
+    OnOutage,
     WebhookId,
 );
 

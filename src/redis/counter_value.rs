@@ -36,6 +36,7 @@ pub(super) fn parse(counter: &CounterId, value: &[u8]) -> Option<LiveCounter> {
         oldest_unstored,
         never_stored: settled == 0,
         adjusted: None,
+        drained: 0,
         thresholds: Thresholds::default(),
     };
     if !items.is_empty() {
@@ -59,9 +60,12 @@ fn parse_rest(snapshot: &mut Snapshot, items: &mut Items<'_>) -> Option<()> {
     snapshot.thresholds.previous_limits = previous_limits
         .map(|it| it.parse().ok())
         .collect::<Option<_>>()?;
-    if let Some(adjusted) = some(items.text()?) {
+    let corrections = items.text()?;
+    let (adjusted, drained) = corrections.split_once(' ').unwrap_or((corrections, "0"));
+    if let Some(adjusted) = some(adjusted) {
         snapshot.adjusted = Some(adjusted.parse().ok()?);
     }
+    snapshot.drained = drained.parse().ok()?;
     let refunded = items.number()?;
     if let Some(newest) = snapshot.hours.first_mut() {
         newest.refunded = refunded;
@@ -125,7 +129,7 @@ mod tests {
         rmp::encode::write_sint(&mut head, 10 * HOUR).unwrap();
         head.extend([5, 2]);
         let mut rest = vec![0x9c, 4, 8];
-        for text in ["80:0:17:0", "", "1:-3:4:32400000"] {
+        for text in ["80:0:17:0", "", "1:-3:4:32400000 12"] {
             rmp::encode::write_str(&mut rest, text).unwrap();
         }
         // An hour before the newest that gave back more than it counted, and a usual one two hours before that.
@@ -155,6 +159,7 @@ mod tests {
         assert_eq!(snapshot.thresholds.peak.get(), 8);
         assert_eq!(snapshot.thresholds.notified.percent, 80);
         assert_eq!(snapshot.adjusted.unwrap().applied, -3);
+        assert_eq!(snapshot.drained, 12);
     }
 
     #[test]

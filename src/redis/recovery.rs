@@ -168,6 +168,7 @@ impl Connection {
             call.arg(text((notified != Notified::default()).then_some(notified)))
                 .arg(text(snapshot.adjusted))
                 .arg(text(dirty_since))
+                .arg(snapshot.drained)
                 .arg(counter.organization.as_str());
             for hour in &snapshot.hours {
                 let start = hour.start.timestamp_millis();

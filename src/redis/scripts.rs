@@ -59,6 +59,7 @@ scripts! {
     RESTORE: Restore = "restore" + ["counter", "organization"];
     CLOSE: Close = "close" + ["counter", "organization", "data_set"];
     ADJUST: Adjust = "adjust" + ["counter", "organization"];
+    DRAIN: Drain = "drain" + ["counter", "organization"];
     SETTLE: Settle = "settle" + ["counter"];
     CONFIGURE: Configure = "configure" + ["counter", "organization"];
     POLICY: Policy = "policy" + ["organization"];

@@ -15,7 +15,7 @@ use futures::stream::{self, FuturesUnordered};
 use tokio::sync::Semaphore;
 use tokio::task::yield_now;
 
-use super::count::{BATCH_CHARGES_MAX, ROUNDS_MAX, Usage, not_counted};
+use super::count::{BATCH_CHARGES_MAX, ROUNDS_MAX, Usage, event_time, not_counted};
 use super::error::Error;
 use super::plan::{Plan, RetryState};
 use super::types::{Decided, Request};
@@ -63,7 +63,42 @@ impl Usage {
         requests: &[Request],
     ) -> Result<Vec<Result<Decided, Error>>, Error> {
         // First, so that an outage is one error and not thousands.
-        self.ctx.redis.connection().await?;
+        let mut results = match self.ctx.redis.connection().await {
+            Ok(_) => self.try_decide_all(requests).await,
+            Err(error) => requests.iter().map(|_| Err(error.clone().into())).collect(),
+        };
+        if results.iter().any(is_outage) {
+            results = self.admit_all_in_outage(requests, results).await?;
+        }
+        let turn = Turn::default();
+        for (request, result) in requests.iter().zip(&mut results) {
+            turn.spend(request.demands.len()).await;
+            if let Ok(refusal) = result
+                && !refusal.granted
+            {
+                self.look_ahead(request, refusal).await;
+            }
+            self.record(request, result);
+        }
+        Ok(results)
+    }
+
+    /// Admits what was not sent because Redis is down, as far as its policies allow. An error if that leaves nothing.
+    async fn admit_all_in_outage(
+        &self,
+        requests: &[Request],
+        results: Vec<Result<Decided, Error>>,
+    ) -> Result<Vec<Result<Decided, Error>>, Error> {
+        let admitting = requests.iter().zip(results);
+        let admitting = admitting.map(|(request, result)| self.admit_in_outage(request, result));
+        let results = join_all(admitting).await;
+        match results.first() {
+            Some(Err(error)) if results.iter().all(is_outage) => Err(error.clone()),
+            _ => Ok(results),
+        }
+    }
+
+    async fn try_decide_all(&self, requests: &[Request]) -> Vec<Result<Decided, Error>> {
         let undecided = || Err(Failure::Contended.into());
         let mut results: Vec<_> = requests.iter().map(|_| undecided()).collect();
         let retry = RetryState::default();
@@ -75,16 +110,7 @@ impl Usage {
             }
             items = self.round(requests, items, &mut results).await;
         }
-        let turn = Turn::default();
-        for (request, result) in requests.iter().zip(&mut results) {
-            turn.spend(request.demands.len()).await;
-            if let Ok(refusal) = result
-                && !refusal.granted
-            {
-                self.look_ahead(request, refusal).await;
-            }
-        }
-        Ok(results)
+        results
     }
 
     /// Sends each request once, and resolves what Redis lacked, for all of them together. Returns those that need
@@ -105,10 +131,7 @@ impl Usage {
             .into_iter()
             .map(|(shard, items)| self.shard_round(requests, shard, items, &lookups, &turn))
             .collect();
-        let mut finish = |item: Item, result| {
-            self.record(&requests[item.index], &result);
-            results[item.index] = result;
-        };
+        let mut finish = |item: Item, result| results[item.index] = result;
         let (mut missed, mut retry) = (Vec::new(), Vec::new());
         let turn = Turn::default();
         while let Some(steps) = rounds.next().await {
@@ -231,7 +254,7 @@ impl Usage {
                     continue;
                 }
             };
-            match self.event_time(request, now) {
+            match event_time(&self.ctx, request, now) {
                 Ok(at) => {
                     let plan = Plan::new(policy, generation, now, at, item.retry);
                     planned.push((item, plan));
@@ -270,6 +293,10 @@ impl Usage {
         }
         steps
     }
+}
+
+fn is_outage(result: &Result<Decided, Error>) -> bool {
+    matches!(result, Err(error) if error.is_counter_outage())
 }
 
 /// Yields to other tasks after every [`YIELD_AFTER`] steps of a loop.

@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 use futures::future::try_join_all;
 use tokio::sync::Semaphore;
 
+use super::admission::Admissions;
 use super::error::Error;
 use super::plan::{Plan, RetryState};
 use super::recovery::{Recovered, Recovery};
@@ -35,6 +36,7 @@ pub struct Usage {
     pub(super) ctx: Context,
     pub(super) policies: Policies,
     pub(super) recovery: Recovery,
+    admissions: Admissions,
     /// A permit for each charge of a batch that may be in flight.
     pub(super) batch_room: Arc<Semaphore>,
 }
@@ -43,6 +45,7 @@ impl Usage {
     /// Creates a handle.
     pub fn new(ctx: Context, policies: Policies, recovery: Recovery) -> Self {
         Self {
+            admissions: Admissions::new(ctx.clone(), policies.clone()),
             ctx,
             policies,
             recovery,
@@ -52,7 +55,8 @@ impl Usage {
 
     /// Decides a request, and counts it if it is granted.
     pub async fn decide(&self, request: &Request) -> Result<Decided, Error> {
-        let mut decided = self.try_decide(request).await;
+        let decided = self.try_decide(request).await;
+        let mut decided = self.admit_in_outage(request, decided).await;
         if let Ok(refusal) = &mut decided
             && !refusal.granted
         {
@@ -60,6 +64,21 @@ impl Usage {
         }
         self.record(request, &decided);
         decided
+    }
+
+    /// The result itself, unless Redis is down: then the request may be admitted without a decision.
+    pub(super) async fn admit_in_outage(
+        &self,
+        request: &Request,
+        result: Result<Decided, Error>,
+    ) -> Result<Decided, Error> {
+        match result {
+            Err(error) if error.is_counter_outage() => {
+                // Boxed, like all rare steps: keeps the hot-path future small.
+                Box::pin(self.admissions.admit(request, error)).await
+            }
+            result => result,
+        }
     }
 
     async fn try_decide(&self, request: &Request) -> Result<Decided, Error> {
@@ -74,7 +93,7 @@ impl Usage {
             };
             let policy = self.policies.get(&request.organization).await?;
             let now = self.ctx.clock.now();
-            let at = match self.event_time(request, now) {
+            let at = match event_time(&self.ctx, request, now) {
                 Ok(at) => at,
                 Err(out_of_range) => {
                     let late = vec![(request, policy, out_of_range)];
@@ -100,20 +119,6 @@ impl Usage {
             }
         }
         Err(Failure::Contended.into())
-    }
-
-    /// When the event of a request happened, if that is within the accepted range.
-    pub(super) fn event_time(
-        &self,
-        request: &Request,
-        now: DateTime<Utc>,
-    ) -> Result<DateTime<Utc>, Error> {
-        let at = request.timestamp.unwrap_or(now);
-        let (age, late) = (now - at, self.ctx.late);
-        if age > late || -age > EARLY_MAX {
-            return Err(Error::TimestampOutOfRange(late.num_hours()));
-        }
-        Ok(at)
     }
 
     /// The result that Redis replied, or what it lacked.
@@ -279,6 +284,7 @@ impl Usage {
         let times = u64::from(request.times);
         let (granted, otherwise) = match result {
             Ok(decided) if decided.replayed => (0, metrics::Outcome::Replayed),
+            Ok(decided) if decided.degraded.is_some() => (0, metrics::Outcome::Degraded),
             Ok(decided) => (u64::from(decided.times_granted), metrics::Outcome::Denied),
             Err(_) => (0, metrics::Outcome::Failed),
         };
@@ -295,6 +301,20 @@ impl Usage {
             }
         }
     }
+}
+
+/// When the event of a request happened, if that is within the accepted range.
+pub(super) fn event_time(
+    ctx: &Context,
+    request: &Request,
+    now: DateTime<Utc>,
+) -> Result<DateTime<Utc>, Error> {
+    let at = request.timestamp.unwrap_or(now);
+    let (age, late) = (now - at, ctx.late);
+    if age > late || -age > EARLY_MAX {
+        return Err(Error::TimestampOutOfRange(late.num_hours()));
+    }
+    Ok(at)
 }
 
 /// Why a request was not counted, or that it is unknown whether it was.

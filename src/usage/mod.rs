@@ -5,8 +5,10 @@
 //! policy is looked up. Single requests ([`count`]) and batches ([`batch`]) take the same steps. Start reading at
 //! [`Usage::decide`].
 
+mod admission;
 mod batch;
 mod count;
+pub mod drain;
 mod effective;
 mod error;
 pub mod history;
@@ -23,4 +25,4 @@ pub use count::Usage;
 pub use error::Error;
 pub use list::{Entry, Page};
 pub use read::OrganizationUsage;
-pub use types::{Decided, MeterUsage, Refused, Request};
+pub use types::{Decided, Degraded, MeterUsage, Refused, Request};

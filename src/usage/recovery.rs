@@ -208,7 +208,7 @@ impl Recovery {
         let recovered = self.recover(connection, policy, &next, now).await?;
         if recovered == Recovered::Ready {
             let closed = CounterId::new(organization, meter, reset.closed_start);
-            self.store(connection, closed, now).await?;
+            self.store(connection, &[closed], now).await?;
         }
         Ok(recovered)
     }
@@ -240,7 +240,8 @@ impl Recovery {
             };
             match connection.adjust(&correction, now).await? {
                 RecoveryReply::Ready => {
-                    self.store(connection, counter.clone(), now).await?;
+                    self.store(connection, std::slice::from_ref(counter), now)
+                        .await?;
                     return Ok(Recovered::Ready);
                 }
                 RecoveryReply::Policy => return Ok(Recovered::OlderPolicy),
@@ -258,15 +259,15 @@ impl Recovery {
         Err(Failure::Contended)
     }
 
-    /// Stores a counter in Postgres now. The flush will store it as well, and notify its thresholds.
-    async fn store(
+    /// Stores counters in Postgres now. The flush will store them as well, and notify their thresholds.
+    pub(super) async fn store(
         &self,
         connection: &Connection,
-        counter: CounterId,
+        counters: &[CounterId],
         now: DateTime<Utc>,
     ) -> Result<(), Failure> {
         let postgres = &self.ctx.postgres;
-        let read = connection.read(&[counter]).await?;
+        let read = connection.read(counters).await?;
         let snapshots: Vec<Snapshot> = read.into_iter().flatten().collect();
         let hours = snapshots.iter().flat_map(Snapshot::unstored_hours);
         usage::ensure_partitions(postgres, hours.map(|hour| hour.start)).await?;

@@ -13,7 +13,7 @@ use crate::domain::policy::Policy;
 use crate::domain::quantity::Count;
 use crate::domain::threshold::crossed;
 use crate::policies::CachedPolicy;
-use crate::redis::{Answer, IdempotencyUse};
+use crate::redis::{Answer, Charge, IdempotencyUse};
 
 /// A request to count or check.
 #[derive(Debug, Clone)]
@@ -61,6 +61,8 @@ pub struct Decided {
     pub meters: Vec<MeterUsage>,
     /// Of a refusal: when the same request would be granted if nothing else is counted; none if waiting does not help.
     pub earliest_grant: Option<DateTime<Utc>>,
+    /// Set if it was admitted without a decision, because Redis was down: then every count is unknown, and reads 0.
+    pub degraded: Option<Degraded>,
     /// The policy that this instance used.
     pub(super) policy: Arc<CachedPolicy>,
     /// Whether a newer policy decided.
@@ -98,6 +100,7 @@ impl Decided {
             replayed: answer.replayed,
             meters: meters.collect(),
             earliest_grant: None,
+            degraded: None,
             policy: Arc::clone(policy),
             outdated: readings.any(|reading| reading.stamp.version > policy.version),
         }
@@ -131,6 +134,38 @@ impl Decided {
             replayed: false,
             meters,
             earliest_grant: None,
+            degraded: None,
+            policy: Arc::clone(policy),
+            outdated: false,
+        }
+    }
+
+    /// The result of a request that is admitted without a decision, by the charges that it would make.
+    pub(super) fn degraded(
+        request: &Request,
+        policy: &Arc<CachedPolicy>,
+        charges: &[Charge],
+        queued: bool,
+    ) -> Self {
+        let meters = charges.iter().map(|charge| {
+            let (counter, stamp) = (&charge.counter, &charge.stamp);
+            let period = Period {
+                start: counter.start,
+                end: stamp.end,
+            };
+            let meter = counter.meter.clone();
+            MeterUsage {
+                demand: charge.demand,
+                ..MeterUsage::read(meter, Count::ZERO, stamp.rule, period, None)
+            }
+        });
+        Self {
+            granted: true,
+            times_granted: request.times,
+            replayed: false,
+            meters: meters.collect(),
+            earliest_grant: None,
+            degraded: Some(Degraded { queued }),
             policy: Arc::clone(policy),
             outdated: false,
         }
@@ -138,12 +173,20 @@ impl Decided {
 
     /// The percentages of a meter's limit that one granted call has crossed.
     pub fn crossed(&self, usage: &MeterUsage) -> Vec<u16> {
-        let Some(limit) = self.policy.limits.get(&usage.meter) else {
+        let limit = self.policy.limits.get(&usage.meter);
+        let Some(limit) = limit.filter(|_| self.degraded.is_none()) else {
             return Vec::new();
         };
         let before = usage.used.saturating_less(usage.demand.amount);
         crossed(before, usage.used, usage.rule.limit, &limit.warn_at)
     }
+}
+
+/// How a request was admitted without a decision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Degraded {
+    /// Whether it is committed to Postgres, to be counted once Redis is back; a check counts nothing.
+    pub queued: bool,
 }
 
 /// The usage of one meter after a decision, or when it was read.

@@ -7,6 +7,8 @@
 #![expect(unreachable_pub, reason = "a test binary exports nothing")]
 
 mod adjustments;
+mod admission;
+mod admission_model;
 mod analytics;
 mod audit;
 mod batch;

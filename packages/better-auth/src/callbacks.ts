@@ -23,9 +23,10 @@ export class Callbacks {
 
   /** Calls back for the answer to a call; undefined if there is nothing to tell. Never rejects. */
   afterCall(result: MeterUsage): Promise<void> | undefined {
-    if (!this.#isInline) return undefined;
     const { organizationId, limit, current, crossed = [], resetDate } = result;
-    const isExceeded = exceedsFirst(result);
+    // In an outage nobody knows the count.
+    if (!this.#isInline || current === null) return undefined;
+    const isExceeded = exceedsFirst(result, current);
     const isNewPeriod = current === result.amount && !result.deniedBy && this.#settings.onUsageReset !== undefined;
     const isCrossing = limit !== null && (crossed.length > 0 || isExceeded);
     if (!isCrossing && !isNewPeriod) return undefined;
@@ -108,7 +109,7 @@ export class Callbacks {
 }
 
 /** Whether the call is the period's first beyond the limit. */
-function exceedsFirst({ enforcement, limit, current, amount, first }: MeterUsage): boolean {
+function exceedsFirst({ enforcement, limit, amount, first }: MeterUsage, current: number): boolean {
   if (enforcement === "hard") return first === true;
   return limit !== null && current > limit && current - amount <= limit;
 }

@@ -91,6 +91,7 @@ export class Tracker {
   /** Learns from an answer whether the limit is used up, and returns the callbacks that are due. */
   #observe(result: MeterUsage): Promise<void> | undefined {
     const { organizationId, enforcement, limit, current } = result;
+    if (current === null) return undefined;
     this.#exhausted.delete(organizationId);
     if (this.#parts.settings.mode === "async" && enforcement === "hard" && limit !== null && current >= limit) {
       this.#exhausted.add(organizationId);

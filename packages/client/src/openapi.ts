@@ -1399,6 +1399,13 @@ export interface components {
              */
             expiresAt: string;
         };
+        /** @description How a call was admitted without a decision; empty where it was decided. */
+        Degradation: {
+            /** @description True if the counters were unreachable: nothing was enforced, and counts are null; else absent. */
+            degraded?: boolean;
+            /** @description True if the call is committed, and counted once the counters are back; else absent. */
+            queued?: boolean;
+        };
         /**
          * @description The result of a deletion.
          * @example {
@@ -1878,6 +1885,8 @@ export interface components {
              *     ]
              */
             warnAt?: number[];
+            /** @description What a consume does while the counters are unreachable. */
+            onOutage?: components["schemas"]["OnOutage"];
             temporary?: components["schemas"]["TemporaryLimit"] | null;
         };
         /** @description A limit that a plan or an organization sets on one meter; absent fields are inherited. */
@@ -1893,6 +1902,8 @@ export interface components {
              *     ]
              */
             warnAt?: number[];
+            /** @description What a consume does while the counters are unreachable. */
+            onOutage?: components["schemas"]["OnOutage"];
         };
         /**
          * @description By meter; null removes the organization's own limit.
@@ -1908,7 +1919,8 @@ export interface components {
          *     }
          * @example {
          *       "api": {
-         *         "enforcement": "soft"
+         *         "enforcement": "soft",
+         *         "onOutage": "allow"
          *       }
          *     }
          * @example {
@@ -2246,6 +2258,11 @@ export interface components {
             enforcement: components["schemas"]["Enforcement"];
             /** @description Percentages of the limit that are notified. */
             warnAt: number[];
+            /**
+             * @description What a consume does while the counters are unreachable; absent where neither the organization nor its plan sets
+             *     it, so that the service's setting applies.
+             */
+            onOutage?: components["schemas"]["OnOutage"];
             /** @description Where it, or any part of it, was set. */
             source: components["schemas"]["Source"];
             /**
@@ -2290,12 +2307,10 @@ export interface components {
              * @description The units refunded, which may be fewer than the amount.
              */
             applied?: number | null;
-            /** @description Units counted in the period. */
-            current: components["schemas"]["Count"];
+            current: components["schemas"]["Count"] | null;
             limit: components["schemas"]["Count"] | null;
             remaining: components["schemas"]["Count"] | null;
-            /** @description `current - limit`, never below 0. */
-            overage: components["schemas"]["Count"];
+            overage: components["schemas"]["Count"] | null;
             /** @description The percentages of `warnAt` that this call crossed; absent if none. */
             crossed?: number[];
             /** @description Among several meters: true for the first call that this meter refuses in its period. */
@@ -2363,6 +2378,11 @@ export interface components {
             events?: components["schemas"]["EventType"][] | null;
             organizationId?: components["schemas"]["OrganizationId"] | null;
         };
+        /**
+         * @description What a consume does while the counters are unreachable.
+         * @enum {string}
+         */
+        OnOutage: "deny" | "allow";
         /**
          * @description The effective settings and limits of an organization.
          * @example {
@@ -2567,6 +2587,19 @@ export interface components {
              * @description At a hard limit or above: calls are denied.
              */
             exceededHard: number;
+        };
+        /** @description What was admitted while Redis was down, and is not counted yet, as this instance last saw it. */
+        Pending: {
+            /**
+             * Format: int64
+             * @description Increments in Postgres.
+             */
+            increments: number;
+            /**
+             * Format: int64
+             * @description How long the oldest has waited.
+             */
+            ageSeconds: number;
         };
         /**
          * @description A plan as stored.
@@ -2915,6 +2948,10 @@ export interface components {
          *         "postgres": "ok",
          *         "redis": "ok"
          *       },
+         *       "pending": {
+         *         "ageSeconds": 0,
+         *         "increments": 0
+         *       },
          *       "status": "ready"
          *     }
          */
@@ -2922,6 +2959,7 @@ export interface components {
             /** @description `degraded` while a server is down, `draining` while the service stops. */
             status: string;
             checks: components["schemas"]["Checks"];
+            pending: components["schemas"]["Pending"];
         };
         /**
          * @description The reason for an adjustment or a reset, for the audit log.
@@ -3347,7 +3385,7 @@ export interface components {
             snapshotAt: string | null;
         };
         /** @description The usage result. */
-        UsageResult: (components["schemas"]["MeterResult"] & components["schemas"]["Denial"]) | (components["schemas"]["Denial"] & {
+        UsageResult: (components["schemas"]["MeterResult"] & components["schemas"]["Denial"] & components["schemas"]["Degradation"]) | (components["schemas"]["Denial"] & components["schemas"]["Degradation"] & {
             allowed: boolean;
             organizationId: components["schemas"]["OrganizationId"];
             meters: {
@@ -5874,6 +5912,10 @@ export interface operations {
                      *       "checks": {
                      *         "postgres": "ok",
                      *         "redis": "ok"
+                     *       },
+                     *       "pending": {
+                     *         "ageSeconds": 0,
+                     *         "increments": 0
                      *       },
                      *       "status": "draining"
                      *     }

@@ -15,6 +15,10 @@ export interface Verdict {
   retryAt?: string;
   /** The same in seconds from now, rounded up. */
   retryAfter?: number;
+  /** True if the counters were unreachable: nothing was enforced, and counts are null. */
+  degraded?: boolean;
+  /** True if such a call is counted once the counters are back. */
+  queued?: boolean;
   /** True if the call repeated an idempotency key: this is the first result, and nothing was counted. */
   replayed?: true;
 }
@@ -29,7 +33,7 @@ export type MeterUsage = MeterState & Verdict;
 export interface MetersUsage extends Verdict {
   allowed: boolean;
   organizationId: string;
-  /** By name, charged or required. */
+  /** By name, charged or required; counts are null where `degraded`. */
   meters: Record<string, MeterState>;
 }
 

@@ -6,11 +6,11 @@ const tallyman: Tallyman = createTallyman({ url: "http://127.0.0.1:7400", key: a
 
 export async function counting(body: { organizationId: string }) {
   const one = await tallyman.consume({ organizationId: "org", amount: 2, require: { tokens: 1 } }, { idempotencyKey: "order-42" });
-  const counted: number = one.current;
+  const counted: number | null = one.current;
   const limit: number | null = one.limit;
   const first: boolean = one.first ?? false;
   const several = await tallyman.track({ organizationId: "org", meters: { api: 1, tokens: 1200 }, timestamp: "2026-11-30T00:00:00Z" });
-  const tokens: number | undefined = several.meters["tokens"]?.current;
+  const tokens: number | null | undefined = several.meters["tokens"]?.current;
   (await tallyman.refund(body)).applied satisfies number | null | undefined;
   (await tallyman.check({ organizationId: "org" }, { signal: AbortSignal.timeout(100) })).retryAfter satisfies number | undefined;
 

@@ -16,6 +16,7 @@ pub(super) struct LimitLine {
     pub(super) limit: String,
     pub(super) enforcement: String,
     pub(super) warn_at: String,
+    pub(super) on_outage: String,
 }
 
 impl LimitLine {
@@ -25,6 +26,7 @@ impl LimitLine {
             limit: format!("limit-{line}"),
             enforcement: format!("enforcement-{line}"),
             warn_at: format!("warnAt-{line}"),
+            on_outage: format!("onOutage-{line}"),
         }
     }
 
@@ -41,6 +43,9 @@ impl LimitLine {
         if let Some(percentages) = fields.percentages(&self.warn_at) {
             limit["warnAt"] = percentages;
         }
+        if let Some(on_outage) = fields.given(&self.on_outage) {
+            limit["onOutage"] = json!(on_outage);
+        }
         limit
     }
 
@@ -51,6 +56,11 @@ impl LimitLine {
             .field(&self.limit, "Limit", units.unwrap_or_default())
             .field(&self.enforcement, "When reached", enforcement)
             .field(&self.warn_at, "Warn at, %", percentages(limit))
+            .field(
+                &self.on_outage,
+                "In an outage",
+                limit["onOutage"].as_str().unwrap_or_default(),
+            )
     }
 }
 

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::display::{MeterDisplays, override_with};
 use super::feature::{Feature, Features};
 use super::ids::{MeterId, PlanId};
-use super::limit::{MeterLimit, Rule, Source, TemporaryLimit};
+use super::limit::{MeterLimit, OnOutage, Rule, Source, TemporaryLimit};
 use super::organization::{DefaultSince, Defaults, Organization};
 use super::plan::Plan;
 use super::quantity::Count;
@@ -165,6 +165,11 @@ impl Policy {
         values
             .map(|(name, set)| (name.clone(), set.value.clone()))
             .collect()
+    }
+
+    /// What a consume of a meter does in an outage, if the organization or its plan sets it.
+    pub fn on_outage(&self, meter: &MeterId) -> Option<OnOutage> {
+        self.limits.get(meter)?.on_outage
     }
 
     /// The rule of a meter.

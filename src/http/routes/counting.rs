@@ -159,7 +159,9 @@ async fn decide(
     } else {
         Json(usage).into_response()
     };
-    rate_limit::describe(&decided.meters, now, response.headers_mut());
+    if decided.degraded.is_none() {
+        rate_limit::describe(&decided.meters, now, response.headers_mut());
+    }
     mark_replayed(response.headers_mut(), decided.replayed);
     Ok(match preference {
         Preference::Full => response,

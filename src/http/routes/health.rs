@@ -23,12 +23,25 @@ const PING_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Whether the service accepts requests, and the state of its servers.
 #[derive(Debug, Serialize, ToSchema)]
-#[schema(example = json!({"status": "ready", "checks": {"redis": "ok", "postgres": "ok"}}))]
+#[schema(example = json!({
+    "status": "ready", "checks": {"redis": "ok", "postgres": "ok"}, "pending": {"increments": 0, "ageSeconds": 0}
+}))]
 pub(in crate::http) struct Readiness {
     /// `degraded` while a server is down, `draining` while the service stops.
     #[schema(pattern = "^(ready|degraded|draining)$")]
     status: &'static str,
     checks: Checks,
+    pending: Pending,
+}
+
+/// What was admitted while Redis was down, and is not counted yet, as this instance last saw it.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct Pending {
+    /// Increments in Postgres.
+    increments: u64,
+    /// How long the oldest has waited.
+    age_seconds: u64,
 }
 
 /// The state of each server: `ok` or `away`.
@@ -63,7 +76,10 @@ pub(in crate::http) async fn healthz() -> &'static str {
     responses(
         (status = 200, description = "The service accepts requests.", body = Readiness),
         (status = 503, description = "The service is stopping.", body = Readiness,
-            example = json!({"status": "draining", "checks": {"redis": "ok", "postgres": "ok"}})),
+            example = json!({
+                "status": "draining", "checks": {"redis": "ok", "postgres": "ok"},
+                "pending": {"increments": 0, "ageSeconds": 0}
+            })),
     )
 )]
 pub(in crate::http) async fn readyz(Shared(state): Shared<State>) -> (StatusCode, Json<Readiness>) {
@@ -83,10 +99,15 @@ pub(in crate::http) async fn readyz(Shared(state): Shared<State>) -> (StatusCode
     } else {
         StatusCode::OK
     };
+    let pending = state.ctx.metrics.pending();
     (
         code,
         Json(Readiness {
             status,
+            pending: Pending {
+                increments: pending.increments,
+                age_seconds: pending.age.as_secs(),
+            },
             checks: Checks {
                 redis: state_of(redis),
                 postgres: state_of(postgres),

@@ -11,7 +11,9 @@ use crate::domain::display::MeterDisplay;
 use crate::domain::feature::Feature;
 use crate::domain::ids::{METERS_MAX, MeterId};
 use crate::domain::input::{double_option, not_null, optional};
-use crate::domain::limit::{Enforcement, Limit, LimitOverride, TemporaryLimit, WarnAt, warn_at};
+use crate::domain::limit::{
+    Enforcement, Limit, LimitOverride, OnOutage, TemporaryLimit, WarnAt, warn_at,
+};
 use crate::domain::organization::OrganizationSettings;
 use crate::domain::patch::Change;
 use crate::domain::quantity::Count;
@@ -32,6 +34,10 @@ pub(in crate::http) struct LimitChange {
     #[serde(default, deserialize_with = "optional::<WarnAt, _>")]
     #[schema(schema_with = warn_at)]
     warn_at: Option<Vec<u16>>,
+    /// What a consume does while the counters are unreachable.
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
+    on_outage: Option<OnOutage>,
     /// A limit that applies for a time instead of the lasting one; null ends it.
     #[serde(default)]
     #[schema(value_type = Option<TemporaryLimit>)]
@@ -45,6 +51,7 @@ impl From<LimitChange> for admin::LimitChange {
                 limit: change.limit,
                 enforcement: change.enforcement,
                 warn_at: change.warn_at,
+                on_outage: change.on_outage,
             },
             temporary: change.temporary,
         }
@@ -67,7 +74,7 @@ impl PartialSchema for LimitPatch {
             .max_properties(Some(METERS_MAX))
             .examples([
                 json!({"tokens": {"limit": 1500, "enforcement": "hard", "warnAt": [80, 100]}}),
-                json!({"api": {"enforcement": "soft"}}),
+                json!({"api": {"enforcement": "soft", "onOutage": "allow"}}),
                 json!({"api": {"limit": null}}),
                 json!({"api": {"temporary": {"limit": 12000, "until": "2040-01-01T00:00:00Z"}}}),
                 json!({"api": {"temporary": null}}),

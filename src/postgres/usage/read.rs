@@ -17,7 +17,7 @@ use crate::postgres::types::{BindColumns as _, unsigned};
 macro_rules! snapshot_columns {
     () => {
         "organization_id, meter, period_start, period_end, used, denied, refunded, limit_units, enforcement,
-         policy_version, epoch, seq, closed_at, told, adjusted"
+         policy_version, epoch, seq, closed_at, told, adjusted, drained"
     };
 }
 pub(super) use snapshot_columns;
@@ -47,6 +47,7 @@ impl FromRow<'_, PgRow> for Snapshot {
             oldest_unstored: None,
             never_stored: false,
             adjusted: row.try_get("adjusted")?,
+            drained: unsigned(row, "drained")?,
             thresholds: Thresholds {
                 notified: notified.unwrap_or_default(),
                 ..Thresholds::default()
@@ -113,7 +114,7 @@ pub async fn running_meters(
     running_meters_of(&mut connection, organizations, now).await
 }
 
-pub(super) async fn running_meters_of(
+pub(in crate::postgres) async fn running_meters_of(
     tx: &mut PgConnection,
     organizations: impl IntoIterator<Item = &OrganizationId>,
     now: DateTime<Utc>,

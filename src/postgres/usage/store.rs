@@ -78,9 +78,9 @@ const UPSERT: &str = concat!(
          select new.*, id, plan_id
          from unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::bigint[], $6::bigint[],
                      $7::bigint[], $8::bigint[], $9::text[], $10::bigint[], $11::bigint[], $12::bigint[],
-                     $13::timestamptz[], $14::text[], $15::text[])
+                     $13::timestamptz[], $14::text[], $15::text[], $16::bigint[])
               as new (organization_id, meter, period_start, period_end, used, denied, refunded, limit_units,
-                      enforcement, policy_version, epoch, seq, closed_at, told, adjusted)
+                      enforcement, policy_version, epoch, seq, closed_at, told, adjusted, drained)
          -- The offset forces an index lookup for each, even if statistics are of a time when the table was small.
          left join lateral (
              select id, plan_id from organizations where id = organization_id offset 0
@@ -98,10 +98,11 @@ const UPSERT: &str = concat!(
          insert into standings (organization_id) select id from created returning organization_id
      )
      insert into usage_history (organization_id, meter, period_start, period_end, used, denied, refunded, limit_units,
-                                enforcement, policy_version, epoch, seq, closed_at, told, adjusted, plan_id, stored_at)
+                                enforcement, policy_version, epoch, seq, closed_at, told, adjusted, drained, plan_id,
+                                stored_at)
      select organization_id, meter, period_start, period_end, used, denied, refunded, limit_units, enforcement,
-            policy_version, epoch, seq, closed_at, told, adjusted,
-            coalesce(plan_id, (select settings ->> 'planId' from defaults)), $16
+            policy_version, epoch, seq, closed_at, told, adjusted, drained,
+            coalesce(plan_id, (select settings ->> 'planId' from defaults)), $17
      from read
      -- The count forces organizations to be created before rows are locked, here as everywhere.
      cross join (select count(*) from listed) as first
@@ -111,7 +112,7 @@ const UPSERT: &str = concat!(
          refunded = excluded.refunded, limit_units = excluded.limit_units, enforcement = excluded.enforcement,
          policy_version = excluded.policy_version, epoch = excluded.epoch, seq = excluded.seq,
          closed_at = excluded.closed_at, told = excluded.told, adjusted = excluded.adjusted,
-         stored_at = excluded.stored_at,
+         drained = excluded.drained, stored_at = excluded.stored_at,
          -- A period that is over keeps the plan that it ended with.
          plan_id = case when excluded.period_end <= excluded.stored_at
                         then coalesce(usage_history.plan_id, excluded.plan_id) else excluded.plan_id end
@@ -153,6 +154,7 @@ async fn upsert<'a>(
         .column(snapshots, |it| it.stamp.end.filter(|_| it.stamp.closed))
         .column(snapshots.iter().enumerate(), |(at, it)| notified(at, it))
         .column(snapshots, |it| it.adjusted)
+        .column(snapshots, |it| BigInt(it.drained))
         .bind(now)
         .fetch_all(tx)
         .await?;

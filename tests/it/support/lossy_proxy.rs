@@ -29,6 +29,7 @@ struct Plan {
     passed: AtomicUsize,
     closes: AtomicBool,
     open: watch::Sender<bool>,
+    cut: watch::Sender<bool>,
 }
 
 impl LossyProxy {
@@ -42,12 +43,16 @@ impl LossyProxy {
             passed: AtomicUsize::new(0),
             closes: AtomicBool::new(false),
             open: watch::Sender::new(true),
+            cut: watch::Sender::new(false),
         });
         let shared = Arc::clone(&plan);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let mut open = shared.open.subscribe();
                 open.wait_for(|open| *open).await.unwrap();
+                if *shared.cut.borrow() {
+                    continue;
+                }
                 let target = shared.target.lock().unwrap().clone();
                 let server = UnixStream::connect(target).await.unwrap();
                 tokio::spawn(forward(client, server, Arc::clone(&shared)));
@@ -93,6 +98,15 @@ impl LossyProxy {
         self.plan.open.send_replace(true);
     }
 
+    /// Closes every connection, and each new one, until [`LossyProxy::restore`].
+    pub fn cut(&self) {
+        self.plan.cut.send_replace(true);
+    }
+
+    pub fn restore(&self) {
+        self.plan.cut.send_replace(false);
+    }
+
     /// From now on drops every n-th chunk and closes its connection; 0 = none.
     pub fn lose_every(&self, chunks: usize) {
         self.plan.every.store(chunks, Ordering::SeqCst);
@@ -119,11 +133,13 @@ impl Plan {
 }
 
 async fn forward(mut client: UnixStream, mut server: UnixStream, plan: Arc<Plan>) {
+    let mut cut = plan.cut.subscribe();
     let (from_client, to_client) = client.split();
     let (from_server, to_server) = server.split();
     tokio::select! {
         () = carry(from_client, to_server, || plan.drops()) => {}
         () = carry(from_server, to_client, || plan.drops_reply()) => {}
+        _ = cut.wait_for(|cut| *cut) => {}
     }
 }
 

@@ -38,7 +38,7 @@ use tallyman::clock::Clock;
 use tallyman::config::{
     Config, ConnectionLimits, JwtConfig, LogConfig, Origins, PLUGIN_PATH, Servers, TlsConfig,
 };
-use tallyman::domain::limit::MeterLimit;
+use tallyman::domain::limit::{MeterLimit, OnOutage};
 use tallyman::domain::organization::{DefaultCalendar, Defaults};
 use tallyman::domain::period::{ResetMode, ResetPeriod};
 use tallyman::domain::quantity::Count;
@@ -469,6 +469,8 @@ fn default_config() -> Config {
         database_connections: 10,
         flush_interval: Duration::from_secs(1),
         scheduler: true,
+        on_outage: OnOutage::Deny,
+        pending_max: 1000,
         idempotency: Duration::from_hours(24),
         late: Duration::from_hours(48),
         webhook_private_addresses: true,
