@@ -2,7 +2,7 @@
 //!
 //! The measure is how long the oldest waiting call has waited. A burst, or a pause of the server, raises it briefly; under
 //! a load beyond capacity it stays high, however long the queue is. So calls are refused only once it has been above a
-//! target for a while, and as long as it is. After CoDel (Nichols and Jacobson, "Controlling Queue Delay", ACM Queue 10/5,
+//! target for a while, and as long as it is. After `CoDel` (Nichols and Jacobson, "Controlling Queue Delay", ACM Queue 10/5,
 //! 2012), which drops packets by the same measure.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -76,7 +76,8 @@ mod tests {
         let mut refused = Vec::new();
         for (at, waited) in waits {
             let now = start + Duration::from_secs(10) + Duration::from_millis(*at);
-            pressure.observe(Some(now - Duration::from_millis(*waited)), now);
+            let oldest = now.checked_sub(Duration::from_millis(*waited));
+            pressure.observe(oldest, now);
             if pressure.refuses() {
                 refused.push(*at);
             }

@@ -173,7 +173,7 @@ async fn serve(config: Config, servers: Servers, migrate: bool) -> Result<()> {
     let clock = clock(&config);
     let app = App::build(config, servers, clock).await?;
     tracing::info!("listening on {scheme}://{address}");
-    app.serve(listener, stop).await
+    Box::pin(app.serve(listener, stop)).await
 }
 
 #[cfg(debug_assertions)]

@@ -95,8 +95,8 @@ impl Drainer {
             };
             first = Some(oldest.id);
             let policy = sources.resolve(now);
-            let counted = self.count(&connection, &policy, organization, &pending, now);
-            match counted.await? {
+            let counting = self.count(&connection, &policy, organization, &pending, now);
+            match counting.await? {
                 Counted::All(counters) => {
                     self.recovery.store(&connection, &counters, now).await?;
                     pending_increments::delete_stored(postgres, organization).await?;
@@ -209,5 +209,5 @@ fn idempotency_uses(pending: &[PendingOperation]) -> Vec<Option<IdempotencyUse>>
 /// The thresholds of a meter in percent of its limit, separated by spaces.
 fn percents(policy: &Policy, meter: &MeterId) -> String {
     let limit = policy.limits.get(meter).cloned().unwrap_or_default();
-    WatchedThresholds::of(&limit).percents.to_string()
+    WatchedThresholds::of(&limit).percents.clone()
 }

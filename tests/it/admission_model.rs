@@ -112,7 +112,7 @@ fn each_acknowledged_call_is_counted_once_across_outages() {
                 for step in steps {
                     history.apply(step).await;
                 }
-                history.end().await;
+                Box::pin(history.end()).await;
             });
             Ok(())
         })

@@ -140,9 +140,8 @@ impl World {
     }
 
     async fn start(&self, servers: Servers, clock: Clock) -> Instance {
-        let app = App::build(self.config.clone(), servers, clock)
-            .await
-            .unwrap();
+        let building = App::build(self.config.clone(), servers, clock);
+        let app = Box::pin(building).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let router = app.router();
