@@ -11,11 +11,14 @@ use std::time::{Duration, Instant};
 
 /// The pressure on one queue; clones share it.
 #[derive(Debug, Clone)]
-pub struct Pressure {
+pub struct Pressure(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
     target: Duration,
     tolerance: Duration,
-    refuses: Arc<AtomicBool>,
-    standing: Arc<Mutex<Standing>>,
+    refuses: AtomicBool,
+    standing: Mutex<Standing>,
 }
 
 #[derive(Debug, Default)]
@@ -29,36 +32,38 @@ struct Standing {
 impl Pressure {
     /// Of a queue whose calls may wait for `target`, and longer for as long as `tolerance`.
     pub fn new(target: Duration, tolerance: Duration) -> Self {
-        Self {
+        Self(Arc::new(Inner {
             target,
             tolerance,
-            refuses: Arc::default(),
-            standing: Arc::default(),
-        }
+            refuses: AtomicBool::default(),
+            standing: Mutex::default(),
+        }))
     }
 
     /// Whether another call must be refused.
     pub fn refuses(&self) -> bool {
-        self.refuses.load(Ordering::Relaxed)
+        self.0.refuses.load(Ordering::Relaxed)
     }
 
     /// Observes the queue whenever calls leave it: since when the oldest of those left has waited.
     pub fn observe(&self, oldest: Option<Instant>, now: Instant) {
         let waited = oldest.map(|since| now.saturating_duration_since(since));
-        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
-        if waited.is_none_or(|waited| waited <= self.target) {
+        let queue = &*self.0;
+        let standing = queue.standing.lock();
+        let mut standing = standing.unwrap_or_else(PoisonError::into_inner);
+        if waited.is_none_or(|waited| waited <= queue.target) {
             standing.since = None;
-            self.refuses.store(false, Ordering::Relaxed);
+            queue.refuses.store(false, Ordering::Relaxed);
             return;
         }
         let since = *standing.since.get_or_insert(now);
-        let lately = |at: Instant| now.saturating_duration_since(at) < self.tolerance;
+        let lately = |at: Instant| now.saturating_duration_since(at) < queue.tolerance;
         // A load that was just beyond capacity probably still is.
         let refuses = !lately(since) || standing.refused_at.is_some_and(lately);
         if refuses {
             standing.refused_at = Some(now);
         }
-        self.refuses.store(refuses, Ordering::Relaxed);
+        queue.refuses.store(refuses, Ordering::Relaxed);
     }
 }
 

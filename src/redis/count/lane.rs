@@ -62,10 +62,10 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The queues of all lanes.
 #[derive(Debug, Clone)]
-pub(in crate::redis) struct Lanes([Entrance; LANES]);
+pub(in crate::redis) struct Lanes(Arc<[Entrance; LANES]>);
 
 /// The end of a lane at which calls enter.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Entrance {
     queue: mpsc::Sender<Call>,
     pressure: Pressure,
@@ -84,7 +84,7 @@ struct Call {
 impl Lanes {
     /// Starts the lanes; they end with the last handle on them.
     pub(in crate::redis) fn start(link: &NodeLink) -> Self {
-        Self(std::array::from_fn(|_| {
+        Self(Arc::new(std::array::from_fn(|_| {
             let (sender, queue) = mpsc::channel(QUEUE_MAX);
             let pressure = Pressure::new(TARGET, TOLERANCE);
             let lane = Lane {
@@ -103,7 +103,7 @@ impl Lanes {
                 queue: sender,
                 pressure,
             }
-        }))
+        })))
     }
 
     /// Executes operations together. None, and nothing is counted, if `connection` is not the one in use any more.

@@ -158,7 +158,7 @@ impl World {
             server.serve(listener, router, stopped, grace).await;
         });
         Instance {
-            app,
+            app: Box::new(app),
             http: Http::new(format!("http://{address}"), &self.key),
             _stop: stop.drop_guard(),
         }
@@ -225,7 +225,7 @@ impl World {
 
 /// A running instance of the service.
 pub struct Instance {
-    pub app: App,
+    pub app: Box<App>,
     pub http: Http,
     _stop: tokio_util::sync::DropGuard,
 }
