@@ -5,8 +5,8 @@
 //! | floor | modules | what they hold |
 //! |---|---|---|
 //! | 0 | [`domain`] | the rules, pure |
-//! | 1 | [`clock`], [`config`], [`coalescer`], [`budget`], [`link`], [`pressure`], [`metrics`] | the only readers of wall time and of the environment; coalesced batches, bounds on concurrent work, and links to servers; what is measured |
-//! | 2 | [`redis`], [`postgres`] | the only code that speaks Redis, and SQL |
+//! | 1 | [`clock`], [`config`], [`budget`], [`link`], [`pressure`], [`metrics`] | the only readers of wall time and of the environment; bounds on concurrent work and on queues, and links to servers; what is measured |
+//! | 2 | [`redis`], [`postgres`], [`coalescer`] | the only code that speaks Redis, and SQL; coalesced batches of what callers ask them |
 //! | 3 | [`context`], [`failure`] | the handles, settings and failures that every use case shares |
 //! | 4 | [`policies`], [`auth`] | effective policies, and authentication |
 //! | 5 | [`usage`] | counting, reading, history, recovery and verification |

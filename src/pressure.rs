@@ -1,4 +1,4 @@
-//! Tells a standing queue from a burst, so that a queue longer than its callers wait is not built up.
+//! Tells a queue that stays long from a burst, so that no queue is longer than its callers wait.
 //!
 //! The measure is how long the oldest waiting call has waited. A burst, or a pause of the server, raises it briefly; under
 //! a load beyond capacity it stays high, however long the queue is. So calls are refused only once it has been above a
@@ -18,11 +18,11 @@ struct Inner {
     target: Duration,
     tolerance: Duration,
     refuses: AtomicBool,
-    standing: Mutex<Standing>,
+    excess: Mutex<Excess>,
 }
 
 #[derive(Debug, Default)]
-struct Standing {
+struct Excess {
     /// Since when the oldest call has always waited longer than the target.
     since: Option<Instant>,
     /// When calls were last refused.
@@ -36,7 +36,7 @@ impl Pressure {
             target,
             tolerance,
             refuses: AtomicBool::default(),
-            standing: Mutex::default(),
+            excess: Mutex::default(),
         }))
     }
 
@@ -49,19 +49,19 @@ impl Pressure {
     pub fn observe(&self, oldest: Option<Instant>, now: Instant) {
         let waited = oldest.map(|since| now.saturating_duration_since(since));
         let queue = &*self.0;
-        let standing = queue.standing.lock();
-        let mut standing = standing.unwrap_or_else(PoisonError::into_inner);
+        let excess = queue.excess.lock();
+        let mut excess = excess.unwrap_or_else(PoisonError::into_inner);
         if waited.is_none_or(|waited| waited <= queue.target) {
-            standing.since = None;
+            excess.since = None;
             queue.refuses.store(false, Ordering::Relaxed);
             return;
         }
-        let since = *standing.since.get_or_insert(now);
+        let since = *excess.since.get_or_insert(now);
         let lately = |at: Instant| now.saturating_duration_since(at) < queue.tolerance;
         // A load that was just beyond capacity probably still is.
-        let refuses = !lately(since) || standing.refused_at.is_some_and(lately);
+        let refuses = !lately(since) || excess.refused_at.is_some_and(lately);
         if refuses {
-            standing.refused_at = Some(now);
+            excess.refused_at = Some(now);
         }
         queue.refuses.store(refuses, Ordering::Relaxed);
     }
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_standing_queue_is_refused_until_it_is_short() {
+    fn a_queue_that_stays_long_is_refused_until_it_is_short() {
         let waits = [
             (0, 30),
             (100, 60),

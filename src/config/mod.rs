@@ -4,14 +4,13 @@
 //! corrected in one go.
 
 mod parse;
+mod servers;
 mod settings;
 #[cfg(test)]
 mod tests;
 mod values;
 
 pub use self::parse::{InvalidSettings, parse};
-pub use self::settings::{
-    Config, ConnectionLimits, DatabaseSettings, JwtConfig, LogConfig, PLUGIN_PATH, Servers,
-    TlsConfig,
-};
+pub use self::servers::{DatabaseSettings, Servers};
+pub use self::settings::{Config, ConnectionLimits, JwtConfig, LogConfig, PLUGIN_PATH, TlsConfig};
 pub use self::values::{API_PATHS, Origins, address};

@@ -1,7 +1,6 @@
 //! The settings, and where each comes from.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -9,11 +8,9 @@ use clap::builder::ArgAction;
 use clap::{ArgMatches, Args, FromArgMatches};
 use tracing_subscriber::filter::Targets;
 
-use super::parse::InvalidSettings;
 use super::values::{
-    Origins, address, choice, claim, database_url, duration, id, jwks_url, limit, list, log_filter,
-    mebibytes, metrics_address, number, plugin_path, redis_prefix, redis_url, time_zone, value,
-    workers,
+    Origins, address, choice, claim, duration, id, jwks_url, limit, list, log_filter, mebibytes,
+    metrics_address, number, plugin_path, redis_prefix, time_zone, value, workers,
 };
 use crate::domain::ids::{MeterId, PlanId};
 use crate::domain::limit::{Enforcement, MeterLimit, OnOutage};
@@ -364,43 +361,4 @@ pub struct LogConfig {
     #[arg(long = "log-format", env = "TALLYMAN_LOG_FORMAT", value_name = "FORMAT", default_value = "text",
           action = ArgAction::Set, value_parser = choice([("text", false), ("json", true)]))]
     pub json: bool,
-}
-
-/// URLs of the servers; `tallyman dev` starts its own. `Debug` hides the URLs, which contain passwords.
-#[derive(Clone, Args)]
-#[command(next_help_heading = "Servers")]
-pub struct Servers {
-    /// Redis 7 or newer: `redis://`, `rediss://` or `redis+unix://`
-    #[arg(long, env = "TALLYMAN_REDIS_URL", value_name = "URL", default_value = "", hide_default_value = true, hide_env_values = true, value_parser = redis_url)]
-    pub redis_url: String,
-
-    /// Postgres 15 or newer: `postgres://user:password@host/database`
-    #[arg(long, env = "TALLYMAN_DATABASE_URL", value_name = "URL", default_value = "", hide_default_value = true, hide_env_values = true, value_parser = database_url)]
-    pub database_url: String,
-}
-
-impl fmt::Debug for Servers {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Servers { … }")
-    }
-}
-
-/// The URL of Postgres, for commands that need nothing else.
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Servers")]
-pub struct DatabaseSettings {
-    /// Postgres 15 or newer: `postgres://user:password@host/database`
-    #[arg(long, env = "TALLYMAN_DATABASE_URL", value_name = "URL", global = true, hide_env_values = true, value_parser = database_url)]
-    database_url: Option<String>,
-}
-
-impl DatabaseSettings {
-    /// The URL, unless it is missing.
-    pub fn url(&self) -> Result<String, InvalidSettings> {
-        let url = self.database_url.as_deref().unwrap_or_default();
-        database_url(url).map_err(|rule| {
-            let line = format!("TALLYMAN_DATABASE_URL (--database-url) {rule}");
-            InvalidSettings(BTreeSet::from([(0, line)]))
-        })
-    }
 }

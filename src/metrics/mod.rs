@@ -6,6 +6,7 @@
 
 mod decisions;
 mod families;
+mod jobs;
 mod labels;
 mod requests;
 mod servers;
@@ -19,27 +20,23 @@ use chrono::{DateTime, Utc};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use tracing_appender::non_blocking::ErrorCounter;
 
+pub use jobs::Pending;
 pub use labels::{Cache, CloseReason, DeliveryOutcome, Outcome, Recovered, Script, Server, Worker};
 
 use crate::domain::decision::Operation;
 use crate::domain::ids::MeterId;
 use decisions::Decisions;
 use families::{ByLabel, register};
+use jobs::Jobs;
 use requests::Requests;
 use servers::Servers;
 
 /// The media type of [`Metrics::to_text`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
-/// Buckets for background jobs, seconds.
-const JOB_DURATIONS: [f64; 11] = [
-    0.001, 0.0025, 0.01, 0.025, 0.1, 0.25, 1.0, 2.5, 10.0, 25.0, 100.0,
-];
 
 /// The log lines that this process dropped.
 static LOG: OnceLock<ErrorCounter> = OnceLock::new();
@@ -80,29 +77,6 @@ struct Caches {
     hits: ByLabel<Cache, Counter>,
     misses: ByLabel<Cache, Counter>,
     policy_refreshes: Counter,
-}
-
-/// What was admitted while Redis was down, and is not counted yet.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Pending {
-    /// Increments in Postgres.
-    pub increments: u64,
-    /// How long the oldest has waited.
-    pub age: Duration,
-}
-
-/// Background jobs.
-#[derive(Debug)]
-struct Jobs {
-    flush_lag: Gauge<f64, AtomicU64>,
-    flush_rows: Counter,
-    pending: Gauge,
-    pending_age: Gauge<f64, AtomicU64>,
-    deliveries: ByLabel<DeliveryOutcome, Counter>,
-    delivery_lag: Gauge<f64, AtomicU64>,
-    periods_ended: Counter,
-    durations: ByLabel<Worker, Histogram>,
-    failures: ByLabel<Worker, Counter>,
 }
 
 impl Metrics {
@@ -341,57 +315,6 @@ impl Caches {
                 registry,
                 "policy_refreshes",
                 "Refreshes of a stale cached policy, because Redis had a newer one or none",
-            ),
-        }
-    }
-}
-
-impl Jobs {
-    fn register(registry: &mut Registry) -> Self {
-        Self {
-            flush_lag: register(
-                registry,
-                "flush_lag_seconds",
-                "Age of the oldest unflushed change when a flush of this instance last looked",
-            ),
-            delivery_lag: register(
-                registry,
-                "webhook_lag_seconds",
-                "Age of the most overdue delivery when this instance last looked",
-            ),
-            deliveries: ByLabel::register(
-                registry,
-                "webhook_deliveries",
-                "Attempts of webhook deliveries",
-                Counter::default,
-            ),
-            pending: register(
-                registry,
-                "pending_increments",
-                "Increments admitted while Redis was down, and not counted yet",
-            ),
-            pending_age: register(
-                registry,
-                "pending_age_seconds",
-                "Age of the oldest pending increment when this instance last looked",
-            ),
-            flush_rows: register(registry, "flush_rows", "Snapshots of counters stored"),
-            periods_ended: register(
-                registry,
-                "scheduled_resets",
-                "Organizations whose ended periods were closed on time",
-            ),
-            durations: ByLabel::register(
-                registry,
-                "worker_duration_seconds",
-                "Rounds of background jobs, failed ones included",
-                || Histogram::new(JOB_DURATIONS),
-            ),
-            failures: ByLabel::register(
-                registry,
-                "worker_failures",
-                "Failed rounds of background jobs; a later round catches up",
-                Counter::default,
             ),
         }
     }

@@ -14,7 +14,7 @@ use super::defaults::add_zone;
 use super::pool::{Error, Postgres, Result, Uncommitted, execute};
 use super::sources::read;
 use super::types::{BigInt, BindColumns as _, TimeZone};
-use super::{events, pending_increments};
+use super::{events, pending};
 use crate::domain::event::{Event, LimitsUpdate};
 use crate::domain::ids::{MeterId, OrganizationId};
 use crate::domain::limit::{Limit, LimitOverride, TemporaryLimit};
@@ -119,7 +119,7 @@ pub async fn prepare<E>(
         describe(Some(&after)),
     );
     audit::record(&mut tx, actor, action, Some(id), &was, &is).await?;
-    let has_increments = pending_increments::lock_and_check(&mut tx, id).await?;
+    let has_increments = pending::has_increments(&mut tx, id).await?;
     // Read back, because the change may have moved it to another plan.
     let after = read(&mut tx, id).await?;
     // An expired temporary limit counts as effective before: its end is notified when the sweep removes it.

@@ -1,8 +1,8 @@
-//! Resets and adjustments that are committed and have not reached a stored snapshot yet.
+//! Resets, adjustments and increments that are committed and have not reached a stored snapshot yet.
 
 use std::collections::BTreeSet;
 
-use sqlx::PgExecutor;
+use sqlx::{PgConnection, PgExecutor};
 
 use super::error::Result;
 use crate::domain::ids::{MeterId, OrganizationId};
@@ -31,4 +31,25 @@ pub(super) async fn has_adjustment(
     .bind(organization)
     .fetch_one(executor)
     .await?)
+}
+
+/// Whether an organization has pending increments. No more are admitted until the transaction ends, if the organization
+/// exists.
+pub(super) async fn has_increments(
+    tx: &mut PgConnection,
+    organization: &OrganizationId,
+) -> Result<bool> {
+    lock(tx, organization).await?;
+    let exists = "select exists (select from pending_increments where organization_id = $1)";
+    let exists = sqlx::query_scalar(exists).bind(organization);
+    Ok(exists.fetch_one(tx).await?)
+}
+
+/// Blocks admissions, and changes of its policy, until the transaction ends.
+pub(super) async fn lock(tx: &mut PgConnection, organization: &OrganizationId) -> Result<()> {
+    sqlx::query("select from organizations where id = $1 for no key update")
+        .bind(organization)
+        .execute(tx)
+        .await?;
+    Ok(())
 }

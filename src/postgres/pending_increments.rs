@@ -7,13 +7,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use chrono::{DateTime, Utc};
-use sqlx::{FromRow, PgConnection};
+use sqlx::FromRow;
 
-use super::organizations;
 use super::pool::{Postgres, Result, Transaction};
 use super::sources::{self, Sources};
 use super::types::{BigInt, BindColumns as _};
 use super::usage::running_meters_of;
+use super::{organizations, pending};
 use crate::domain::counter::CounterId;
 use crate::domain::ids::{IdempotencyKey, MeterId, OrganizationId};
 
@@ -263,7 +263,7 @@ pub async fn move_to_running(
     running: DateTime<Utc>,
 ) -> Result<()> {
     let mut tx = db.pool().await?.begin().await?;
-    lock(&mut tx, &closed.organization).await?;
+    pending::lock(&mut tx, &closed.organization).await?;
     sqlx::query(
         "with renumbered as (
              select operation, nextval('pending_operation') as new
@@ -284,28 +284,5 @@ pub async fn move_to_running(
     .execute(&mut *tx)
     .await?;
     tx.commit().await?;
-    Ok(())
-}
-
-/// Whether something of an organization is pending. Nothing more is admitted until the transaction ends.
-pub(super) async fn lock_and_check(
-    tx: &mut PgConnection,
-    organization: &OrganizationId,
-) -> Result<bool> {
-    organizations::create(tx, [organization]).await?;
-    lock(tx, organization).await?;
-    Ok(sqlx::query_scalar(
-        "select exists (select from pending_increments where organization_id = $1)",
-    )
-    .bind(organization)
-    .fetch_one(tx)
-    .await?)
-}
-
-async fn lock(tx: &mut PgConnection, organization: &OrganizationId) -> Result<()> {
-    sqlx::query("select from organizations where id = $1 for no key update")
-        .bind(organization)
-        .execute(tx)
-        .await?;
     Ok(())
 }

@@ -15,7 +15,7 @@ use super::idempotency::{self, IdempotencyUse, Replay};
 use super::pool::{Postgres, Result};
 use super::sources::{self, Sources};
 use super::types::BindColumns as _;
-use super::{organizations, pending, pending_increments};
+use super::{organizations, pending};
 use crate::domain::ids::{METERS_MAX, MeterId, OrganizationId};
 use crate::domain::organization::Organization;
 use crate::domain::quantity::Count;
@@ -108,11 +108,12 @@ pub async fn commit(
     if let Some(excess) = excess_meter(request, &before, &meters) {
         return Ok(Outcome::TooManyMeters(excess.clone()));
     }
+    organizations::create(&mut tx, [id]).await?;
     // What is pending must find its counter open.
     let pending = pending::reset_meters(&mut *tx, id).await?;
     if !pending.is_disjoint(&meters)
         || pending::has_adjustment(&mut *tx, id).await?
-        || pending_increments::lock_and_check(&mut tx, id).await?
+        || pending::has_increments(&mut tx, id).await?
     {
         return Ok(Outcome::Unfinished);
     }

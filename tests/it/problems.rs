@@ -400,7 +400,7 @@ async fn without_redis_nothing_is_counted_and_the_response_has_retry_after() {
         service.http.get("/readyz").await.body["checks"]["redis"],
         "away"
     );
-    for path in ["/v1/track", "/v1/consume", "/v1/check"] {
+    for path in ["/v1/refund", "/v1/consume", "/v1/check"] {
         let answer = service
             .http
             .post(path, json!({"organizationId": "org_1"}))
