@@ -110,7 +110,7 @@ mod tests {
             (700, 25),
             (900, 25),
         ];
-        assert_eq!(refusals(&waits), [210, 300, 320, 900]);
+        assert_eq!(refusals(&waits), [210, 300, 320, 700, 900]);
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod latency;
 mod load;
 mod noop;
 mod outages;
+mod overload;
 mod pace;
 mod requests;
 mod stage;
@@ -55,6 +56,8 @@ enum Command {
     History(history::HistoryOptions),
     /// Measure how long callers wait while Redis or Postgres hangs, with private servers
     Outages(suite::Options),
+    /// Measure latencies at half and at twice the capacity, with private servers, of which Redis is slowed down
+    Overload(suite::Options),
     /// Inject faults under load, with private servers; exits with 1 if a count, an answer or a latency is wrong
     Faults(faults::Options),
     /// Put load on a running service; with --audit, exits with 1 if its counts differ
@@ -143,6 +146,11 @@ pub fn run(arguments: Arguments, out: &mut impl Write) -> Result<bool> {
         Command::Outages(options) => client()?.block_on(measure(
             &options,
             async |stage| outages::run(stage, &options).await,
+            out,
+        ))?,
+        Command::Overload(options) => client()?.block_on(measure(
+            &options,
+            async |stage| overload::run(stage, &options).await,
             out,
         ))?,
         Command::History(options) => client()?.block_on(measure(

@@ -9,9 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use chrono::{DateTime, Utc};
 
-use super::count::event_time;
 use super::error::Error;
-use super::plan::{Plan, RetryState};
+use super::plan::{Plan, RetryState, event_time};
 use super::types::{Decided, Request};
 use crate::coalescer::Coalescer;
 use crate::context::Context;

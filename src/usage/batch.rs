@@ -15,9 +15,9 @@ use futures::stream::{self, FuturesUnordered};
 use tokio::sync::Semaphore;
 use tokio::task::yield_now;
 
-use super::count::{BATCH_CHARGES_MAX, ROUNDS_MAX, Usage, event_time, not_counted};
+use super::count::{BATCH_CHARGES_MAX, ROUNDS_MAX, Usage, not_counted};
 use super::error::Error;
-use super::plan::{Plan, RetryState};
+use super::plan::{Plan, RetryState, event_time};
 use super::types::{Decided, Request};
 use crate::coalescer::COALESCED_MAX;
 use crate::failure::Failure;

@@ -9,14 +9,13 @@ use tokio::sync::Semaphore;
 
 use super::admission::Admissions;
 use super::error::Error;
-use super::plan::{Plan, RetryState};
+use super::plan::{Plan, RetryState, event_time};
 use super::recovery::{Recovered, Recovery};
 use super::types::{Decided, MeterUsage, Request};
 use crate::context::Context;
 use crate::domain::counter::{CounterId, Stamp};
 use crate::domain::decision::Operation;
 use crate::domain::policy::Policy;
-use crate::domain::retention::EARLY_MAX;
 use crate::domain::retry::{DeniedMeter, earliest_grant};
 use crate::failure::Failure;
 use crate::metrics;
@@ -301,20 +300,6 @@ impl Usage {
             }
         }
     }
-}
-
-/// When the event of a request happened, if that is within the accepted range.
-pub(super) fn event_time(
-    ctx: &Context,
-    request: &Request,
-    now: DateTime<Utc>,
-) -> Result<DateTime<Utc>, Error> {
-    let at = request.timestamp.unwrap_or(now);
-    let (age, late) = (now - at, ctx.late);
-    if age > late || -age > EARLY_MAX {
-        return Err(Error::TimestampOutOfRange(late.num_hours()));
-    }
-    Ok(at)
 }
 
 /// Why a request was not counted, or that it is unknown whether it was.

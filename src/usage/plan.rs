@@ -4,9 +4,12 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
+use super::error::Error;
 use super::types::Request;
+use crate::context::Context;
 use crate::domain::counter::{CounterId, Stamp};
 use crate::domain::period::Period;
+use crate::domain::retention::EARLY_MAX;
 use crate::policies::{CachedPolicy, Window};
 use crate::redis::{Charge, Operation};
 
@@ -87,4 +90,18 @@ impl Plan {
             self.policy.window(self.at.max(period.start)).slot.start
         }
     }
+}
+
+/// When the event of a request happened, if that is within the accepted range.
+pub(super) fn event_time(
+    ctx: &Context,
+    request: &Request,
+    now: DateTime<Utc>,
+) -> Result<DateTime<Utc>, Error> {
+    let at = request.timestamp.unwrap_or(now);
+    let (age, late) = (now - at, ctx.late);
+    if age > late || -age > EARLY_MAX {
+        return Err(Error::TimestampOutOfRange(late.num_hours()));
+    }
+    Ok(at)
 }

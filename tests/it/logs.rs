@@ -140,10 +140,10 @@ async fn at_level_warn_the_log_has_failures_with_their_causes_only() {
     assert_eq!(counted.status, 200, "{}", counted.text);
     assert_eq!(service.http.get("/nowhere").await.status, 404);
     world.kill_redis().await;
-    let mut failed = service.http.post("/v1/track", body.clone()).await;
+    let mut failed = service.http.post("/v1/consume", body.clone()).await;
     // The connection may break during the call, so that its outcome is unknown.
     if failed.status == 504 {
-        failed = service.http.post("/v1/track", body).await;
+        failed = service.http.post("/v1/consume", body).await;
     }
     assert_eq!(failed.code(), "counter_store_unavailable");
     let (_, output) = service.stop().await;

@@ -305,7 +305,10 @@ async fn readiness_names_the_server_that_is_down_and_stays_ready() {
     assert_eq!(answer.status, 200);
     assert_eq!(
         answer.body,
-        json!({"status": "degraded", "checks": {"redis": "away", "postgres": "ok"}})
+        json!({
+            "status": "degraded", "checks": {"redis": "away", "postgres": "ok"},
+            "pending": {"increments": 0, "ageSeconds": 0}
+        })
     );
     world.start_redis().await;
     let answer = service.http.get("/readyz").await;

@@ -99,8 +99,8 @@ type SlotFields = (i64, i64, u64, u64);
 
 #[derive(Debug, Clone)]
 struct Fields {
-    /// Used, sequence, stored, denied, refunded and peak.
-    numbers: [u64; 6],
+    /// Used, sequence, stored, denied, refunded, peak and drained.
+    numbers: [u64; 7],
     oldest: Option<i64>,
     stamp: String,
     notified: String,
@@ -129,7 +129,7 @@ impl Fields {
 
     /// The table that the scripts pack.
     fn table(&self) -> Value {
-        let [used, sequence, stored, denied, refunded, peak] = self.numbers;
+        let [used, sequence, stored, denied, refunded, peak, drained] = self.numbers;
         let slots = self.slots().into_iter();
         let slots = slots.flat_map(|(start, used, denied, refunded)| {
             [json!(start), json!(used), json!(denied), json!(refunded)]
@@ -137,7 +137,7 @@ impl Fields {
         json!({
             "used": used, "sequence": sequence, "stored": stored, "oldest": self.oldest, "stamp": self.stamp,
             "denied": denied, "refunded": refunded, "peak": peak, "notified": self.notified,
-            "previous_limits": self.previous_limits, "adjusted": self.adjusted,
+            "previous_limits": self.previous_limits, "adjusted": self.adjusted, "drained": drained,
             "slots": slots.collect::<Vec<_>>(), "crossed": self.crossed,
         })
     }
@@ -195,7 +195,7 @@ fn adjusted() -> impl Strategy<Value = String> + Clone {
 }
 
 fn counters() -> impl Strategy<Value = Fields> + Clone {
-    let numbers = [(); 6].map(|()| number().boxed());
+    let numbers = [(); 7].map(|()| number().boxed());
     let or_none = |text: BoxedStrategy<String>| prop_oneof![Just(String::new()), text];
     let slots = vec((1..200_000_i64, signed(), number(), number()), 1..6);
     (
@@ -237,7 +237,7 @@ fn what_scripts_pack_is_read_and_unpacked_unchanged() {
         );
         let read = stage.read();
         let read = read.map_err(|error| TestCaseError::fail(error.to_string()))?;
-        let [used, sequence, stored, denied, refunded, peak] = fields.numbers;
+        let [used, sequence, stored, denied, refunded, peak, drained] = fields.numbers;
         prop_assert_eq!(read.used.get(), used);
         prop_assert_eq!(read.sequence, sequence);
         prop_assert_eq!(read.never_stored, stored == 0);
@@ -247,6 +247,7 @@ fn what_scripts_pack_is_read_and_unpacked_unchanged() {
         prop_assert_eq!(read.oldest_unstored, fields.oldest.map(at));
         let adjusted = fields.adjusted.parse::<AppliedAdjustment>().ok();
         prop_assert_eq!(read.adjusted, adjusted);
+        prop_assert_eq!(read.drained, drained);
         let slots = read.hours.iter().rev();
         let slots: Vec<_> = slots
             .map(|it| (it.start.timestamp_millis(), it.used, it.denied, it.refunded))
