@@ -169,7 +169,7 @@ fn counted(answers: &[Answer]) -> f64 {
     let counted = answers
         .iter()
         .filter(|it| it.status == 200 && it.due >= FIRST);
-    float(counted.count() as u64) / (LASTS - FIRST).as_secs_f64()
+    float(counted.count() as u64) / (LASTS.as_secs_f64() - FIRST.as_secs_f64())
 }
 
 /// The latencies of calls with this status.
