@@ -5,7 +5,7 @@
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use anyhow::{Context as _, Result, bail};
 use http_body_util::{BodyExt as _, Full};
@@ -94,6 +94,12 @@ impl Connection {
 
     /// Connects unless connected.
     pub(crate) async fn open(&mut self) -> Result<()> {
+        if let Some(Open { driver, .. }) = &mut self.open {
+            // Notices that the server has closed the connection meanwhile.
+            if !poll_fn(|context| Poll::Ready(poll_driver(driver, context))).await {
+                self.open = None;
+            }
+        }
         if self.open.is_none() {
             let stream = TcpStream::connect(self.authority.as_str()).await?;
             stream.set_nodelay(true)?;
@@ -164,24 +170,27 @@ async fn drive<T>(
     exchange: impl Future<Output = hyper::Result<T>>,
 ) -> hyper::Result<T> {
     let mut exchange = pin!(exchange);
-    let mut drive = |context: &mut std::task::Context<'_>| {
-        let ended = driver.as_mut().map(|it| Pin::new(it).poll(context));
-        if ended.is_some_and(|it| it.is_ready()) {
-            // Fails the exchange, which would wait for a driver that has ended.
-            *driver = None;
-        }
-    };
     poll_fn(|context| {
         // Reads what has arrived.
-        drive(context);
+        poll_driver(driver, context);
         if let Poll::Ready(response) = exchange.as_mut().poll(context) {
             return Poll::Ready(response);
         }
         // Writes what the exchange has queued.
-        drive(context);
+        poll_driver(driver, context);
         Poll::Pending
     })
     .await
+}
+
+/// Reads and writes what is possible, and drops a driver that has ended: an exchange would wait for it. Whether the
+/// connection is open.
+fn poll_driver(driver: &mut Option<Driver>, context: &mut Context<'_>) -> bool {
+    let ended = driver.as_mut().map(|it| Pin::new(it).poll(context));
+    if ended.is_some_and(|it| it.is_ready()) {
+        *driver = None;
+    }
+    driver.is_some()
 }
 
 #[cfg(test)]

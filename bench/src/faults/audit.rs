@@ -31,6 +31,15 @@ type Counts = BTreeMap<(String, String, String), i64>;
 pub(super) async fn run(load: &Load<'_>, client: &mut Client<'_>, dir: &Path) -> Result<()> {
     let journal = load.run.journal;
     let counts = settled_history(load, client).await?;
+    let hourly = counts.keys().filter(|(id, ..)| id.starts_with("hourly-"));
+    if hourly
+        .map(|(.., start)| start)
+        .collect::<BTreeSet<_>>()
+        .len()
+        < 2
+    {
+        bail!("no hour has ended");
+    }
     compare_counts(load.ledger, journal, &counts, dir)?;
     for closed in load.ledger.closed.borrow().iter() {
         let key = (

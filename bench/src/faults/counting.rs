@@ -203,8 +203,10 @@ fn record_one(
             _ => &body["meters"][meter],
         };
         let applied = result["applied"].as_i64().map(|it| -it);
-        let period = result["periodStart"].as_str().map(Rc::from);
         let is_queued = result["queued"] == true || body["queued"] == true;
+        // A reset may close the period before the units are counted, which are then in the next one.
+        let period = result["periodStart"].as_str().filter(|_| !is_queued);
+        let period = period.map(Rc::from);
         let counted = match status {
             Some(200) => applied.unwrap_or(units),
             _ => 0,

@@ -232,9 +232,7 @@ async fn until_ready(setup: &Setup, journal: &Journal, after: &str) {
 
 /// The increments that wait for Redis.
 fn pending(readiness: &Value) -> u64 {
-    let pending = &readiness["pendingIncrements"];
-    let count = pending.as_u64().or_else(|| pending["count"].as_u64());
-    count.unwrap_or(0)
+    readiness["pending"]["increments"].as_u64().unwrap_or(0)
 }
 
 /// Notes when the tool itself has no CPU.
@@ -310,9 +308,9 @@ impl Options {
     }
 }
 
-/// The middle of the run, which is when an hour ends.
+/// The middle of the run, which is when an hour ends; the load begins some seconds later.
 fn half_past(length: Duration) -> Result<String> {
-    let middle = std::time::UNIX_EPOCH.elapsed()? + length / 2;
+    let middle = std::time::UNIX_EPOCH.elapsed()? + length / 2 + Duration::from_secs(5);
     let (minute, second) = (middle.as_secs() / 60 % 60, middle.as_secs() % 60);
     Ok(format!("2020-01-01T00:{minute:02}:{second:02}Z"))
 }
