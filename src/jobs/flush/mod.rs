@@ -43,6 +43,10 @@ const BATCHES: usize = 100;
 /// How many groups of shards are flushed concurrently at full speed, so that Redis is read while Postgres writes.
 const LANES: usize = 3;
 
+/// The most time that counts as work for one counter. What a transaction takes beyond that it has waited, for a lock or a
+/// connection: a pause after an outage would only make a loss of Redis lose more.
+const WORK_MAX: Duration = Duration::from_millis(1);
+
 /// How long summaries are refreshed when the service stops.
 const FINAL_REFRESH: Duration = Duration::from_millis(100);
 
@@ -112,7 +116,7 @@ impl Flusher {
         Ok(self.flush_throttled().await?.0)
     }
 
-    /// The same; also returns how long the last transaction took, after which there was no pause.
+    /// The same; also returns how long the last transaction worked, after which there was no pause.
     async fn flush_throttled(&self) -> Result<(Report, Duration), Failure> {
         // Before Postgres is needed, so that the lag is measured while Postgres is down.
         let mut backlog = self.backlog().await?;
@@ -141,10 +145,11 @@ impl Flusher {
             tokio::time::sleep(pause).await;
             paused += pause;
             let started = Instant::now();
-            report += self
+            let flushed = self
                 .flush_batch(&mut waiting, batch_size, &THROTTLED)
                 .await?;
-            took = started.elapsed();
+            report += flushed;
+            took = work(started.elapsed(), flushed.read);
         }
         Ok((report, took))
     }
@@ -242,6 +247,12 @@ impl Flusher {
     }
 }
 
+/// How much of a transaction's time was work on its counters.
+fn work(took: Duration, counters: usize) -> Duration {
+    let counters = u32::try_from(counters).unwrap_or(u32::MAX);
+    took.min(WORK_MAX.saturating_mul(counters))
+}
+
 /// Takes so many counters from the backlog: of few shards, because each shard costs a call to read and a call to settle.
 fn take(waiting: &mut VecDeque<Backlog>, count: usize) -> Vec<(Shard, usize)> {
     let (mut taken, mut room) = (Vec::new(), count);
@@ -257,4 +268,21 @@ fn take(waiting: &mut VecDeque<Backlog>, count: usize) -> Vec<(Shard, usize)> {
         }
     }
     taken
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waiting_for_a_lock_is_no_work_that_a_flush_pauses_for() {
+        let waited = Duration::from_secs(4);
+        assert_eq!(work(waited, 100), Duration::from_millis(100));
+        assert_eq!(
+            work(Duration::from_millis(40), 100),
+            Duration::from_millis(40)
+        );
+        assert_eq!(work(waited, 5000), waited);
+        assert_eq!(work(waited, 0), Duration::ZERO);
+    }
 }
