@@ -66,12 +66,19 @@ pub(super) async fn run(load: &Load<'_>, client: &mut Client<'_>, dir: &Path) ->
     check_gone(load, client, &counts).await
 }
 
-/// Reads history until it equals the counters.
+/// Reads history until it equals the counters, and nothing waits to be counted.
 async fn settled_history(load: &Load<'_>, client: &mut Client<'_>) -> Result<Counts> {
     let started = Instant::now();
     loop {
+        // Read first: what is pending is deleted once history has it.
+        let pending = "select count(*) from pending_increments";
+        let mut session = load.run.setup.postgres().await?;
+        let pending: i64 = sqlx::query_scalar(pending).fetch_one(&mut session).await?;
         let history = history(client).await?;
         let mut different = Vec::new();
+        if pending > 0 {
+            different.push(format!("{pending} increments are pending"));
+        }
         for organization in &load.organizations.0 {
             let id = organization.id();
             let path = format!("/v1/organizations/{id}/usage");
@@ -267,6 +274,7 @@ async fn check_gone(load: &Load<'_>, client: &mut Client<'_>, counts: &Counts) -
             "standings",
             "resets",
             "adjustments",
+            "pending_increments",
         ] {
             let rows = format!("select count(*) from {table} where organization_id = any($1)");
             let rows: i64 = sqlx::query_scalar(sqlx::AssertSqlSafe(rows))

@@ -70,6 +70,10 @@ impl<'a> Load<'a> {
                     json!({"resetPeriod": "hourly", "anchor": anchor, "resetMode": "scheduled"})
                 }
                 (Group::Hourly, false) => json!({"resetPeriod": "hourly", "anchor": anchor}),
+                (Group::Admitted, _) => json!({"limits": {
+                    HARD: {"limit": self.limit, "enforcement": "hard", "onOutage": "allow"},
+                    OPEN: {"onOutage": "allow"},
+                }}),
                 (Group::Limit, _) => json!({}),
                 _ => continue,
             };

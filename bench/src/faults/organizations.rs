@@ -17,6 +17,8 @@ pub(super) enum Group {
     Reset,
     /// Limits change.
     Limit,
+    /// Consumes are admitted while Redis is away.
+    Admitted,
     /// Counts are adjusted.
     Adjusted,
     /// They are deleted while they are called.
@@ -26,11 +28,12 @@ pub(super) enum Group {
 }
 
 /// How many organizations a group has.
-const SIZES: [(Group, usize); 7] = [
+const SIZES: [(Group, usize); 8] = [
     (Group::Steady, 20),
     (Group::Hourly, 8),
     (Group::Reset, 6),
     (Group::Limit, 6),
+    (Group::Admitted, 6),
     (Group::Adjusted, 4),
     (Group::Reborn, 4),
     (Group::Replaced, 4),
