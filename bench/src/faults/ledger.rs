@@ -243,7 +243,11 @@ impl Bounds {
         let durable = entry.queued || entry.effect == Effect::Adjust;
         let is_uncertain = is_ambiguous || is_lossy && !durable;
         let Some(period) = &entry.period else {
-            self.somewhere += entry.counted;
+            if is_uncertain {
+                self.unknown.1 += entry.counted;
+            } else {
+                self.somewhere += entry.counted;
+            }
             return;
         };
         let period = self.periods.entry(Rc::clone(period)).or_default();
