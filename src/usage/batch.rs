@@ -99,11 +99,16 @@ impl Usage {
     }
 
     async fn try_decide_all(&self, requests: &[Request]) -> Vec<Result<Decided, Error>> {
-        let undecided = || Err(Failure::Contended.into());
-        let mut results: Vec<_> = requests.iter().map(|_| undecided()).collect();
         let retry = RetryState::default();
-        let items = (0..requests.len()).map(|index| Item { index, retry });
-        let mut items: Vec<Item> = items.collect();
+        let (mut results, mut items) = (Vec::with_capacity(requests.len()), Vec::new());
+        for (index, request) in requests.iter().enumerate() {
+            let admitted = self.ctx.redis.admits(&request.organization);
+            if admitted.is_ok() {
+                items.push(Item { index, retry });
+            }
+            let undecided = admitted.map_or_else(Error::from, |()| Failure::Contended.into());
+            results.push(Err(undecided));
+        }
         for _ in 0..ROUNDS_MAX {
             if items.is_empty() {
                 break;

@@ -81,6 +81,7 @@ impl Usage {
     }
 
     async fn try_decide(&self, request: &Request) -> Result<Decided, Error> {
+        self.ctx.redis.admits(&request.organization)?;
         let mut retry = RetryState::default();
         for _ in 0..ROUNDS_MAX {
             let connection = self.ctx.redis.connection().await?;

@@ -59,6 +59,7 @@ mod notified_once;
 mod openapi;
 mod organization_list;
 mod outages;
+mod overload;
 mod patching;
 mod periods;
 mod plans;

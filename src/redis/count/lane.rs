@@ -3,7 +3,8 @@
 //! A *lane* has at most one batch in flight. Nothing waits on a timer, so that an idle service adds no latency, and a busy
 //! one turns thousands of waiting calls into a few calls of the script.
 //!
-//! Calls that arrive while others stay in the queue for too long are refused ([`Pressure`]).
+//! While calls stay in the queue for too long ([`Pressure`]), no further request is admitted; one that was admitted is
+//! refused only if the queue is full, however many rounds it takes.
 //!
 //! A batch has its lane's name and a number, and the script leaves a receipt under them. So a lane may send a batch again
 //! over a new connection until it gets a reply: every operation is executed at most once, and acknowledged only if it was.
@@ -22,6 +23,7 @@ use uuid::Uuid;
 
 use super::batch::{Batch, Header};
 use super::types::{Operation, Outcome};
+use crate::domain::ids::OrganizationId;
 use crate::pressure::Pressure;
 use crate::redis::connection::Connection;
 use crate::redis::error::Error;
@@ -106,6 +108,20 @@ impl Lanes {
         })))
     }
 
+    /// Fails if calls for this organization wait for too long.
+    pub(in crate::redis) fn admits(&self, organization: &OrganizationId) -> Result<(), Error> {
+        match self.entrance(organization)?.pressure.refuses() {
+            true => Err(Error::Overloaded),
+            false => Ok(()),
+        }
+    }
+
+    /// Concurrent calls for one organization share a batch.
+    fn entrance(&self, organization: &OrganizationId) -> Result<&Entrance, Error> {
+        let lane = Shard::of(organization).index() % LANES;
+        self.0.get(lane).ok_or(Error::Overloaded)
+    }
+
     /// Executes operations together. None, and nothing is counted, if `connection` is not the one in use any more.
     pub(in crate::redis) async fn count(
         &self,
@@ -115,12 +131,7 @@ impl Lanes {
         let Some(first) = operations.first() else {
             return Ok(Some(Vec::new()));
         };
-        // Concurrent calls for one organization share a batch.
-        let lane = Shard::of(&first.organization).index() % LANES;
-        let entrance = self.0.get(lane).ok_or(Error::Overloaded)?;
-        if entrance.pressure.refuses() {
-            return Err(Error::Overloaded);
-        }
+        let entrance = self.entrance(&first.organization)?;
         let (sender, reply) = oneshot::channel();
         let call = Call {
             connection: Arc::clone(connection),
@@ -166,8 +177,8 @@ impl Lane {
             }
             arrived.drain(..).for_each(|call| waiting.push(call));
             let calls = waiting.next_batch();
-            self.pressure.observe(waiting.oldest(), Instant::now());
-            let link = self.link.clone();
+            let (link, pressure) = (self.link.clone(), self.pressure.clone());
+            pressure.observe(waiting.oldest(), Instant::now());
             let mut executed = pin!(self.execute(calls));
             let failure = tokio::select! {
                 () = &mut executed => continue,
@@ -175,6 +186,7 @@ impl Lane {
             };
             // Nothing of the calls that wait was sent, and this batch may take a while: what it did is not known.
             refuse(waiting.drain(), &failure);
+            pressure.observe(None, Instant::now());
             loop {
                 tokio::select! {
                     () = &mut executed => break,

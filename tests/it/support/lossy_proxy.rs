@@ -1,8 +1,9 @@
-//! A proxy in front of Redis that drops traffic on command.
+//! A proxy in front of Redis that drops or delays traffic on command.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tallyman::config::Servers;
 use tempfile::TempDir;
@@ -10,6 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::{ReadHalf, WriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
+use tokio::time::sleep;
 
 use super::World;
 
@@ -19,7 +21,7 @@ pub struct LossyProxy {
     plan: Arc<Plan>,
 }
 
-/// Which traffic to drop; dropping any closes its connection.
+/// Which traffic to drop or to delay; dropping any closes its connection.
 struct Plan {
     /// The server socket of new connections.
     target: Mutex<PathBuf>,
@@ -28,6 +30,8 @@ struct Plan {
     every: AtomicUsize,
     passed: AtomicUsize,
     closes: AtomicBool,
+    /// How many milliseconds later than Redis it replies.
+    delay: AtomicU64,
     open: watch::Sender<bool>,
     cut: watch::Sender<bool>,
 }
@@ -42,6 +46,7 @@ impl LossyProxy {
             every: AtomicUsize::new(0),
             passed: AtomicUsize::new(0),
             closes: AtomicBool::new(false),
+            delay: AtomicU64::new(0),
             open: watch::Sender::new(true),
             cut: watch::Sender::new(false),
         });
@@ -107,6 +112,11 @@ impl LossyProxy {
         self.plan.cut.send_replace(false);
     }
 
+    /// From now on replies so many milliseconds later than Redis.
+    pub fn delay_replies(&self, milliseconds: u64) {
+        self.plan.delay.store(milliseconds, Ordering::SeqCst);
+    }
+
     /// From now on drops every n-th chunk and closes its connection; 0 = none.
     pub fn lose_every(&self, chunks: usize) {
         self.plan.every.store(chunks, Ordering::SeqCst);
@@ -137,15 +147,23 @@ async fn forward(mut client: UnixStream, mut server: UnixStream, plan: Arc<Plan>
     let (from_client, to_client) = client.split();
     let (from_server, to_server) = server.split();
     tokio::select! {
-        () = carry(from_client, to_server, || plan.drops()) => {}
-        () = carry(from_server, to_client, || plan.drops_reply()) => {}
+        () = carry(from_client, to_server, None, || plan.drops()) => {}
+        () = carry(from_server, to_client, Some(&plan.delay), || plan.drops_reply()) => {}
         _ = cut.wait_for(|cut| *cut) => {}
     }
 }
 
-async fn carry(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, drops: impl Fn() -> bool) {
+async fn carry(
+    mut from: ReadHalf<'_>,
+    mut to: WriteHalf<'_>,
+    delay: Option<&AtomicU64>,
+    drops: impl Fn() -> bool,
+) {
     let mut chunk = vec![0; 64 * 1024];
     while let Ok(length @ 1..) = from.read(&mut chunk).await {
+        if let Some(delay) = delay {
+            sleep(Duration::from_millis(delay.load(Ordering::SeqCst))).await;
+        }
         if drops() || to.write_all(&chunk[..length]).await.is_err() {
             return;
         }
