@@ -15,10 +15,10 @@ use tokio::time::{Instant, sleep, timeout};
 const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Pause after a failed attempt.
-const RETRY_INTERVAL: Duration = Duration::from_millis(10);
+const RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
 /// How long a caller waits for the next attempt while the server is down: long enough for one that succeeds.
-const DOWN_WAIT: Duration = Duration::from_millis(20);
+const DOWN_WAIT: Duration = Duration::from_millis(10);
 
 /// Between two checks of a connection.
 const CHECK_INTERVAL: Duration = Duration::from_millis(100);

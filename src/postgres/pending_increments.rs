@@ -80,6 +80,9 @@ impl Admission {
         &mut self,
         organizations: &BTreeSet<OrganizationId>,
     ) -> Result<HashMap<OrganizationId, Sources>> {
+        if organizations.is_empty() {
+            return Ok(HashMap::new());
+        }
         let ids: Vec<_> = organizations.iter().collect();
         sources::read_by_id(&mut self.0, &ids).await
     }
@@ -144,29 +147,30 @@ impl Admission {
 
     /// Writes operations of locked organizations.
     pub async fn insert(&mut self, operations: &[NewOperation], now: DateTime<Utc>) -> Result<()> {
-        let ids: Vec<BigInt> =
-            sqlx::query_scalar("select nextval('pending_operation') from generate_series(1, $1)")
-                .bind(BigInt(operations.len() as u64))
-                .fetch_all(&mut *self.0)
-                .await?;
-        let rows = operations.iter().zip(ids);
-        let rows = rows.flat_map(|(operation, id)| {
+        let rows = (1_i64..).zip(operations).flat_map(|(number, operation)| {
             let increments = operation.increments.iter();
-            increments.map(move |increment| (id, increment, operation.idempotency.as_ref()))
+            increments.map(move |increment| (number, increment, operation.idempotency.as_ref()))
         });
-        let rows: Vec<(BigInt, &Increment, Option<&Key>)> = rows.collect();
+        let rows: Vec<(i64, &Increment, Option<&Key>)> = rows.collect();
         sqlx::query(
-            "insert into pending_increments (organization_id, meter, period_start, operation, hour, amount,
+            "with ids as materialized (
+                 select number, nextval('pending_operation') as id from generate_series(1, $9) as number
+             )
+             insert into pending_increments (organization_id, meter, period_start, operation, hour, amount,
                                              idempotency_key, fingerprint, created_at)
-             select *, $9 from unnest($1::text[], $2::text[], $3::timestamptz[], $4::bigint[], $5::timestamptz[],
-                                      $6::bigint[], $7::text[], $8::text[])",
+             select organization_id, meter, period_start, id, hour, amount, idempotency_key, fingerprint, $10
+             from unnest($1::text[], $2::text[], $3::timestamptz[], $4::bigint[], $5::timestamptz[], $6::bigint[],
+                         $7::text[], $8::text[])
+                  as new (organization_id, meter, period_start, number, hour, amount, idempotency_key, fingerprint)
+             join ids using (number)",
         )
         .counters(rows.iter().map(|(_, increment, _)| &increment.counter))
-        .column(&rows, |(id, _, _)| *id)
+        .column(&rows, |(number, _, _)| *number)
         .column(&rows, |(_, increment, _)| increment.hour)
         .column(&rows, |(_, increment, _)| BigInt(increment.amount))
         .column(&rows, |(_, _, key)| key.map(|(key, _)| key))
         .column(&rows, |(_, _, key)| key.map(|(_, fingerprint)| fingerprint.as_str()))
+        .bind(BigInt(operations.len() as u64))
         .bind(now)
         .execute(&mut *self.0)
         .await?;

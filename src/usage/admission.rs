@@ -90,13 +90,18 @@ impl Admissions {
     async fn admit_all(self, requests: Vec<Arc<Request>>) -> Result<Vec<Admitted>, Failure> {
         let now = self.ctx.clock.now();
         let mut admission = Admission::begin(&self.ctx.postgres).await?;
-        let named = requests.iter().map(|it| it.organization.clone());
+        let may_be_denied = requests.iter().filter(|it| it.kind != Operation::Track);
+        let named = may_be_denied.map(|it| it.organization.clone());
         let mut sources = admission.sources(&named.collect()).await?;
         // A call that is denied must not create its organization.
         let counted = requests.iter().filter(|request| {
             let sources = sources.get(&request.organization);
-            let allowed = sources.is_some_and(|it| self.allows(request, &it.resolve(now)));
-            request.kind != Operation::Check && allowed
+            let allowed = || sources.is_some_and(|it| self.allows(request, &it.resolve(now)));
+            match request.kind {
+                Operation::Track => true,
+                Operation::Consume => allowed(),
+                Operation::Check | Operation::Refund => false,
+            }
         });
         let counted: BTreeSet<OrganizationId> = counted.map(|it| it.organization.clone()).collect();
         admission.lock(&counted).await?;

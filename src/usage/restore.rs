@@ -14,8 +14,9 @@ use crate::postgres::usage::{self, Move};
 use crate::redis::{Connection, Missing, Moved, Next, RecoveryReply, Shard};
 
 /// How much older than a period a data set must be for a missing counter of that period to be zero:
-/// [`EARLY_MAX`](retention::EARLY_MAX), and a minute by which the clocks of instances may differ.
-const MARGIN: Duration = Duration::minutes(6);
+/// [`EARLY_MAX`](retention::EARLY_MAX), and what the clock of an instance may be ahead, which is an hour where the time zone
+/// of its machine is wrong, and a minute.
+const MARGIN: Duration = Duration::minutes(66);
 
 /// A counter to bring into the generation of its stamp.
 #[derive(Debug, Clone)]

@@ -3,6 +3,7 @@
 use chrono::{DateTime, Duration};
 use serde_json::json;
 use tallyman::app::App;
+use tallyman::clock::Clock;
 use tallyman::jobs::flush::Report;
 use tallyman::postgres;
 use tallyman::redis::{RecoveryReply, Redis, Shard};
@@ -263,19 +264,34 @@ async fn a_period_that_begins_after_a_loss_needs_no_postgres() {
     assert_eq!(used, [(1, 1), (2, 2)]);
 }
 
-/// An instance whose clock is ahead may have counted in the period before the loss.
 #[tokio::test]
-async fn a_period_that_begins_right_after_a_loss_needs_postgres() {
+async fn what_a_clock_that_is_an_hour_ahead_counted_in_the_next_period_survives_a_loss() {
+    let world = World::new().await;
+    let service = world.instance().await;
+    let hour_before_end = instant("2031-03-31T23:02:00Z") - world.clock.now();
+    world.clock.advance(hour_before_end);
+    let ahead = Clock::manual(world.clock.now() + Duration::hours(1));
+    let ahead = world.instance_at(ahead).await;
+    assert_eq!(ahead.track("org_1", 5).await, 5);
+    ahead.flush().await;
+    world.flush_redis().await;
+    assert_eq!(service.track("org_1", 1).await, 1);
+    world.clock.advance(Duration::minutes(59));
+    assert_eq!(service.track("org_1", 1).await, 6);
+}
+
+#[tokio::test]
+async fn a_period_that_begins_within_the_hour_after_a_loss_needs_postgres() {
     let world = World::new().await;
     let postgres = world.postgres().await;
     let (servers, socket) = world.cuttable_postgres();
     let service = world.instance_with(servers).await;
-    let before = instant("2031-03-31T23:55:00Z") - world.clock.now();
+    let before = instant("2031-03-31T22:55:00Z") - world.clock.now();
     world.clock.advance(before);
     service.track("org_1", 5).await;
     world.flush_redis().await;
     service.track("org_1", 1).await;
-    world.clock.advance(Duration::minutes(6));
+    world.clock.advance(Duration::minutes(66));
     socket.cut(&postgres).await;
     assert_database_needed(&service, "org_1").await;
     socket.restore().await;

@@ -236,7 +236,7 @@ fn record_one(
             answered: settled.answered,
         };
         check_grant(journal, &entry, result);
-        ledger.add(entry, journal);
+        ledger.add(entry);
     }
 }
 

@@ -1,17 +1,11 @@
 //! What was acknowledged, and what is unknown, of each organization and meter.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::time::Duration;
 
-use sqlx::types::chrono::DateTime;
-
 use super::journal::Journal;
-
-/// How long before its period begins a call may be counted in it, and the period survives a loss of Redis: the service
-/// expects clocks to differ by no more than that.
-const EARLY: Duration = Duration::from_mins(6);
 
 /// How units were counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,8 +64,6 @@ pub(super) struct Ledger {
     pub(super) closed: RefCell<Vec<Closed>>,
     /// Organizations that were deleted, and not called since.
     pub(super) gone: RefCell<Vec<Rc<str>>>,
-    /// Periods that began in the future, by a clock that is ahead: organization, meter and start.
-    early: RefCell<HashSet<(Rc<str>, String, String)>>,
     /// The highest hard limit that was ever requested.
     limits: RefCell<HashMap<Rc<str>, i64>>,
     pub(super) calls: Cell<u64>,
@@ -109,36 +101,15 @@ impl Ledger {
             deletions: RefCell::default(),
             closed: RefCell::default(),
             gone: RefCell::default(),
-            early: RefCell::default(),
             limits: RefCell::default(),
             calls: Cell::new(0),
         }
     }
 
-    pub(super) fn add(&self, entry: Entry, journal: &Journal) {
-        if let Some(period) = &entry.period
-            && let Ok(start) = DateTime::parse_from_rfc3339(period)
-            && start > journal.wall_time(entry.answered + EARLY)
-        {
-            let organization = Rc::clone(&entry.organization);
-            let key = (organization, entry.meter.to_owned(), period.to_string());
-            self.early.borrow_mut().insert(key);
-        }
+    pub(super) fn add(&self, entry: Entry) {
         if (entry.counted, entry.unknown, entry.repeated) != (0, 0, 0) {
             self.entries.borrow_mut().push(entry);
         }
-    }
-
-    /// Whether a loss of Redis may have cost a period everything, because it was counted in before it began.
-    pub(super) fn may_be_empty(
-        &self,
-        organization: &Rc<str>,
-        meter: &str,
-        period: &str,
-        journal: &Journal,
-    ) -> bool {
-        let key = (Rc::clone(organization), meter.to_owned(), period.to_owned());
-        !journal.losses.borrow().is_empty() && self.early.borrow().contains(&key)
     }
 
     /// A limit is requested.
@@ -175,10 +146,6 @@ impl Ledger {
             let is_ambiguous = of_it
                 .clone()
                 .any(|it| entry.sent <= it.answered && it.sent <= entry.answered);
-            let may_be_empty = entry.period.as_deref().is_some_and(|period| {
-                self.may_be_empty(&entry.organization, entry.meter, period, journal)
-            });
-            let is_ambiguous = is_ambiguous || may_be_empty;
             let key = (Rc::clone(&entry.organization), entry.meter);
             let bounds = all.entry(key).or_default();
             bounds.add(entry, journal, is_erased, is_ambiguous);
@@ -310,16 +277,13 @@ mod tests {
     #[test]
     fn unknown_lost_and_deleted_units_widen_the_bounds_and_others_do_not() {
         let (journal, ledger) = (Journal::new(), Ledger::new(100));
-        ledger.add(entry(5, 0, 1), &journal);
-        ledger.add(entry(-2, 0, 2), &journal);
-        ledger.add(entry(0, 3, 3), &journal);
-        ledger.add(
-            Entry {
-                repeated: 7,
-                ..entry(1, 0, 4)
-            },
-            &journal,
-        );
+        ledger.add(entry(5, 0, 1));
+        ledger.add(entry(-2, 0, 2));
+        ledger.add(entry(0, 3, 3));
+        ledger.add(Entry {
+            repeated: 7,
+            ..entry(1, 0, 4)
+        });
         assert_eq!(total(&ledger, &journal), (4, 7));
         let seconds = Duration::from_secs;
         journal.losses.borrow_mut().push(Loss {
@@ -336,8 +300,8 @@ mod tests {
         // Unknown units may be counted late.
         ledger.deletions.borrow_mut().push(deletion(6, 7));
         assert_eq!(total(&ledger, &journal), (0, 10));
-        ledger.add(entry(4, 0, 8), &journal);
-        ledger.add(entry(6, 0, 7), &journal);
+        ledger.add(entry(4, 0, 8));
+        ledger.add(entry(6, 0, 7));
         assert_eq!(total(&ledger, &journal), (4, 20));
     }
 

@@ -293,7 +293,7 @@ impl<'a> Load<'a> {
             sent: settled.sent,
             answered: settled.answered,
         };
-        self.ledger.add(entry, self.run.journal);
+        self.ledger.add(entry);
         Ok(())
     }
 

@@ -110,10 +110,10 @@ impl Lanes {
 
     /// Fails if calls for this organization wait for too long.
     pub(in crate::redis) fn admits(&self, organization: &OrganizationId) -> Result<(), Error> {
-        match self.entrance(organization)?.pressure.refuses() {
-            true => Err(Error::Overloaded),
-            false => Ok(()),
+        if self.entrance(organization)?.pressure.refuses() {
+            return Err(Error::Overloaded);
         }
+        Ok(())
     }
 
     /// Concurrent calls for one organization share a batch.
