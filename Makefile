@@ -13,8 +13,8 @@ test: ## run all tests
 	@scripts/setup test && cargo test --workspace && exec npm test
 
 faults: ## inject random faults under load, and audit everything; SEED=… MINUTES=…, 30 by default
-	@scripts/setup && cargo build --profile fast --workspace --bins && \
-		exec "$${CARGO_TARGET_DIR:-target}/fast/bench" faults $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES))
+	@scripts/setup && cargo build --profile faults --workspace --bins && \
+		exec "$${CARGO_TARGET_DIR:-target}/faults/bench" faults $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES))
 
 FUZZ_SECONDS ?= 600
 

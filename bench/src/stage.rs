@@ -96,30 +96,17 @@ impl Stage {
             key: String::new(),
             workers,
         };
-        stage.tallyman(&["migrate"]).await?;
+        let service = executable("tallyman")?;
+        let url = stage.database_url();
+        tallyman(&service, &url, &["migrate"]).await?;
         let create_key = ["keys", "create", "--name", "bench", "--scope", "admin"];
-        stage.key = stage.tallyman(&create_key).await?;
+        stage.key = tallyman(&service, &url, &create_key).await?;
         Ok(stage)
     }
 
     /// Stops both servers.
     pub(crate) async fn close(self) {
         tokio::join!(self.redis.stop(), self.postgres.stop());
-    }
-
-    /// Runs a command that speaks to Postgres alone, and returns its output.
-    async fn tallyman(&self, arguments: &[&str]) -> Result<String> {
-        let output = Command::new(executable("tallyman")?)
-            .args(arguments)
-            .env("TALLYMAN_DATABASE_URL", self.database_url())
-            .kill_on_drop(true)
-            .output()
-            .await?;
-        if !output.status.success() {
-            let error = String::from_utf8_lossy(&output.stderr);
-            bail!("tallyman {}: {}", arguments.join(" "), error.trim());
-        }
-        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
     }
 
     /// Starts the service, with these settings in addition to the usual ones.
@@ -287,4 +274,23 @@ pub(crate) fn executable(name: &str) -> Result<PathBuf> {
 pub(crate) fn free_address() -> Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0").context("there is no free port")?;
     Ok(listener.local_addr()?)
+}
+
+/// Runs a command that needs Postgres alone, and returns its output.
+pub(crate) async fn tallyman(
+    service: &Path,
+    database_url: &str,
+    arguments: &[&str],
+) -> Result<String> {
+    let output = Command::new(service)
+        .args(arguments)
+        .env("TALLYMAN_DATABASE_URL", database_url)
+        .kill_on_drop(true)
+        .output()
+        .await?;
+    if !output.status.success() {
+        let error = String::from_utf8_lossy(&output.stderr);
+        bail!("tallyman {}: {}", arguments.join(" "), error.trim());
+    }
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }

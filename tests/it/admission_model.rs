@@ -6,12 +6,11 @@ use chrono::Duration;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
-use proptest::test_runner::{Config, TestRunner};
 use serde_json::json;
 use sqlx::PgPool;
 use tallyman::domain::limit::OnOutage;
 
-use crate::support::{Instance, LossyProxy, World};
+use crate::support::{Instance, LossyProxy, World, each_history};
 
 /// Number of histories, unless `PROPTEST_CASES` is set.
 const CASES: u32 = 20;
@@ -92,31 +91,13 @@ fn step() -> impl Strategy<Value = Step> {
 
 #[test]
 fn each_acknowledged_call_is_counted_once_across_outages() {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
-    let mut config = Config {
-        failure_persistence: None,
-        max_shrink_iters: 100,
-        ..Config::default()
-    };
-    if std::env::var("PROPTEST_CASES").is_err() {
-        config.cases = CASES;
-    }
-    TestRunner::new(config)
-        .run(&vec(step(), STEPS), |steps| {
-            runtime.block_on(async {
-                let mut history = History::begin().await;
-                for step in steps {
-                    history.apply(step).await;
-                }
-                Box::pin(history.end()).await;
-            });
-            Ok(())
-        })
-        .unwrap_or_else(|failure| panic!("{failure}"));
+    each_history(CASES, 100, vec(step(), STEPS), async |steps| {
+        let mut history = History::begin().await;
+        for step in steps {
+            history.apply(step).await;
+        }
+        Box::pin(history.end()).await;
+    });
 }
 
 struct History {

@@ -7,11 +7,12 @@ use chrono::{DateTime, Datelike as _, Duration, TimeZone as _, Utc};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
-use proptest::test_runner::{Config, TestRunner};
 use serde_json::{Map, Value, json};
 use tallyman::jobs::flush::{Batch, Report};
 
-use crate::support::{Answer, Instance, Row, World, at_once, commit_reset, rows, shard, sharded};
+use crate::support::{
+    Answer, Instance, Row, World, at_once, commit_reset, each_history, rows, shard, sharded,
+};
 
 /// Number of histories, unless `PROPTEST_CASES` is set.
 const CASES: u32 = 32;
@@ -32,32 +33,14 @@ const METERS: &[&[&str]] = &[&["api"], &["tokens"], &["api", "tokens"]];
 
 #[test]
 fn nothing_acknowledged_is_lost_or_doubled_except_by_a_loss_of_redis() {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
-    let mut config = Config {
-        failure_persistence: None,
-        max_shrink_iters: 300,
-        ..Config::default()
-    };
-    if std::env::var("PROPTEST_CASES").is_err() {
-        config.cases = CASES;
-    }
-    TestRunner::new(config)
-        .run(&vec(step(), 10..STEPS_MAX), |steps| {
-            runtime.block_on(async {
-                let mut history = History::begin().await;
-                for step in steps {
-                    history.apply(step).await;
-                    history.check().await;
-                }
-                history.end().await;
-            });
-            Ok(())
-        })
-        .unwrap_or_else(|failure| panic!("{failure}"));
+    each_history(CASES, 300, vec(step(), 10..STEPS_MAX), async |steps| {
+        let mut history = History::begin().await;
+        for step in steps {
+            history.apply(step).await;
+            history.check().await;
+        }
+        history.end().await;
+    });
 }
 
 #[derive(Debug, Clone)]

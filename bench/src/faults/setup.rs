@@ -5,19 +5,18 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use redis::{AsyncConnectionConfig, FromRedisValue};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection as _, PgConnection};
 use tallyman_servers::{
     Log, PostgresOptions, PostgresServer, Process, RedisOptions, RedisServer, watched,
 };
-use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::proxy::RedisLink;
 use crate::http::Target;
-use crate::stage::{free_address, signal};
+use crate::stage::{free_address, signal, tallyman};
 
 /// How long an instance serves after SIGTERM, and may take to answer and to flush.
 const DRAIN: u64 = 1;
@@ -238,19 +237,4 @@ fn redis_options() -> RedisOptions {
         append_only: true,
         extra: extra.map(str::to_owned).to_vec(),
     }
-}
-
-/// Runs a command that needs Postgres alone, and returns its output.
-async fn tallyman(service: &Path, database_url: &str, arguments: &[&str]) -> Result<String> {
-    let output = Command::new(service)
-        .args(arguments)
-        .env("TALLYMAN_DATABASE_URL", database_url)
-        .kill_on_drop(true)
-        .output()
-        .await?;
-    if !output.status.success() {
-        let error = String::from_utf8_lossy(&output.stderr);
-        bail!("tallyman {}: {}", arguments.join(" "), error.trim());
-    }
-    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }

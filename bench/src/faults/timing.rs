@@ -18,6 +18,9 @@ const TARGET: f64 = 50.0;
 /// In which answers may take longer.
 const FIRST: Duration = Duration::from_secs(1);
 
+/// A call that is sent so soon before a fault begins, or is undone, is not judged: it may be answered after that.
+const SOON: Duration = Duration::from_millis(100);
+
 /// Seconds that are shown one by one.
 const SECONDS: usize = 10;
 
@@ -42,6 +45,8 @@ pub(super) struct Row {
     unanswered: usize,
     /// Calls for known organizations that were not decided.
     known_failed: u64,
+    /// Calls after the first second that were not refused with 503.
+    not_refused: u64,
     kind: Option<Kind>,
     is_both: bool,
 }
@@ -59,6 +64,7 @@ impl Row {
             unavailable: 0,
             unanswered: 0,
             known_failed: 0,
+            not_refused: 0,
             kind,
             is_both,
         })
@@ -69,18 +75,19 @@ impl Row {
         &self.name
     }
 
-    /// Adds an answer to a call that was sent `since` the fault began; `is_over` is whether it was being undone.
-    fn add(&mut self, answer: &Answer, since: Option<Duration>, is_over: bool) {
+    /// Adds an answer to a call that was sent `since` the fault began.
+    fn add(&mut self, answer: &Answer, since: Option<Duration>, is_judged: bool) {
         self.all.add(answer.took);
-        if !is_over && answer.class == Class::Known {
+        if is_judged && answer.class == Class::Known {
             self.known.add(answer.took);
             self.known_failed += u64::from(!matches!(answer.status, 200 | 429));
         }
         self.unavailable += usize::from(answer.status == 503);
         self.unanswered += usize::from(answer.status == 504);
         let Some(since) = since else { return };
-        if since >= FIRST && !is_over {
+        if since >= FIRST && is_judged {
             self.rest.add(answer.took);
+            self.not_refused += u64::from(answer.status != 503);
         }
         let second = usize::try_from(since.as_secs()).unwrap_or(SECONDS);
         if let Some(second) = self.seconds.get_mut(second) {
@@ -123,12 +130,16 @@ impl Row {
                 "{name}: p99 of {what}: {p99:.0} ms, not {most:.0} ms"
             ));
         }
-        let share = 100 * self.known_failed / self.known.len().max(1);
-        let fails = format!(
-            "{}: {share} % of the calls for known organizations fail",
-            self.name
-        );
-        (is_postgres && share > 0).then_some(fails)
+        let percentage = |some: u64, all: &Latencies| 100 * some / all.len().max(1);
+        let (what, share) = if self.is_both {
+            let not_refused = percentage(self.not_refused, &self.rest);
+            ("calls are not answered with 503", not_refused)
+        } else {
+            let failed = percentage(self.known_failed, &self.known);
+            ("calls for known organizations fail", failed)
+        };
+        let fails = format!("{}: {share} % of the {what}", self.name);
+        ((is_postgres || self.is_both) && share > 0).then_some(fails)
     }
 }
 
@@ -165,7 +176,11 @@ pub(super) fn rows(answers: &[Answer], journal: &Journal) -> Result<Vec<Row>> {
         };
         let began = during.iter().map(|it| it.from).max();
         let since = began.and_then(|began| at.checked_sub(began));
-        row.add(answer, since, during.iter().any(|it| it.undo < at));
+        let changes = spans.iter().any(|it| {
+            (at..at + SOON).contains(&it.from)
+                || (it.from <= at && it.undo < at + SOON && at <= it.to)
+        });
+        row.add(answer, since, !changes);
     }
     for ((_, kind), row) in &mut rows {
         row.times = spans.iter().filter(|it| Some(it.kind) == *kind).count();

@@ -7,6 +7,7 @@
 mod auth_server;
 mod browser;
 mod events;
+mod histories;
 mod inspect;
 mod issuer;
 mod lossy_proxy;
@@ -26,6 +27,7 @@ pub use auth_server::AuthServer;
 pub use browser::{Browser, field};
 use chrono::{DateTime, Utc};
 pub use events::{EVENT_TIMEOUT, Events};
+pub use histories::each_history;
 pub use inspect::*;
 use redis::AsyncConnectionConfig;
 use redis::aio::MultiplexedConnection;
