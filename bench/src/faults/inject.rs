@@ -1,7 +1,7 @@
 //! Does faults to the servers and instances, and undoes them.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use tokio::task::spawn_blocking;
@@ -10,7 +10,7 @@ use tokio::time::sleep;
 use super::database::{self, Held};
 use super::journal::{Journal, Loss, Rule, Span};
 use super::plan::{Fault, Kind};
-use super::setup::Setup;
+use super::setup::{PATIENCE, Setup};
 use crate::stage::signal;
 
 /// What a Redis that syncs its file every second may lose when it is killed: it postpones writes for up to two seconds.
@@ -18,6 +18,9 @@ const UNSYNCED: Duration = Duration::from_secs(3);
 
 /// Between repetitions of a fault that happens again and again.
 const AGAIN: Duration = Duration::from_millis(250);
+
+/// Before what fails once is tried again.
+const SOON: Duration = Duration::from_millis(20);
 
 /// The difference of a clock that is wrong, in seconds.
 const WRONG: i64 = 3600;
@@ -153,9 +156,17 @@ impl Injector<'_> {
             }
             (Kind::RedisFull, _) => self.configure("maxmemory", "0").await?,
             (Kind::RedisBusy, _) => {
-                // Fails where no script runs.
-                let _ = setup.redis::<String>(&["SCRIPT", "KILL"]).await;
-                self.configure("busy-reply-threshold", "5000").await?;
+                let started = Instant::now();
+                loop {
+                    // Fails where no script runs.
+                    let _ = setup.redis::<String>(&["SCRIPT", "KILL"]).await;
+                    let configured = self.configure("busy-reply-threshold", "5000").await;
+                    // A script that was sent last may begin only now.
+                    if configured.is_ok() || started.elapsed() > PATIENCE {
+                        break configured?;
+                    }
+                    sleep(SOON).await;
+                }
             }
             (Kind::RedisReadOnly, _) => self.configure("min-replicas-to-write", "0").await?,
             (Kind::RedisRepliesLost, _) => setup.link.keep_replies()?,

@@ -27,7 +27,7 @@ const STOP_TIME_MAX: Duration = Duration::from_secs(DRAIN + 2 * SHUTDOWN + 2);
 const FEW_CONNECTIONS: &str = "alter system set max_connections = 48";
 
 /// How long the tool itself waits for a server.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Both servers and both instances, each of which may be down.
 pub(super) struct Setup {
