@@ -1,6 +1,6 @@
 //! Failures of Redis, by what a caller can do about them.
 
-use ::redis::{ErrorKind, RedisError, ServerErrorKind};
+use ::redis::{ErrorKind, RedisError};
 
 /// Why a call to Redis has failed.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -37,30 +37,41 @@ impl Error {
 impl From<RedisError> for Error {
     fn from(error: RedisError) -> Self {
         let (text, kind) = (error.to_string(), error.kind());
-        // In a pipeline, only the errors of single commands have a code.
         let errors = error.into_server_errors();
-        let code = errors.as_deref().and_then(|errors| errors.first());
-        let code = code.map(|(_, error)| error.code());
+        // The commands of a pipeline or an aborted transaction fail for the same reason.
+        if let Some((_, first)) = errors.as_deref().and_then(|errors| errors.first()) {
+            let text = format!("{} {}", first.code(), first.details().unwrap_or_default());
+            return if is_refusal(first.code()) {
+                Self::Unavailable(text)
+            } else {
+                Self::Inconsistent(text)
+            };
+        }
         match kind {
-            ErrorKind::Server(
-                ServerErrorKind::BusyLoading
-                | ServerErrorKind::MasterDown
-                | ServerErrorKind::ReadOnly
-                | ServerErrorKind::ClusterDown
-                | ServerErrorKind::TryAgain
-                | ServerErrorKind::NoPerm,
-            )
-            | ErrorKind::Client
+            ErrorKind::Client
             | ErrorKind::InvalidClientConfig
             | ErrorKind::AuthenticationFailed => Self::Unavailable(text),
-            // Refused before the script started: out of memory, snapshot failed, another script is running.
-            ErrorKind::Extension
-                if matches!(code, Some("OOM" | "MISCONF" | "BUSY" | "NOREPLICAS")) =>
-            {
-                Self::Unavailable(text)
-            }
             ErrorKind::Io | ErrorKind::Parse => Self::Unknown(text),
             _ => Self::Inconsistent(text),
         }
     }
+}
+
+/// Whether the server refuses commands because of its state, before it executes any.
+fn is_refusal(code: &str) -> bool {
+    matches!(
+        code,
+        "BUSY"
+            | "CLUSTERDOWN"
+            | "LOADING"
+            | "MASTERDOWN"
+            | "MISCONF"
+            | "NOAUTH"
+            | "NOPERM"
+            | "NOREPLICAS"
+            | "OOM"
+            | "READONLY"
+            | "TRYAGAIN"
+            | "WRONGPASS"
+    )
 }

@@ -85,6 +85,31 @@ async fn while_both_servers_are_down_every_call_fails_at_once() {
 }
 
 #[tokio::test]
+async fn an_instance_that_starts_while_redis_refuses_writes_counts_once_it_does_not() {
+    let world = World::new().await;
+    let set = async |name: &str, value: &str| {
+        let () = world.redis_command(&["CONFIG", "SET", name, value]).await;
+    };
+    for (name, refusing, usual) in [("maxmemory", "1", "0"), ("min-replicas-to-write", "1", "0")] {
+        set(name, refusing).await;
+        // It has to load its scripts, in transactions.
+        let () = world.redis_command(&["SCRIPT", "FLUSH"]).await;
+        let service = world.instance().await;
+        let answer = service.try_consume(name, "api", 1).await;
+        assert_eq!(
+            (answer.status.as_u16(), answer.code()),
+            (503, "counter_store_unavailable"),
+            "{name}: {}",
+            answer.text
+        );
+        set(name, usual).await;
+        service.until_observed("redis", true).await;
+        let answer = service.try_consume(name, "api", 1).await;
+        assert_eq!(answer.status, 200, "{name}: {}", answer.text);
+    }
+}
+
+#[tokio::test]
 async fn while_postgres_hangs_known_organizations_are_counted_and_the_rest_fails_at_once() {
     let world = World::new().await;
     let (servers, socket) = world.cuttable_postgres();
