@@ -133,8 +133,9 @@ impl Plan {
         every > 0 && self.passed.fetch_add(1, Ordering::SeqCst) % every == every - 1
     }
 
-    fn drops_reply(&self) -> bool {
-        let drops = self.next_reply.swap(false, Ordering::SeqCst);
+    /// What replies to a check of the connection comes at any time, and is none that a test waits for.
+    fn drops_reply(&self, reply: &[u8]) -> bool {
+        let drops = reply != b"+PONG\r\n" && self.next_reply.swap(false, Ordering::SeqCst);
         if drops && self.closes.swap(false, Ordering::SeqCst) {
             self.open.send_replace(false);
         }
@@ -147,8 +148,8 @@ async fn forward(mut client: UnixStream, mut server: UnixStream, plan: Arc<Plan>
     let (from_client, to_client) = client.split();
     let (from_server, to_server) = server.split();
     tokio::select! {
-        () = carry(from_client, to_server, None, || plan.drops()) => {}
-        () = carry(from_server, to_client, Some(&plan.delay), || plan.drops_reply()) => {}
+        () = carry(from_client, to_server, None, |_| plan.drops()) => {}
+        () = carry(from_server, to_client, Some(&plan.delay), |reply| plan.drops_reply(reply)) => {}
         _ = cut.wait_for(|cut| *cut) => {}
     }
 }
@@ -157,14 +158,14 @@ async fn carry(
     mut from: ReadHalf<'_>,
     mut to: WriteHalf<'_>,
     delay: Option<&AtomicU64>,
-    drops: impl Fn() -> bool,
+    drops: impl Fn(&[u8]) -> bool,
 ) {
     let mut chunk = vec![0; 64 * 1024];
     while let Ok(length @ 1..) = from.read(&mut chunk).await {
         if let Some(delay) = delay {
             sleep(Duration::from_millis(delay.load(Ordering::SeqCst))).await;
         }
-        if drops() || to.write_all(&chunk[..length]).await.is_err() {
+        if drops(&chunk[..length]) || to.write_all(&chunk[..length]).await.is_err() {
             return;
         }
     }
