@@ -113,7 +113,7 @@ id!(
     /// An API key's display name.
     ApiKeyName,
     display_name,
-    r"^(?=.*\S)[^\x00-\x1f\x7f-\x9f]{1,100}$",
+    r"^(?=\s*\S)[^\x00-\x1f\x7f-\x9f]{1,100}$",
     "auth server",
     "1 to 100 characters, not all of them spaces, and none a control character"
 );
@@ -140,7 +140,7 @@ id!(
     /// A plan's display name.
     PlanName,
     display_name,
-    r"^(?=.*\S)[^\x00-\x1f\x7f-\x9f]{1,100}$",
+    r"^(?=\s*\S)[^\x00-\x1f\x7f-\x9f]{1,100}$",
     "Pro",
     "1 to 100 characters, not all of them spaces, and none a control character"
 );
@@ -149,7 +149,7 @@ id!(
     /// What people call a meter.
     MeterLabel,
     display_name,
-    r"^(?=.*\S)[^\x00-\x1f\x7f-\x9f]{1,100}$",
+    r"^(?=\s*\S)[^\x00-\x1f\x7f-\x9f]{1,100}$",
     "API calls",
     "1 to 100 characters, not all of them spaces, and none a control character"
 );
@@ -159,7 +159,7 @@ id!(
     MeterUnit,
     |text| display_name(text)
         && std::str::from_utf8(text).is_ok_and(|text| text.chars().count() <= 30),
-    r"^(?=.*\S)[^\x00-\x1f\x7f-\x9f]{1,30}$",
+    r"^(?=\s*\S)[^\x00-\x1f\x7f-\x9f]{1,30}$",
     "tokens",
     "1 to 30 characters, not all of them spaces, and none a control character"
 );
@@ -197,9 +197,11 @@ impl Default for MeterId {
 pub const METERS_MAX: usize = 32;
 
 fn display_name(text: &[u8]) -> bool {
+    // As in the regular expressions of JSON Schema, where U+FEFF is a space.
+    let is_space = |c: char| c.is_whitespace() || c == '\u{feff}';
     std::str::from_utf8(text).is_ok_and(|text| {
         (1..=100).contains(&text.chars().count())
-            && !text.trim().is_empty()
+            && !text.chars().all(is_space)
             && !text.contains(char::is_control)
     })
 }

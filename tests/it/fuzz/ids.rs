@@ -27,6 +27,7 @@ pub(super) fn texts() -> impl Strategy<Value = String> + Clone {
         1 => "[ü ]{28,32}",
         1 => "[ü ]{98,102}",
         1 => "[ü\n]{497,502}",
+        1 => "[\u{2028}\u{feff}\u{3000} a]{0,4}",
         2 => "\\PC{0,40}",
         2 => any::<String>(),
     ]
