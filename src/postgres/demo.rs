@@ -1,7 +1,7 @@
 //! Writes the demo's year into history.
 //!
-//! A row has epoch 0 and a sequence that no import has: any snapshot of a counter replaces it, and a running period is restored
-//! from it.
+//! A row has epoch 0 and a sequence that no import and no scheduled period has: any snapshot of a counter replaces it, and a
+//! running period is restored from it.
 
 use std::fmt::Write as _;
 

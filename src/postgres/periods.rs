@@ -201,7 +201,7 @@ async fn lock_open_periods<'a>(
     schedules: &'a BTreeMap<OrganizationId, Schedule>,
 ) -> Result<Vec<OpenPeriod<'a>>> {
     let rows: Vec<OpenRow> = sqlx::query_as(
-        "select organization_id, meter, period_start, period_end, used, epoch = 0 as empty from usage_history
+        "select organization_id, meter, period_start, period_end, used, (epoch, seq) = (0, 0) as empty from usage_history
          where organization_id = any($1) and reset_type is null and closed_at is null
          order by organization_id, meter, period_start
          for no key update",

@@ -224,6 +224,32 @@ async fn a_change_of_mode_or_calendar_is_rescheduled() {
 }
 
 #[tokio::test]
+async fn only_what_the_scheduler_opened_itself_is_deleted_where_no_period_begins() {
+    let world = World::new().await;
+    let instance = world.instance().await;
+    instance.schedule("org_1").await;
+    let postgres = world.postgres().await;
+    for (meter, used, sequence) in [("empty", 0_i64, 0_i64), ("of_the_demo", 50, 1000)] {
+        sqlx::query(
+            "insert into usage_history (organization_id, meter, period_start, period_end, used, denied, refunded,
+                                        enforcement, policy_version, epoch, seq, stored_at)
+             values ('org_1', $1, '2031-03-10T00:00:00Z', '2031-04-01T00:00:00Z', $2, 0, 0, 'hard', 0, 0, $3, now())",
+        )
+        .bind(meter)
+        .bind(used)
+        .bind(sequence)
+        .execute(&postgres)
+        .await
+        .unwrap();
+    }
+    world.move_to(NEXT_MONTH);
+    instance.end_due_periods().await;
+    let left = "select meter from usage_history where period_start = '2031-03-10T00:00:00Z'";
+    let left: Vec<String> = sqlx::query_scalar(left).fetch_all(&postgres).await.unwrap();
+    assert_eq!(left, ["of_the_demo"]);
+}
+
+#[tokio::test]
 async fn a_reset_in_scheduled_mode_does_not_move_the_next_one() {
     let world = World::new().await;
     let instance = world.instance().await;
