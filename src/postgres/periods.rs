@@ -195,13 +195,14 @@ impl OpenPeriod<'_> {
     }
 }
 
-/// Locks the periods that were not ended, in the order in which a flush does.
+/// Locks the periods that were not ended, in the order in which a flush does. Those that a reset is closing are left to it.
 async fn lock_open_periods<'a>(
     tx: &mut PgConnection,
     schedules: &'a BTreeMap<OrganizationId, Schedule>,
 ) -> Result<Vec<OpenPeriod<'a>>> {
     let rows: Vec<OpenRow> = sqlx::query_as(
-        "select organization_id, meter, period_start, period_end, used, (epoch, seq) = (0, 0) as empty from usage_history
+        "select organization_id, meter, period_start, period_end, used, (epoch, seq) = (0, 0) as empty
+         from usage_history
          where organization_id = any($1) and reset_type is null and closed_at is null
          order by organization_id, meter, period_start
          for no key update",
@@ -211,7 +212,9 @@ async fn lock_open_periods<'a>(
     .await?;
     let open = rows.into_iter().filter_map(|row| {
         let schedule = schedules.get(&row.counter.organization)?;
-        Some(OpenPeriod { row, schedule })
+        let reset = schedule.resets.get(&row.counter.meter);
+        let is_closing = reset.is_some_and(|it| it.closed_start == row.counter.start);
+        (!is_closing).then_some(OpenPeriod { row, schedule })
     });
     Ok(open.collect())
 }

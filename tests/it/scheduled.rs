@@ -3,7 +3,7 @@
 use chrono::Duration;
 use serde_json::{Value, json};
 
-use crate::support::{Instance, World, at_once};
+use crate::support::{Instance, World, at_once, commit_reset};
 
 const MONTH: &str = "2031-03-01T00:00:00Z";
 const NEXT_MONTH: &str = "2031-04-01T00:00:00Z";
@@ -268,6 +268,24 @@ async fn a_reset_in_scheduled_mode_does_not_move_the_next_one() {
         .map(|(_, _, reset_type, _)| reset_type)
         .collect();
     assert_eq!(types, [&json!("manual"), &json!("scheduled"), &Value::Null]);
+}
+
+#[tokio::test]
+async fn a_period_that_a_reset_is_closing_is_not_ended_by_the_scheduler() {
+    let world = World::new().await;
+    let instance = world.instance().await;
+    instance.schedule("org_1").await;
+    instance.count("org_1", "api", 5).await;
+    instance.flush().await;
+    commit_reset(&world, "org_1", None).await;
+    let expired = instance.http.post("/v1/reset-expired", json!({})).await;
+    assert_eq!(expired.body["resetCount"], 0, "{}", expired.text);
+    instance.count("org_1", "api", 2).await;
+    instance.flush().await;
+    instance.end_due_periods().await;
+    let types = resets(&world).await;
+    let types: Vec<&Value> = types.iter().map(|it| &it["resetType"]).collect();
+    assert_eq!(types, ["manual"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
