@@ -16,7 +16,6 @@ use super::keys::Shard;
 use super::node::{Node, NodeLink, Settings, Unnumbered};
 use super::pool::{self, Pooled};
 use crate::clock::Clock;
-use crate::domain::ids::OrganizationId;
 use crate::link::Link;
 use crate::metrics::Metrics;
 
@@ -69,10 +68,10 @@ impl Redis {
             .await
     }
 
-    /// Fails if calls for this organization wait for too long. To be asked once for a request, before anything is done for
+    /// Fails if calls of this shard wait for too long. To be asked once for a request, before anything is done for
     /// it: the rounds that it takes afterwards are work that others have waited for.
-    pub fn admits(&self, organization: &OrganizationId) -> Result<(), Error> {
-        self.lanes.admits(organization)
+    pub fn admits(&self, shard: Shard) -> Result<(), Error> {
+        self.lanes.admits(shard)
     }
 
     /// Decides and counts; one outcome for each operation, in order. The operations were prepared for the generations of

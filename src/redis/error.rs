@@ -36,8 +36,7 @@ impl Error {
 
 impl From<RedisError> for Error {
     fn from(error: RedisError) -> Self {
-        let (text, kind) = (error.to_string(), error.kind());
-        let errors = error.into_server_errors();
+        let errors = error.clone().into_server_errors();
         // The commands of a pipeline or an aborted transaction fail for the same reason.
         if let Some((_, first)) = errors.as_deref().and_then(|errors| errors.first()) {
             let text = format!("{} {}", first.code(), first.details().unwrap_or_default());
@@ -47,7 +46,8 @@ impl From<RedisError> for Error {
                 Self::Inconsistent(text)
             };
         }
-        match kind {
+        let text = error.to_string();
+        match error.kind() {
             ErrorKind::Client
             | ErrorKind::InvalidClientConfig
             | ErrorKind::AuthenticationFailed => Self::Unavailable(text),

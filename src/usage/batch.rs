@@ -102,7 +102,7 @@ impl Usage {
         let retry = RetryState::default();
         let (mut results, mut items) = (Vec::with_capacity(requests.len()), Vec::new());
         for (index, request) in requests.iter().enumerate() {
-            let admitted = self.ctx.redis.admits(&request.organization);
+            let admitted = self.ctx.redis.admits(Shard::of(&request.organization));
             if admitted.is_ok() {
                 items.push(Item { index, retry });
             }

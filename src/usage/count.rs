@@ -81,11 +81,11 @@ impl Usage {
     }
 
     async fn try_decide(&self, request: &Request) -> Result<Decided, Error> {
-        self.ctx.redis.admits(&request.organization)?;
+        let shard = Shard::of(&request.organization);
+        self.ctx.redis.admits(shard)?;
         let mut retry = RetryState::default();
         for _ in 0..ROUNDS_MAX {
             let connection = self.ctx.redis.connection().await?;
-            let shard = Shard::of(&request.organization);
             let generation = match connection.generation(shard) {
                 Some(generation) => generation,
                 // Boxed, like all rare steps: keeps the hot-path future small.

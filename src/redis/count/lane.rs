@@ -23,7 +23,6 @@ use uuid::Uuid;
 
 use super::batch::{Batch, Header};
 use super::types::{Operation, Outcome};
-use crate::domain::ids::OrganizationId;
 use crate::pressure::Pressure;
 use crate::redis::connection::Connection;
 use crate::redis::error::Error;
@@ -94,13 +93,12 @@ impl Lanes {
                 number: 0,
                 receipt: None,
                 link: link.clone(),
-                pressure: pressure.clone(),
             };
             #[expect(
                 clippy::disallowed_methods,
                 reason = "it ends with its handles, each of which waits for its reply"
             )]
-            tokio::spawn(lane.run(queue));
+            tokio::spawn(lane.run(queue, pressure.clone()));
             Entrance {
                 queue: sender,
                 pressure,
@@ -108,18 +106,17 @@ impl Lanes {
         })))
     }
 
-    /// Fails if calls for this organization wait for too long.
-    pub(in crate::redis) fn admits(&self, organization: &OrganizationId) -> Result<(), Error> {
-        if self.entrance(organization)?.pressure.refuses() {
+    /// Fails if calls of this shard wait for too long.
+    pub(in crate::redis) fn admits(&self, shard: Shard) -> Result<(), Error> {
+        if self.entrance(shard)?.pressure.refuses() {
             return Err(Error::Overloaded);
         }
         Ok(())
     }
 
     /// Concurrent calls for one organization share a batch.
-    fn entrance(&self, organization: &OrganizationId) -> Result<&Entrance, Error> {
-        let lane = Shard::of(organization).index() % LANES;
-        self.0.get(lane).ok_or(Error::Overloaded)
+    fn entrance(&self, shard: Shard) -> Result<&Entrance, Error> {
+        self.0.get(shard.index() % LANES).ok_or(Error::Overloaded)
     }
 
     /// Executes operations together. None, and nothing is counted, if `connection` is not the one in use any more.
@@ -131,7 +128,7 @@ impl Lanes {
         let Some(first) = operations.first() else {
             return Ok(Some(Vec::new()));
         };
-        let entrance = self.entrance(&first.organization)?;
+        let entrance = self.entrance(Shard::of(&first.organization))?;
         let (sender, reply) = oneshot::channel();
         let call = Call {
             connection: Arc::clone(connection),
@@ -154,11 +151,10 @@ struct Lane {
     /// The connection over which this lane is known to have a receipt.
     receipt: Option<Arc<Connection>>,
     link: NodeLink,
-    pressure: Pressure,
 }
 
 impl Lane {
-    async fn run(mut self, mut queue: mpsc::Receiver<Call>) {
+    async fn run(mut self, mut queue: mpsc::Receiver<Call>, pressure: Pressure) {
         let mut waiting = Waiting::default();
         let mut arrived = Vec::new();
         loop {
@@ -177,8 +173,8 @@ impl Lane {
             }
             arrived.drain(..).for_each(|call| waiting.push(call));
             let calls = waiting.next_batch();
-            let (link, pressure) = (self.link.clone(), self.pressure.clone());
             pressure.observe(waiting.oldest(), Instant::now());
+            let link = self.link.clone();
             let mut executed = pin!(self.execute(calls));
             let failure = tokio::select! {
                 () = &mut executed => continue,
