@@ -89,9 +89,6 @@ impl Admission {
 
     /// Creates missing organizations, and blocks changes of their policies until the commit.
     pub async fn lock(&mut self, organizations: &BTreeSet<OrganizationId>) -> Result<()> {
-        if organizations.is_empty() {
-            return Ok(());
-        }
         organizations::create(&mut self.0, organizations).await?;
         // In this order everywhere.
         sqlx::query("select from organizations where id = any($1) order by id for no key update")
@@ -112,9 +109,6 @@ impl Admission {
         organizations: &BTreeSet<OrganizationId>,
         now: DateTime<Utc>,
     ) -> Result<HashMap<OrganizationId, BTreeSet<MeterId>>> {
-        if organizations.is_empty() {
-            return Ok(HashMap::new());
-        }
         let mut meters = running_meters_of(&mut self.0, organizations, now).await?;
         let pending: Vec<(OrganizationId, MeterId)> = sqlx::query_as(
             "select distinct organization_id, meter from pending_increments where organization_id = any($1)",

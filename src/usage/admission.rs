@@ -94,19 +94,22 @@ impl Admissions {
         let named = may_be_denied.map(|it| it.organization.clone());
         let mut sources = admission.sources(&named.collect()).await?;
         // A call that is denied must not create its organization.
-        let counted = requests.iter().filter(|request| {
-            let sources = sources.get(&request.organization);
-            let allowed = || sources.is_some_and(|it| self.allows(request, &it.resolve(now)));
-            match request.kind {
-                Operation::Track => true,
-                Operation::Consume => allowed(),
-                Operation::Check | Operation::Refund => false,
+        let counted = requests.iter().filter(|request| match request.kind {
+            Operation::Track => true,
+            Operation::Consume => {
+                let sources = sources.get(&request.organization);
+                sources.is_some_and(|it| self.allows(request, &it.resolve(now)))
             }
+            Operation::Check | Operation::Refund => false,
         });
         let counted: BTreeSet<OrganizationId> = counted.map(|it| it.organization.clone()).collect();
-        admission.lock(&counted).await?;
-        // What was read before the lock may have changed.
-        sources.extend(admission.sources(&counted).await?);
+        let mut meters = HashMap::new();
+        if !counted.is_empty() {
+            admission.lock(&counted).await?;
+            // What was read before the lock may have changed.
+            sources.extend(admission.sources(&counted).await?);
+            meters = admission.meters(&counted, now).await?;
+        }
         let keys = requests.iter().filter_map(|request| {
             let used = request.idempotency.as_ref()?;
             Some((&request.organization, &used.key))
@@ -115,7 +118,7 @@ impl Admissions {
             admissions: &self,
             now,
             fingerprints: admission.fingerprints(&keys.collect::<Vec<_>>()).await?,
-            meters: admission.meters(&counted, now).await?,
+            meters,
             sources,
             counted,
             policies: HashMap::new(),
