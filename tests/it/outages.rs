@@ -7,7 +7,7 @@ use serde_json::json;
 use sqlx::PgPool;
 use tallyman::config::Config;
 
-use crate::support::{Instance, Process, World};
+use crate::support::{Instance, Process, World, lock_history};
 
 /// Far more than an answer takes, and far less than one attempt after the other would.
 const SOON: Duration = Duration::from_secs(2);
@@ -145,11 +145,7 @@ async fn while_postgres_hangs_known_organizations_are_counted_and_the_rest_fails
 
 /// Runs while nobody else may read or write `usage_history`.
 async fn locked<T>(postgres: &PgPool, work: impl Future<Output = T>) -> T {
-    let mut lock = postgres.begin().await.unwrap();
-    sqlx::query("lock table usage_history in access exclusive mode")
-        .execute(&mut *lock)
-        .await
-        .unwrap();
+    let lock = lock_history(postgres).await;
     let result = work.await;
     lock.rollback().await.unwrap();
     result

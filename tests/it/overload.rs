@@ -8,7 +8,7 @@ use tallyman::config::Config;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::support::{Answer, Instance, LossyProxy, World, shard, until_lock_wait};
+use crate::support::{Answer, Instance, LossyProxy, World, lock_history, shard, until_lock_wait};
 
 /// More than a test waits for anything.
 const TIMEOUT: Duration = Duration::from_mins(1);
@@ -74,11 +74,7 @@ async fn beyond_the_capacity_a_call_is_refused_at_once_and_one_that_has_begun_is
         assert_eq!(consume(&service, &organization).await.status, 200);
     }
     let postgres = world.postgres().await;
-    let mut lock = postgres.begin().await.unwrap();
-    sqlx::query("lock table usage_history in access exclusive mode")
-        .execute(&mut *lock)
-        .await
-        .unwrap();
+    let lock = lock_history(&postgres).await;
     let (stop, stopped) = watch::channel(false);
     let new = organizations().nth(CALLERS).unwrap();
     let (counted, first, ()) = tokio::join!(

@@ -19,8 +19,8 @@ const UNSYNCED: Duration = Duration::from_secs(3);
 /// Between repetitions of a fault that happens again and again.
 const AGAIN: Duration = Duration::from_millis(250);
 
-/// Before what fails once is tried again.
-const SOON: Duration = Duration::from_millis(20);
+/// Pause between attempts to undo a fault.
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The difference of a clock that is wrong, in seconds.
 const WRONG: i64 = 3600;
@@ -165,7 +165,7 @@ impl Injector<'_> {
                     if configured.is_ok() || started.elapsed() > PATIENCE {
                         break configured?;
                     }
-                    sleep(SOON).await;
+                    sleep(RETRY_INTERVAL).await;
                 }
             }
             (Kind::RedisReadOnly, _) => self.configure("min-replicas-to-write", "0").await?,

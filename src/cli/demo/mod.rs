@@ -207,8 +207,10 @@ async fn count(service: &Service, members: &[Member]) -> Result<()> {
         let results = counted["results"].as_array().into_iter().flatten();
         // On a slow machine, some may be refused because others wait for too long.
         let failed = results.filter(|it| it["status"].as_u64().is_some_and(|it| it >= 500));
-        let failed = failed.filter_map(|it| it["index"].as_u64());
-        let failed = failed.filter_map(|index| items.get(usize::try_from(index).ok()?).cloned());
+        let failed = failed.filter_map(|it| {
+            let index = usize::try_from(it["index"].as_u64()?).ok()?;
+            items.get(index).cloned()
+        });
         items = failed.collect();
         if items.is_empty() {
             return Ok(());

@@ -89,6 +89,16 @@ pub async fn lock_policy_changes(postgres: &PgPool) -> sqlx::Transaction<'static
     transaction
 }
 
+/// Locks `usage_history`, so that nobody else may read or write it.
+pub async fn lock_history(postgres: &PgPool) -> sqlx::Transaction<'static, sqlx::Postgres> {
+    let mut transaction = postgres.begin().await.unwrap();
+    sqlx::query("lock table usage_history in access exclusive mode")
+        .execute(&mut *transaction)
+        .await
+        .unwrap();
+    transaction
+}
+
 /// Returns once a session in this database waits for a lock.
 pub async fn until_lock_wait(postgres: &PgPool) {
     let waiting = "select exists (

@@ -162,8 +162,9 @@ async fn carry(
 ) {
     let mut chunk = vec![0; 64 * 1024];
     while let Ok(length @ 1..) = from.read(&mut chunk).await {
-        if let Some(delay) = delay {
-            sleep(Duration::from_millis(delay.load(Ordering::SeqCst))).await;
+        let delay = delay.map_or(0, |it| it.load(Ordering::SeqCst));
+        if delay > 0 {
+            sleep(Duration::from_millis(delay)).await;
         }
         if drops(&chunk[..length]) || to.write_all(&chunk[..length]).await.is_err() {
             return;
