@@ -7,13 +7,16 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, symlink};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Where `scripts/setup` puts servers that no package manager could install, relative to the
 /// working directory.
 const DOWNLOADED: &str = ".tallyman/servers";
+
+/// Names another Redis (or Valkey) than the installed one, to test with it.
+const TEST_REDIS: &str = "TALLYMAN_TEST_REDIS";
 
 /// The longest path of a unix socket on every known system: 108 bytes on Linux, 104 on others,
 /// including a final zero.
@@ -27,8 +30,22 @@ const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'_')
     .remove(b'~');
 
+/// The Redis (or Valkey) that `TALLYMAN_TEST_REDIS` names, else the installed one.
+pub(crate) fn find_redis() -> Result<PathBuf> {
+    if let Some(program) = std::env::var_os(TEST_REDIS).filter(|path| !path.is_empty()) {
+        let program = std::path::absolute(program)?;
+        if !program.is_file() {
+            bail!("{TEST_REDIS} names no file: {}", program.display());
+        }
+        return Ok(program);
+    }
+    find_program(&["redis-server", "valkey-server"]).context(
+        "neither redis-server nor valkey-server is installed; `scripts/setup` (part of `make dev`) installs one",
+    )
+}
+
 /// The first of these programs that is installed.
-pub(crate) fn find_program(names: &[&str]) -> Option<PathBuf> {
+fn find_program(names: &[&str]) -> Option<PathBuf> {
     let dirs = program_dirs();
     let paths = names
         .iter()

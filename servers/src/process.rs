@@ -117,6 +117,20 @@ impl Process {
         None
     }
 
+    /// Sends another signal, such as `STOP`.
+    pub async fn signal(&self, signal: &str) -> Result<()> {
+        // A shell's own `kill`: the program may not be installed.
+        let sent = Command::new("/bin/sh")
+            .args(["-c", r#"kill -s "$1" "$2""#, "sh", signal])
+            .arg(self.pid.to_string())
+            .status()
+            .await?;
+        if !sent.success() {
+            bail!("cannot send {signal} to {}", self.log.name);
+        }
+        Ok(())
+    }
+
     /// Kills the process with SIGKILL.
     pub async fn kill(mut self) {
         // Fails only if it has ended already.

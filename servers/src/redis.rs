@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
-use crate::paths::{SocketDir, create_dir, find_program, percent_encoded};
+use crate::paths::{SocketDir, create_dir, find_redis, percent_encoded};
 use crate::process::{Log, Process, STOP_TIME_MAX, watched};
 
 const SOCKET: &str = "redis.sock";
@@ -31,9 +31,7 @@ pub struct RedisServer {
 impl RedisServer {
     /// Starts the Redis of `dir`, which is created if missing, and returns once it accepts commands.
     pub async fn start(dir: &Path, options: &RedisOptions) -> Result<Self> {
-        let program = find_program(&["redis-server", "valkey-server"]).context(
-            "neither redis-server nor valkey-server is installed; `scripts/setup` (part of `make dev`) installs one",
-        )?;
+        let program = find_redis()?;
         let dir = create_dir(dir, 0o755)?;
         let log = Log::open(&dir, "redis").await?;
         let data = create_dir(&dir.join("redis"), 0o700)?;
