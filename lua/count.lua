@@ -5,7 +5,7 @@ The rule is that of `domain::decision::decide`. A batch that is sent again is ex
 
 KEYS
   [1] the lane's receipt
-  [2] the data set of the shard that has the receipt
+  [2] the generation of the shard that has the receipt
   then the counters
   then the idempotency records of the operations
   then the dirty indexes of the counters' shards
@@ -17,7 +17,9 @@ ARGV
   [3] lifetime of a receipt, ms
   [4] number of the batch           grows from batch to batch of a lane
   [5] '1' if this batch was sent before and its reply was lost, otherwise '0'
-  [6] the batch                     a flat MessagePack array:
+  [6] generation                    of the receipt's shard, as the caller knows it; '' if it has no number
+  [7] number of the last batch      that was acknowledged, and whose receipt has not expired, or 0
+  [8] the batch                     a flat MessagePack array:
     number of counters, of idempotency records, of rules, of operations
     then for each rule:
       counter                       its index among the counters, from 1
@@ -55,10 +57,14 @@ A count is an integer, or 'count stamp' if the counter's own stamp decided inste
 first' if the counter refused its first call.
 Returns nil, and counts nothing, if the batch was sent before and its outcome is unknown, or if a later one was
 executed.
+Returns a status, and counts nothing, if Redis has other data than the caller believes:
+  generation     the data set has another generation
+  older          the data set lacks a batch that was acknowledged
 
 Invariants
   Everything is read and decided before the first write, because an error does not roll back.
   A batch number is executed once: its receipt is written in the same step, under the data set's name.
+  Nothing is counted in a data set that lacks the last batch of this lane that was acknowledged.
   Nothing is decided for a fenced organization.
   Only receipts and idempotency records are created: a missing counter stays missing.
   A counter is in the dirty index whenever its `sequence` differs from `stored`.
@@ -73,7 +79,8 @@ local number, sent_before = tonumber(ARGV[4]), ARGV[5] == '1'
 
 -- 1. A batch that was executed is answered from its receipt: 'name of the data set|number|replies'.
 
-local name = redis.call('HGET', KEYS[2], 'name') or ''
+local data_set = redis.call('HMGET', KEYS[2], 'name', 'number')
+local name = data_set[1] or ''
 local receipt = redis.call('GETRANGE', KEYS[1], 0, 63)
 local last_name, last_number = string.match(receipt, '^([^|]*)|(%d+)|')
 local known = last_name == name and name ~= ''
@@ -86,10 +93,17 @@ end
 if sent_before and not known then
   return nil
 end
+if (data_set[2] or '') ~= ARGV[6] then
+  return redis.status_reply('generation')
+end
+local acknowledged = tonumber(ARGV[7])
+if acknowledged > 0 and not (known and tonumber(last_number) >= acknowledged) then
+  return redis.status_reply('older')
+end
 
 -- 2. Read counters and records, and find the slot of each rule.
 
-local batch = cmsgpack.unpack(ARGV[6])
+local batch = cmsgpack.unpack(ARGV[8])
 local counter_count, record_count, rule_count, operation_count = batch[1], batch[2], batch[3], batch[4]
 -- The first batch of a lane only writes a receipt.
 local values = counter_count > 0

@@ -302,6 +302,7 @@ fn redis_settings(config: &Config, url: String) -> Result<redis::Settings> {
         url,
         prefix: config.redis_prefix.clone(),
         trust_restart: config.trust_redis_restart,
+        wait_replicas: config.redis_wait_replicas,
         record_lifetime_ms: u64::try_from(config.idempotency.as_millis())?,
     })
 }

@@ -150,7 +150,7 @@ impl Admin {
     /// Called before the commit, so that nothing is committed while Redis is down or full.
     async fn writable(&self, organization: &OrganizationId) -> Result<Arc<Connection>, Failure> {
         let connection = self.ctx.redis.connection().await?;
-        connection.writable().await?;
+        connection.writable(organization).await?;
         self.policies.pass_fence(organization).await?;
         Ok(connection)
     }

@@ -40,7 +40,21 @@ pub(super) async fn run(options: Options, clock: Clock) -> Result<()> {
     };
     let from_redis = async {
         let facts = redis::facts::read(&servers.redis_url, &config.redis_prefix, &clock).await;
-        facts.map_or_else(|error| failed(&error), |facts| facts.findings())
+        let masters = match facts {
+            Ok(masters) => masters,
+            Err(error) => return vec![("Redis".to_owned(), failed(&error))],
+        };
+        let is_one = masters.len() == 1;
+        let findings = masters.into_iter().map(|(address, facts)| {
+            let findings = facts.map_or_else(|error| failed(&error), |facts| facts.findings());
+            let subject = if is_one {
+                "Redis".to_owned()
+            } else {
+                format!("Redis {address}")
+            };
+            (subject, findings)
+        });
+        findings.collect()
     };
     let from_postgres = async {
         let facts = async {
@@ -55,11 +69,10 @@ pub(super) async fn run(options: Options, clock: Clock) -> Result<()> {
     let (of_redis, of_postgres) = tokio::join!(from_redis, from_postgres);
     let mut text = String::new();
     let mut failures = 0_usize;
-    for (subject, findings) in [
-        ("Redis", of_redis),
-        ("Postgres", of_postgres),
-        ("This machine", of_machine),
-    ] {
+    let mut subjects = of_redis;
+    subjects.push(("Postgres".to_owned(), of_postgres));
+    subjects.push(("This machine".to_owned(), of_machine));
+    for (subject, findings) in subjects {
         let _ = writeln!(text, "{subject}");
         for Finding {
             severity,

@@ -72,6 +72,11 @@ pub struct Config {
           action = ArgAction::Set, value_parser = choice([("verify", false), ("trust", true)]))]
     pub trust_redis_restart: bool,
 
+    /// How many Redis replicas must have what was counted before it is acknowledged, so that a failover loses nothing;
+    /// with fewer replicas, calls fail with 504
+    #[arg(long, env = "TALLYMAN_REDIS_WAIT_REPLICAS", value_name = "N", default_value = "0", value_parser = number::<u16>(0, 5))]
+    pub redis_wait_replicas: u16,
+
     /// Maximum number of connections to Postgres; half of them are reserved for requests
     #[arg(long, env = "TALLYMAN_DATABASE_CONNECTIONS", value_name = "N", default_value = "10", value_parser = number::<u32>(2, 1000))]
     pub database_connections: u32,

@@ -43,9 +43,11 @@ impl<E: Into<Failure>> From<E> for Error {
 fn from_redis(error: &redis::Error) -> Error {
     match error {
         // Counting is not safe to repeat, and reports `OutcomeUnknown` itself.
-        redis::Error::Unavailable(_) | redis::Error::Unknown(_) | redis::Error::Unfit(_) => {
-            Error::CounterStoreUnavailable
-        }
+        redis::Error::Unavailable(_)
+        | redis::Error::Redirected(_)
+        | redis::Error::Part(_)
+        | redis::Error::Unknown(_)
+        | redis::Error::Unfit(_) => Error::CounterStoreUnavailable,
         redis::Error::Overloaded => Error::OVERLOADED,
         redis::Error::Inconsistent(_) => Error::Internal,
     }

@@ -12,7 +12,7 @@ use super::driver::Job;
 use crate::context::Context;
 use crate::domain::retention;
 use crate::metrics::Worker;
-use crate::redis::{self, Collected};
+use crate::redis::{self, Collected, Shard};
 
 /// Between two attempts to get the lease.
 const ATTEMPT_INTERVAL: Duration = Duration::from_mins(10);
@@ -40,16 +40,24 @@ impl GarbageCollector {
 
     /// Scans all keys once.
     pub async fn collect_once(&self) -> Result<Collected, redis::Error> {
+        let mut collected = Collected::default();
+        for part in self.ctx.redis.pooled().await?.parts() {
+            collected += self.collect_part(part).await?;
+        }
+        Ok(collected)
+    }
+
+    async fn collect_part(&self, part: Shard) -> Result<Collected, redis::Error> {
         let now = self.ctx.clock.now();
         let ended_before = retention::oldest_end(now, self.ctx.late);
         let (mut cursor, mut collected) = (0, Collected::default());
         loop {
             let started = Instant::now();
             let redis = self.ctx.redis.pooled().await?;
-            let (next, step) = redis.collect(cursor, ended_before, now - UNCOUNTED).await?;
+            let step = redis.collect(part, cursor, ended_before, now - UNCOUNTED);
+            let (next, step) = step.await?;
             drop(redis);
-            collected.counters += step.counters;
-            collected.organizations += step.organizations;
+            collected += step;
             if next == 0 {
                 return Ok(collected);
             }
@@ -71,15 +79,18 @@ impl GarbageCollector {
     }
 
     async fn collect_if_due(&self) -> Result<(), redis::Error> {
-        let redis = self.ctx.redis.pooled().await?;
-        let leased = redis.lease_gc(COLLECTION_INTERVAL_MS).await?;
-        drop(redis);
-        if leased {
-            let Collected {
-                counters,
-                organizations,
-            } = self.collect_once().await?;
-            tracing::debug!(counters, organizations, "garbage-collected Redis");
+        let parts = self.ctx.redis.pooled().await?.parts();
+        for part in parts {
+            let redis = self.ctx.redis.pooled().await?;
+            let leased = redis.lease_gc(part, COLLECTION_INTERVAL_MS).await?;
+            drop(redis);
+            if leased {
+                let Collected {
+                    counters,
+                    organizations,
+                } = self.collect_part(part).await?;
+                tracing::debug!(counters, organizations, "garbage-collected Redis");
+            }
         }
         Ok(())
     }

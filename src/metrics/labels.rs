@@ -80,6 +80,8 @@ pub enum Script {
     Mirror,
     /// `generation.lua`, for all shards at once.
     Generation,
+    /// `applied.lua`, for all shards at once.
+    Applied,
 }
 
 /// A background job.

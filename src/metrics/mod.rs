@@ -159,6 +159,17 @@ impl Metrics {
         &self.0.streams
     }
 
+    /// So many shards have a connected Redis server.
+    pub fn set_shards_reached(&self, shards: usize) {
+        let shards = i64::try_from(shards).unwrap_or(i64::MAX);
+        self.0.servers.shards.set(shards);
+    }
+
+    /// The data sets of so many shards lack what was acknowledged.
+    pub fn data_sets_rolled_back(&self, shards: usize) {
+        self.0.servers.rolled_back.inc_by(shards as u64);
+    }
+
     /// A server replied, or did not.
     pub fn server_observed(&self, server: Server, up: bool) {
         self.0.servers.up.get(server).set(i64::from(up));

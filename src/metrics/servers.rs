@@ -22,6 +22,8 @@ pub(super) struct Servers {
     pub(super) batch_charges: Histogram,
     pub(super) recovered: ByLabel<Recovered, Counter>,
     pub(super) generations: Counter,
+    pub(super) shards: Gauge,
+    pub(super) rolled_back: Counter,
 }
 
 impl Servers {
@@ -62,6 +64,16 @@ impl Servers {
                 registry,
                 "generations",
                 "Generations drawn for new data sets: Redis was empty, restarted or replaced",
+            ),
+            shards: register(
+                registry,
+                "redis_shards_reached",
+                "Shards, of 256, whose Redis server is connected",
+            ),
+            rolled_back: register(
+                registry,
+                "data_sets_rolled_back",
+                "Shards whose Redis server was found to lack what it had acknowledged",
             ),
         }
     }

@@ -109,7 +109,7 @@ impl Policies {
         let meters = known.and_then(|known| known.meters).unwrap_or_default();
         let (now, late) = (self.ctx.clock.now(), self.ctx.late);
         let counters = reachable(organization, [schedule].into_iter(), &meters, now, late);
-        Ok(connection.discard_unused(&counters).await?)
+        Ok(connection.discard_unused(organization, &counters).await?)
     }
 
     async fn resolve_fences(self, organizations: Vec<OrganizationId>) -> Result<Vec<()>, Failure> {

@@ -10,7 +10,7 @@ use crate::domain::ids::OrganizationId;
 use crate::failure::Failure;
 use crate::postgres::organizations::{self, Sources};
 use crate::postgres::{self, Actor, plans};
-use crate::redis::Announcement;
+use crate::redis::{Announcement, Shard};
 
 /// Between two attempts to subscribe to announcements.
 const RECONNECT_PAUSE: Duration = Duration::from_secs(1);
@@ -43,19 +43,26 @@ impl Policies {
                 tracing::debug!(%error, org.id = %organization, "cannot resolve a fence");
             }
         }
-        // The watermark is part of the data set, so a rollback of Redis takes it back as well.
-        let watermark = connection.applied().await?;
-        let changes = organizations::changes_since(postgres, watermark, SWEEP_BATCH).await?;
+        // A watermark is part of its data set, so a rollback of Redis takes it back as well.
+        let mut watermarks = connection.watermarks().await?;
+        let lowest = watermarks.iter().map(|it| it.version.unwrap_or_default());
+        let lowest = lowest.min().unwrap_or_default();
+        let changes = organizations::changes_since(postgres, lowest, SWEEP_BATCH).await?;
         let versions = &self.cache.min_versions;
         versions.raise_defaults(changes.defaults_version);
-        for organization in &changes.organizations {
+        watermarks.retain(|it| it.version.unwrap_or_default() < changes.version);
+        let lags = |organization: &&OrganizationId| {
+            let shard = Shard::of(organization);
+            watermarks.iter().any(|it| it.shard == shard)
+        };
+        let mut applied = 0;
+        for organization in changes.organizations.iter().filter(lags) {
             let sources = self.stored(organization).await?;
             self.apply(&connection, organization, &sources).await?;
+            applied += 1;
         }
-        if changes.version > watermark {
-            connection.set_applied(changes.version).await?;
-        }
-        Ok(changes.organizations.len())
+        connection.advance(&watermarks, changes.version).await?;
+        Ok(applied)
     }
 
     /// Listens to the announcements of other instances until `stop`.

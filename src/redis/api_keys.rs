@@ -2,8 +2,9 @@
 
 use ::redis::cmd;
 
-use super::channel::Channel;
 use super::error::Error;
+use super::shard::Shard;
+use super::routes::Routes;
 use super::scripts::MIRROR;
 use crate::domain::ids::ApiKeyId;
 
@@ -21,7 +22,7 @@ pub struct KeyChanges<'a> {
     pub replace: bool,
 }
 
-impl Channel {
+impl Routes {
     /// The mirrored record of an API key.
     pub async fn api_key(&self, id: &ApiKeyId) -> Result<Option<String>, Error> {
         self.mirrored(id.as_str()).await
@@ -34,7 +35,8 @@ impl Channel {
 
     async fn mirrored(&self, field: &str) -> Result<Option<String>, Error> {
         let key = self.keys.api_keys();
-        self.query(cmd("HGET").arg(key).arg(field)).await
+        self.query(Shard::FIRST, cmd("HGET").arg(key).arg(field))
+            .await
     }
 
     /// Advances the mirror from the mark that the caller read, so that counting authenticates without Postgres. False if
@@ -50,6 +52,6 @@ impl Channel {
         for (id, record) in &changes.records {
             call.arg(id.as_str()).arg(record);
         }
-        self.invoke(&MIRROR, &call).await
+        self.invoke(Shard::FIRST, &MIRROR, &call).await
     }
 }

@@ -1,6 +1,7 @@
 //! Commands and scripts on one connection to Redis.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ::redis::aio::MultiplexedConnection;
@@ -11,7 +12,7 @@ use ::redis::{
 use tokio_util::sync::CancellationToken;
 
 use super::error::Error;
-use super::keys::{Keys, LAYOUT};
+use super::keys::Keys;
 use super::scripts::Script;
 use crate::metrics::Metrics;
 
@@ -30,11 +31,13 @@ pub(super) fn config() -> AsyncConnectionConfig {
 
 /// A connection, fenced or pooled. Calls that do not depend on the fence are its methods.
 #[derive(Debug)]
-pub struct Channel {
+pub(super) struct Channel {
     inner: MultiplexedConnection,
     pub(super) keys: Keys,
     /// Cancelled once; a broken connection is replaced, and what waits for a reply over it fails.
     pub(super) broken: CancellationToken,
+    /// Whether it was told that keys are on another server.
+    pub(super) redirected: AtomicBool,
     pub(super) metrics: Metrics,
 }
 
@@ -44,6 +47,7 @@ impl Channel {
             inner,
             keys: keys.clone(),
             broken: CancellationToken::new(),
+            redirected: AtomicBool::default(),
             metrics: metrics.clone(),
         }
     }
@@ -95,20 +99,23 @@ impl Channel {
         reply
     }
 
-    /// Runs a script several times in one round trip. An error of one call is an error of all, although the others were
-    /// executed.
-    pub(super) async fn invoke_all<T: FromRedisValue>(
+    /// Runs several commands, or calls of one script, in one round trip. An error of one is an error of all, although the
+    /// others were executed.
+    pub(super) async fn run_all<T: FromRedisValue>(
         &self,
-        script: &Script,
-        calls: impl IntoIterator<Item = Cmd>,
+        script: Option<&Script>,
+        commands: impl IntoIterator<Item = Cmd>,
     ) -> Result<Vec<T>, Error> {
         let mut pipeline = ::redis::pipe();
-        for call in calls {
-            pipeline.add_command(call);
+        for command in commands {
+            pipeline.add_command(command);
         }
         if pipeline.is_empty() {
             return Ok(Vec::new());
         }
+        let Some(script) = script else {
+            return self.query_all(&pipeline).await;
+        };
         let started = Instant::now();
         let mut inner = self.inner.clone();
         let reply = self.reply(pipeline.query_async(&mut inner)).await;
@@ -162,32 +169,18 @@ impl Channel {
             if error.breaks_connection() {
                 self.mark_broken();
             }
+            if matches!(error, Error::Redirected(_)) {
+                self.redirected.store(true, Ordering::Relaxed);
+            }
             error
         })
     }
 
-    /// Checks version, eviction policy and key layout; returns the run id.
-    pub(super) async fn examine(&self) -> Result<String, Error> {
-        let mut pipeline = ::redis::pipe();
-        pipeline.cmd("INFO");
-        pipeline.cmd("GET").arg(self.keys.layout());
-        let (info, mut layout): (String, Option<String>) = self.query_all(&pipeline).await?;
-        if layout.is_none() {
-            // Only where it is missing, so that a Redis that is full can be read and flushed.
-            let mut pipeline = ::redis::pipe();
-            pipeline
-                .cmd("SET")
-                .arg((self.keys.layout(), LAYOUT, "NX"))
-                .ignore();
-            pipeline.cmd("GET").arg(self.keys.layout());
-            (layout,) = self.query_all(&pipeline).await?;
-        }
-        let facts: HashMap<&str, &str> = info
-            .lines()
-            .filter_map(|line| line.split_once(':'))
-            .collect();
+    /// Checks that this leads to a master to which counts can be trusted; returns the identity of its data.
+    pub(super) async fn examine(&self) -> Result<Identity, Error> {
+        let info: String = self.query(&::redis::cmd("INFO")).await?;
+        let facts = facts(&info);
         let fact = |name: &str| facts.get(name).copied().unwrap_or_default();
-
         let (version, policy) = (fact("redis_version"), fact("maxmemory_policy"));
         let major = version
             .split('.')
@@ -203,13 +196,50 @@ impl Channel {
                 "maxmemory-policy is {policy}, which may drop counts; set it to noeviction"
             )));
         }
-        if layout.as_deref() != Some(LAYOUT) {
-            return Err(Error::Unfit(format!(
-                "its keys are laid out as {}, this version needs {LAYOUT}",
-                layout.unwrap_or_default()
-            )));
+        match (fact("cluster_enabled") == "1", self.keys.clustered()) {
+            (true, false) => Err(Error::Unfit(
+                "it is a node of a cluster; add ?cluster=true to TALLYMAN_REDIS_URL".to_owned(),
+            )),
+            (false, true) => Err(Error::Unfit(
+                "it is not a node of a cluster; remove cluster=true from TALLYMAN_REDIS_URL"
+                    .to_owned(),
+            )),
+            _ => Identity::of(&facts).ok_or_else(|| {
+                Error::Unavailable("it is a replica; counts are kept by its master".to_owned())
+            }),
         }
-        Ok(fact("run_id").to_owned())
+    }
+
+    /// The identity of the data that this leads to now; none if it is a replica.
+    pub(super) async fn identity(&self) -> Result<Option<Identity>, Error> {
+        let mut command = ::redis::cmd("INFO");
+        command.arg(("server", "replication"));
+        let info: String = self.query(&command).await?;
+        Ok(Identity::of(&facts(&info)))
+    }
+}
+
+/// The lines of `INFO`.
+fn facts(info: &str) -> HashMap<&str, &str> {
+    info.lines()
+        .filter_map(|line| line.split_once(':'))
+        .collect()
+}
+
+/// The process and the history of its data: `run_id/master_replid`. A process that was a replica for a while has other data
+/// than before, and another replication id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Identity(String);
+
+impl Identity {
+    fn of(facts: &HashMap<&str, &str>) -> Option<Self> {
+        let fact = |name: &str| facts.get(name).copied().unwrap_or_default();
+        let identity = format!("{}/{}", fact("run_id"), fact("master_replid"));
+        (fact("role") == "master").then_some(Self(identity))
+    }
+
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
     }
 }
 

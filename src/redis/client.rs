@@ -2,37 +2,38 @@
 
 use std::sync::Arc;
 
+use ::redis::{RedisError, cmd};
 use chrono::{DateTime, Utc};
-use deadpool_redis::Pool;
 use futures::StreamExt;
+use futures::future::try_join_all;
 use futures::stream::BoxStream;
 
 use super::announcement::Announcement;
 use super::connection::Connection;
-use super::count::lane::Lanes;
+use super::count::lanes::Lanes;
 use super::count::types::{Operation, Outcome};
+use super::deployment::{Deployment, DeploymentLink, Identification, Settings, Unnumbered};
 use super::error::Error;
-use super::keys::Shard;
-use super::node::{Node, NodeLink, Settings, Unnumbered};
-use super::pool::{self, Pooled};
+use super::pool::{Pooled, Pools};
+use super::shard::Shard;
 use crate::clock::Clock;
 use crate::link::Link;
 use crate::metrics::Metrics;
 
-/// The handle on Redis; clones share one fenced connection, its lanes and the pool.
+/// The handle on Redis; clones share one fenced connection, its lanes and the pools.
 #[derive(Debug, Clone)]
 pub struct Redis {
-    link: NodeLink,
+    link: DeploymentLink,
     lanes: Lanes,
-    pool: Pool,
+    pools: Pools,
 }
 
 impl Redis {
     /// A handle that connects at its first use.
     pub fn new(settings: Settings, clock: Clock, metrics: Metrics) -> Result<Self, Error> {
-        let link = Link::new(Node::new(settings, clock, metrics)?);
-        let (lanes, pool) = (Lanes::start(&link), pool::build(&link)?);
-        Ok(Self { link, lanes, pool })
+        let link = Link::new(Deployment::new(settings, clock, metrics)?);
+        let (lanes, pools) = (Lanes::start(&link), Pools::new(&link));
+        Ok(Self { link, lanes, pools })
     }
 
     /// The fenced connection in use, or a new one on which every shard has been identified.
@@ -40,9 +41,9 @@ impl Redis {
         self.link.connection().await
     }
 
-    /// A pooled connection, for what reads or scans a lot.
+    /// Pooled connections, for what reads or scans a lot.
     pub async fn pooled(&self) -> Result<Pooled, Error> {
-        pool::checkout(&self.pool, &self.link).await
+        self.pools.checkout().await
     }
 
     /// Reads again which data sets these shards have; returns those that need a number.
@@ -51,7 +52,10 @@ impl Redis {
         connection: &Connection,
         shards: &[Shard],
     ) -> Result<Vec<Unnumbered>, Error> {
-        self.link.server().identify(connection, shards).await
+        self.link
+            .server()
+            .identify(connection, shards, Identification::Read)
+            .await
     }
 
     /// Gives data sets a number that Postgres drew after they were named, at this time by its clock; returns those that
@@ -60,11 +64,11 @@ impl Redis {
         &self,
         connection: &Connection,
         shards: &[Unnumbered],
-        drawn: (u64, DateTime<Utc>),
+        (number, at): (u64, DateTime<Utc>),
     ) -> Result<Vec<Unnumbered>, Error> {
         self.link
             .server()
-            .identify_or_number(connection, shards, Some(drawn))
+            .identify_named(connection, shards, Identification::Number(number, at))
             .await
     }
 
@@ -87,12 +91,15 @@ impl Redis {
     /// Announced changes, until the connection breaks.
     pub async fn announcements(&self) -> Result<BoxStream<'static, Announcement>, Error> {
         // While Redis is down, fails at once.
-        self.link.connection().await?;
-        let node = self.link.server();
-        let subscription = node.client.get_async_pubsub().await;
-        let mut subscription =
-            subscription.map_err(|error| Error::Unavailable(error.to_string()))?;
-        subscription.subscribe(node.keys.announcements()).await?;
+        let connection = self.link.connection().await?;
+        let unavailable = |error: RedisError| Error::Unavailable(error.to_string());
+        // Any node of a cluster passes on what is published on another.
+        let node = connection.nodes.iter().flatten().next();
+        let away = || Error::Unavailable("no master is connected".to_owned());
+        let client = node.ok_or_else(away)?.address.client()?;
+        let mut subscription = client.get_async_pubsub().await.map_err(unavailable)?;
+        let channel = self.link.server().keys.announcements();
+        subscription.subscribe(channel).await?;
         let messages = subscription.into_on_message();
         Ok(messages
             .filter_map(|message| async move { message.get_payload::<String>().ok()?.parse().ok() })
@@ -102,6 +109,9 @@ impl Redis {
     /// Checks that Redis replies.
     pub async fn ping(&self) -> Result<(), Error> {
         let connection = self.connection().await?;
-        connection.query(&::redis::cmd("PING")).await
+        let masters = connection.connected();
+        try_join_all(masters.map(|it| async { it.query::<()>(&cmd("PING")).await }))
+            .await
+            .map(drop)
     }
 }

@@ -1,84 +1,108 @@
-//! A fenced connection to Redis, which knows the generations of the data sets behind it.
-//!
-//! A connection never reconnects by itself: a new one may lead to a restarted process, or to a promoted replica that lacks
-//! acknowledged writes. So it first compares the server's run id with the one recorded in every shard (`generation.lua`),
-//! and generations are facts about one connection.
+//! The fenced connections to all masters, as one.
 
 use std::ops::Deref;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use ::redis::{Client, PushInfo, PushKind};
-use tokio::sync::mpsc::unbounded_channel;
+use futures::future::{join_all, select_all};
+use tokio_util::sync::CancellationToken;
 
-use super::channel::{self, Channel};
 use super::error::Error;
-use super::keys::{Keys, SHARDS, Shard};
+use super::keys::Keys;
+use super::node::Node;
+use super::routes::Routes;
+use super::shard::Shard;
+use super::topology::Topology;
 use crate::metrics::Metrics;
 
-/// A connection, with the generation of every shard as it was seen over this connection.
+/// A connection to each master, each with the generations that were seen over it. Replaced when one of them breaks, or when
+/// a shard has another master; the connections that are sound are part of the next as well.
 #[derive(Debug)]
 pub struct Connection {
-    channel: Channel,
-    /// The random name of the server process.
-    pub(super) run_id: String,
-    pub(super) established: Instant,
-    /// By shard; 0 while it has no number.
-    generations: [AtomicU64; SHARDS as usize],
+    routes: Routes,
+    pub(super) topology: Topology,
+    /// To each master of the topology, where there is one.
+    pub(super) nodes: Vec<Option<Arc<Node>>>,
+    /// Cancelled when it is to be replaced although no connection is broken.
+    pub(super) outdated: CancellationToken,
 }
 
 impl Deref for Connection {
-    type Target = Channel;
+    type Target = Routes;
 
-    fn deref(&self) -> &Channel {
-        &self.channel
+    fn deref(&self) -> &Routes {
+        &self.routes
     }
 }
 
 impl Connection {
-    /// Connects, and refuses a server to which counts cannot be trusted.
-    pub(super) async fn establish(
-        client: &Client,
+    pub(super) fn new(
+        topology: Topology,
+        nodes: Vec<Result<Arc<Node>, Error>>,
         keys: &Keys,
         metrics: &Metrics,
-    ) -> Result<Self, Error> {
-        let (sender, mut pushes) = unbounded_channel::<PushInfo>();
-        let config = channel::config().set_push_sender(sender);
-        let inner = client
-            .get_multiplexed_async_connection_with_config(&config)
-            .await
-            .map_err(|error| Error::Unavailable(error.to_string()))?;
-        let channel = Channel::new(inner, keys, metrics);
-        let broken = channel.broken.clone();
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "it ends with the connection, which holds the only sender, and has nothing to save"
-        )]
-        tokio::spawn(async move {
-            while let Some(push) = pushes.recv().await {
-                if push.kind == PushKind::Disconnection {
-                    break;
-                }
-            }
-            broken.cancel();
+    ) -> Self {
+        let channels = nodes.iter().map(|node| match node {
+            Ok(node) => Ok(Arc::clone(&node.channel)),
+            Err(error) => Err(error.clone()),
         });
-        Ok(Self {
-            run_id: channel.examine().await?,
-            channel,
-            established: Instant::now(),
-            generations: [const { AtomicU64::new(0) }; SHARDS as usize],
-        })
+        Self {
+            routes: Routes {
+                channels: channels.collect(),
+                owners: topology.owners,
+                keys: keys.clone(),
+                metrics: metrics.clone(),
+            },
+            topology,
+            nodes: nodes.into_iter().map(Result::ok).collect(),
+            outdated: CancellationToken::new(),
+        }
+    }
+
+    /// The connection to the master that has a shard.
+    pub(super) fn node(&self, shard: Shard) -> Result<&Arc<Node>, Error> {
+        // For its error.
+        self.channel(shard)?;
+        let owner = self.topology.owners.get(shard.index()).copied().flatten();
+        let node = owner.and_then(|it| self.nodes.get(usize::from(it))?.as_ref());
+        node.ok_or_else(|| Error::Unavailable("its master is away".to_owned()))
+    }
+
+    /// Whether both lead to the same master over the same connection, so that they know the same generation.
+    pub(super) fn agrees(&self, other: &Self, shard: Shard) -> bool {
+        match (self.node(shard), other.node(shard)) {
+            (Ok(own), Ok(other)) => Arc::ptr_eq(own, other),
+            _ => false,
+        }
     }
 
     /// The generation of a shard's data set, once it has a number.
     pub fn generation(&self, shard: Shard) -> Option<u64> {
-        match self.generations[shard.index()].load(Ordering::Acquire) {
-            0 => None,
-            number => Some(number),
-        }
+        self.node(shard).ok()?.generation(shard)
     }
 
-    pub(super) fn set_generation(&self, shard: Shard, number: Option<u64>) {
-        self.generations[shard.index()].store(number.unwrap_or(0), Ordering::Release);
+    /// Whether a server has told that keys are on another one, since this was last asked.
+    pub(super) fn was_redirected(&self) -> bool {
+        let nodes = self.nodes.iter().flatten();
+        nodes.fold(false, |redirected, it| {
+            it.redirected.swap(false, Ordering::Relaxed) || redirected
+        })
+    }
+
+    /// Whether it must be replaced.
+    pub(super) fn is_broken(&self) -> bool {
+        self.outdated.is_cancelled() || self.nodes.iter().flatten().any(|it| it.is_broken())
+    }
+
+    /// Returns when it must be replaced.
+    pub(super) async fn broken(&self) {
+        let tokens = self.nodes.iter().flatten().map(|it| &it.broken);
+        let tokens = tokens.chain([&self.outdated]);
+        select_all(tokens.map(|it| Box::pin(it.cancelled()))).await;
+    }
+
+    /// Checks every connection, and marks those broken that lead to other data.
+    pub(super) async fn check(&self) {
+        join_all(self.nodes.iter().flatten().map(|it| it.check())).await;
     }
 }

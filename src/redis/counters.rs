@@ -1,12 +1,11 @@
 //! Reading counters and idempotency records.
 
-use ::redis::cmd;
-
-use super::channel::Channel;
 use super::count::reply;
 use super::count::types::{IdempotencyUse, Outcome};
 use super::counter_value;
 use super::error::Error;
+use super::routes::Routes;
+use super::shard::Shard;
 use crate::domain::counter::{CounterId, Snapshot};
 use crate::domain::ids::OrganizationId;
 use crate::domain::verification::LiveCounter;
@@ -14,7 +13,7 @@ use crate::domain::verification::LiveCounter;
 /// How many counters are read in one round trip, so that counting never waits for long behind it.
 pub const READ_MAX: usize = 250;
 
-impl Channel {
+impl Routes {
     /// The recorded outcomes of idempotency keys; none where there is no record.
     pub async fn answered(
         &self,
@@ -22,11 +21,11 @@ impl Channel {
     ) -> Result<Vec<Option<Outcome>>, Error> {
         let mut all = Vec::with_capacity(uses.len());
         for some in uses.chunks(READ_MAX) {
-            let mut command = cmd("MGET");
-            for (organization, used) in some {
-                command.arg(self.keys.idempotency(organization, &used.key));
-            }
-            let values: Vec<Option<String>> = self.query(&command).await?;
+            let keys = some.iter().map(|(organization, used)| {
+                let key = self.keys.idempotency(organization, &used.key);
+                (Shard::of(organization), key)
+            });
+            let values: Vec<Option<String>> = self.values(keys.collect()).await?;
             for ((_, used), value) in some.iter().zip(values) {
                 let outcome = value.map(|value| {
                     let corrupt = || format!("the record of the idempotency key {}", used.key);
@@ -65,12 +64,10 @@ impl Channel {
         &self,
         counters: &[CounterId],
     ) -> Result<Vec<Option<Result<LiveCounter, Error>>>, Error> {
-        if counters.is_empty() {
-            return Ok(Vec::new());
-        }
-        let keys = counters.iter().map(|counter| self.keys.counter(counter));
-        let keys: Vec<String> = keys.collect();
-        let values: Vec<Option<Vec<u8>>> = self.query(cmd("MGET").arg(keys)).await?;
+        let keys = counters
+            .iter()
+            .map(|it| (Shard::of(&it.organization), self.keys.counter(it)));
+        let values: Vec<Option<Vec<u8>>> = self.values(keys.collect()).await?;
         let parse = |(counter, value): (&CounterId, Option<Vec<u8>>)| {
             let corrupt = || Error::Inconsistent(format!("the value of the counter {counter:?}"));
             Some(counter_value::parse(counter, &value?).ok_or_else(corrupt))

@@ -6,8 +6,8 @@ use super::codec::Array;
 use super::connection::Connection;
 use super::count::types::IdempotencyUse;
 use super::error::Error;
-use super::keys::Shard;
 use super::scripts::DRAIN;
+use super::shard::Shard;
 use crate::domain::counter::CounterId;
 use crate::domain::ids::OrganizationId;
 
@@ -92,7 +92,7 @@ impl Connection {
             self.keys.generation(shard),
             self.keys.organizations(organization),
             self.keys.dirty(shard),
-            self.keys.fences(),
+            self.keys.fences(shard),
         ];
         let first = keys.len();
         let (mut head, mut operations) = (Array::default(), Array::default());
@@ -128,7 +128,9 @@ impl Connection {
             record_lifetime_ms,
             head.followed_by(&operations),
         );
-        let reply: String = self.invoke(&DRAIN, &DRAIN.call(&keys, arguments)).await?;
+        let reply: String = self
+            .invoke(shard, &DRAIN, &DRAIN.call(&keys, arguments))
+            .await?;
         DrainReply::parse(&reply)
             .ok_or_else(|| Error::Inconsistent(format!("a script replied {reply:?}")))
     }

@@ -8,6 +8,9 @@ pub enum Error {
     /// Nothing was executed; trying again later is safe.
     #[error("Redis is unavailable: {0}")]
     Unavailable(String),
+    /// The key is on another server, or is being moved there; nothing was executed, and the topology is read again.
+    #[error("the keys are on another server: {0}")]
+    Redirected(String),
     /// The connection broke before the reply came; the call may have been executed.
     #[error("Redis did not reply: {0}")]
     Unknown(String),
@@ -17,15 +20,23 @@ pub enum Error {
     /// The server cannot be trusted with counts; its configuration must be changed.
     #[error("Redis cannot be used: {0}")]
     Unfit(String),
+    /// A part of a cluster has failed; what concerned another part may have been executed.
+    #[error("{0}")]
+    Part(Box<Self>),
     /// A key or a reply is corrupt: these scripts never produce it.
     #[error("Redis has corrupt data: {0}")]
     Inconsistent(String),
 }
 
 impl Error {
-    /// Whether one corrupt key may be the cause, so that the other calls may succeed without it.
+    /// Whether one corrupt key or one server may be the cause, so that the other calls may succeed without it.
     pub fn may_be_of_one(&self) -> bool {
-        matches!(self, Self::Inconsistent(_))
+        matches!(self, Self::Inconsistent(_) | Self::Part(_))
+    }
+
+    /// The error of calls to several servers of which one has failed.
+    pub(super) fn of_part(self) -> Self {
+        Self::Part(Box::new(self))
     }
 
     /// Whether the connection that produced this must be replaced.
@@ -40,10 +51,10 @@ impl From<RedisError> for Error {
         // The commands of a pipeline or an aborted transaction fail for the same reason.
         if let Some((_, first)) = errors.as_deref().and_then(|errors| errors.first()) {
             let text = format!("{} {}", first.code(), first.details().unwrap_or_default());
-            return if is_refusal(first.code()) {
-                Self::Unavailable(text)
-            } else {
-                Self::Inconsistent(text)
+            return match first.code() {
+                "ASK" | "MOVED" | "TRYAGAIN" => Self::Redirected(text),
+                code if is_refusal(code) => Self::Unavailable(text),
+                _ => Self::Inconsistent(text),
             };
         }
         let text = error.to_string();
@@ -71,7 +82,6 @@ fn is_refusal(code: &str) -> bool {
             | "NOREPLICAS"
             | "OOM"
             | "READONLY"
-            | "TRYAGAIN"
             | "WRONGPASS"
     )
 }

@@ -3,23 +3,38 @@
 use std::collections::HashMap;
 
 use ::redis::aio::MultiplexedConnection;
-use ::redis::{Client, Cmd, ErrorKind, FromRedisValue, RedisResult, cmd};
+use ::redis::{Cmd, ErrorKind, FromRedisValue, RedisResult, ServerErrorKind, cmd};
 use chrono::{DateTime, Utc};
+use futures::future::join_all;
 
+use super::address::{Address, Place};
 use super::channel;
 use super::error::Error;
-use super::keys::{Keys, LAYOUT};
+use super::keys::Keys;
+use super::node::connect;
+use super::topology;
 use crate::clock::Clock;
 use crate::domain::checkup::RedisFacts;
 
-/// Asks a server, which may be unfit for counting.
-pub async fn read(url: &str, prefix: &str, clock: &Clock) -> Result<RedisFacts, Error> {
+/// Asks every master, which may be unfit for counting; each with its address.
+pub async fn read(
+    url: &str,
+    prefix: &str,
+    clock: &Clock,
+) -> Result<Vec<(String, Result<RedisFacts, Error>)>, Error> {
+    let place = Place::parse(url)?;
+    let keys = Keys::new(prefix, place.is_cluster());
+    let topology = topology::read(&place, &[]).await?;
+    let masters = topology.masters.iter().map(async |address| {
+        let facts = read_one(address, &keys, clock).await;
+        (address.to_string(), facts)
+    });
+    Ok(join_all(masters).await)
+}
+
+async fn read_one(address: &Address, keys: &Keys, clock: &Clock) -> Result<RedisFacts, Error> {
     let unavailable = |error: ::redis::RedisError| Error::Unavailable(error.to_string());
-    let client = Client::open(url).map_err(|error| Error::Unfit(error.to_string()))?;
-    let mut connection = client
-        .get_multiplexed_async_connection_with_config(&channel::config())
-        .await
-        .map_err(unavailable)?;
+    let mut connection = connect(address, &channel::config()).await?;
     let distance = clock.distance(async || {
         let (seconds, micros) = ask(&mut connection, &cmd("TIME")).await?;
         instant(seconds, micros).ok_or_else(|| (ErrorKind::Parse, "TIME is no instant").into())
@@ -28,11 +43,12 @@ pub async fn read(url: &str, prefix: &str, clock: &Clock) -> Result<RedisFacts, 
     let info: String = ask(&mut connection, &cmd("INFO"))
         .await
         .map_err(unavailable)?;
-    let layout = Keys::new(prefix).layout();
     let mut get = cmd("GET");
-    let layout = ask(&mut connection, get.arg(layout))
-        .await
-        .map_err(unavailable)?;
+    let layout = match ask(&mut connection, get.arg(keys.layout())).await {
+        // Another master has it.
+        Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::Moved) => None,
+        reply => reply.map_err(unavailable)?,
+    };
     Ok(RedisFacts {
         info: info
             .lines()
@@ -44,7 +60,8 @@ pub async fn read(url: &str, prefix: &str, clock: &Clock) -> Result<RedisFacts, 
             .await
             .and_then(|it| it.parse().ok()),
         layout,
-        layout_needed: LAYOUT.to_owned(),
+        layout_needed: keys.layout_needed().to_owned(),
+        needs_cluster: keys.clustered(),
         distance,
     })
 }

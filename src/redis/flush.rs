@@ -1,13 +1,14 @@
 //! What the flusher reads and writes: dirty counters, leases, and what Postgres has.
 
-use ::redis::pipe;
+use ::redis::cmd;
 use chrono::{DateTime, Utc};
+use futures::try_join;
 
-use super::channel::Channel;
 use super::codec::{Array, size};
 use super::error::Error;
-use super::keys::Shard;
+use super::routes::Routes;
 use super::scripts::SETTLE;
+use super::shard::Shard;
 use crate::domain::counter::{CounterId, Snapshot};
 use crate::domain::threshold::Notified;
 
@@ -37,18 +38,25 @@ pub struct Settlement<'a> {
     pub drop_hours_before: DateTime<Utc>,
 }
 
-impl Channel {
-    /// The shards that have dirty counters.
+impl Routes {
+    /// The shards that are reached and have dirty counters.
     pub async fn backlog(&self) -> Result<Vec<Backlog>, Error> {
-        let mut pipeline = pipe();
-        for shard in Shard::all() {
+        let (mut counts, mut oldest) = (Vec::new(), Vec::new());
+        for shard in self.reached() {
             let dirty = self.keys.dirty(shard);
-            pipeline.cmd("ZCARD").arg(&dirty);
-            pipeline.cmd("ZRANGE").arg((dirty, 0, 0, "WITHSCORES"));
+            let (mut count, mut first) = (cmd("ZCARD"), cmd("ZRANGE"));
+            count.arg(&dirty);
+            first.arg((dirty, 0, 0, "WITHSCORES"));
+            counts.push((shard, count));
+            oldest.push((shard, first));
         }
-        let replies: Vec<(usize, Vec<(String, f64)>)> = self.query_all(&pipeline).await?;
-        let shards = Shard::all().zip(replies);
-        let backlogs = shards.filter_map(|(shard, (dirty, oldest))| {
+        let shards: Vec<Shard> = counts.iter().map(|(shard, _)| *shard).collect();
+        let (counts, oldest) = try_join!(
+            self.query_each::<usize>(counts),
+            self.query_each::<Vec<(String, f64)>>(oldest)
+        )?;
+        let replies = shards.into_iter().zip(counts).zip(oldest);
+        let backlogs = replies.filter_map(|((shard, dirty), oldest)| {
             let (_, since) = oldest.first()?;
             #[expect(
                 clippy::cast_possible_truncation,
@@ -66,30 +74,24 @@ impl Channel {
 
     /// Leases shards for `ms`; returns those that no other instance has. Saves work, nothing depends on it.
     pub async fn lease(&self, shards: &[Shard], ms: u64) -> Result<Vec<Shard>, Error> {
-        if shards.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut pipeline = pipe();
-        for shard in shards {
-            let arguments = (self.keys.lease(*shard), "", "NX", "PX", ms);
-            pipeline.cmd("SET").arg(arguments);
-        }
-        let taken: Vec<Option<String>> = self.query_all(&pipeline).await?;
+        let commands = shards.iter().map(|shard| {
+            let mut command = cmd("SET");
+            command.arg((self.keys.lease(*shard), "", "NX", "PX", ms));
+            (*shard, command)
+        });
+        let taken: Vec<Option<String>> = self.query_each(commands).await?;
         let taken = shards.iter().zip(taken).filter(|(_, it)| it.is_some());
         Ok(taken.map(|(shard, _)| *shard).collect())
     }
 
     /// The counters that have been dirty for longest, of each shard at most so many.
     pub async fn dirty(&self, counts: &[(Shard, usize)]) -> Result<Vec<CounterId>, Error> {
-        if counts.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut pipeline = pipe();
-        for (shard, count) in counts {
-            let range = (self.keys.dirty(*shard), 0, count.saturating_sub(1));
-            pipeline.cmd("ZRANGE").arg(range);
-        }
-        let members: Vec<Vec<String>> = self.query_all(&pipeline).await?;
+        let commands = counts.iter().map(|(shard, count)| {
+            let mut command = cmd("ZRANGE");
+            command.arg((self.keys.dirty(*shard), 0, count.saturating_sub(1)));
+            (*shard, command)
+        });
+        let members: Vec<Vec<String>> = self.query_each(commands).await?;
         let parse = |key: &String| {
             let parsed = self.keys.parse_counter(key);
             parsed.ok_or_else(|| Error::Inconsistent(format!("{key:?} in the dirty index")))
@@ -112,7 +114,7 @@ impl Channel {
         }
         let batch = Array::default().followed_by(&batch);
         let call = SETTLE.call(&keys, (read_at.timestamp_millis(), batch.as_slice()));
-        self.invoke(&SETTLE, &call).await
+        self.invoke(shard, &SETTLE, &call).await
     }
 }
 

@@ -2,14 +2,15 @@
 //! itself.
 
 use std::collections::BTreeMap;
+use std::ops::AddAssign;
 
 use ::redis::cmd;
 use chrono::{DateTime, Utc};
 
-use super::channel::Channel;
 use super::error::Error;
-use super::keys::Shard;
+use super::routes::Routes;
 use super::scripts::{GC_COUNTERS, GC_ORGANIZATIONS};
+use super::shard::Shard;
 use crate::domain::counter::CounterId;
 use crate::domain::verification::LiveCounter;
 
@@ -22,31 +23,46 @@ pub struct Collected {
     pub organizations: usize,
 }
 
-impl Channel {
-    /// Leases the collection for `ms`; false if another instance has it. Saves work, nothing depends on it.
-    pub async fn lease_gc(&self, ms: u64) -> Result<bool, Error> {
-        let arguments = (self.keys.gc_lease(), "", "NX", "PX", ms);
-        let taken: Option<String> = self.query(cmd("SET").arg(arguments)).await?;
+impl AddAssign for Collected {
+    fn add_assign(&mut self, other: Self) {
+        self.counters += other.counters;
+        self.organizations += other.organizations;
+    }
+}
+
+impl Routes {
+    /// A shard of each master that is reached: its part of the keys is collected by itself.
+    pub fn parts(&self) -> Vec<Shard> {
+        let masters = self.masters();
+        let reached = masters.filter(|(_, channel)| channel.is_ok());
+        reached.map(|(shard, _)| shard).collect()
+    }
+
+    /// Leases the collection of a part for `ms`; false if another instance has it. Saves work, nothing depends on it.
+    pub async fn lease_gc(&self, part: Shard, ms: u64) -> Result<bool, Error> {
+        let arguments = (self.keys.gc_lease(part), "", "NX", "PX", ms);
+        let taken: Option<String> = self.query(part, cmd("SET").arg(arguments)).await?;
         Ok(taken.is_some())
     }
 
-    /// One step of a scan of all keys; returns the cursor of the next. A scan starts, and has ended, at cursor 0.
+    /// One step of a scan of the keys of a part; returns the cursor of the next. A scan starts, and has ended, at cursor 0.
     ///
     /// Deletes clean counters whose period ended before one instant, and organizations without counters whose policy was
     /// written before another.
     pub async fn collect(
         &self,
+        part: Shard,
         cursor: u64,
         ended_before: DateTime<Utc>,
         written_before: DateTime<Utc>,
     ) -> Result<(u64, Collected), Error> {
         let keys = &self.keys;
         let pattern = keys.pattern_of_collected();
-        let (next, found) = self.scan(&pattern, cursor).await?;
+        let (next, found) = self.channel(part)?.scan(&pattern, cursor).await?;
         let (mut candidates, mut hashes) = (Vec::new(), Vec::new());
         for key in &found {
             if let Some(shard) = keys.parse_organizations(key) {
-                hashes.push([key.clone(), keys.policies(shard)]);
+                hashes.push((shard, [key.clone(), keys.policies(shard)]));
             }
             // A period that started later has not ended before.
             let counter = keys.parse_counter(key);
@@ -54,8 +70,9 @@ impl Channel {
         }
         let written_before = written_before.timestamp_millis();
         let calls = hashes.iter();
-        let calls = calls.map(|keys| GC_ORGANIZATIONS.call(keys, written_before));
-        let organizations: Vec<usize> = self.invoke_all(&GC_ORGANIZATIONS, calls).await?;
+        let calls =
+            calls.map(|(shard, keys)| (*shard, GC_ORGANIZATIONS.call(keys, written_before)));
+        let organizations: Vec<usize> = self.invoke_each(&GC_ORGANIZATIONS, calls).await?;
         let counters = self.collect_counters(&candidates, ended_before);
         let collected = Collected {
             counters: counters.await?,
@@ -84,9 +101,9 @@ impl Channel {
             }
         }
         let mut deleted = 0;
-        for keys in due.values() {
+        for (shard, keys) in &due {
             let call = GC_COUNTERS.call(keys, ended_before.timestamp_millis());
-            deleted += self.invoke::<usize>(&GC_COUNTERS, &call).await?;
+            deleted += self.invoke::<usize>(*shard, &GC_COUNTERS, &call).await?;
         }
         Ok(deleted)
     }

@@ -3,48 +3,21 @@
 //! Every key of an organization has the organization's shard as its hash tag, `{00}` to `{ff}`, so that on Redis Cluster a
 //! counter shares a slot with the indexes that the same script writes, and the number of indexes is fixed. The shard is
 //! `xxh3_64(id) mod 256`. The layout of keys is recorded at the first start, and another layout is refused.
+//!
+//! Keys that no organization owns are those of a shard as well. On one server, where a script may have keys of any shard,
+//! the receipts and fences of all shards are with the first one; on a cluster each shard has its own.
 
 use std::fmt::Write as _;
 
 use chrono::DateTime;
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::shard::{SHARDS, Shard};
 use crate::domain::counter::CounterId;
 use crate::domain::ids::{IdempotencyKey, OrganizationId};
 
-/// The number of shards; part of the layout, never changed on a live data set.
-pub const SHARDS: u16 = 256;
-
 /// The number of hashes that the organizations of a shard are spread over, so that each stays small; part of the layout.
 const HASHES: u64 = 64;
-
-/// The value of the layout key.
-pub(super) const LAYOUT: &str = "3 xxh3_64 256 64";
-
-/// One of the [`SHARDS`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Shard(u8);
-
-impl Shard {
-    /// The shard of an organization.
-    pub fn of(organization: &OrganizationId) -> Self {
-        let [low, ..] = xxh3_64(organization.as_str().as_bytes()).to_le_bytes();
-        Self(low)
-    }
-
-    /// All shards.
-    pub fn all() -> impl Iterator<Item = Self> {
-        (0..=u8::MAX).map(Self)
-    }
-
-    /// The one with the receipts of all lanes.
-    pub(super) const OF_RECEIPTS: Self = Self(0);
-
-    /// Its position among [`Shard::all`].
-    pub fn index(self) -> usize {
-        usize::from(self.0)
-    }
-}
 
 /// A single key.
 fn written(write: impl FnOnce(&mut String)) -> String {
@@ -88,18 +61,49 @@ impl KeyList {
 #[derive(Debug, Clone)]
 pub(super) struct Keys {
     prefix: String,
+    clustered: bool,
 }
 
 impl Keys {
-    /// Keys that start with `prefix`, such as `tm:`.
-    pub(super) fn new(prefix: &str) -> Self {
+    /// Keys that start with `prefix`, such as `tm:`, on one server or on a cluster.
+    pub(super) fn new(prefix: &str, clustered: bool) -> Self {
         Self {
             prefix: prefix.to_owned(),
+            clustered,
         }
     }
 
+    /// Whether the keys of a script call must be of one shard.
+    pub(super) fn clustered(&self) -> bool {
+        self.clustered
+    }
+
+    /// The shard that has the receipts and fences of this one.
+    pub(super) fn home(&self, shard: Shard) -> Shard {
+        if self.clustered { shard } else { Shard::FIRST }
+    }
+
+    /// Every shard that is the home of another, or of itself.
+    pub(super) fn homes(&self) -> impl Iterator<Item = Shard> + use<> {
+        Shard::all().take(if self.clustered {
+            usize::from(SHARDS)
+        } else {
+            1
+        })
+    }
+
+    /// The key that has the layout; of [`Shard::FIRST`].
     pub(super) fn layout(&self) -> String {
-        format!("{}layout", self.prefix)
+        self.sharded(Shard::FIRST, "layout")
+    }
+
+    /// Its value.
+    pub(super) fn layout_needed(&self) -> &'static str {
+        if self.clustered {
+            "4 xxh3_64 256 64 cluster"
+        } else {
+            "4 xxh3_64 256 64 server"
+        }
     }
 
     /// The channel on which changes of policies are announced.
@@ -107,23 +111,19 @@ impl Keys {
         format!("{}policies", self.prefix)
     }
 
-    pub(super) fn policy_watermark(&self) -> String {
-        format!("{}applied", self.prefix)
-    }
-
-    /// The mirror of the API keys: one hash, so that its revision is lost with the records.
+    /// The mirror of the API keys, of [`Shard::FIRST`]: one hash, so that its revision is lost with the records.
     pub(super) fn api_keys(&self) -> String {
-        format!("{}keys", self.prefix)
+        self.sharded(Shard::FIRST, "keys")
     }
 
-    /// The fences, by organization. One hash for all, because nearly always there is none.
-    pub(super) fn fences(&self) -> String {
-        self.sharded(Shard::OF_RECEIPTS, "fences")
+    /// The fences of a shard's organizations. One hash for many, because nearly always there is none.
+    pub(super) fn fences(&self, shard: Shard) -> String {
+        self.sharded(self.home(shard), "fences")
     }
 
-    /// Written to check that Redis takes writes.
-    pub(super) fn writable(&self) -> String {
-        format!("{}writable", self.prefix)
+    /// Written to check that the server of a shard takes writes.
+    pub(super) fn writable(&self, shard: Shard) -> String {
+        self.sharded(shard, "writable")
     }
 
     pub(super) fn generation(&self, shard: Shard) -> String {
@@ -139,17 +139,18 @@ impl Keys {
         self.write_sharded(shard, "dirty", key);
     }
 
-    /// The lease of garbage collection.
-    pub(super) fn gc_lease(&self) -> String {
-        format!("{}forgetting", self.prefix)
+    /// The lease of the garbage collection of a node, which has this shard.
+    pub(super) fn gc_lease(&self, shard: Shard) -> String {
+        self.sharded(shard, "forgetting")
     }
 
     pub(super) fn lease(&self, shard: Shard) -> String {
         self.sharded(shard, "lease")
     }
 
-    pub(super) fn receipt(&self, lane: &str) -> String {
-        let mut key = self.sharded(Shard::OF_RECEIPTS, "r:");
+    /// The receipt of a lane, of its home.
+    pub(super) fn receipt(&self, home: Shard, lane: &str) -> String {
+        let mut key = self.sharded(home, "r:");
         key.push_str(lane);
         key
     }
@@ -164,7 +165,7 @@ impl Keys {
     /// The shard of such a hash; none for any other key.
     pub(super) fn parse_organizations(&self, key: &str) -> Option<Shard> {
         let (shard, hash) = self.split(key, "}:o:")?;
-        let shard = Shard(u8::from_str_radix(shard, 16).ok()?);
+        let shard = Shard::numbered(u8::from_str_radix(shard, 16).ok()?);
         let hash = u64::from_str_radix(hash, 16).ok()?;
         (*key == self.hash_of_organizations(shard, hash)).then_some(shard)
     }
@@ -212,8 +213,8 @@ impl Keys {
         let (organization, meter, start) = (parts.next()?, parts.next()?, parts.next()?);
         let organization: OrganizationId = organization.parse().ok()?;
         let start = DateTime::from_timestamp_millis(start.parse().ok()?)?;
-        let known =
-            parts.next().is_none() && *shard == format!("{:02x}", Shard::of(&organization).0);
+        let known = parts.next().is_none()
+            && *shard == format!("{:02x}", Shard::of(&organization).number());
         known.then_some(CounterId {
             organization,
             meter: meter.parse().ok()?,
@@ -225,7 +226,7 @@ impl Keys {
     pub(super) fn parse_idempotency_owner(&self, key: &str) -> Option<OrganizationId> {
         let (shard, rest) = self.split(key, "}:i:")?;
         let organization: OrganizationId = rest.split_once(':')?.0.parse().ok()?;
-        (*shard == format!("{:02x}", Shard::of(&organization).0)).then_some(organization)
+        (*shard == format!("{:02x}", Shard::of(&organization).number())).then_some(organization)
     }
 
     /// The text of a key's shard, and what follows the mark of its kind.
@@ -238,7 +239,7 @@ impl Keys {
     /// Matches every counter and every idempotency record of an organization.
     pub(super) fn pattern_of(&self, organization: &OrganizationId) -> String {
         // No id has a special character of patterns.
-        let shard = Shard::of(organization).0;
+        let shard = Shard::of(organization).number();
         format!("{}{{{shard:02x}}}:[iu]:{organization}:*", self.literal())
     }
 
@@ -272,7 +273,7 @@ impl Keys {
         // Without the machinery of formatting, because every counted call has two keys.
         key.push_str(&self.prefix);
         key.push('{');
-        for digit in [shard.0 >> 4, shard.0 & 0xf] {
+        for digit in [shard.number() >> 4, shard.number() & 0xf] {
             key.extend(char::from_digit(digit.into(), 16));
         }
         key.push_str("}:");
@@ -295,7 +296,7 @@ mod tests {
             prefix in "[a-z{}:]{0,8}",
         ) {
             prop_assume!(!prefix.contains('}'));
-            let keys = Keys::new(&prefix);
+            let keys = Keys::new(&prefix, false);
             let counter = CounterId {
                 organization: organization.parse().unwrap(),
                 meter: meter.parse().unwrap(),
@@ -307,7 +308,7 @@ mod tests {
 
     #[test]
     fn the_key_of_an_idempotency_record_names_its_organization() {
-        let keys = Keys::new("tm:");
+        let keys = Keys::new("tm:", false);
         let organization: OrganizationId = "org_1".parse().unwrap();
         for name in ["a", "a:b", ":u:"] {
             let key = keys.idempotency(&organization, &name.parse().unwrap());
@@ -326,7 +327,7 @@ mod tests {
 
     #[test]
     fn a_hash_of_organizations_tells_its_shard() {
-        let keys = Keys::new("tm:");
+        let keys = Keys::new("tm:", false);
         let organization: OrganizationId = "org_1".parse().unwrap();
         let key = keys.organizations(&organization);
         assert_eq!(
@@ -345,19 +346,10 @@ mod tests {
 
     #[test]
     fn what_is_not_a_counter_does_not_parse() {
-        let keys = Keys::new("tm:");
+        let keys = Keys::new("tm:", false);
         let organization: OrganizationId = "org_1".parse().unwrap();
         assert_eq!(keys.parse_counter(&keys.organizations(&organization)), None);
         assert_eq!(keys.parse_counter("tm:{zz}:u:org_1:api:0"), None);
         assert_eq!(keys.parse_counter("other"), None);
-    }
-
-    #[test]
-    fn the_shard_of_an_organization_never_changes() {
-        let shards: Vec<usize> = ["org_1", "org_2", "acme"]
-            .iter()
-            .map(|id| Shard::of(&id.parse().unwrap()).index())
-            .collect();
-        assert_eq!(shards, [235, 28, 225]);
     }
 }

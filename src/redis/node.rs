@@ -1,197 +1,157 @@
-//! The Redis server that an instance uses, and how a fenced connection to it is made.
+//! A fenced connection to a master, which knows the generations of the data sets behind it.
+//!
+//! It never reconnects by itself: a new connection may lead to a restarted process, or to a promoted replica that lacks
+//! acknowledged writes. So the identity of the data is compared with the one recorded in every shard (`generation.lua`), and
+//! generations are facts about one connection.
 
+use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
 
 use ::redis::aio::MultiplexedConnection;
-use ::redis::{Client, IntoConnectionInfo, ProtocolVersion};
-use chrono::{DateTime, Utc};
-use uuid::Uuid;
+use ::redis::{AsyncConnectionConfig, PushInfo, PushKind};
+use tokio::sync::mpsc::unbounded_channel;
 
-use super::channel::Channel;
-use super::connection::Connection;
+use super::address::Address;
+use super::channel::{self, Channel, Identity};
 use super::error::Error;
-use super::keys::{Keys, Shard};
-use super::scripts::GENERATION;
-use crate::clock::Clock;
-use crate::link::{Link, Server};
-use crate::metrics::{self, Metrics};
+use super::keys::Keys;
+use super::replication::Replication;
+use super::shard::{SHARDS, Shard};
+use crate::metrics::Metrics;
 
-/// Where Redis is and how it is used.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// `redis://`, `rediss://` or `redis+unix://`.
-    pub url: String,
-    /// Prefix of every key.
-    pub prefix: String,
-    /// Whether a restarted server is trusted to have all acknowledged writes.
-    pub trust_restart: bool,
-    /// How long an idempotency record is kept, ms.
-    pub record_lifetime_ms: u64,
-}
-
-/// A shard whose data set has a name and no number yet.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unnumbered {
-    /// The shard.
-    pub shard: Shard,
-    /// The name that a number must be drawn for.
-    pub name: String,
-}
-
-/// The link to the server, with the fenced connection in use; replaced when it breaks, never repaired.
-pub(super) type NodeLink = Link<Node>;
-
-/// The server.
+/// A connection, with the generation of every shard as it was seen over this connection.
 #[derive(Debug)]
 pub(super) struct Node {
-    pub(super) client: Client,
-    pub(super) keys: Keys,
-    pub(super) settings: Settings,
-    pub(super) clock: Clock,
-    metrics: Metrics,
+    pub(super) address: Address,
+    pub(super) channel: Arc<Channel>,
+    pub(super) identity: Identity,
+    /// None where replicas are not waited for.
+    replication: Option<Replication>,
+    pub(super) established: Instant,
+    /// Whether the last check was answered.
+    answered: AtomicBool,
+    /// By shard; [`UNNUMBERED`], or [`UNKNOWN`] where it was not asked for.
+    generations: [AtomicU64; SHARDS as usize],
+}
+
+const UNKNOWN: u64 = u64::MAX;
+const UNNUMBERED: u64 = 0;
+
+impl Deref for Node {
+    type Target = Channel;
+
+    fn deref(&self) -> &Channel {
+        &self.channel
+    }
 }
 
 impl Node {
-    pub(super) fn new(settings: Settings, clock: Clock, metrics: Metrics) -> Result<Self, Error> {
-        let unfit = |error: ::redis::RedisError| Error::Unfit(error.to_string());
-        let info = settings
-            .url
-            .as_str()
-            .into_connection_info()
-            .map_err(unfit)?;
-        // RESP3 pushes a message when the connection is lost; RESP2 notices it at the next command.
-        let redis = info
-            .redis_settings()
-            .clone()
-            .set_protocol(ProtocolVersion::RESP3);
-        let tcp = info.tcp_settings().clone().set_nodelay(true);
-        let info = info.set_redis_settings(redis).set_tcp_settings(tcp);
-        Ok(Self {
-            client: Client::open(info).map_err(unfit)?,
-            keys: Keys::new(&settings.prefix),
-            settings,
-            clock,
-            metrics,
-        })
-    }
-
-    /// Another connection to this node.
-    pub(super) fn channel(&self, inner: MultiplexedConnection) -> Channel {
-        Channel::new(inner, &self.keys, &self.metrics)
-    }
-
-    /// Reads which data sets these shards have, and returns those that need a number.
-    pub(super) async fn identify(
-        &self,
-        connection: &Connection,
-        shards: &[Shard],
-    ) -> Result<Vec<Unnumbered>, Error> {
-        let unnamed = |shard: &Shard| Unnumbered {
-            shard: *shard,
-            name: String::new(),
-        };
-        let shards: Vec<_> = shards.iter().map(unnamed).collect();
-        self.identify_or_number(connection, &shards, None).await
-    }
-
-    /// The same, with a number drawn for the data sets of these names, and when it was drawn.
-    pub(super) async fn identify_or_number(
-        &self,
-        connection: &Connection,
-        shards: &[Unnumbered],
-        drawn: Option<(u64, DateTime<Utc>)>,
-    ) -> Result<Vec<Unnumbered>, Error> {
-        let number = drawn.map(|(number, _)| number.to_string());
-        let at = drawn.map_or(0, |(_, at)| at.timestamp_millis());
-        let calls = shards.iter().map(|Unnumbered { shard, name }| {
-            GENERATION.call(
-                &[self.keys.generation(*shard)],
-                (
-                    &connection.run_id,
-                    Uuid::new_v4().to_string(),
-                    self.clock.now().timestamp_millis(),
-                    i32::from(self.settings.trust_restart),
-                    number.as_ref().map_or("", |_| name.as_str()),
-                    number.as_deref().unwrap_or_default(),
-                    at,
-                ),
-            )
-        });
-        let replies: Vec<(String, String)> = connection.invoke_all(&GENERATION, calls).await?;
-        let mut unnumbered = Vec::new();
-        for (Unnumbered { shard, .. }, (name, number)) in shards.iter().zip(replies) {
-            connection.set_generation(*shard, number.parse().ok());
-            if number.is_empty() {
-                unnumbered.push(Unnumbered {
-                    shard: *shard,
-                    name,
-                });
+    /// Connects, and refuses a server to which counts cannot be trusted.
+    pub(super) async fn establish(
+        address: &Address,
+        replicas: u16,
+        keys: &Keys,
+        metrics: &Metrics,
+    ) -> Result<Self, Error> {
+        let (sender, mut pushes) = unbounded_channel::<PushInfo>();
+        let config = channel::config().set_push_sender(sender);
+        let inner = connect(address, &config).await?;
+        let channel = Channel::new(inner, keys, metrics);
+        let broken = channel.broken.clone();
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "it ends with the connection, which holds the only sender, and has nothing to save"
+        )]
+        tokio::spawn(async move {
+            while let Some(push) = pushes.recv().await {
+                if push.kind == PushKind::Disconnection {
+                    break;
+                }
             }
-        }
-        Ok(unnumbered)
-    }
-}
-
-impl Server for Node {
-    type Connection = Arc<Connection>;
-    type Error = Error;
-
-    /// A connection on which every shard has been identified.
-    async fn connect(&self) -> Result<Arc<Connection>, Error> {
-        let connected = async {
-            let connection = Connection::establish(&self.client, &self.keys, &self.metrics).await?;
-            let all: Vec<Shard> = Shard::all().collect();
-            self.identify(&connection, &all).await?;
-            Ok(Arc::new(connection))
+            broken.cancel();
+        });
+        let identity = channel.examine().await?;
+        let replication = if replicas == 0 {
+            None
+        } else {
+            Some(Replication::new(
+                connect(address, &channel::config()).await?,
+                replicas,
+            ))
         };
-        connected.await.map_err(|error| match error {
-            // No call of a caller was sent.
-            Error::Unknown(cause) => Error::Unavailable(cause),
-            other => other,
+        Ok(Self {
+            address: address.clone(),
+            identity,
+            replication,
+            channel: Arc::new(channel),
+            established: Instant::now(),
+            answered: AtomicBool::new(true),
+            generations: [const { AtomicU64::new(UNKNOWN) }; SHARDS as usize],
         })
     }
 
-    async fn check(&self, connection: &Arc<Connection>) -> Result<(), Error> {
-        match connection.query::<()>(&::redis::cmd("PING")).await {
-            // It replies, if only that it is loading, busy or out of memory.
-            Err(Error::Unavailable(_)) => Ok(()),
-            reply => reply,
+    /// The generation of a shard's data set, once it has a number.
+    pub(super) fn generation(&self, shard: Shard) -> Option<u64> {
+        match self.generation_slot(shard)?.load(Ordering::Acquire) {
+            UNKNOWN | UNNUMBERED => None,
+            number => Some(number),
         }
     }
 
-    fn is_broken(connection: &Arc<Connection>) -> bool {
-        connection.is_broken()
+    /// Whether a shard's data set was asked for its number.
+    pub(super) fn has_identified(&self, shard: Shard) -> bool {
+        self.generation_slot(shard)
+            .is_some_and(|it| it.load(Ordering::Acquire) != UNKNOWN)
     }
 
-    async fn broken(connection: &Arc<Connection>) {
-        connection.broken.cancelled().await;
+    pub(super) fn set_generation(&self, shard: Shard, number: Option<u64>) {
+        if let Some(slot) = self.generation_slot(shard) {
+            slot.store(number.unwrap_or(UNNUMBERED), Ordering::Release);
+        }
     }
 
-    fn break_off(connection: &Arc<Connection>) {
-        connection.mark_broken();
+    fn generation_slot(&self, shard: Shard) -> Option<&AtomicU64> {
+        self.generations.get(shard.index())
     }
 
-    fn late() -> Error {
-        Error::Unavailable("it does not reply in time".to_owned())
+    /// Returns when enough replicas have what was counted. The shard is one of this master.
+    pub(super) async fn replicated(&self, shard: Shard) -> Result<(), Error> {
+        match &self.replication {
+            Some(replication) => replication.wait(&self.keys.writable(shard)).await,
+            None => Ok(()),
+        }
     }
 
-    fn observe(&self, up: bool) {
-        self.metrics.server_observed(metrics::Server::Redis, up);
+    /// Checks that the server replies, and that it still has the data that it had. Marks the connection broken if not.
+    pub(super) async fn check(&self) {
+        self.answered.store(false, Ordering::Release);
+        // An error is a reply as well, if only that it is loading, busy or out of memory.
+        if let Ok(identity) = self.channel.identity().await
+            && identity.as_ref() != Some(&self.identity)
+        {
+            self.mark_broken();
+        }
+        self.answered.store(true, Ordering::Release);
+    }
+
+    /// Marks the connection broken if the last check is still waiting for its reply.
+    pub(super) fn give_up_check(&self) {
+        if !self.answered.load(Ordering::Acquire) {
+            self.mark_broken();
+        }
     }
 }
 
-/// Examines a connection, and makes sure that it leads to the server process of the fenced connection. If it does not, the
-/// process was replaced: the fenced connection is as well, which identifies the data sets of the new one.
-pub(super) async fn admit(link: &NodeLink, channel: &Channel) -> Result<(), Error> {
-    let run_id = channel.examine().await?;
-    let mut fenced = link.connection().await?;
-    if fenced.run_id != run_id {
-        fenced.mark_broken();
-        fenced = link.connection().await?;
-    }
-    if fenced.run_id != run_id {
-        let replaced = "the server was replaced while connecting".to_owned();
-        return Err(Error::Unavailable(replaced));
-    }
-    Ok(())
+/// Opens a connection.
+pub(super) async fn connect(
+    address: &Address,
+    config: &AsyncConnectionConfig,
+) -> Result<MultiplexedConnection, Error> {
+    let client = address.client()?;
+    let connection = client.get_multiplexed_async_connection_with_config(config);
+    connection
+        .await
+        .map_err(|error| Error::Unavailable(error.to_string()))
 }

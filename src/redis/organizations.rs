@@ -4,10 +4,10 @@ use ::redis::cmd;
 use chrono::{DateTime, Utc};
 
 use super::announcement::Announcement;
-use super::channel::Channel;
 use super::error::Error;
-use super::keys::Shard;
+use super::routes::Routes;
 use super::scripts::{CONFIGURE, POLICY};
+use super::shard::Shard;
 use crate::domain::counter::{CounterId, Stamp};
 use crate::domain::ids::{MeterId, OrganizationId};
 
@@ -63,7 +63,7 @@ pub enum Configured {
     },
 }
 
-impl Channel {
+impl Routes {
     /// What Redis knows of some organizations; none where it does not know the policy.
     pub async fn organizations(
         &self,
@@ -71,14 +71,12 @@ impl Channel {
     ) -> Result<Vec<Option<KnownOrganization>>, Error> {
         let keys = &self.keys;
         let calls = organizations.iter().map(|organization| {
-            let policies = keys.policies(Shard::of(organization));
-            POLICY.call(
-                &[keys.organizations(organization), policies],
-                organization.as_str(),
-            )
+            let shard = Shard::of(organization);
+            let keys = [keys.organizations(organization), keys.policies(shard)];
+            (shard, POLICY.call(&keys, organization.as_str()))
         });
         let replies: Vec<(Option<String>, Option<String>, u64)> =
-            self.invoke_all(&POLICY, calls).await?;
+            self.invoke_each(&POLICY, calls).await?;
         let known = replies.into_iter().map(|(policy, meters, incarnation)| {
             Some(KnownOrganization {
                 policy: policy?,
@@ -139,21 +137,19 @@ impl Channel {
                 .running
                 .iter()
                 .map(|(_, stamp)| stamp.without_generation());
-            CONFIGURE.call(
-                &call_keys,
-                (
-                    it.policy.version,
-                    it.policy.json,
-                    now.timestamp_millis(),
-                    it.organization.as_str(),
-                    it.policy.incarnation,
-                    i32::from(erased),
-                    stamps.collect::<Vec<_>>(),
-                ),
-            )
+            let arguments = (
+                it.policy.version,
+                it.policy.json,
+                now.timestamp_millis(),
+                it.organization.as_str(),
+                it.policy.incarnation,
+                i32::from(erased),
+                stamps.collect::<Vec<_>>(),
+            );
+            (shard, CONFIGURE.call(&call_keys, arguments))
         });
         let replies: Vec<(String, String, Option<String>)> =
-            self.invoke_all(&CONFIGURE, calls).await?;
+            self.invoke_each(&CONFIGURE, calls).await?;
         let configured = replies.into_iter().map(|(word, meters, stale)| {
             let meters = parse_meters(&meters);
             if let Some(policy) = stale {
@@ -166,24 +162,15 @@ impl Channel {
         configured.collect()
     }
 
-    /// The policy watermark: the version up to which every change has reached this data set; 0 if nothing is known.
-    pub async fn applied(&self) -> Result<u64, Error> {
-        let key = self.keys.policy_watermark();
-        let version: Option<u64> = self.query(cmd("GET").arg(key)).await?;
-        Ok(version.unwrap_or(0))
-    }
-
-    /// Advances the policy watermark.
-    pub async fn set_applied(&self, version: u64) -> Result<(), Error> {
-        let key = self.keys.policy_watermark();
-        self.query(cmd("SET").arg(key).arg(version)).await
-    }
-
     /// Announces a change to every instance.
     pub async fn announce(&self, changed: &Announcement) -> Result<(), Error> {
         let channel = self.keys.announcements();
-        self.query(cmd("PUBLISH").arg(channel).arg(changed.to_string()))
-            .await
+        let mut publish = cmd("PUBLISH");
+        publish.arg(channel).arg(changed.to_string());
+        // Any node passes it on to all.
+        let away = || Error::Unavailable("no master is connected".to_owned());
+        let any = self.connected().find(|it| !it.is_broken());
+        any.ok_or_else(away)?.query(&publish).await
     }
 }
 

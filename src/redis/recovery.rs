@@ -5,8 +5,8 @@ use chrono::{DateTime, Utc};
 
 use super::connection::Connection;
 use super::error::Error;
-use super::keys::Shard;
 use super::scripts::{ADJUST, CLOSE, OPEN, RESTORE, Script};
+use super::shard::Shard;
 use crate::domain::counter::{CounterId, Snapshot, Stamp};
 use crate::domain::ids::{METERS_MAX, MeterId};
 use crate::domain::schedule::Reset;
@@ -117,6 +117,7 @@ impl Connection {
         margin_ms: i64,
     ) -> Result<Vec<RecoveryReply>, Error> {
         let calls = missing.iter().map(|Missing { counter, stamp }| {
+            let shard = Shard::of(&counter.organization);
             let [generation, organization, _, key] = self.recovery_keys(counter);
             let arguments = (
                 now.timestamp_millis(),
@@ -129,10 +130,8 @@ impl Connection {
                 METERS_MAX,
                 counter.organization.as_str(),
             );
-            OPEN.call(
-                &[generation, organization, key, self.keys.fences()],
-                arguments,
-            )
+            let keys = [generation, organization, key, self.keys.fences(shard)];
+            (shard, OPEN.call(&keys, arguments))
         });
         self.recover(&OPEN, calls).await
     }
@@ -162,8 +161,15 @@ impl Connection {
             let dirty_since = moved
                 .may_have_threshold_events()
                 .then(|| now.timestamp_millis());
+            let shard = Shard::of(&counter.organization);
             let [generation, organization, dirty, key] = self.recovery_keys(counter);
-            let keys = [generation, organization, dirty, key, self.keys.fences()];
+            let keys = [
+                generation,
+                organization,
+                dirty,
+                key,
+                self.keys.fences(shard),
+            ];
             let mut call = RESTORE.call(&keys, arguments);
             call.arg(text((notified != Notified::default()).then_some(notified)))
                 .arg(text(snapshot.adjusted))
@@ -174,7 +180,7 @@ impl Connection {
                 let start = hour.start.timestamp_millis();
                 call.arg((start, hour.used, hour.denied, hour.refunded));
             }
-            call
+            (shard, call)
         });
         self.recover(&RESTORE, calls).await
     }
@@ -192,6 +198,7 @@ impl Connection {
                 start: reset.closed_start,
                 ..counter.clone()
             };
+            let shard = Shard::of(&counter.organization);
             let [generation, organization, dirty, key] = self.recovery_keys(counter);
             let closed = self.keys.counter(&closed);
             let arguments = (
@@ -205,9 +212,9 @@ impl Connection {
                 margin_ms,
                 counter.organization.as_str(),
             );
-            let fences = self.keys.fences();
+            let fences = self.keys.fences(shard);
             let keys = [generation, organization, dirty, closed, key, fences];
-            CLOSE.call(&keys, arguments)
+            (shard, CLOSE.call(&keys, arguments))
         });
         self.recover(&CLOSE, calls).await
     }
@@ -229,7 +236,8 @@ impl Connection {
             correction.percents,
         );
         let call = ADJUST.call(&self.recovery_keys(correction.counter), arguments);
-        let word: String = self.invoke(&ADJUST, &call).await?;
+        let shard = Shard::of(&correction.counter.organization);
+        let word: String = self.invoke(shard, &ADJUST, &call).await?;
         RecoveryReply::parse(&word)
     }
 
@@ -248,13 +256,13 @@ impl Connection {
     async fn recover(
         &self,
         script: &Script,
-        calls: impl Iterator<Item = Cmd>,
+        calls: impl Iterator<Item = (Shard, Cmd)>,
     ) -> Result<Vec<RecoveryReply>, Error> {
-        let words: Vec<String> = self.invoke_all(script, calls).await?;
+        let words: Vec<String> = self.invoke_each(script, calls).await?;
         for word in &words {
             match word.as_str() {
-                "opened" => self.metrics.counter_recovered(Recovered::AtZero),
-                "restored" => self.metrics.counter_recovered(Recovered::FromPostgres),
+                "opened" => self.metrics().counter_recovered(Recovered::AtZero),
+                "restored" => self.metrics().counter_recovered(Recovered::FromPostgres),
                 _ => {}
             }
         }

@@ -70,6 +70,7 @@ scripts! {
     UNFENCE: Unfence = "unfence" + [];
     MIRROR: Mirror = "mirror" + [];
     GENERATION: Generation = "generation" + [];
+    APPLIED: Applied = "applied" + [];
 }
 
 /// Joins a script with parts behind its first line, and replaces constants by their values: Lua 5.1 has none, and a local

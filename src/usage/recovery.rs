@@ -84,6 +84,7 @@ impl Recovery {
     }
 
     async fn number(&self, connection: &Connection, shard: Shard) -> Result<(), Failure> {
+        connection.reach(shard)?;
         let asked = Instant::now();
         let mut last = self.numbering.lock().await;
         if connection.generation(shard).is_some() {
@@ -105,7 +106,7 @@ impl Recovery {
     async fn number_all(&self, connection: &Connection) -> Result<(), Failure> {
         // All at once: after a restart of Redis every shard needs a number.
         let unknown: Vec<Shard> = Shard::all()
-            .filter(|shard| connection.generation(*shard).is_none())
+            .filter(|it| connection.reach(*it).is_ok() && connection.generation(*it).is_none())
             .collect();
         let redis = &self.ctx.redis;
         let unnumbered = redis.identify(connection, &unknown).await?;

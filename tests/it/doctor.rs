@@ -56,7 +56,7 @@ async fn each_server_and_the_machine_are_checked() {
 #[tokio::test]
 async fn a_schema_that_is_missing_and_keys_of_another_layout_are_failures() {
     let world = World::new().await;
-    let () = world.redis_command(&["SET", "tm:layout", "2"]).await;
+    let () = world.redis_command(&["SET", "tm:{00}:layout", "2"]).await;
     sqlx::query("drop table _sqlx_migrations")
         .execute(&world.postgres().await)
         .await

@@ -268,7 +268,7 @@ async fn a_secret_is_shown_once() {
         assert!(!text.contains(secret) && !text.contains(&hash), "{text}");
     }
     service.sweep().await;
-    let mirrored: String = world.redis_command(&["HGET", "tm:keys", id]).await;
+    let mirrored: String = world.redis_command(&["HGET", "tm:{00}:keys", id]).await;
     assert!(!mirrored.contains(secret));
 }
 
@@ -387,7 +387,7 @@ async fn a_revocation_that_redis_missed_wins_and_does_not_come_back() {
     assert_eq!(first.read(&key).await.status, 401);
 
     world.start_redis().await;
-    let mirrored: String = world.redis_command(&["HGET", "tm:keys", &id]).await;
+    let mirrored: String = world.redis_command(&["HGET", "tm:{00}:keys", &id]).await;
     assert!(mirrored.contains(r#""revoked":false"#), "{mirrored}");
     world.clock.advance(PROPAGATION);
     assert_eq!(
@@ -492,7 +492,7 @@ async fn two_instances_that_sweep_at_once_lose_nothing() {
         let (id, key) = first.create(json!({"scopes": ["ingest"]})).await;
         let (_, _, revoked) = tokio::join!(first.sweep(), second.sweep(), second.revoke(&id));
         assert_eq!(revoked.status, 204);
-        let mirrored: String = world.redis_command(&["HGET", "tm:keys", &id]).await;
+        let mirrored: String = world.redis_command(&["HGET", "tm:{00}:keys", &id]).await;
         assert!(mirrored.contains(r#""revoked":true"#), "{mirrored}");
         assert_eq!(second.track_with(&key).await.status, 401);
     }
@@ -763,7 +763,7 @@ async fn a_forged_key_record_in_redis_is_not_accepted() {
     let (id, key) = service.create(json!({"scopes": ["ingest"]})).await;
     let (_, _) = service.create(json!({"scopes": ["admin"]})).await;
     service.sweep().await;
-    let sealed: String = world.redis_command(&["HGET", "tm:keys", &id]).await;
+    let sealed: String = world.redis_command(&["HGET", "tm:{00}:keys", &id]).await;
     let (tag, record) = sealed.split_once(' ').unwrap();
     let secret = key.rsplit_once('_').unwrap().1;
 
@@ -779,7 +779,7 @@ async fn a_forged_key_record_in_redis_is_not_accepted() {
         sealed.clone(),
     ] {
         let _: u64 = world
-            .redis_command(&["HSET", "tm:keys", forged_id, &text])
+            .redis_command(&["HSET", "tm:{00}:keys", forged_id, &text])
             .await;
         world.clock.advance(PROPAGATION);
         let http = service.http.with_key(Some(&forged_key));
@@ -790,7 +790,7 @@ async fn a_forged_key_record_in_redis_is_not_accepted() {
     // A changed record of an existing key grants nothing more.
     let escalated = format!("{tag} {}", record.replace("ingest", "admin"));
     let _: u64 = world
-        .redis_command(&["HSET", "tm:keys", &id, &escalated])
+        .redis_command(&["HSET", "tm:{00}:keys", &id, &escalated])
         .await;
     world.clock.advance(PROPAGATION);
     let http = service.http.with_key(Some(&key));
@@ -804,10 +804,12 @@ async fn an_older_key_record_does_not_revive_a_revoked_key() {
     let (first, second) = (world.instance().await, world.instance().await);
     let (id, key) = first.create(json!({"scopes": ["ingest"]})).await;
     first.sweep().await;
-    let older: String = world.redis_command(&["HGET", "tm:keys", &id]).await;
+    let older: String = world.redis_command(&["HGET", "tm:{00}:keys", &id]).await;
     assert_eq!(first.revoke(&id).await.status, 204);
     second.sweep().await;
-    let _: u64 = world.redis_command(&["HSET", "tm:keys", &id, &older]).await;
+    let _: u64 = world
+        .redis_command(&["HSET", "tm:{00}:keys", &id, &older])
+        .await;
     world.clock.advance(PROPAGATION);
     for instance in [&first, &second, &world.instance().await] {
         assert_eq!(instance.track_with(&key).await.status, 401);

@@ -50,6 +50,7 @@ impl Bench {
             url: world.servers().redis_url,
             prefix: "tm:".to_owned(),
             trust_restart: false,
+            wait_replicas: 0,
             record_lifetime_ms: 3_600_000,
         };
         let redis = Redis::new(settings, world.clock.clone(), world.metrics()).unwrap();

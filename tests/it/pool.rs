@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tallyman::redis::{Redis, Settings};
+use tallyman::redis::{Connection, Pooled, Redis, Settings};
 
 use crate::support::{LossyProxy, World, assert_stored, redis_settings, shard, sharded};
 
@@ -15,6 +15,12 @@ fn redis_through(proxy: &LossyProxy, world: &World) -> Redis {
     Redis::new(settings, world.clock.clone(), world.metrics()).unwrap()
 }
 
+/// Whether both lead to the same server.
+async fn assert_leads_there(fenced: &Connection, pooled: &Pooled) {
+    fenced.fence(&"org_1".parse().unwrap(), 7).await.unwrap();
+    assert_eq!(pooled.fenced().await.unwrap(), ["org_1".parse().unwrap()]);
+}
+
 #[tokio::test]
 async fn a_pooled_connection_to_another_process_replaces_the_fenced_one_first() {
     let (world, other) = (World::new().await, World::new().await);
@@ -23,16 +29,16 @@ async fn a_pooled_connection_to_another_process_replaces_the_fenced_one_first() 
     let fenced = redis.connection().await.unwrap();
     proxy.connect_to(&other);
     let pooled = redis.pooled().await.unwrap();
-    let run: Option<String> = other
-        .redis_command(&["HGET", &sharded("org_1", "gen"), "run"])
+    let identity: Option<String> = other
+        .redis_command(&["HGET", &sharded("org_1", "gen"), "identity"])
         .await;
     let info: String = other.redis_command(&["INFO", "server"]).await;
-    let run = run.expect("the data sets of the other process are identified");
-    assert!(info.contains(&run), "{run} {info}");
+    let identity = identity.expect("the data sets of the other process are identified");
+    let (run, _) = identity.split_once('/').unwrap();
+    assert!(info.contains(run), "{run} {info}");
     let replaced = redis.connection().await.unwrap();
     assert!(!Arc::ptr_eq(&fenced, &replaced));
-    replaced.set_applied(7).await.unwrap();
-    assert_eq!(pooled.applied().await.unwrap(), 7);
+    assert_leads_there(&replaced, &pooled).await;
 }
 
 #[tokio::test]
@@ -44,11 +50,10 @@ async fn a_pooled_connection_is_not_reused_after_the_fenced_one_was_replaced() {
     drop(redis.pooled().await.unwrap());
     proxy.connect_to(&other);
     proxy.lose_one_reply();
-    fenced.applied().await.unwrap_err();
+    fenced.watermarks().await.unwrap_err();
     let replaced = redis.connection().await.unwrap();
-    replaced.set_applied(7).await.unwrap();
     let pooled = redis.pooled().await.unwrap();
-    assert_eq!(pooled.applied().await.unwrap(), 7);
+    assert_leads_there(&replaced, &pooled).await;
 }
 
 #[tokio::test]

@@ -814,13 +814,13 @@ async fn a_redis_with_an_evicting_policy_is_refused() {
 async fn a_redis_with_another_key_layout_is_refused() {
     let world = World::new().await;
     let () = world
-        .redis_command(&["SET", "tm:layout", "0 crc16 16"])
+        .redis_command(&["SET", "tm:{00}:layout", "0 crc16 16"])
         .await;
     let refused = refusal(&world).await;
     assert!(refused.contains("0 crc16 16"), "{refused}");
     // The data is left unchanged.
     let keys: Vec<String> = world.redis_command(&["KEYS", "*"]).await;
-    assert_eq!(keys, ["tm:layout"]);
+    assert_eq!(keys, ["tm:{00}:layout"]);
 }
 
 /// The error with which the service fails to start.

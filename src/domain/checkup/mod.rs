@@ -60,6 +60,8 @@ pub struct RedisFacts {
     pub layout: Option<String>,
     /// The layout that this version needs.
     pub layout_needed: String,
+    /// Whether the URL names a cluster.
+    pub needs_cluster: bool,
     /// How far away it is.
     pub distance: Distance,
 }
@@ -173,12 +175,19 @@ impl RedisFacts {
             Failure,
             format!("it is a {role}; use the URL of the primary"),
         );
-        found.check(
-            self.number("cluster_enabled") == 0,
-            "it is a single server",
-            Failure,
-            "it is a cluster, whose keys no script may read together; use a single server",
-        );
+        let (good, bad) = if self.needs_cluster {
+            (
+                "it is a node of a cluster",
+                "it is no node of a cluster; remove cluster=true from the URL",
+            )
+        } else {
+            (
+                "it is a single server",
+                "it is a node of a cluster; add ?cluster=true to the URL",
+            )
+        };
+        let is_clustered = self.number("cluster_enabled") == 1;
+        found.check(is_clustered == self.needs_cluster, good, Failure, bad);
         let policy = self.fact("maxmemory_policy");
         found.check(
             policy == "noeviction",

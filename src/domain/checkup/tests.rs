@@ -89,7 +89,7 @@ fn each_problem_of_redis_is_named_with_what_to_do() {
         (("redis_version", "6.2.1"), Failure, "upgrade to 7"),
         (("redis_version", "x"), Failure, "upgrade to 7"),
         (("role", "slave"), Failure, "URL of the primary"),
-        (("cluster_enabled", "1"), Failure, "single server"),
+        (("cluster_enabled", "1"), Failure, "add ?cluster=true"),
         (
             ("maxmemory_policy", "allkeys-lru"),
             Failure,

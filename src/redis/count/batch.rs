@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::time::Duration;
 
 use ::redis::Cmd;
 use chrono::{DateTime, Utc};
@@ -16,10 +17,13 @@ use crate::domain::counter::{CounterId, Stamp};
 use crate::domain::decision;
 use crate::domain::threshold::WatchedThresholds;
 use crate::redis::codec::{Array, Items, size};
-use crate::redis::keys::{KeyList, Keys, Shard};
+use crate::redis::keys::{KeyList, Keys};
 use crate::redis::scripts::COUNT;
+use crate::redis::shard::Shard;
 
 /// How long a receipt is kept after its lane's last batch: longer than any packet is in flight.
+pub(super) const RECEIPT_LIFETIME: Duration = Duration::from_millis(RECEIPT_LIFETIME_MS);
+
 const RECEIPT_LIFETIME_MS: u64 = 3_600_000;
 
 /// Keys of a call before those of its batch: the lane's receipt, and the data set that has it.
@@ -34,6 +38,10 @@ pub(super) struct Header<'a> {
     pub(super) number: u64,
     /// Whether it was sent before and its reply was lost.
     pub(super) again: bool,
+    /// Of the lane's home, once its data set has a number.
+    pub(super) generation: Option<u64>,
+    /// The number of the last batch of which Redis must have the receipt, or 0.
+    pub(super) acknowledged: u64,
     pub(super) now: DateTime<Utc>,
     pub(super) record_lifetime_ms: u64,
 }
@@ -41,6 +49,8 @@ pub(super) struct Header<'a> {
 /// Operations as `count.lua` takes them. May be sent any number of times.
 #[derive(Debug)]
 pub(super) struct Batch {
+    /// The shard that has the lane's receipt and the fences.
+    home: Shard,
     /// Counters, idempotency records, and the dirty indexes of the counters' shards.
     keys: [KeyList; 3],
     /// The `MessagePack` array.
@@ -69,7 +79,7 @@ struct Share {
 }
 
 impl Batch {
-    pub(super) fn new(keys: &Keys, operations: &[&Operation]) -> Self {
+    pub(super) fn new(keys: &Keys, home: Shard, operations: &[&Operation]) -> Self {
         let mut layout = Layout::default();
         let mut entries: Vec<Entry> = Vec::with_capacity(operations.len());
         let mut shares = Vec::with_capacity(operations.len());
@@ -112,13 +122,13 @@ impl Batch {
                 layout.write_operation(keys, operation, entry.times, rules, &mut body);
             }
         }
-        layout.finish(entries, shares, body)
+        layout.finish(home, entries, shares, body)
     }
 
     /// The call of the script. Assembled by hand with its capacity, because this is the hot path.
     pub(super) fn call(&self, keys: &Keys, header: &Header<'_>) -> Cmd {
         /// Arguments besides the keys of the batch.
-        const ARGUMENTS: usize = 12;
+        const ARGUMENTS: usize = 14;
         let key_count: usize = self.keys.iter().map(KeyList::len).sum();
         let key_bytes: usize = self.keys.iter().map(KeyList::size).sum();
         let mut call = Cmd::with_capacity(
@@ -130,18 +140,22 @@ impl Batch {
         call.arg("EVALSHA")
             .arg(&COUNT.hash)
             .arg(key_count.saturating_add(LANE_KEYS + 1))
-            .arg(keys.receipt(header.lane))
-            .arg(keys.generation(Shard::OF_RECEIPTS));
+            .arg(keys.receipt(self.home, header.lane))
+            .arg(keys.generation(self.home));
         for key in self.keys.iter().flat_map(KeyList::iter) {
             call.arg(key);
         }
-        call.arg(keys.fences())
+        call.arg(keys.fences(self.home))
             .arg(header.now.timestamp_millis())
             .arg(header.record_lifetime_ms)
             .arg(RECEIPT_LIFETIME_MS)
             .arg(header.number)
-            .arg(i32::from(header.again))
-            .arg(self.body.as_slice());
+            .arg(i32::from(header.again));
+        match header.generation {
+            Some(number) => call.arg(number),
+            None => call.arg(""),
+        };
+        call.arg(header.acknowledged).arg(self.body.as_slice());
         call
     }
 
@@ -319,7 +333,13 @@ impl<'a> Layout<'a> {
         }
     }
 
-    fn finish(self, entries: Vec<Entry>, shares: Vec<Share>, mut body: Array) -> Batch {
+    fn finish(
+        self,
+        home: Shard,
+        entries: Vec<Entry>,
+        shares: Vec<Share>,
+        mut body: Array,
+    ) -> Batch {
         let before = LANE_KEYS + self.keys.len() + self.records.keys.len();
         for index in &self.index {
             body.push(lua_index(before + index));
@@ -351,6 +371,7 @@ impl<'a> Layout<'a> {
                 .push_text(&rule.watched.percents);
         }
         Batch {
+            home,
             keys: [self.keys, self.records.keys, self.indexes.keys],
             body: array.followed_by(&body),
             entries,

@@ -8,49 +8,31 @@
 //!
 //! A batch has its lane's name and a number, and the script leaves a receipt under them. So a lane may send a batch again
 //! over a new connection until it gets a reply: every operation is executed at most once, and acknowledged only if it was.
+//! The lane tells the script the last number that it was replied to: a data set without that receipt has lost something.
 
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::hash::BuildHasher as _;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use foldhash::fast::RandomState;
-use tokio::sync::{mpsc, oneshot};
+use ::redis::Value;
+use tokio::sync::mpsc;
 use tokio::task::yield_now;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
-use super::batch::{Batch, Header};
-use super::types::{Operation, Outcome};
+use super::batch::{Batch, Header, RECEIPT_LIFETIME};
+use super::types::Operation;
+use super::waiting::{CHARGES_MAX, Call, Waiting, refuse};
 use crate::pressure::Pressure;
 use crate::redis::connection::Connection;
+use crate::redis::deployment::{DeploymentLink, Identification};
 use crate::redis::error::Error;
-use crate::redis::keys::Shard;
-use crate::redis::node::NodeLink;
+use crate::redis::node::Node;
 use crate::redis::scripts::COUNT;
-
-/// How many batches may be in flight: Redis executes one while another travels.
-const LANES: usize = 2;
-
-/// Counters of one batch at most, because Redis does nothing else in the meantime. The operations of one call are never
-/// divided.
-const COUNTERS_MAX: usize = 128;
-
-/// Charges of one batch at most, for the same reason.
-const CHARGES_MAX: usize = 512;
+use crate::redis::shard::Shard;
 
 /// With so many calls waiting, a batch is sent at once: Redis executes it while the service handles what else is ready.
 const ENOUGH: usize = 16;
-
-/// How many calls may wait for a lane; more are refused.
-const QUEUE_MAX: usize = 32_768;
-
-/// How long calls may wait for their batch.
-const TARGET: Duration = Duration::from_millis(20);
-
-/// How long they may wait for longer: while Redis pauses, as it does to fork.
-const TOLERANCE: Duration = Duration::from_millis(300);
 
 /// How long a reply may take before the batch is sent again.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -61,105 +43,69 @@ const RETRY_TIMEOUT: Duration = Duration::from_secs(1);
 /// Pause between retries.
 const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
-/// The queues of all lanes.
-#[derive(Debug, Clone)]
-pub(in crate::redis) struct Lanes(Arc<[Entrance; LANES]>);
+/// How many times a lane prepares a connection whose data sets change meanwhile.
+const PREPARED_MAX: usize = 5;
 
-/// The end of a lane at which calls enter.
+/// A lane.
 #[derive(Debug)]
-struct Entrance {
-    queue: mpsc::Sender<Call>,
-    pressure: Pressure,
-}
-
-/// Operations of one caller, who waits for all of them.
-#[derive(Debug)]
-struct Call {
-    /// The connection whose generations the operations were prepared for.
-    connection: Arc<Connection>,
-    operations: Vec<Operation>,
-    since: Instant,
-    reply: oneshot::Sender<Result<Option<Vec<Outcome>>, Error>>,
-}
-
-impl Lanes {
-    /// Starts the lanes; they end with the last handle on them.
-    pub(in crate::redis) fn start(link: &NodeLink) -> Self {
-        Self(Arc::new(std::array::from_fn(|_| {
-            let (sender, queue) = mpsc::channel(QUEUE_MAX);
-            let pressure = Pressure::new(TARGET, TOLERANCE);
-            let lane = Lane {
-                name: Uuid::new_v4().simple().to_string(),
-                number: 0,
-                receipt: None,
-                link: link.clone(),
-            };
-            #[expect(
-                clippy::disallowed_methods,
-                reason = "it ends with its handles, each of which waits for its reply"
-            )]
-            tokio::spawn(lane.run(queue, pressure.clone()));
-            Entrance {
-                queue: sender,
-                pressure,
-            }
-        })))
-    }
-
-    /// Fails if calls of this shard wait for too long.
-    pub(in crate::redis) fn admits(&self, shard: Shard) -> Result<(), Error> {
-        if self.entrance(shard)?.pressure.refuses() {
-            return Err(Error::Overloaded);
-        }
-        Ok(())
-    }
-
-    /// Concurrent calls for one organization share a batch.
-    fn entrance(&self, shard: Shard) -> Result<&Entrance, Error> {
-        self.0.get(shard.index() % LANES).ok_or(Error::Overloaded)
-    }
-
-    /// Executes operations together. None, and nothing is counted, if `connection` is not the one in use any more.
-    pub(in crate::redis) async fn count(
-        &self,
-        connection: &Arc<Connection>,
-        operations: Vec<Operation>,
-    ) -> Result<Option<Vec<Outcome>>, Error> {
-        let Some(first) = operations.first() else {
-            return Ok(Some(Vec::new()));
-        };
-        let entrance = self.entrance(Shard::of(&first.organization))?;
-        let (sender, reply) = oneshot::channel();
-        let call = Call {
-            connection: Arc::clone(connection),
-            operations,
-            since: Instant::now(),
-            reply: sender,
-        };
-        let queue = &entrance.queue;
-        queue.try_send(call).map_err(|_| Error::Overloaded)?;
-        reply
-            .await
-            .unwrap_or_else(|_| Err(Error::Unknown("its lane has ended".to_owned())))
-    }
-}
-
-struct Lane {
+pub(super) struct Lane {
     name: String,
+    /// The shard that has its receipt.
+    home: Shard,
     /// Of the last batch.
     number: u64,
+    acknowledged: Option<Acknowledged>,
     /// The connection over which this lane is known to have a receipt.
-    receipt: Option<Arc<Connection>>,
-    link: NodeLink,
+    prepared: Option<Arc<Node>>,
+    link: DeploymentLink,
+}
+
+/// The last batch that was replied to.
+#[derive(Debug, Clone, Copy)]
+struct Acknowledged {
+    number: u64,
+    /// Of the home, at that time.
+    generation: Option<u64>,
+    at: Instant,
+}
+
+/// The reply of `count.lua`.
+enum Reply {
+    Executed(Vec<u8>),
+    /// The batch was sent before, and may have been executed in data that is lost.
+    Unknown,
+    /// Redis has other data than this instance believes; nothing was executed.
+    Refused(Change),
+}
+
+/// How the data differs.
+#[derive(Clone, Copy)]
+enum Change {
+    /// It has another generation.
+    Generation,
+    /// It lacks a batch that was acknowledged.
+    Older,
 }
 
 impl Lane {
-    async fn run(mut self, mut queue: mpsc::Receiver<Call>, pressure: Pressure) {
+    pub(super) fn new(home: Shard, link: &DeploymentLink) -> Self {
+        Self {
+            name: Uuid::new_v4().simple().to_string(),
+            home,
+            number: 0,
+            acknowledged: None,
+            prepared: None,
+            link: link.clone(),
+        }
+    }
+
+    /// Sends what arrives, until nobody can send more; `pressure` learns how long it waits.
+    pub(super) async fn run(mut self, mut queue: mpsc::Receiver<Call>, pressure: Pressure) {
         let mut waiting = Waiting::default();
         let mut arrived = Vec::new();
         loop {
             if waiting.is_empty() {
-                queue.recv_many(&mut arrived, QUEUE_MAX).await;
+                queue.recv_many(&mut arrived, queue.max_capacity()).await;
                 if arrived.is_empty() {
                     return;
                 }
@@ -203,23 +149,30 @@ impl Lane {
         // Generations are facts about a connection: calls prepared for another one must be prepared again.
         let (calls, outdated): (Vec<_>, Vec<_>) = calls
             .into_iter()
-            .partition(|call| Arc::ptr_eq(&call.connection, &connection));
-        for call in outdated {
-            let _ = call.reply.send(Ok(None));
-        }
+            .partition(|call| call.connection.agrees(&connection, self.home));
+        prepare_again(outdated);
         if calls.is_empty() {
             return;
         }
         let mut operations: Vec<&Operation> = Vec::with_capacity(CHARGES_MAX);
         operations.extend(calls.iter().flat_map(|call| &call.operations));
-        let batch = Batch::new(&self.link.server().keys, &operations);
+        let batch = Batch::new(&self.link.server().keys, self.home, &operations);
         let charges = operations.iter().map(|it| it.charges.len()).sum();
-        connection.metrics.batch_sent(calls.len(), charges);
-        let reply = self.send_until_replied(&connection, &batch).await;
-        let outcomes = reply.and_then(|reply| {
-            let outcomes = batch.outcomes(&operations, &reply);
-            outcomes.ok_or_else(|| Error::Inconsistent("the reply of count.lua".to_owned()))
-        });
+        connection.metrics().batch_sent(calls.len(), charges);
+        let outcomes = match self.send_until_replied(&connection, &batch).await {
+            Ok(Reply::Executed(reply)) => batch
+                .outcomes(&operations, &reply)
+                .ok_or_else(|| Error::Inconsistent("the reply of count.lua".to_owned())),
+            Ok(Reply::Refused(change)) => match self.identify(&connection, change).await {
+                Ok(()) => return prepare_again(calls),
+                Err(Error::Unknown(cause)) => Err(Error::Unavailable(cause)),
+                Err(error) => Err(error),
+            },
+            Ok(Reply::Unknown) => Err(Error::Unknown(
+                "the data set that may have counted it is lost".to_owned(),
+            )),
+            Err(error) => Err(error),
+        };
         match outcomes {
             Ok(outcomes) => {
                 let mut outcomes = outcomes.into_iter();
@@ -242,148 +195,142 @@ impl Lane {
     /// A connection over which this lane has a receipt. Without one, a batch that is sent again could not be distinguished
     /// from one that was executed in a lost data set.
     async fn prepared(&mut self) -> Result<Arc<Connection>, Error> {
-        let connection = self.link.connection().await?;
-        let known = self.receipt.as_ref();
-        if !known.is_some_and(|known| Arc::ptr_eq(known, &connection)) {
+        for _ in 0..PREPARED_MAX {
+            let connection = self.link.connection().await?;
+            let node = connection.node(self.home)?;
+            if self
+                .prepared
+                .as_ref()
+                .is_some_and(|it| Arc::ptr_eq(it, node))
+            {
+                return Ok(connection);
+            }
             self.number = self.number.saturating_add(1);
-            let nothing = Batch::new(&self.link.server().keys, &[]);
-            self.send(&connection, &nothing, false).await?;
-            self.receipt = Some(Arc::clone(&connection));
+            let nothing = Batch::new(&self.link.server().keys, self.home, &[]);
+            match self.send(&connection, &nothing, false).await? {
+                Reply::Executed(_) | Reply::Unknown => {}
+                Reply::Refused(change) => self.identify(&connection, change).await?,
+            }
         }
-        Ok(connection)
+        let reason = "its data sets are replaced again and again";
+        Err(Error::Unavailable(reason.to_owned()))
+    }
+
+    /// Reads which data sets there are, after the script has found others than this instance knows.
+    async fn identify(&self, connection: &Connection, change: Change) -> Result<(), Error> {
+        let keys = &self.link.server().keys;
+        let concerned = Shard::all().filter(|shard| keys.home(*shard) == self.home);
+        let concerned: Vec<Shard> = concerned.collect();
+        let why = match change {
+            Change::Generation => Identification::Read,
+            Change::Older => {
+                connection.metrics().data_sets_rolled_back(concerned.len());
+                let (first, count) = (self.home.index(), concerned.len());
+                tracing::warn!(
+                    shard = format!("{first:02x}"),
+                    count,
+                    "Redis has older data than it has acknowledged; counters are restored from Postgres"
+                );
+                Identification::Abandon(connection)
+            }
+        };
+        let identified = self.link.server().identify(connection, &concerned, why);
+        identified.await.map(drop)
     }
 
     async fn send_until_replied(
         &mut self,
         connection: &Arc<Connection>,
         batch: &Batch,
-    ) -> Result<Vec<u8>, Error> {
+    ) -> Result<Reply, Error> {
         self.number = self.number.saturating_add(1);
         let deadline = Instant::now() + RETRY_TIMEOUT;
         let mut result = self.send(connection, batch, false).await;
-        while let Err(Error::Unknown(_)) = &result
+        // Whether the batch may have been executed.
+        let mut sent = matches!(result, Err(Error::Unknown(_)));
+        while matches!(result, Err(Error::Unknown(_) | Error::Redirected(_)))
             && Instant::now() < deadline
         {
             sleep(RETRY_INTERVAL).await;
             let Ok(connection) = self.link.connection().await else {
                 continue;
             };
-            match self.send(&connection, batch, true).await {
+            match self.send(&connection, batch, sent).await {
                 // The batch may have been executed before, so the outcome stays unknown.
-                Err(Error::Unavailable(_)) => {}
+                Err(Error::Unavailable(_) | Error::Redirected(_)) if sent => {}
+                Ok(Reply::Refused(Change::Older)) if sent => {
+                    self.identify(&connection, Change::Older).await?;
+                    return Ok(Reply::Unknown);
+                }
                 other => {
-                    if other.is_ok() {
-                        self.receipt = Some(connection);
-                    }
+                    sent |= matches!(other, Err(Error::Unknown(_)));
                     result = other;
                 }
             }
         }
-        let unknown = || Error::Unknown("the data set that may have counted it is lost".to_owned());
-        result?.ok_or_else(unknown)
+        result
     }
 
-    /// None if the batch was sent before and its outcome is unknown.
     async fn send(
-        &self,
+        &mut self,
         connection: &Connection,
         batch: &Batch,
         again: bool,
-    ) -> Result<Option<Vec<u8>>, Error> {
+    ) -> Result<Reply, Error> {
+        let node = connection.node(self.home)?;
+        let generation = node.generation(self.home);
+        let last = self.acknowledged.filter(|last| {
+            last.generation == generation && last.at.elapsed() < RECEIPT_LIFETIME / 2
+        });
         let header = Header {
             lane: &self.name,
             number: self.number,
             again,
+            generation,
+            acknowledged: last.map_or(0, |it| it.number),
             now: self.link.server().clock.now(),
             record_lifetime_ms: self.link.server().settings.record_lifetime_ms,
         };
         let call = batch.call(&self.link.server().keys, &header);
         let started = Instant::now();
-        let reply = timeout(REPLY_TIMEOUT, connection.evaluate(&COUNT, &call)).await;
+        let replied = async {
+            let reply: Value = node.evaluate(&COUNT, &call).await?;
+            if matches!(reply, Value::BulkString(_)) {
+                node.replicated(self.home).await?;
+            }
+            Ok(reply)
+        };
+        let reply = timeout(REPLY_TIMEOUT, replied).await;
         let reply = reply.unwrap_or_else(|_| {
-            connection.mark_broken();
+            node.mark_broken();
             Err(Error::Unknown("the reply is late".to_owned()))
         });
         connection
-            .metrics
+            .metrics()
             .script_completed(COUNT.label, started.elapsed());
-        reply
-    }
-}
-
-fn refuse(calls: impl IntoIterator<Item = Call>, error: &Error) {
-    for call in calls {
-        let _ = call.reply.send(Err(error.clone()));
-    }
-}
-
-/// The calls that have arrived, by shard, so that concurrent calls on one counter share a batch.
-#[derive(Debug, Default)]
-struct Waiting {
-    by_shard: HashMap<Shard, VecDeque<Call>, RandomState>,
-    /// The shards with calls, in turn.
-    shards: VecDeque<Shard>,
-}
-
-impl Waiting {
-    fn is_empty(&self) -> bool {
-        self.shards.is_empty()
-    }
-
-    /// Since when the call that has waited longest has done so.
-    fn oldest(&self) -> Option<Instant> {
-        let fronts = self
-            .shards
-            .iter()
-            .filter_map(|it| self.by_shard.get(it)?.front());
-        fronts.map(|call| call.since).min()
-    }
-
-    fn drain(&mut self) -> impl Iterator<Item = Call> {
-        self.shards.clear();
-        self.by_shard.drain().flat_map(|(_, calls)| calls)
-    }
-
-    fn push(&mut self, call: Call) {
-        let Some(first) = call.operations.first() else {
-            return;
-        };
-        let shard = Shard::of(&first.organization);
-        let calls = self.by_shard.entry(shard).or_default();
-        if calls.is_empty() {
-            self.shards.push_back(shard);
-        }
-        calls.push_back(call);
-    }
-
-    /// Takes as many calls as fit into one batch, and at least one; those whose callers have gone away are dropped. A shard
-    /// with calls left goes to the end of the queue, so that no shard waits for all calls of another.
-    fn next_batch(&mut self) -> Vec<Call> {
-        let (mut batch, mut total) = (Vec::new(), 0_usize);
-        // By hash: a collision makes a batch one counter larger.
-        let hasher = RandomState::default();
-        let mut counters = HashSet::with_hasher(RandomState::default());
-        while let Some(shard) = self.shards.pop_front() {
-            let calls = self.by_shard.entry(shard).or_default();
-            while let Some(call) = calls.pop_front() {
-                if call.reply.is_closed() {
-                    continue;
-                }
-                let charges = call.operations.iter().flat_map(|it| &it.charges);
-                let more = charges.clone().count();
-                let known = counters.len();
-                counters.extend(charges.map(|charge| hasher.hash_one(&charge.counter)));
-                let fits =
-                    counters.len() <= COUNTERS_MAX && total.saturating_add(more) <= CHARGES_MAX;
-                if known > 0 && !fits {
-                    calls.push_front(call);
-                    self.shards.push_back(shard);
-                    return batch;
-                }
-                total = total.saturating_add(more);
-                batch.push(call);
+        match reply? {
+            Value::BulkString(replies) => {
+                self.acknowledged = Some(Acknowledged {
+                    number: self.number,
+                    generation,
+                    at: started,
+                });
+                self.prepared = Some(Arc::clone(node));
+                Ok(Reply::Executed(replies))
             }
+            Value::Nil => Ok(Reply::Unknown),
+            Value::SimpleString(status) if status == "generation" => {
+                Ok(Reply::Refused(Change::Generation))
+            }
+            Value::SimpleString(status) if status == "older" => Ok(Reply::Refused(Change::Older)),
+            other => Err(Error::Inconsistent(format!("count.lua replied {other:?}"))),
         }
-        batch
+    }
+}
+
+/// Answers calls of which nothing was executed, because they were prepared for other data.
+fn prepare_again(calls: Vec<Call>) {
+    for call in calls {
+        let _ = call.reply.send(Ok(None));
     }
 }

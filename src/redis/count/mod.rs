@@ -1,6 +1,8 @@
 //! Calls of `count.lua`: lanes gather concurrent operations into batches.
 
 mod batch;
-pub(super) mod lane;
+mod lane;
+pub(super) mod lanes;
 pub(super) mod reply;
 pub(super) mod types;
+mod waiting;

@@ -467,6 +467,7 @@ fn default_config() -> Config {
         plugin_path: PLUGIN_PATH.to_owned(),
         redis_prefix: "tm:".to_owned(),
         trust_redis_restart: false,
+        redis_wait_replicas: 0,
         database_connections: 10,
         flush_interval: Duration::from_secs(1),
         scheduler: true,

@@ -76,6 +76,7 @@ pub fn redis_settings(world: &World) -> Settings {
         url: world.servers().redis_url,
         prefix: "tm:".to_owned(),
         trust_restart: false,
+        wait_replicas: 0,
         record_lifetime_ms: 1000,
     }
 }
