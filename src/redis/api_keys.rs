@@ -3,9 +3,9 @@
 use ::redis::cmd;
 
 use super::error::Error;
-use super::shard::Shard;
 use super::routes::Routes;
 use super::scripts::MIRROR;
+use super::shard::Shard;
 use crate::domain::ids::ApiKeyId;
 
 /// The field that has the mark of the mirror; no id of a key looks like this.

@@ -22,6 +22,9 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How many times a script is loaded for one call.
+const LOADS_MAX: u32 = 3;
+
 /// The timeouts of every connection.
 pub(super) fn config() -> AsyncConnectionConfig {
     AsyncConnectionConfig::new()
@@ -144,23 +147,28 @@ impl Channel {
         self.check(reply)
     }
 
-    /// Loads and runs a script in one transaction, so that no `SCRIPT FLUSH` comes in between.
+    /// Loads and runs a script, again if a `SCRIPT FLUSH` comes in between. Not in a transaction, whose keys would have to be
+    /// of one slot; so calls that were executed may be executed again, which is harmless for each of several.
     async fn load_and_run<'a, T: FromRedisValue>(
         &self,
         script: &Script,
         calls: impl Iterator<Item = &'a Cmd>,
     ) -> Result<T, Error> {
-        let mut transaction = ::redis::pipe();
-        transaction.atomic();
-        transaction
-            .cmd("SCRIPT")
-            .arg("LOAD")
-            .arg(&script.text)
-            .ignore();
+        let mut pipeline = ::redis::pipe();
+        let load = pipeline.cmd("SCRIPT").arg("LOAD").arg(&script.text);
+        load.ignore();
         for call in calls {
-            transaction.add_command(call.clone());
+            pipeline.add_command(call.clone());
         }
-        self.query_all(&transaction).await
+        let mut attempt = 1;
+        loop {
+            let mut inner = self.inner.clone();
+            let reply = self.reply(pipeline.query_async(&mut inner)).await;
+            if attempt == LOADS_MAX || !lacks_script(&reply) {
+                return self.check(reply);
+            }
+            attempt += 1;
+        }
     }
 
     fn check<T>(&self, reply: RedisResult<T>) -> Result<T, Error> {

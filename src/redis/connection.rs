@@ -63,22 +63,25 @@ impl Connection {
     pub(super) fn node(&self, shard: Shard) -> Result<&Arc<Node>, Error> {
         // For its error.
         self.channel(shard)?;
-        let owner = self.topology.owners.get(shard.index()).copied().flatten();
-        let node = owner.and_then(|it| self.nodes.get(usize::from(it))?.as_ref());
-        node.ok_or_else(|| Error::Unavailable("its master is away".to_owned()))
+        let away = || Error::Unavailable("its master is away".to_owned());
+        self.any_node(shard).ok_or_else(away)
+    }
+
+    /// The same, broken or not.
+    fn any_node(&self, shard: Shard) -> Option<&Arc<Node>> {
+        let owner = *self.topology.owners.get(shard.index())?;
+        self.nodes.get(usize::from(owner?))?.as_ref()
     }
 
     /// Whether both lead to the same master over the same connection, so that they know the same generation.
     pub(super) fn agrees(&self, other: &Self, shard: Shard) -> bool {
-        match (self.node(shard), other.node(shard)) {
-            (Ok(own), Ok(other)) => Arc::ptr_eq(own, other),
-            _ => false,
-        }
+        let own = self.any_node(shard);
+        own.is_some_and(|own| other.any_node(shard).is_some_and(|it| Arc::ptr_eq(own, it)))
     }
 
     /// The generation of a shard's data set, once it has a number.
     pub fn generation(&self, shard: Shard) -> Option<u64> {
-        self.node(shard).ok()?.generation(shard)
+        self.any_node(shard)?.generation(shard)
     }
 
     /// Whether a server has told that keys are on another one, since this was last asked.

@@ -80,6 +80,7 @@ fn is_refusal(code: &str) -> bool {
             | "NOAUTH"
             | "NOPERM"
             | "NOREPLICAS"
+            | "NOSCRIPT"
             | "OOM"
             | "READONLY"
             | "WRONGPASS"

@@ -2,10 +2,12 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use futures::future::try_join_all;
 use tokio::sync::Semaphore;
+use tokio::time::sleep;
 
 use super::admission::Admissions;
 use super::error::Error;
@@ -25,6 +27,12 @@ use crate::redis::{self, Connection, Miss, Outcome, Shard};
 /// The most rounds of a request, each with what the previous one found out. More than a few are needed only while
 /// policies or data sets keep changing.
 pub(super) const ROUNDS_MAX: usize = 80;
+
+/// How long a request waits for keys that are being moved to another server.
+const MOVING_MAX: Duration = Duration::from_secs(2);
+
+/// Between two attempts meanwhile.
+const MOVING_PAUSE: Duration = Duration::from_millis(20);
 
 /// The most charges of all batches that are in flight: enough to keep Redis busy while the next are prepared.
 pub(super) const BATCH_CHARGES_MAX: usize = 512;
@@ -54,7 +62,7 @@ impl Usage {
 
     /// Decides a request, and counts it if it is granted.
     pub async fn decide(&self, request: &Request) -> Result<Decided, Error> {
-        let decided = self.try_decide(request).await;
+        let decided = self.decide_where_it_is(request).await;
         let mut decided = self.admit_in_outage(request, decided).await;
         if let Ok(refusal) = &mut decided
             && !refusal.granted
@@ -77,6 +85,23 @@ impl Usage {
                 Box::pin(self.admissions.admit(request, error)).await
             }
             result => result,
+        }
+    }
+
+    /// The result, once the keys have arrived where they are being moved to.
+    async fn decide_where_it_is(&self, request: &Request) -> Result<Decided, Error> {
+        let decided = self.try_decide(request).await;
+        if !decided.as_ref().is_err_and(Error::is_redirection) {
+            return decided;
+        }
+        let deadline = Instant::now() + MOVING_MAX;
+        loop {
+            sleep(MOVING_PAUSE).await;
+            let decided = Box::pin(self.try_decide(request)).await;
+            let is_moving = decided.as_ref().is_err_and(Error::is_redirection);
+            if !is_moving || Instant::now() >= deadline {
+                return decided;
+            }
         }
     }
 

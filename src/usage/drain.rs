@@ -64,7 +64,12 @@ impl Drainer {
     pub async fn drain_once(&self) -> Result<usize, Failure> {
         let postgres = &self.ctx.postgres;
         let organizations = pending_increments::organizations(postgres, ORGANIZATIONS_MAX).await?;
-        let drained = stream::iter(organizations).map(|organization| async move {
+        let connection = self.ctx.redis.connection().await?;
+        let reached = organizations.into_iter().filter(|it| {
+            // The others wait for their server.
+            connection.reach(Shard::of(it)).is_ok()
+        });
+        let drained = stream::iter(reached).map(|organization| async move {
             let drained = self.drain(&organization).await;
             if let Err(error) = &drained {
                 tracing::warn!(%error, org.id = %organization, "cannot count what is pending");

@@ -32,10 +32,18 @@ impl<E: Into<Failure>> From<E> for Error {
 impl Error {
     /// Whether Redis is down, and nothing else is wrong.
     pub(super) fn is_counter_outage(&self) -> bool {
-        use redis::Error::{Unavailable, Unknown};
+        use redis::Error::{Redirected, Unavailable, Unknown};
         matches!(
             self,
-            Self::Failure(Failure::Redis(Unavailable(_) | Unknown(_)))
+            Self::Failure(Failure::Redis(Redirected(_) | Unavailable(_) | Unknown(_)))
+        )
+    }
+
+    /// Whether the keys are being moved to another server, and nothing was counted.
+    pub(super) fn is_redirection(&self) -> bool {
+        matches!(
+            self,
+            Self::Failure(Failure::Redis(redis::Error::Redirected(_)))
         )
     }
 }

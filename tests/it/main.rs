@@ -14,6 +14,7 @@ mod audit;
 mod batch;
 mod bench;
 mod calendars;
+mod clusters;
 mod command_line;
 mod compose;
 mod conditional;

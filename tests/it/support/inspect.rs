@@ -3,7 +3,7 @@
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use serde_json::json;
@@ -336,6 +336,29 @@ async fn until_observed(metrics: &Metrics, server: &str, up: bool) {
 }
 
 impl Instance {
+    /// Returns when a call of an organization is counted.
+    pub async fn until_counts(&self, organization: &str) {
+        self.until_status(organization, 200).await;
+    }
+
+    /// Returns when a call of an organization is refused with 503.
+    pub async fn until_refused(&self, organization: &str) {
+        self.until_status(organization, 503).await;
+    }
+
+    async fn until_status(&self, organization: &str, status: u16) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let body = json!({"organizationId": organization, "meter": "other"});
+        loop {
+            let answer = self.http.post("/v1/consume", body.clone()).await;
+            if answer.status == status {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{answer:?}");
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Waits until this instance has noticed that a server is down, or up again.
     pub async fn until_observed(&self, server: &str, up: bool) {
         let observed = until_observed(&self.app.state.ctx.metrics, server, up);

@@ -18,6 +18,7 @@ mod receiver;
 mod shortcuts;
 mod slow_restore;
 mod snapshot;
+mod tally;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -62,6 +63,7 @@ pub use receiver::{Example, Received, Receiver};
 pub use shortcuts::{commit_reset, key_of, made_up_key};
 pub use slow_restore::{SlowRestore, redis_settings};
 pub use snapshot::CounterFields;
+pub use tally::{Load, pause};
 
 /// Initial time of every world: in the middle of a month, and in the future, so that no expiry timed
 /// by Redis passes while a test runs.
