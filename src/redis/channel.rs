@@ -39,8 +39,8 @@ pub(super) struct Channel {
     pub(super) keys: Keys,
     /// Cancelled once; a broken connection is replaced, and what waits for a reply over it fails.
     pub(super) broken: CancellationToken,
-    /// Whether it was told that keys are on another server.
-    pub(super) redirected: AtomicBool,
+    /// Whether it was told that a slot has another master.
+    pub(super) moved: AtomicBool,
     pub(super) metrics: Metrics,
 }
 
@@ -50,7 +50,7 @@ impl Channel {
             inner,
             keys: keys.clone(),
             broken: CancellationToken::new(),
-            redirected: AtomicBool::default(),
+            moved: AtomicBool::default(),
             metrics: metrics.clone(),
         }
     }
@@ -177,8 +177,8 @@ impl Channel {
             if error.breaks_connection() {
                 self.mark_broken();
             }
-            if matches!(error, Error::Redirected(_)) {
-                self.redirected.store(true, Ordering::Relaxed);
+            if matches!(&error, Error::Redirected(text) if text.starts_with("MOVED")) {
+                self.moved.store(true, Ordering::Relaxed);
             }
             error
         })

@@ -84,12 +84,12 @@ impl Connection {
         self.any_node(shard)?.generation(shard)
     }
 
-    /// Whether a server has told that keys are on another one, since this was last asked.
-    pub(super) fn was_redirected(&self) -> bool {
+    /// The servers that have told that a slot has another master, since this was last asked.
+    pub(super) fn moved(&self) -> Vec<&Arc<Node>> {
         let nodes = self.nodes.iter().flatten();
-        nodes.fold(false, |redirected, it| {
-            it.redirected.swap(false, Ordering::Relaxed) || redirected
-        })
+        nodes
+            .filter(|it| it.moved.swap(false, Ordering::Relaxed))
+            .collect()
     }
 
     /// Whether it must be replaced.

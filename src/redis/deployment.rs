@@ -25,7 +25,7 @@ use crate::link::{Link, Server};
 use crate::metrics::{self, Metrics};
 
 /// How long connecting to a node may take while others are connected, and keep their callers waiting.
-const NODE_TIMEOUT: Duration = Duration::from_millis(50);
+const NODE_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// The same where nobody waits for it.
 const RETURN_TIMEOUT: Duration = Duration::from_millis(300);
@@ -283,7 +283,8 @@ impl Deployment {
     async fn has_changed(&self, connection: &Connection) -> bool {
         let away = connection.nodes.iter().any(Option::is_none);
         let is_due = self.checks.fetch_add(1, Ordering::Relaxed) % CHECKS_EACH_TOPOLOGY == 0;
-        let may_differ = connection.was_redirected() || away || is_due;
+        let moved = connection.moved();
+        let may_differ = !moved.is_empty() || away || is_due;
         if matches!(self.place, Place::Server(_)) || !may_differ {
             return false;
         }
@@ -293,6 +294,8 @@ impl Deployment {
         if topology != connection.topology {
             return true;
         }
+        // Behind an address that stays, such as that of a managed service, there is another server now.
+        moved.iter().for_each(|it| it.mark_broken());
         let masters = topology.masters.iter().zip(&connection.nodes);
         let away = masters.filter(|(_, node)| node.is_none());
         let returns = away.map(|(address, _)| self.node(address, RETURN_TIMEOUT));

@@ -1,9 +1,10 @@
 //! Redis Cluster: every organization is counted by the master of its shard, and nothing that was acknowledged is lost that
 //! a replica had.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use futures::{StreamExt as _, stream};
 use serde_json::json;
 use tallyman::config::Servers;
 use tallyman_servers::{ClusterOptions, RedisCluster, key_slot};
@@ -62,6 +63,14 @@ impl Clustered {
             assert!(Instant::now() < deadline, "node {node} is not promoted");
             pause().await;
         }
+    }
+
+    /// The generation of an organization's shard.
+    async fn generation_of(&self, organization: &str) -> u64 {
+        let master = self.master_of(organization).await;
+        let key = sharded(organization, "gen");
+        let command = ["HGET", &key, "number"];
+        self.cluster.command(master, &command).await.unwrap()
     }
 
     /// An organization that another master counts.
@@ -148,7 +157,7 @@ async fn a_killed_master_delays_its_shards_and_loses_nothing_that_its_replica_ha
         instance.until_counts("org_1").await;
         load.acknowledged(500).await;
         let tally = load.stop().await;
-        let lost = tally.lost(&instance).await;
+        let (lost, _) = tally.lost(&instance).await;
         tally.report(&format!("killed master, WAIT {replicas}"), lost);
         if replicas == 1 {
             assert_eq!(lost, 0, "{tally:?}");
@@ -190,14 +199,28 @@ async fn an_older_replica_that_is_promoted_is_other_data_and_lacks_nothing_that_
         let replica = clustered.cluster.replicas_of(master).await.unwrap()[0];
         detach(&clustered.cluster, master, replica).await;
         load.acknowledged(500).await;
+        let mut before = BTreeMap::new();
+        for organization in (0..ORGANIZATIONS).map(|it| format!("org_{it}")) {
+            let generation = clustered.generation_of(&organization).await;
+            before.insert(organization, generation);
+        }
         clustered.cluster.kill(master).await;
         clustered.until_master(replica).await;
         // Nobody waits for replicas that it does not have.
         let tally = load.stop().await;
         let without = clustered.instance_waiting_for(0).await;
-        let lost = tally.lost(&without).await;
+        let (lost, organizations) = tally.lost(&without).await;
         tally.report(&format!("older replica promoted, WAIT {replicas}"), lost);
         assert_eq!(lost > 0, replicas == 0, "{lost} lost");
+        // Each loss was noticed.
+        for organization in organizations {
+            let generation = clustered.generation_of(&organization).await;
+            assert_ne!(
+                Some(&generation),
+                before.get(&organization),
+                "{organization}"
+            );
+        }
     }
 }
 
@@ -217,7 +240,7 @@ async fn a_master_that_is_paused_and_replaced_does_not_go_on_with_what_it_had() 
         instance.until_counts("org_1").await;
         load.acknowledged(300).await;
         let tally = load.stop().await;
-        let lost = tally.lost(&instance).await;
+        let (lost, _) = tally.lost(&instance).await;
         tally.report(&format!("paused master replaced, WAIT {replicas}"), lost);
         assert!(replicas == 0 || lost == 0, "{lost} lost");
     }
@@ -238,18 +261,16 @@ async fn slots_that_are_moved_under_load_take_their_counts_along() {
         .collect();
     let used = slots.iter().copied().take(20);
     let unused = (0..u16::MAX).filter(|slot| !slots.contains(slot)).take(380);
-    for slot in used.chain(unused) {
+    let moves = stream::iter(used.chain(unused)).map(async |slot| {
         let from = clustered.cluster.master_of_slot(slot).await.unwrap();
         let to = (from + 1) % 3;
-        clustered
-            .cluster
-            .migrate_slot(slot, from, to)
-            .await
-            .unwrap();
-    }
+        let moved = clustered.cluster.migrate_slot(slot, from, to);
+        moved.await.unwrap();
+    });
+    moves.buffer_unordered(8).collect::<()>().await;
     load.acknowledged(300).await;
     let tally = load.stop().await;
-    let lost = tally.lost(&instance).await;
+    let (lost, _) = tally.lost(&instance).await;
     tally.report("400 slots moved", lost);
     assert_eq!((lost, tally.unknown()), (0, 0));
 }
@@ -317,8 +338,29 @@ async fn scripts_that_a_master_forgets_are_loaded_again() {
         }
     }
     let tally = load.stop().await;
-    assert_eq!(tally.lost(&instance).await, 0);
+    assert_eq!(tally.lost(&instance).await.0, 0);
     assert_eq!((tally.refused, tally.unknown()), (0, 0));
+}
+
+#[tokio::test]
+async fn connections_that_are_cut_again_and_again_lose_and_double_nothing() {
+    let clustered = Clustered::new(ClusterOptions {
+        replicas: 0,
+        ..ClusterOptions::default()
+    })
+    .await;
+    let instance = clustered.instance().await;
+    let load = Load::start(&instance, ORGANIZATIONS);
+    load.acknowledged(100).await;
+    for round in 0..30 {
+        let kill = ["CLIENT", "KILL", "TYPE", "normal"];
+        let _: u64 = clustered.cluster.command(round % 3, &kill).await.unwrap();
+        load.acknowledged(10).await;
+    }
+    let tally = load.stop().await;
+    let (lost, _) = tally.lost(&instance).await;
+    tally.report("connections cut", lost);
+    assert_eq!((lost, tally.unknown()), (0, 0));
 }
 
 #[tokio::test]

@@ -72,6 +72,7 @@ mod protocol;
 mod provisioning;
 mod receivers;
 mod recovery;
+mod replicas;
 mod resets;
 mod restore;
 mod scheduled;

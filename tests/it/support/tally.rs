@@ -87,17 +87,24 @@ impl Load {
 }
 
 impl Tally {
-    /// Asserts that nothing was counted that nobody asked for; returns how many acknowledged units are lost.
-    pub async fn lost(&self, instance: &Instance) -> u64 {
+    /// Asserts that nothing was counted that nobody asked for; returns how many acknowledged units are lost, and of which
+    /// organizations.
+    pub async fn lost(&self, instance: &Instance) -> (u64, Vec<String>) {
         let counts = self.calls.iter().map(async |(organization, calls)| {
             let counted = instance.current(organization, "api").await;
             assert!(
                 counted <= calls.acknowledged + calls.unknown,
                 "{organization}: {counted} are counted, {calls:?}"
             );
-            calls.acknowledged.saturating_sub(counted)
+            (
+                calls.acknowledged.saturating_sub(counted),
+                organization.clone(),
+            )
         });
-        join_all(counts).await.into_iter().sum()
+        let mut lost = join_all(counts).await;
+        lost.retain(|(units, _)| *units > 0);
+        let units = lost.iter().map(|(units, _)| units).sum();
+        (units, lost.into_iter().map(|(_, it)| it).collect())
     }
 
     /// Prints what happened, which `--nocapture` shows.
