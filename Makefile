@@ -1,4 +1,4 @@
-.PHONY: dev demo test faults fuzz bench lint audit format
+.PHONY: dev demo test test-cluster faults fuzz bench lint audit format
 
 dev: ## run Tallyman on this machine, with a private Redis and Postgres
 	@scripts/setup
@@ -11,6 +11,20 @@ demo: ## fill a running `make dev` with a year of invented usage
 
 test: ## run all tests
 	@scripts/setup test && cargo test --workspace && exec npm test
+
+# What needs one server: a copy of its data, a proxy in front of it, its keys side by side, or nothing of Redis at all.
+ONE_SERVER = admission:: bench:: clusters:: dashboard dev:: documents:: exactly_once:: faults:: fuzz:: model:: overload:: pool:: \
+	replicas:: restore:: shared_policies:: structure:: tidy:: words:: \
+	adjustments::a_rollback deletion::a_deletion_whose_redis deletion::a_rollback deletion::an_older_copy doctor::each_server \
+	gc::a_counter_of_an_older gc::one_instance idempotency::after_an_unknown interrupted_changes::a_change_that_was_never \
+	patching::a_change_of_calendar_whose patching::a_patch_whose plans::a_plan_edited_while plans::an_edited_plan_is_announced \
+	problems::a_reply_that_is_lost recovery::frozen_lost recovery::recovering_a_thousand resets::a_reset_is_finished_even \
+	thresholds::a_crossing_found usage::a_rollback
+
+test-cluster: ## run the integration tests on a Redis Cluster, and those of failovers; TESTS=… for a part
+	@scripts/setup test
+	TALLYMAN_TEST_CLUSTER=1 cargo test --test it -- --test-threads=6 $(addprefix --skip ,$(ONE_SERVER)) $(TESTS)
+	cargo test --test it -- clusters:: replicas::
 
 faults: ## inject random faults under load, and audit everything; SEED=… MINUTES=…, 30 by default
 	@scripts/setup && cargo build --profile faults --workspace --bins && \

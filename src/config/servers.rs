@@ -12,7 +12,8 @@ use super::values::{database_url, redis_url};
 #[derive(Clone, Args)]
 #[command(next_help_heading = "Servers")]
 pub struct Servers {
-    /// Redis 7 or newer: `redis://`, `rediss://` or `redis+unix://`
+    /// Redis 7 or newer: `redis://`, `rediss://` or `redis+unix://`; a cluster: `redis://host,host,host?cluster=true`; a
+    /// master that sentinels name: `redis+sentinel://host,host,host/name`
     #[arg(long, env = "TALLYMAN_REDIS_URL", value_name = "URL", default_value = "", hide_default_value = true, hide_env_values = true, value_parser = redis_url)]
     pub redis_url: String,
 

@@ -32,7 +32,7 @@ fn all_invalid_settings_are_reported_together() {
     insta::assert_snapshot!(problems, @r#"
     TALLYMAN_LISTEN (--listen) is "nowhere"; it must be an address such as 127.0.0.1:7400
     TALLYMAN_DEFAULT_LIMIT (--default-limit) is "-1"; it must be a number from 0 to 2^53 - 1, or unlimited
-    TALLYMAN_REDIS_URL (--redis-url) is missing; it must begin with redis:// or rediss:// or redis+unix:// or unix://
+    TALLYMAN_REDIS_URL (--redis-url) is missing; it must begin with redis:// or rediss:// or redis+sentinel:// or rediss+sentinel:// or redis+unix:// or unix://
     TALLYMAN_DATABASE_URL (--database-url) is not a URL; it must begin with postgres:// or postgresql://
     "#);
 }
@@ -125,9 +125,21 @@ fn errors_of_urls_say_what_is_missing() {
         "postgres://[p",
     ]);
     insta::assert_snapshot!(problems.unwrap_err(), @r#"
-    TALLYMAN_REDIS_URL (--redis-url) has no scheme; it must begin with redis:// or rediss:// or redis+unix:// or unix://
+    TALLYMAN_REDIS_URL (--redis-url) has no scheme; it must begin with redis:// or rediss:// or redis+sentinel:// or rediss+sentinel:// or redis+unix:// or unix://
     TALLYMAN_DATABASE_URL (--database-url) is not a URL; it must begin with postgres:// or postgresql://
     "#);
+}
+
+#[test]
+fn a_url_of_redis_may_name_several_hosts() {
+    for url in [
+        "redis://:p@a:1,b:2,[::1]:3?cluster=true",
+        "redis+sentinel://a,b/main",
+        "rediss+sentinel://:p@a:1/main?sentinel_password=q",
+    ] {
+        let (_, servers) = check(&["--redis-url", url, "--database-url", "postgres://p"]).unwrap();
+        assert_eq!(servers.redis_url, url);
+    }
 }
 
 #[test]

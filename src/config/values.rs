@@ -152,7 +152,19 @@ pub(super) fn database_url(text: &str) -> Parsed<String> {
 }
 
 pub(super) fn redis_url(text: &str) -> Parsed<String> {
-    url(["redis", "rediss", "redis+unix", "unix"])(text)
+    // Of several hosts only the first: a URL has one.
+    let (first, others) = text.split_once(',').unwrap_or((text, ""));
+    let rest = others.find(['/', '?']).and_then(|at| others.get(at..));
+    let one = format!("{first}{}", rest.unwrap_or_default());
+    url([
+        "redis",
+        "rediss",
+        "redis+sentinel",
+        "rediss+sentinel",
+        "redis+unix",
+        "unix",
+    ])(&one)?;
+    Ok(text.to_owned())
 }
 
 pub(super) fn claim(text: &str) -> Parsed<String> {

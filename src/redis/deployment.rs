@@ -282,7 +282,8 @@ impl Deployment {
     /// Whether other masters have the shards now, or one is back that was away.
     async fn has_changed(&self, connection: &Connection) -> bool {
         let away = connection.nodes.iter().any(Option::is_none);
-        let is_due = self.checks.fetch_add(1, Ordering::Relaxed) % CHECKS_EACH_TOPOLOGY == 0;
+        let checks = self.checks.fetch_add(1, Ordering::Relaxed);
+        let is_due = checks.is_multiple_of(CHECKS_EACH_TOPOLOGY);
         let moved = connection.moved();
         let may_differ = !moved.is_empty() || away || is_due;
         if matches!(self.place, Place::Server(_)) || !may_differ {
@@ -295,7 +296,9 @@ impl Deployment {
             return true;
         }
         // Behind an address that stays, such as that of a managed service, there is another server now.
-        moved.iter().for_each(|it| it.mark_broken());
+        for node in moved {
+            node.mark_broken();
+        }
         let masters = topology.masters.iter().zip(&connection.nodes);
         let away = masters.filter(|(_, node)| node.is_none());
         let returns = away.map(|(address, _)| self.node(address, RETURN_TIMEOUT));

@@ -6,9 +6,10 @@ use std::process::Command;
 use serde::Deserialize;
 use serde_json::Value;
 use tallyman::clock::Clock;
+use tallyman::config::Servers;
 use tallyman::domain::checkup::Severity;
 use tallyman::redis::facts;
-use tallyman_servers::{RedisOptions, RedisServer};
+use tallyman_servers::{ClusterOptions, RedisCluster, RedisOptions, RedisServer};
 use tempfile::TempDir;
 
 use crate::support::{Process, World};
@@ -268,5 +269,92 @@ async fn the_redis_of_compose_is_fit_for_counting() {
         // The memory of the machine is for its owner to divide.
         let fit = finding.severity == Severity::Good || finding.text.contains("maxmemory");
         assert!(fit, "{}", finding.text);
+    }
+}
+
+/// With these options of `docker-compose.cluster.yml` the cluster of the tests counts, and each name leads to a node.
+#[tokio::test]
+async fn the_cluster_of_compose_is_fit_for_counting() {
+    let compose: Value = serde_saphyr::from_str(&source("docker-compose.cluster.yml")).unwrap();
+    let services = compose["services"].as_object().unwrap();
+    let nodes = services.values().filter_map(|service| {
+        Some((
+            service,
+            service["networks"]["redis"]["ipv4_address"].as_str()?,
+        ))
+    });
+    let (mut addresses, mut commands) = (BTreeSet::new(), BTreeSet::new());
+    for (service, address) in nodes {
+        assert!(addresses.insert(format!("{address}:6379")), "{address}");
+        commands.insert(service["command"].as_str().unwrap());
+    }
+    assert_eq!(addresses.len(), 6);
+    let former = services["redis-form"]["command"].as_str().unwrap();
+    assert!(
+        Command::new("sh")
+            .args(["-n", "-c", former])
+            .status()
+            .unwrap()
+            .success()
+    );
+    let members = former
+        .split_whitespace()
+        .filter(|word| word.ends_with(":6379"));
+    assert_eq!(
+        members.map(str::to_owned).collect::<BTreeSet<_>>(),
+        addresses
+    );
+    let environment = &services["tallyman"]["environment"];
+    let url = environment["TALLYMAN_REDIS_URL"].as_str().unwrap();
+    let (_, hosts) = url.rsplit_once('@').unwrap();
+    let (hosts, query) = hosts.split_once('?').unwrap();
+    assert_eq!(query, "cluster=true");
+    assert!(
+        hosts.split(',').all(|host| addresses.contains(host)),
+        "{url}"
+    );
+
+    let [command] = commands.into_iter().collect::<Vec<_>>()[..] else {
+        panic!("nodes differ")
+    };
+    let options = command.strip_prefix("redis-server ").unwrap();
+    let extra: Vec<String> = options
+        .split(" --")
+        .map(|option| option.trim_start_matches("--"))
+        .filter(|option| !option.contains("${REDIS_PASSWORD}") && *option != "cluster-enabled yes")
+        .flat_map(|option| {
+            let (name, value) = option.split_once(' ').unwrap();
+            [format!("--{name}"), value.to_owned()]
+        })
+        .collect();
+    let options = ClusterOptions {
+        extra,
+        ..ClusterOptions::default()
+    };
+    let dir = TempDir::new().unwrap();
+    let replicas = environment["TALLYMAN_REDIS_WAIT_REPLICAS"]
+        .as_str()
+        .unwrap();
+    let replicas = replicas.parse().unwrap();
+    let world = World::with(|config| config.redis_wait_replicas = replicas);
+    let (world, cluster) = tokio::join!(world, RedisCluster::start(dir.path(), &options));
+    let cluster = cluster.unwrap();
+    let facts = facts::read(&cluster.url(), "tm:", &Clock::System)
+        .await
+        .unwrap();
+    assert_eq!(facts.len(), 3);
+    for (_, facts) in facts {
+        for finding in facts.unwrap().findings() {
+            let fit = finding.severity == Severity::Good || finding.text.contains("maxmemory");
+            assert!(fit, "{}", finding.text);
+        }
+    }
+    let servers = Servers {
+        redis_url: cluster.url(),
+        ..world.servers()
+    };
+    let instance = world.instance_with(servers).await;
+    for number in 0..20 {
+        assert_eq!(instance.count(&format!("org_{number}"), "api", 1).await, 1);
     }
 }

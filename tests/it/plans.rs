@@ -573,7 +573,7 @@ async fn a_plan_edited_while_redis_is_down_is_effective_afterwards() {
     put(&here, "pro", api(6)).await;
     // Redis restarts with the old policy and a counter under it.
     there.app.policies.sweep_once().await.unwrap_err();
-    std::fs::write(world.redis_data().join("dump.rdb"), copy).unwrap();
+    std::fs::write(world.redis.data().join("dump.rdb"), copy).unwrap();
     world.start_redis().await;
     let refused = there.try_consume("org_1", "api", 2).await;
     assert_eq!(

@@ -536,17 +536,13 @@ impl History {
     /// Exactly the counters that changed since they were stored are in the dirty index, and each entry has a
     /// counter.
     async fn check_index(&self) {
-        let mut redis = self.world.redis().await;
-        let mut pipeline = redis::pipe();
-        pipeline
-            .cmd("ZRANGE")
-            .arg(sharded(ORGANIZATION, "dirty"))
-            .arg(0)
-            .arg(-1)
-            .cmd("KEYS")
-            .arg(sharded(ORGANIZATION, "u:*"));
-        let (index, counters): (Vec<String>, Vec<String>) =
-            pipeline.query_async(&mut redis).await.unwrap();
+        let index = sharded(ORGANIZATION, "dirty");
+        let index: Vec<String> = self
+            .world
+            .redis_command(&["ZRANGE", &index, "0", "-1"])
+            .await;
+        let counters = sharded(ORGANIZATION, "u:*");
+        let counters: Vec<String> = self.world.redis_command(&["KEYS", &counters]).await;
         for key in &index {
             assert!(counters.contains(key), "{key} is missing");
         }

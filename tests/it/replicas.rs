@@ -1,4 +1,4 @@
-//! Masters with replicas: whoever is promoted, and whatever a master lost while it was a replica, is noticed.
+//! Masters with replicas: a promotion, and whatever a master lost while it was a replica, is noticed.
 
 use std::net::TcpListener;
 

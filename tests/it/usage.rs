@@ -252,7 +252,7 @@ async fn a_rollback_of_redis_hides_no_meter_that_postgres_knows() {
     let service = world.instance().await;
     service.count("org_1", "api", 40).await;
     let _: String = world.redis_command(&["SAVE"]).await;
-    assert!(world.redis_data().join("dump.rdb").exists());
+    assert!(world.redis.data().join("dump.rdb").exists());
     service.count("org_1", "api", 2).await;
     service.count("org_1", "tokens", 5).await;
     service.flush().await;

@@ -309,14 +309,14 @@ impl Lane {
             .metrics()
             .script_completed(COUNT.label, started.elapsed());
         match reply? {
-            Value::BulkString(replies) => {
+            Value::BulkString(outcomes) => {
                 self.acknowledged = Some(Acknowledged {
                     number: self.number,
                     generation,
                     at: started,
                 });
                 self.prepared = Some(Arc::clone(node));
-                Ok(Reply::Executed(replies))
+                Ok(Reply::Executed(outcomes))
             }
             Value::Nil => Ok(Reply::Unknown),
             Value::SimpleString(status) if status == "generation" => {

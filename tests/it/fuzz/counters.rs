@@ -38,7 +38,7 @@ impl Stage {
             let settings = redis_settings(&world);
             let service = Redis::new(settings, world.clock.clone(), world.metrics()).unwrap();
             let connection = service.connection().await.unwrap();
-            let redis = world.redis().await;
+            let redis = world.redis_for(&key_of("org_1", "api", START)).await;
             (world, redis, connection)
         });
         let functions = source("lua/counter.lua").replace(" <const>", "");

@@ -163,7 +163,7 @@ impl World {
     /// The content of `dump.rdb` after a `SAVE`.
     pub async fn copy_redis(&self) -> Vec<u8> {
         let () = self.redis_command(&["SAVE"]).await;
-        std::fs::read(self.redis_data().join("dump.rdb")).unwrap()
+        std::fs::read(self.redis.data().join("dump.rdb")).unwrap()
     }
 
     /// Kills Redis and restarts it from an earlier copy of its data. The instances see the outage,
@@ -174,13 +174,13 @@ impl World {
             let answer = instance.http.get("/readyz").await;
             assert_eq!(answer.body["checks"]["redis"], "away", "{answer:?}");
         }
-        std::fs::write(self.redis_data().join("dump.rdb"), copy).unwrap();
+        std::fs::write(self.redis.data().join("dump.rdb"), copy).unwrap();
         self.start_redis().await;
     }
 
     /// Sends a signal, such as `STOP`, to Redis.
     pub fn signal_redis(&self, name: &str) {
-        signal(self.redis.as_ref().unwrap().pid(), name);
+        self.redis.signal(name);
     }
 
     /// Server addresses with Postgres behind a socket that can be cut, and that socket.

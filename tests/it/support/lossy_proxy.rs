@@ -124,7 +124,7 @@ impl LossyProxy {
 }
 
 fn socket(world: &World) -> PathBuf {
-    world.redis.as_ref().unwrap().socket().to_owned()
+    world.redis.server().socket().to_owned()
 }
 
 impl Plan {

@@ -18,6 +18,7 @@ mod receiver;
 mod shortcuts;
 mod slow_restore;
 mod snapshot;
+mod store;
 mod tally;
 
 use std::collections::BTreeMap;
@@ -30,7 +31,6 @@ use chrono::{DateTime, Utc};
 pub use events::{EVENT_TIMEOUT, Events};
 pub use histories::each_history;
 pub use inspect::*;
-use redis::AsyncConnectionConfig;
 use redis::aio::MultiplexedConnection;
 use reqwest::header::{HeaderMap, HeaderValue};
 use reqwest::{Method, StatusCode};
@@ -50,8 +50,6 @@ use tallyman::logging::Log;
 use tallyman::metrics::Metrics;
 use tallyman::postgres::{Postgres, api_keys};
 use tallyman::server::Server;
-use tallyman_servers::{RedisOptions, RedisServer};
-use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -63,6 +61,7 @@ pub use receiver::{Example, Received, Receiver};
 pub use shortcuts::{commit_reset, key_of, made_up_key};
 pub use slow_restore::{SlowRestore, redis_settings};
 pub use snapshot::CounterFields;
+pub use store::TestRedis;
 pub use tally::{Load, pause};
 
 /// Initial time of every world: in the middle of a month, and in the future, so that no expiry timed
@@ -76,10 +75,7 @@ pub struct World {
     pub database_url: String,
     /// An admin key.
     pub key: String,
-    redis: Option<RedisServer>,
-    redis_url: String,
-    redis_options: RedisOptions,
-    redis_dir: TempDir,
+    pub redis: TestRedis,
     instances: Instances,
 }
 
@@ -99,19 +95,10 @@ impl World {
                 json: false,
             })
         });
-        let database_url = postgres::create_database().await;
+        let (database_url, redis) = tokio::join!(postgres::create_database(), TestRedis::start());
         let store = Postgres::new(&database_url, 1).unwrap();
         let key = api_keys::create_admin(&store, "tests").await.unwrap();
         store.close().await;
-        let redis_dir = TempDir::new().unwrap();
-        let redis_options = RedisOptions {
-            append_only: false,
-            extra: Vec::new(),
-        };
-        let redis = RedisServer::start(redis_dir.path(), &redis_options)
-            .await
-            .unwrap();
-        let redis_url = redis.url();
         let mut config = default_config();
         change(&mut config);
         let clock = Clock::manual(instant(BEGINNING));
@@ -120,10 +107,7 @@ impl World {
             config,
             database_url,
             key,
-            redis: Some(redis),
-            redis_url,
-            redis_options,
-            redis_dir,
+            redis,
             instances: Instances::default(),
         }
     }
@@ -171,7 +155,7 @@ impl World {
     /// Addresses of Redis and Postgres.
     pub fn servers(&self) -> Servers {
         Servers {
-            redis_url: self.redis_url.clone(),
+            redis_url: self.redis.url(),
             database_url: self.database_url.clone(),
         }
     }
@@ -186,44 +170,25 @@ impl World {
         PgPool::connect(&self.database_url).await.unwrap()
     }
 
-    /// A connection for direct access to Redis.
-    pub async fn redis(&self) -> MultiplexedConnection {
-        // The default timeout of 500 ms is too short for `SAVE` on a busy machine.
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(Duration::from_mins(1)))
-            .set_response_timeout(Some(Duration::from_mins(1)));
-        redis::Client::open(self.redis_url.as_str())
-            .unwrap()
-            .get_multiplexed_async_connection_with_config(&config)
-            .await
-            .unwrap()
+    /// A connection to the Redis that has a key.
+    pub async fn redis_for(&self, key: &str) -> MultiplexedConnection {
+        self.redis.connection_for(key).await
     }
 
     /// Executes one Redis command.
     pub async fn redis_command<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
-        let mut command = redis::cmd(words[0]);
-        command.arg(&words[1..]);
-        command.query_async(&mut self.redis().await).await.unwrap()
+        self.redis.command(words).await
     }
 
     /// Kills Redis without saving.
     pub async fn kill_redis(&mut self) {
-        self.redis.take().expect("Redis is running").kill().await;
+        self.redis.kill().await;
     }
 
     /// Starts Redis again with the data on its disk.
     pub async fn start_redis(&mut self) {
-        self.redis = Some(
-            RedisServer::start(self.redis_dir.path(), &self.redis_options)
-                .await
-                .unwrap(),
-        );
+        self.redis.restart().await;
         self.instances.until_up("redis").await;
-    }
-
-    /// The directory of `dump.rdb`, which Redis loads when it starts.
-    pub fn redis_data(&self) -> std::path::PathBuf {
-        self.redis_dir.path().join("redis")
     }
 }
 

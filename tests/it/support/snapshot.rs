@@ -41,7 +41,7 @@ impl World {
     async fn change(&self, key: &str, change: impl Fn(&mut CounterFields)) {
         let unless_changed = "if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
                               redis.call('SET', KEYS[1], ARGV[2], 'KEEPTTL') return 1";
-        let mut redis = self.redis().await;
+        let mut redis = self.redis_for(key).await;
         loop {
             let value: Option<Vec<u8>> = self.redis_command(&["GET", key]).await;
             let mut counter = value

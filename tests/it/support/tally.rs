@@ -111,7 +111,7 @@ impl Tally {
     pub fn report(&self, fault: &str, lost: u64) {
         let acknowledged: u64 = self.calls.values().map(|it| it.acknowledged).sum();
         let (unknown, refused, pause) = (self.unknown(), self.refused, self.longest_pause);
-        println!(
+        eprintln!(
             "{fault}: {acknowledged} acknowledged, {unknown} unknown, {refused} refused, {lost} lost, longest pause {pause:?}"
         );
     }
