@@ -5,6 +5,7 @@
 //! each number.
 
 mod audit;
+mod cluster;
 mod faults;
 mod figures;
 mod flush;
@@ -58,6 +59,8 @@ enum Command {
     Outages(suite::Options),
     /// Measure latencies at half and at twice the capacity, with private servers, of which Redis is slowed down
     Overload(suite::Options),
+    /// Measure one server and clusters of three masters in turn, with private servers
+    Cluster(suite::Options),
     /// Inject faults under load, with private servers; exits with 1 if a count, an answer or a latency is wrong
     Faults(faults::Options),
     /// Put load on a running service; with --audit, exits with 1 if its counts differ
@@ -146,6 +149,11 @@ pub fn run(arguments: Arguments, out: &mut impl Write) -> Result<bool> {
         Command::Outages(options) => client()?.block_on(measure(
             &options,
             async |stage| outages::run(stage, &options).await,
+            out,
+        ))?,
+        Command::Cluster(options) => client()?.block_on(measure(
+            &options,
+            async |stage| cluster::run(stage, &options).await,
             out,
         ))?,
         Command::Overload(options) => client()?.block_on(measure(

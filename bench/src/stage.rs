@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use http_body_util::Full;
 use sqlx::{Connection as _, PgConnection};
 use tallyman_servers::{
     Log, PostgresOptions, PostgresServer, Process, RedisOptions, RedisServer, watched,
@@ -19,7 +20,7 @@ use tallyman_servers::{
 use tokio::process::Command;
 use tokio::time::sleep;
 
-use crate::http::Target;
+use crate::http::{Connection, Target};
 
 /// How long a process may take to end: it may have a million counters to flush.
 const STOP_TIME_MAX: Duration = Duration::from_mins(5);
@@ -216,6 +217,18 @@ impl Service {
             bail!("a service failed ({status}): {}", self.log.last_line());
         }
         Ok(start.elapsed())
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// The metrics as text.
+    pub(crate) async fn metrics(&self) -> Result<String> {
+        let request = self.target.request("GET", "/metrics")?;
+        let request = request.map(|()| Full::default());
+        let response = Connection::new(&self.target).send(request).await?;
+        Ok(String::from_utf8(response.body.to_vec())?)
     }
 
     /// The resident memory, in bytes.

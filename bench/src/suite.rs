@@ -275,7 +275,8 @@ async fn batches(service: &Service, options: &Options, organizations: u32) -> Re
     load::run(&load, None).await?.flawless("batches")
 }
 
-fn single(service: &Service, options: &Options, op: Op, keyed: bool) -> Load {
+/// A closed loop of single calls.
+pub(crate) fn single(service: &Service, options: &Options, op: Op, keyed: bool) -> Load {
     Load {
         target: service.target.clone(),
         shape: Shape {

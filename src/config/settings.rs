@@ -81,7 +81,8 @@ pub struct Config {
     #[arg(long, env = "TALLYMAN_DATABASE_CONNECTIONS", value_name = "N", default_value = "10", value_parser = number::<u32>(2, 1000))]
     pub database_connections: u32,
 
-    /// Interval between flushes of counts to Postgres, in milliseconds; longer while many counters change
+    /// Interval between flushes of counts to Postgres, in milliseconds; while many counters change up to half a minute, or
+    /// ten where Redis is trusted after a restart or replicas are waited for
     #[arg(long = "flush-interval-ms", env = "TALLYMAN_FLUSH_INTERVAL_MS", value_name = "MS", default_value = "1000",
           value_parser = duration(MILLISECOND, 10, 3_600_000))]
     pub flush_interval: Duration,

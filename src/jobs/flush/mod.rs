@@ -47,6 +47,10 @@ const LANES: usize = 3;
 /// connection: a pause after an outage would only make a loss of Redis lose more.
 const WORK_MAX: Duration = Duration::from_millis(1);
 
+/// How long one flush sleeps at most where replicas or the disk of Redis have what is not stored yet: a counter that changes
+/// meanwhile is stored once, so that a hundred million of them need no more of Postgres than its share.
+const HELD_PAUSE_MAX: Duration = Duration::from_mins(10);
+
 /// How long summaries are refreshed when the service stops.
 const FINAL_REFRESH: Duration = Duration::from_millis(100);
 
@@ -56,6 +60,8 @@ pub struct Flusher {
     ctx: Context,
     policies: Policies,
     interval: Duration,
+    /// How long one flush sleeps at most.
+    pause_max: Duration,
     /// The usage summaries, which follow the flush.
     pub summaries: Summaries,
 }
@@ -80,9 +86,16 @@ impl AddAssign for Report {
 }
 
 impl Flusher {
-    /// A flusher that flushes every `interval` once it runs.
-    pub fn new(ctx: Context, policies: Policies, recovery: Recovery, interval: Duration) -> Self {
+    /// A flusher that flushes every `interval` once it runs. `held` tells whether a failure of one Redis server loses nothing.
+    pub fn new(
+        ctx: Context,
+        policies: Policies,
+        recovery: Recovery,
+        interval: Duration,
+        held: bool,
+    ) -> Self {
         Self {
+            pause_max: if held { HELD_PAUSE_MAX } else { PAUSE_MAX },
             summaries: Summaries::new(ctx.clone(), policies.clone(), recovery),
             ctx,
             policies,
@@ -141,7 +154,7 @@ impl Flusher {
         let mut report = Report::default();
         let mut waiting = VecDeque::from(backlog);
         while !waiting.is_empty() {
-            let pause = throttle(took).min(PAUSE_MAX.saturating_sub(paused));
+            let pause = throttle(took).min(self.pause_max.saturating_sub(paused));
             tokio::time::sleep(pause).await;
             paused += pause;
             let started = Instant::now();
