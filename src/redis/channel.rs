@@ -22,9 +22,6 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How many times a script is loaded for one call.
-const LOADS_MAX: u32 = 3;
-
 /// The timeouts of every connection.
 pub(super) fn config() -> AsyncConnectionConfig {
     AsyncConnectionConfig::new()
@@ -147,28 +144,32 @@ impl Channel {
         self.check(reply)
     }
 
-    /// Loads and runs a script, again if a `SCRIPT FLUSH` comes in between. Not in a transaction, whose keys would have to be
-    /// of one slot; so calls that were executed may be executed again, which is harmless for each of several.
+    /// Runs calls of a script that the server lacks: the first has the text, which loads it for the others. If a
+    /// `SCRIPT FLUSH` comes in between, all have it; those that were executed are executed again, which is harmless for
+    /// each script that is called several times.
     async fn load_and_run<'a, T: FromRedisValue>(
         &self,
         script: &Script,
         calls: impl Iterator<Item = &'a Cmd>,
     ) -> Result<T, Error> {
-        let mut pipeline = ::redis::pipe();
-        let load = pipeline.cmd("SCRIPT").arg("LOAD").arg(&script.text);
-        load.ignore();
-        for call in calls {
-            pipeline.add_command(call.clone());
-        }
-        let mut attempt = 1;
-        loop {
-            let mut inner = self.inner.clone();
-            let reply = self.reply(pipeline.query_async(&mut inner)).await;
-            if attempt == LOADS_MAX || !lacks_script(&reply) {
-                return self.check(reply);
+        let calls: Vec<&Cmd> = calls.collect();
+        let run = async |texts: usize| {
+            let mut pipeline = ::redis::pipe();
+            for (position, &call) in calls.iter().enumerate() {
+                pipeline.add_command(if position < texts {
+                    script.with_text(call)
+                } else {
+                    call.clone()
+                });
             }
-            attempt += 1;
+            let mut inner = self.inner.clone();
+            self.reply(pipeline.query_async(&mut inner)).await
+        };
+        let mut reply = run(1).await;
+        if lacks_script(&reply) {
+            reply = run(usize::MAX).await;
         }
+        self.check(reply)
     }
 
     fn check<T>(&self, reply: RedisResult<T>) -> Result<T, Error> {

@@ -4,16 +4,15 @@
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-use ::redis::{Cmd, ToRedisArgs};
+use ::redis::{Arg, Cmd, ToRedisArgs};
 
 use crate::metrics;
 
-/// A script as Redis runs it.
+/// A script as Redis runs it. Its text is sent where the server lacks it.
 pub(super) struct Script {
     pub(super) label: metrics::Script,
     /// The SHA-1 by which `EVALSHA` names it.
     pub(super) hash: String,
-    /// What `SCRIPT LOAD` needs.
     pub(super) text: String,
 }
 
@@ -22,6 +21,18 @@ impl Script {
         let text = join(parts, text);
         let hash = ::redis::Script::new(&text).get_hash().to_owned();
         Self { label, hash, text }
+    }
+
+    /// The same call, with the text of the script instead of its name.
+    pub(super) fn with_text(&self, call: &Cmd) -> Cmd {
+        let mut eval = ::redis::cmd("EVAL");
+        eval.arg(&self.text);
+        for argument in call.args_iter().skip(2) {
+            if let Arg::Simple(argument) = argument {
+                eval.arg(argument);
+            }
+        }
+        eval
     }
 
     /// A call, to which arguments may be added.
