@@ -23,6 +23,7 @@ pub const PLUGIN_PATH: &str = "/api/auth/usage-tracking";
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_mins(1);
 const HOUR: Duration = Duration::from_hours(1);
 
 /// The settings of the service.
@@ -103,9 +104,9 @@ pub struct Config {
     #[arg(long, env = "TALLYMAN_PENDING_MAX", value_name = "N", default_value = "1000000", value_parser = number::<u64>(0, 1_000_000_000))]
     pub pending_max: u64,
 
-    /// Retention of idempotency records, in hours
-    #[arg(long = "idempotency-hours", env = "TALLYMAN_IDEMPOTENCY_HOURS", value_name = "HOURS", default_value = "24",
-          value_parser = duration(HOUR, 1, 24 * 31))]
+    /// Retention of idempotency records, in minutes; Redis holds each record as long
+    #[arg(long = "idempotency-minutes", env = "TALLYMAN_IDEMPOTENCY_MINUTES", value_name = "MINUTES", default_value = "1440",
+          value_parser = duration(MINUTE, 1, 60 * 24 * 31))]
     pub idempotency: Duration,
 
     /// How long after its end a period accepts late events, in hours

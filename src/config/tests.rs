@@ -1,5 +1,7 @@
 //! All problems at once, and the values that are accepted.
 
+use std::time::Duration;
+
 use clap::Parser;
 
 use super::values::is_path;
@@ -43,6 +45,22 @@ fn only_the_servers_lack_a_default() {
         check(&["--redis-url", "redis://r", "--database-url", "postgres://p"]).unwrap();
     assert_eq!(config.defaults.plan_id.as_str(), "free");
     assert_eq!(config.defaults.limits.len(), 1);
+}
+
+#[test]
+fn idempotency_records_are_kept_for_a_minute_to_a_month() {
+    let servers = ["--redis-url", "redis://r", "--database-url", "postgres://p"];
+    let minutes = |minutes: &str| {
+        let flag = ["--idempotency-minutes", minutes];
+        check(&[&servers[..], &flag].concat()).map(|(config, _)| config.idempotency)
+    };
+    let (default, _) = check(&servers).unwrap();
+    assert_eq!(default.idempotency, Duration::from_hours(24));
+    assert_eq!(minutes("1"), Ok(Duration::from_mins(1)));
+    assert_eq!(minutes("44640"), Ok(Duration::from_hours(24 * 31)));
+    let refused = |text: &str| minutes(text).unwrap_err().to_string();
+    insta::assert_snapshot!(refused("0"), @r#"TALLYMAN_IDEMPOTENCY_MINUTES (--idempotency-minutes) is "0"; it must be a number from 1 to 44640"#);
+    insta::assert_snapshot!(refused("44641"), @r#"TALLYMAN_IDEMPOTENCY_MINUTES (--idempotency-minutes) is "44641"; it must be a number from 1 to 44640"#);
 }
 
 #[test]
