@@ -31,6 +31,7 @@ use crate::jobs::flush::Flusher;
 use crate::jobs::gc::GarbageCollector;
 use crate::jobs::live::Live;
 use crate::jobs::periods::PeriodsJob;
+use crate::jobs::retention::{Retention, RetentionJob};
 use crate::jobs::webhooks::{Deliverer, Webhooks};
 use crate::jobs::{Supervisor, sync};
 use crate::metrics::Metrics;
@@ -72,6 +73,8 @@ pub struct App {
     pub garbage_collector: GarbageCollector,
     /// Erases the data of deleted organizations.
     pub eraser: Eraser,
+    /// Deletes what is older than its retention.
+    pub retention: RetentionJob,
     /// Observes how much is called.
     pub activity: Activity,
     /// Mirrors API keys in Redis.
@@ -129,6 +132,7 @@ impl App {
             draining: AtomicBool::new(false),
         });
         let (policies, recovery) = (job_policies, job_recovery);
+        let retention = retention(&config)?;
         let auth = state.auth.on(jobs());
         let admin = admin(&background, &policies, &recovery, &auth);
         Ok(Self {
@@ -148,6 +152,7 @@ impl App {
             periods: PeriodsJob::new(jobs(), admin, config.scheduler),
             garbage_collector: GarbageCollector::new(jobs()),
             eraser: Eraser::new(jobs()),
+            retention: RetentionJob::new(jobs(), retention),
             activity: state.activity.on(jobs()),
             auth,
             tls,
@@ -239,6 +244,7 @@ impl App {
         jobs.spawn(self.webhooks.clone().run(stop()));
         jobs.spawn(self.garbage_collector.clone().run(stop()));
         jobs.spawn(self.eraser.clone().run(stop()));
+        jobs.spawn(self.retention.clone().run(stop()));
         jobs.spawn(self.activity.clone().run(stop()));
         jobs.spawn(self.state.live.clone().run(stop()));
         jobs.spawn(sync::policies(ctx(), self.policies.clone(), stop()));
@@ -301,6 +307,14 @@ async fn connect(config: &Config, servers: Servers, clock: Clock) -> Result<(Con
     };
     check_redis(&requests.redis).await?;
     Ok((requests, jobs))
+}
+
+fn retention(config: &Config) -> Result<Retention> {
+    let kept = |days: Option<Duration>| days.map(TimeDelta::from_std).transpose();
+    Ok(Retention {
+        hours: kept(config.hourly_retention)?,
+        events: kept(config.event_retention)?,
+    })
 }
 
 fn redis_settings(config: &Config, url: String) -> Result<redis::Settings> {

@@ -9,14 +9,15 @@ use clap::{ArgMatches, Args, FromArgMatches};
 use tracing_subscriber::filter::Targets;
 
 use super::values::{
-    Origins, address, choice, claim, duration, id, jwks_url, limit, list, log_filter, mebibytes,
-    metrics_address, number, plugin_path, redis_prefix, time_zone, value, workers,
+    Origins, address, choice, claim, days, duration, id, jwks_url, limit, list, log_filter,
+    mebibytes, metrics_address, number, plugin_path, redis_prefix, time_zone, value, workers,
 };
 use crate::domain::ids::{MeterId, PlanId};
 use crate::domain::limit::{Enforcement, MeterLimit, OnOutage};
 use crate::domain::organization::{DefaultCalendar, Defaults};
 use crate::domain::period::{ResetMode, ResetPeriod};
 use crate::domain::quantity::Count;
+use crate::domain::retention::{EVENTS_KEPT_MIN_DAYS, HOURS_KEPT_MIN_DAYS};
 
 /// Where the Better Auth plugin's client expects its endpoints.
 pub const PLUGIN_PATH: &str = "/api/auth/usage-tracking";
@@ -113,6 +114,17 @@ pub struct Config {
     #[arg(long = "late-hours", env = "TALLYMAN_LATE_HOURS", value_name = "HOURS", default_value = "48",
           value_parser = duration(HOUR, 0, 24 * 31))]
     pub late: Duration,
+
+    /// Retention of hourly usage, in days, at least 35; whole months are dropped. If empty, it is kept for ever; the counts of
+    /// periods always are
+    #[arg(long = "hourly-retention-days", env = "TALLYMAN_HOURLY_RETENTION_DAYS", value_name = "DAYS", default_value = "",
+          value_parser = days(HOURS_KEPT_MIN_DAYS))]
+    pub hourly_retention: std::option::Option<Duration>,
+
+    /// Retention of events and their deliveries, in days, at least 7; if empty, they are kept for ever
+    #[arg(long = "event-retention-days", env = "TALLYMAN_EVENT_RETENTION_DAYS", value_name = "DAYS", default_value = "",
+          value_parser = days(EVENTS_KEPT_MIN_DAYS))]
+    pub event_retention: std::option::Option<Duration>,
 
     /// Whether webhooks may call addresses of this machine and of private networks: `refuse` or `allow`; `tallyman dev`
     /// always allows them

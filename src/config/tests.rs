@@ -64,6 +64,29 @@ fn idempotency_records_are_kept_for_a_minute_to_a_month() {
 }
 
 #[test]
+fn everything_is_kept_for_ever_unless_a_retention_is_given() {
+    let servers = ["--redis-url", "redis://r", "--database-url", "postgres://p"];
+    let check = |arguments: &[&str]| check(&[&servers, arguments].concat());
+    let (config, _) = check(&[]).unwrap();
+    assert_eq!(
+        (config.hourly_retention, config.event_retention),
+        (None, None)
+    );
+    let days = |days: u64| Some(Duration::from_hours(24) * u32::try_from(days).unwrap());
+    let least = ["--hourly-retention-days=35", "--event-retention-days=7"];
+    let (config, _) = check(&least).unwrap();
+    assert_eq!(
+        (config.hourly_retention, config.event_retention),
+        (days(35), days(7))
+    );
+    let problems = check(&["--hourly-retention-days=34", "--event-retention-days=6"]).unwrap_err();
+    insta::assert_snapshot!(problems, @r#"
+    TALLYMAN_HOURLY_RETENTION_DAYS (--hourly-retention-days) is "34"; it must be a number from 35 to 36500
+    TALLYMAN_EVENT_RETENTION_DAYS (--event-retention-days) is "6"; it must be a number from 7 to 36500
+    "#);
+}
+
+#[test]
 fn jwts_require_url_issuer_and_audience() {
     let servers = ["--redis-url", "redis://r", "--database-url", "postgres://p"];
     let check = |arguments: &[&str]| check(&[&servers, arguments].concat());

@@ -12,6 +12,11 @@ use tracing_subscriber::filter::Targets;
 use crate::domain::calendar::parse_time_zone;
 use crate::domain::quantity::Count;
 
+const DAY: Duration = Duration::from_hours(24);
+
+/// A century, for ever in practice.
+const DAYS_MAX: u64 = 36_500;
+
 type Parsed<T> = Result<T, String>;
 
 /// Origins whose pages may call the API from a browser.
@@ -92,6 +97,16 @@ pub(super) fn duration(
     max: u64,
 ) -> impl Fn(&str) -> Parsed<Duration> + Clone {
     move |text| Ok(unit * number::<u32>(min, max)(text)?)
+}
+
+/// A number of days; none if empty.
+pub(super) fn days(min: u64) -> impl Fn(&str) -> Parsed<Option<Duration>> + Clone {
+    move |text| {
+        if text.is_empty() {
+            return Ok(None);
+        }
+        duration(DAY, min, DAYS_MAX)(text).map(Some)
+    }
 }
 
 /// One of these words.

@@ -46,6 +46,7 @@ pub mod ids;
 pub mod input;
 pub mod instant;
 pub mod limit;
+pub mod month;
 pub mod organization;
 pub mod past_usage;
 pub mod patch;

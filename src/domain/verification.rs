@@ -78,7 +78,9 @@ pub struct StoredCounter {
     pub version: (u64, u64),
     /// The totals of the snapshot.
     pub sums: Totals,
-    /// The totals of its hours.
+    /// Whether hours of its period may have been dropped because of their age.
+    pub hours_dropped: bool,
+    /// The totals of its hours, without dropped ones.
     pub hours: Totals,
     /// The totals of those hours that Redis held at the first reading.
     pub hours_in_redis: Totals,
@@ -108,14 +110,19 @@ pub fn mismatches(
 ) -> Vec<(Mismatch, Totals, Totals)> {
     let mut found = Vec::new();
     if let Some(stored) = stored
+        && !stored.hours_dropped
         && stored.hours != stored.sums
     {
         found.push((Mismatch::StoredHours, stored.sums, stored.hours));
     }
     if let Some(LiveCounter { snapshot, settled }) = before {
         let sums = Totals::of(snapshot);
-        // Hours that no late event can reach are in Postgres only.
-        let older = stored.map_or(Totals::default(), |it| it.hours.minus(it.hours_in_redis));
+        // Hours that no late event can reach are in Postgres only, until they are dropped. What the stored hours lack then
+        // is the count of the dropped ones, which does not change.
+        let older = stored.map_or(Totals::default(), |it| {
+            let all = if it.hours_dropped { it.sums } else { it.hours };
+            all.minus(it.hours_in_redis)
+        });
         let hours = older.plus(Totals::of_hours(snapshot));
         if hours != sums {
             found.push((Mismatch::Hours, sums, hours));

@@ -8,6 +8,7 @@ pub mod flush;
 pub mod gc;
 pub mod live;
 pub mod periods;
+pub mod retention;
 pub mod summaries;
 pub mod sync;
 pub mod webhooks;

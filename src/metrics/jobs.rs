@@ -35,6 +35,9 @@ pub(super) struct Jobs {
     pub(super) deliveries: ByLabel<DeliveryOutcome, Counter>,
     pub(super) delivery_lag: Gauge<f64, AtomicU64>,
     pub(super) periods_ended: Counter,
+    pub(super) months_dropped: Counter,
+    pub(super) months_expired: Gauge,
+    pub(super) events_deleted: Counter,
     pub(super) durations: ByLabel<Worker, Histogram>,
     pub(super) failures: ByLabel<Worker, Counter>,
 }
@@ -73,6 +76,21 @@ impl Jobs {
                 registry,
                 "scheduled_resets",
                 "Organizations whose ended periods were closed on time",
+            ),
+            months_dropped: register(
+                registry,
+                "hourly_months_dropped",
+                "Months of hourly usage dropped because of their age",
+            ),
+            months_expired: register(
+                registry,
+                "hourly_months_expired",
+                "Months of hourly usage to be dropped when this instance last tried",
+            ),
+            events_deleted: register(
+                registry,
+                "events_deleted",
+                "Events deleted because of their age",
             ),
             durations: ByLabel::register(
                 registry,

@@ -106,6 +106,8 @@ pub enum Worker {
     GarbageCollect,
     /// Looks for due deliveries.
     Deliver,
+    /// Deletes hourly usage and events that are older than their retention.
+    Retention,
 }
 
 /// The result of one attempt of a delivery.

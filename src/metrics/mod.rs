@@ -275,6 +275,22 @@ impl Metrics {
         self.0.jobs.periods_ended.inc_by(organizations as u64);
     }
 
+    /// A month of hourly usage was dropped.
+    pub fn month_dropped(&self) {
+        self.0.jobs.months_dropped.inc();
+    }
+
+    /// Sets how many months of hourly usage are still to be dropped.
+    pub fn set_months_expired(&self, months: usize) {
+        let months = i64::try_from(months).unwrap_or(i64::MAX);
+        self.0.jobs.months_expired.set(months);
+    }
+
+    /// Events were deleted.
+    pub fn events_deleted(&self, events: u64) {
+        self.0.jobs.events_deleted.inc_by(events);
+    }
+
     /// Runs a round of a job, and records duration and failure.
     pub async fn timed<T, E>(
         &self,

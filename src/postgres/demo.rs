@@ -13,7 +13,7 @@ use sqlx::types::Json;
 use super::events;
 use super::pool::{Postgres, Result};
 use super::types::BindColumns as _;
-use super::usage::ensure_partitions;
+use super::usage::{ensure_partitions, hours_kept_since};
 use crate::domain::event::{Event, Reset, ThresholdCrossing};
 use crate::domain::ids::{MeterId, OrganizationId};
 use crate::domain::quantity::Count;
@@ -85,6 +85,7 @@ pub struct Past {
 pub async fn write(db: &Postgres, pasts: &[Past], now: DateTime<Utc>) -> Result<()> {
     let hours = || periods(pasts).flat_map(|(_, period)| &period.hours);
     ensure_partitions(db, hours().map(|hour| hour.start)).await?;
+    let kept_since = hours_kept_since(db).await?;
     let mut tx = db.pool().await?.begin().await?;
     sqlx::query(
         "update organizations set created_at = joined
@@ -95,7 +96,7 @@ pub async fn write(db: &Postgres, pasts: &[Past], now: DateTime<Utc>) -> Result<
     .execute(&mut *tx)
     .await?;
     copy_periods(&mut tx, pasts, now).await?;
-    copy_hours(&mut tx, pasts).await?;
+    copy_hours(&mut tx, pasts, kept_since).await?;
     for past in pasts {
         record_events(&mut tx, past).await?;
         for change in &past.plan_changes {
@@ -146,14 +147,20 @@ async fn copy_periods(tx: &mut PgConnection, pasts: &[Past], now: DateTime<Utc>)
     Ok(())
 }
 
-async fn copy_hours(tx: &mut PgConnection, pasts: &[Past]) -> Result<()> {
+/// Those whose month was dropped have no partition.
+async fn copy_hours(
+    tx: &mut PgConnection,
+    pasts: &[Past],
+    kept_since: Option<DateTime<Utc>>,
+) -> Result<()> {
+    let is_kept = |hour: &PastHour| kept_since.is_none_or(|since| hour.start >= since);
     let mut copy = tx
         .copy_in_raw("copy usage_hourly (organization_id, meter, period_start, hour, used, denied, refunded) from stdin")
         .await?;
     let mut text = String::with_capacity(CHUNK * 2);
     for (organization, period) in periods(pasts) {
         let (meter, start) = (&period.meter, period.start);
-        for hour in &period.hours {
+        for hour in period.hours.iter().filter(|hour| is_kept(hour)) {
             let (at, used, denied) = (hour.start, hour.used, hour.denied);
             let _ = writeln!(
                 text,

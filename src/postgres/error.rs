@@ -41,6 +41,17 @@ impl Error {
         Self::corrupt_row("no defaults were published; start the service once")
     }
 
+    /// Whether a statement has waited for a lock for too long.
+    pub(super) fn is_lock_timeout(&self) -> bool {
+        let Self::Unavailable(error) = self else {
+            return false;
+        };
+        let code = error
+            .as_database_error()
+            .and_then(sqlx::error::DatabaseError::code);
+        code.as_deref() == Some("55P03")
+    }
+
     /// Whether a single row of several may have caused it, so that a retry without that row may succeed.
     pub fn may_be_of_one(&self) -> bool {
         !matches!(self, Self::Unavailable(_))

@@ -116,6 +116,74 @@ pub async fn list(db: &Postgres, listing: &Listing) -> Result<Vec<Recorded>> {
     .await?)
 }
 
+/// One step of deleting old events.
+#[derive(Debug, Clone)]
+pub struct Deletion {
+    /// How many events were deleted.
+    pub deleted: u64,
+    /// The event after which the next step continues; none after the last step.
+    pub last: Option<EventId>,
+}
+
+/// Deletes events before an instant, oldest first, with their deliveries: of the next `count` events after `after` those
+/// without a pending delivery. What waits for a webhook that was disabled before the same instant is given up.
+///
+/// None if another instance is deleting. Rows that others have locked are left for the next time, so that this never waits
+/// for a change of an organization or webhook, nor deadlocks with it.
+pub async fn delete_older(
+    db: &Postgres,
+    before: DateTime<Utc>,
+    after: Option<&EventId>,
+    count: u32,
+) -> Result<Option<Deletion>> {
+    let mut tx = db.pool().await?.begin().await?;
+    let locked: bool = sqlx::query_scalar("select pg_try_advisory_xact_lock(7302818)")
+        .fetch_one(&mut *tx)
+        .await?;
+    if !locked {
+        return Ok(None);
+    }
+    let old: Vec<EventId> = sqlx::query_scalar(
+        "select id from events
+         where id > $1 and id < $2
+         order by id
+         limit $3
+         for update skip locked",
+    )
+    .bind(after.map_or(PREFIX, EventId::as_str))
+    .bind(first_id(before))
+    .bind(i64::from(count))
+    .fetch_all(&mut *tx)
+    .await?;
+    sqlx::query(
+        "delete from webhook_deliveries
+         where (webhook_id, event_id) in (
+             select webhook_id, event_id from webhook_deliveries as done
+             where event_id = any($1)
+               and (next_at is null
+                    or exists (select from webhooks where webhooks.id = done.webhook_id and disabled_at < $2))
+             for update skip locked
+         )",
+    )
+    .bind(&old)
+    .bind(before)
+    .execute(&mut *tx)
+    .await?;
+    let deleted = sqlx::query(
+        "delete from events
+         where id = any($1) and not exists (select from webhook_deliveries where event_id = events.id)",
+    )
+    .bind(&old)
+    .execute(&mut *tx)
+    .await?;
+    tx.commit().await?;
+    let full = u32::try_from(old.len()).is_ok_and(|found| found >= count);
+    Ok(Some(Deletion {
+        deleted: deleted.rows_affected(),
+        last: old.into_iter().next_back().filter(|_| full),
+    }))
+}
+
 const PREFIX: &str = "evt_";
 
 /// The id of the event at this position among those that are recorded together.

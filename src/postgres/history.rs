@@ -131,7 +131,9 @@ pub async fn slots_counted(
 /// Finds when a meter of named organizations was first used, to the slot, or to the period if its slots are no longer stored.
 pub async fn first_use(db: &Postgres, filter: &Filter<'_>) -> Result<Option<DateTime<Utc>>> {
     let mut sql = QueryBuilder::new(
-        "select min(coalesce(hours.first, period.period_start))
+        // Where slots were dropped, the first of those that are kept is not the first use.
+        "select min(case when period.period_start < (select since from kept_hours) then period.period_start
+                         else coalesce(hours.first, period.period_start) end)
          from (
              select distinct on (organization_id, meter) organization_id, meter, period_start
              from usage_history where used + denied + refunded > 0",

@@ -135,8 +135,17 @@ async fn stored(
         }
     }
     let counted: Vec<(OrganizationId, MeterId, DateTime<Utc>)> = sqlx::query_as(
-        "select organization_id, meter, min(hour) + interval '1 hour'
-         from usage_hourly where organization_id = any($1)
+        "select organization_id, meter, min(until)
+         from (
+             select organization_id, meter, hour + interval '1 hour' as until
+             from usage_hourly where organization_id = any($1)
+             union all
+             -- The first hours of these may have been dropped.
+             select organization_id, meter, period_start
+             from usage_history
+             where organization_id = any($1) and not (epoch = 0 and seq = 1) and used + denied + refunded > 0
+               and period_start < (select since from kept_hours)
+         ) as counted
          group by organization_id, meter",
     )
     .bind(ids)

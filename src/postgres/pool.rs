@@ -11,6 +11,7 @@ use sqlx::{AssertSqlSafe, PgExecutor, PgPool};
 pub(super) use super::error::{Error, Result};
 use super::health::Database;
 use super::types::BigInt;
+use crate::domain::month::Month;
 use crate::link::Link;
 use crate::metrics::Metrics;
 
@@ -29,8 +30,8 @@ pub struct Postgres {
     pool: PgPool,
     /// None where a command waits for the database instead.
     health: Option<Link<Database>>,
-    /// Months, as (year, month), whose partitions are known to exist.
-    pub(super) partitions: Arc<Mutex<BTreeSet<(i32, u32)>>>,
+    /// Months whose partitions are known to exist, or to have been dropped.
+    pub(super) partitions: Arc<Mutex<BTreeSet<Month>>>,
 }
 
 impl Postgres {

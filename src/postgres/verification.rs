@@ -43,6 +43,8 @@ pub async fn stored(
         "select usage_history.organization_id, usage_history.meter, usage_history.period_start,
              usage_history.epoch, usage_history.seq,
              usage_history.used, usage_history.denied, usage_history.refunded,
+             -- The slot in which a reset began the period may have begun before it.
+             usage_history.period_start - interval '2 hours' < (select since from kept_hours) as hours_dropped,
              coalesce(sum(usage_hourly.used), 0)::bigint as hours_used,
              coalesce(sum(usage_hourly.denied), 0)::bigint as hours_denied,
              coalesce(sum(usage_hourly.refunded), 0)::bigint as hours_refunded,
@@ -78,6 +80,7 @@ impl FromRow<'_, PgRow> for StoredCounter {
         Ok(Self {
             counter: CounterId::from_row(row)?,
             version: (unsigned(row, "epoch")?, unsigned(row, "seq")?),
+            hours_dropped: row.try_get("hours_dropped")?,
             sums: sums(["used", "denied", "refunded"])?,
             hours: sums(["hours_used", "hours_denied", "hours_refunded"])?,
             hours_in_redis: sums(["held_used", "held_denied", "held_refunded"])?,

@@ -20,7 +20,7 @@ use crate::policies::Policies;
 use crate::postgres::events::{self, Recorded};
 use crate::postgres::history::{self, Filter, Page};
 use crate::postgres::zoned_history::{self, Counted};
-use crate::postgres::{past_limits, running_totals};
+use crate::postgres::{past_limits, running_totals, usage};
 
 /// The most windows, of all zones together, that one statement aggregates.
 const WINDOWS_MAX: usize = 4096;
@@ -122,6 +122,7 @@ impl History {
         count: usize,
     ) -> Result<Vec<Entry>, Error> {
         let now = self.ctx.clock.now();
+        let list = &self.kept(list).await?;
         let page = Page {
             filter: list.filter(),
             from: list.from,
@@ -155,6 +156,18 @@ impl History {
                 row,
             })
             .collect())
+    }
+
+    /// The part of a list whose rows are complete: none of their hours was dropped because of its age. So what is not known
+    /// any more is not filled with zeros.
+    async fn kept(&self, list: &List) -> Result<List, Error> {
+        let mut kept = list.clone();
+        if list.granularity != Granularity::Period
+            && let Some(since) = usage::hours_kept_since(&self.ctx.postgres).await?
+        {
+            kept.from = max(list.from, since);
+        }
+        Ok(kept)
     }
 
     /// Aggregates slots to windows, in steps: few windows at first if all organizations are queried, because one

@@ -75,6 +75,7 @@ mod recovery;
 mod replicas;
 mod resets;
 mod restore;
+mod retention;
 mod scheduled;
 mod sessions;
 mod shared_policies;

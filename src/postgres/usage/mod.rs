@@ -13,7 +13,7 @@ mod store;
 
 pub use paces::paces;
 pub(super) use paces::paces_of;
-pub use partitions::ensure_partitions;
+pub use partitions::{Dropped, drop_month, ensure_partitions, hours_kept_since, months_before};
 pub use read::{last_counted, last_stored, running_meters, unfinished};
 pub(super) use read::{running_meters_of, unfinished_of};
 pub use restore::{Move, Restored, restore};

@@ -186,8 +186,11 @@ async fn store_slots(tx: &mut PgConnection, snapshots: &[&Snapshot]) -> Result<(
     rows.sort_unstable_by_key(|(counter, slot)| (*counter, slot.start));
     sqlx::query(
         "insert into usage_hourly (organization_id, meter, period_start, hour, used, denied, refunded)
-         select * from unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::bigint[], $6::bigint[],
-                              $7::bigint[])
+         select new.* from unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::bigint[], $6::bigint[],
+                                  $7::bigint[])
+             as new (organization_id, meter, period_start, hour, used, denied, refunded)
+         -- Those whose month was dropped have no partition.
+         where hour >= (select since from kept_hours)
          on conflict (organization_id, meter, period_start, hour) do update set
              used = excluded.used, denied = excluded.denied, refunded = excluded.refunded",
     )

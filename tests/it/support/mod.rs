@@ -442,6 +442,8 @@ fn default_config() -> Config {
         pending_max: 1000,
         idempotency: Duration::from_hours(24),
         late: Duration::from_hours(48),
+        hourly_retention: None,
+        event_retention: None,
         webhook_private_addresses: true,
         connections: ConnectionLimits {
             max: 256,
