@@ -28,6 +28,7 @@
 //! - **recovery**: opening a missing counter at zero, or restoring it from its snapshot.
 //! - **pace**: how fast a meter has been used in the last 24 hours and 7 days; a **projection** concludes from it what follows.
 //! - **usage summary**: state, percentage and count of an organization, for sorted lists.
+//! - **walk**: a job that visits every organization, or every key of Redis, over and over.
 //! - **lane**: a queue of counting calls that has one batch in flight at a time.
 //! - **lease**: a claim on work that expires by itself.
 //! - **idempotency record**: the stored response to an idempotency key.
@@ -65,5 +66,6 @@ pub mod text;
 pub mod threshold;
 pub mod threshold_events;
 pub mod verification;
+pub mod walk;
 pub mod wall_clock;
 pub mod webhook;

@@ -3,6 +3,7 @@
 //! [`GarbageCollector::run`] loops; [`GarbageCollector::collect_once`] does the work. Instances take turns by a lease, but
 //! any number of them may run at once.
 
+use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 use chrono::TimeDelta;
@@ -10,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::driver::Job;
 use crate::context::Context;
-use crate::domain::retention;
+use crate::domain::{retention, walk};
 use crate::metrics::Worker;
 use crate::redis::{self, Collected, Shard};
 
@@ -20,8 +21,14 @@ const ATTEMPT_INTERVAL: Duration = Duration::from_mins(10);
 /// Between two collections, of all instances.
 const COLLECTION_INTERVAL_MS: u64 = 3_600_000;
 
-/// How many times as long as a step the pause after it is: a collection takes at most 5 % of the time.
-const THROTTLE: u32 = 19;
+/// How often an instance that collects takes the lease again, if it has expired.
+const RENEWAL: Duration = Duration::from_secs(10);
+
+/// Of how many parts of the time a collection uses one, unless it needs more to visit all keys within a day.
+const SHARE: u32 = 20;
+
+/// How many keys one step of a collection visits, about.
+const STEP: u64 = 500;
 
 /// How long the policy of an organization without counters stays in Redis at least.
 const UNCOUNTED: TimeDelta = TimeDelta::hours(1);
@@ -51,6 +58,8 @@ impl GarbageCollector {
         let now = self.ctx.clock.now();
         let ended_before = retention::oldest_end(now, self.ctx.late);
         let (mut cursor, mut collected) = (0, Collected::default());
+        // Of all parts, because one instance may collect them all, one after the other.
+        let keys = self.ctx.redis.pooled().await?.size().await? as u64;
         loop {
             let started = Instant::now();
             let redis = self.ctx.redis.pooled().await?;
@@ -62,7 +71,8 @@ impl GarbageCollector {
                 return Ok(collected);
             }
             cursor = next;
-            tokio::time::sleep(started.elapsed().saturating_mul(THROTTLE)).await;
+            let pause = walk::throttle(keys, STEP, started.elapsed(), SHARE);
+            tokio::time::sleep(pause).await;
         }
     }
 
@@ -88,10 +98,25 @@ impl GarbageCollector {
                 let Collected {
                     counters,
                     organizations,
-                } = self.collect_part(part).await?;
+                } = tokio::select! {
+                    collected = self.collect_part(part) => collected?,
+                    never = self.keep_leased(part) => match never {},
+                };
                 tracing::debug!(counters, organizations, "garbage-collected Redis");
             }
         }
         Ok(())
+    }
+
+    /// Takes the lease again whenever it has expired, so that no other instance begins while a collection of very many keys
+    /// takes hours, and one does soon after this instance has died.
+    async fn keep_leased(&self, part: Shard) -> Infallible {
+        loop {
+            tokio::time::sleep(RENEWAL).await;
+            if let Ok(redis) = self.ctx.redis.pooled().await {
+                // Nothing depends on it.
+                let _ = redis.lease_gc(part, COLLECTION_INTERVAL_MS).await;
+            }
+        }
     }
 }

@@ -2,9 +2,10 @@
 //! stored counts.
 //!
 //! Separate from the flush: a summary may lag by seconds, and a flush must not wait for it. The organizations of each
-//! flush are queued in memory and refreshed soon after. What a crash has removed from the queue is found by a slow,
-//! endless scan of all organizations. That scan also restores meters that Redis lost and that were stored for the first
-//! time only after another meter of their organization had been restored.
+//! flush are queued in memory and refreshed soon after. What a crash has removed from the queue is found by an endless walk
+//! over all organizations, which instances share. The walk also restores meters that Redis lost and that were stored for the
+//! first time only after another meter of their organization had been restored. It has its own loop, because the queue of a
+//! large service is never empty.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,9 +17,11 @@ use super::driver::{Job, throttle};
 use crate::context::Context;
 use crate::domain::counter::CounterId;
 use crate::domain::ids::{MeterId, OrganizationId};
+use crate::domain::walk;
 use crate::failure::Failure;
 use crate::policies::Policies;
-use crate::postgres::{self, organizations, summaries, usage};
+use crate::postgres::walk::{claim, give_back};
+use crate::postgres::{self, summaries, usage};
 use crate::redis::Connection;
 use crate::usage::recovery::Recovery;
 
@@ -31,24 +34,23 @@ const BATCH_MAX: u32 = 2000;
 /// The most that it refreshes while the service handles requests, so that these wait only briefly.
 const THROTTLED_MAX: usize = 100;
 
-/// How many organizations of the scan one round refreshes.
-const SCAN_BATCH: u32 = 100;
-
 /// The job that keeps summaries; clones share the queue.
 #[derive(Debug, Clone)]
 pub struct Summaries {
     ctx: Context,
     policies: Policies,
     recovery: Recovery,
-    state: Arc<Mutex<State>>,
+    /// Organizations whose counts were stored since their summaries were refreshed.
+    queue: Arc<Mutex<BTreeSet<OrganizationId>>>,
 }
 
-#[derive(Debug, Default)]
-struct State {
-    /// Organizations whose counts were stored since their summaries were refreshed.
-    queue: BTreeSet<OrganizationId>,
-    /// How far the scan is.
-    scanned: Option<OrganizationId>,
+/// What a step of the walk did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Walked {
+    /// How many organizations it visited.
+    pub visited: usize,
+    /// How many there are, as Postgres estimates.
+    pub total: u64,
 }
 
 impl Summaries {
@@ -57,13 +59,13 @@ impl Summaries {
             ctx,
             policies,
             recovery,
-            state: Arc::default(),
+            queue: Arc::default(),
         }
     }
 
     /// Queues organizations whose counts were stored.
     pub(super) fn enqueue<'a>(&self, organizations: impl Iterator<Item = &'a OrganizationId>) {
-        let queue = &mut self.lock().queue;
+        let mut queue = self.lock();
         for organization in organizations {
             if !queue.contains(organization) {
                 queue.insert(organization.clone());
@@ -104,16 +106,31 @@ impl Summaries {
         Ok(())
     }
 
-    /// Refreshes the next batch of the scan, and the lists of their meters; returns the last organization, after which
-    /// the scan continues.
-    pub async fn repair_once(
-        &self,
-        after: Option<&OrganizationId>,
-    ) -> Result<Option<OrganizationId>, Failure> {
-        let mut batch = organizations::list(&self.ctx.postgres, after, SCAN_BATCH).await?;
-        summaries::refresh(&self.ctx.postgres, &batch, self.ctx.clock.now()).await?;
-        self.list_meters(&batch).await?;
-        Ok(batch.pop())
+    /// Visits the organizations of the walk that are due now, of which another instance may visit others: refreshes their
+    /// summaries and the lists of their meters. Returns how many were due, of how many.
+    pub async fn walk_once(&self) -> Result<Walked, Failure> {
+        let postgres = &self.ctx.postgres;
+        let claim = claim(postgres, self.ctx.clock.now()).await?;
+        if let Err(error) = self.visit(&claim.organizations).await {
+            // Otherwise an outage of Redis would skip for a day what was claimed meanwhile. Fails if Postgres is down, which
+            // skips one batch.
+            let _ = give_back(postgres, &claim).await;
+            return Err(error);
+        }
+        let visited = claim.organizations.len();
+        self.ctx.metrics.organizations_walked(visited);
+        Ok(Walked {
+            visited,
+            total: claim.total,
+        })
+    }
+
+    async fn visit(&self, organizations: &[OrganizationId]) -> Result<(), Failure> {
+        if organizations.is_empty() {
+            return Ok(());
+        }
+        summaries::refresh(&self.ctx.postgres, organizations, self.ctx.clock.now()).await?;
+        self.list_meters(organizations).await
     }
 
     /// Restores meters that Postgres holds and that Redis does not list, though it lists others of their organization.
@@ -130,7 +147,7 @@ impl Summaries {
                 continue;
             };
             for meter in stored.iter().filter(|meter| !listed.contains(meter)) {
-                // A meter that cannot be restored must not stop the scan.
+                // A meter that cannot be restored must not stop the walk.
                 if let Err(error) = self.restore(&connection, organization, meter).await {
                     tracing::debug!(%error, org.id = %organization, %meter, "cannot restore a meter");
                 }
@@ -157,37 +174,45 @@ impl Summaries {
         Ok(())
     }
 
-    /// Refreshes, ages and scans until `stop`.
+    /// Refreshes, ages and walks until `stop`.
     pub(super) async fn run(&self, stop: &CancellationToken) {
-        Job::new(&self.ctx, None, "refresh usage summaries")
-            .paced(INTERVAL, stop, || async {
-                let started = Instant::now();
-                let more = self.round().await?;
-                let pause = throttle(started.elapsed());
-                Ok::<_, Failure>(if more { pause } else { pause.max(INTERVAL) })
-            })
-            .await;
+        let mut refresh = Job::new(&self.ctx, None, "refresh usage summaries");
+        let mut walk = Job::new(&self.ctx, None, "repair usage summaries");
+        tokio::join!(
+            refresh.paced(INTERVAL, stop, || self.refresh_round()),
+            walk.paced(INTERVAL, stop, || self.walk_round()),
+        );
     }
 
-    /// Returns whether more organizations are queued, which come before everything else.
-    async fn round(&self) -> Result<bool, Failure> {
-        if self.refresh_batch(THROTTLED_MAX).await? {
-            return Ok(true);
-        }
-        while self.age_once().await? >= u64::from(BATCH_MAX) {}
+    /// Returns how long to pause.
+    async fn refresh_round(&self) -> Result<Duration, Failure> {
+        let started = Instant::now();
+        let more = self.refresh_batch(THROTTLED_MAX).await?;
+        let pause = throttle(started.elapsed());
+        Ok(if more { pause } else { pause.max(INTERVAL) })
+    }
+
+    /// Returns how long to pause.
+    async fn walk_round(&self) -> Result<Duration, Failure> {
+        let started = Instant::now();
+        // A batch a round, because all of them are over at the end of a month. Until then they read as if they were blank.
+        let more = self.age_once().await? >= u64::from(BATCH_MAX);
         self.review_once().await?;
-        let after = self.lock().scanned.clone();
-        let scanned = self.repair_once(after.as_ref()).await?;
-        self.lock().scanned = scanned;
-        Ok(false)
+        let walked = self.walk_once().await?;
+        let pause = walk::pause(walked.total, started.elapsed());
+        Ok(if more {
+            pause.min(throttle(started.elapsed()))
+        } else {
+            pause
+        })
     }
 
     fn dequeue(&self, max: usize) -> Vec<OrganizationId> {
-        let queue = &mut self.lock().queue;
+        let mut queue = self.lock();
         std::iter::from_fn(|| queue.pop_first()).take(max).collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<OrganizationId>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,12 +1,13 @@
 //! Keeps this instance and Redis up to date with Postgres: policies, plans and API keys.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
 use super::driver::Job;
 use crate::auth::Auth;
 use crate::context::Context;
+use crate::failure::Failure;
 use crate::metrics::Worker;
 use crate::policies::Policies;
 
@@ -22,7 +23,17 @@ pub async fn policies(ctx: Context, policies: Policies, stop: CancellationToken)
     // Next to the sweep, which may have much to apply, so that no instance uses a stale plan for longer than documented.
     let mut plans = Job::new(&ctx, None, "load changes of plans");
     tokio::join!(
-        sweep.every(SWEEP_INTERVAL, &stop, || policies.sweep_once()),
+        sweep.paced(SWEEP_INTERVAL, &stop, || async {
+            let started = Instant::now();
+            let swept = policies.sweep_once().await?;
+            // As after a loss of Redis: for half of the time.
+            let pause = if swept.more {
+                started.elapsed()
+            } else {
+                SWEEP_INTERVAL
+            };
+            Ok::<_, Failure>(pause.min(SWEEP_INTERVAL))
+        }),
         plans.every(SWEEP_INTERVAL, &stop, || policies.learn()),
         policies.listen(&stop),
     );

@@ -35,6 +35,7 @@ pub(super) struct Jobs {
     pub(super) deliveries: ByLabel<DeliveryOutcome, Counter>,
     pub(super) delivery_lag: Gauge<f64, AtomicU64>,
     pub(super) periods_ended: Counter,
+    pub(super) organizations_walked: Counter,
     pub(super) months_dropped: Counter,
     pub(super) months_expired: Gauge,
     pub(super) events_deleted: Counter,
@@ -76,6 +77,11 @@ impl Jobs {
                 registry,
                 "scheduled_resets",
                 "Organizations whose ended periods were closed on time",
+            ),
+            organizations_walked: register(
+                registry,
+                "organizations_walked",
+                "Organizations whose usage summary the walk over all of them has repaired",
             ),
             months_dropped: register(
                 registry,

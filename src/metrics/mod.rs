@@ -275,6 +275,14 @@ impl Metrics {
         self.0.jobs.periods_ended.inc_by(organizations as u64);
     }
 
+    /// The walk has visited organizations.
+    pub fn organizations_walked(&self, organizations: usize) {
+        self.0
+            .jobs
+            .organizations_walked
+            .inc_by(organizations as u64);
+    }
+
     /// A month of hourly usage was dropped.
     pub fn month_dropped(&self) {
         self.0.jobs.months_dropped.inc();

@@ -34,6 +34,7 @@ use cache::PolicyCache;
 pub use cache::{CachedPolicy, Window};
 pub use fences::Presence;
 use incarnation::{SerializedPolicy, write};
+pub use sync::Swept;
 
 /// The handle on policies; clones share the cache.
 #[derive(Debug, Clone)]

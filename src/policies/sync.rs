@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use futures::StreamExt as _;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tokio_util::sync::CancellationToken;
 
 use super::Policies;
@@ -18,6 +18,18 @@ const RECONNECT_PAUSE: Duration = Duration::from_secs(1);
 /// The most changes that one sweep applies.
 const SWEEP_BATCH: u32 = 1000;
 
+/// How many of them it applies at once: after a loss of Redis these are all organizations that were ever configured.
+const SWEEP_CONCURRENCY: usize = 3;
+
+/// What a sweep did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Swept {
+    /// How many changes of organizations it applied.
+    pub applied: usize,
+    /// Whether more changes follow.
+    pub more: bool,
+}
+
 impl Policies {
     /// Publishes this instance's settings as defaults, once, and loads which plans have changed.
     pub async fn learn(&self) -> Result<(), postgres::Error> {
@@ -31,8 +43,8 @@ impl Policies {
     }
 
     /// Loads which plans have changed, removes temporary limits that have ended, resolves fences, and applies every
-    /// committed change of an organization that may not have reached Redis; returns how many.
-    pub async fn sweep_once(&self) -> Result<usize, Failure> {
+    /// committed change of an organization that may not have reached Redis, up to a thousand.
+    pub async fn sweep_once(&self) -> Result<Swept, Failure> {
         let postgres = &self.ctx.postgres;
         self.learn().await?;
         self.end_limits().await?;
@@ -55,14 +67,19 @@ impl Policies {
             let shard = Shard::of(organization);
             watermarks.iter().any(|it| it.shard == shard)
         };
-        let mut applied = 0;
-        for organization in changes.organizations.iter().filter(lags) {
-            let sources = self.stored(organization).await?;
-            self.apply(&connection, organization, &sources).await?;
-            applied += 1;
-        }
+        let lagging: Vec<&OrganizationId> = changes.organizations.iter().filter(lags).collect();
+        stream::iter(lagging.iter().map(Ok))
+            .try_for_each_concurrent(SWEEP_CONCURRENCY, async |organization| {
+                let sources = self.stored(organization).await?;
+                self.apply(&connection, organization, &sources).await?;
+                Ok::<_, Failure>(())
+            })
+            .await?;
         connection.advance(&watermarks, changes.version).await?;
-        Ok(applied)
+        Ok(Swept {
+            applied: lagging.len(),
+            more: changes.organizations.len() >= SWEEP_BATCH as usize,
+        })
     }
 
     /// Listens to the announcements of other instances until `stop`.

@@ -10,7 +10,7 @@ use super::audit::{self, Actor};
 use super::organizations::describe;
 use super::pool::{Postgres, Result, Transaction, Uncommitted, execute};
 use super::sources::{Sources, read};
-use super::types::BigInt;
+use super::types::{BigInt, BindColumns as _};
 use super::{api_keys, events};
 use crate::domain::event::{self, Event};
 use crate::domain::ids::{ApiKeyId, OrganizationId};
@@ -225,6 +225,21 @@ pub async fn lease(
     .bind(i64::from(count))
     .fetch_all(db.pool().await?)
     .await?)
+}
+
+/// Extends the leases of erasures until `until`, unless their organizations were deleted again since.
+pub async fn extend(db: &Postgres, erasures: &[Erasure], until: DateTime<Utc>) -> Result<()> {
+    sqlx::query(
+        "update erasures set due_at = $3
+         from unnest($1::text[], $2::bigint[]) as leased (organization_id, incarnation)
+         where erasures.organization_id = leased.organization_id and erasures.incarnation = leased.incarnation",
+    )
+    .column(erasures, |it| &it.organization)
+    .column(erasures, |it| BigInt(it.incarnation))
+    .bind(until)
+    .execute(db.pool().await?)
+    .await?;
+    Ok(())
 }
 
 /// Finds the erasure of an organization, if it is not finished.

@@ -33,6 +33,7 @@ pub mod summaries;
 mod types;
 pub mod usage;
 pub mod verification;
+pub mod walk;
 pub mod webhooks;
 pub mod zoned_history;
 

@@ -119,13 +119,7 @@ async fn every_trace_is_erased_but_the_audit_log_and_the_tombstone() {
     let service = world.instance().await;
     populate(&world, &service).await;
     service.flush().await;
-    service
-        .app
-        .flusher
-        .summaries
-        .repair_once(None)
-        .await
-        .unwrap();
+    service.app.flusher.summaries.walk_once().await.unwrap();
     service.track("org_1", 1).await;
     service.track("org_10", 4).await;
     service.flush().await;
@@ -369,7 +363,10 @@ async fn a_rollback_of_redis_after_a_deletion_restores_nothing_with_or_without_a
         world.restart_redis_from(&copy, &[&service]).await;
         let restarted = world.instance().await;
         if sweeps {
-            assert_eq!(restarted.app.policies.sweep_once().await.unwrap(), 1);
+            assert_eq!(
+                restarted.app.policies.sweep_once().await.unwrap().applied,
+                1
+            );
             assert_new_incarnation(&restarted, 2).await;
         }
         assert_eq!(restarted.track("org_1", 1).await, 3, "{sweeps}");
@@ -434,10 +431,10 @@ async fn a_deletion_that_never_reached_redis_is_applied_by_the_next_sweep() {
     assert_eq!(service.track("org_1", 1).await, 10);
     service.flush().await;
     assert_eq!(rows(&world.postgres().await).await, []);
-    assert_eq!(other.app.policies.sweep_once().await.unwrap(), 1);
+    assert_eq!(other.app.policies.sweep_once().await.unwrap().applied, 1);
     assert_eq!(service.track("org_1", 2).await, 2);
     assert_new_incarnation(&other, 2).await;
-    assert_eq!(service.app.policies.sweep_once().await.unwrap(), 0);
+    assert_eq!(service.app.policies.sweep_once().await.unwrap().applied, 0);
     // The remaining keys are erased in the background.
     assert_eq!(keys(&world, "org_1").await.len(), 3);
     assert_eq!(other.app.eraser.erase_once().await.unwrap(), 1);
@@ -498,7 +495,7 @@ async fn a_deletion_whose_redis_dies_before_the_commit_does_not_happen() {
         (503, "counter_store_unavailable")
     );
     world.start_redis().await;
-    assert_eq!(other.app.policies.sweep_once().await.unwrap(), 0);
+    assert_eq!(other.app.policies.sweep_once().await.unwrap().applied, 0);
     assert_eq!(service.http.get(PATH).await.status, 200);
     assert_eq!(service.track("org_1", 2).await, 11);
     assert_eq!(service.http.delete(PATH).await.status, 200);

@@ -492,14 +492,14 @@ async fn a_change_that_never_reached_redis_is_applied_by_the_next_sweep() {
     committed.await.unwrap().unwrap();
     assert_eq!(service.try_consume("org_1", "api", 1).await.status, 200);
     let other = world.instance().await;
-    assert_eq!(other.app.policies.sweep_once().await.unwrap(), 1);
+    assert_eq!(other.app.policies.sweep_once().await.unwrap().applied, 1);
     for service in [&service, &other] {
         assert_eq!(service.try_consume("org_1", "api", 1).await.status, 429);
         assert_eq!(service.meter("org_1", "api").await["limit"], 10);
     }
     // A second sweep finds nothing to apply.
-    assert_eq!(other.app.policies.sweep_once().await.unwrap(), 0);
-    assert_eq!(service.app.policies.sweep_once().await.unwrap(), 0);
+    assert_eq!(other.app.policies.sweep_once().await.unwrap().applied, 0);
+    assert_eq!(service.app.policies.sweep_once().await.unwrap().applied, 0);
 }
 
 #[tokio::test]

@@ -91,6 +91,7 @@ mod tokens;
 mod usage;
 mod usage_import;
 mod verify;
+mod walks;
 mod webhooks;
 mod words;
 mod wrong_values;

@@ -195,7 +195,7 @@ async fn a_patch_whose_redis_dies_after_the_commit_is_applied_by_the_sweep() {
         (503, "counter_store_unavailable")
     );
     world.start_redis().await;
-    assert_eq!(other.app.policies.sweep_once().await.unwrap(), 1);
+    assert_eq!(other.app.policies.sweep_once().await.unwrap().applied, 1);
     for service in [&service, &other] {
         let meter = service.meter("org_1", "api").await;
         assert_eq!(
@@ -223,7 +223,7 @@ async fn a_change_of_calendar_whose_redis_dies_before_the_commit_does_not_happen
     lock.rollback().await.unwrap();
     assert_eq!(patching.await.unwrap().status, 503);
     world.start_redis().await;
-    assert_eq!(service.app.policies.sweep_once().await.unwrap(), 0);
+    assert_eq!(service.app.policies.sweep_once().await.unwrap().applied, 0);
     let meter = service.meter("org_1", "api").await;
     assert_eq!(
         (&meter["resetDate"], &meter["current"]),

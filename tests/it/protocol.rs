@@ -562,7 +562,7 @@ impl History {
         self.check().await;
         // The repair of summaries, which runs regularly, adds meters that were stored after a loss.
         let flusher = &self.instances[0].app.flusher;
-        flusher.summaries.repair_once(None).await.unwrap();
+        flusher.summaries.walk_once().await.unwrap();
         assert_eq!(self.instances[1].flush().await, Report::default());
         let [one, other] = [self.usage(0).await, self.usage(1).await];
         assert_eq!(one.body, other.body);

@@ -209,7 +209,7 @@ async fn a_meter_stored_after_its_organization_was_restored_is_restored_as_well(
     assert_eq!(service.track("org_1", 1).await, 11);
     assert_eq!(flusher.store(&batch).await.unwrap(), [true]);
 
-    flusher.summaries.repair_once(None).await.unwrap();
+    flusher.summaries.walk_once().await.unwrap();
     let path = "/v1/organizations/org_1/usage";
     let answer = service.http.get(path).await.body;
     let current = |meter: &str| answer["meters"][meter]["current"].as_u64();

@@ -337,7 +337,7 @@ async fn a_temporary_limit_ends_on_time_despite_other_changes() {
     here.limits("org_1", json!({"storage": {"limit": 1}})).await;
     there.app.policies.sweep_once().await.unwrap();
     assert_eq!(put(9).await.status, 200);
-    assert_eq!(there.app.policies.sweep_once().await.unwrap(), 0);
+    assert_eq!(there.app.policies.sweep_once().await.unwrap().applied, 0);
     assert_eq!(there.try_consume("org_1", "api", 1).await.body["limit"], 20);
     world.move_to(UNTIL);
     let refused = there.try_consume("org_1", "api", 1).await;
@@ -387,7 +387,7 @@ async fn an_end_recorded_while_redis_was_down_is_applied_afterwards() {
     service.app.policies.sweep_once().await.unwrap_err();
     assert_eq!(ends(&world).await.len(), 1);
     world.start_redis().await;
-    assert_eq!(service.app.policies.sweep_once().await.unwrap(), 1);
+    assert_eq!(service.app.policies.sweep_once().await.unwrap().applied, 1);
     assert_eq!(service.try_consume("org_1", "api", 1).await.status, 429);
     assert_eq!(service.current("org_1", "api").await, 1500);
     assert_eq!(ends(&world).await.len(), 1);
