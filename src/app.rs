@@ -140,13 +140,7 @@ impl App {
                 jobs(),
                 Drainer::new(jobs(), policies.clone(), recovery.clone()),
             ),
-            flusher: Flusher::new(
-                jobs(),
-                policies.clone(),
-                recovery,
-                config.flush_interval,
-                config.redis_wait_replicas > 0 || config.trust_redis_restart,
-            ),
+            flusher: flusher(jobs(), &policies, recovery, &config),
             policies,
             webhooks: Deliverer::new(jobs(), config.webhook_private_addresses),
             periods: PeriodsJob::new(jobs(), admin, config.scheduler),
@@ -315,6 +309,13 @@ fn retention(config: &Config) -> Result<Retention> {
         hours: kept(config.hourly_retention)?,
         events: kept(config.event_retention)?,
     })
+}
+
+fn flusher(ctx: Context, policies: &Policies, recovery: Recovery, config: &Config) -> Flusher {
+    // What is not stored yet survives a failure of Redis.
+    let held = config.redis_wait_replicas > 0 || config.trust_redis_restart;
+    let interval = config.flush_interval;
+    Flusher::new(ctx, policies.clone(), recovery, interval, held)
 }
 
 fn redis_settings(config: &Config, url: String) -> Result<redis::Settings> {

@@ -37,6 +37,8 @@ pub async fn claim(db: &Postgres, now: DateTime<Utc>) -> Result<Claim> {
     let total = total.unsigned_abs();
     let due = walk::due(total, claimed_at.map(|at| now - at));
     if due == 0 {
+        // At once, because other instances skip the row while it is locked.
+        tx.rollback().await?;
         return Ok(Claim {
             total,
             ..Claim::default()

@@ -9,8 +9,8 @@ use tallyman::postgres;
 use tallyman::redis::{RecoveryReply, Redis, Shard};
 
 use crate::support::{
-    Instance, SlowRestore, World, at_once, counter_key, instant, redis_settings, row, rows, shard,
-    sharded,
+    Instance, SlowRestore, World, assert_stored, at_once, counter_key, instant, redis_settings,
+    row, rows, shard, sharded,
 };
 
 const PERIOD: &str = "2031-03-01T00:00:00Z";
@@ -821,6 +821,37 @@ async fn a_redis_with_another_key_layout_is_refused() {
     // The data is left unchanged.
     let keys: Vec<String> = world.redis_command(&["KEYS", "*"]).await;
     assert_eq!(keys, ["tm:{00}:layout"]);
+}
+
+/// Layout 3 has the same counters; other are the keys that no organization owns, and the mark of a data set.
+#[tokio::test]
+async fn counts_of_the_previous_layout_go_on() {
+    let world = World::new().await;
+    let before = world.instance().await;
+    assert_eq!(before.track("org_1", 5).await, 5);
+    before.flush().await;
+    assert_eq!(before.track("org_1", 2).await, 7);
+    before.limits("org_2", json!({"api": {"limit": 3}})).await;
+    drop(before);
+    let layout = ["SET", "tm:layout", "3 xxh3_64 256 64"];
+    let () = world.redis_command(&layout).await;
+    let () = world.redis_command(&["SET", "tm:applied", "9"]).await;
+    let _: u64 = world.redis_command(&["DEL", "tm:{00}:layout"]).await;
+    for organization in ["org_1", "org_2"] {
+        let key = sharded(organization, "gen");
+        let identity: String = world.redis_command(&["HGET", &key, "identity"]).await;
+        let (run, _) = identity.split_once('/').unwrap();
+        let _: u64 = world.redis_command(&["HSET", &key, "run", run]).await;
+        let gone = ["HDEL", key.as_str(), "identity", "applied"];
+        let _: u64 = world.redis_command(&gone).await;
+    }
+    let after = world.instance().await;
+    // What was not stored before is.
+    assert_eq!(after.track("org_1", 1).await, 8);
+    assert_eq!(after.try_consume("org_2", "api", 4).await.status, 429);
+    after.app.policies.sweep_once().await.unwrap();
+    after.flush().await;
+    assert_stored(&world, "org_1", 8).await;
 }
 
 /// The error with which the service fails to start.
