@@ -73,27 +73,35 @@ pub(crate) async fn run(stage: &Stage, options: &Options) -> Result<Figures> {
     let (replicated, _replicated_dir) = cluster(1).await?;
     let (plain_url, replicated_url) = (plain.url(), replicated.url());
     let pids = |cluster: &RedisCluster| cluster.nodes().iter().filter_map(|it| it.pid).collect();
-    let places: [(&str, Vec<(&str, &str)>, Vec<u32>); 3] = [
-        ("server", vec![], vec![stage.redis_pid()]),
-        (
-            "cluster",
-            vec![("TALLYMAN_REDIS_URL", plain_url.as_str())],
-            pids(&plain),
-        ),
-        (
-            "wait",
-            vec![
-                ("TALLYMAN_REDIS_URL", replicated_url.as_str()),
-                ("TALLYMAN_REDIS_WAIT_REPLICAS", "1"),
-            ],
-            pids(&replicated),
-        ),
+    let wait = ("TALLYMAN_REDIS_WAIT_REPLICAS", "1");
+    let url = "TALLYMAN_REDIS_URL";
+    let places = [
+        Place {
+            name: "server",
+            settings: vec![],
+            servers: vec![stage.redis_pid()],
+        },
+        Place {
+            name: "cluster",
+            settings: vec![(url, &plain_url)],
+            servers: pids(&plain),
+        },
+        Place {
+            name: "wait",
+            settings: vec![(url, &replicated_url), wait],
+            servers: pids(&replicated),
+        },
     ];
     for round in 1..=rounds {
         eprintln!("round {round} of {rounds}");
         for connections in [64, 256] {
             let mut redis = Vec::new();
-            for (name, settings, servers) in &places {
+            for place in &places {
+                let Place {
+                    name,
+                    settings,
+                    servers,
+                } = place;
                 let service = stage.serve(settings).await?;
                 let measured = measure(&service, options, connections, servers).await?;
                 service.stop().await?;
@@ -110,6 +118,15 @@ pub(crate) async fn run(stage: &Stage, options: &Options) -> Result<Figures> {
         }
     }
     Ok(figures)
+}
+
+/// What is measured.
+struct Place<'a> {
+    /// With which the names of its figures begin.
+    name: &'a str,
+    settings: Vec<(&'a str, &'a str)>,
+    /// The processes of its servers.
+    servers: Vec<u32>,
 }
 
 async fn cluster(replicas: usize) -> Result<(RedisCluster, Scratch)> {
