@@ -77,17 +77,18 @@ Invariants
 local now, record_lifetime, receipt_lifetime = tonumber(ARGV[1]), ARGV[2], ARGV[3]
 local number, sent_before = tonumber(ARGV[4]), ARGV[5] == '1'
 
--- 1. A batch that was executed is answered from its receipt: 'name of the data set|number|replies'.
+-- 1. A batch that was executed is answered from its receipt, 'name of the data set|number|replies', also if the data set
+-- has got another name since: the counters that it counted in are there too.
 
-local data_set = redis.call('HMGET', KEYS[2], 'name', 'number')
+local data_set = redis.call('HMGET', KEYS[2], 'name', 'number', 'former')
 local name = data_set[1] or ''
 local receipt = redis.call('GETRANGE', KEYS[1], 0, 63)
 local last_name, last_number = string.match(receipt, '^([^|]*)|(%d+)|')
 local known = last_name == name and name ~= ''
-if known and tonumber(last_number) >= number then
-  if tonumber(last_number) > number then
-    return nil
-  end
+if known and tonumber(last_number) > number then
+  return nil
+end
+if last_number and tonumber(last_number) == number and (known or last_name == data_set[3]) then
   return string.sub(redis.call('GET', KEYS[1]), #last_name + #last_number + 3)
 end
 if sent_before and not known then

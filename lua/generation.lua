@@ -22,6 +22,7 @@ Invariants
   A data set has one name and one number for life; another process, a process that was a replica in between, or an
   empty keyspace is another data set.
   [8] names a data set by its number, so callers that notice the same loss replace it once.
+  The name before stays as `former`: what was counted under it and is in the receipts is in the counters as well.
   The policy watermark stays, because the policies do.
   `born` is never earlier than the creation of the data set, also if the clock of the instance that names it is behind.
 ]]
@@ -33,7 +34,7 @@ if name and not lacks and identity ~= ARGV[1] and ARGV[4] == '1' then
 elseif not name or lacks or identity ~= ARGV[1] then
   name, number = ARGV[2], false
   redis.call('DEL', KEYS[1])
-  redis.call('HSET', KEYS[1], 'name', name, 'identity', ARGV[1], 'born', ARGV[3])
+  redis.call('HSET', KEYS[1], 'name', name, 'identity', ARGV[1], 'born', ARGV[3], 'former', values[1] or '')
   if applied then
     redis.call('HSET', KEYS[1], 'applied', applied)
   end

@@ -28,7 +28,7 @@ use crate::metrics::{self, Metrics};
 const NODE_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// The same where nobody waits for it.
-const RETURN_TIMEOUT: Duration = Duration::from_millis(300);
+const RETURN_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// How many checks pass before the topology is read again: a second.
 const CHECKS_EACH_TOPOLOGY: usize = 10;
@@ -108,6 +108,12 @@ impl Deployment {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|it| !it.is_broken());
         known.clone()
+    }
+
+    /// Closes connections to servers that are no masters any more. One that is a master again later has other data.
+    fn forget_others(&self, topology: &Topology) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|it| topology.masters.contains(&it.address));
     }
 
     /// A connection to a master: a sound one, or a new one.
@@ -258,6 +264,7 @@ impl Deployment {
 
     async fn connect_all(&self) -> Result<Arc<Connection>, Error> {
         let topology = self.topology().await?;
+        self.forget_others(&topology);
         let patience = match (self.keys.clustered(), self.known().is_empty()) {
             // The attempt has a timeout of its own.
             (false, _) => Duration::MAX,
@@ -350,6 +357,9 @@ impl Server for Deployment {
     }
 
     fn observe(&self, up: bool) {
+        if !up {
+            self.metrics.set_shards_reached(0);
+        }
         self.metrics.server_observed(metrics::Server::Redis, up);
     }
 }

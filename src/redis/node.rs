@@ -76,10 +76,8 @@ impl Node {
         let replication = if replicas == 0 {
             None
         } else {
-            Some(Replication::new(
-                connect(address, &channel::config()).await?,
-                replicas,
-            ))
+            let own = connect(address, &channel::config()).await?;
+            Some(Replication::new(own, replicas, channel.broken.clone()))
         };
         Ok(Self {
             address: address.clone(),

@@ -9,6 +9,7 @@ use std::time::Duration;
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{RedisResult, pipe};
 use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
 
 use super::error::Error;
 
@@ -19,6 +20,8 @@ const WAIT_TIMEOUT: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(super) struct Replication {
     connection: MultiplexedConnection,
+    /// Cancelled when the connection is lost.
+    broken: CancellationToken,
     replicas: u16,
     /// How many waits were asked for.
     asked: AtomicU64,
@@ -33,9 +36,14 @@ struct Last {
 }
 
 impl Replication {
-    pub(super) fn new(connection: MultiplexedConnection, replicas: u16) -> Self {
+    pub(super) fn new(
+        connection: MultiplexedConnection,
+        replicas: u16,
+        broken: CancellationToken,
+    ) -> Self {
         Self {
             connection,
+            broken,
             replicas,
             asked: AtomicU64::new(0),
             last: Mutex::new(Last {
@@ -66,7 +74,13 @@ impl Replication {
         pipeline.cmd("WAIT").arg(limit);
         let mut connection = self.connection.clone();
         let reply: RedisResult<(u16,)> = pipeline.query_async(&mut connection).await;
-        let (reached,) = reply.map_err(|error| Error::Unknown(error.to_string()))?;
+        let (reached,) = reply.map_err(|error| {
+            if Error::from(error.clone()).breaks_connection() {
+                self.broken.cancel();
+            }
+            // It was counted, and whether a replica has it is not known.
+            Error::Unknown(error.to_string())
+        })?;
         if reached < self.replicas {
             let needed = self.replicas;
             return Err(Error::Unknown(format!(

@@ -42,15 +42,14 @@ impl Topology {
             let [start, end, master, ..] = range.as_sequence()? else {
                 return None;
             };
-            let slots =
-                u16::from_redis_value_ref(start).ok()?..=u16::from_redis_value_ref(end).ok()?;
+            let slots = number(start)?..=number(end)?;
             let [host, port, ..] = master.as_sequence()? else {
                 return None;
             };
             // Empty or null, and `?` where it does not know, is the host that was asked.
             let host: Option<String> = Option::from_redis_value_ref(host).ok()?;
             let host = host.filter(|host| !matches!(host.as_str(), "" | "?"));
-            let master = asked.at(host.as_deref(), u16::from_redis_value_ref(port).ok()?);
+            let master = asked.at(host.as_deref(), number(port)?);
             let known = masters.iter().position(|it| *it == master);
             let position = known.unwrap_or_else(|| {
                 masters.push(master);
@@ -62,6 +61,14 @@ impl Topology {
             }
         }
         Some(Self { masters, owners })
+    }
+}
+
+/// A slot or a port. The library would cut a larger number.
+fn number(value: &Value) -> Option<u16> {
+    match value {
+        Value::Int(number) => u16::try_from(*number).ok(),
+        _ => None,
     }
 }
 

@@ -344,23 +344,21 @@ async fn scripts_that_a_master_forgets_are_loaded_again() {
 
 #[tokio::test]
 async fn connections_that_are_cut_again_and_again_lose_and_double_nothing() {
-    let clustered = Clustered::new(ClusterOptions {
-        replicas: 0,
-        ..ClusterOptions::default()
-    })
-    .await;
-    let instance = clustered.instance().await;
-    let load = Load::start(&instance, ORGANIZATIONS);
-    load.acknowledged(100).await;
-    for round in 0..30 {
-        let kill = ["CLIENT", "KILL", "TYPE", "normal"];
-        let _: u64 = clustered.cluster.command(round % 3, &kill).await.unwrap();
-        load.acknowledged(10).await;
+    for replicas in [0, 1] {
+        let clustered = Clustered::waiting_for(replicas, ClusterOptions::default()).await;
+        let instance = clustered.instance().await;
+        let load = Load::start(&instance, ORGANIZATIONS);
+        load.acknowledged(100).await;
+        for round in 0..30 {
+            let kill = ["CLIENT", "KILL", "TYPE", "normal"];
+            let _: u64 = clustered.cluster.command(round % 3, &kill).await.unwrap();
+            load.acknowledged(10).await;
+        }
+        let tally = load.stop().await;
+        let (lost, _) = tally.lost(&instance).await;
+        tally.report(&format!("connections cut, WAIT {replicas}"), lost);
+        assert_eq!((lost, tally.unknown()), (0, 0));
     }
-    let tally = load.stop().await;
-    let (lost, _) = tally.lost(&instance).await;
-    tally.report("connections cut", lost);
-    assert_eq!((lost, tally.unknown()), (0, 0));
 }
 
 #[tokio::test]
