@@ -24,7 +24,7 @@ ONE_SERVER = admission:: bench:: clusters:: dashboard dev:: documents:: exactly_
 test-cluster: ## run the integration tests on a Redis Cluster, and those of failovers; TESTS=… for a part
 	@scripts/setup test
 	TALLYMAN_TEST_CLUSTER=1 cargo test --test it -- --test-threads=6 $(addprefix --skip ,$(ONE_SERVER)) $(TESTS)
-	cargo test --test it -- clusters:: replicas::
+	$(if $(TESTS),,cargo test --test it -- clusters:: replicas::)
 
 faults: ## inject random faults under load, and audit everything; SEED=… MINUTES=…, 30 by default
 	@scripts/setup && cargo build --profile faults --workspace --bins && \
