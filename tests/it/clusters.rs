@@ -27,6 +27,14 @@ impl Clustered {
         Self::waiting_for(0, options).await
     }
 
+    async fn without_replicas() -> Self {
+        Self::new(ClusterOptions {
+            replicas: 0,
+            ..ClusterOptions::default()
+        })
+        .await
+    }
+
     /// Whatever is acknowledged, so many replicas have.
     async fn waiting_for(replicas: u16, options: ClusterOptions) -> Self {
         let dir = TempDir::new().unwrap();
@@ -65,8 +73,8 @@ impl Clustered {
         }
     }
 
-    /// The generation of an organization's shard.
-    async fn generation_of(&self, organization: &str) -> u64 {
+    /// The generation of an organization's shard; none before its first call.
+    async fn generation_of(&self, organization: &str) -> Option<u64> {
         let master = self.master_of(organization).await;
         let key = sharded(organization, "gen");
         let command = ["HGET", &key, "number"];
@@ -248,11 +256,7 @@ async fn a_master_that_is_paused_and_replaced_does_not_go_on_with_what_it_had() 
 
 #[tokio::test]
 async fn slots_that_are_moved_under_load_take_their_counts_along() {
-    let clustered = Clustered::new(ClusterOptions {
-        replicas: 0,
-        ..ClusterOptions::default()
-    })
-    .await;
+    let clustered = Clustered::without_replicas().await;
     let instance = clustered.instance().await;
     let load = Load::start(&instance, ORGANIZATIONS);
     load.acknowledged(300).await;
@@ -277,11 +281,7 @@ async fn slots_that_are_moved_under_load_take_their_counts_along() {
 
 #[tokio::test]
 async fn calls_wait_while_a_slot_is_between_two_masters() {
-    let clustered = Clustered::new(ClusterOptions {
-        replicas: 0,
-        ..ClusterOptions::default()
-    })
-    .await;
+    let clustered = Clustered::without_replicas().await;
     let instance = clustered.instance().await;
     for meter in ["api", "storage"] {
         instance.count("org_1", meter, 2).await;
@@ -320,11 +320,7 @@ async fn calls_wait_while_a_slot_is_between_two_masters() {
 
 #[tokio::test]
 async fn scripts_that_a_master_forgets_are_loaded_again() {
-    let clustered = Clustered::new(ClusterOptions {
-        replicas: 0,
-        ..ClusterOptions::default()
-    })
-    .await;
+    let clustered = Clustered::without_replicas().await;
     let instance = clustered.instance().await;
     let load = Load::start(&instance, ORGANIZATIONS);
     for _ in 0..20 {
@@ -401,11 +397,7 @@ async fn a_cluster_that_is_down_or_lacks_replicas_refuses_at_once_and_recovers()
 
 #[tokio::test]
 async fn one_master_that_loses_everything_is_restored_from_the_last_snapshots() {
-    let clustered = Clustered::new(ClusterOptions {
-        replicas: 0,
-        ..ClusterOptions::default()
-    })
-    .await;
+    let clustered = Clustered::without_replicas().await;
     let instance = clustered.instance().await;
     for number in 0..ORGANIZATIONS {
         instance.count(&format!("org_{number}"), "api", 2).await;
