@@ -353,7 +353,9 @@ async fn connections_that_are_cut_again_and_again_lose_and_double_nothing() {
         let tally = load.stop().await;
         let (lost, _) = tally.lost(&instance).await;
         tally.report(&format!("connections cut, WAIT {replicas}"), lost);
-        assert_eq!((lost, tally.unknown()), (0, 0));
+        assert_eq!(lost, 0);
+        // With a replica to wait for, an outcome may take longer than a call is repeated.
+        assert!(replicas == 1 || tally.unknown() == 0, "{tally:?}");
     }
 }
 
