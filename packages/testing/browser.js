@@ -93,5 +93,7 @@ export async function accessibilityFindings(page) {
 export async function takeScreenshot(page, testUrl, name) {
   const folder = fileURLToPath(new URL("screenshots/", testUrl));
   await mkdir(folder, { recursive: true });
-  await page.screenshot({ path: join(folder, `${name}.png`), ...("goto" in page ? { fullPage: true } : {}) });
+  const options = { path: join(folder, `${name}.png`), ...("goto" in page ? { fullPage: true } : {}) };
+  // On a busy machine Chromium may take none for as long as it is waited for, and then the next at once.
+  await page.screenshot({ ...options, timeout: 10_000 }).catch(() => page.screenshot(options));
 }
