@@ -91,7 +91,7 @@ impl Tally {
     /// organizations.
     pub async fn lost(&self, instance: &Instance) -> (u64, Vec<String>) {
         let counts = self.calls.iter().map(async |(organization, calls)| {
-            let counted = instance.current(organization, "api").await;
+            let counted = exact(instance, organization).await;
             assert!(
                 counted <= calls.acknowledged + calls.unknown,
                 "{organization}: {counted} are counted, {calls:?}"
@@ -119,6 +119,21 @@ impl Tally {
     /// How many calls may have been counted.
     pub fn unknown(&self) -> u64 {
         self.calls.values().map(|it| it.unknown).sum()
+    }
+}
+
+/// The count, once Redis tells it: until its server is connected, the last snapshot is what is known.
+async fn exact(instance: &Instance, organization: &str) -> u64 {
+    let path = format!("/v1/organizations/{organization}/usage");
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let answer = instance.http.get(&path).await;
+        if answer.body["exact"] == true {
+            let current = &answer.body["meters"]["api"]["current"];
+            return current.as_u64().unwrap_or_default();
+        }
+        assert!(Instant::now() < deadline, "{answer:?}");
+        pause().await;
     }
 }
 
