@@ -36,7 +36,7 @@ pub(super) struct Channel {
     pub(super) keys: Keys,
     /// Cancelled once; a broken connection is replaced, and what waits for a reply over it fails.
     pub(super) broken: CancellationToken,
-    /// Whether it was told that a slot has another master.
+    /// Whether a reply was `MOVED`: the slot of a key has another master.
     pub(super) moved: AtomicBool,
     pub(super) metrics: Metrics,
 }

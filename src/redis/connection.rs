@@ -69,8 +69,7 @@ impl Connection {
 
     /// The same, broken or not.
     fn any_node(&self, shard: Shard) -> Option<&Arc<Node>> {
-        let owner = *self.topology.owners.get(shard.index())?;
-        self.nodes.get(usize::from(owner?))?.as_ref()
+        self.nodes.get(self.owner(shard)?)?.as_ref()
     }
 
     /// Whether both lead to the same master over the same connection, so that they know the same generation.
@@ -84,7 +83,7 @@ impl Connection {
         self.any_node(shard)?.generation(shard)
     }
 
-    /// The servers that have told that a slot has another master, since this was last asked.
+    /// The servers that have replied `MOVED` since this was last asked.
     pub(super) fn moved(&self) -> Vec<&Arc<Node>> {
         let nodes = self.nodes.iter().flatten();
         nodes

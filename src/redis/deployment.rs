@@ -212,10 +212,7 @@ impl Deployment {
     /// Identifies what a new connection leads to, for each master apart, so that one that fails leaves the others.
     async fn identify_new(&self, connection: &Connection) -> Result<(), Error> {
         let masters = (0..connection.nodes.len()).map(|master| async move {
-            let owned = Shard::all().filter(|shard| {
-                let owner = connection.topology.owners.get(shard.index());
-                owner.copied().flatten().map(usize::from) == Some(master)
-            });
+            let owned = Shard::all().filter(|it| connection.owner(*it) == Some(master));
             let unidentified = owned.filter(|shard| {
                 let node = connection.node(*shard);
                 node.is_ok_and(|it| !it.has_identified(*shard))

@@ -30,7 +30,8 @@ impl Routes {
         &self.metrics
     }
 
-    fn owner(&self, shard: Shard) -> Option<usize> {
+    /// The position of the master that has a shard.
+    pub(super) fn owner(&self, shard: Shard) -> Option<usize> {
         self.owners.get(shard.index())?.map(usize::from)
     }
 

@@ -62,7 +62,7 @@ impl Usage {
 
     /// Decides a request, and counts it if it is granted.
     pub async fn decide(&self, request: &Request) -> Result<Decided, Error> {
-        let decided = self.decide_where_it_is(request).await;
+        let decided = self.decide_while_slots_move(request).await;
         let mut decided = self.admit_in_outage(request, decided).await;
         if let Ok(refusal) = &mut decided
             && !refusal.granted
@@ -88,8 +88,8 @@ impl Usage {
         }
     }
 
-    /// The result, once the keys have arrived where they are being moved to.
-    async fn decide_where_it_is(&self, request: &Request) -> Result<Decided, Error> {
+    /// The result; while a cluster moves the slot of the organization to another master, tries again.
+    async fn decide_while_slots_move(&self, request: &Request) -> Result<Decided, Error> {
         let decided = self.try_decide(request).await;
         if !decided.as_ref().is_err_and(Error::is_redirection) {
             return decided;

@@ -93,6 +93,18 @@ fn owned(row: (&str, i64, Option<i64>)) -> (String, i64, Option<i64>) {
     (row.0.to_owned(), row.1, row.2)
 }
 
+/// Counts 100 units of a period of a year, and 20 more when the hours of the first ones are older than the retention.
+async fn count_a_year(world: &World, service: &Instance) {
+    service
+        .settings("org_1", json!({"resetPeriod": "yearly"}))
+        .await;
+    service.track("org_1", 100).await;
+    service.flush().await;
+    world.move_to(MARCH_EXPIRED);
+    service.track("org_1", 20).await;
+    service.flush().await;
+}
+
 #[tokio::test]
 async fn nothing_is_deleted_by_default() {
     let world = World::new().await;
@@ -156,13 +168,7 @@ async fn hours_are_dropped_by_whole_months_and_the_counts_of_periods_stay() {
 async fn a_running_period_that_began_before_the_retention_keeps_its_count() {
     let world = world().await;
     let service = world.instance().await;
-    let settings = json!({"resetPeriod": "yearly"});
-    service.settings("org_1", settings).await;
-    service.track("org_1", 100).await;
-    service.flush().await;
-    world.move_to(MARCH_EXPIRED);
-    service.track("org_1", 20).await;
-    service.flush().await;
+    count_a_year(&world, &service).await;
     assert_eq!(service.delete_expired().await, months(1));
     service.assert_verified().await;
     for _ in 0..2 {
@@ -197,14 +203,7 @@ async fn a_running_period_that_began_before_the_retention_keeps_its_count() {
 async fn verification_still_finds_a_count_that_differs_from_its_hours() {
     let world = world().await;
     let service = world.instance().await;
-    service
-        .settings("org_1", json!({"resetPeriod": "yearly"}))
-        .await;
-    service.track("org_1", 100).await;
-    service.flush().await;
-    world.move_to(MARCH_EXPIRED);
-    service.track("org_1", 20).await;
-    service.flush().await;
+    count_a_year(&world, &service).await;
     assert_eq!(service.delete_expired().await, months(1));
     let key = crate::support::key_of("org_1", "api", "2031-01-01T00:00:00Z");
     let slot = instant(MARCH_EXPIRED).timestamp_millis();
