@@ -19,7 +19,7 @@ ONE_SERVER = admission:: bench:: clusters:: dashboard dev:: documents:: exactly_
 	gc::a_counter_of_an_older gc::one_instance idempotency::after_an_unknown interrupted_changes::a_change_that_was_never \
 	patching::a_change_of_calendar_whose patching::a_patch_whose plans::a_plan_edited_while plans::an_edited_plan_is_announced \
 	problems::a_reply_that_is_lost recovery::frozen_lost recovery::recovering_a_thousand resets::a_reset_is_finished_even \
-	thresholds::a_crossing_found usage::a_rollback
+	protocol::nothing_acknowledged thresholds::a_crossing_found usage::a_rollback
 
 test-cluster: ## run the integration tests on a Redis Cluster, and those of failovers; TESTS=… for a part
 	@scripts/setup test

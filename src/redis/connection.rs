@@ -83,12 +83,13 @@ impl Connection {
         self.any_node(shard)?.generation(shard)
     }
 
-    /// The servers that have replied `MOVED` since this was last asked.
-    pub(super) fn moved(&self) -> Vec<&Arc<Node>> {
+    /// Whether a server has replied `MOVED` since this was last asked. Where that leads to the same address, such as that
+    /// of a managed service, the identity of the server has changed, which its check finds.
+    pub(super) fn has_moved(&self) -> bool {
         let nodes = self.nodes.iter().flatten();
-        nodes
-            .filter(|it| it.moved.swap(false, Ordering::Relaxed))
-            .collect()
+        // Each of them is asked, so that one is not found again.
+        let moved = nodes.filter(|it| it.moved.swap(false, Ordering::Relaxed));
+        moved.count() > 0
     }
 
     /// Whether it must be replaced.

@@ -288,8 +288,7 @@ impl Deployment {
         let away = connection.nodes.iter().any(Option::is_none);
         let checks = self.checks.fetch_add(1, Ordering::Relaxed);
         let is_due = checks.is_multiple_of(CHECKS_EACH_TOPOLOGY);
-        let moved = connection.moved();
-        let may_differ = !moved.is_empty() || away || is_due;
+        let may_differ = connection.has_moved() || away || is_due;
         if matches!(self.place, Place::Server(_)) || !may_differ {
             return false;
         }
@@ -298,10 +297,6 @@ impl Deployment {
         };
         if topology != connection.topology {
             return true;
-        }
-        // Behind an address that stays, such as that of a managed service, there is another server now.
-        for node in moved {
-            node.mark_broken();
         }
         let masters = topology.masters.iter().zip(&connection.nodes);
         let away = masters.filter(|(_, node)| node.is_none());

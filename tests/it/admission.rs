@@ -24,7 +24,7 @@ impl Outage {
 
     async fn with(change: impl FnOnce(&mut Config)) -> Self {
         let world = World::with(change).await;
-        let proxy = LossyProxy::new(&world);
+        let proxy = LossyProxy::new(&world).await;
         let service = world.instance_with(proxy.servers(&world)).await;
         Self {
             world,
@@ -412,7 +412,7 @@ async fn a_batch_is_admitted_item_by_item() {
 #[tokio::test]
 async fn without_both_servers_nothing_is_admitted() {
     let world = World::with(|config| config.on_outage = OnOutage::Allow).await;
-    let proxy = LossyProxy::new(&world);
+    let proxy = LossyProxy::new(&world).await;
     let (mut servers, socket) = world.cuttable_postgres();
     servers.redis_url = proxy.servers(&world).redis_url;
     let service = world.instance_with(servers).await;

@@ -119,7 +119,7 @@ impl History {
         let steady = world.instance().await;
         let mut instances = Vec::new();
         for _ in 0..2 {
-            let proxy = LossyProxy::new(&world);
+            let proxy = LossyProxy::new(&world).await;
             let instance = world.instance_with(proxy.servers(&world)).await;
             instances.push((instance, proxy, true));
         }

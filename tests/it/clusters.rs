@@ -4,13 +4,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use futures::future::join_all;
 use futures::{StreamExt as _, stream};
+use redis::{RedisError, RedisResult};
 use serde_json::json;
 use tallyman::config::Servers;
 use tallyman_servers::{ClusterOptions, RedisCluster, key_slot};
 use tempfile::TempDir;
 
-use crate::support::{Answer, Instance, Load, World, pause, shard, sharded};
+use crate::support::{Answer, Instance, Load, LossyProxy, World, pause, shard, sharded};
 
 /// Enough that each of three masters has some.
 const ORGANIZATIONS: usize = 60;
@@ -51,8 +53,12 @@ impl Clustered {
     }
 
     async fn instance(&self) -> Instance {
+        self.instance_at(self.cluster.url()).await
+    }
+
+    async fn instance_at(&self, redis_url: String) -> Instance {
         let servers = Servers {
-            redis_url: self.cluster.url(),
+            redis_url,
             ..self.world.servers()
         };
         self.world.instance_with(servers).await
@@ -66,11 +72,8 @@ impl Clustered {
 
     /// Returns when a node is a master.
     async fn until_master(&self, node: usize) {
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while !self.cluster.is_master(node).await.unwrap() {
-            assert!(Instant::now() < deadline, "node {node} is not promoted");
-            pause().await;
-        }
+        let is_master = async || self.cluster.is_master(node).await.unwrap();
+        until("the node is promoted", is_master).await;
     }
 
     /// The generation of an organization's shard; none before its first call.
@@ -97,6 +100,15 @@ impl Clustered {
     async fn master_of(&self, organization: &str) -> usize {
         let slot = key_slot(&sharded(organization, ""));
         self.cluster.master_of_slot(slot).await.unwrap()
+    }
+}
+
+/// Returns when it is so.
+async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !is_so().await {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        pause().await;
     }
 }
 
@@ -417,4 +429,101 @@ async fn one_master_that_loses_everything_is_restored_from_the_last_snapshots() 
             shard(&name)
         );
     }
+}
+
+#[tokio::test]
+async fn a_reply_that_is_lost_on_the_way_is_asked_for_again_of_the_same_master() {
+    let clustered = Clustered::without_replicas().await;
+    let cluster = &clustered.cluster;
+    let master = clustered.master_of("org_1").await;
+    let others = (0..3).filter(|it| *it != master);
+    let announced = others.map(|node| LossyProxy::announced(cluster, node));
+    let _others = join_all(announced).await;
+    let proxy = LossyProxy::announced(cluster, master).await;
+    let instance = clustered.instance_at(proxy.cluster_url(cluster)).await;
+    assert_eq!(instance.count("org_1", "api", 1).await, 1);
+    for round in 1..=20 {
+        proxy.lose_one_reply();
+        assert_eq!(instance.count("org_1", "api", 1).await, 2 * round);
+        assert_eq!(instance.count("org_1", "api", 1).await, 2 * round + 1);
+    }
+}
+
+#[tokio::test]
+async fn load_through_proxies_that_lose_requests_and_replies_is_counted_exactly() {
+    let clustered = Clustered::without_replicas().await;
+    let cluster = &clustered.cluster;
+    let proxies = (0..3).map(|node| LossyProxy::announced(cluster, node));
+    let proxies = join_all(proxies).await;
+    let instance = clustered.instance_at(proxies[0].cluster_url(cluster)).await;
+    let load = Load::start(&instance, ORGANIZATIONS);
+    load.acknowledged(100).await;
+    for proxy in &proxies {
+        proxy.lose_every(50);
+    }
+    load.acknowledged(500).await;
+    for proxy in &proxies {
+        proxy.lose_every(0);
+    }
+    let tally = load.stop().await;
+    let (lost, _) = tally.lost(&instance).await;
+    tally.report("replies and requests lost", lost);
+    assert_eq!(lost, 0, "{tally:?}");
+}
+
+/// As behind the one address of a managed service: a replica takes the place of its master, and the address leads there,
+/// while connections that are open stay with the old master.
+#[tokio::test]
+async fn a_master_that_redirects_to_its_own_address_is_connected_to_again() {
+    let clustered = Clustered::new(ClusterOptions {
+        masters: 1,
+        ..ClusterOptions::default()
+    })
+    .await;
+    let cluster = &clustered.cluster;
+    let proxy = LossyProxy::announced(cluster, 0).await;
+    proxy.announce(cluster, 1).await;
+    let instance = clustered.instance_at(proxy.cluster_url(cluster)).await;
+    let load = Load::start(&instance, ORGANIZATIONS);
+    load.acknowledged(300).await;
+    // The replica, too, connects to where its master says that it is.
+    let (address, link_up) = (
+        format!("127.0.0.1:{}@", proxy.port()),
+        "master_link_status:up",
+    );
+    until("both nodes know the address", async || {
+        let views = [0, 1].map(|node| cluster.command::<String>(node, &["CLUSTER", "NODES"]));
+        let knows = |view: RedisResult<String>| {
+            let view = view.unwrap();
+            view.matches(&address).count() == 2 && !view.contains("disconnected")
+        };
+        let link: String = cluster.command(1, &["INFO", "replication"]).await.unwrap();
+        join_all(views).await.into_iter().all(knows) && link.contains(link_up)
+    })
+    .await;
+    proxy.connect_to_node(cluster, 1);
+    let () = cluster.command(1, &["CLUSTER", "FAILOVER"]).await.unwrap();
+    let key = sharded("org_1", "");
+    until(
+        "the old master redirects to the address of both",
+        async || {
+            let reply: RedisResult<()> = cluster.command(0, &["GET", &key]).await;
+            let error = reply.err();
+            eprintln!(
+                "{error:?} {:?}",
+                cluster
+                    .command::<String>(1, &["INFO", "replication"])
+                    .await
+                    .map(|it| it.lines().take(6).collect::<Vec<_>>().join(" "))
+            );
+            let redirection = error.as_ref().and_then(RedisError::redirect_node);
+            redirection.is_some_and(|(to, _)| address.starts_with(to))
+        },
+    )
+    .await;
+    load.acknowledged(300).await;
+    let tally = load.stop().await;
+    let (lost, _) = tally.lost(&instance).await;
+    tally.report("redirected to the same address", lost);
+    assert_eq!(lost, 0, "{tally:?}");
 }

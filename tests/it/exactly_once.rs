@@ -11,7 +11,7 @@ use crate::support::{Http, Instance, LossyProxy, World, at_once};
 #[tokio::test]
 async fn after_a_lost_reply_the_batch_is_sent_again_and_the_call_counts_once() {
     let world = World::new().await;
-    let proxy = LossyProxy::new(&world);
+    let proxy = LossyProxy::new(&world).await;
     let service = world.instance_with(proxy.servers(&world)).await;
     service.count("org_1", "api", 1).await;
     proxy.lose_one_reply();
@@ -22,7 +22,7 @@ async fn after_a_lost_reply_the_batch_is_sent_again_and_the_call_counts_once() {
 #[tokio::test]
 async fn the_first_call_ever_survives_a_lost_reply() {
     let world = World::new().await;
-    let proxy = LossyProxy::new(&world);
+    let proxy = LossyProxy::new(&world).await;
     let service = world.instance_with(proxy.servers(&world)).await;
     // A first call needs several round trips, of which only one counts.
     for lost in 0..8 {
@@ -41,7 +41,7 @@ async fn the_first_call_ever_survives_a_lost_reply() {
 #[tokio::test]
 async fn where_the_data_set_is_lost_together_with_the_reply_the_outcome_is_unknown() {
     let world = World::new().await;
-    let proxy = LossyProxy::new(&world);
+    let proxy = LossyProxy::new(&world).await;
     let service = world.instance_with(proxy.servers(&world)).await;
     service.count("org_1", "api", 1).await;
     service.flush().await;
@@ -65,7 +65,7 @@ async fn where_the_data_set_is_lost_together_with_the_reply_the_outcome_is_unkno
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn under_load_no_call_is_lost_or_doubled_while_requests_and_replies_are_lost() {
     let world = World::new().await;
-    let proxy = LossyProxy::new(&world);
+    let proxy = LossyProxy::new(&world).await;
     let service = world.instance_with(proxy.servers(&world)).await;
     warm_up(&service).await;
     proxy.lose_every(17);

@@ -404,7 +404,7 @@ async fn a_replayed_refusal_has_no_retry_after_if_the_call_would_now_be_granted(
 #[tokio::test]
 async fn after_an_unknown_outcome_a_retry_with_the_key_counts_once() {
     let world = World::new().await;
-    let proxy = LossyProxy::new(&world);
+    let proxy = LossyProxy::new(&world).await;
     let service = world.instance_with(proxy.servers(&world)).await;
     service.count("org_1", "api", 1).await;
     proxy.lose_one_reply_and_close();

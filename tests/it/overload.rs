@@ -68,7 +68,7 @@ async fn until_refused(service: &Instance, code: &str) {
 #[tokio::test]
 async fn beyond_the_capacity_a_call_is_refused_at_once_and_one_that_has_begun_is_not() {
     let world = World::with(|config: &mut Config| config.request_timeout = TIMEOUT).await;
-    let proxy = LossyProxy::new(&world);
+    let proxy = LossyProxy::new(&world).await;
     let service = world.instance_with(proxy.servers(&world)).await;
     for organization in organizations().take(CALLERS) {
         assert_eq!(consume(&service, &organization).await.status, 200);
@@ -101,7 +101,7 @@ async fn beyond_the_capacity_a_call_is_refused_at_once_and_one_that_has_begun_is
 #[tokio::test]
 async fn an_outage_under_overload_leaves_no_call_refused_after_it() {
     let world = World::new().await;
-    let proxy = LossyProxy::new(&world);
+    let proxy = LossyProxy::new(&world).await;
     let service = world.instance_with(proxy.servers(&world)).await;
     for organization in organizations().take(CALLERS) {
         assert_eq!(consume(&service, &organization).await.status, 200);

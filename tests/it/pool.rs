@@ -24,7 +24,7 @@ async fn assert_leads_there(fenced: &Connection, pooled: &Pooled) {
 #[tokio::test]
 async fn a_pooled_connection_to_another_process_replaces_the_fenced_one_first() {
     let (world, other) = (World::new().await, World::new().await);
-    let proxy = LossyProxy::new(&world);
+    let proxy = LossyProxy::new(&world).await;
     let redis = redis_through(&proxy, &world);
     let fenced = redis.connection().await.unwrap();
     proxy.connect_to(&other);
@@ -44,7 +44,7 @@ async fn a_pooled_connection_to_another_process_replaces_the_fenced_one_first() 
 #[tokio::test]
 async fn a_pooled_connection_is_not_reused_after_the_fenced_one_was_replaced() {
     let (world, other) = (World::new().await, World::new().await);
-    let proxy = LossyProxy::new(&world);
+    let proxy = LossyProxy::new(&world).await;
     let redis = redis_through(&proxy, &world);
     let fenced = redis.connection().await.unwrap();
     drop(redis.pooled().await.unwrap());

@@ -436,7 +436,7 @@ async fn without_postgres_requests_that_need_it_are_503() {
 #[tokio::test]
 async fn a_reply_that_is_lost_with_the_data_set_is_an_unknown_outcome() {
     let world = World::new().await;
-    let proxy = LossyProxy::new(&world);
+    let proxy = LossyProxy::new(&world).await;
     let service = world.instance_with(proxy.servers(&world)).await;
     service.count("org_1", "api", 1).await;
     proxy.lose_one_reply_and_close();

@@ -1,30 +1,39 @@
 //! A proxy in front of Redis that drops or delays traffic on command.
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tallyman::config::Servers;
-use tempfile::TempDir;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::unix::{ReadHalf, WriteHalf};
-use tokio::net::{UnixListener, UnixStream};
+use tallyman_servers::RedisCluster;
+use tokio::io::{
+    AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf, split,
+};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::World;
 
-/// Forwards to the Redis of a [`World`].
+/// Forwards to the Redis of a [`World`], or to a node of a cluster.
 pub struct LossyProxy {
-    dir: TempDir,
+    port: u16,
     plan: Arc<Plan>,
+}
+
+/// Where a Redis listens.
+#[derive(Clone)]
+enum Target {
+    Socket(PathBuf),
+    Port(u16),
 }
 
 /// Which traffic to drop or to delay; dropping any closes its connection.
 struct Plan {
     /// The server socket of new connections.
-    target: Mutex<PathBuf>,
+    target: Mutex<Target>,
     next_reply: AtomicBool,
     /// Drops every n-th chunk, in either direction; 0 = none.
     every: AtomicUsize,
@@ -37,11 +46,30 @@ struct Plan {
 }
 
 impl LossyProxy {
-    pub fn new(world: &World) -> Self {
-        let dir = TempDir::new().unwrap();
-        let listener = UnixListener::bind(dir.path().join("redis.sock")).unwrap();
+    pub async fn new(world: &World) -> Self {
+        Self::forwarding_to(socket(world)).await
+    }
+
+    /// A proxy that its node tells clients to connect to. Tests that use it cannot ask for the masters of slots any more,
+    /// nor wait for agreement: nodes are known by their ports.
+    pub async fn announced(cluster: &RedisCluster, node: usize) -> Self {
+        let proxy = Self::forwarding_to(Target::Port(cluster.nodes()[node].port)).await;
+        proxy.announce(cluster, node).await;
+        proxy
+    }
+
+    /// Has one more node tell clients to connect to this proxy.
+    pub async fn announce(&self, cluster: &RedisCluster, node: usize) {
+        let port = self.port.to_string();
+        let words = ["CONFIG", "SET", "cluster-announce-port", &port];
+        let () = cluster.command(node, &words).await.unwrap();
+    }
+
+    async fn forwarding_to(target: Target) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
         let plan = Arc::new(Plan {
-            target: Mutex::new(socket(world)),
+            target: Mutex::new(target),
             next_reply: AtomicBool::new(false),
             every: AtomicUsize::new(0),
             passed: AtomicUsize::new(0),
@@ -50,31 +78,33 @@ impl LossyProxy {
             open: watch::Sender::new(true),
             cut: watch::Sender::new(false),
         });
-        let shared = Arc::clone(&plan);
-        tokio::spawn(async move {
-            while let Ok((client, _)) = listener.accept().await {
-                let mut open = shared.open.subscribe();
-                open.wait_for(|open| *open).await.unwrap();
-                if *shared.cut.borrow() {
-                    continue;
-                }
-                let target = shared.target.lock().unwrap().clone();
-                let server = UnixStream::connect(target).await.unwrap();
-                tokio::spawn(forward(client, server, Arc::clone(&shared)));
-            }
-        });
-        Self { dir, plan }
+        tokio::spawn(accept(listener, Arc::clone(&plan)));
+        Self { port, plan }
+    }
+
+    /// Where it listens, on loopback.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// Server addresses with Redis behind this proxy.
     pub fn servers(&self, world: &World) -> Servers {
         Servers {
-            redis_url: format!(
-                "redis+unix://{}/redis.sock?protocol=resp3",
-                self.dir.path().display()
-            ),
+            redis_url: format!("redis://127.0.0.1:{}?protocol=resp3", self.port),
             ..world.servers()
         }
+    }
+
+    /// The URL of a cluster, one of whose nodes announces this proxy.
+    pub fn cluster_url(&self, cluster: &RedisCluster) -> String {
+        let url = cluster.url();
+        let (account, _) = url.rsplit_once('@').unwrap();
+        format!("{account}@127.0.0.1:{}?cluster=true", self.port)
+    }
+
+    /// From now on connects to this node.
+    pub fn connect_to_node(&self, cluster: &RedisCluster, node: usize) {
+        *self.plan.target.lock().unwrap() = Target::Port(cluster.nodes()[node].port);
     }
 
     /// From now on connects to another Redis.
@@ -123,8 +153,8 @@ impl LossyProxy {
     }
 }
 
-fn socket(world: &World) -> PathBuf {
-    world.redis.server().socket().to_owned()
+fn socket(world: &World) -> Target {
+    Target::Socket(world.redis.server().socket().to_owned())
 }
 
 impl Plan {
@@ -144,10 +174,39 @@ impl Plan {
     }
 }
 
-async fn forward(mut client: UnixStream, mut server: UnixStream, plan: Arc<Plan>) {
+async fn accept(listener: TcpListener, plan: Arc<Plan>) {
+    while let Ok((client, _)) = listener.accept().await {
+        let mut open = plan.open.subscribe();
+        open.wait_for(|open| *open).await.unwrap();
+        if *plan.cut.borrow() {
+            continue;
+        }
+        client.set_nodelay(true).unwrap();
+        let target = plan.target.lock().unwrap().clone();
+        let plan = Arc::clone(&plan);
+        match target {
+            Target::Socket(path) => {
+                let server = UnixStream::connect(path).await.unwrap();
+                tokio::spawn(forward(client, server, plan));
+            }
+            Target::Port(port) => {
+                let server = TcpStream::connect((Ipv4Addr::LOCALHOST, port))
+                    .await
+                    .unwrap();
+                server.set_nodelay(true).unwrap();
+                tokio::spawn(forward(client, server, plan));
+            }
+        }
+    }
+}
+
+async fn forward<S>(client: TcpStream, server: S, plan: Arc<Plan>)
+where
+    S: AsyncRead + AsyncWrite,
+{
     let mut cut = plan.cut.subscribe();
-    let (from_client, to_client) = client.split();
-    let (from_server, to_server) = server.split();
+    let (from_client, to_client) = split(client);
+    let (from_server, to_server) = split(server);
     tokio::select! {
         () = carry(from_client, to_server, None, |_| plan.drops()) => {}
         () = carry(from_server, to_client, Some(&plan.delay), |reply| plan.drops_reply(reply)) => {}
@@ -156,8 +215,8 @@ async fn forward(mut client: UnixStream, mut server: UnixStream, plan: Arc<Plan>
 }
 
 async fn carry(
-    mut from: ReadHalf<'_>,
-    mut to: WriteHalf<'_>,
+    mut from: ReadHalf<impl AsyncRead>,
+    mut to: WriteHalf<impl AsyncWrite>,
     delay: Option<&AtomicU64>,
     drops: impl Fn(&[u8]) -> bool,
 ) {
