@@ -163,15 +163,25 @@ impl Plan {
         every > 0 && self.passed.fetch_add(1, Ordering::SeqCst) % every == every - 1
     }
 
-    /// What replies to a check of the connection comes at any time, and is none that a test waits for.
     fn drops_reply(&self, reply: &[u8]) -> bool {
-        let is_check = reply.windows(7).any(|it| it == b"run_id:");
-        let drops = !is_check && self.next_reply.swap(false, Ordering::SeqCst);
+        let drops = !is_check(reply) && self.next_reply.swap(false, Ordering::SeqCst);
         if drops && self.closes.swap(false, Ordering::SeqCst) {
             self.open.send_replace(false);
         }
         drops || self.drops()
     }
+}
+
+/// Whether this is nothing but a reply to `INFO`, with which connections are checked at any time, so that no test waits for
+/// it. A call's reply may come in the same chunk.
+fn is_check(reply: &[u8]) -> bool {
+    let length = || {
+        let (header, text) = reply.split_at(reply.iter().position(|it| *it == b'\n')? + 1);
+        let length = str::from_utf8(header).ok()?.trim_end();
+        let length: usize = length.strip_prefix(['=', '$'])?.parse().ok()?;
+        Some(text.len() - "\r\n".len() == length)
+    };
+    reply.windows(7).any(|it| it == b"run_id:") && length() == Some(true)
 }
 
 async fn accept(listener: TcpListener, plan: Arc<Plan>) {
