@@ -1,23 +1,20 @@
 //! What a Redis Cluster costs compared with one server: the same load on both in turn, on one machine, so that costs a call are
 //! comparable and sums are not.
 
-use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use tallyman_servers::{ClusterOptions, RedisCluster};
 
+use crate::costs::cpu;
 use crate::figures::{Figure, Figures};
-use crate::load::{self, Until, float};
-use crate::requests::{Op, Spread};
+use crate::load::{self, float};
+use crate::requests::Op;
 use crate::stage::{Scratch, Service, Stage};
-use crate::suite::{Options, single};
+use crate::suite::{Options, open_all, single};
 
 /// Of an outage of no interest here, and longer than a loaded machine takes to reply.
 const NODE_TIMEOUT: Duration = Duration::from_secs(15);
-
-/// Clock ticks a second in `/proc`, on every Linux.
-const TICKS: f64 = 100.0;
 
 /// The figures in the order of the table; each name begins with what was measured.
 const FIGURES: &[Figure] = &[
@@ -157,13 +154,7 @@ async fn measure(
     connections: usize,
     servers: &[u32],
 ) -> Result<Measured> {
-    // Opens all counters, and warms the caches.
-    let mut all = single(service, options, Op::Consume, false);
-    all.connections = connections;
-    all.spread = Spread::Turns;
-    all.warm_up = Duration::ZERO;
-    all.until = Until::Requests(u64::from(all.organizations));
-    load::run(&all, None).await?.flawless("warm-up")?;
+    open_all(service, options).await?;
     let mut load = single(service, options, Op::Consume, false);
     load.connections = connections;
     load.warm_up = Duration::ZERO;
@@ -186,25 +177,6 @@ async fn measure(
         service: (after.1 - before.1) * 1e6 / calls,
         batch: counted / sent,
     })
-}
-
-/// Seconds of CPU that processes have used.
-fn cpu(processes: &[u32]) -> Result<f64> {
-    let mut ticks = 0.0;
-    for process in processes {
-        let stat =
-            fs::read_to_string(format!("/proc/{process}/stat")).context("there is no /proc")?;
-        // The name of the program, in parentheses, may have spaces; user and system time are 12 and 13 fields behind it.
-        let fields = stat
-            .rsplit(')')
-            .next()
-            .unwrap_or_default()
-            .split_whitespace();
-        for field in fields.skip(11).take(2) {
-            ticks += field.parse::<f64>()?;
-        }
-    }
-    Ok(ticks / TICKS)
 }
 
 /// How many batches the service has sent, and how many calls were in them.

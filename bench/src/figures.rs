@@ -23,7 +23,15 @@ pub(crate) enum Target {
 /// The rounds of every figure.
 #[derive(Debug)]
 pub(crate) struct Figures {
-    lines: Vec<(Figure, Vec<f64>)>,
+    lines: Vec<Line>,
+}
+
+#[derive(Debug)]
+struct Line {
+    figure: Figure,
+    rounds: Vec<f64>,
+    /// Those of the build that it is compared with.
+    before: Vec<f64>,
 }
 
 impl Figure {
@@ -54,26 +62,48 @@ impl Target {
 
 impl Figures {
     pub(crate) fn new(figures: &[Figure]) -> Self {
+        let lines = figures.iter().map(|figure| Line {
+            figure: *figure,
+            rounds: Vec::new(),
+            before: Vec::new(),
+        });
         Self {
-            lines: figures.iter().map(|it| (*it, Vec::new())).collect(),
+            lines: lines.collect(),
         }
     }
 
     /// Adds a round of the figure of this name.
     pub(crate) fn add(&mut self, name: &str, value: f64) {
-        let line = self.lines.iter_mut().find(|(it, _)| it.name == name);
-        debug_assert!(line.is_some(), "{name} is not a figure");
-        if let Some((_, rounds)) = line {
-            rounds.push(value);
+        if let Some(line) = self.line(name) {
+            line.rounds.push(value);
         }
     }
 
-    /// A Markdown table.
+    /// Adds a round of the build that this one is compared with.
+    pub(crate) fn add_before(&mut self, name: &str, value: f64) {
+        if let Some(line) = self.line(name) {
+            line.before.push(value);
+        }
+    }
+
+    fn line(&mut self, name: &str) -> Option<&mut Line> {
+        let line = self.lines.iter_mut().find(|it| it.figure.name == name);
+        debug_assert!(line.is_some(), "{name} is not a figure");
+        line
+    }
+
+    /// A Markdown table of the figures that were measured, with a column for the build that this one is compared with.
     pub(crate) fn to_table(&self) -> String {
-        let mut text =
-            "| | median | lowest to highest | target |\n|---|---:|---:|---:|\n".to_owned();
-        for (figure, rounds) in &self.lines {
-            let (median, lowest, highest) = spread(rounds);
+        let compares = self.lines.iter().any(|line| !line.before.is_empty());
+        let mut text = if compares {
+            "| | before | median | lowest to highest | target |\n|---|---:|---:|---:|---:|\n"
+        } else {
+            "| | median | lowest to highest | target |\n|---|---:|---:|---:|\n"
+        }
+        .to_owned();
+        for line in self.lines.iter().filter(|line| !line.rounds.is_empty()) {
+            let figure = &line.figure;
+            let (median, lowest, highest) = spread(&line.rounds);
             let target = figure.target.map_or_else(String::new, |target| {
                 let (sign, value) = match target {
                     Target::AtLeast(value) => ('≥', value),
@@ -91,9 +121,14 @@ impl Figures {
             } else {
                 format!(" {}", figure.unit)
             };
+            let before = match (compares, line.before.is_empty()) {
+                (false, _) => String::new(),
+                (true, true) => " |".to_owned(),
+                (true, false) => format!(" {}{unit} |", number(spread(&line.before).0)),
+            };
             let _ = writeln!(
                 text,
-                "| {} | {}{unit} | {} to {} | {target} |",
+                "| {} |{before} {}{unit} | {} to {} | {target} |",
                 figure.title,
                 number(median),
                 number(lowest),
@@ -104,11 +139,20 @@ impl Figures {
     }
 
     pub(crate) fn to_json(&self) -> Value {
-        let figures = self.lines.iter().map(|(figure, rounds)| {
+        let measured = self.lines.iter().filter(|line| !line.rounds.is_empty());
+        let figures = measured.map(|line| {
+            let Line {
+                figure,
+                rounds,
+                before,
+            } = line;
             let (median, ..) = spread(rounds);
             let met = figure.target.map(|target| target.is_met(median));
-            let value =
+            let mut value =
                 json!({"unit": figure.unit, "median": median, "rounds": rounds, "targetMet": met});
+            if !before.is_empty() {
+                value["before"] = json!(before);
+            }
             (figure.name.to_owned(), value)
         });
         Value::Object(figures.collect())
@@ -169,5 +213,27 @@ mod tests {
             "{table}"
         );
         assert_eq!(figures.to_json()["speed"]["targetMet"], true);
+    }
+
+    #[test]
+    fn the_build_before_has_a_column_where_it_was_measured() {
+        let mut figures = Figures::new(&[
+            Figure::new("speed", "speed", "requests/s"),
+            Figure::new("ceiling", "ceiling", "requests/s"),
+            Figure::new("absent", "absent", ""),
+        ]);
+        figures.add("speed", 300.0);
+        figures.add_before("speed", 200.0);
+        figures.add("ceiling", 900.0);
+        let table = figures.to_table();
+        assert!(
+            table.contains("| speed | 200 requests/s | 300 requests/s | 300 to 300 |  |"),
+            "{table}"
+        );
+        assert!(
+            table.contains("| ceiling | | 900 requests/s | 900 to 900 |  |"),
+            "{table}"
+        );
+        assert!(!table.contains("absent"), "{table}");
     }
 }

@@ -5,6 +5,7 @@
 //! table and an upsert.
 
 use std::fmt::Write as _;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -29,10 +30,10 @@ const FILL_CONNECTIONS: usize = 16;
 const CHUNK: usize = 10_000;
 
 /// Adds a unit to each of this many counters, and returns how long their flush takes.
-pub(crate) async fn store(stage: &Stage, counters: u32) -> Result<Duration> {
+pub(crate) async fn store(stage: &Stage, program: &Path, counters: u32) -> Result<Duration> {
     let mut postgres = stage.postgres().await?;
     let before = stored_units(&mut postgres).await?;
-    let service = stage.serve(&[NO_FLUSH]).await?;
+    let service = stage.serve_as(program, &[], &[NO_FLUSH]).await?;
     // Small batches, because a new organization is slow.
     let items = counters.min(100);
     let load = Load {

@@ -6,6 +6,7 @@
 
 mod audit;
 mod cluster;
+mod costs;
 mod faults;
 mod figures;
 mod flush;
@@ -18,6 +19,7 @@ mod outages;
 mod overload;
 mod pace;
 mod requests;
+mod scale;
 mod stage;
 mod suite;
 
@@ -51,6 +53,8 @@ pub struct Arguments {
 enum Command {
     /// Measure all figures that have a target, in one run, with private servers
     Suite(suite::Options),
+    /// Count the instructions of a consume with valgrind, with private servers
+    Instructions(suite::Options),
     /// Measure how they scale with organizations and connections
     Scale(suite::Options),
     /// Measure reads and exports of history, with private servers; needs some 5 GiB of disk
@@ -141,9 +145,14 @@ pub fn run(arguments: Arguments, out: &mut impl Write) -> Result<bool> {
             async |stage| suite::run(stage, &options).await,
             out,
         ))?,
+        Command::Instructions(options) => client()?.block_on(measure(
+            &options,
+            async |stage| suite::instructions(stage, &options).await,
+            out,
+        ))?,
         Command::Scale(options) => client()?.block_on(measure(
             &options,
-            async |stage| suite::scale(stage, &options).await,
+            async |stage| scale::run(stage, &options).await,
             out,
         ))?,
         Command::Outages(options) => client()?.block_on(measure(

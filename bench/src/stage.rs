@@ -112,7 +112,24 @@ impl Stage {
 
     /// Starts the service, with these settings in addition to the usual ones.
     pub(crate) async fn serve(&self, settings: &[(&str, &str)]) -> Result<Service> {
-        let mut command = watched(&executable("tallyman")?, "TERM");
+        self.serve_as(&executable("tallyman")?, &[], settings).await
+    }
+
+    /// The same with the executable of any build, run by another program with these arguments if there are any.
+    pub(crate) async fn serve_as(
+        &self,
+        program: &Path,
+        wrapper: &[String],
+        settings: &[(&str, &str)],
+    ) -> Result<Service> {
+        let mut command = match wrapper.split_first() {
+            None => watched(program, "TERM"),
+            Some((first, arguments)) => {
+                let mut command = watched(Path::new(first), "TERM");
+                command.args(arguments).arg(program);
+                command
+            }
+        };
         command
             .arg("serve")
             .env("TALLYMAN_REDIS_URL", self.redis.url())

@@ -3,18 +3,21 @@
 //! Rounds are interleaved, so that other load on the machine affects all figures alike. The result is the median of the
 //! rounds; for ratios, the median of the ratios of each round.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
 
+use crate::costs::{self, has_valgrind};
 use crate::figures::{Figure, Figures, Target};
 use crate::flush::{self, BATCH_CONNECTIONS, BATCH_MAX, Reference};
 use crate::load::{self, Load, Report, Until, float};
 use crate::requests::{Format, Op, Shape, Spread};
-use crate::stage::{Service, Stage};
+use crate::stage::{Service, Stage, executable};
 
 const CONNECTIONS: usize = 64;
+const MANY_CONNECTIONS: usize = 256;
 const ORGANIZATIONS: u32 = 10_000;
 const FEW_ORGANIZATIONS: u32 = 100;
 /// Requests per second of the open loop.
@@ -29,6 +32,12 @@ pub(crate) struct Options {
     /// Threads of the service and of the no-op server; default: half the cores
     #[arg(long, env = "TALLYMAN_WORKERS", value_name = "N")]
     pub(crate) workers: Option<usize>,
+    /// Another build of `tallyman` to measure in turn with this one, as far as the suite measures the service
+    #[arg(long, value_name = "EXECUTABLE")]
+    pub(crate) before: Option<PathBuf>,
+    /// Keep what valgrind counted, for `callgrind_annotate`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) counts: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -39,6 +48,10 @@ impl Options {
     pub(crate) fn workers(&self) -> usize {
         let cores = std::thread::available_parallelism().map_or(1, |it| it.get().div_ceil(2));
         self.workers.unwrap_or(cores)
+    }
+
+    fn rounds(&self) -> usize {
+        if self.quick { 1 } else { 3 }
     }
 
     /// Duration of a measurement.
@@ -62,11 +75,25 @@ impl Options {
 
 /// The figures of the suite, in the order of the table.
 const FIGURES: &[Figure] = &[
+    Figure::new("instructions", "instructions of a consume", "").target(Target::AtMost(40_000.0)),
+    Figure::new("noopCpu", "CPU of a no-op's server", "us/call"),
+    Figure::new("serviceCpu", "CPU of a consume: service", "us/call").target(Target::AtMost(13.0)),
+    Figure::new("redisCpu", "CPU of a consume: Redis", "us/call").target(Target::AtMost(8.0)),
+    Figure::new("postgresCpu", "CPU of a consume: Postgres", "us/call").target(Target::AtMost(1.5)),
+    Figure::new("serviceOfNoop", "CPU: service / no-op's server", "").target(Target::AtMost(1.4)),
+    Figure::new("redisOfNoop", "CPU: Redis / no-op's server", "").target(Target::AtMost(0.8)),
+    Figure::new("postgresOfNoop", "CPU: Postgres / no-op's server", "")
+        .target(Target::AtMost(0.15)),
     Figure::new("noop", "no-op POST, 64 connections", "requests/s"),
-    Figure::new("consume", "consume, 10,000 organizations", "requests/s"),
-    Figure::new("consumeOfNoop", "consume / no-op", "").target(Target::AtLeast(0.65)),
+    Figure::new("consume", "consume, 64 connections", "requests/s"),
+    Figure::new("consumeOfNoop", "consume / no-op, 64 connections", "")
+        .target(Target::AtLeast(0.55)),
+    Figure::new("noop256", "no-op POST, 256 connections", "requests/s"),
+    Figure::new("consume256", "consume, 256 connections", "requests/s"),
+    Figure::new("consumeOfNoop256", "consume / no-op, 256 connections", "")
+        .target(Target::AtLeast(0.65)),
     Figure::new("keyed", "track with an idempotency key", "requests/s"),
-    Figure::new("keyedOfNoop", "track with a key / no-op", "").target(Target::AtLeast(0.5)),
+    Figure::new("keyedOfNoop", "track with a key / no-op", "").target(Target::AtLeast(0.45)),
     Figure::new(
         "batch10k",
         "batches of 10,000 items, 10,000 organizations",
@@ -81,7 +108,7 @@ const FIGURES: &[Figure] = &[
     .target(Target::AtLeast(3_000_000.0)),
     Figure::new("noopOpenP99", "no-op at 15,000/s, p99", "ms"),
     Figure::new("openP50", "consume at 15,000/s, p50", "ms"),
-    Figure::new("openP99", "consume at 15,000/s, p99", "ms").target(Target::AtMost(1.5)),
+    Figure::new("openP99", "consume at 15,000/s, p99", "ms").target(Target::AtMost(2.5)),
     Figure::new("openP999", "consume at 15,000/s, p999", "ms"),
     Figure::new("halfRate", "half of the maximum", "requests/s"),
     Figure::new("halfP50", "consume at half of the maximum, p50", "ms"),
@@ -89,26 +116,114 @@ const FIGURES: &[Figure] = &[
     Figure::new("halfP999", "consume at half of the maximum, p999", "ms"),
     Figure::new("flush", "changed counters stored", "counters/s"),
     Figure::new("merge", "COPY and merge of the same rows", "counters/s"),
-    Figure::new("flushOfMerge", "stored / COPY and merge", "").target(Target::AtLeast(0.8)),
+    Figure::new("flushOfMerge", "stored / COPY and merge", "").target(Target::AtLeast(1.2)),
 ];
+
+/// An executable of the service, measured in turn with others.
+struct Build<'a> {
+    program: PathBuf,
+    add: fn(&mut Figures, &str, f64),
+    stage: &'a Stage,
+    options: &'a Options,
+}
+
+/// The no-op in one round.
+struct Ceiling {
+    cpu: f64,
+    rate: f64,
+    rate_of_256: f64,
+}
 
 /// Measures [`FIGURES`].
 pub(crate) async fn run(stage: &Stage, options: &Options) -> Result<Figures> {
     let mut figures = Figures::new(FIGURES);
-    let rounds = if options.quick { 1 } else { 3 };
+    let builds = builds(stage, options)?;
     let (counters, organizations) = (options.some(100_000), options.some(ORGANIZATIONS));
     eprintln!("filling");
-    flush::store(stage, counters.max(organizations)).await?;
-    for round in 1..=rounds {
-        eprintln!("round {round} of {rounds}");
-        let noop = stage.serve_noop().await?;
-        let ceiling = closed(&noop, options, Op::Consume, false).await?;
-        let noop_open = open(&noop, options, RATE).await?;
-        noop.stop().await?;
+    let own = executable("tallyman")?;
+    flush::store(stage, &own, counters.max(organizations)).await?;
+    for round in 1..=options.rounds() {
+        eprintln!("round {round} of {}", options.rounds());
+        let ceiling = Ceiling::measure(stage, options, &mut figures).await?;
+        for build in &builds {
+            build.calls(&ceiling, &mut figures).await?;
+        }
+        for build in &builds {
+            build.flush(counters, &mut figures).await?;
+        }
+    }
+    if has_valgrind() {
+        count_instructions(&builds, &mut figures).await?;
+    }
+    Ok(figures)
+}
 
-        let service = stage.serve(&[]).await?;
-        let consume = closed(&service, options, Op::Consume, false).await?;
-        let keyed = closed(&service, options, Op::Track, true).await?;
+/// Measures the first of [`FIGURES`] alone.
+pub(crate) async fn instructions(stage: &Stage, options: &Options) -> Result<Figures> {
+    let mut figures = Figures::new(FIGURES);
+    count_instructions(&builds(stage, options)?, &mut figures).await?;
+    Ok(figures)
+}
+
+async fn count_instructions(builds: &[Build<'_>], figures: &mut Figures) -> Result<()> {
+    eprintln!("counting instructions");
+    for build in builds {
+        let counted = costs::instructions(build.stage, &build.program, build.options).await?;
+        (build.add)(figures, "instructions", counted);
+    }
+    Ok(())
+}
+
+/// The builds to measure in turn, this one last.
+fn builds<'a>(stage: &'a Stage, options: &'a Options) -> Result<Vec<Build<'a>>> {
+    let now = Build {
+        program: executable("tallyman")?,
+        add: Figures::add,
+        stage,
+        options,
+    };
+    let before = options.before.as_ref().map(|program| Build {
+        program: program.clone(),
+        add: Figures::add_before,
+        ..now
+    });
+    Ok(before.into_iter().chain([now]).collect())
+}
+
+impl Ceiling {
+    async fn measure(stage: &Stage, options: &Options, figures: &mut Figures) -> Result<Self> {
+        let service = stage.serve_noop().await?;
+        let mut load = single(&service, options, Op::Consume, false);
+        let (report, cpu) = costs::measure(stage, &service, &load).await?;
+        load.connections = MANY_CONNECTIONS;
+        let many = load::run(&load, None).await?.flawless("no-op")?;
+        let at_rate = open(&service, options, RATE).await?;
+        service.stop().await?;
+        let ceiling = Self {
+            cpu: cpu.service,
+            rate: report.requests_per_second,
+            rate_of_256: many.requests_per_second,
+        };
+        figures.add("noopCpu", ceiling.cpu);
+        figures.add("noop", ceiling.rate);
+        figures.add("noop256", ceiling.rate_of_256);
+        figures.add("noopOpenP99", at_rate.latency_ms.p99);
+        Ok(ceiling)
+    }
+}
+
+impl Build<'_> {
+    async fn calls(&self, ceiling: &Ceiling, figures: &mut Figures) -> Result<()> {
+        let options = self.options;
+        let organizations = options.some(ORGANIZATIONS);
+        let service = self.stage.serve_as(&self.program, &[], &[]).await?;
+        open_all(&service, options).await?;
+        let mut load = single(&service, options, Op::Consume, false);
+        let (consume, cpu) = costs::measure(self.stage, &service, &load).await?;
+        load.connections = MANY_CONNECTIONS;
+        let consume_256 = load::run(&load, None).await?.flawless("consume")?;
+        let keyed = single(&service, options, Op::Track, true);
+        let keyed = load::run(&keyed, None).await?.flawless("track")?;
         let many = batches(&service, options, organizations).await?;
         let few = batches(&service, options, FEW_ORGANIZATIONS).await?;
         let at_rate = open(&service, options, RATE).await?;
@@ -116,147 +231,60 @@ pub(crate) async fn run(stage: &Stage, options: &Options) -> Result<Figures> {
         let at_half = open(&service, options, half).await?;
         service.stop().await?;
 
-        let reference = Reference::prepare(stage, counters).await?;
-        let stored = f64::from(counters) / flush::store(stage, counters).await?.as_secs_f64();
-        let merged = f64::from(counters) / reference.merge().await?.as_secs_f64();
-
-        let ceiling = ceiling.requests_per_second;
-        figures.add("noop", ceiling);
-        figures.add("consume", consume.requests_per_second);
-        figures.add("consumeOfNoop", consume.requests_per_second / ceiling);
-        figures.add("keyed", keyed.requests_per_second);
-        figures.add("keyedOfNoop", keyed.requests_per_second / ceiling);
-        figures.add("batch10k", many.items_per_second);
-        figures.add("batch100", few.items_per_second);
-        figures.add("noopOpenP99", noop_open.latency_ms.p99);
-        figures.add("openP50", at_rate.latency_ms.p50);
-        figures.add("openP99", at_rate.latency_ms.p99);
-        figures.add("openP999", at_rate.latency_ms.p999);
-        figures.add("halfRate", float(u64::from(half)));
-        figures.add("halfP50", at_half.latency_ms.p50);
-        figures.add("halfP99", at_half.latency_ms.p99);
-        figures.add("halfP999", at_half.latency_ms.p999);
-        figures.add("flush", stored);
-        figures.add("merge", merged);
-        figures.add("flushOfMerge", stored / merged);
-    }
-    Ok(figures)
-}
-
-/// The figures with more organizations and connections.
-const SCALE: &[Figure] = &[
-    Figure::new("consume10k", "consume, 10,000 organizations", "requests/s"),
-    Figure::new(
-        "consume100k",
-        "consume, 100,000 organizations",
-        "requests/s",
-    ),
-    Figure::new(
-        "consume1m",
-        "consume, 1,000,000 organizations",
-        "requests/s",
-    ),
-    Figure::new("consume1mOf10k", "1,000,000 / 10,000 organizations", "")
-        .target(Target::AtLeast(0.85)),
-    Figure::new(
-        "memory10k",
-        "memory of the service, 10,000 organizations",
-        "MiB",
-    ),
-    Figure::new(
-        "memory100k",
-        "memory of the service, 100,000 organizations",
-        "MiB",
-    ),
-    Figure::new(
-        "memory1m",
-        "memory of the service, 1,000,000 organizations",
-        "MiB",
-    )
-    .target(Target::AtMost(400.0)),
-    Figure::new(
-        "redis1m",
-        "memory of Redis for each of 1,000,000 counters",
-        "bytes",
-    )
-    .target(Target::AtMost(250.0)),
-    Figure::new("new1m", "1,000,000 new counters stored", "s"),
-    Figure::new("changed1m", "1,000,000 changed counters stored", "s").target(Target::AtMost(20.0)),
-    Figure::new("noop16", "no-op, 16 connections", "requests/s"),
-    Figure::new("consume16", "consume, 16 connections", "requests/s"),
-    Figure::new("noop64", "no-op, 64 connections", "requests/s"),
-    Figure::new("consume64", "consume, 64 connections", "requests/s"),
-    Figure::new("noop256", "no-op, 256 connections", "requests/s"),
-    Figure::new("consume256", "consume, 256 connections", "requests/s"),
-    Figure::new("noop1024", "no-op, 1,024 connections", "requests/s"),
-    Figure::new("consume1024", "consume, 1,024 connections", "requests/s"),
-];
-
-/// Measures [`SCALE`].
-pub(crate) async fn scale(stage: &Stage, options: &Options) -> Result<Figures> {
-    let mut figures = Figures::new(SCALE);
-    let empty = stage.redis_memory().await?;
-    let mut smallest = None;
-    for (organizations, name) in [(10_000, "10k"), (100_000, "100k"), (1_000_000, "1m")] {
-        let organizations = options.some(organizations);
-        eprintln!("{organizations} organizations");
-        let is_largest = name == "1m";
-        let new = flush::store(stage, organizations).await?;
-        if is_largest {
-            let changed = flush::store(stage, organizations).await?;
-            let bytes = stage.redis_memory().await?.saturating_sub(empty);
-            figures.add("new1m", new.as_secs_f64());
-            figures.add("changed1m", changed.as_secs_f64());
-            figures.add("redis1m", float(bytes) / f64::from(organizations));
-        }
-        let service = stage.serve(&[]).await?;
-        // Warms the caches of the service for all organizations.
-        let mut all = single(&service, options, Op::Check, false);
-        all.organizations = organizations;
-        all.spread = Spread::Turns;
-        all.warm_up = Duration::ZERO;
-        all.until = Until::Requests(u64::from(organizations));
-        load::run(&all, None).await?.flawless("warm-up")?;
-        stage.redis_has_rewritten().await?;
-        let mut load = single(&service, options, Op::Consume, false);
-        load.organizations = organizations;
-        let speed = load::run(&load, None)
-            .await?
-            .flawless("consume")?
-            .requests_per_second;
-        figures.add(&format!("consume{name}"), speed);
-        figures.add(
-            &format!("memory{name}"),
-            float(service.memory()?) / float(1 << 20),
-        );
-        let smallest = *smallest.get_or_insert(speed);
-        if is_largest {
-            figures.add("consume1mOf10k", speed / smallest);
-        }
-        service.stop().await?;
-    }
-    for connections in [16, 64, 256, 1024] {
-        eprintln!("{connections} connections");
-        for (name, service) in [
-            ("noop", stage.serve_noop().await?),
-            ("consume", stage.serve(&[]).await?),
+        let mut add = |name: &str, value: f64| (self.add)(figures, name, value);
+        for (name, ratio, cost) in [
+            ("serviceCpu", "serviceOfNoop", cpu.service),
+            ("redisCpu", "redisOfNoop", cpu.redis),
+            ("postgresCpu", "postgresOfNoop", cpu.postgres),
         ] {
-            let mut load = single(&service, options, Op::Consume, false);
-            load.connections = connections;
-            let speed = load::run(&load, None)
-                .await?
-                .flawless(name)?
-                .requests_per_second;
-            figures.add(&format!("{name}{connections}"), speed);
-            service.stop().await?;
+            add(name, cost);
+            add(ratio, cost / ceiling.cpu);
         }
+        for (name, ratio, rate, highest) in [
+            ("consume", "consumeOfNoop", &consume, ceiling.rate),
+            (
+                "consume256",
+                "consumeOfNoop256",
+                &consume_256,
+                ceiling.rate_of_256,
+            ),
+            ("keyed", "keyedOfNoop", &keyed, ceiling.rate),
+        ] {
+            add(name, rate.requests_per_second);
+            add(ratio, rate.requests_per_second / highest);
+        }
+        add("batch10k", many.items_per_second);
+        add("batch100", few.items_per_second);
+        add("openP50", at_rate.latency_ms.p50);
+        add("openP99", at_rate.latency_ms.p99);
+        add("openP999", at_rate.latency_ms.p999);
+        add("halfRate", float(u64::from(half)));
+        add("halfP50", at_half.latency_ms.p50);
+        add("halfP99", at_half.latency_ms.p99);
+        add("halfP999", at_half.latency_ms.p999);
+        Ok(())
     }
-    Ok(figures)
+
+    async fn flush(&self, counters: u32, figures: &mut Figures) -> Result<()> {
+        let reference = Reference::prepare(self.stage, counters).await?;
+        let took = flush::store(self.stage, &self.program, counters).await?;
+        let stored = f64::from(counters) / took.as_secs_f64();
+        let merged = f64::from(counters) / reference.merge().await?.as_secs_f64();
+        (self.add)(figures, "flush", stored);
+        (self.add)(figures, "merge", merged);
+        (self.add)(figures, "flushOfMerge", stored / merged);
+        Ok(())
+    }
 }
 
-async fn closed(service: &Service, options: &Options, op: Op, keyed: bool) -> Result<Report> {
-    let load = single(service, options, op, keyed);
-    load::run(&load, None).await?.flawless(op.name())
+/// Calls each organization once, which opens its counter and warms the caches.
+pub(crate) async fn open_all(service: &Service, options: &Options) -> Result<()> {
+    let mut all = single(service, options, Op::Consume, false);
+    all.spread = Spread::Turns;
+    all.warm_up = Duration::ZERO;
+    all.until = Until::Requests(u64::from(all.organizations));
+    load::run(&all, None).await?.flawless("warm-up")?;
+    Ok(())
 }
 
 async fn open(service: &Service, options: &Options, rate: u32) -> Result<Report> {
