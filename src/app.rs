@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use axum::Router;
 use chrono::TimeDelta;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -22,8 +21,8 @@ use crate::config::{Config, ConnectionLimits, Servers};
 use crate::context::Context;
 use crate::dashboard;
 use crate::http;
-use crate::http::BATCH_BODY_MAX;
 use crate::http::state::{Handles, State};
+use crate::http::{BATCH_BODY_MAX, Dispatch};
 use crate::jobs::activity::Activity;
 use crate::jobs::drain::DrainJob;
 use crate::jobs::erase::Eraser;
@@ -157,8 +156,8 @@ impl App {
     }
 
     /// Every route: the HTTP API and the dashboard.
-    pub fn router(&self) -> Router {
-        http::router(&self.state, dashboard::router(&self.state))
+    pub fn service(&self) -> Dispatch {
+        http::service(&self.state, dashboard::router(&self.state))
     }
 
     /// Serves until `stop`; then responds to the accepted requests, and stores all counts a last time.
@@ -188,10 +187,10 @@ impl App {
         };
         let metrics = self.background.metrics.clone();
         let server = Server::new(limits, metrics, self.tls.clone());
-        let router = self.router();
+        let service = self.service();
         let stop_server = CancellationToken::new();
         let patience = self.config.shutdown;
-        let mut serving = pin!(server.serve(listener, router, stop_server.clone(), patience));
+        let mut serving = pin!(server.serve(listener, service, stop_server.clone(), patience));
         let mut crashed = tokio::select! {
             _ = &mut serving => false,
             () = stop.cancelled() => false,
@@ -251,10 +250,10 @@ impl App {
             ..self.config.connections.clone()
         };
         let server = Server::new(limits, self.background.metrics.clone(), None);
-        let router = http::metrics_router(self.state.clone());
+        let service = http::metrics_router(self.state.clone()).into();
         jobs.spawn(async move {
             // A slow scrape must not delay a stop.
-            server.serve(listener, router, stop, Duration::ZERO).await;
+            server.serve(listener, service, stop, Duration::ZERO).await;
         });
     }
 }

@@ -20,12 +20,14 @@ mod throttle;
 mod tokens;
 
 use std::collections::{BTreeMap, HashSet};
+use std::hash::{BuildHasher as _, RandomState};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use chrono::{DateTime, DurationRound as _, TimeDelta, Utc};
 use quick_cache::sync::Cache;
+use subtle::ConstantTimeEq as _;
 use xxhash_rust::xxh3::xxh3_64;
 
 pub use embed::{EmbedLink, Theme};
@@ -70,6 +72,7 @@ pub struct Auth {
     seal: Arc<OnceLock<Seal>>,
     known: Arc<Mutex<KnownKeys>>,
     throttle: Throttle,
+    fingerprints: Fingerprints,
     /// The minute in which keys were last used, until it is stored in Postgres.
     uses: Arc<Mutex<BTreeMap<ApiKeyId, DateTime<Utc>>>>,
     /// None if the service accepts no JWTs.
@@ -90,13 +93,13 @@ struct KnownKeys {
 
 impl KnownKeys {
     /// Whether a key with this id may exist.
-    fn may_have(&self, id: &ApiKeyId) -> bool {
+    fn may_have(&self, id: &str) -> bool {
         !self.complete || self.ids.contains(&hash(id))
     }
 }
 
-fn hash(id: &ApiKeyId) -> u64 {
-    xxh3_64(id.as_str().as_bytes())
+fn hash(id: &str) -> u64 {
+    xxh3_64(id.as_bytes())
 }
 
 /// The result of a look-up.
@@ -107,6 +110,30 @@ struct CachedKey {
     looked_up_at: DateTime<Utc>,
     /// Whether a use was recorded, which happens once in the lifetime of this.
     use_recorded: AtomicBool,
+    /// The fingerprint of the secret, once it has matched the record.
+    matched: OnceLock<Fingerprint>,
+}
+
+/// A hash of a secret with this process's random keys. Much cheaper than the SHA-256 of the record, and of no use to
+/// anybody who reads the memory of another process.
+#[derive(Debug, Clone, Copy)]
+struct Fingerprint([u64; 2]);
+
+/// Takes fingerprints: `SipHash` with two random keys of 128 bits.
+#[derive(Debug, Clone, Default)]
+struct Fingerprints([RandomState; 2]);
+
+impl Fingerprints {
+    fn of(&self, secret: &str) -> Fingerprint {
+        Fingerprint(self.0.each_ref().map(|it| it.hash_one(secret)))
+    }
+}
+
+impl Fingerprint {
+    /// Compares in constant time.
+    fn is(self, other: Self) -> bool {
+        self.0.ct_eq(&other.0).into()
+    }
 }
 
 impl CachedKey {
@@ -115,6 +142,25 @@ impl CachedKey {
         // A revocation is final. A clock that was set back must not extend a lifetime.
         (TimeDelta::zero()..CACHE_LIFETIME).contains(&age)
             || self.record.as_ref().is_some_and(|record| record.revoked)
+    }
+
+    /// The record, if this is its key, which is neither revoked nor expired.
+    fn accept(
+        &self,
+        key: PresentedKey<'_>,
+        fingerprints: &Fingerprints,
+        now: DateTime<Utc>,
+    ) -> Option<&Arc<KeyRecord>> {
+        let record = self.record.as_ref().filter(|it| it.is_valid_at(now))?;
+        let presented = fingerprints.of(key.secret);
+        let known = self.matched.get().is_some_and(|it| it.is(presented));
+        if !known {
+            if !record.matches(key) {
+                return None;
+            }
+            let _ = self.matched.set(presented);
+        }
+        Some(record)
     }
 }
 
@@ -129,6 +175,7 @@ impl Auth {
             seal: Arc::default(),
             known: Arc::default(),
             throttle: Throttle::new(),
+            fingerprints: Fingerprints::default(),
             uses: Arc::default(),
             tokens,
         })
@@ -147,21 +194,21 @@ impl Auth {
     /// an address, a key that does not exist is refused without a look-up.
     pub async fn authenticate(
         &self,
-        key: &PresentedKey,
+        key: PresentedKey<'_>,
         address: Option<IpAddr>,
     ) -> Result<Result<Arc<KeyRecord>, Refused>, Error> {
         let now = self.ctx.clock.now();
-        let cached = match self.fresh(&key.id, now) {
+        let cached = match self.fresh(key.id, now) {
             Some(cached) => cached,
             None => match address.and_then(|address| self.throttle.wait(address, now)) {
-                Some(wait) if !lock(&self.known).may_have(&key.id) => {
+                Some(wait) if !lock(&self.known).may_have(key.id) => {
                     return Ok(Err(self.throttled(wait)));
                 }
-                _ => Box::pin(self.look_up(&key.id, now)).await?,
+                // Boxed: keeps the hot-path future small.
+                _ => Box::pin(self.look_up(key.id, now)).await?,
             },
         };
-        let accepts = |record: &&Arc<KeyRecord>| record.matches(key) && record.is_valid_at(now);
-        let Some(record) = cached.record.as_ref().filter(accepts) else {
+        let Some(record) = cached.accept(key, &self.fingerprints, now) else {
             let wait = address.and_then(|address| self.throttle.fail(address, now));
             return Ok(Err(
                 wait.map_or(Refused::Invalid, |wait| self.throttled(wait))
@@ -169,7 +216,7 @@ impl Auth {
         };
         if !cached.use_recorded.load(Ordering::Relaxed) {
             cached.use_recorded.store(true, Ordering::Relaxed);
-            self.record_use(&key.id, now);
+            self.record_use(&record.id, now);
         }
         Ok(Ok(Arc::clone(record)))
     }
@@ -182,7 +229,10 @@ impl Auth {
     /// The record of a key that was authenticated before, if it is neither expired nor revoked since.
     pub async fn known(&self, id: &ApiKeyId) -> Result<Option<Arc<KeyRecord>>, Error> {
         let now = self.ctx.clock.now();
-        let cached = self.cached(id, now).await?;
+        let cached = match self.fresh(id.as_str(), now) {
+            Some(cached) => cached,
+            None => self.look_up(id.as_str(), now).await?,
+        };
         let valid = cached.record.as_ref().filter(|it| it.is_valid_at(now));
         Ok(valid.map(Arc::clone))
     }
@@ -211,15 +261,7 @@ impl Auth {
         (now < link.expires_at).then_some(link)
     }
 
-    async fn cached(&self, id: &ApiKeyId, now: DateTime<Utc>) -> Result<Arc<CachedKey>, Error> {
-        match self.fresh(id, now) {
-            Some(cached) => Ok(cached),
-            // Boxed: keeps the hot-path future small.
-            None => Box::pin(self.look_up(id, now)).await,
-        }
-    }
-
-    fn fresh(&self, id: &ApiKeyId, now: DateTime<Utc>) -> Option<Arc<CachedKey>> {
+    fn fresh(&self, id: &str, now: DateTime<Utc>) -> Option<Arc<CachedKey>> {
         let cached = self.cache.get(id).filter(|it| it.is_fresh(now))?;
         self.ctx.metrics.cache_hit(metrics::Cache::Keys);
         Some(cached)
@@ -230,7 +272,7 @@ impl Auth {
         if record.proven {
             return Ok(Some(Arc::clone(record)));
         }
-        let found = api_keys::find(&self.ctx.postgres, &record.id).await?;
+        let found = api_keys::find(&self.ctx.postgres, record.id.as_str()).await?;
         let now = self.ctx.clock.now();
         let accepted = found.filter(|it| it.is_same_key(record) && it.is_valid_at(now));
         Ok(accepted.map(Arc::new))
@@ -264,7 +306,7 @@ impl Auth {
                 return Ok(());
             };
             for IdChange { id, revoked, .. } in changed {
-                known.ids.insert(hash(&id));
+                known.ids.insert(hash(id.as_str()));
                 // A refusal that was cached before the key existed must not outlive this.
                 self.cache.remove(&id);
                 if revoked {
@@ -325,7 +367,7 @@ impl Auth {
         Ok(())
     }
 
-    async fn look_up(&self, id: &ApiKeyId, now: DateTime<Utc>) -> Result<Arc<CachedKey>, Error> {
+    async fn look_up(&self, id: &str, now: DateTime<Utc>) -> Result<Arc<CachedKey>, Error> {
         self.ctx.metrics.cache_missed(metrics::Cache::Keys);
         let record = match self.mirrored(id).await {
             Ok(Some(record)) => Some(record),
@@ -341,19 +383,22 @@ impl Auth {
             record,
             looked_up_at: now,
             use_recorded: AtomicBool::new(false),
+            matched: OnceLock::new(),
         });
-        self.cache.insert(id.clone(), Arc::clone(&cached));
+        if let Ok(id) = id.parse() {
+            self.cache.insert(id, Arc::clone(&cached));
+        }
         Ok(cached)
     }
 
-    async fn mirrored(&self, id: &ApiKeyId) -> Result<Option<KeyRecord>, redis::Error> {
+    async fn mirrored(&self, id: &str) -> Result<Option<KeyRecord>, redis::Error> {
         let connection = self.ctx.redis.connection().await?;
         let Some(text) = connection.api_key(id).await? else {
             return Ok(None);
         };
         let seal = self.seal.get();
         let opened = match seal {
-            Some(seal) => seal.open(id.as_str(), &text),
+            Some(seal) => seal.open(id, &text),
             None => text.split_once(' ').map(|(_, text)| text),
         };
         if opened.is_none() {

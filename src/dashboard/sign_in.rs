@@ -117,9 +117,9 @@ async fn viewer_key(
     parts: &Parts,
 ) -> Result<ApiKey, &'static str> {
     let (auth, postgres) = (&dashboard.state.auth, &dashboard.state.ctx.postgres);
-    let presented: PresentedKey = text.parse().map_err(|_| NOT_ACCEPTED)?;
+    let presented = PresentedKey::parse(text).ok_or(NOT_ACCEPTED)?;
     let address = parts.extensions.get().map(|peer: &Peer| peer.ip);
-    let record = auth.authenticate(&presented, address).await;
+    let record = auth.authenticate(presented, address).await;
     let record = record.map_err(|_| AWAY)?.map_err(|refused| match refused {
         Refused::Invalid => NOT_ACCEPTED,
         Refused::TooManyFailures { .. } => TOO_MANY,

@@ -2,6 +2,7 @@
 //!
 //! Ids in Redis keys contain no `:`, except the idempotency key, which is always the last part.
 
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
@@ -108,6 +109,13 @@ id!(
     "0123456789abcdef",
     "16 characters of 0-9 a-f"
 );
+
+/// For look-ups by the text that a caller presents.
+impl Borrow<str> for ApiKeyId {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
 
 id!(
     /// An API key's display name.

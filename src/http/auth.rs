@@ -55,7 +55,7 @@ impl Caller {
     }
 
     /// Authenticates an API key.
-    async fn with_key(key: &PresentedKey, parts: &Parts, state: &State) -> Result<Self, Error> {
+    async fn with_key(key: PresentedKey<'_>, parts: &Parts, state: &State) -> Result<Self, Error> {
         let address = parts.extensions.get().map(|peer: &Peer| peer.ip);
         let record = state.auth.authenticate(key, address).await??;
         Self::new(Identity::Key(record), parts)
@@ -189,8 +189,8 @@ impl FromRequestParts<State> for Caller {
             .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
             .map(|(_, token)| token.trim())
             .ok_or(Error::Unauthenticated)?;
-        if let Ok(key) = token.parse::<PresentedKey>() {
-            return Self::with_key(&key, parts, state).await;
+        if let Some(key) = PresentedKey::parse(token) {
+            return Self::with_key(key, parts, state).await;
         }
         // Boxed: keeps the future of a request with a key small.
         let user = Box::pin(state.auth.user(token)).await?;
@@ -314,9 +314,9 @@ impl ResetExpired {
         parts: &Parts,
         state: &State,
     ) -> Result<Self, Error> {
-        let key = key.and_then(|key| key.parse::<PresentedKey>().ok());
+        let key = key.and_then(PresentedKey::parse);
         let key = key.ok_or(Error::Unauthenticated)?;
-        Self::check(Caller::with_key(&key, parts, state).await?, state).await
+        Self::check(Caller::with_key(key, parts, state).await?, state).await
     }
 }
 

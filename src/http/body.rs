@@ -5,7 +5,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
 use axum::body::{Body, Bytes, HttpBody as _};
-use axum::extract::Request;
+use axum::http::request::Parts;
 use futures::future::poll_fn;
 use http_body_util::BodyExt as _;
 use tokio::time::{Instant, timeout};
@@ -34,9 +34,13 @@ impl Deref for Text {
 }
 
 /// Reads a body of at most `max` bytes.
-pub(super) async fn read(request: Request, max: usize, state: &State) -> Result<Text, Error> {
-    let info = request.extensions().get::<RequestInfo>().cloned();
-    let body = request.into_body();
+pub(super) async fn read(
+    parts: &Parts,
+    body: Body,
+    max: usize,
+    state: &State,
+) -> Result<Text, Error> {
+    let info = parts.extensions.get::<RequestInfo>().cloned();
     // A Content-Length beyond the limit is refused before reading.
     if body.size_hint().lower() > max as u64 {
         return Err(Error::PayloadTooLarge(max));

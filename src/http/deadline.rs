@@ -116,10 +116,10 @@ mod tests {
         F: Future<Output = ()> + Send + 'static,
     {
         let service = ServiceBuilder::new()
-            .layer(RequestLog::layer(Metrics::new(
-                "tests",
-                DateTime::UNIX_EPOCH,
-            )))
+            .layer(RequestLog::layer(
+                Metrics::new("tests", DateTime::UNIX_EPOCH),
+                None,
+            ))
             .layer(Deadline::layer(Duration::from_secs(5)))
             .service(service_fn(move |request: Request| async move {
                 let info = request.extensions().get().cloned().unwrap();

@@ -35,7 +35,8 @@ impl<T: DeserializeOwned> FromRequest<State> for Body<T> {
     type Rejection = Error;
 
     async fn from_request(request: Request, state: &State) -> Result<Self, Error> {
-        let (media_type, text) = receive(request, state).await?;
+        let (parts, body) = request.into_parts();
+        let (media_type, text) = receive(&parts, body, state).await?;
         media_type?.must_be_json()?;
         parse::json(&text).map(Self)
     }
@@ -45,7 +46,8 @@ impl<T: DeserializeOwned> OptionalFromRequest<State> for Body<T> {
     type Rejection = Error;
 
     async fn from_request(request: Request, state: &State) -> Result<Option<Self>, Error> {
-        let (media_type, text) = receive(request, state).await?;
+        let (parts, body) = request.into_parts();
+        let (media_type, text) = receive(&parts, body, state).await?;
         if text.is_empty() {
             return Ok(None);
         }
@@ -59,11 +61,14 @@ impl<T: DeserializeOwned> OptionalFromRequest<State> for Body<T> {
 #[derive(Debug)]
 pub(super) struct HotBody<T>(pub(super) T);
 
-impl<T: DeserializeOwned> FromRequest<State> for HotBody<T> {
-    type Rejection = Error;
-
-    async fn from_request(request: Request, state: &State) -> Result<Self, Error> {
-        let (media_type, text) = receive(request, state).await?;
+impl<T: DeserializeOwned> HotBody<T> {
+    /// Reads the body of a request with these parts.
+    pub(super) async fn receive(
+        parts: &Parts,
+        body: axum::body::Body,
+        state: &State,
+    ) -> Result<Self, Error> {
+        let (media_type, text) = receive(parts, body, state).await?;
         media_type?.must_be_json()?;
         from_json(&text).map(Self)
     }
@@ -75,23 +80,20 @@ struct QueryParsed;
 
 /// Reads a body, and refuses a query that nothing has parsed.
 async fn receive(
-    request: Request,
+    parts: &Parts,
+    body: axum::body::Body,
     state: &State,
 ) -> Result<(Result<MediaType, Error>, Text), Error> {
-    let parsed = request.extensions().get::<QueryParsed>().is_some();
-    let query = request
-        .uri()
-        .query()
-        .filter(|_| !parsed)
-        .unwrap_or_default();
+    let parsed = parts.extensions.get::<QueryParsed>().is_some();
+    let query = parts.uri.query().filter(|_| !parsed).unwrap_or_default();
     if let Some((name, _)) = form_urlencoded::parse(query.as_bytes()).next() {
         return Err(Error::MalformedRequest(format!(
             "this takes no query parameters; put {} in the JSON body",
             input::quoted(&name)
         )));
     }
-    let media_type = MediaType::of(request.headers());
-    Ok((media_type, read(request, BODY_MAX, state).await?))
+    let media_type = MediaType::of(&parts.headers);
+    Ok((media_type, read(parts, body, BODY_MAX, state).await?))
 }
 
 /// Parses straight into the type; parses again, strictly, to explain a failure.

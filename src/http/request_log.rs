@@ -20,6 +20,7 @@ use tracing::instrument::Instrumented;
 use uuid::Uuid;
 
 use super::problem::Reason;
+use super::routes::counting::OPERATIONS;
 use crate::auth;
 use crate::domain::ids::ApiKeyId;
 use crate::metrics::Metrics;
@@ -31,14 +32,7 @@ const TARGET: &str = "tallyman::request";
 /// The route of a request that none matches.
 const NO_ROUTE: &str = "none";
 
-/// The hot path: successful calls are logged at `debug`, because writing the line costs more than counting.
-const COUNTING: [&str; 5] = [
-    "/v1/track",
-    "/v1/consume",
-    "/v1/check",
-    "/v1/refund",
-    "/v1/batch",
-];
+const BATCH: &str = "/v1/batch";
 
 /// The header with the request's id, the caller's or a new one.
 pub(super) const REQUEST_ID: &str = "x-request-id";
@@ -121,16 +115,39 @@ impl RequestInfo {
 #[derive(Debug, Clone)]
 pub(super) struct RequestLog<S> {
     metrics: Metrics,
+    route: Option<&'static str>,
     inner: S,
 }
 
 impl<S> RequestLog<S> {
-    /// The layer.
-    pub(super) fn layer(metrics: Metrics) -> impl Layer<S, Service = Self> + Clone {
+    /// The layer of one `route`, or of a router, which tells the route of each request.
+    pub(super) fn layer(
+        metrics: Metrics,
+        route: Option<&'static str>,
+    ) -> impl Layer<S, Service = Self> + Clone {
         tower::layer::layer_fn(move |inner| Self {
             metrics: metrics.clone(),
+            route,
             inner,
         })
+    }
+}
+
+/// The route of a request.
+enum Route {
+    Known(&'static str),
+    Matched(MatchedPath),
+    /// No route matches.
+    None,
+}
+
+impl Route {
+    fn as_str(&self) -> &str {
+        match self {
+            Self::Known(route) => route,
+            Self::Matched(route) => route.as_str(),
+            Self::None => NO_ROUTE,
+        }
     }
 }
 
@@ -157,7 +174,11 @@ where
             metrics: self.metrics.clone(),
             started: Instant::now(),
             method: request.method().clone(),
-            route: request.extensions().get().cloned(),
+            route: match (self.route, request.extensions().get()) {
+                (Some(route), _) => Route::Known(route),
+                (None, Some(matched)) => Route::Matched(MatchedPath::clone(matched)),
+                (None, None) => Route::None,
+            },
             info,
             logged: false,
         };
@@ -227,25 +248,24 @@ struct Line {
     metrics: Metrics,
     started: Instant,
     method: Method,
-    route: Option<MatchedPath>,
+    route: Route,
     info: RequestInfo,
     logged: bool,
 }
 
 impl Line {
-    fn route(&self) -> &str {
-        self.route.as_ref().map_or(NO_ROUTE, MatchedPath::as_str)
-    }
-
+    /// Whether it is on the hot path: successful calls are logged at `debug`, because writing the line costs more than
+    /// counting.
     fn is_counting(&self) -> bool {
-        COUNTING.contains(&self.route())
+        let route = self.route.as_str();
+        route == BATCH || OPERATIONS.iter().any(|(path, _)| *path == route)
     }
 
     /// Logs and measures the request; without a status the client disconnected.
     fn log(&mut self, status: Option<u16>, reason: Option<&Reason>) {
         self.logged = true;
         let duration = self.started.elapsed();
-        let (method, route) = (self.method.as_str(), self.route());
+        let (method, route) = (self.method.as_str(), self.route.as_str());
         self.metrics
             .request_completed(method, route, status, duration);
         let caller = self.info.caller();

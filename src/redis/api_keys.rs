@@ -24,8 +24,8 @@ pub struct KeyChanges<'a> {
 
 impl Routes {
     /// The mirrored record of an API key.
-    pub async fn api_key(&self, id: &ApiKeyId) -> Result<Option<String>, Error> {
-        self.mirrored(id.as_str()).await
+    pub async fn api_key(&self, id: &str) -> Result<Option<String>, Error> {
+        self.mirrored(id).await
     }
 
     /// The mark up to which changes of API keys are mirrored in this data set; none without a mirror.

@@ -18,7 +18,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::Router;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -29,7 +28,7 @@ pub use tls::Tls;
 
 use crate::config::ConnectionLimits;
 use crate::http;
-use crate::http::Peer;
+use crate::http::{Dispatch, Peer};
 use crate::metrics::{CloseReason, Metrics};
 use connection::{Protocols, ServedConnection};
 use service::ConnectionService;
@@ -81,7 +80,7 @@ impl Server {
     pub async fn serve(
         &self,
         listener: TcpListener,
-        router: Router,
+        service: Dispatch,
         stop: CancellationToken,
         grace: Duration,
     ) -> bool {
@@ -89,7 +88,7 @@ impl Server {
         let protocols = Protocols::new();
         while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
             match accepted {
-                Ok(accepted) => self.accept(accepted, &router, &protocols, &tasks),
+                Ok(accepted) => self.accept(accepted, &service, &protocols, &tasks),
                 Err(error) => {
                     stop.run_until_cancelled(self.pause_after(&error)).await;
                 }
@@ -110,7 +109,7 @@ impl Server {
     fn accept(
         &self,
         (stream, address): (TcpStream, SocketAddr),
-        router: &Router,
+        service: &Dispatch,
         protocols: &Protocols,
         tasks: &TaskTracker,
     ) {
@@ -145,7 +144,7 @@ impl Server {
         let entry = open.enter(metrics.clone());
         tracing::trace!(open = open.count(), "connection accepted");
         let service = ConnectionService {
-            router: router.clone(),
+            service: service.clone(),
             connection: Arc::clone(&entry.connection),
             peer: Peer {
                 ip: address.ip().to_canonical(),

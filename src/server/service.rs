@@ -1,4 +1,4 @@
-//! Passes requests to the router and tracks their progress in the state of the connection.
+//! Passes requests to the HTTP API and tracks their progress in the state of the connection.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -6,11 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
-use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::http::header::CONNECTION;
 use axum::http::{HeaderValue, Request, Response, Version};
-use axum::routing::future::RouteFuture;
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::service::Service;
@@ -18,12 +16,12 @@ use pin_project_lite::pin_project;
 use tower::Service as _;
 
 use super::state::{Connection, InFlight, ReceivingBody};
-use crate::http::Peer;
+use crate::http::{Answering, Dispatch, Peer};
 
-/// The router, as hyper's service for one connection.
+/// The HTTP API, as hyper's service for one connection.
 #[derive(Debug)]
 pub(super) struct ConnectionService {
-    pub(super) router: Router,
+    pub(super) service: Dispatch,
     pub(super) connection: Arc<Connection>,
     pub(super) peer: Peer,
     /// Whether HTTP/1 responses say `connection: close`.
@@ -57,7 +55,7 @@ impl Service<Request<Incoming>> for ConnectionService {
         });
         request.extensions_mut().insert(self.peer);
         ResponseFuture {
-            response: self.router.clone().call(request),
+            response: self.service.clone().call(request),
             in_flight: Some(in_flight),
             closing: request_version < Version::HTTP_2 && self.draining.load(Ordering::Acquire),
         }
@@ -65,10 +63,10 @@ impl Service<Request<Incoming>> for ConnectionService {
 }
 
 pin_project! {
-    /// A request in the router.
+    /// A request being answered.
     pub(super) struct ResponseFuture {
         #[pin]
-        response: RouteFuture<Infallible>,
+        response: Answering,
         in_flight: Option<InFlight>,
         // Whether this is the last response on its connection.
         closing: bool,

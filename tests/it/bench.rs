@@ -13,12 +13,12 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::spawn_blocking;
 
-use crate::support::{World, counter_key, instant};
+use crate::support::{Instance, World, counter_key, instant};
 
 #[tokio::test]
 async fn two_thousand_audited_requests_agree_with_the_counts() {
     let world = World::new().await;
-    let url = listen(world.instance().await.app.router()).await;
+    let url = listen(router(&world.instance().await)).await;
     // More units than each organization's limit, so that some requests are refused.
     let (agrees, report) = audit(&world, &url, &["--amount", "7", "--organizations", "10"]).await;
     assert!(agrees, "{report}");
@@ -55,7 +55,7 @@ async fn two_thousand_audited_requests_agree_with_the_counts() {
 #[tokio::test]
 async fn an_audit_finds_counts_that_were_changed_externally() {
     let world = Arc::new(World::new().await);
-    let app = world.instance().await.app;
+    let instance = world.instance().await;
     let (requests, shared_world) = (Arc::new(AtomicUsize::new(0)), Arc::clone(&world));
     let tampered = from_fn(move |request: Request, next: Next| {
         let (requests, world) = (Arc::clone(&requests), Arc::clone(&shared_world));
@@ -69,7 +69,7 @@ async fn an_audit_finds_counts_that_were_changed_externally() {
             next.run(request).await
         }
     });
-    let url = listen(app.router().layer(tampered)).await;
+    let url = listen(router(&instance).layer(tampered)).await;
     let (agrees, report) = audit(&world, &url, &["--op", "track", "--organizations", "20"]).await;
     assert!(!agrees, "{report}");
     assert_eq!(report["audit"]["differing"], 2, "{report}");
@@ -89,7 +89,7 @@ async fn an_audit_finds_counts_that_were_changed_externally() {
 #[tokio::test]
 async fn requests_of_a_broken_connection_are_unknown_and_no_difference() {
     let world = World::new().await;
-    let url = listen(world.instance().await.app.router()).await;
+    let url = listen(router(&world.instance().await)).await;
     let proxy = lose_every(40, url.strip_prefix("http://").unwrap().to_owned()).await;
     let (agrees, report) = audit(&world, &proxy, &["--op", "track", "--organizations", "20"]).await;
     assert!(agrees, "{report}");
@@ -115,6 +115,10 @@ async fn audit(world: &World, url: &str, arguments: &[&str]) -> (bool, Value) {
         (agrees, serde_json::from_slice(&out).unwrap())
     });
     running.await.unwrap()
+}
+
+fn router(instance: &Instance) -> Router {
+    Router::new().fallback_service(instance.app.service())
 }
 
 async fn listen(router: Router) -> String {

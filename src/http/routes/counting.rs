@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::State as Shared;
+use axum::extract::{FromRequestParts as _, Request, State as Shared};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
@@ -18,6 +18,14 @@ use crate::http::rate_limit;
 use crate::http::state::State;
 use crate::http::usage_result::UsageResult;
 
+/// The calls that count, by path.
+pub(in crate::http) const OPERATIONS: [(&str, Operation); 4] = [
+    ("/v1/consume", Operation::Consume),
+    ("/v1/track", Operation::Track),
+    ("/v1/check", Operation::Check),
+    ("/v1/refund", Operation::Refund),
+];
+
 /// Track usage
 ///
 /// Counts unconditionally; `allowed` is false if a hard limit is exceeded afterwards.
@@ -30,22 +38,8 @@ use crate::http::usage_result::UsageResult;
     request_body = TrackBody,
     responses(Counted, TrackProblems)
 )]
-pub(in crate::http) async fn track(
-    Shared(state): Shared<State>,
-    Ingest(caller): Ingest,
-    idempotency: Idempotency,
-    preference: Preference,
-    charges: HotBody<Charges>,
-) -> Result<Response, Error> {
-    decide(
-        &state,
-        &caller,
-        Operation::Track,
-        idempotency,
-        preference,
-        charges,
-    )
-    .await
+pub(in crate::http) async fn track(Shared(state): Shared<State>, request: Request) -> Response {
+    answer(state, Operation::Track, request).await
 }
 
 /// Consume
@@ -61,22 +55,8 @@ pub(in crate::http) async fn track(
     request_body = ConsumeBody,
     responses(Counted, Refused, CountingProblems)
 )]
-pub(in crate::http) async fn consume(
-    Shared(state): Shared<State>,
-    Ingest(caller): Ingest,
-    idempotency: Idempotency,
-    preference: Preference,
-    charges: HotBody<Charges>,
-) -> Result<Response, Error> {
-    decide(
-        &state,
-        &caller,
-        Operation::Consume,
-        idempotency,
-        preference,
-        charges,
-    )
-    .await
+pub(in crate::http) async fn consume(Shared(state): Shared<State>, request: Request) -> Response {
+    answer(state, Operation::Consume, request).await
 }
 
 /// Check
@@ -91,23 +71,8 @@ pub(in crate::http) async fn consume(
     request_body = ConsumeBody,
     responses(Checked, CheckingProblems)
 )]
-pub(in crate::http) async fn check(
-    Shared(state): Shared<State>,
-    Ingest(caller): Ingest,
-    idempotency: Idempotency,
-    charges: HotBody<Charges>,
-) -> Result<Response, Error> {
-    // A check without its body would tell nothing, so `Prefer` is ignored.
-    let preference = Preference::Full;
-    decide(
-        &state,
-        &caller,
-        Operation::Check,
-        idempotency,
-        preference,
-        charges,
-    )
-    .await
+pub(in crate::http) async fn check(Shared(state): Shared<State>, request: Request) -> Response {
+    answer(state, Operation::Check, request).await
 }
 
 /// Refund
@@ -122,22 +87,33 @@ pub(in crate::http) async fn check(
     request_body = RefundBody,
     responses(Counted, CountingProblems)
 )]
-pub(in crate::http) async fn refund(
-    Shared(state): Shared<State>,
-    Refund(caller): Refund,
-    idempotency: Idempotency,
-    preference: Preference,
-    charges: HotBody<Charges>,
-) -> Result<Response, Error> {
-    decide(
-        &state,
-        &caller,
-        Operation::Refund,
-        idempotency,
-        preference,
-        charges,
-    )
-    .await
+pub(in crate::http) async fn refund(Shared(state): Shared<State>, request: Request) -> Response {
+    answer(state, Operation::Refund, request).await
+}
+
+/// Answers a request of one of [`OPERATIONS`], with the permission that it needs.
+pub(in crate::http) async fn answer(
+    state: State,
+    operation: Operation,
+    request: Request,
+) -> Response {
+    let (mut parts, body) = request.into_parts();
+    let answered = async {
+        let parts = &mut parts;
+        let caller = match operation {
+            Operation::Refund => Refund::from_request_parts(parts, &state).await?.0,
+            _ => Ingest::from_request_parts(parts, &state).await?.0,
+        };
+        let idempotency = Idempotency::from_request_parts(parts, &state).await?;
+        let preference = match operation {
+            // A check without its body would tell nothing.
+            Operation::Check => Preference::Full,
+            _ => Preference::from_request_parts(parts, &state).await?,
+        };
+        let charges = HotBody::receive(parts, body, &state).await?;
+        decide(&state, &caller, operation, idempotency, preference, charges).await
+    };
+    answered.await.into_response()
 }
 
 async fn decide(

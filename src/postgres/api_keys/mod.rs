@@ -9,7 +9,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{FromRow, PgConnection, Row as _};
 use uuid::Uuid;
 
-pub use secret::{InvalidKey, KeyRecord, MirrorSecret, PresentedKey, SecretHash, may_hold_key};
+pub use secret::{KeyRecord, MirrorSecret, PresentedKey, SecretHash, may_hold_key};
 
 use super::audit::{self, Actor};
 use super::pool::{Error, Postgres, Result, Transaction};
@@ -154,7 +154,7 @@ pub async fn get(db: &Postgres, id: &ApiKeyId) -> Result<Option<ApiKey>> {
 }
 
 /// Finds the record of a key.
-pub async fn find(db: &Postgres, id: &ApiKeyId) -> Result<Option<KeyRecord>> {
+pub async fn find(db: &Postgres, id: &str) -> Result<Option<KeyRecord>> {
     Ok(sqlx::query_as("select * from api_keys where id = $1")
         .bind(id)
         .fetch_optional(db.pool().await?)
@@ -163,12 +163,12 @@ pub async fn find(db: &Postgres, id: &ApiKeyId) -> Result<Option<KeyRecord>> {
 
 /// Whether a key is valid.
 pub async fn verify(db: &Postgres, key: &str, now: DateTime<Utc>) -> Result<bool> {
-    let Ok(key) = key.parse::<PresentedKey>() else {
+    let Some(key) = PresentedKey::parse(key) else {
         return Ok(false);
     };
-    Ok(find(db, &key.id)
+    Ok(find(db, key.id)
         .await?
-        .is_some_and(|record| record.matches(&key) && record.is_valid_at(now)))
+        .is_some_and(|record| record.matches(key) && record.is_valid_at(now)))
 }
 
 /// Changes of keys since a revision.

@@ -1,7 +1,6 @@
 //! Secrets of API keys: how a presented key is compared with the hash in its record.
 
 use std::fmt;
-use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
 use hex::FromHex as _;
@@ -46,12 +45,30 @@ impl fmt::Debug for SecretHash {
     }
 }
 
-/// A key that a client presents, with the hash of its secret in place of the secret.
-#[derive(Debug, Clone)]
-pub struct PresentedKey {
+/// A key that a client presents. `Debug` hides its secret.
+#[derive(Clone, Copy)]
+pub struct PresentedKey<'a> {
     /// The key's id, which is not secret.
-    pub id: ApiKeyId,
-    hash: SecretHash,
+    pub id: &'a str,
+    /// The text that only the holder of the key knows.
+    pub secret: &'a str,
+}
+
+impl fmt::Debug for PresentedKey<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "tm_{}_…", self.id)
+    }
+}
+
+impl<'a> PresentedKey<'a> {
+    /// Parses `tm_<id>_<secret>`; none if it has another form.
+    pub fn parse(text: &'a str) -> Option<Self> {
+        let (id, secret) = text.strip_prefix("tm_")?.split_once('_')?;
+        let has_form = id.len() == ID_LENGTH
+            && id.bytes().all(|it| matches!(it, b'0'..=b'9' | b'a'..=b'f'))
+            && secret.len() == SECRET_LENGTH;
+        has_form.then_some(Self { id, secret })
+    }
 }
 
 /// Whether a text may contain a key, or the beginning of one, and so must not be logged.
@@ -60,29 +77,6 @@ pub fn may_hold_key(text: &[u8]) -> bool {
         [b't', b'm', b'_', id @ .., b'_'] => id.iter().all(u8::is_ascii_hexdigit),
         _ => false,
     })
-}
-
-/// A text that is not a key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not an API key of the form tm_<id>_<secret>")]
-pub struct InvalidKey;
-
-impl FromStr for PresentedKey {
-    type Err = InvalidKey;
-
-    fn from_str(text: &str) -> Result<Self, InvalidKey> {
-        let (id, secret) = text
-            .strip_prefix("tm_")
-            .and_then(|rest| rest.split_once('_'))
-            .ok_or(InvalidKey)?;
-        if secret.len() != SECRET_LENGTH || !secret.bytes().all(|c| c.is_ascii_hexdigit()) {
-            return Err(InvalidKey);
-        }
-        Ok(Self {
-            id: id.parse().map_err(|_| InvalidKey)?,
-            hash: SecretHash::of(secret),
-        })
-    }
 }
 
 /// Everything that decides whether a key is accepted; mirrored in Redis.
@@ -105,8 +99,9 @@ pub struct KeyRecord {
 
 impl KeyRecord {
     /// Whether this is the record of `key`, compared in constant time.
-    pub fn matches(&self, key: &PresentedKey) -> bool {
-        self.hash.0.ct_eq(&key.hash.0).into()
+    pub fn matches(&self, key: PresentedKey<'_>) -> bool {
+        let is_same_id = self.id.as_str() == key.id;
+        is_same_id && bool::from(self.hash.0.ct_eq(&SecretHash::of(key.secret).0))
     }
 
     /// Whether another record has the same id and secret.

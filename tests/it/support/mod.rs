@@ -132,7 +132,7 @@ impl World {
         let app = Box::pin(building).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let router = app.router();
+        let service = app.service();
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         self.instances.add(&app, &stop);
@@ -143,7 +143,7 @@ impl World {
         );
         tokio::spawn(async move {
             let grace = Duration::from_mins(1);
-            server.serve(listener, router, stopped, grace).await;
+            server.serve(listener, service, stopped, grace).await;
         });
         Instance {
             app: Box::new(app),

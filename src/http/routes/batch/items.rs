@@ -84,7 +84,8 @@ impl FromRequest<State> for Items {
 
     async fn from_request(request: Request, state: &State) -> Result<Self, Error> {
         let media_type = MediaType::of(request.headers());
-        let body = read(request, BATCH_BODY_MAX, state).await?;
+        let (parts, body) = request.into_parts();
+        let body = read(&parts, body, BATCH_BODY_MAX, state).await?;
         Ok(Self {
             media_type: media_type?,
             body,

@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::{HeaderName, HeaderValue, Method, Request};
 use serde_json::{Value, json};
+use tallyman::http::Dispatch;
 use tokio::runtime::Runtime;
 use tower::Service;
 
@@ -52,7 +52,7 @@ pub(super) struct Api {
     runtime: Runtime,
     world: World,
     instance: Instance,
-    router: Router,
+    service: Dispatch,
     pub(super) document: Value,
 }
 
@@ -66,7 +66,7 @@ impl Api {
             (world, instance)
         });
         let api = Self {
-            router: instance.app.router(),
+            service: instance.app.service(),
             document: serde_json::to_value(tallyman::http::openapi()).unwrap(),
             runtime,
             world,
@@ -136,8 +136,8 @@ impl Api {
             }
         }
         self.runtime.block_on(async {
-            let mut router = self.router.clone();
-            let Ok(response) = Service::<Request<Body>>::call(&mut router, request).await;
+            let mut service = self.service.clone();
+            let Ok(response) = Service::<Request<Body>>::call(&mut service, request).await;
             let header = |name: &str| {
                 let value = response.headers().get(name)?;
                 Some(value.to_str().unwrap().to_owned())
