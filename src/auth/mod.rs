@@ -72,7 +72,8 @@ pub struct Auth {
     seal: Arc<OnceLock<Seal>>,
     known: Arc<Mutex<KnownKeys>>,
     throttle: Throttle,
-    fingerprints: Fingerprints,
+    /// Of fingerprints.
+    hasher: RandomState,
     /// The minute in which keys were last used, until it is stored in Postgres.
     uses: Arc<Mutex<BTreeMap<ApiKeyId, DateTime<Utc>>>>,
     /// None if the service accepts no JWTs.
@@ -114,23 +115,12 @@ struct CachedKey {
     matched: OnceLock<Fingerprint>,
 }
 
-/// A hash of a secret with this process's random keys. Much cheaper than the SHA-256 of the record, and of no use to
-/// anybody who reads the memory of another process.
+/// A `SipHash` of a secret with this process's random key of 128 bits, compared in constant time. Much cheaper than the
+/// SHA-256 of the record, and nobody can find a text with the same one but by trying.
 #[derive(Debug, Clone, Copy)]
-struct Fingerprint([u64; 2]);
-
-/// Takes fingerprints: `SipHash` with two random keys of 128 bits.
-#[derive(Debug, Clone, Default)]
-struct Fingerprints([RandomState; 2]);
-
-impl Fingerprints {
-    fn of(&self, secret: &str) -> Fingerprint {
-        Fingerprint(self.0.each_ref().map(|it| it.hash_one(secret)))
-    }
-}
+struct Fingerprint(u64);
 
 impl Fingerprint {
-    /// Compares in constant time.
     fn is(self, other: Self) -> bool {
         self.0.ct_eq(&other.0).into()
     }
@@ -148,11 +138,11 @@ impl CachedKey {
     fn accept(
         &self,
         key: PresentedKey<'_>,
-        fingerprints: &Fingerprints,
+        hasher: &RandomState,
         now: DateTime<Utc>,
     ) -> Option<&Arc<KeyRecord>> {
         let record = self.record.as_ref().filter(|it| it.is_valid_at(now))?;
-        let presented = fingerprints.of(key.secret);
+        let presented = Fingerprint(hasher.hash_one(key.secret));
         let known = self.matched.get().is_some_and(|it| it.is(presented));
         if !known {
             if !record.matches(key) {
@@ -175,7 +165,7 @@ impl Auth {
             seal: Arc::default(),
             known: Arc::default(),
             throttle: Throttle::new(),
-            fingerprints: Fingerprints::default(),
+            hasher: RandomState::new(),
             uses: Arc::default(),
             tokens,
         })
@@ -208,7 +198,7 @@ impl Auth {
                 _ => Box::pin(self.look_up(key.id, now)).await?,
             },
         };
-        let Some(record) = cached.accept(key, &self.fingerprints, now) else {
+        let Some(record) = cached.accept(key, &self.hasher, now) else {
             let wait = address.and_then(|address| self.throttle.fail(address, now));
             return Ok(Err(
                 wait.map_or(Refused::Invalid, |wait| self.throttled(wait))

@@ -15,8 +15,10 @@ pub(super) fn required<S: Serializer>(instant: &DateTime<Utc>, to: S) -> Result<
 }
 
 /// The usual case: a year with four digits, and no fraction of a second.
-fn whole_second(instant: &DateTime<Utc>) -> Option<[u8; 20]> {
+pub(super) fn whole_second(instant: &DateTime<Utc>) -> Option<[u8; 20]> {
     let mut text = *b"0000-00-00T00:00:00Z";
+    // Once, because the instant itself would compute its date and time for each part.
+    let instant = instant.naive_utc();
     let year = u32::try_from(instant.year())
         .ok()
         .filter(|it| *it < 10_000)?;

@@ -6,12 +6,15 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::instant;
+use super::instant::{self, whole_second};
 use crate::domain::decision::Operation;
 use crate::domain::ids::{MeterId, OrganizationId};
 use crate::domain::limit::Enforcement;
 use crate::domain::quantity::Count;
 use crate::usage::{Decided, MeterUsage, Request};
+
+/// Enough for one meter with ids of usual length.
+const JSON_CAPACITY: usize = 384;
 
 /// The usage result.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -187,7 +190,93 @@ impl UsageResult {
     }
 }
 
+impl UsageResult {
+    /// The result as JSON.
+    pub(super) fn to_json(&self) -> Vec<u8> {
+        self.granted_to_json()
+            .or_else(|| serde_json::to_vec(self).ok())
+            .unwrap_or_default()
+    }
+
+    /// By hand where a single meter granted the call, as nearly always: the names and ids need no escaping, for which
+    /// `serde_json` examines each of their characters.
+    fn granted_to_json(&self) -> Option<Vec<u8>> {
+        let Self::One {
+            result,
+            denial,
+            degradation,
+        } = self
+        else {
+            return None;
+        };
+        let MeterResult {
+            applied: None,
+            first: false,
+            current: Some(current),
+            overage: Some(overage),
+            ..
+        } = result
+        else {
+            return None;
+        };
+        let plain = result.crossed.is_empty() && denial.is_empty() && !degradation.degraded;
+        let start = whole_second(&result.period_start).filter(|_| plain)?;
+        let end = match &result.reset_date {
+            Some(end) => Some(whole_second(end)?),
+            None => None,
+        };
+        let mut json = Vec::with_capacity(JSON_CAPACITY);
+        let allowed: &[u8] = if result.allowed { b"true" } else { b"false" };
+        for part in [
+            b"{\"allowed\":",
+            allowed,
+            b",\"organizationId\":\"",
+            result.organization_id.as_str().as_bytes(),
+            b"\",\"meter\":\"",
+            result.meter.as_str().as_bytes(),
+            b"\",\"amount\":",
+        ] {
+            json.extend_from_slice(part);
+        }
+        let mut digits = itoa::Buffer::new();
+        json.extend_from_slice(digits.format(result.amount).as_bytes());
+        for (name, count) in [
+            (b",\"current\":".as_slice(), Some(*current)),
+            (b",\"limit\":", result.limit),
+            (b",\"remaining\":", result.remaining),
+            (b",\"overage\":", Some(*overage)),
+        ] {
+            json.extend_from_slice(name);
+            let count = count.map_or("null", |it| digits.format(it.get()));
+            json.extend_from_slice(count.as_bytes());
+        }
+        let enforcement: &'static str = result.enforcement.into();
+        for part in [
+            b",\"enforcement\":\"",
+            enforcement.as_bytes(),
+            b"\",\"periodStart\":\"",
+            &start,
+            b"\",\"resetDate\":",
+        ] {
+            json.extend_from_slice(part);
+        }
+        match end {
+            Some(end) => {
+                for part in [b"\"".as_slice(), &end, b"\"}"] {
+                    json.extend_from_slice(part);
+                }
+            }
+            None => json.extend_from_slice(b"null}"),
+        }
+        Some(json)
+    }
+}
+
 impl Denial {
+    fn is_empty(&self) -> bool {
+        self.denied_by.is_empty() && !self.first && self.retry_at.is_none()
+    }
+
     fn of(decided: &Decided) -> Self {
         let refused = |usage: &MeterUsage| Some((usage.meter.clone(), usage.refused?));
         let refused: Vec<_> = decided.meters.iter().filter_map(refused).collect();
@@ -196,5 +285,88 @@ impl Denial {
             denied_by: refused.into_iter().map(|(meter, _)| meter).collect(),
             retry_at: decided.earliest_grant,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::option::of;
+    use proptest::prelude::*;
+    use serde_json::Value;
+
+    use super::*;
+
+    prop_compose! {
+        fn results()(
+            allowed: bool,
+            amount: u64,
+            counts in [of(0..=Count::MAX.get()), of(0..10_u64), of(0..10_u64), of(0..10_u64)],
+            applied in of(0..10_u64),
+            crossed in prop_oneof![3 => Just(vec![]), 1 => Just(vec![80, 100])],
+            (denied, degraded, soft) in any::<(bool, bool, bool)>(),
+            start in 0..4_000_000_000_i64,
+            fraction in prop_oneof![3 => Just(0), 1 => 0..1000_i64],
+            end in of(0..4_000_000_000_i64),
+        ) -> UsageResult {
+            let [current, limit, remaining, overage] =
+                counts.map(|it| it.map(|it| Count::try_from(it).unwrap()));
+            let result = MeterResult {
+                allowed,
+                organization_id: "org_123".parse().unwrap(),
+                meter: "api.calls".parse().unwrap(),
+                amount,
+                applied,
+                current,
+                limit,
+                remaining,
+                overage,
+                crossed,
+                first: false,
+                enforcement: if soft { Enforcement::Soft } else { Enforcement::Hard },
+                period_start: DateTime::from_timestamp_millis(start * 1000 + fraction).unwrap(),
+                reset_date: end.map(|it| DateTime::from_timestamp(it, 0).unwrap()),
+            };
+            let denial = Denial {
+                denied_by: if denied { vec!["api.calls".parse().unwrap()] } else { vec![] },
+                ..Denial::default()
+            };
+            let degradation = Degradation { degraded, queued: false };
+            UsageResult::One { result, denial, degradation }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_by_hand_is_what_serde_writes(result in results()) {
+            let text = serde_json::to_string(&result).unwrap();
+            prop_assert_eq!(String::from_utf8(result.to_json()).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn a_granted_call_is_written_by_hand() {
+        let count = |it| Some(Count::try_from(it).unwrap());
+        let result = UsageResult::One {
+            result: MeterResult {
+                allowed: true,
+                organization_id: "org_123".parse().unwrap(),
+                meter: "api".parse().unwrap(),
+                amount: 2,
+                applied: None,
+                current: count(7_u64),
+                limit: count(1000),
+                remaining: count(993),
+                overage: count(0),
+                crossed: Vec::new(),
+                first: false,
+                enforcement: Enforcement::Hard,
+                period_start: DateTime::UNIX_EPOCH,
+                reset_date: None,
+            },
+            denial: Denial::default(),
+            degradation: Degradation::default(),
+        };
+        let json: Value = serde_json::from_slice(&result.granted_to_json().unwrap()).unwrap();
+        assert_eq!(json, serde_json::to_value(&result).unwrap());
     }
 }

@@ -1,6 +1,5 @@
 //! `POST /v1/track`, `/v1/consume`, `/v1/check` and `/v1/refund`.
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::{FromRequestParts as _, Request, State as Shared};
 use axum::http::{HeaderValue, StatusCode, header};
@@ -133,7 +132,7 @@ async fn decide(
     let mut response = if refused {
         Error::limit_exceeded(&decided, usage, now).into_response()
     } else {
-        Json(usage).into_response()
+        json(usage.to_json())
     };
     if decided.degraded.is_none() {
         rate_limit::describe(&decided.meters, now, response.headers_mut());
@@ -143,6 +142,15 @@ async fn decide(
         Preference::Full => response,
         Preference::Minimal => without_body(response),
     })
+}
+
+fn json(body: Vec<u8>) -> Response {
+    let mut response = Response::new(Body::from(body));
+    let media_type = HeaderValue::from_static("application/json");
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, media_type);
+    response
 }
 
 fn without_body(response: Response) -> Response {

@@ -82,7 +82,7 @@ impl Waiting {
         let (mut batch, mut total) = (Vec::new(), 0_usize);
         // By hash: a collision makes a batch one counter larger.
         let hasher = RandomState::default();
-        let mut counters = HashSet::with_hasher(RandomState::default());
+        let mut counters = HashSet::with_capacity_and_hasher(COUNTERS_MAX, RandomState::default());
         while let Some(shard) = self.shards.pop_front() {
             let calls = self.by_shard.entry(shard).or_default();
             while let Some(call) = calls.pop_front() {
