@@ -11,6 +11,7 @@
 //! up ([`throttle`]). Until an instance has reached Postgres it cannot verify seals, and accepts unverified records for
 //! counting only, which anybody with write access to Redis can do anyway.
 
+mod cached_key;
 mod embed;
 mod error;
 mod jwks;
@@ -20,14 +21,12 @@ mod throttle;
 mod tokens;
 
 use std::collections::{BTreeMap, HashSet};
-use std::hash::{BuildHasher as _, RandomState};
+use std::hash::RandomState;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use chrono::{DateTime, DurationRound as _, TimeDelta, Utc};
 use quick_cache::sync::Cache;
-use subtle::ConstantTimeEq as _;
 use xxhash_rust::xxh3::xxh3_64;
 
 pub use embed::{EmbedLink, Theme};
@@ -41,12 +40,10 @@ use crate::metrics;
 use crate::postgres;
 use crate::postgres::api_keys::{self, IdChange, KeyRecord, PresentedKey};
 use crate::redis::{self, KeyChanges};
+use cached_key::CachedKey;
 use seal::Seal;
 use throttle::Throttle;
 use tokens::Tokens;
-
-/// How long a record, or the absence of one, is cached.
-const CACHE_LIFETIME: TimeDelta = TimeDelta::seconds(2);
 
 /// The most keys in the cache.
 const CACHE_SIZE: usize = 10_000;
@@ -103,57 +100,6 @@ fn hash(id: &str) -> u64 {
     xxh3_64(id.as_bytes())
 }
 
-/// The result of a look-up.
-#[derive(Debug)]
-struct CachedKey {
-    record: Option<Arc<KeyRecord>>,
-    /// When the look-up began, so a change during it does not extend the lifetime.
-    looked_up_at: DateTime<Utc>,
-    /// Whether a use was recorded, which happens once in the lifetime of this.
-    use_recorded: AtomicBool,
-    /// The fingerprint of the secret, once it has matched the record.
-    matched: OnceLock<Fingerprint>,
-}
-
-/// A `SipHash` of a secret with this process's random key of 128 bits, compared in constant time. Much cheaper than the
-/// SHA-256 of the record, and nobody can find a text with the same one but by trying.
-#[derive(Debug, Clone, Copy)]
-struct Fingerprint(u64);
-
-impl Fingerprint {
-    fn is(self, other: Self) -> bool {
-        self.0.ct_eq(&other.0).into()
-    }
-}
-
-impl CachedKey {
-    fn is_fresh(&self, now: DateTime<Utc>) -> bool {
-        let age = now - self.looked_up_at;
-        // A revocation is final. A clock that was set back must not extend a lifetime.
-        (TimeDelta::zero()..CACHE_LIFETIME).contains(&age)
-            || self.record.as_ref().is_some_and(|record| record.revoked)
-    }
-
-    /// The record, if this is its key, which is neither revoked nor expired.
-    fn accept(
-        &self,
-        key: PresentedKey<'_>,
-        hasher: &RandomState,
-        now: DateTime<Utc>,
-    ) -> Option<&Arc<KeyRecord>> {
-        let record = self.record.as_ref().filter(|it| it.is_valid_at(now))?;
-        let presented = Fingerprint(hasher.hash_one(key.secret));
-        let known = self.matched.get().is_some_and(|it| it.is(presented));
-        if !known {
-            if !record.matches(key) {
-                return None;
-            }
-            let _ = self.matched.set(presented);
-        }
-        Some(record)
-    }
-}
-
 impl Auth {
     /// Creates a handle with an empty cache.
     pub fn new(ctx: Context, jwt: Option<JwtConfig>) -> Result<Self, reqwest::Error> {
@@ -204,8 +150,7 @@ impl Auth {
                 wait.map_or(Refused::Invalid, |wait| self.throttled(wait))
             ));
         };
-        if !cached.use_recorded.load(Ordering::Relaxed) {
-            cached.use_recorded.store(true, Ordering::Relaxed);
+        if cached.is_first_use() {
             self.record_use(&record.id, now);
         }
         Ok(Ok(Arc::clone(record)))
@@ -369,12 +314,7 @@ impl Auth {
             record.revoked |= revoked;
             Arc::new(record)
         });
-        let cached = Arc::new(CachedKey {
-            record,
-            looked_up_at: now,
-            use_recorded: AtomicBool::new(false),
-            matched: OnceLock::new(),
-        });
+        let cached = Arc::new(CachedKey::new(record, now));
         if let Ok(id) = id.parse() {
             self.cache.insert(id, Arc::clone(&cached));
         }

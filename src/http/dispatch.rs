@@ -16,8 +16,9 @@ use futures::future::{BoxFuture, Either};
 use futures::{FutureExt as _, TryFutureExt as _};
 use tower::{Layer as _, Service, service_fn};
 
-use super::layers;
-use super::routes::counting::{self, OPERATIONS};
+use super::hot_path::OPERATIONS;
+use super::layers::layers;
+use super::routes::counting;
 use super::state::State;
 use crate::domain::decision::Operation;
 

@@ -190,7 +190,11 @@ impl MediaType {
                 "send the body without Content-Encoding: compressed bodies are not supported",
             ));
         }
-        let declared = single_header(headers, &CONTENT_TYPE)?
+        let declared = single_header(headers, &CONTENT_TYPE)?;
+        if declared.is_some_and(|it| it == "application/json") {
+            return Ok(Self::Json);
+        }
+        let declared = declared
             .and_then(|value| value.to_str().ok())
             .unwrap_or_default();
         let media_type = declared.split(';').next().unwrap_or_default().trim();

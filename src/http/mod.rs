@@ -10,8 +10,10 @@ mod dry_run;
 mod etag;
 mod extract;
 mod failures;
+mod hot_path;
 mod idempotency;
 mod instant;
+mod layers;
 mod list;
 mod openapi;
 mod parse;
@@ -24,19 +26,10 @@ mod routes;
 pub mod state;
 mod usage_result;
 
-use std::convert::Infallible;
-
-use axum::body::{Bytes, HttpBody};
-use axum::extract::Request;
-use axum::response::{IntoResponse, Response};
-use axum::{BoxError, Router};
-use tower::{Layer, Service, ServiceBuilder};
-use tower_http::catch_panic::CatchPanicLayer;
+use axum::Router;
 
 use crate::http::state::State;
-use deadline::Deadline;
 use problem::Error;
-use request_log::RequestLog;
 
 pub use auth::LocalCaller;
 pub use body::BATCH_BODY_MAX;
@@ -64,42 +57,6 @@ pub fn service(state: &State, pages: Router) -> Dispatch {
         .merge(pages)
         .fallback(|| async { Error::NotFound("there is nothing at this path") })
         .method_not_allowed_fallback(|| async { Error::MethodNotAllowed })
-        .layer(layers(state, None));
+        .layer(layers::layers(state, None));
     Dispatch::new(state, others)
-}
-
-/// The shared layers as one, because the router boxes each layer for every request; around a single `route`, or around a
-/// router, which tells the route of each request.
-fn layers<S>(
-    state: &State,
-    route: Option<&'static str>,
-) -> impl Layer<
-    S,
-    Service: Service<
-        Request,
-        Response = Response<impl HttpBody<Data = Bytes, Error: Into<BoxError>> + Send + 'static>,
-        Error = Infallible,
-        Future: Send,
-    > + Clone
-                 + Send
-                 + Sync
-                 + 'static,
-> + Clone
-+ Send
-+ Sync
-+ 'static
-where
-    S: Service<Request, Response = Response, Error = Infallible, Future: Send>
-        + Clone
-        + Send
-        + Sync
-        + 'static,
-{
-    ServiceBuilder::new()
-        .layer(RequestLog::layer(state.ctx.metrics.clone(), route))
-        .option_layer(cors::layer(&state.cors_origins))
-        .layer(CatchPanicLayer::custom(|_| {
-            Error::panicked().into_response()
-        }))
-        .layer(Deadline::layer(state.request_timeout))
 }

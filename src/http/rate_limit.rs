@@ -35,11 +35,11 @@ pub(super) fn describe(meters: &[MeterUsage], now: DateTime<Utc>, headers: &mut 
             let (renewal, renews_in) = if name == POLICY {
                 push(&mut members, b"\";q=", integer(limit));
                 // A period without end has no window.
-                let length = usage.period.end.map(|end| end - usage.period.start);
-                (b";w=", length.map(|it| seconds(it).max(1)))
+                let length = usage.period.end.map(|end| until(end, usage.period.start));
+                (b";w=", length.map(|it| it.max(1)))
             } else {
                 push(&mut members, b"\";r=", integer(remaining));
-                (b";t=", usage.renews_at.map(|at| seconds(at - now)))
+                (b";t=", usage.renews_at.map(|at| until(at, now)))
             };
             if let Some(renews_in) = renews_in {
                 push(&mut members, renewal, renews_in);
@@ -65,6 +65,18 @@ fn integer(count: Count) -> u64 {
 
 /// Rounded up: a caller that waits exactly this long, also after `Retry-After`, must find the new period.
 pub(super) fn seconds(duration: Duration) -> u64 {
-    let milliseconds = u64::try_from(duration.num_milliseconds()).unwrap_or(0);
+    whole_seconds(duration.num_milliseconds())
+}
+
+/// The same from one instant until another, of which neither is converted to a date.
+fn until(at: DateTime<Utc>, from: DateTime<Utc>) -> u64 {
+    whole_seconds(
+        at.timestamp_millis()
+            .saturating_sub(from.timestamp_millis()),
+    )
+}
+
+fn whole_seconds(milliseconds: i64) -> u64 {
+    let milliseconds = u64::try_from(milliseconds).unwrap_or(0);
     milliseconds.div_ceil(1000).min(INTEGER_MAX)
 }

@@ -19,8 +19,8 @@ use tracing::Instrument as _;
 use tracing::instrument::Instrumented;
 use uuid::Uuid;
 
+use super::hot_path;
 use super::problem::Reason;
-use super::routes::counting::OPERATIONS;
 use crate::auth;
 use crate::domain::ids::ApiKeyId;
 use crate::metrics::Metrics;
@@ -31,8 +31,6 @@ const TARGET: &str = "tallyman::request";
 
 /// The route of a request that none matches.
 const NO_ROUTE: &str = "none";
-
-const BATCH: &str = "/v1/batch";
 
 /// The header with the request's id, the caller's or a new one.
 pub(super) const REQUEST_ID: &str = "x-request-id";
@@ -254,11 +252,8 @@ struct Line {
 }
 
 impl Line {
-    /// Whether it is on the hot path: successful calls are logged at `debug`, because writing the line costs more than
-    /// counting.
     fn is_counting(&self) -> bool {
-        let route = self.route.as_str();
-        route == BATCH || OPERATIONS.iter().any(|(path, _)| *path == route)
+        hot_path::counts(self.route.as_str())
     }
 
     /// Logs and measures the request; without a status the client disconnected.

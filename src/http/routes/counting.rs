@@ -17,14 +17,6 @@ use crate::http::rate_limit;
 use crate::http::state::State;
 use crate::http::usage_result::UsageResult;
 
-/// The calls that count, by path.
-pub(in crate::http) const OPERATIONS: [(&str, Operation); 4] = [
-    ("/v1/consume", Operation::Consume),
-    ("/v1/track", Operation::Track),
-    ("/v1/check", Operation::Check),
-    ("/v1/refund", Operation::Refund),
-];
-
 /// Track usage
 ///
 /// Counts unconditionally; `allowed` is false if a hard limit is exceeded afterwards.
@@ -90,7 +82,7 @@ pub(in crate::http) async fn refund(Shared(state): Shared<State>, request: Reque
     answer(state, Operation::Refund, request).await
 }
 
-/// Answers a request of one of [`OPERATIONS`], with the permission that it needs.
+/// Answers a request that counts, if the caller has the permission for the operation.
 pub(in crate::http) async fn answer(
     state: State,
     operation: Operation,

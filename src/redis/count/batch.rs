@@ -80,7 +80,10 @@ struct Share {
 
 impl Batch {
     pub(super) fn new(keys: &Keys, home: Shard, operations: &[&Operation]) -> Self {
-        let mut layout = Layout::with_capacity(operations.len());
+        let mut layout = Layout {
+            counters: HashMap::with_capacity_and_hasher(operations.len(), RandomState::default()),
+            ..Layout::default()
+        };
         let mut entries: Vec<Entry> = Vec::with_capacity(operations.len());
         let mut shares = Vec::with_capacity(operations.len());
         // For each charge, its rule.
@@ -253,17 +256,6 @@ struct Rule<'a> {
 }
 
 impl<'a> Layout<'a> {
-    /// With room for so many counters.
-    fn with_capacity(counters: usize) -> Self {
-        Self {
-            counters: HashMap::with_capacity_and_hasher(counters, RandomState::default()),
-            index: Vec::with_capacity(counters),
-            last_entry: Vec::with_capacity(counters),
-            rules: Vec::with_capacity(counters),
-            ..Self::default()
-        }
-    }
-
     /// The index of a charge's rule.
     fn rule(&mut self, keys: &Keys, charge: &'a Charge) -> usize {
         let new = self.rules.len();
