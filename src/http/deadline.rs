@@ -9,7 +9,7 @@ use axum::extract::Request;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse as _, Response};
 use pin_project_lite::pin_project;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep_until};
 use tower::{Layer, Service};
 
 use super::extract::preference;
@@ -44,10 +44,14 @@ where
 
     fn call(&mut self, request: Request) -> Self::Future {
         let limit = preferred(request.headers()).map_or(self.limit, |it| it.min(self.limit));
+        let info: Option<RequestInfo> = request.extensions().get().cloned();
+        let started = info
+            .as_ref()
+            .map_or_else(Instant::now, RequestInfo::started);
         InTime {
-            info: request.extensions().get().cloned(),
+            info,
             response: self.inner.call(request),
-            timer: sleep(limit),
+            timer: sleep_until(started + limit),
             limit,
         }
     }
@@ -104,6 +108,7 @@ mod tests {
     use axum::body::Body;
     use axum::http::StatusCode;
     use chrono::DateTime;
+    use tokio::time::sleep;
     use tower::{ServiceBuilder, ServiceExt as _, service_fn};
 
     use super::*;

@@ -44,6 +44,7 @@ pub(super) struct RequestInfo(Arc<Info>);
 #[derive(Debug)]
 struct Info {
     id: HeaderValue,
+    started: Instant,
     caller: OnceLock<CallerId>,
     time: Mutex<Time>,
 }
@@ -90,6 +91,11 @@ impl RequestInfo {
     /// The request's id.
     pub(super) fn request_id(&self) -> &str {
         self.0.id.to_str().unwrap_or_default()
+    }
+
+    /// When it arrived.
+    pub(super) fn started(&self) -> Instant {
+        self.0.started
     }
 
     /// Sets which time it may take.
@@ -164,13 +170,13 @@ where
     fn call(&mut self, mut request: Request) -> Self::Future {
         let info = RequestInfo(Arc::new(Info {
             id: request_id(request.headers().get(NAME)),
+            started: Instant::now(),
             caller: OnceLock::new(),
             time: Mutex::new(Time::FromStart),
         }));
         request.extensions_mut().insert(info.clone());
         let line = Line {
             metrics: self.metrics.clone(),
-            started: Instant::now(),
             method: request.method().clone(),
             route: match (self.route, request.extensions().get()) {
                 (Some(route), _) => Route::Known(route),
@@ -244,7 +250,6 @@ fn request_id(given: Option<&HeaderValue>) -> HeaderValue {
 /// The log line of a request; written once, at the latest on drop.
 struct Line {
     metrics: Metrics,
-    started: Instant,
     method: Method,
     route: Route,
     info: RequestInfo,
@@ -259,7 +264,7 @@ impl Line {
     /// Logs and measures the request; without a status the client disconnected.
     fn log(&mut self, status: Option<u16>, reason: Option<&Reason>) {
         self.logged = true;
-        let duration = self.started.elapsed();
+        let duration = self.info.started().elapsed();
         let (method, route) = (self.method.as_str(), self.route.as_str());
         self.metrics
             .request_completed(method, route, status, duration);

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
+use foldhash::fast::RandomState;
 
 use crate::domain::ids::PlanId;
 
@@ -13,7 +14,7 @@ pub(super) struct MinVersions {
     /// 0 until the defaults have been published.
     defaults: AtomicU64,
     /// Only plans that were ever changed.
-    plans: ArcSwap<HashMap<PlanId, u64>>,
+    plans: ArcSwap<HashMap<PlanId, u64, RandomState>>,
     /// Every change of a plan up to this version is in `plans`. Announced changes may be newer.
     swept: AtomicU64,
 }

@@ -75,11 +75,21 @@ impl Policies {
 
     /// The policy of an organization: from the cache, else from Redis, else from Postgres.
     pub async fn get(&self, organization: &OrganizationId) -> Result<Arc<CachedPolicy>, Failure> {
-        match self.cached(organization, self.ctx.clock.now()) {
-            Some(policy) => Ok(policy),
-            // Boxed: keeps the hot-path future small.
-            None => Box::pin(self.fresh(organization)).await,
+        Ok(self.get_now(organization).await?.0)
+    }
+
+    /// The same, and the time at which it was usable.
+    pub async fn get_now(
+        &self,
+        organization: &OrganizationId,
+    ) -> Result<(Arc<CachedPolicy>, DateTime<Utc>), Failure> {
+        let now = self.ctx.clock.now();
+        if let Some(policy) = self.cached(organization, now) {
+            return Ok((policy, now));
         }
+        // Boxed: keeps the hot-path future small.
+        let policy = Box::pin(self.fresh(organization)).await?;
+        Ok((policy, self.ctx.clock.now()))
     }
 
     /// The policy of an organization, if it is cached and usable at `now`.

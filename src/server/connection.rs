@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -56,6 +56,8 @@ impl Protocols {
 pub(super) struct ServedConnection {
     http: Pin<Box<Hyper>>,
     timer: Pin<Box<Sleep>>,
+    /// Whom the timer wakes, once it was polled after it was set.
+    timed: Option<Waker>,
     limits: ConnectionLimits,
     entry: Entry,
     /// Since when no request is in flight.
@@ -83,6 +85,7 @@ impl ServedConnection {
         Self {
             http: Box::pin(http),
             timer: Box::pin(sleep_until(now + limits.header)),
+            timed: None,
             limits,
             entry,
             idle: Some(now),
@@ -152,10 +155,21 @@ impl ServedConnection {
                 if done || self.entry.connection.is_idle() {
                     return Poll::Ready(Some(CloseReason::Stopped));
                 }
-                self.timer.as_mut().reset(Instant::now() + STOP_GRACE);
+                self.set_timer(Instant::now() + STOP_GRACE);
                 Poll::Pending
             }
         }
+    }
+
+    fn set_timer(&mut self, at: Instant) {
+        self.timer.as_mut().reset(at);
+        self.timed = None;
+    }
+
+    /// Whether the timer is going to wake this task, so that it need not be polled.
+    fn is_timed(&self, context: &Context<'_>) -> bool {
+        let waker = self.timed.as_ref();
+        waker.is_some_and(|it| it.will_wake(context.waker())) && !self.timer.is_elapsed()
     }
 
     /// Polls the timer, which is always set to the next deadline.
@@ -166,22 +180,28 @@ impl ServedConnection {
                 && let Some((at, _)) = deadline
                 && at < self.timer.deadline()
             {
-                self.timer.as_mut().reset(at);
+                self.set_timer(at);
             }
-            ready!(self.timer.as_mut().poll(context));
+            if self.is_timed(context) {
+                return Poll::Pending;
+            }
+            if self.timer.as_mut().poll(context).is_pending() {
+                self.timed = Some(context.waker().clone());
+                return Poll::Pending;
+            }
             let now = Instant::now();
             if self.finishing {
                 if self.entry.connection.waits_for_client() {
                     return Poll::Ready(Some(CloseReason::Stopped));
                 }
-                self.timer.as_mut().reset(now + STOP_GRACE);
+                self.set_timer(now + STOP_GRACE);
                 continue;
             }
             match deadline {
                 Some((at, why)) if at <= now => return Poll::Ready(Some(why)),
-                Some((at, _)) => self.timer.as_mut().reset(at),
+                Some((at, _)) => self.set_timer(at),
                 // Only a handler is running; its end is noticed when it comes.
-                None => self.timer.as_mut().reset(now + self.limits.idle),
+                None => self.set_timer(now + self.limits.idle),
             }
         }
     }

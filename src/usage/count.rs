@@ -116,8 +116,7 @@ impl Usage {
                 // Boxed, like all rare steps: keeps the hot-path future small.
                 None => Box::pin(self.recovery.generation(&connection, shard)).await?,
             };
-            let policy = self.policies.get(&request.organization).await?;
-            let now = self.ctx.clock.now();
+            let (policy, now) = self.policies.get_now(&request.organization).await?;
             let at = match event_time(&self.ctx, request, now) {
                 Ok(at) => at,
                 Err(out_of_range) => {
