@@ -1,5 +1,5 @@
 //! Authenticates callers. What a caller may do is a type in a handler's signature: one that takes none of the
-//! permissions below is public.
+//! permissions below is public, but for those of calls that count, which share the one of `routes::counting::answer`.
 
 use std::sync::Arc;
 

@@ -1,7 +1,8 @@
 //! The table of routes; each resource has a file.
 //!
 //! Handlers translate between HTTP and the use cases, without decisions of their own. Permission is a type in a
-//! handler's signature ([`super::auth`]): a handler without one is public.
+//! handler's signature ([`super::auth`]): a handler without one is public, but for those of [`counting`], whose
+//! permission depends on the operation.
 
 pub(super) mod adjustments;
 pub(super) mod audit;
