@@ -65,7 +65,7 @@ const FIGURES: &[Figure] = &[
 /// Measures [`FIGURES`].
 pub(crate) async fn run(stage: &Stage, options: &Options) -> Result<Figures> {
     let mut figures = Figures::new(FIGURES);
-    let rounds = if options.quick { 1 } else { 3 };
+    let rounds = options.rounds();
     let (plain, _plain_dir) = cluster(0).await?;
     let (replicated, _replicated_dir) = cluster(1).await?;
     let (plain_url, replicated_url) = (plain.url(), replicated.url());

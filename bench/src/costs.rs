@@ -2,6 +2,7 @@
 //! change little while something else uses the machine.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -59,9 +60,14 @@ pub(crate) async fn measure(
 pub(crate) fn cpu(processes: &[u32]) -> Result<f64> {
     let mut ticks = 0.0;
     for process in processes {
-        // A session of Postgres may have ended.
-        let Ok(stat) = fs::read_to_string(format!("/proc/{process}/stat")) else {
-            continue;
+        let stat = match fs::read_to_string(format!("/proc/{process}/stat")) {
+            // A session of Postgres may have ended.
+            Err(error)
+                if error.kind() == ErrorKind::NotFound && Path::new("/proc/self").exists() =>
+            {
+                continue;
+            }
+            stat => stat.context("there is no /proc")?,
         };
         // The name of the program, in parentheses, may have spaces; user and system time are 12 and 13 fields behind it.
         let fields = stat

@@ -79,7 +79,7 @@ pub(crate) async fn run(stage: &Stage, options: &HistoryOptions) -> Result<Figur
     let mut postgres = stage.postgres().await?;
     let exported = options.suite.some(EXPORTED);
     let organizations = options.suite.some(ORGANIZATIONS);
-    let rounds = if options.suite.quick { 1 } else { 3 };
+    let rounds = options.suite.rounds();
     let from = first_instant(&mut postgres).await?;
 
     seed(&mut postgres, 1..=exported, options.hours_per_day).await?;

@@ -67,7 +67,7 @@ struct Answer {
 /// Measures [`FIGURES`].
 pub(crate) async fn run(stage: &Stage, options: &Options) -> Result<Figures> {
     let mut figures = Figures::new(FIGURES);
-    let rounds = if options.quick { 1 } else { 3 };
+    let rounds = options.rounds();
     let service = stage.serve(&[]).await?;
     let redis = vec![stage.redis_pid()];
     for _ in 0..rounds {

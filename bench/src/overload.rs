@@ -60,7 +60,7 @@ struct Answer {
 /// Measures [`FIGURES`].
 pub(crate) async fn run(stage: &Stage, options: &Options) -> Result<Figures> {
     let mut figures = Figures::new(FIGURES);
-    let rounds = if options.quick { 1 } else { 3 };
+    let rounds = options.rounds();
     let service = stage.serve(&[NO_FLUSH]).await?;
     // Opens all counters.
     offer(&service, f64::from(CONNECTIONS)).await?;

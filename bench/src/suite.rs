@@ -50,7 +50,7 @@ impl Options {
         self.workers.unwrap_or(cores)
     }
 
-    fn rounds(&self) -> usize {
+    pub(crate) fn rounds(&self) -> usize {
         if self.quick { 1 } else { 3 }
     }
 

@@ -32,14 +32,19 @@ macro_rules! id {
             pub fn as_str(&self) -> &str {
                 &self.0
             }
+
+            /// Whether a text is one.
+            pub fn is_valid(text: &str) -> bool {
+                let valid: fn(&[u8]) -> bool = $valid;
+                valid(text.as_bytes())
+            }
         }
 
         impl FromStr for $name {
             type Err = InvalidId;
 
             fn from_str(text: &str) -> Result<Self, InvalidId> {
-                let valid: fn(&[u8]) -> bool = $valid;
-                if valid(text.as_bytes()) {
+                if Self::is_valid(text) {
                     Ok(Self(text.into()))
                 } else {
                     Err(InvalidId($rule))

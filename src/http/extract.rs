@@ -191,6 +191,7 @@ impl MediaType {
             ));
         }
         let declared = single_header(headers, &CONTENT_TYPE)?;
+        // Nearly always, and so without looking for parameters.
         if declared.is_some_and(|it| it == "application/json") {
             return Ok(Self::Json);
         }

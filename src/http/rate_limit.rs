@@ -18,35 +18,41 @@ const CAPACITY: usize = 64;
 /// Adds one member for each meter with a limit; no header where no meter has one. Omits ended periods, whose rest cannot
 /// be used any more.
 pub(super) fn describe(meters: &[MeterUsage], now: DateTime<Utc>, headers: &mut HeaderMap) {
-    let mut members = Vec::with_capacity(CAPACITY);
-    for name in [POLICY, LIMIT] {
-        members.clear();
-        for usage in meters {
-            let (Some(limit), Some(remaining)) = (usage.rule.limit, usage.remaining()) else {
-                continue;
-            };
-            if usage.period.end.is_some_and(|end| end <= now) {
-                continue;
-            }
-            let separator: &[u8] = if members.is_empty() { b"\"" } else { b", \"" };
-            members.extend_from_slice(separator);
-            // A meter's name needs no escaping inside a quoted string.
-            members.extend_from_slice(usage.meter.as_str().as_bytes());
-            let (renewal, renews_in) = if name == POLICY {
-                push(&mut members, b"\";q=", integer(limit));
-                // A period without end has no window.
-                let length = usage.period.end.map(|end| until(end, usage.period.start));
-                (b";w=", length.map(|it| it.max(1)))
-            } else {
-                push(&mut members, b"\";r=", integer(remaining));
-                (b";t=", usage.renews_at.map(|at| until(at, now)))
-            };
-            if let Some(renews_in) = renews_in {
-                push(&mut members, renewal, renews_in);
-            }
+    let (mut policies, mut limits) = (
+        String::with_capacity(CAPACITY),
+        String::with_capacity(CAPACITY),
+    );
+    for usage in meters {
+        let (Some(limit), Some(remaining)) = (usage.rule.limit, usage.remaining()) else {
+            continue;
+        };
+        if usage.period.end.is_some_and(|end| end <= now) {
+            continue;
         }
+        if !policies.is_empty() {
+            policies.push_str(", ");
+            limits.push_str(", ");
+        }
+        // A meter's name needs no escaping inside a quoted string.
+        for (members, parameter, units) in [
+            (&mut policies, "\";q=", limit),
+            (&mut limits, "\";r=", remaining),
+        ] {
+            members.push('"');
+            members.push_str(usage.meter.as_str());
+            push(members, parameter, integer(units));
+        }
+        // A period without end has no window.
+        if let Some(end) = usage.period.end {
+            push(&mut policies, ";w=", until(end, usage.period.start).max(1));
+        }
+        if let Some(renews_at) = usage.renews_at {
+            push(&mut limits, ";t=", until(renews_at, now));
+        }
+    }
+    for (name, members) in [(POLICY, policies), (LIMIT, limits)] {
         if !members.is_empty()
-            && let Ok(value) = HeaderValue::from_bytes(&members)
+            && let Ok(value) = HeaderValue::try_from(members)
         {
             headers.insert(name, value);
         }
@@ -54,9 +60,9 @@ pub(super) fn describe(meters: &[MeterUsage], now: DateTime<Utc>, headers: &mut 
 }
 
 /// Faster than `format!`: these headers are on the hot path.
-fn push(members: &mut Vec<u8>, parameter: &[u8], number: u64) {
-    members.extend_from_slice(parameter);
-    members.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+fn push(members: &mut String, parameter: &str, number: u64) {
+    members.push_str(parameter);
+    members.push_str(itoa::Buffer::new().format(number));
 }
 
 fn integer(count: Count) -> u64 {

@@ -13,9 +13,6 @@ use crate::domain::limit::Enforcement;
 use crate::domain::quantity::Count;
 use crate::usage::{Decided, MeterUsage, Request};
 
-/// Enough for one meter with ids of usual length.
-const JSON_CAPACITY: usize = 384;
-
 /// The usage result.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[serde(untagged)]
@@ -188,14 +185,13 @@ impl UsageResult {
             },
         }
     }
-}
 
-impl UsageResult {
     /// The result as JSON.
-    pub(super) fn to_json(&self) -> Vec<u8> {
-        self.granted_to_json()
-            .or_else(|| serde_json::to_vec(self).ok())
-            .unwrap_or_default()
+    pub(super) fn to_json(&self) -> serde_json::Result<Vec<u8>> {
+        match self.granted_to_json() {
+            Some(json) => Ok(json),
+            None => serde_json::to_vec(self),
+        }
     }
 
     /// By hand where a single meter granted the call, as nearly always: the names and ids need no escaping, for which
@@ -209,67 +205,60 @@ impl UsageResult {
         else {
             return None;
         };
-        let MeterResult {
-            applied: None,
-            first: false,
-            current: Some(current),
-            overage: Some(overage),
-            ..
-        } = result
-        else {
-            return None;
-        };
-        let plain = result.crossed.is_empty() && denial.is_empty() && !degradation.degraded;
+        let plain = result.applied.is_none()
+            && result.crossed.is_empty()
+            && !result.first
+            && denial.is_empty()
+            && !degradation.degraded;
         let start = whole_second(&result.period_start).filter(|_| plain)?;
-        let end = match &result.reset_date {
-            Some(end) => Some(whole_second(end)?),
-            None => None,
+        let (quote, end) = match &result.reset_date {
+            Some(end) => ("\"", Some(whole_second(end)?)),
+            None => ("", None),
         };
-        let mut json = Vec::with_capacity(JSON_CAPACITY);
-        let allowed: &[u8] = if result.allowed { b"true" } else { b"false" };
-        for part in [
+        let end = end.as_ref().map_or(b"null".as_slice(), |it| it);
+        let allowed = if result.allowed { "true" } else { "false" };
+        let enforcement: &'static str = result.enforcement.into();
+        let [
+            mut amount,
+            mut current,
+            mut limit,
+            mut remaining,
+            mut overage,
+        ] = [itoa::Buffer::new(); 5];
+        let parts = [
             b"{\"allowed\":",
-            allowed,
+            allowed.as_bytes(),
             b",\"organizationId\":\"",
             result.organization_id.as_str().as_bytes(),
             b"\",\"meter\":\"",
             result.meter.as_str().as_bytes(),
             b"\",\"amount\":",
-        ] {
-            json.extend_from_slice(part);
-        }
-        let mut digits = itoa::Buffer::new();
-        json.extend_from_slice(digits.format(result.amount).as_bytes());
-        for (name, count) in [
-            (b",\"current\":".as_slice(), Some(*current)),
-            (b",\"limit\":", result.limit),
-            (b",\"remaining\":", result.remaining),
-            (b",\"overage\":", Some(*overage)),
-        ] {
-            json.extend_from_slice(name);
-            let count = count.map_or("null", |it| digits.format(it.get()));
-            json.extend_from_slice(count.as_bytes());
-        }
-        let enforcement: &'static str = result.enforcement.into();
-        for part in [
+            amount.format(result.amount).as_bytes(),
+            b",\"current\":",
+            digits(result.current, &mut current),
+            b",\"limit\":",
+            digits(result.limit, &mut limit),
+            b",\"remaining\":",
+            digits(result.remaining, &mut remaining),
+            b",\"overage\":",
+            digits(result.overage, &mut overage),
             b",\"enforcement\":\"",
             enforcement.as_bytes(),
             b"\",\"periodStart\":\"",
             &start,
             b"\",\"resetDate\":",
-        ] {
-            json.extend_from_slice(part);
-        }
-        match end {
-            Some(end) => {
-                for part in [b"\"".as_slice(), &end, b"\"}"] {
-                    json.extend_from_slice(part);
-                }
-            }
-            None => json.extend_from_slice(b"null}"),
-        }
-        Some(json)
+            quote.as_bytes(),
+            end,
+            quote.as_bytes(),
+            b"}",
+        ];
+        Some(parts.concat())
     }
+}
+
+/// A count, or null.
+fn digits(count: Option<Count>, buffer: &mut itoa::Buffer) -> &[u8] {
+    count.map_or(b"null", |it| buffer.format(it.get()).as_bytes())
 }
 
 impl Denial {
@@ -339,7 +328,7 @@ mod tests {
         #[test]
         fn what_is_written_by_hand_is_what_serde_writes(result in results()) {
             let text = serde_json::to_string(&result).unwrap();
-            prop_assert_eq!(String::from_utf8(result.to_json()).unwrap(), text);
+            prop_assert_eq!(String::from_utf8(result.to_json().unwrap()).unwrap(), text);
         }
     }
 

@@ -509,13 +509,6 @@ async fn a_master_that_redirects_to_its_own_address_is_connected_to_again() {
         async || {
             let reply: RedisResult<()> = cluster.command(0, &["GET", &key]).await;
             let error = reply.err();
-            eprintln!(
-                "{error:?} {:?}",
-                cluster
-                    .command::<String>(1, &["INFO", "replication"])
-                    .await
-                    .map(|it| it.lines().take(6).collect::<Vec<_>>().join(" "))
-            );
             let redirection = error.as_ref().and_then(RedisError::redirect_node);
             redirection.is_some_and(|(to, _)| address.starts_with(to))
         },

@@ -124,7 +124,7 @@ async fn decide(
     let mut response = if refused {
         Error::limit_exceeded(&decided, usage, now).into_response()
     } else {
-        json(usage.to_json())
+        json(usage.to_json().map_err(|_| Error::Internal)?)
     };
     if decided.degraded.is_none() {
         rate_limit::describe(&decided.meters, now, response.headers_mut());

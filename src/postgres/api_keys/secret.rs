@@ -64,9 +64,7 @@ impl<'a> PresentedKey<'a> {
     /// Parses `tm_<id>_<secret>`; none if it has another form.
     pub fn parse(text: &'a str) -> Option<Self> {
         let (id, secret) = text.strip_prefix("tm_")?.split_once('_')?;
-        let has_form = id.len() == ID_LENGTH
-            && id.bytes().all(|it| matches!(it, b'0'..=b'9' | b'a'..=b'f'))
-            && secret.len() == SECRET_LENGTH;
+        let has_form = ApiKeyId::is_valid(id) && secret.len() == SECRET_LENGTH;
         has_form.then_some(Self { id, secret })
     }
 }
